@@ -1,0 +1,1 @@
+"""Compress any trained visual encoder into any other, across modalities, without labels."""

@@ -1,0 +1,44 @@
+"""What people see while they wait: progress bars, tables, one-line notices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+console = Console()
+
+
+def progress_bar(*fields: str, unit: str = "", is_shown: bool = True) -> Progress:
+    """A progress bar with time left and extra text fields, silent where ``is_shown`` is false.
+
+    Args:
+        fields: Names of text fields, filled with ``progress.update(task, name=...)``.
+        unit: What is counted, for example ``clips``.
+        is_shown: False on all processes but the first.
+    """
+    extra = [TextColumn(f"{{task.fields[{name}]}}") for name in fields]
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        *extra,
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not is_shown,
+    )
+
+
+def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table; the first column is left-aligned, numbers are right-aligned."""
+    table = Table(title=title, title_justify="left")
+    for i, name in enumerate(header):
+        table.add_column(name, justify="left" if i == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)

@@ -1,0 +1,278 @@
+"""Exact frames of a video file by timestamp, with PyAV.
+
+``index_video`` finds once when every frame is shown and where decoding can start; the manifest keeps
+it. ``read_frames`` seeks to the keyframe before the first wanted frame and decodes forward,
+recognising frames by timestamp: exact on files with a variable frame rate, where "position times
+average rate" is wrong.
+
+Shapes: T frames, H height, W width, C channels.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import deque
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from crossdistill.data.manifest import Stream
+from crossdistill.data.streams import Picture, StreamFormat, get_stream_format
+from crossdistill.errors import UnreadableVideoError
+
+# What PyAV raises on damaged or missing files.
+DECODE_ERRORS = (av.FFmpegError, OSError, ValueError, IndexError)
+# How far apart two swapped timestamps may stand (XviD's packed frames swap neighbours).
+REORDER_WINDOW_FRAMES = 8
+FALLBACK_TIME_BASE = Fraction(1, 1000)
+
+
+def _open_video(path: Path) -> tuple[av.container.InputContainer, av.VideoStream]:
+    try:
+        container = av.open(str(path))
+    except DECODE_ERRORS as error:
+        raise UnreadableVideoError(f"{path}: cannot be opened ({_reason(error)})") from error
+    if not container.streams.video:
+        container.close()
+        raise UnreadableVideoError(f"{path}: has no video stream")
+    return container, container.streams.video[0]
+
+
+def _reason(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def _upright(frame: av.VideoFrame, picture: Picture) -> Picture:
+    """Turn a picture [H, W] or [H, W, C] as the file's rotation metadata asks (phones write it)."""
+    return np.rot90(picture, k=round(frame.rotation / 90) % 4) if frame.rotation else picture
+
+
+def _decode(path: Path) -> Iterator[tuple[av.VideoFrame, Fraction, Fraction]]:
+    """Every frame in display order, with the time base and the usual distance between frames."""
+    container, video = _open_video(path)
+    video.thread_type = "AUTO"  # the whole file is read: frame threads are safe and fastest
+    with container:
+        time_base = video.time_base or FALLBACK_TIME_BASE
+        rate = video.average_rate or video.guessed_rate or Fraction(25)
+        try:
+            for frame in container.decode(video):
+                yield frame, time_base, 1 / (rate * time_base)
+        except DECODE_ERRORS as error:
+            raise UnreadableVideoError(f"{path}: stops decoding ({_reason(error)})") from error
+
+
+def decode_all(path: Path, *, picture_format: str = "rgb24") -> Iterator[tuple[int, Fraction, Picture]]:
+    """Decode a whole file in display order, rotation applied.
+
+    A decoder hands frames out in display order, but some files carry the timestamps of neighbours
+    swapped. So the n-th frame gets the n-th smallest timestamp, looking ahead a few frames; a missing
+    or repeated timestamp becomes the previous one plus the usual distance.
+
+    Yields:
+        (pts, time base, picture [H, W] or [H, W, C]).
+
+    Raises:
+        UnreadableVideoError: The file cannot be opened, or decoding stops with an error. The frames
+            before the damage have been yielded by then.
+    """
+    pictures: deque[Picture] = deque()
+    waiting_pts: list[int] = []
+    previous: int | None = None
+    time_base, usual_step = FALLBACK_TIME_BASE, 1
+    damage: UnreadableVideoError | None = None
+    frames = _decode(path)
+    is_at_end = False
+    while pictures or not is_at_end:
+        try:
+            frame, time_base, step = next(frames)
+            usual_step = max(1, round(step))
+            latest = max(waiting_pts, default=-usual_step if previous is None else previous)
+            heapq.heappush(waiting_pts, latest + usual_step if frame.pts is None else frame.pts)
+            pictures.append(_upright(frame, frame.to_ndarray(format=picture_format)))
+        except StopIteration:
+            is_at_end = True
+        except UnreadableVideoError as error:
+            is_at_end, damage = True, error
+        if pictures and (is_at_end or len(pictures) > REORDER_WINDOW_FRAMES):
+            pts = heapq.heappop(waiting_pts)
+            previous = pts if previous is None or pts > previous else previous + usual_step
+            yield previous, time_base, pictures.popleft()
+    if damage is not None:
+        raise damage
+
+
+def index_video(path: Path, *, relative_to: Path | None = None, stream_format: StreamFormat | None = None) -> Stream:
+    """Find the size, timestamps and keyframes of a file.
+
+    A file that this project wrote (``stream_format`` given) is indexed from its packets, without
+    decoding. Packets of other files cannot be trusted (frames to be dropped, swapped or repeated
+    timestamps), so those are decoded once.
+
+    Args:
+        path: A video file.
+        relative_to: Folder against which ``Stream.path`` is kept; the file's own folder if None.
+        stream_format: The format that ``StreamWriter`` wrote the file with; None for any other file.
+
+    Raises:
+        UnreadableVideoError: The file cannot be opened, holds no frame or stops decoding.
+    """
+    indexed = _index_by_decoding(path) if stream_format is None else _index_packets(path, stream_format)
+    size, time_base, pts, keyframes, is_seekable = indexed
+    if not pts:
+        raise UnreadableVideoError(f"{path}: holds no frame")
+    return Stream(
+        path=path.relative_to(relative_to or path.parent).as_posix(),
+        width_px=size[1],
+        height_px=size[0],
+        time_base=time_base,
+        pts=np.asarray(pts, dtype=np.int64),
+        keyframes=np.asarray(sorted({0, *keyframes}), dtype=np.int64),
+        is_seekable=is_seekable,
+    )
+
+
+Index = tuple[tuple[int, int], Fraction, list[int], list[int], bool]
+
+
+def _index_packets(path: Path, stream_format: StreamFormat) -> Index:
+    container, video = _open_video(path)
+    with container:
+        try:
+            packets = sorted((p.pts, p.is_keyframe) for p in container.demux(video) if p.size and p.pts is not None)
+        except DECODE_ERRORS as error:
+            raise UnreadableVideoError(f"{path}: stops demuxing ({_reason(error)})") from error
+        # Sizes of the unpacked frame, without decoding: unpack an empty picture of the file's size.
+        blank: Picture = np.empty((video.height, video.width), dtype=np.uint8)
+        size = stream_format.unpack(blank).shape
+        time_base = video.time_base or FALLBACK_TIME_BASE
+    keyframes = [i for i, (_, is_key) in enumerate(packets) if is_key]
+    return (size[0], size[1]), time_base, [pts for pts, _ in packets], keyframes, True
+
+
+def _index_by_decoding(path: Path) -> Index:
+    raw_pts: list[int | None] = []
+    keyframes: list[int] = []
+    size, time_base = (0, 0), FALLBACK_TIME_BASE
+    for frame, frame_time_base, _ in _decode(path):
+        if not raw_pts:
+            time_base = frame_time_base
+            is_turned = round(frame.rotation / 90) % 2 == 1
+            size = (frame.width, frame.height) if is_turned else (frame.height, frame.width)
+        if frame.key_frame:
+            keyframes.append(len(raw_pts))
+        raw_pts.append(frame.pts)
+    known_pts = [pts for pts in raw_pts if pts is not None]
+    if len(known_pts) == len(raw_pts) and all(a < b for a, b in itertools.pairwise(known_pts)):
+        return size, time_base, known_pts, keyframes, True
+    repaired_pts = [pts for pts, _, _ in decode_all(path, picture_format="gray")]
+    return size, time_base, repaired_pts, [], False
+
+
+def read_frames(root: Path, stream: Stream, frames: Sequence[int], *, stream_name: str = "rgb") -> Picture:
+    """Read frames of one stream by position.
+
+    Args:
+        root: The dataset's folder.
+        stream: The stream's entry in the manifest.
+        frames: Positions in ``stream.pts``, in any order, repetition allowed.
+        stream_name: Which of ``STREAM_FORMATS`` the file was written with.
+
+    Returns:
+        [T, H, W, C], uint8 or uint16, in the order of ``frames``.
+
+    Raises:
+        UnreadableVideoError: The file is missing, damaged, or lacks a frame that the manifest names.
+    """
+    path = root / stream.path
+    stream_format = get_stream_format(stream_name)
+    order = [int(stream.pts[i]) for i in frames]
+    wanted = sorted(set(order))
+    found = _decode_wanted(path, stream, wanted, stream_format) if stream.is_seekable else {}
+    if len(found) < len(wanted):
+        # Timestamps out of order, or a container that seeks past its own keyframes: slow but sure.
+        found = _decode_from_start(path, set(wanted), stream_format)
+    if len(found) < len(wanted):
+        raise UnreadableVideoError(
+            f"{path}: {len(wanted) - len(found)} of {len(wanted)} frames that the manifest names are not in the file"
+        )
+    return np.stack([found[pts] for pts in order])
+
+
+def _decode_wanted(path: Path, stream: Stream, wanted: list[int], stream_format: StreamFormat) -> dict[int, Picture]:
+    """Seek to each run of wanted frames that no keyframe parts, and decode it forward."""
+    found: dict[int, Picture] = {}
+    container, video = _open_video(path)
+    # One thread: the DataLoader's workers are the parallelism, and frame threads have hung on early exits.
+    video.thread_type = "SLICE"
+    video.codec_context.thread_count = 1
+    with container:
+        try:
+            for start_pts, run in _runs_between_keyframes(stream, wanted):
+                container.seek(start_pts, stream=video, backward=True)
+                _decode_run(container, video, run, stream_format, found)
+        except DECODE_ERRORS as error:
+            raise UnreadableVideoError(f"{path}: stops decoding ({_reason(error)})") from error
+    return found
+
+
+def _runs_between_keyframes(stream: Stream, wanted: list[int]) -> list[tuple[int, list[int]]]:
+    """Group wanted timestamps so that a new run starts only where seeking skips a whole group of pictures."""
+    keyframe_pts = stream.pts[stream.keyframes]
+    groups = np.maximum(np.searchsorted(keyframe_pts, wanted, side="right") - 1, 0).tolist()
+    runs: list[tuple[int, list[int]]] = []
+    previous_group = None
+    for pts, group in zip(wanted, groups, strict=True):
+        if previous_group is None or group > previous_group + 1:
+            runs.append((int(keyframe_pts[group]), []))
+        runs[-1][1].append(pts)
+        previous_group = group
+    return runs
+
+
+def _decode_run(
+    container: av.container.InputContainer,
+    video: av.VideoStream,
+    run: list[int],
+    stream_format: StreamFormat,
+    found: dict[int, Picture],
+) -> None:
+    """Decode forward from where the container stands, until the run's last frame or past it."""
+    remaining = set(run)
+    for frame in container.decode(video):
+        if frame.pts in remaining:
+            remaining.discard(frame.pts)
+            found[frame.pts] = _unpack(frame, stream_format)
+        if not remaining or (frame.pts is not None and frame.pts > run[-1]):
+            return
+
+
+def _decode_from_start(path: Path, wanted: set[int], stream_format: StreamFormat) -> dict[int, Picture]:
+    found: dict[int, Picture] = {}
+    for pts, _, picture in decode_all(path, picture_format=stream_format.picture_format):
+        if pts in wanted:
+            found[pts] = stream_format.unpack(picture)
+            if len(found) == len(wanted):
+                break
+    return found
+
+
+def _unpack(frame: av.VideoFrame, stream_format: StreamFormat) -> Picture:
+    return stream_format.unpack(_upright(frame, frame.to_ndarray(format=stream_format.picture_format)))
+
+
+def nearest_frames(stream: Stream, times_seconds: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Positions of the frames shown nearest to some times; times outside the video give its ends.
+
+    Streams of one video are paired by these times, never by position: flow has one frame fewer than
+    colour, and a depth camera may have a rate of its own.
+    """
+    times = stream.times_seconds
+    right = np.searchsorted(times, times_seconds).clip(0, len(times) - 1)
+    left = (right - 1).clip(0)
+    is_left_nearer = times_seconds - times[left] <= times[right] - times_seconds
+    return np.where(is_left_nearer, left, right)

@@ -1,0 +1,1 @@
+"""Turns videos as people download them into prepared datasets that train at the decoder's speed."""
