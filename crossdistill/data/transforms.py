@@ -1,0 +1,131 @@
+"""Geometry that all views of a sample share, and normalisation on the device.
+
+A worker crops, resizes and mirrors the stored integers; floats appear on the device. One ``Crop`` in
+fractions of the picture serves every stream of a sample, whatever its size.
+
+Shapes: B batch, C channels, T frames, H height, W width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from crossdistill.data.streams import Picture
+from crossdistill.modalities import Modality
+from crossdistill.types import View, ViewSpec
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A part of a picture, as fractions of its width and height."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+    is_mirrored: bool = False
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random-resized-crop and mirroring, the augmentation of CompRess (sec. 4.1)."""
+
+    area_min: float = 0.2
+    """Smallest share of the picture's area that a crop may have."""
+    area_max: float = 1.0
+    ratio_min: float = 3 / 4
+    ratio_max: float = 4 / 3
+    mirror_probability: float = 0.5
+
+    def draw(self, generator: np.random.Generator, *, width_px: int, height_px: int) -> Crop:
+        """Draw one crop; after ten tries that do not fit, the largest centred one within the ratios."""
+        is_mirrored = bool(generator.random() < self.mirror_probability)
+        for _ in range(10):
+            area = generator.uniform(self.area_min, self.area_max)
+            ratio = np.exp(generator.uniform(np.log(self.ratio_min), np.log(self.ratio_max)))
+            # In fractions: the picture's own ratio turns a square of pixels into an oblong of fractions.
+            width = float(np.sqrt(area * ratio * height_px / width_px))
+            height = float(area / width)
+            if width <= 1 and height <= 1:
+                left, top = generator.uniform(0, 1 - width), generator.uniform(0, 1 - height)
+                return Crop(float(left), float(top), width, height, is_mirrored)
+        return centre_crop(width_px=width_px, height_px=height_px, is_mirrored=is_mirrored)
+
+
+def centre_crop(*, width_px: int, height_px: int, is_mirrored: bool = False) -> Crop:
+    """The largest centred square, as a crop in fractions."""
+    side_px = min(width_px, height_px)
+    width, height = side_px / width_px, side_px / height_px
+    return Crop((1 - width) / 2, (1 - height) / 2, width, height, is_mirrored)
+
+
+def cut_view(
+    frames_thwc: Picture, crop: Crop, *, modality: Modality, size_px: int
+) -> tuple[Picture, NDArray[np.float32]]:
+    """Crop, resize and mirror the stored integers of one clip.
+
+    Args:
+        frames_thwc: [T, H, W, C] as stored.
+        crop: Which part, and whether mirrored.
+        modality: Says how to resample, what mirrors with a change of sign, and what stretches.
+        size_px: Height and width of the result.
+
+    Returns:
+        values [C, T, size, size] of the input's type, and [C] how far resizing stretched the values.
+    """
+    _, height, width, _ = frames_thwc.shape
+    crop_width = max(1, round(crop.width * width))
+    crop_height = max(1, round(crop.height * height))
+    left = min(round(crop.left * width), width - crop_width)
+    top = min(round(crop.top * height), height - crop_height)
+    part = frames_thwc[:, top : top + crop_height, left : left + crop_width]
+    resized = np.stack([_resize(frame, size_px, modality) for frame in part])
+    values = resized.transpose(3, 0, 1, 2)
+    if crop.is_mirrored:
+        values = values[..., ::-1].copy()
+        for channel in modality.flip_negates:
+            # The coding is symmetric about zero, so counting from the other end turns the sign exactly.
+            values[channel] = modality.stored_max - values[channel]
+    stretch = {"x": size_px / crop_width, "y": size_px / crop_height, None: 1.0}
+    axes = modality.resize_axes or (None,) * modality.channels
+    return np.ascontiguousarray(values), np.asarray([stretch[axis] for axis in axes], dtype=np.float32)
+
+
+def _resize(frame_hwc: Picture, size_px: int, modality: Modality) -> Picture:
+    height, width, channels = frame_hwc.shape
+    if (height, width) == (size_px, size_px):
+        return frame_hwc
+    if modality.interpolation == "nearest":
+        method = cv2.INTER_NEAREST_EXACT
+    else:
+        method = cv2.INTER_AREA if min(height, width) > size_px else cv2.INTER_LINEAR
+    resized: Picture = cv2.resize(np.ascontiguousarray(frame_hwc), (size_px, size_px), interpolation=method)
+    return resized.reshape(size_px, size_px, channels)
+
+
+def normalise(view: View, spec: ViewSpec) -> Tensor:
+    """Turn stored integers into the floats that an encoder sees, on the device where they are.
+
+    Args:
+        view: [B, C, T, H, W] integers, with the stretch of each channel.
+        spec: The encoder's view: its modality, mean and deviation.
+
+    Returns:
+        [B, C, T, H, W] float32.
+    """
+    modality = spec.kind
+    values = view.values.to(torch.float32) * modality.value_scale + modality.value_offset
+    if modality.resize_axes:
+        values = values * view.channel_scale[:, :, None, None, None]
+    if modality.normalise_clip is not None:
+        values = modality.normalise_clip(values)
+    per_channel = (1, -1, 1, 1, 1)
+    mean = torch.tensor(spec.mean, device=values.device).view(per_channel)
+    std = torch.tensor(spec.std, device=values.device).view(per_channel)
+    return (values - mean) / std

@@ -1,0 +1,163 @@
+"""What every encoder is: a plain library network, and the view it wants to see.
+
+Shapes: B batch, C channels, T frames, H height, W width, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from einops import rearrange
+from torch import Tensor, nn
+
+from crossdistill.errors import UserError
+from crossdistill.modalities import get_modality
+from crossdistill.types import ViewSpec
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean and deviation that an encoder's weights were trained with, in the modality's unit."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One entry of the registry: how to build a network without its classifier, and what it sees."""
+
+    build: Callable[[int], nn.Module]
+    """Number of input channels to a body that maps its input to [B, D]."""
+    embed_dim: int
+    modalities: tuple[str, ...]
+    num_frames: int
+    stride: int
+    size_px: int
+    stem: str
+    """Name of the first convolution, which takes the modality's channels."""
+    classifier: str
+    """Prefix of the classifier's weights in the library's own model; dropped when weights are loaded."""
+    statistics: dict[str, Statistics] = field(default_factory=dict)
+    """Per modality; the modality's own where absent."""
+    bf16_pays_on_cpu: bool = False
+    """Measured: whether bf16 with channels_last trains faster on a CPU with AMX (docs/speed.md)."""
+    source: str = ""
+    """The library and class that the body's weights load into, for people."""
+
+    def view(self, modality: str) -> ViewSpec:
+        """The view that this architecture asks for in one of its modalities."""
+        kind = get_modality(modality)
+        statistics = self.statistics.get(modality, Statistics(kind.mean, kind.std))
+        return ViewSpec(
+            modality=modality,
+            num_frames=self.num_frames,
+            stride=self.stride,
+            size_px=self.size_px,
+            mean=statistics.mean,
+            std=statistics.std,
+        )
+
+
+class Encoder(nn.Module):
+    """A network that maps a normalised view [B, C, T, H, W] to features [B, D].
+
+    ``body`` is the source library's own module with its classifier removed, so that its weights load
+    into that library without this package. A body of single frames (its modality has no time) embeds
+    every frame, and the features of a clip's frames are averaged.
+
+    Args:
+        body: Maps [B, C, T, H, W] (or the view's layout), or [B, C, H, W] for single frames, to [B, D].
+        name: For example ``flow_r3d18``.
+        view: What the encoder wants to see.
+        embed_dim: D.
+        classifier: Prefix of classifier weights to leave out when weights are loaded.
+        stem: Name of the body's first convolution.
+        bf16_pays_on_cpu: Whether bf16 with channels_last is faster on a CPU with AMX.
+    """
+
+    def __init__(
+        self,
+        body: nn.Module,
+        *,
+        name: str,
+        view: ViewSpec,
+        embed_dim: int,
+        classifier: str = "",
+        stem: str = "",
+        bf16_pays_on_cpu: bool = False,
+    ) -> None:
+        super().__init__()
+        self.body = body
+        self.name = name
+        self.view = view
+        self.embed_dim = embed_dim
+        self.classifier = classifier
+        self.stem = stem
+        self.bf16_pays_on_cpu = bf16_pays_on_cpu
+
+    def forward(self, clip_bcthw: Tensor) -> Tensor:
+        """Embed a batch of normalised views [B, C, T, H, W] as [B, D]."""
+        if self.view.kind.has_time:
+            if self.view.layout == "BTCHW":
+                clip_bcthw = rearrange(clip_bcthw, "b c t h w -> b t c h w")
+            features: Tensor = self.body(clip_bcthw)
+        else:
+            num_frames = clip_bcthw.shape[2]
+            frames = self.body(rearrange(clip_bcthw, "b c t h w -> (b t) c h w"))
+            features = rearrange(frames, "(b t) d -> b t d", t=num_frames).mean(dim=1)
+        return features
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the body."""
+        return sum(parameter.numel() for parameter in self.body.parameters())
+
+
+def wrap_encoder(module: nn.Module, *, name: str, view: ViewSpec, embed_dim: int, classifier: str = "") -> Encoder:
+    """Make an encoder of any module that maps a view's batch to [B, D].
+
+    Args:
+        module: Takes the view's layout, normalised with the view's mean and deviation.
+        name: How reports call it; must start with the view's modality and an underscore.
+        view: What the module wants to see.
+        embed_dim: D.
+        classifier: Prefix of classifier weights that weight files may hold and the module lacks.
+    """
+    if not name.startswith(f"{view.modality}_"):
+        raise UserError(f"an encoder of {view.modality} is named {view.modality}_<something>, not {name!r}")
+    return Encoder(module, name=name, view=view, embed_dim=embed_dim, classifier=classifier)
+
+
+def build_encoder(
+    architecture: Architecture,
+    *,
+    name: str,
+    modality: str,
+    num_frames: int | None = None,
+    stride: int | None = None,
+    size_px: int | None = None,
+) -> Encoder:
+    """Build a registry entry with fresh weights.
+
+    Args:
+        architecture: The entry.
+        name: Full name, for example ``flow_r3d18``.
+        modality: One of the architecture's modalities.
+        num_frames: Frames of a clip; the architecture's own if None, and so for the next two.
+        stride: Frames between frames.
+        size_px: Height and width.
+    """
+    view = architecture.view(modality)
+    wanted = {"num_frames": num_frames, "stride": stride, "size_px": size_px}
+    view = replace(view, **{key: value for key, value in wanted.items() if value is not None})  # type: ignore[arg-type]
+    return Encoder(
+        architecture.build(view.kind.channels),
+        name=name,
+        view=view,
+        embed_dim=architecture.embed_dim,
+        classifier=architecture.classifier,
+        stem=architecture.stem,
+        bf16_pays_on_cpu=architecture.bf16_pays_on_cpu,
+    )

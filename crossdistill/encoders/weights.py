@@ -1,0 +1,108 @@
+"""Weights from files, strictly: every tensor finds its place, or the load fails with a sentence."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from crossdistill.encoders.base import Encoder
+from crossdistill.errors import UserError
+
+# Keys under which training scripts keep the network's weights inside a larger dictionary.
+NESTED_KEYS = ("state_dict", "model_state", "model", "teacher", "student")
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a ``.safetensors`` file, or a ``.pth``/``.pt`` file without executing anything in it.
+
+    Raises:
+        UserError: The file is missing, damaged, or a pickle that holds more than tensors.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"there is no weight file {path}: give a .safetensors, .pth or .pt file, or a run's student folder"
+        )
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise UserError(f"{path} is not a whole safetensors file ({error}): get it again") from error
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} holds more than tensors, and loading it could run a stranger's code: save its state_dict() "
+            "alone, best as .safetensors"
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise UserError(f"{path} is not a whole PyTorch file ({error}): get it again") from error
+    for key in NESTED_KEYS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise UserError(f"{path} is not a dictionary of tensors: save the network's state_dict()")
+    return dict(content)
+
+
+def load_weights(encoder: Encoder, path: Path) -> None:
+    """Load a file into an encoder's body, strictly.
+
+    What is allowed to differ, and only that: a ``module.`` prefix on all names, the classifier that
+    the body does not have, and the channels of the stem (RGB filters become filters of the modality's
+    channels: their mean, scaled so that a gray input gives the same response).
+
+    Raises:
+        UserError: A tensor is missing, unexpected or of another shape; the sentence names the first.
+    """
+    weights = {name.removeprefix("module."): value for name, value in read_weights(path).items()}
+    if encoder.classifier:
+        weights = {name: value for name, value in weights.items() if not name.startswith(encoder.classifier)}
+    own = encoder.body.state_dict()
+    stem = f"{encoder.stem}.weight"
+    if stem in weights and stem in own:
+        weights[stem] = match_stem_channels(weights[stem], own[stem])
+    missing, unexpected = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    other_shape = [name for name in sorted(own.keys() & weights.keys()) if own[name].shape != weights[name].shape]
+    if missing or unexpected or other_shape:
+        problems = [
+            f"{len(names)} {what} (first: {names[0]})"
+            for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", other_shape))
+            if names
+        ]
+        raise UserError(
+            f"{path} does not hold the weights of {encoder.name}: of {len(own)} tensors, {', '.join(problems)}; "
+            "give a file of the same architecture"
+        )
+    encoder.body.load_state_dict(weights, strict=True)
+
+
+def match_stem_channels(weight: Tensor, like: Tensor) -> Tensor:
+    """Give a stem of RGB filters another number of input channels.
+
+    The mean over the input channels is repeated, times old over new channels, so that an input equal in
+    all channels excites the filter as before (Wang et al., Temporal Segment Networks, ECCV 2016).
+
+    Args:
+        weight: [out, in, ...].
+        like: [out, in', ...]; anything else that differs is left for the caller to refuse.
+    """
+    if weight.dim() != like.dim() or weight.shape[1] == like.shape[1]:
+        return weight
+    mean = weight.mean(dim=1, keepdim=True) * (weight.shape[1] / like.shape[1])
+    return mean.expand(-1, like.shape[1], *[-1] * (weight.dim() - 2)).contiguous()
+
+
+def weights_hash(encoder: Encoder) -> str:
+    """A short SHA-256 over names and values: the same network with the same weights gives the same."""
+    digest = hashlib.sha256()
+    for name, value in sorted(encoder.body.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
