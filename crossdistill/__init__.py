@@ -1,1 +1,55 @@
 """Compress any trained visual encoder into any other, across modalities, without labels."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Name to module. Loaded at first use: `import crossdistill` alone costs next to nothing.
+_EXPORTS = {
+    "CompRess": "crossdistill.objectives",
+    "Distiller": "crossdistill.distiller",
+    "Encoder": "crossdistill.encoders",
+    "Execution": "crossdistill.runner",
+    "FrozenTeacher": "crossdistill.distiller",
+    "Manifest": "crossdistill.data.manifest",
+    "MemoryBank": "crossdistill.memory_bank",
+    "PairedBatch": "crossdistill.types",
+    "PairedClips": "crossdistill.data.dataset",
+    "UserError": "crossdistill.errors",
+    "View": "crossdistill.types",
+    "ViewSpec": "crossdistill.types",
+    "compress_loss": "crossdistill.objectives",
+    "create_encoder": "crossdistill.encoders",
+    "create_objective": "crossdistill.objectives",
+    "encoder_names": "crossdistill.encoders",
+    "load_student": "crossdistill.student",
+    "save_student": "crossdistill.student",
+    "wrap_encoder": "crossdistill.encoders",
+}
+
+__all__ = ["__version__", *_EXPORTS]  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from crossdistill.data.dataset import PairedClips
+    from crossdistill.data.manifest import Manifest
+    from crossdistill.distiller import Distiller, FrozenTeacher
+    from crossdistill.encoders import Encoder, create_encoder, encoder_names, wrap_encoder
+    from crossdistill.errors import UserError
+    from crossdistill.memory_bank import MemoryBank
+    from crossdistill.objectives import CompRess, compress_loss, create_objective
+    from crossdistill.runner import Execution
+    from crossdistill.student import load_student, save_student
+    from crossdistill.types import PairedBatch, View, ViewSpec
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'crossdistill' has no attribute {name!r}")
+    return getattr(importlib.import_module(_EXPORTS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -40,15 +40,6 @@ def require_matched_torch() -> None:
     for name in versions:
         try:
             importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name in versions:
-                raise UserError(
-                    f"{error.name} is not installed: type python -m pip install torch torchvision, "
-                    "in one command so that their builds belong together"
-                ) from error
-            raise UserError(
-                f"{name} {versions[name]} needs the module {error.name!r}, which is not installed: type {REINSTALL_COMMAND}"
-            ) from error
         except _BROKEN_INSTALL_ERRORS as error:
             raise _broken_install(name, versions, error) from error
 
@@ -58,12 +49,14 @@ def describe_environment() -> dict[str, str | int | list[str] | None]:
 
     Returns:
         Versions of ``python``, ``crossdistill``, ``torch``, ``torchvision``, ``accelerate`` and ``av``
-        (None where one is not installed); ``git_commit`` (see :func:`git_commit`); ``platform``; ``cpu``,
-        the model's name; ``num_cpu_cores`` that this process may use; ``gpus``, their names.
+        (None where one is not installed); ``cuda``, which torch was built for (None in a CPU build);
+        ``git_commit`` (see :func:`git_commit`); ``platform``; ``cpu``, the model's name;
+        ``num_cpu_cores`` that this process may use; ``gpus``, their names.
     """
     return {
         "python": platform.python_version(),
         **{name: _version(name) for name in _PACKAGES},
+        "cuda": _cuda_version(),
         "git_commit": git_commit(),
         "platform": platform.platform(),
         "cpu": _cpu_model(),
@@ -93,10 +86,15 @@ def git_commit(checkout: Path = _CHECKOUT) -> str | None:
 
 
 def _broken_install(name: str, versions: dict[str, str | None], error: BaseException) -> UserError:
-    """Build the error for a torch or torchvision that is there and cannot be imported."""
+    """Build the error for a torch or torchvision that cannot be imported."""
+    if isinstance(error, ModuleNotFoundError) and error.name in versions:
+        return UserError(
+            f"{error.name} is not installed: type python -m pip install torch torchvision, "
+            "in one command so that pip chooses them as a pair"
+        )
     reason = str(error).partition("\n")[0]
-    if name == "torch":
-        return UserError(f"torch {versions['torch']} is installed and cannot be loaded ({reason}): type {REINSTALL_COMMAND}")
+    if name == "torch" or isinstance(error, ModuleNotFoundError):
+        return UserError(f"{name} {versions[name]} cannot be loaded ({reason}): type {REINSTALL_COMMAND}")
     return UserError(
         f"torch {versions['torch']} and torchvision {versions['torchvision']} are builds that do not belong together "
         f"({reason}), often a CPU-only torch beside a torchvision from the registry: type {REINSTALL_COMMAND}, "
@@ -152,6 +150,15 @@ def _num_cpu_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _cuda_version() -> str | None:
+    try:
+        import torch
+
+        return torch.version.cuda
+    except _BROKEN_INSTALL_ERRORS:
+        return None
 
 
 def _gpu_names() -> list[str]:

@@ -75,10 +75,10 @@ class MemoryBank:
         keep = slice(max(0, count - self.size), None)
         num_kept = min(count, self.size)
         positions = (torch.arange(num_kept, device=self._teacher.device) + self.cursor) % self.size
-        self._teacher[positions] = F.normalize(anchors.teacher[keep].float(), dim=1).to(self._teacher.dtype)
+        self._teacher[positions] = _unit(anchors.teacher[keep]).to(self._teacher.dtype)
         if self._student is not None:
             assert anchors.student is not None, "this bank keeps anchors of the student as well"
-            self._student[positions] = F.normalize(anchors.student[keep].float(), dim=1).to(self._student.dtype)
+            self._student[positions] = _unit(anchors.student[keep]).to(self._student.dtype)
         self._sample_ids[positions] = anchors.sample_ids[keep]
         # While the bank fills up it is filled from the start, so the valid anchors are its first ones.
         self.cursor = (self.cursor + num_kept) % self.size
@@ -106,3 +106,8 @@ class MemoryBank:
             if name != "position":
                 value.copy_(state[name])
         self.cursor, self.num_valid = (int(value) for value in state["position"])
+
+
+def _unit(embeddings: Tensor) -> Tensor:
+    """L2-normalised rows, computed in float32 or better."""
+    return F.normalize(embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)), dim=1)

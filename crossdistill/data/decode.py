@@ -52,10 +52,11 @@ def _upright(frame: av.VideoFrame, picture: Picture) -> Picture:
     return np.rot90(picture, k=round(frame.rotation / 90) % 4) if frame.rotation else picture
 
 
-def _decode(path: Path) -> Iterator[tuple[av.VideoFrame, Fraction, Fraction]]:
+def _decode(path: Path, num_threads: int = 0) -> Iterator[tuple[av.VideoFrame, Fraction, Fraction]]:
     """Every frame in display order, with the time base and the usual distance between frames."""
     container, video = _open_video(path)
     video.thread_type = "AUTO"  # the whole file is read: frame threads are safe and fastest
+    video.codec_context.thread_count = num_threads
     with container:
         time_base = video.time_base or FALLBACK_TIME_BASE
         rate = video.average_rate or video.guessed_rate or Fraction(25)
@@ -66,12 +67,20 @@ def _decode(path: Path) -> Iterator[tuple[av.VideoFrame, Fraction, Fraction]]:
             raise UnreadableVideoError(f"{path}: stops decoding ({_reason(error)})") from error
 
 
-def decode_all(path: Path, *, picture_format: str = "rgb24") -> Iterator[tuple[int, Fraction, Picture]]:
+def decode_all(
+    path: Path, *, picture_format: str = "rgb24", num_threads: int = 0
+) -> Iterator[tuple[int, Fraction, Picture]]:
     """Decode a whole file in display order, rotation applied.
 
     A decoder hands frames out in display order, but some files carry the timestamps of neighbours
     swapped. So the n-th frame gets the n-th smallest timestamp, looking ahead a few frames; a missing
     or repeated timestamp becomes the previous one plus the usual distance.
+
+    Args:
+        path: A video file.
+        picture_format: PyAV's name of the pixel format that is handed out.
+        num_threads: Of the decoder; 0 takes all cores. Give 1 inside a worker process, and wherever
+            the loop may be left early.
 
     Yields:
         (pts, time base, picture [H, W] or [H, W, C]).
@@ -85,7 +94,7 @@ def decode_all(path: Path, *, picture_format: str = "rgb24") -> Iterator[tuple[i
     previous: int | None = None
     time_base, usual_step = FALLBACK_TIME_BASE, 1
     damage: UnreadableVideoError | None = None
-    frames = _decode(path)
+    frames = _decode(path, num_threads)
     is_at_end = False
     while pictures or not is_at_end:
         try:
@@ -253,7 +262,7 @@ def _decode_run(
 
 def _decode_from_start(path: Path, wanted: set[int], stream_format: StreamFormat) -> dict[int, Picture]:
     found: dict[int, Picture] = {}
-    for pts, _, picture in decode_all(path, picture_format=stream_format.picture_format):
+    for pts, _, picture in decode_all(path, picture_format=stream_format.picture_format, num_threads=1):
         if pts in wanted:
             found[pts] = stream_format.unpack(picture)
             if len(found) == len(wanted):

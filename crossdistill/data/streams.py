@@ -73,7 +73,8 @@ STREAM_FORMATS: dict[str, StreamFormat] = {
         codec="libx264",
         pixel_format="yuv420p",
         picture_format="rgb24",
-        codec_options={"crf": "23", "g": "16", "bf": "0", "tune": "fastdecode"},
+        # Without mbtree: in pictures of a few blocks its result varies from run to run, and it saves no space here.
+        codec_options={"crf": "23", "g": "16", "bf": "0", "tune": "fastdecode", "mbtree": "0"},
     ),
     "flow": StreamFormat(
         name="flow",
@@ -125,12 +126,16 @@ class StreamWriter:
 
     def __enter__(self) -> StreamWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._container = av.open(str(self._temporary), "w", format="mp4", options={"fflags": "+bitexact"})
+        # MP4 keeps the first timestamp in units of its own, milliseconds unless told otherwise.
+        options = {"fflags": "+bitexact", "movie_timescale": str(self.time_base.denominator)}
+        self._container = av.open(str(self._temporary), "w", format="mp4", options=options)
         return self
 
     def write(self, frame_hwc: Picture, pts: int) -> None:
-        """Append one frame [H, W, C], shown at ``pts * time_base`` seconds."""
+        """Append one frame [H, W, C], shown at ``pts * time_base`` seconds; ``pts`` increases and is not negative."""
         assert self._container is not None, "write() belongs inside the with block"
+        if pts < 0:  # MP4 means "do not show" by it, and readers drop the frame
+            raise ValueError(f"the timestamp {pts} is negative: shift all streams of the video so that it starts at 0")
         picture = self.stream_format.pack(frame_hwc)
         if self._stream is None:
             self._stream = self._open_stream(picture.shape[0], picture.shape[1])

@@ -1,0 +1,306 @@
+"""Configuration to objects, in one place. Nothing below this reads configuration."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from crossdistill.config import RunConfig, to_dict
+from crossdistill.console import console
+from crossdistill.data.dataset import Entry, PairedClips, entries_of
+from crossdistill.data.manifest import Manifest
+from crossdistill.data.transforms import Augmentation
+from crossdistill.distiller import Distiller, FrozenTeacher
+from crossdistill.distributed import decide_on_first
+from crossdistill.encoders import Encoder, create_encoder
+from crossdistill.encoders.weights import load_weights
+from crossdistill.engine import TrainingPlan
+from crossdistill.errors import UserError
+from crossdistill.objectives import create_objective
+from crossdistill.runner import Execution
+from crossdistill.schedule import learning_rate
+from crossdistill.student import find_student, load_student, read_facts
+from crossdistill.supervised import SupervisedTask
+from crossdistill.types import ViewSpec
+
+RUNS_FOLDER = Path("runs")
+TOYACTIONS_FOLDER = Path("data/toyactions")
+AUTO = "auto"
+# Frames of a clip that an image teacher embeds and averages, unless --teacher-frames says otherwise.
+NUM_IMAGE_TEACHER_FRAMES = 4
+# Evaluations on held-out clips in one run, unless --knn-every-epochs says otherwise.
+NUM_EVALUATIONS = 5
+
+
+def check_pair(config: RunConfig) -> None:
+    """Raise a ``UserError`` unless it is clear who learns from whom."""
+    pair = config.pair
+    if pair.student is None:
+        raise UserError("no student was given: add for example --student flow_r3d18 (crossdistill encoders lists all)")
+    if pair.supervised and pair.teacher is not None:
+        raise UserError(
+            f"--supervised learns from labels, not from the teacher {pair.teacher!r}: leave one of them out"
+        )
+    if not pair.supervised and pair.teacher is None:
+        raise UserError("no teacher was given: add for example --teacher rgb_r3d50, or --supervised to use labels")
+
+
+def open_datasets(config: RunConfig, accelerator: Accelerator) -> list[Manifest]:
+    """Load the manifests of --data; with none given prepare toyactions at its first use."""
+    if config.data.data:
+        return [Manifest.load(path) for path in config.data.data]
+    from data_prep.toyactions import Options, prepare
+
+    decide_on_first(accelerator, lambda: str(prepare(Options(out=TOYACTIONS_FOLDER)).root))
+    return [Manifest.load(TOYACTIONS_FOLDER)]
+
+
+def labelled(manifests: Iterable[Manifest]) -> list[Manifest]:
+    """Those that have classes, and so can be evaluated on."""
+    return [manifest for manifest in manifests if manifest.classes]
+
+
+def create_student(config: RunConfig, *, is_fresh: bool = False) -> Encoder:
+    """Build the student; its fresh weights depend on --seed alone.
+
+    Args:
+        config: The run's.
+        is_fresh: Ignore --student-weights: the random student of the final table.
+    """
+    pair = config.pair
+    assert pair.student is not None
+    torch.manual_seed(config.machine.seed)
+    student = create_encoder(
+        pair.student, num_frames=pair.student_frames, stride=pair.student_stride, size_px=pair.student_size
+    )
+    if pair.student_weights is not None and not is_fresh:
+        _load_from(student, pair.student_weights, option="--student-weights")
+    return student
+
+
+def create_teacher(config: RunConfig, weights: str, student_view: ViewSpec) -> Encoder:
+    """Build the teacher with its weights.
+
+    Args:
+        config: The run's.
+        weights: A weight file, or a run's or student's folder.
+        student_view: Tells an image teacher how long the student's clips are.
+    """
+    pair = config.pair
+    assert pair.teacher is not None
+    num_frames, stride, size_px = pair.teacher_frames, pair.teacher_stride, pair.teacher_size
+    folder = find_student(weights)
+    if folder is not None:  # the view that the weights were trained with, where no option changes it
+        trained = read_facts(folder)[1]["view"]
+        num_frames, stride = num_frames or trained["num_frames"], stride or trained["stride"]
+        size_px = size_px or trained["size_px"]
+    teacher = create_encoder(pair.teacher, num_frames=num_frames, stride=stride, size_px=size_px)
+    if not teacher.view.kind.has_time and student_view.kind.has_time:
+        num_frames = pair.teacher_frames or NUM_IMAGE_TEACHER_FRAMES
+        span = student_view.num_frames * student_view.stride
+        stride = pair.teacher_stride or max(1, span // num_frames)
+        teacher.view = replace(teacher.view, num_frames=num_frames, stride=stride)
+    _load_from(teacher, weights, option="--teacher-weights")
+    return teacher
+
+
+def _load_from(encoder: Encoder, weights: str, *, option: str) -> None:
+    folder = find_student(weights)
+    if folder is None:
+        if Path(weights).is_dir():
+            raise UserError(f"{option} {weights} is a folder without a student: give a weight file or a finished run")
+        load_weights(encoder, Path(weights))
+        return
+    stored = load_student(folder)
+    if stored.name != encoder.name:
+        raise UserError(f"{option} {weights} holds {stored.name}, not {encoder.name}: name that, or give other weights")
+    encoder.body.load_state_dict(stored.body.state_dict())
+
+
+def training_set(
+    config: RunConfig, manifests: list[Manifest], *, student_view: ViewSpec, teacher_view: ViewSpec | None
+) -> PairedClips:
+    """The training clips of all datasets: the train part of a labelled one, all of an unlabelled one."""
+    uses_labels = config.pair.supervised
+    entries: list[Entry] = []
+    for manifest in manifests:
+        for view in (student_view, teacher_view):
+            if view is not None:
+                manifest.require_stream(view.kind.stream, wanted_by=f"a {view.modality} encoder")
+        if uses_labels and not manifest.classes:
+            raise UserError(f"--supervised needs labels, and the dataset {manifest.root} has none: leave it out")
+        everything = list(range(len(manifest.videos)))
+        positions = manifest.select(split=config.data.split, part="train") if manifest.splits else everything
+        entries += [entry for entry in entries_of(manifest, positions) if entry.video.is_usable]
+    if uses_labels and len(manifests) > 1:
+        raise UserError(f"--supervised takes one dataset, not {len(manifests)}: their classes differ")
+    is_mirrored = {
+        "yes": True,
+        "no": False,
+        "auto": not uses_labels or all(manifest.flip_keeps_label for manifest in manifests),
+    }[config.data.mirror]
+    return PairedClips(
+        entries,
+        student_view=student_view,
+        teacher_view=teacher_view,
+        augmentation=Augmentation(area_min=config.data.crop_area_min, mirror_probability=0.5 if is_mirrored else 0.0),
+        seed=config.machine.seed,
+        replace_unreadable=True,
+    )
+
+
+def choose_execution(config: RunConfig, encoder: Encoder, device: torch.device) -> Execution:
+    """How an encoder of this run computes."""
+    return Execution.choose(
+        encoder, device=device, precision=config.machine.precision, layout=config.machine.channels_last
+    )
+
+
+def create_distiller(config: RunConfig, *, student: Encoder, teacher: Encoder, accelerator: Accelerator) -> Distiller:
+    """Student, teacher, objective and bank as configured."""
+
+    def gather(tensor: Tensor) -> Tensor:
+        gathered: Tensor = accelerator.gather(tensor)
+        return gathered
+
+    objective = config.objective
+    return Distiller(
+        student=student,
+        execution=choose_execution(config, student, accelerator.device),
+        teacher=FrozenTeacher(teacher, choose_execution(config, teacher, accelerator.device)),
+        objective=create_objective(objective.objective, temperature=objective.temperature),
+        bank_size=objective.bank_size,
+        bank_dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[objective.bank_dtype],
+        ema_momentum=objective.ema_momentum,
+        gather=gather,
+    )
+
+
+def create_supervised(
+    config: RunConfig, *, student: Encoder, num_classes: int, accelerator: Accelerator
+) -> SupervisedTask:
+    """The student with a classifier."""
+    execution = choose_execution(config, student, accelerator.device)
+    return SupervisedTask(encoder=student, execution=execution, num_classes=num_classes)
+
+
+def create_optimizer(config: RunConfig, module: nn.Module) -> torch.optim.Optimizer:
+    """SGD or AdamW over everything that trains."""
+    options = config.optimization
+    if options.optimizer == "sgd":
+        return torch.optim.SGD(
+            module.parameters(), lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay
+        )
+    return torch.optim.AdamW(module.parameters(), lr=options.lr, weight_decay=options.weight_decay)
+
+
+def create_plan(config: RunConfig) -> TrainingPlan:
+    """How long, how fast, how often."""
+    options, machine = config.optimization, config.machine
+
+    def rate(step: int, num_steps: int, steps_per_epoch: int) -> float:
+        return learning_rate(
+            step,
+            peak=options.lr,
+            num_steps=num_steps,
+            num_warmup_steps=round(options.warmup_epochs * steps_per_epoch),
+            schedule=options.schedule,
+            milestones=options.lr_milestones,
+            drop=options.lr_drop,
+        )
+
+    def evaluate_every(num_steps: int, steps_per_epoch: int) -> int:
+        if machine.knn_every_epochs:
+            return max(1, round(machine.knn_every_epochs * steps_per_epoch))
+        return max(1, num_steps // NUM_EVALUATIONS)
+
+    return TrainingPlan(
+        num_epochs=options.epochs,
+        batch_size=options.batch_size,
+        accumulate=options.accumulate,
+        learning_rate=rate,
+        clip_norm=options.clip_norm,
+        seed=machine.seed,
+        num_workers=machine.workers,
+        checkpoint_every_steps=machine.checkpoint_every_steps,
+        log_every_steps=machine.log_every_steps,
+        evaluate_every_steps=evaluate_every,
+        max_unreadable=config.data.max_unreadable,
+        tracker=machine.tracker,
+    )
+
+
+def run_folder(config: RunConfig) -> Path:
+    """--out; if absent ``runs/<student>-from-<teacher>``, numbered so that no run is written over."""
+    if config.machine.out is not None:
+        return config.machine.out
+    source = "labels" if config.pair.supervised else _file_name(config.pair.teacher or "")
+    base = RUNS_FOLDER / f"{_file_name(config.pair.student or '')}-from-{source}"
+    taken = [base, *(base.with_name(f"{base.name}-{i}") for i in range(2, 10_000))]
+    first_free = next(i for i, path in enumerate(taken) if not path.exists())
+    return taken[max(0, first_free - 1) if config.machine.resume else first_free]
+
+
+def _file_name(encoder: str) -> str:
+    """A name without what file systems dislike: ``a/b.py:make`` is ``b.py-make``."""
+    return Path(encoder).name.replace(":", "-")
+
+
+def identity(config: RunConfig) -> dict[str, Any]:
+    """What a resumed run must have in common with the run it goes on with."""
+    values = to_dict(config)
+    kept = ("seed", "precision", "channels_last")
+    values["machine"] = {key: values["machine"][key] for key in kept}
+    return values
+
+
+def teacher_config(config: RunConfig, folder: Path) -> RunConfig:
+    """The run that makes the teacher of this run, when there are no weights for it."""
+    pair = replace(
+        config.pair,
+        teacher=None,
+        supervised=True,
+        teacher_weights=AUTO,
+        student=config.pair.teacher,
+        student_weights=None,
+        student_frames=config.pair.teacher_frames,
+        student_stride=config.pair.teacher_stride,
+        student_size=config.pair.teacher_size,
+        teacher_frames=None,
+        teacher_stride=None,
+        teacher_size=None,
+    )
+    recipe = config.teacher_training
+    optimization = replace(config.optimization, epochs=recipe.teacher_epochs, lr=recipe.teacher_lr)
+    made = replace(config, pair=pair, optimization=optimization, objective=type(config.objective)())
+    if config.machine.out is None:
+        key = hashlib.sha256(json.dumps(identity(made), sort_keys=True).encode()).hexdigest()[:8]
+        out = RUNS_FOLDER / "teachers" / f"{_file_name(config.pair.teacher or '')}-{key}"
+    else:
+        out = folder / "teacher"
+    machine = replace(config.machine, out=out, resume=True, evaluate=False)
+    return replace(made, machine=machine)
+
+
+def require_known_weights(config: RunConfig, manifests: list[Manifest]) -> None:
+    """Raise a ``UserError`` if --teacher-weights auto has nothing to offer: only toyactions trains its own."""
+    if [manifest.dataset for manifest in manifests] != ["toyactions"]:
+        teacher = config.pair.teacher
+        raise UserError(
+            f"there are no known weights for the teacher {teacher}: give --teacher-weights FILE, or train it with "
+            f"--supervised --student {teacher} --data … --out DIR and then give --teacher-weights DIR"
+        )
+
+
+def announce(accelerator: Accelerator, text: str) -> None:
+    """Print a line on the first process."""
+    if accelerator.is_main_process:
+        console.print(text, highlight=False)

@@ -1,0 +1,37 @@
+"""``crossdistill <command>``: every command of the package but data preparation."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from crossdistill.environment import require_matched_torch
+from crossdistill.errors import friendly_errors, unknown_name
+
+# Command to module with main(arguments), and what it does in one line.
+COMMANDS = {
+    "train": ("crossdistill.train", "train a student from a teacher, or with labels"),
+    "evaluate": ("crossdistill.evaluation.evaluate", "k-NN and linear accuracy of a trained student"),
+    "encoders": ("crossdistill.encoders.listing", "list the encoders with view, size and source"),
+}
+
+
+@friendly_errors
+def main(arguments: list[str] | None = None) -> None:
+    """Dispatch to a command."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: crossdistill COMMAND [options]\n\ncommands:")
+        for name, (_, what) in COMMANDS.items():
+            print(f"  {name:<10} {what}")
+        print("\ncrossdistill COMMAND --help lists its options; python -m data_prep prepares datasets.")
+        return
+    command, *rest = arguments
+    if command not in COMMANDS:
+        raise unknown_name("command", command, COMMANDS)
+    require_matched_torch()
+    importlib.import_module(COMMANDS[command][0]).main(rest)
+
+
+if __name__ == "__main__":
+    main()

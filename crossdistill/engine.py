@@ -1,0 +1,315 @@
+"""The training loop, from top to bottom.
+
+Accelerate does devices, processes, accumulation and clipping. Precision is chosen per encoder
+(``hardware.py``), because teacher and student of one command may need different ones.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from rich.progress import Progress, TaskID
+from torch import Tensor, nn
+
+from crossdistill.checkpoint import Checkpoints, load_optimizer_state, optimizer_state
+from crossdistill.console import console, progress_bar
+from crossdistill.data.dataset import PairedClips, make_loader
+from crossdistill.data.sampling import TrainingBatches
+from crossdistill.distiller import Task
+from crossdistill.distributed import gather_objects
+from crossdistill.errors import UserError
+from crossdistill.run_folder import MetricsLog
+from crossdistill.types import PairedBatch, StepOutput
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """Everything about a training run besides the task and the data."""
+
+    num_epochs: int
+    batch_size: int
+    """Clips per batch of one process."""
+    accumulate: int
+    """Batches per optimizer step."""
+    learning_rate: Callable[[int, int, int], float]
+    """(step, steps of the run, steps of an epoch) to learning rate."""
+    clip_norm: float
+    seed: int
+    num_workers: int
+    checkpoint_every_steps: int
+    log_every_steps: int
+    evaluate_every_steps: Callable[[int, int], int]
+    """(steps of the run, steps of an epoch) to steps between evaluations; 0 for none."""
+    max_unreadable: float
+    tracker: str
+
+
+@dataclass
+class TrainingState:
+    """What changes while training besides weights, optimizer, bank and generators."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    unreadable: dict[str, str] = field(default_factory=dict)
+    """Video to reason."""
+
+
+def train(
+    task: Task,
+    dataset: PairedClips,
+    optimizer: torch.optim.Optimizer,
+    *,
+    plan: TrainingPlan,
+    accelerator: Accelerator,
+    folder: Path,
+    evaluate: Callable[[], dict[str, float]] | None = None,
+    description: str = "training",
+) -> TrainingState:
+    """Train a task to the end of its plan, from its newest checkpoint if there is one.
+
+    Args:
+        task: What is trained.
+        dataset: Where its batches come from.
+        optimizer: Over ``task.trainable``.
+        plan: How long, how fast, how often.
+        accelerator: Devices and processes.
+        folder: Gets ``checkpoints/``, ``metrics.jsonl`` and TensorBoard's files.
+        evaluate: Called from time to time; its numbers go into the curves.
+        description: What the progress bar says.
+
+    Returns:
+        The final state, with the videos that could not be read.
+    """
+    checkpoints = Checkpoints(folder / "checkpoints")
+    model, optimizer = accelerator.prepare(task.trainable, optimizer)
+    state = _resume(checkpoints, task, model, optimizer, accelerator)
+    batches = TrainingBatches(
+        num_samples=len(dataset),
+        batch_size=plan.batch_size,
+        num_epochs=plan.num_epochs,
+        seed=plan.seed,
+        num_processes=accelerator.num_processes,
+        process_index=accelerator.process_index,
+        start_batch=state.step * plan.accumulate,
+    )
+    steps_per_epoch = max(1, batches.batches_per_epoch // plan.accumulate)
+    num_steps = batches.batches_per_epoch * plan.num_epochs // plan.accumulate
+    checkpoint_every = plan.checkpoint_every_steps or steps_per_epoch
+    evaluate_every = plan.evaluate_every_steps(num_steps, steps_per_epoch) if evaluate else 0
+    loader = make_loader(dataset, batches, num_workers=plan.num_workers, pin_memory=accelerator.device.type == "cuda")
+    monitor = Monitor(
+        folder, plan=plan, accelerator=accelerator, description=description, start_step=state.step, num_steps=num_steps
+    )
+    task.trainable.train()
+    with monitor:
+        for batch in loader if state.step < num_steps else ():
+            _count_unreadable(state, batch, plan, accelerator, len(dataset))
+            lr = plan.learning_rate(state.step, num_steps, steps_per_epoch)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            with accelerator.accumulate(model):
+                output = task.compute(model, batch.to(accelerator.device))
+                accelerator.backward(output.loss)
+                if accelerator.sync_gradients and plan.clip_norm:
+                    accelerator.clip_grad_norm_(model.parameters(), plan.clip_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+            if task.bank is not None and output.anchors is not None:
+                task.bank.enqueue(output.anchors)  # after the comparison: no sample is its own anchor
+            monitor.add(output, lr=lr, bank_fill=task.bank.fill if task.bank is not None else None)
+            if not accelerator.sync_gradients:
+                continue
+            task.after_step()
+            state.step += 1
+            if evaluate is not None and evaluate_every and state.step % evaluate_every == 0:
+                monitor.note(state.step, evaluate())
+                task.trainable.train()
+            monitor.finish_step(state.step)
+            if state.step % checkpoint_every == 0 or state.step == num_steps:
+                _save(checkpoints, state, task, model, optimizer, accelerator)
+            if state.step == num_steps:
+                break
+    _report_unreadable(state, accelerator)
+    return state
+
+
+def _count_unreadable(
+    state: TrainingState, batch: PairedBatch, plan: TrainingPlan, accelerator: Accelerator, num_samples: int
+) -> None:
+    """Remember unreadable videos; stop where they are too many or a batch is no longer full."""
+    state.unreadable.update(batch.unreadable)
+    share = len(state.unreadable) / num_samples
+    if share > plan.max_unreadable or len(batch) < plan.batch_size:
+        video, reason = next(iter(state.unreadable.items()))
+        raise UserError(
+            f"{len(state.unreadable)} of {num_samples} clips could not be read ({share:.1%}; {video}: {reason}), "
+            f"more than --max-unreadable {plan.max_unreadable} allows: repair the data or raise the limit; "
+            "the newest checkpoint is kept"
+        )
+
+
+def _report_unreadable(state: TrainingState, accelerator: Accelerator) -> None:
+    if state.unreadable and accelerator.is_main_process:
+        console.print(f"[yellow]{len(state.unreadable)} clips could not be read; others stood in for them:[/yellow]")
+        for video, reason in sorted(state.unreadable.items())[:20]:
+            console.print(f"  {video}: {reason}", highlight=False)
+
+
+def _resume(
+    checkpoints: Checkpoints, task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator
+) -> TrainingState:
+    found = checkpoints.load_newest()
+    if found is None:
+        return TrainingState()
+    step, content = found
+    accelerator.unwrap_model(model).load_state_dict(content["trainable"])
+    load_optimizer_state(optimizer, content["optimizer"])
+    task.load_state_dict(content["task"])
+    generators = content["generators"]
+    if len(generators) == accelerator.num_processes:
+        _set_generator_state(generators[accelerator.process_index])
+    elif accelerator.is_main_process:
+        console.print(
+            f"[yellow]the checkpoint is of {len(generators)} process(es), now there are {accelerator.num_processes}: "
+            "dropout draws anew, all else goes on[/yellow]"
+        )
+    if accelerator.is_main_process:
+        console.print(f"going on after step {step}")
+    return TrainingState(step=step, unreadable=content["unreadable"])
+
+
+def _save(
+    checkpoints: Checkpoints,
+    state: TrainingState,
+    task: Task,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
+) -> None:
+    generators = gather_objects(accelerator, [_generator_state()])
+    state.unreadable.update(gather_objects(accelerator, list(state.unreadable.items())))
+    if accelerator.is_main_process:
+        content: dict[str, Any] = {
+            "trainable": accelerator.unwrap_model(model).state_dict(),
+            "optimizer": optimizer_state(optimizer),
+            "task": task.state_dict(),
+            "generators": generators,
+            "unreadable": state.unreadable,
+        }
+        checkpoints.save(state.step, content)
+    accelerator.wait_for_everyone()
+
+
+def _generator_state() -> dict[str, Tensor]:
+    """Of torch; nothing here draws from Python's or NumPy's global generators."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_generator_state(state: dict[str, Tensor]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+class Monitor:
+    """Progress bar and curves of one run; on the first process only, but for the means over processes.
+
+    Args:
+        folder: The run's folder.
+        plan: Says how often to log.
+        accelerator: Averages over processes.
+        description: What the progress bar says.
+        start_step: Optimizer steps already done.
+        num_steps: Optimizer steps of the whole run.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        plan: TrainingPlan,
+        accelerator: Accelerator,
+        description: str,
+        start_step: int,
+        num_steps: int,
+    ) -> None:
+        self.plan = plan
+        self.accelerator = accelerator
+        self.num_steps = num_steps
+        self.start_step = start_step
+        self.description = description
+        self.log = MetricsLog(folder, start_step=start_step + 1, tracker=plan.tracker) if self._is_main else None
+        self.bar: Progress = progress_bar("fields", unit="steps", is_shown=self._is_main)
+        self.task_id: TaskID | None = None
+        self.sums: dict[str, Tensor] = {}
+        self.count = 0
+        self.extra: dict[str, float] = {}
+        self.notes = ""
+        self.clock = time.perf_counter()
+
+    @property
+    def _is_main(self) -> bool:
+        return self.accelerator.is_main_process
+
+    def __enter__(self) -> Monitor:
+        self.bar.start()
+        self.task_id = self.bar.add_task(self.description, total=self.num_steps, completed=self.start_step, fields="")
+        self.clock = time.perf_counter()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+        if self.log is not None:
+            self.log.close()
+
+    def add(self, output: StepOutput, *, lr: float, bank_fill: float | None) -> None:
+        """Take in one batch, without waiting for the device."""
+        for name, value in {"loss": output.loss.detach(), **output.terms}.items():
+            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
+        self.count += 1
+        self.extra = {"lr": lr, **({} if bank_fill is None else {"bank_fill": bank_fill})}
+
+    def note(self, step: int, values: dict[str, float]) -> None:
+        """Log the numbers of an evaluation at once, and show them from now on."""
+        self.notes = "  ".join(f"{name} {value:.3f}" for name, value in values.items())
+        if self.log is not None and values:
+            self.log.write(step, values)
+        self.clock = time.perf_counter()
+
+    def finish_step(self, step: int) -> None:
+        """Advance the bar; log means since the last line when it is time."""
+        assert self.task_id is not None
+        if step % self.plan.log_every_steps == 0 or step in (self.start_step + 1, self.num_steps):
+            self._flush(step)
+        self.bar.update(self.task_id, completed=step)
+
+    def _flush(self, step: int) -> None:
+        names = sorted(self.sums)
+        local = torch.stack([self.sums[name].float() for name in names]) / self.count
+        means = self.accelerator.reduce(local, reduction="mean").tolist()
+        seconds = time.perf_counter() - self.clock
+        num_clips = self.count * self.plan.batch_size * self.accelerator.num_processes
+        values = {**dict(zip(names, means, strict=True)), **self.extra, "clips_per_second": num_clips / seconds}
+        if self.log is not None:
+            self.log.write(step, values)
+        if self.task_id is not None:
+            self.bar.update(self.task_id, fields=_short(values, self.notes))
+        self.sums, self.count, self.clock = {}, 0, time.perf_counter()
+
+
+def _short(values: dict[str, float], notes: str) -> str:
+    parts = [f"loss {values['loss']:.3f}", f"lr {values['lr']:.1e}", f"{values['clips_per_second']:.0f} clips/s"]
+    if "accuracy" in values:
+        parts.append(f"accuracy {values['accuracy']:.2f}")
+    if "bank_fill" in values:
+        parts.append(f"bank {values['bank_fill']:.0%}")
+    return "  ".join([*parts, notes] if notes else parts)

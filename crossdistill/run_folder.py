@@ -1,0 +1,96 @@
+"""A run's folder: what was asked for, on which machine, and the curves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from accelerate.tracking import TensorBoardTracker
+
+from crossdistill.environment import describe_environment
+from crossdistill.errors import UserError
+from crossdistill.files import write_text_atomically
+
+CONFIG_NAME = "config.json"
+METRICS_NAME = "metrics.jsonl"
+
+
+def claim(folder: Path, configuration: dict[str, Any], *, resume: bool) -> None:
+    """Make a run's folder and write configuration and environment into it, before anything starts.
+
+    Raises:
+        UserError: The folder holds a run already and ``resume`` is false, or that run's configuration
+            is another one; the sentence names the first key that differs.
+    """
+    path = folder / CONFIG_NAME
+    if path.is_file():
+        if not resume:
+            raise UserError(f"{folder} holds a run already: add --resume to go on with it, or choose another --out")
+        earlier = json.loads(path.read_text(encoding="utf-8"))["configuration"]
+        key = _first_difference(earlier, configuration)
+        if key is not None:
+            raise UserError(
+                f"{folder} was started with another {key}: resume with the options it was started with, "
+                "or choose another --out"
+            )
+        return
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file: choose a folder for --out")
+    content = {"configuration": configuration, "environment": describe_environment()}
+    write_text_atomically(path, json.dumps(content, indent=2) + "\n")
+
+
+def _first_difference(earlier: dict[str, Any], now: dict[str, Any], path: str = "") -> str | None:
+    for key in sorted(earlier.keys() | now.keys()):
+        before, after = earlier.get(key), now.get(key)
+        here = f"{path}.{key}" if path else key
+        if isinstance(before, dict) and isinstance(after, dict):
+            found = _first_difference(before, after, here)
+            if found is not None:
+                return found
+        elif before != after:
+            return f"{here} ({before!r}, now {after!r})"
+    return None
+
+
+class MetricsLog:
+    """Curves of a run: one JSON object a line, and TensorBoard if asked for.
+
+    Args:
+        folder: The run's folder.
+        start_step: Lines of this step and later, left by a run that was killed, are dropped.
+        tracker: ``tensorboard`` or ``none``.
+    """
+
+    def __init__(self, folder: Path, *, start_step: int, tracker: str) -> None:
+        self.path = folder / METRICS_NAME
+        if self.path.is_file():
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if _step_of(line) < start_step]
+            write_text_atomically(self.path, "".join(line + "\n" for line in kept))
+        self._file = self.path.open("a", encoding="utf-8")
+        self._board = None
+        if tracker == "tensorboard":
+            self._board = TensorBoardTracker("tensorboard", logging_dir=str(folder), purge_step=start_step)
+            self._board.start()
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Append the values of one step."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            self._board.log(values, step=step)
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._file.close()
+        if self._board is not None:
+            self._board.finish()
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (json.JSONDecodeError, KeyError):
+        return float("inf")  # a line cut short by a kill

@@ -1,0 +1,49 @@
+"""One encoder on one device: normalisation, memory layout and precision in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from crossdistill.data.transforms import normalise
+from crossdistill.encoders import Encoder
+from crossdistill.hardware import autocast, channels_last, to_channels_last, uses_bf16
+from crossdistill.types import View, ViewSpec
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a view becomes embeddings on a device."""
+
+    view: ViewSpec
+    device: torch.device
+    is_bf16: bool
+    is_channels_last: bool
+
+    @staticmethod
+    def choose(encoder: Encoder, *, device: torch.device, precision: str, layout: str) -> Execution:
+        """Decide precision and layout for an encoder, and lay its weights out accordingly.
+
+        Args:
+            encoder: Moved to the device in place.
+            device: Where it runs.
+            precision: ``auto``, ``fp32`` or ``bf16``.
+            layout: ``auto``, ``yes`` or ``no``: channels last in memory; ``auto`` goes with bf16.
+        """
+        is_bf16 = uses_bf16(encoder, setting=precision, device=device)
+        is_channels_last = is_bf16 if layout == "auto" else layout == "yes"
+        encoder.to(device)
+        if is_channels_last:
+            to_channels_last(encoder)
+        return Execution(encoder.view, device, is_bf16, is_channels_last)
+
+    def embed(self, module: nn.Module, view: View) -> Tensor:
+        """Normalise a stored view on the device and embed it: float32 [B, D]."""
+        clip = normalise(view, self.view)
+        if self.is_channels_last:
+            clip = channels_last(clip)
+        with autocast(self.device, is_bf16=self.is_bf16):
+            features: Tensor = module(clip)
+        return features.float()

@@ -1,0 +1,49 @@
+"""Training with labels: how a teacher is made, and the baseline that a distilled student has to beat."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import nn
+
+from crossdistill.distiller import Tower
+from crossdistill.encoders import Encoder
+from crossdistill.errors import UserError
+from crossdistill.memory_bank import MemoryBank
+from crossdistill.runner import Execution
+from crossdistill.types import PairedBatch, StepOutput
+
+
+class SupervisedTask:
+    """Cross-entropy of a linear classifier on an encoder.
+
+    Args:
+        encoder: Trained.
+        execution: How it runs.
+        num_classes: Classes of the labels.
+    """
+
+    def __init__(self, *, encoder: Encoder, execution: Execution, num_classes: int) -> None:
+        if num_classes < 2:
+            raise UserError(f"training with labels needs at least 2 classes, the data has {num_classes}")
+        self.execution = execution
+        self.trainable: nn.Module = Tower(encoder, nn.Linear(encoder.embed_dim, num_classes).to(execution.device))
+        self.bank: MemoryBank | None = None
+
+    def compute(self, model: nn.Module, batch: PairedBatch) -> StepOutput:
+        """Cross-entropy and accuracy of one batch."""
+        logits = self.execution.embed(model, batch.student)
+        loss = F.cross_entropy(logits, batch.labels)
+        accuracy = (logits.argmax(dim=1) == batch.labels).float().mean()
+        return StepOutput(loss=loss, terms={"cross_entropy": loss.detach(), "accuracy": accuracy})
+
+    def after_step(self) -> None:
+        """Nothing follows a step."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing besides the weights."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing besides the weights."""

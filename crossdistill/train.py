@@ -1,0 +1,217 @@
+"""``train.py``, ``crossdistill train``, ``accelerate launch -m crossdistill.train``: one run from start to table."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from crossdistill import build
+from crossdistill.config import RunConfig, parse
+from crossdistill.console import print_table
+from crossdistill.data.dataset import PairedClips
+from crossdistill.data.manifest import Manifest
+from crossdistill.distiller import Task
+from crossdistill.distributed import decide_on_first
+from crossdistill.encoders import Encoder
+from crossdistill.encoders.weights import weights_hash
+from crossdistill.engine import train
+from crossdistill.environment import require_matched_torch
+from crossdistill.errors import friendly_errors
+from crossdistill.evaluation.evaluate import Evaluation, evaluate_encoder
+from crossdistill.files import write_text_atomically
+from crossdistill.run_folder import claim
+from crossdistill.runner import Execution
+from crossdistill.student import find_student, save_student
+
+RESULTS_NAME = "results.json"
+TABLE_PROTOCOLS = {"1-nn": "1-NN", "linear": "linear"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every step of one run needs."""
+
+    config: RunConfig
+    manifests: list[Manifest]
+    folder: Path
+    accelerator: Accelerator
+
+
+@friendly_errors
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the command line and run."""
+    require_matched_torch()
+    run(parse(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def run(config: RunConfig, accelerator: Accelerator | None = None) -> Path:
+    """Train and evaluate as configured.
+
+    Args:
+        config: See ``crossdistill.config``.
+        accelerator: Made here if None.
+
+    Returns:
+        The run's folder: ``student/``, ``results.json``, ``metrics.jsonl``, ``checkpoints/``, ``config.json``.
+    """
+    build.check_pair(config)
+    if accelerator is None:
+        accelerator = Accelerator(mixed_precision="no", gradient_accumulation_steps=config.optimization.accumulate)
+    manifests = build.open_datasets(config, accelerator)
+    folder = decide_on_first(accelerator, lambda: build.run_folder(config))
+    decide_on_first(accelerator, lambda: claim(folder, build.identity(config), resume=config.machine.resume))
+    this_run = Run(config, manifests, folder, accelerator)
+    if config.pair.supervised:
+        _learn_from_labels(this_run)
+    else:
+        _learn_from_teacher(this_run)
+    return folder
+
+
+def _learn_from_labels(run: Run) -> None:
+    student = build.create_student(run.config)
+    build.announce(run.accelerator, f"{student.name} learns from labels; the run is kept in {run.folder}")
+    dataset = build.training_set(run.config, run.manifests, student_view=student.view, teacher_view=None)
+    num_classes = len(run.manifests[0].classes)
+    task = build.create_supervised(run.config, student=student, num_classes=num_classes, accelerator=run.accelerator)
+    _train(run, task, task.execution, student, dataset, facts={"supervised": True})
+    _evaluate_all(run, {"student, supervised": (student, task.execution)})
+
+
+def _learn_from_teacher(run: Run) -> None:
+    weights = _teacher_weights(run)
+    student = build.create_student(run.config)
+    teacher = build.create_teacher(run.config, weights, student.view)
+    build.announce(
+        run.accelerator, f"{student.name} learns from {teacher.name} ({weights}); the run is kept in {run.folder}"
+    )
+    dataset = build.training_set(run.config, run.manifests, student_view=student.view, teacher_view=teacher.view)
+    distiller = build.create_distiller(run.config, student=student, teacher=teacher, accelerator=run.accelerator)
+    facts = {
+        "supervised": False,
+        "teacher": teacher.name,
+        "teacher_weights_sha256": weights_hash(teacher),
+        "objective": run.config.objective.objective,
+    }
+    _train(run, distiller, distiller.execution, student, dataset, facts=facts)
+    random_student = build.create_student(run.config, is_fresh=True)
+    encoders = {
+        "teacher": (teacher, distiller.teacher.execution),
+        "student, random": (
+            random_student,
+            build.choose_execution(run.config, random_student, run.accelerator.device),
+        ),
+        "student, distilled": (student, distiller.execution),
+    }
+    _evaluate_all(run, encoders)
+
+
+def _teacher_weights(run_: Run) -> str:
+    """The given weights; for ``auto`` on toyactions a teacher that is trained first and kept."""
+    pair = run_.config.pair
+    if pair.teacher_weights != build.AUTO:
+        return pair.teacher_weights
+    build.require_known_weights(run_.config, run_.manifests)
+    made = build.teacher_config(run_.config, run_.folder)
+    assert made.machine.out is not None
+    if find_student(made.machine.out) is None:
+        build.announce(run_.accelerator, f"no weights are known for {pair.teacher}: it is trained with labels first")
+        run(made, run_.accelerator)
+    return str(made.machine.out)
+
+
+def _train(
+    run: Run, task: Task, execution: Execution, student: Encoder, dataset: PairedClips, *, facts: dict[str, Any]
+) -> None:
+    """Train to the end and export the student."""
+    started = time.perf_counter()
+    state = train(
+        task,
+        dataset,
+        build.create_optimizer(run.config, task.trainable),
+        plan=build.create_plan(run.config),
+        accelerator=run.accelerator,
+        folder=run.folder,
+        evaluate=_periodic_knn(run, student, execution),
+        description=student.name,
+    )
+    facts = {
+        **facts,
+        "datasets": [manifest.dataset for manifest in run.manifests],
+        "num_clips": len(dataset),
+        "num_unreadable": len(state.unreadable),
+        "steps": state.step,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    decide_on_first(run.accelerator, lambda: save_student(student, run.folder / "student", facts=facts))
+
+
+def _periodic_knn(run: Run, student: Encoder, execution: Execution) -> Callable[[], dict[str, float]] | None:
+    """1-NN of the student on held-out clips, while it trains; None where there are no labels."""
+    manifests = build.labelled(run.manifests)
+    num_clips = run.config.machine.knn_clips
+    if not manifests or num_clips == 0:
+        return None
+
+    def evaluate() -> dict[str, float]:
+        evaluation = evaluate_encoder(
+            student,
+            manifests[0],
+            split=run.config.data.split,
+            execution=execution,
+            accelerator=run.accelerator,
+            protocols=("knn",),
+            ks=(1,),
+            max_clips=num_clips,
+            num_workers=run.config.machine.workers,
+        )
+        return {"knn": evaluation.results["1-nn"].top1}
+
+    return evaluate
+
+
+def _evaluate_all(run: Run, encoders: dict[str, tuple[Encoder, Execution]]) -> None:
+    """Evaluate on every labelled dataset; print one table each and keep all numbers in ``results.json``."""
+    if not run.config.machine.evaluate:
+        return
+    results: dict[str, dict[str, Any]] = {}
+    for manifest in build.labelled(run.manifests):
+        evaluations = {
+            role: evaluate_encoder(
+                encoder,
+                manifest,
+                split=run.config.data.split,
+                execution=execution,
+                accelerator=run.accelerator,
+                num_workers=run.config.machine.workers,
+                description=role,
+            )
+            for role, (encoder, execution) in encoders.items()
+        }
+        results[str(manifest.root)] = {role: evaluation.to_json() for role, evaluation in evaluations.items()}
+        if run.accelerator.is_main_process:
+            _print_comparison(manifest, run.config.data.split, evaluations)
+    if run.accelerator.is_main_process:
+        write_text_atomically(run.folder / RESULTS_NAME, json.dumps(results, indent=2) + "\n")
+        build.announce(run.accelerator, f"numbers: {run.folder / RESULTS_NAME}; student: {run.folder / 'student'}")
+
+
+def _print_comparison(manifest: Manifest, split: str, evaluations: dict[str, Evaluation]) -> None:
+    rows = [
+        (role, evaluation.encoder, *(f"{evaluation.results[name].top1:.1%}" for name in TABLE_PROTOCOLS))
+        for role, evaluation in evaluations.items()
+    ]
+    print_table(f"{manifest.dataset}, split {split}, top-1", ("", "encoder", *TABLE_PROTOCOLS.values()), rows)
+    worst = max(evaluations.values(), key=lambda evaluation: len(evaluation.unreadable))
+    print(f"{worst.num_test} test clips evaluated, {len(worst.unreadable)} could not be read")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Checkpoints: whole or not there, whatever kills the writer."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from crossdistill.checkpoint import Checkpoints, join_tensors, load_optimizer_state, optimizer_state, split_tensors
+from crossdistill.errors import UserError
+
+
+def state(value):
+    return {
+        "trainable": {"w": torch.full((100, 100), float(value))},
+        "unreadable": {"a": "b"},
+        "list": [1, torch.ones(2)],
+    }
+
+
+def test_split_tensors__join_gives_the_state_back():
+    tree = {"a": [1, {"b": torch.arange(3)}], "c": "text", "d": None, "e": {"f": torch.ones(2, dtype=torch.uint8)}}
+    rest, tensors = split_tensors(tree)
+    again = join_tensors(json.loads(json.dumps(rest)), tensors)
+    assert again["a"][0] == 1 and again["c"] == "text" and again["d"] is None
+    assert torch.equal(again["a"][1]["b"], torch.arange(3)) and again["e"]["f"].dtype == torch.uint8
+
+
+def test_checkpoints__newest_two_are_kept_and_the_newest_is_loaded(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "c")
+    assert checkpoints.load_newest() is None
+    for step in (5, 10, 200):
+        checkpoints.save(step, state(step))
+    assert checkpoints.steps() == [10, 200]
+    step, content = checkpoints.load_newest()
+    assert step == 200 and content["trainable"]["w"][0, 0] == 200 and content["unreadable"] == {"a": "b"}
+
+
+@pytest.mark.parametrize("num_bytes", [0, 4, 100, 20_000, -1])
+def test_checkpoints__one_cut_short_is_never_loaded(tmp_path, num_bytes):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state(1))
+    path = checkpoints.save(2, state(2))
+    path.write_bytes(path.read_bytes()[:num_bytes])
+    assert checkpoints.load_newest()[0] == 1
+
+
+WRITER = """
+import sys, torch
+from pathlib import Path
+from crossdistill.checkpoint import Checkpoints
+checkpoints = Checkpoints(Path(sys.argv[1]))
+for step in range(1, 10_000):
+    checkpoints.save(step, {"w": torch.full((300, 300), float(step))})
+    print(step, flush=True)
+"""
+
+
+def test_checkpoints__sigkill_at_any_moment_leaves_a_whole_one(tmp_path):
+    for attempt in range(4):
+        process = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        saved = int(process.stdout.readline())
+        time.sleep(0.003 * attempt)
+        os.kill(process.pid, signal.SIGKILL)
+        saved = max([saved, *map(int, process.stdout.read().split())])
+        process.wait()
+        step, content = Checkpoints(tmp_path).load_newest()
+        assert step >= saved and (content["w"] == step).all()
+        for path in tmp_path.iterdir():
+            path.unlink()
+
+
+FULL_DISK = """
+import resource, sys, torch
+from pathlib import Path
+from crossdistill.checkpoint import Checkpoints
+from crossdistill.errors import friendly_errors
+checkpoints = Checkpoints(Path(sys.argv[1]))
+checkpoints.save(1, {"w": torch.ones(10)})
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+friendly_errors(lambda: checkpoints.save(2, {"w": torch.ones(1000, 1000)}))()
+"""
+
+
+def test_checkpoints__full_disk_is_one_sentence_and_keeps_the_last_one(tmp_path):
+    """The kernel refuses the write (file size limit), as it does on a full disk."""
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "cannot write the checkpoint" in done.stderr and "step 1 is whole" in done.stderr
+    assert "--resume" in done.stderr and "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001.safetensors"]
+    assert Checkpoints(tmp_path).load_newest()[0] == 1
+
+
+def test_checkpoints__of_a_newer_version_are_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    header = {"version": "99", "state": "{}"}
+    save_file({"w": torch.ones(1)}, tmp_path / "step-00000001.safetensors", metadata=header)
+    with pytest.raises(UserError, match="newer crossdistill"):
+        Checkpoints(tmp_path).load_newest()
+
+
+@pytest.mark.parametrize(
+    "make", [lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), lambda p: torch.optim.AdamW(p, lr=0.1)]
+)
+def test_optimizer_state__goes_on_to_the_bit_after_a_file(tmp_path, make):
+    def fresh():
+        torch.manual_seed(0)
+        module = nn.Linear(5, 3)
+        return module, make(module.parameters())
+
+    def walk(module, optimizer, steps):
+        for i in steps:
+            module(torch.full((2, 5), i / 7)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    module, optimizer = fresh()
+    walk(module, optimizer, range(4))
+    Checkpoints(tmp_path).save(4, {"module": module.state_dict(), "optimizer": optimizer_state(optimizer)})
+    walk(module, optimizer, range(4, 8))
+    other, other_optimizer = fresh()
+    _, content = Checkpoints(tmp_path).load_newest()
+    other.load_state_dict(content["module"])
+    load_optimizer_state(other_optimizer, content["optimizer"])
+    walk(other, other_optimizer, range(4, 8))
+    assert torch.equal(module.weight, other.weight) and torch.equal(module.bias, other.bias)

@@ -1,0 +1,92 @@
+"""Configuration: strict, complete, and what the command line says wins."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from crossdistill.config import from_dict, load_yaml, parse, save_yaml, to_dict
+from crossdistill.errors import UserError
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+
+
+def test_defaults__are_the_papers():
+    config = parse(["--data", "x"])
+    assert config.objective.temperature == 0.04 and config.objective.bank_size == 128_000
+    assert config.objective.objective == "compress-2q" and config.objective.ema_momentum == 0.999
+    optimization = config.optimization
+    assert (optimization.lr, optimization.momentum, optimization.weight_decay) == (0.01, 0.9, 1e-4)
+    assert (optimization.epochs, optimization.batch_size, optimization.optimizer) == (130, 256, "sgd")
+    assert [round(130 * share) for share in optimization.lr_milestones] == [90, 120]
+
+
+def test_no_data__takes_the_toyactions_preset_below_options():
+    config = parse(["--teacher", "rgb_r3d50", "--student", "flow_r3d18", "--lr", "0.5"])
+    assert config.data.data == () and config.optimization.lr == 0.5
+    assert config.objective.bank_size < 10_000 and config.optimization.schedule == "cosine"
+
+
+def test_file_below_options_above_defaults(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("pair: {student: flow_r3d18}\noptimization: {lr: 0.3, epochs: 7}\ndata: {data: [a, b]}\n")
+    config = parse(["--config", str(path), "--lr", "0.4"])
+    assert (config.pair.student, config.optimization.lr, config.optimization.epochs) == ("flow_r3d18", 0.4, 7)
+    assert config.data.data == (Path("a"), Path("b"))
+    assert parse([f"--config={path}"]).optimization.lr == 0.3
+
+
+def test_yaml_round_trip():
+    config = parse(["--data", "x", "--mirror", "no", "--lr-milestones", "0.5", "0.75"])
+    assert from_dict(yaml.safe_load(save_yaml(config)), source="file") == config
+    assert from_dict(to_dict(config), source="dict") == config
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"optimization": {"lrr": 1}}, "'optimization.lrr'.*did you mean 'optimization.lr'"),
+        ({"optimisation": {"lr": 1}}, "'optimisation'.*did you mean 'optimization'"),
+        ({"optimization": {"lr": -1}}, "optimization.lr is -1"),
+        ({"optimization": {"optimizer": "adam"}}, "optimization.optimizer is 'adam'.*sgd"),
+        ({"data": {"max_unreadable": 2}}, "data.max_unreadable is 2"),
+    ],
+)
+def test_wrong_values__name_their_path(values, message):
+    with pytest.raises(UserError, match=message):
+        from_dict(values, source="run.yaml")
+
+
+def test_wrong_files(tmp_path):
+    with pytest.raises(UserError, match="no configuration file"):
+        parse(["--config", str(tmp_path / "absent.yaml")])
+    (tmp_path / "broken.yaml").write_text("a: [1")
+    with pytest.raises(UserError, match="not YAML"):
+        load_yaml(tmp_path / "broken.yaml")
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(UserError, match="holds a list"):
+        load_yaml(tmp_path / "list.yaml")
+    with pytest.raises(UserError, match="--config needs"):
+        parse(["--config"])
+
+
+def test_unknown_option__exits_with_a_suggestion(capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        parse(["--bank-sze", "3"])
+    assert exit_info.value.code != 0
+    assert "--bank-size" in capsys.readouterr().err
+
+
+def test_wrong_option_value__is_one_sentence():
+    with pytest.raises(UserError, match="objective.bank_size is 0"):
+        parse(["--bank-size", "0"])
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_file_in_configs__loads(path):
+    config = from_dict(load_yaml(path), source=str(path))
+    assert config.pair.student is not None
+
+
+def test_configs__are_there():
+    assert CONFIGS

@@ -1,0 +1,97 @@
+"""Order and moments: reproducible, divided among processes without loss, exact in time."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from crossdistill.data.manifest import Stream
+from crossdistill.data.sampling import TrainingBatches, centre_range_seconds, clip_frames
+from crossdistill.errors import UserError
+from crossdistill.types import ViewSpec
+
+
+def stream(pts, time_base=Fraction(1, 100)):
+    return Stream("x.mp4", 64, 64, time_base, np.asarray(pts, dtype=np.int64), np.asarray([0]))
+
+
+def view(num_frames, stride=1):
+    return ViewSpec("depth", num_frames, stride, 64, mean=(0.0,), std=(1.0,))
+
+
+def test_training_batches__two_processes_with_half_the_batch_see_what_one_sees():
+    options = {"num_samples": 23, "num_epochs": 3, "seed": 5}
+    one = list(TrainingBatches(batch_size=6, **options))
+    two = [list(TrainingBatches(batch_size=3, num_processes=2, process_index=i, **options)) for i in range(2)]
+    assert one == [first + second for first, second in zip(*two, strict=True)]
+
+
+def test_training_batches__every_epoch_is_another_permutation_without_repeats():
+    batches = list(TrainingBatches(num_samples=12, batch_size=4, num_epochs=2, seed=0))
+    epochs = [[key.index for batch in batches[i : i + 3] for key in batch] for i in (0, 3)]
+    assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
+    assert epochs[0] != epochs[1]
+    assert [key.epoch for batch in batches for key in batch] == [0] * 12 + [1] * 12
+
+
+@pytest.mark.parametrize("start", [0, 1, 5, 6, 14, 15])
+def test_training_batches__resumed_run_continues_the_same_sequence(start):
+    options = {"num_samples": 23, "batch_size": 4, "num_epochs": 3, "seed": 1}
+    whole = list(TrainingBatches(**options))
+    rest = TrainingBatches(start_batch=start, **options)
+    assert list(rest) == whole[start:]
+    assert len(rest) == len(whole) - start == 15 - start
+
+
+def test_training_batches__too_few_clips_say_what_to_type():
+    with pytest.raises(UserError, match="--batch-size 5"):
+        TrainingBatches(num_samples=10, batch_size=6, num_epochs=1, seed=0, num_processes=2)
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "stride", "expected"),
+    [
+        (4, 1, [3, 4, 5, 6]),
+        (3, 2, [2, 4, 6]),
+        (1, 1, [4]),
+        (10, 1, list(range(10))),
+        (12, 1, [0, 0, *range(1, 10), 9]),
+    ],
+)
+def test_clip_frames__centred_clip_of_a_constant_frame_rate(num_frames, stride, expected):
+    video = stream([4 * i for i in range(10)])
+    frames = clip_frames(video, view(num_frames, stride), centre_seconds=0.18).tolist()
+    assert len(frames) == num_frames and frames[0] >= 0 and frames[-1] <= 9
+    if num_frames <= 10:
+        assert frames in (expected, [i + 1 for i in expected])
+        assert np.diff(frames).tolist() == [stride] * (num_frames - 1)
+    else:
+        assert frames[0] == 0 and frames[-1] == 9 and set(frames) == set(range(10))
+
+
+def test_clip_frames__flow_and_colour_of_one_moment_are_paired_by_time():
+    colour, flow = stream([4 * i for i in range(20)]), stream([4 * i for i in range(19)])
+    for centre in np.linspace(0.3, 0.4, 23):
+        times = [s.times_seconds[clip_frames(s, view(8), centre)] for s in (colour, flow)]
+        np.testing.assert_allclose(times[0], times[1])
+
+
+def test_clip_frames__variable_frame_rate_follows_time_not_position():
+    video = stream([0, 4, 8, 12, 16, 40, 44, 48, 52])  # a pause between 0.16 and 0.40 s
+    frames = clip_frames(video, view(5), centre_seconds=0.28)
+    assert video.pts[frames].tolist() == [16, 16, 40, 40, 40] or video.pts[frames].tolist() == [16, 16, 16, 40, 40]
+
+
+def test_centre_range__both_views_stay_inside_their_streams():
+    colour, flow = stream([4 * i for i in range(20)]), stream([4 * i for i in range(19)])
+    earliest, latest = centre_range_seconds([colour, flow], [view(8), view(16)])
+    assert earliest == pytest.approx(0.30) and latest == pytest.approx(0.72 - 0.30)
+    for centre in (earliest, latest):
+        for s, v in ((colour, view(8)), (flow, view(16))):
+            assert np.diff(clip_frames(s, v, centre)).tolist() == [1] * (v.num_frames - 1)
+
+
+def test_centre_range__short_video_gives_its_middle():
+    video = stream([4 * i for i in range(5)])
+    earliest, latest = centre_range_seconds([video], [view(16)])
+    assert earliest == latest == pytest.approx(0.08)

@@ -1,0 +1,142 @@
+"""How streams are stored: lossless where promised, exact in time, whole or not there."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from video_files import moving_frames
+
+from crossdistill.data.decode import index_video, read_frames
+from crossdistill.data.streams import STREAM_FORMATS, StreamWriter, get_stream_format, quantise_flow
+from crossdistill.errors import UserError
+from crossdistill.modalities import FLOW, FLOW_BOUND_PX
+
+TIME_BASE = Fraction(1, 90000)
+PTS = [9000, 12003, 15001, 30000, 30001, 99999]
+
+
+def random_frames(name: str, num_frames: int = len(PTS), height: int = 36, width: int = 52):
+    rng = np.random.default_rng(0)
+    if name == "rgb":
+        return moving_frames(num_frames, height=height, width=width)
+    if name == "flow":
+        return rng.integers(0, 256, (num_frames, height, width, 2), dtype=np.uint8)
+    return rng.integers(0, 65536, (num_frames, height, width, 1), dtype=np.uint16)
+
+
+def write_stream(path: Path, name: str, frames, pts=PTS, time_base=TIME_BASE) -> Path:
+    with StreamWriter(path, STREAM_FORMATS[name], time_base=time_base) as writer:
+        for frame, at in zip(frames, pts, strict=True):
+            writer.write(frame, at)
+    return path
+
+
+@pytest.mark.parametrize("name", ["flow", "depth"])
+@pytest.mark.parametrize("size", [(36, 52), (35, 51)])
+def test_round_trip__is_lossless(tmp_path, name, size):
+    frames = random_frames(name, height=size[0], width=size[1])
+    path = write_stream(tmp_path / "a.mp4", name, frames)
+    stream = index_video(path, stream_format=STREAM_FORMATS[name])
+    assert (stream.height_px, stream.width_px) == size
+    order = [3, 0, 5, 5, 1, 2, 4]
+    found = read_frames(tmp_path, stream, order, stream_name=name)
+    assert found.dtype == frames.dtype
+    np.testing.assert_array_equal(found, frames[order])
+
+
+def test_rgb__is_close_and_starts_groups_of_16(tmp_path):
+    # Grey, because chroma has half the resolution: a fine coloured texture loses more to that than to the codec.
+    frames = random_frames("rgb", 40)[..., :1].repeat(3, axis=-1)
+    path = write_stream(tmp_path / "a.mp4", "rgb", frames, pts=range(40), time_base=Fraction(1, 25))
+    stream = index_video(path, stream_format=STREAM_FORMATS["rgb"])
+    assert stream.keyframes.tolist() == [0, 16, 32]
+    found = read_frames(tmp_path, stream, range(40))
+    error = np.abs(found.astype(int) - frames).mean()
+    next_frame_error = np.abs(found[:-1].astype(int) - frames[1:]).mean()
+    assert error < 4
+    assert next_frame_error > 4 * error
+
+
+@pytest.mark.parametrize("name", sorted(STREAM_FORMATS))
+@pytest.mark.parametrize("time_base", [Fraction(1, 90000), Fraction(1, 25), Fraction(1001, 30000), Fraction(1, 16)])
+@pytest.mark.parametrize("first_pts", [0, 1, 7, 1_000_003])
+def test_timestamps__are_exact_in_seconds(tmp_path, name, time_base, first_pts):
+    pts = [first_pts + step for step in (0, 1, 2, 5, 6, 40)]
+    path = write_stream(tmp_path / "a.mp4", name, random_frames(name), pts=pts, time_base=time_base)
+    stream = index_video(path, stream_format=STREAM_FORMATS[name])
+    times = [int(p) * stream.time_base for p in stream.pts]
+    assert times == [p * time_base for p in pts]
+    # The packets' timestamps are those that decoding gives.
+    assert index_video(path).pts.tolist() == stream.pts.tolist()
+
+
+def test_negative_timestamp__is_refused(tmp_path):
+    with pytest.raises(ValueError, match="the timestamp -3 is negative"):
+        write_stream(tmp_path / "a.mp4", "flow", random_frames("flow"), pts=[-3, 0, 1, 2, 3, 4])
+
+
+@pytest.mark.parametrize("name", sorted(STREAM_FORMATS))
+def test_same_frames__same_bytes(tmp_path, name):
+    """Often, and small: x264's mbtree gave other bytes in one of twenty files of 42x32 pixels."""
+    frames = random_frames(name, 17, height=32, width=42)
+    first = write_stream(tmp_path / "a.mp4", name, frames, pts=range(17)).read_bytes()
+    for _ in range(60):
+        assert write_stream(tmp_path / "deeper" / "b.mp4", name, frames, pts=range(17)).read_bytes() == first
+
+
+def test_quantise_flow__error_is_bounded():
+    flow = np.linspace(-FLOW_BOUND_PX, FLOW_BOUND_PX, 100_001, dtype=np.float32)
+    restored = quantise_flow(flow) * FLOW.value_scale + FLOW.value_offset
+    # 256 levels over 40 px stand 40/255 apart: the error is at most half of that.
+    assert np.abs(restored - flow).max() <= 20 / 255 + 1e-5
+    assert np.abs(restored - flow).mean() == pytest.approx(10 / 255, rel=0.01)
+
+
+def test_quantise_flow__zero_and_bounds():
+    coded = quantise_flow(np.array([0.0, 20.0, -20.0, 1e6, -1e6], dtype=np.float32))
+    assert coded.tolist() == [128, 255, 0, 255, 0]
+    # Zero lies between two levels, and the nearer one to even is taken: 0.078 px.
+    assert coded[0] * FLOW.value_scale + FLOW.value_offset == pytest.approx(20 / 255)
+
+
+def test_mirrored_flow__is_exactly_negative():
+    coded = np.arange(256)
+    restored = coded * FLOW.value_scale + FLOW.value_offset
+    mirrored = (255 - coded) * FLOW.value_scale + FLOW.value_offset
+    np.testing.assert_allclose(mirrored, -restored, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("num_written", [0, 1, 3])
+def test_exception_in_the_block__leaves_no_file(tmp_path, num_written):
+    frames = random_frames("rgb")
+    writing = StreamWriter(tmp_path / "a.mp4", STREAM_FORMATS["rgb"], time_base=TIME_BASE)
+    with pytest.raises(RuntimeError, match="stop"), writing as writer:
+        for i in range(num_written):
+            writer.write(frames[i], PTS[i])
+        raise RuntimeError("stop")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_exception_in_the_block__keeps_the_older_file(tmp_path):
+    path = write_stream(tmp_path / "a.mp4", "flow", random_frames("flow"))
+    before = path.read_bytes()
+    writing = StreamWriter(path, STREAM_FORMATS["flow"], time_base=TIME_BASE)
+    with pytest.raises(RuntimeError, match="stop"), writing as writer:
+        writer.write(random_frames("flow")[0], 0)
+        raise RuntimeError("stop")
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_odd_size__is_an_error_for_h264(tmp_path):
+    with pytest.raises(UserError, match="even sides, not 51x36"):
+        write_stream(tmp_path / "a.mp4", "rgb", random_frames("rgb", width=51))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_stream__lists_the_known_ones():
+    with pytest.raises(UserError, match="choose one of depth, flow, rgb; did you mean 'flow'"):
+        get_stream_format("flows")

@@ -1,0 +1,83 @@
+"""Small video files for tests, and the slow plain way of reading them."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Frames = NDArray[np.uint8]
+
+
+def texture(height: int, width: int, *, seed: int = 0, grain_px: float = 1.5) -> Frames:
+    """A random coloured texture [H, W, 3] that is smooth enough to be tracked and wraps around."""
+    noise = np.random.default_rng(seed).normal(size=(height, width, 3)).astype(np.float32)
+    tiled = cv2.GaussianBlur(np.tile(noise, (3, 3, 1)), (0, 0), grain_px)[height : 2 * height, width : 2 * width]
+    return np.clip(128 + tiled * (50 / tiled.std()), 0, 255).astype(np.uint8)
+
+
+def moving_frames(num_frames: int, *, height: int = 48, width: int = 64, step_xy=(1, 0), seed: int = 0) -> Frames:
+    """[T, H, W, 3]: a texture that moves by ``step_xy`` pixels per frame, wrapping around."""
+    base = texture(height, width, seed=seed)
+    return np.stack([np.roll(base, (t * step_xy[1], t * step_xy[0]), axis=(0, 1)) for t in range(num_frames)])
+
+
+def write_video(
+    path: Path,
+    frames: Frames,
+    *,
+    codec: str = "mpeg4",
+    pts: Sequence[int] | None = None,
+    time_base: Fraction = Fraction(1, 25),
+    options: dict[str, str] | None = None,
+) -> Path:
+    """Write frames [T, H, W, 3] with a codec of its own settings, at given timestamps."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream(codec, rate=25, options=options or {})
+        stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
+        stream.time_base = stream.codec_context.time_base = time_base
+        stream.codec_context.thread_count = 1
+        for i, picture in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            frame.pts, frame.time_base = i if pts is None else pts[i], time_base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def mark_rotated(path: Path) -> None:
+    """Write "show me turned by 90 degrees clockwise" into an .mp4, as phones that are held upright do."""
+    data = bytearray(path.read_bytes())
+    one = 0x10000
+    matrix = struct.pack(">9i", 0, one, 0, -one, 0, 0, 0, 0, 0x40000000)
+    start = data.index(b"tkhd") + 44
+    data[start : start + 36] = matrix
+    path.write_bytes(data)
+
+
+def truncate(path: Path, share: float) -> Path:
+    """Keep the first part of a file."""
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    return path
+
+
+def decode_everything(path: Path, wanted: set[int] | None = None) -> tuple[list[int | None], dict[int, Frames]]:
+    """The reference: one loop over the file without seeking; raw timestamps, and pictures by position."""
+    pts: list[int | None] = []
+    pictures = {}
+    with av.open(str(path)) as container:
+        for position, frame in enumerate(container.decode(video=0)):
+            pts.append(frame.pts)
+            if wanted is None or position in wanted:
+                turned = np.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90))
+                pictures[position] = turned
+    return pts, pictures
