@@ -30,7 +30,7 @@ _EXPORTS = {
     "wrap_encoder": "crossdistill.encoders",
 }
 
-__all__ = ["__version__", *_EXPORTS]  # noqa: PLE0604
+__all__ = ["__version__", *_EXPORTS]
 
 if TYPE_CHECKING:
     from crossdistill.data.dataset import PairedClips

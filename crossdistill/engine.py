@@ -6,8 +6,9 @@ Accelerate does devices, processes, accumulation and clipping. Precision is chos
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ def train(
     """
     checkpoints = Checkpoints(folder / "checkpoints")
     model, optimizer = accelerator.prepare(task.trainable, optimizer)
-    state = _resume(checkpoints, task, model, optimizer, accelerator)
+    state = _resume(checkpoints, task, model, optimizer, accelerator, plan.seed)
     batches = TrainingBatches(
         num_samples=len(dataset),
         batch_size=plan.batch_size,
@@ -128,8 +129,8 @@ def train(
             task.after_step()
             state.step += 1
             if evaluate is not None and evaluate_every and state.step % evaluate_every == 0:
-                monitor.note(state.step, evaluate())
-                task.trainable.train()
+                with monitor.pause():
+                    monitor.note(state.step, evaluate())
             monitor.finish_step(state.step)
             if state.step % checkpoint_every == 0 or state.step == num_steps:
                 _save(checkpoints, state, task, model, optimizer, accelerator)
@@ -162,10 +163,16 @@ def _report_unreadable(state: TrainingState, accelerator: Accelerator) -> None:
 
 
 def _resume(
-    checkpoints: Checkpoints, task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator
+    checkpoints: Checkpoints,
+    task: Task,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
+    seed: int,
 ) -> TrainingState:
     found = checkpoints.load_newest()
     if found is None:
+        torch.manual_seed(seed + accelerator.process_index)  # dropout differs between processes
         return TrainingState()
     step, content = found
     accelerator.unwrap_model(model).load_state_dict(content["trainable"])
@@ -283,7 +290,13 @@ class Monitor:
         self.notes = "  ".join(f"{name} {value:.3f}" for name, value in values.items())
         if self.log is not None and values:
             self.log.write(step, values)
-        self.clock = time.perf_counter()
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leave what happens inside out of clips/s."""
+        started = time.perf_counter()
+        yield
+        self.clock += time.perf_counter() - started
 
     def finish_step(self, step: int) -> None:
         """Advance the bar; log means since the last line when it is time."""

@@ -510,17 +510,20 @@ def _reduce(rgb: Floats, size_px: int) -> Floats:
     return np.asarray(cv2.resize(rgb, (size_px, size_px), interpolation=cv2.INTER_AREA), dtype=np.float32)
 
 
-def render_rgb(scene: Scene, t: int) -> Floats:
-    """One frame of a scene: [H, W, 3], intensity in [0, 1]."""
-    return _reduce(_render_canvas(scene, t).rgb, scene.size_px)
+def render_frame(scene: Scene, t: int) -> Clip:
+    """Paint frame t alone, as a clip of one frame."""
+    return _clip(scene, [_render_canvas(scene, t)])
 
 
 def render_clip(scene: Scene) -> Clip:
     """Paint all frames of a scene."""
-    canvases = [_render_canvas(scene, t) for t in range(scene.num_frames)]
+    return _clip(scene, [_render_canvas(scene, t) for t in range(scene.num_frames)])
+
+
+def _clip(scene: Scene, canvases: list[_Canvas]) -> Clip:
     return Clip(
         rgb=np.stack([_reduce(canvas.rgb, scene.size_px) for canvas in canvases]),
-        flow_px=np.stack([canvas.flow_px for canvas in canvases[:-1]]).transpose(0, 2, 3, 1),
+        flow_px=np.stack([canvas.flow_px for canvas in canvases]).transpose(0, 2, 3, 1)[:-1],
         depth_mm=np.rint(np.stack([canvas.depth_mm for canvas in canvases])).astype(np.uint16)[..., None],
         surface=np.stack([canvas.surface for canvas in canvases]),
     )

@@ -17,3 +17,27 @@ def shared_folder() -> Path:
     if not (folder / "media").is_dir():
         pytest.skip("no shared data")
     return folder
+
+
+@pytest.fixture(scope="session")
+def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared toyactions of 6 clips a class, 32 pixels, 8 frames; tests that change it copy it."""
+    from data_prep.toyactions import Options, prepare
+
+    folder = tmp_path_factory.mktemp("toy") / "toyactions"
+    prepare(Options(out=folder, clips_per_class=6, size=32, frames=8))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def teacher_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of an rgb_r3d10_gn that was never trained: a teacher for tests of machinery."""
+    import torch
+    from safetensors.torch import save_file
+
+    from crossdistill.encoders import create_encoder
+
+    torch.manual_seed(7)
+    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    save_file(create_encoder("rgb_r3d10_gn").body.state_dict(), path)
+    return path

@@ -78,7 +78,7 @@ def test_unknown_option__exits_with_a_suggestion(capsys):
 
 
 def test_wrong_option_value__is_one_sentence():
-    with pytest.raises(UserError, match="objective.bank_size is 0"):
+    with pytest.raises(UserError, match=r"objective\.bank_size is 0"):
         parse(["--bank-size", "0"])
 
 

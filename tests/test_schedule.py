@@ -1,5 +1,6 @@
 """Learning rates against closed forms."""
 
+import itertools
 import math
 
 import pytest
@@ -22,7 +23,7 @@ def test_cosine__starts_at_the_peak_and_falls_to_zero():
     rates = [learning_rate(s, peak=2.0, num_steps=100) for s in range(101)]
     assert rates[0] == 2.0 and rates[50] == pytest.approx(1.0) and rates[100] == pytest.approx(0)
     assert rates[25] == pytest.approx(1 + math.cos(math.pi / 4))
-    assert all(a > b for a, b in zip(rates, rates[1:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(rates))
 
 
 def test_warm_up__climbs_linearly_then_hands_over():

@@ -1,7 +1,9 @@
 """The embedded dataset: files, lists and splits, exact flow and depth, and what a single frame gives away."""
 
+import functools
 import hashlib
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -21,7 +23,17 @@ from crossdistill.data.streams import quantise_flow
 from crossdistill.errors import UserError
 from data_prep.__main__ import main
 from data_prep.toyactions import OPTIONS_NAME, ClipId, Options, clip_ids, held_out_groups, num_groups, prepare
-from data_prep.toyactions_renderer import ACTIONS, Clip, Identity, Scene, Track, compose_scene, render_clip, render_rgb
+from data_prep.toyactions_renderer import (
+    ACTIONS,
+    Clip,
+    Identity,
+    Motion,
+    Scene,
+    Track,
+    compose_scene,
+    render_clip,
+    render_frame,
+)
 
 SIZE_PX, NUM_FRAMES = 48, 12
 SMALL = {"clips_per_class": 2, "size": SIZE_PX, "frames": NUM_FRAMES}
@@ -57,10 +69,10 @@ def test_prepare__same_seed_same_bytes_with_any_number_of_workers(dataset, tmp_p
 
 
 def test_compose_scene__depends_on_seed_group_clip_and_class():
-    base = render_rgb(compose("Bounce"), 0)
-    assert np.array_equal(base, render_rgb(compose("Bounce"), 0))
+    base = render_frame(compose("Bounce"), 0).rgb
+    assert np.array_equal(base, render_frame(compose("Bounce"), 0).rgb)
     for other in (compose("Bounce", seed=1), compose("Bounce", clip=6), compose("Shake")):
-        assert np.abs(base - render_rgb(other, 0)).mean() > 0.02
+        assert np.abs(base - render_frame(other, 0).rgb).mean() > 0.02
 
 
 def test_prepare__other_seed_other_streams(dataset, tmp_path):
@@ -219,7 +231,7 @@ def test_command__prepares(tmp_path):
     main(["toyactions", "--out", str(tmp_path / "data"), *options])
     manifest = Manifest.load(tmp_path / "data")
     assert len(manifest.videos) == 24
-    assert manifest.videos[0].streams["rgb"].times_seconds.tolist() == [0, 0.04, 0.08, 0.12]
+    assert manifest.videos[0].streams["rgb"].times_seconds.tolist() == pytest.approx([0, 0.04, 0.08, 0.12])
 
 
 # Exact flow and depth.
@@ -252,12 +264,12 @@ def pull_back(picture: np.ndarray, flow_px: np.ndarray) -> np.ndarray:
 def test_flow__carries_frames_onto_each_other(action):
     warped, unwarped = [], []
     for number in range(1, 5):
-        clip = render_clip(compose(action, clip=number, num_frames=12))
-        for t in range(0, 11, 2):
-            moving = seen_throughout(clip, t) & (np.hypot(*np.moveaxis(clip.flow_px[t], -1, 0)) > 0.3)
+        clip = render_clip(compose(action, clip=number))
+        for t in range(0, 19, 3):
+            moving = seen_throughout(clip, t) & (np.hypot(*np.moveaxis(clip.flow_px[t], -1, 0)) > 0.25)
             warped += np.abs(pull_back(clip.rgb[t + 1], clip.flow_px[t]) - clip.rgb[t])[moving].ravel().tolist()
             unwarped += np.abs(clip.rgb[t + 1] - clip.rgb[t])[moving].ravel().tolist()
-    assert len(warped) > 2000
+    assert len(warped) > 1000
     assert np.mean(warped) < 0.2 * np.mean(unwarped)
     assert np.mean(warped) < 0.012
 
@@ -281,7 +293,7 @@ def test_depth__radius_goes_as_one_over_distance(action, sign):
         seen = [clip.depth_mm[t, :, :, 0][clip.surface[t] == 1].mean() for t in range(20)]
         assert (np.sign(np.diff(seen)) == sign).mean() > 0.9
         assert np.sign(seen[-1] - seen[0]) == sign
-        assert 1.4 < (seen[-1] / seen[0]) ** sign < 2.4
+        assert 1.6 < (seen[-1] / seen[0]) ** sign < 3.2
 
 
 def test_depth__bodies_keep_to_separate_ranges():
@@ -300,7 +312,7 @@ def test_depth__bodies_keep_to_separate_ranges():
 def test_flow__within_the_stored_bound(size_px):
     largest = 0.0
     for action in ACTIONS:
-        for number in range(1, 60 if size_px == 64 else 4):
+        for number in range(1, 40 if size_px == 64 else 3):
             scene = compose(action, clip=number, size_px=size_px)
             body = next(body for body in scene.bodies if body.surface == 1)
             centre_step = np.hypot(*np.diff(body.centre_px, axis=0).T).max()
@@ -365,7 +377,7 @@ def test_flow__bounce_turns_on_one_axis_and_shake_goes_nowhere():
 
 # What single frames and flow say about the class.
 
-NUM_PROBED_CLIPS = 200
+NUM_PROBED_CLIPS = 96
 TWIN_PAIRS = [
     ("SlideLeft", "SlideRight"),
     ("SlideUp", "SlideDown"),
@@ -376,80 +388,104 @@ TWIN_PAIRS = [
 
 
 class Frames:
-    """One frame of many clips of each class: features that an image student could use, and groups."""
+    """One frame of many clips of each class, as features; groups share textures.
 
-    def __init__(self, *, earliest: int, latest: int) -> None:
-        moments = np.random.default_rng(1)
-        torch.manual_seed(0)
-        encoder = resnet18(weights=None).eval()
-        encoder.fc = torch.nn.Identity()
-        self.groups = np.arange(NUM_PROBED_CLIPS) % 8
-        self.features = {}
-        for action in sorted({action for pair in TWIN_PAIRS for action in pair}):
-            scenes = [
-                compose_scene(action, Identity(seed=5, group=int(g), clip=i), size_px=64, num_frames=20)
-                for i, g in enumerate(self.groups)
-            ]
-            frames = np.stack([render_rgb(s, int(moments.integers(earliest, latest + 1))) for s in scenes])
-            self.features[action] = self.encode(encoder, frames)
+    Two kinds: what an image encoder could use (a random ResNet-18's embedding, raw pixels, and how far
+    each region's colour lies from the frame's usual one), and the exact place, size and distance of the
+    acting body, an upper bound for whatever an encoder could find of them.
+    """
+
+    def __init__(self, actions: Sequence[str], *, kind: str, earliest: int, latest: int) -> None:
+        self.clips = np.arange(NUM_PROBED_CLIPS)
+        self.groups = self.clips % 8
+        moments = np.random.default_rng(1).integers(earliest, latest + 1, (len(actions), NUM_PROBED_CLIPS))
+        describe = {"by_eye": seen_by_encoder, "by_truth": true_geometry}[kind]
+        self.features = {
+            action: describe([self.render(action, *ids) for ids in zip(self.groups, self.clips, when, strict=True)])
+            for action, when in zip(actions, moments, strict=True)
+        }
 
     @staticmethod
-    def encode(encoder: torch.nn.Module, frames: np.ndarray) -> np.ndarray:
-        raw = np.stack([cv2.resize(frame, (8, 8), interpolation=cv2.INTER_AREA).ravel() for frame in frames])
-        with torch.inference_mode():
-            deep = encoder((torch.from_numpy(frames).permute(0, 3, 1, 2) - 0.45) / 0.225).numpy()
-        return np.hstack([raw, deep])
+    def render(action: str, group: int, clip: int, moment: int) -> Clip:
+        identity = Identity(seed=5, group=int(group), clip=int(clip))
+        return render_frame(compose_scene(action, identity, size_px=48, num_frames=20), int(moment))
 
-    def hits(self, actions: tuple[str, ...]) -> float:
-        """Share of the frames whose class, among ``actions``, a linear probe finds on unseen textures."""
+    def surprise(self, actions: Sequence[str]) -> float:
+        """How far a linear probe beats guessing on textures it has not seen, in standard deviations."""
         features = np.vstack([self.features[action] for action in actions])
         labels = np.repeat(np.arange(len(actions)), NUM_PROBED_CLIPS)
-        probe = make_pipeline(StandardScaler(), LogisticRegression(C=1e-3, max_iter=200))
         groups = np.tile(self.groups, len(actions))
-        return float((cross_val_predict(probe, features, labels, groups=groups, cv=GroupKFold(4)) == labels).mean())
+        # As much regularisation as the number of features asks for.
+        probe = make_pipeline(StandardScaler(), LogisticRegression(C=1 / features.shape[1], max_iter=200))
+        found = cross_val_predict(probe, features, labels, groups=groups, cv=GroupKFold(4))
+        chance = 1 / len(actions)
+        return float((np.mean(found == labels) - chance) / np.sqrt(chance * (1 - chance) / len(labels)))
 
 
-def surprise(hits: float, num_classes: int) -> float:
-    """By how many standard deviations a share of hits exceeds guessing."""
-    chance = 1 / num_classes
-    return (hits - chance) / np.sqrt(chance * (1 - chance) / (num_classes * NUM_PROBED_CLIPS))
+@functools.cache
+def random_encoder() -> torch.nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        encoder = resnet18(weights=None).eval()
+    encoder.fc = torch.nn.Identity()
+    return encoder
 
 
-def assert_guessing(surprises: list[float]) -> None:
-    """One in a thousand honest runs would exceed either bound."""
-    assert max(surprises) < 3.5, surprises
-    assert sum(surprises) / np.sqrt(len(surprises)) < 3.1, surprises
+def seen_by_encoder(clips: list[Clip]) -> np.ndarray:
+    frames = np.concatenate([clip.rgb for clip in clips])
+    with torch.inference_mode():
+        deep = random_encoder()((torch.from_numpy(frames).permute(0, 3, 1, 2) - 0.45) / 0.225).numpy()
+    odd = np.abs(frames - np.median(frames, axis=(1, 2), keepdims=True)).mean(axis=3, keepdims=True)
+    pixels = np.concatenate([frames, odd], axis=3)
+    return np.hstack([deep, [cv2.resize(p, (8, 8), interpolation=cv2.INTER_AREA).ravel() for p in pixels]])
 
 
-@pytest.fixture(scope="module")
-def middle_frames() -> Frames:
-    return Frames(earliest=9, latest=10)  # twenty frames have two in the middle
+def true_geometry(clips: list[Clip]) -> np.ndarray:
+    rows = []
+    for clip in clips:
+        y, x = np.nonzero(clip.surface[0] == 1)
+        distance_m = clip.depth_mm[0, y, x, 0].mean() / 1000
+        rows.append([x.mean(), y.mean(), x.std(), y.std(), len(x), distance_m, clip.depth_mm.mean() / 1000])
+    return np.array(rows)
 
 
-def test_middle_frame__tells_no_class(middle_frames):
-    slides = ("SlideLeft", "SlideRight", "SlideUp", "SlideDown")
-    sets = [slides, *TWIN_PAIRS, ("Approach", "SpinClockwise"), ("SlideUp", "OrbitClockwise"), ("Recede", "SlideLeft")]
-    assert_guessing([surprise(middle_frames.hits(actions), len(actions)) for actions in sets])
+def assert_guessing(surprises: dict[str, float]) -> None:
+    """Bounds that one honest run in some hundreds exceeds; the seeds are fixed, so a pass stays a pass."""
+    values = list(surprises.values())
+    assert max(values) < 3.3, surprises
+    assert sum(values) / np.sqrt(len(values)) < 3, surprises
+
+
+SLIDES = ("SlideLeft", "SlideRight", "SlideUp", "SlideDown")
+
+
+@pytest.mark.parametrize("kind", ["by_eye", "by_truth"])
+def test_middle_frame__tells_no_class(kind):
+    frames = Frames(list(ACTIONS), kind=kind, earliest=9, latest=10)  # twenty frames have two in the middle
+    sets = [SLIDES, *TWIN_PAIRS, ("Approach", "SpinClockwise"), ("SlideUp", "OrbitClockwise", "Bounce", "Shake")]
+    assert_guessing({"/".join(actions): frames.surprise(actions) for actions in sets})
 
 
 def test_any_frame__tells_no_direction():
-    frames = Frames(earliest=0, latest=19)
-    assert_guessing([surprise(frames.hits(pair), 2) for pair in TWIN_PAIRS])
+    actions = [action for pair in TWIN_PAIRS for action in pair]
+    frames = Frames(actions, kind="by_truth", earliest=0, latest=19)
+    assert_guessing({"/".join(pair): frames.surprise(pair) for pair in TWIN_PAIRS})
 
 
-def test_probe__finds_a_leak(middle_frames, monkeypatch):
-    """The bound has power: bodies that stand 3 pixels off the middle, to a side told by the class, break it."""
-    for action in TWIN_PAIRS[0]:
-        sign = 1 if action == "SlideLeft" else -1
+@pytest.mark.parametrize(("kind", "shift"), [("by_eye", 0.12), ("by_truth", 0.04)])
+def test_probe__finds_a_leak(monkeypatch, kind, shift):
+    """The bounds have power: bodies that stand off the middle, to the side that they come from, break them."""
+    for action, sign in (("SlideLeft", 1), ("SlideRight", -1)):
+        monkeypatch.setitem(ACTIONS, action, shifted(ACTIONS[action], sign * shift))
+    assert Frames(SLIDES[:2], kind=kind, earliest=9, latest=10).surprise(SLIDES[:2]) > 3.3
 
-        def leaky(rng, instants, motion=ACTIONS[action], sign=sign):
-            track = motion(rng, instants)
-            return Track(track.offset + [sign * 3 / 64, 0], track.angle_rad, track.scale)
 
-        monkeypatch.setitem(ACTIONS, action, leaky)
-    monkeypatch.setattr(f"{__name__}.TWIN_PAIRS", TWIN_PAIRS[:1])
-    leaky_frames = Frames(earliest=9, latest=10)
-    assert surprise(leaky_frames.hits(TWIN_PAIRS[0]), 2) > 3.5
+def shifted(motion: Motion, shift: float) -> Motion:
+    def move(rng, instants):
+        track = motion(rng, instants)
+        return Track(offset=track.offset + np.array([shift, 0]), angle_rad=track.angle_rad, scale=track.scale)
+
+    return move
 
 
 def flow_statistics(flow_px: np.ndarray) -> np.ndarray:
@@ -480,6 +516,5 @@ def test_flow__tells_the_class():
     probe = make_pipeline(StandardScaler(), RandomForestClassifier(100, random_state=0))
     found = cross_val_predict(probe, np.array(features), labels, groups=groups, cv=GroupKFold(4))
     shares = [(found == labels)[np.array(labels) == label].mean() for label in range(12)]
-    print(dict(zip(ACTIONS, np.round(shares, 2))))
-    assert np.mean(shares) > 0.85
-    assert min(shares) > 0.6
+    assert np.mean(shares) > 0.85, shares
+    assert min(shares) > 0.6, shares

@@ -170,4 +170,6 @@ def make_loader(
         pin_memory=pin_memory,
         worker_init_fn=_use_one_thread,
         prefetch_factor=4 if num_workers else None,
+        # Of its own: drawing from torch's generator would shift the dropout of a resumed run.
+        generator=torch.Generator(),
     )

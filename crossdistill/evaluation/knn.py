@@ -37,6 +37,7 @@ GALLERY_CHUNK = 32_768
 _GRID = 2.0**26
 _GROUP = 32
 _NUM_SPARE = 8
+_EXACT_CHUNK_DIVISOR = 4
 _NUM_REFINED_AT_ONCE = 2**18
 _ROWS_NORMALISED_AT_ONCE = 256
 
@@ -55,6 +56,13 @@ class Neighbours:
     """[B, C] float64, similarity of each class's nearest sample, -inf for a class that the gallery lacks; None without
     labels. Exact for neighbours' classes; all others are right to float32 and the best five are in the right order."""
 
+    def replace_rows(self, rows_r: Tensor, other: Neighbours) -> None:
+        """Put another result in the place of some queries."""
+        self.similarities_bk[rows_r] = other.similarities_bk
+        self.indices_bk[rows_r] = other.indices_bk
+        if self.class_similarities_bc is not None and other.class_similarities_bc is not None:
+            self.class_similarities_bc[rows_r] = other.class_similarities_bc
+
 
 def nearest_neighbours(
     *,
@@ -68,8 +76,8 @@ def nearest_neighbours(
 ) -> Neighbours:
     """Find the k gallery samples of highest cosine similarity, exactly.
 
-    The result does not depend on the chunk sizes, which bound the memory: about
-    8 bytes × query_chunk × gallery_chunk, four times as much where queries need the second pass.
+    The result does not depend on the chunk sizes, which bound the memory: about 10 bytes × query_chunk × gallery_chunk
+    and two float64 copies of a gallery chunk, beside one float32 copy of both sets.
 
     Args:
         queries_bd: [B, D] floating point, any scale; a row of zeros has similarity 0 to everything.
@@ -249,27 +257,36 @@ class _Search:
     def run(self, queries_bd: Tensor, query_chunk: int) -> Neighbours:
         """Propose in float32, prove, and scan in float64 the queries without proof."""
         if not _multiplies_in_float32(queries_bd.device):
-            return _concatenate([self._scan_exactly(chunk) for chunk in queries_bd.split(query_chunk)])
-        proposals = [self._propose(chunk) for chunk in queries_bd.split(query_chunk)]
+            return self.scan_exactly(queries_bd, query_chunk)
+        buffer = self._buffer(len(queries_bd), query_chunk, torch.float32)
+        proposals = [self.propose(chunk, buffer) for chunk in queries_bd.split(query_chunk)]
         result = _concatenate([neighbours for neighbours, _ in proposals])
         unproven = (~torch.cat([is_proven_b for _, is_proven_b in proposals])).nonzero()[:, 0]
-        for rows in unproven.split(query_chunk) if len(unproven) else ():
-            exact = self._scan_exactly(queries_bd[rows])
-            result.similarities_bk[rows] = exact.similarities_bk
-            result.indices_bk[rows] = exact.indices_bk
-            if result.class_similarities_bc is not None and exact.class_similarities_bc is not None:
-                result.class_similarities_bc[rows] = exact.class_similarities_bc
+        if len(unproven):
+            result.replace_rows(unproven, self.scan_exactly(queries_bd[unproven], query_chunk))
         return result
 
-    def _scan(self, queries_bd: Tensor, k: int, select: _Select) -> tuple[Tensor, Tensor, Tensor | None]:
+    def scan_exactly(self, queries_bd: Tensor, query_chunk: int) -> Neighbours:
+        """Compare everything with everything in float64; slower, and for any features."""
+        query_chunk = max(1, query_chunk // _EXACT_CHUNK_DIVISOR)
+        buffer = self._buffer(len(queries_bd), query_chunk, torch.float64)
+        chunks = queries_bd.double().split(query_chunk)
+        return _concatenate([Neighbours(*self._scan(chunk, self.k, _select_first, buffer)) for chunk in chunks])
+
+    def _buffer(self, num_queries: int, query_chunk: int, dtype: torch.dtype) -> Tensor:
+        """Memory for the products of all chunks: fresh memory of this size costs as much as computing in it."""
+        num_products = min(query_chunk, num_queries) * min(self.gallery_chunk, len(self.gallery_nd))
+        return self.gallery_nd.new_empty(num_products, dtype=dtype)
+
+    def _scan(
+        self, queries_bd: Tensor, k: int, select: _Select, buffer: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Walk over the gallery in the queries' precision and keep the k best and each class's best."""
         best_bk = queries_bd.new_empty((len(queries_bd), 0))
         indices_bk = torch.empty_like(best_bk, dtype=torch.int64)
         class_bc = queries_bd.new_full((len(queries_bd), self.num_classes), -torch.inf)
-        buffer = queries_bd.new_empty(len(queries_bd) * min(self.gallery_chunk, len(self.gallery_nd)))
         for start in range(0, len(self.gallery_nd), self.gallery_chunk):
             stop = min(start + self.gallery_chunk, len(self.gallery_nd))
-            # One buffer for all chunks: fresh memory of this size costs more than what is computed in it.
             sims_bn = buffer[: len(queries_bd) * (stop - start)].view(len(queries_bd), stop - start)
             torch.mm(queries_bd, self.gallery_nd[start:stop].to(queries_bd.dtype).T, out=sims_bn)
             if self.labels_n is not None:
@@ -281,17 +298,14 @@ class _Search:
             indices_bk = merged_indices_bk.gather(1, chosen_bk)
         return best_bk, indices_bk, class_bc if self.labels_n is not None else None
 
-    def _scan_exactly(self, queries_bd: Tensor) -> Neighbours:
-        return Neighbours(*self._scan(queries_bd.double(), self.k, _select_first))
-
-    def _propose(self, queries_bd: Tensor) -> tuple[Neighbours, Tensor]:
+    def propose(self, queries_bd: Tensor, buffer: Tensor) -> tuple[Neighbours, Tensor]:
         """Take candidates from float32, order them exactly, and say for which queries the answer is proven.
 
         With an error of at most e in every float32 similarity, a row that is no candidate has an exact similarity of
         at most ``floor`` = lowest candidate + e. So the answer is proven where the k-th exact similarity is above it.
         """
         num_candidates = min(self.k + _NUM_SPARE, len(self.gallery_nd))
-        coarse_bk, indices_bk, class_bc = self._scan(queries_bd, num_candidates, _select_any)
+        coarse_bk, indices_bk, class_bc = self._scan(queries_bd, num_candidates, _select_any, buffer)
         error = _float32_error(queries_bd.shape[1])
         floor_b1 = coarse_bk.amin(1, keepdim=True).double() + error
         if num_candidates == len(self.gallery_nd):

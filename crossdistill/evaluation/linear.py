@@ -64,7 +64,11 @@ def batch_size_for(num_clips: int) -> int:
     """Choose the batch: the paper's 256 from 8,192 clips on, N // 32 below, never under 8.
 
     The paper's 256 on ImageNet means thousands of steps per epoch; on 400 clips it would mean 80 steps in all, most
-    of them at a lowered learning rate, and a layer that is not trained to the end.
+    of them at a lowered learning rate, and a layer that is not trained to the end. Measured on Gaussian classes, test
+    accuracy of batch N // 2, N // 8, N // 32: with correlated features of decaying variance, which is what encoders
+    give, 0.56, 0.74, 0.83 (400 clips, 128 dimensions, 8 classes), 0.72, 0.84, 0.88 (512 dimensions) and 0.25, 0.35,
+    0.54 (1,000 clips, 512 dimensions, 50 classes). With independent features, which need no long training, the
+    smaller batch costs at most 0.03.
     """
     return min(PAPER_BATCH_SIZE, max(SMALLEST_BATCH_SIZE, num_clips // STEPS_PER_EPOCH))
 

@@ -1,0 +1,113 @@
+"""Real processes: SIGKILL and resume to the bit, and two processes that do what one does."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from crossdistill.checkpoint import Checkpoints
+
+PROJECT = Path(__file__).resolve().parent.parent
+TINY = [
+    *("--student-frames", 4, "--student-size", 32, "--teacher-frames", 4, "--teacher-size", 32),
+    *("--optimizer", "adamw", "--lr", 0.003, "--schedule", "cosine", "--bank-size", 40, "--clip-norm", 1.0),
+    *("--precision", "fp32", "--workers", 1, "--no-evaluate", "--knn-clips", 0),
+    *("--tracker", "none", "--log-every-steps", 1),
+]
+
+
+def command(*options, processes=1):
+    launcher = [sys.executable, "-W", "ignore"]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0"]
+        launcher += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
+    return [*launcher, str(PROJECT / "train.py"), *map(str, (*TINY, *options))]
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def start(arguments):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def losses(folder):
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row["loss"] for row in rows if "loss" in row}
+
+
+def flatten(tree, path=""):
+    if isinstance(tree, dict):
+        return {k: v for key, value in tree.items() for k, v in flatten(value, f"{path}/{key}").items()}
+    if isinstance(tree, list):
+        return flatten(dict(enumerate(tree)), path)
+    return {path: tree}
+
+
+def kill_after(process, folder, step):
+    """SIGKILL as soon as the curves show a step."""
+    deadline = time.monotonic() + 200
+    while not (folder / "metrics.jsonl").is_file() or max(losses(folder), default=0) < step:
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+@pytest.mark.parametrize(("objective", "kill_steps"), [("compress-2q", (3, 8)), ("compress-1q", (5,))])
+def test_resume__killed_runs_end_with_the_same_bits(tmp_path, toy_folder, teacher_file, objective, kill_steps):
+    """BatchNorm, EMA copy, bank, AdamW, schedule, sampler: all of it is in the checkpoint."""
+    options = ["--teacher", "rgb_r3d10_gn", "--student", "flow_r3d10", "--teacher-weights", teacher_file]
+    options += ["--data", toy_folder, "--batch-size", 8, "--epochs", 3, "--checkpoint-every-steps", 2]
+    options += ["--objective", objective, "--accumulate", 1]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    reference = start(command(*options, "--out", whole))
+    for step in kill_steps:
+        kill_after(start(command(*options, "--out", killed, "--resume")), killed, step)
+    finish(reference)
+    output = finish(start(command(*options, "--out", killed, "--resume")))
+    assert "going on after step" in output
+    student = "student/student.safetensors"
+    assert (whole / student).read_bytes() == (killed / student).read_bytes()
+    one, other = (flatten(Checkpoints(folder / "checkpoints").load_newest()[1]) for folder in (whole, killed))
+    assert one.keys() == other.keys() and len(one) > 50
+    for name, value in one.items():
+        assert torch.equal(value, other[name]) if isinstance(value, torch.Tensor) else value == other[name], name
+    assert losses(whole) == losses(killed)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_two_processes_with_half_the_batch__do_what_one_process_does(tmp_path, toy_folder, teacher_file, accumulate):
+    options = ["--teacher", "rgb_r3d10_gn", "--student", "flow_r3d10_gn", "--teacher-weights", teacher_file]
+    options += ["--data", toy_folder, "--epochs", 2, "--objective", "compress-2q", "--accumulate", accumulate]
+    # SGD: AdamW divides by the size of the gradient and so turns rounding into steps of full length.
+    options += ["--optimizer", "sgd", "--lr", 0.05]
+    one, two = tmp_path / "one", tmp_path / "two"
+    first = start(command(*options, "--batch-size", 8, "--out", one))
+    finish(start(command(*options, "--batch-size", 4, "--out", two, processes=2)))
+    finish(first)
+    curve_one, curve_two = losses(one), losses(two)
+    assert curve_one.keys() == curve_two.keys() and len(curve_one) >= 5
+    for step, loss in curve_one.items():
+        assert curve_two[step] == pytest.approx(loss, abs=1e-5), step
+    assert max(curve_one.values()) > 0.01
+    banks = [Checkpoints(folder / "checkpoints").load_newest()[1]["task"]["bank"] for folder in (one, two)]
+    assert torch.equal(banks[0]["sample_ids"], banks[1]["sample_ids"])
+    assert torch.equal(banks[0]["position"], banks[1]["position"])
+    for name in ("teacher", "student"):
+        torch.testing.assert_close(banks[0][name], banks[1][name], atol=1e-5, rtol=0)
+    weights = [load_file(folder / "student" / "student.safetensors") for folder in (one, two)]
+    for name, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][name], atol=1e-4, rtol=0)
