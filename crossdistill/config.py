@@ -150,7 +150,7 @@ class MachineConfig:
     seed: CountOrZero = 0
     """Seed of weights, order and augmentation."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 on GPUs that have it, and on CPUs with bf16 arithmetic for encoders that it makes faster."""
+    """auto: bf16 on GPUs that have it, and on CPUs with AMX for encoders that it makes faster."""
     channels_last: Literal["auto", "yes", "no"] = "auto"
     """Memory layout of 3D encoders; auto: wherever bf16 is used."""
     workers: CountOrZero = 2

@@ -133,11 +133,21 @@ def train(
                     monitor.note(state.step, evaluate())
             monitor.finish_step(state.step)
             if state.step % checkpoint_every == 0 or state.step == num_steps:
+                _require_finite(output.loss, state.step)
                 _save(checkpoints, state, task, model, optimizer, accelerator)
             if state.step == num_steps:
                 break
     _report_unreadable(state, accelerator)
     return state
+
+
+def _require_finite(loss: Tensor, step: int) -> None:
+    """Stop before weights that are not numbers are saved over good ones."""
+    if not bool(torch.isfinite(loss)):
+        raise UserError(
+            f"the loss is {loss.item()} at step {step}: lower --lr, add --clip-norm 1 or choose --precision fp32, and "
+            "start again in another --out; checkpoints before this step are kept"
+        )
 
 
 def _count_unreadable(
@@ -309,6 +319,7 @@ class Monitor:
         names = sorted(self.sums)
         local = torch.stack([self.sums[name].float() for name in names]) / self.count
         means = self.accelerator.reduce(local, reduction="mean").tolist()
+        _require_finite(torch.tensor(means[names.index("loss")]), step)
         seconds = time.perf_counter() - self.clock
         num_clips = self.count * self.plan.batch_size * self.accelerator.num_processes
         values = {**dict(zip(names, means, strict=True)), **self.extra, "clips_per_second": num_clips / seconds}

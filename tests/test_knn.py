@@ -157,6 +157,19 @@ def test_search__proof_is_granted_on_ordinary_features_and_refused_on_collapsed_
     assert proven(1 + 1e-5 * features(2_000, 128, 14)) == 0
 
 
+def test_knn_class_scores__classes_beyond_the_candidates_that_float32_cannot_tell_apart():
+    near, far = features(1, 64, 40), features(1, 64, 41)
+    gallery = torch.cat([near + 0.05 * features(100, 64, 42), far + 2e-7 * features(120, 64, 43)])
+    gallery_labels = torch.cat([torch.zeros(100).long(), torch.arange(1, 7).repeat(20)])
+    queries = near + 0.05 * features(60, 64, 44)
+    scores = knn_class_scores(
+        queries_bd=queries, gallery_nd=gallery, gallery_labels_n=gallery_labels, num_classes=NUM_CLASSES, k=1
+    )
+    sims = whole_number_similarities(queries.numpy(), gallery.numpy())
+    expected = naive_class_order(sims, gallery_labels.numpy(), 1, NUM_CLASSES)
+    assert [order[:5] for order in order_of(scores)] == [order[:5] for order in expected]
+
+
 def test_search__no_proof_without_float32_products():
     queries, gallery = features(20, 64, 15), features(200, 64, 16)
     expected = nearest_neighbours(queries_bd=queries, gallery_nd=gallery, k=5)
@@ -273,6 +286,14 @@ def test_evaluate_knn__class_without_training_clips_is_reported_and_never_hit():
     assert (result.top1, result.top5) == (2 / 3, 2 / 3)
 
 
+def test_evaluate_knn__takes_features_that_need_gradients():
+    split = valid_split()
+    expected = evaluate_knn(**split)
+    split["train_features"].requires_grad_()
+    split["test_features"].requires_grad_()
+    assert evaluate_knn(**split) == expected
+
+
 def test_unit_rows__scale_zero_rows_and_grid():
     rows = features(30, 50, 29)
     rows[3] = 0
@@ -331,6 +352,11 @@ def test_accuracy_from_scores__ties_go_to_the_lower_class():
     assert accuracies.top1 == 0.5  # the second loses its tie, the fourth cannot be predicted
     assert accuracies.top5 == 0.75
     assert accuracies.mean_class == pytest.approx((0.5 + 0 + 1) / 3)
+
+
+def test_accuracy_from_scores__mean_class_leaves_out_classes_that_no_test_clip_shows():
+    accuracies = accuracy_from_scores(torch.eye(3)[[0, 0, 2, 2]], torch.tensor([0, 0, 0, 2]))
+    assert accuracies.mean_class == pytest.approx((2 / 3 + 1) / 2)
 
 
 def test_accuracy_from_scores__top5_counts_five_classes():

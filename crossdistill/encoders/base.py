@@ -42,7 +42,7 @@ class Architecture:
     statistics: dict[str, Statistics] = field(default_factory=dict)
     """Per modality; the modality's own where absent."""
     bf16_pays_on_cpu: bool = False
-    """Measured: whether bf16 with channels_last trains faster on a CPU with bf16 arithmetic (docs/speed.md)."""
+    """Measured: whether bf16 with channels_last trains faster on a CPU with AMX (docs/speed.md)."""
     source: str = ""
     """The library and class that the body's weights load into, for people."""
 
@@ -74,7 +74,7 @@ class Encoder(nn.Module):
         embed_dim: D.
         classifier: Prefix of classifier weights to leave out when weights are loaded.
         stem: Name of the body's first convolution.
-        bf16_pays_on_cpu: Whether bf16 with channels_last is faster on a CPU with bf16 arithmetic.
+        bf16_pays_on_cpu: Whether bf16 with channels_last is faster on a CPU with AMX.
     """
 
     def __init__(

@@ -64,6 +64,7 @@ class Neighbours:
             self.class_similarities_bc[rows_r] = other.class_similarities_bc
 
 
+@torch.no_grad()
 def nearest_neighbours(
     *,
     queries_bd: Tensor,
@@ -94,9 +95,10 @@ def nearest_neighbours(
     _check_search(queries_bd, gallery_nd, k, query_chunk, gallery_chunk)
     if gallery_labels_n is not None:
         check_labels("gallery", gallery_labels_n, num_clips=len(gallery_nd), num_classes=num_classes)
+    unit_gallery_nd = unit_rows(gallery_nd)
     search = _Search(
-        gallery_nd=unit_rows(gallery_nd),
-        labels_n=None if gallery_labels_n is None else gallery_labels_n.long(),
+        gallery_nd=unit_gallery_nd,
+        labels_n=None if gallery_labels_n is None else gallery_labels_n.long().to(unit_gallery_nd.device),
         num_classes=num_classes,
         k=min(k, len(gallery_nd)),
         gallery_chunk=gallery_chunk,

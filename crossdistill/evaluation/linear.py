@@ -73,6 +73,7 @@ def batch_size_for(num_clips: int) -> int:
     return min(PAPER_BATCH_SIZE, max(SMALLEST_BATCH_SIZE, num_clips // STEPS_PER_EPOCH))
 
 
+@torch.no_grad()
 def train_linear_probe(
     *, features_nd: Tensor, labels_n: Tensor, num_classes: int, seed: int = 0, batch_size: int | None = None
 ) -> LinearProbe:
@@ -161,7 +162,6 @@ def _unit(features_nd: Tensor) -> Tensor:
     return torch.nn.functional.normalize(features_nd, dim=1)
 
 
-@torch.no_grad()
 def _descend(
     inputs_nd: Tensor, labels_n: Tensor, num_classes: int, seed: int, batch_size: int
 ) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,228 @@
+"""The commands as a person types them: what they leave behind, and what they say when given nonsense."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torchvision.models.video import r3d_18
+
+import crossdistill
+from crossdistill.cli import main as cli
+from crossdistill.data.manifest import Manifest
+from crossdistill.encoders.weights import weights_hash
+from crossdistill.train import main
+
+TINY = [
+    *("--student-frames", 4, "--student-size", 32, "--teacher-frames", 4, "--teacher-size", 32),
+    *("--epochs", 1, "--batch-size", 8, "--bank-size", 40, "--workers", 0, "--tracker", "none"),
+]
+
+
+def train(*options):
+    main([str(option) for option in (*TINY, *options)])
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory, toy_folder, teacher_file):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    teacher = ["--teacher", "rgb_r3d10_gn", "--teacher-weights", teacher_file]
+    train(*teacher, "--student", "flow_r3d18", "--data", toy_folder, "--out", folder, "--log-every-steps", 2)
+    return folder
+
+
+def test_run__keeps_everything_it_promises(run_folder):
+    results = json.loads((run_folder / "results.json").read_text())
+    (by_role,) = results.values()
+    assert set(by_role) == {"teacher", "student, random", "student, distilled"}
+    for evaluation in by_role.values():
+        assert {"1-nn", "5-nn", "20-nn", "linear"} <= set(evaluation["results"])
+        assert evaluation["num_unreadable"] == 0 and evaluation["num_test"] > 0
+        assert all(0 <= result["top1"] <= result["top5"] <= 1 for result in evaluation["results"].values())
+    started = json.loads((run_folder / "config.json").read_text())
+    assert started["configuration"]["pair"]["student"] == "flow_r3d18"
+    assert started["environment"]["torch"] == torch.__version__
+    rows = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+    assert any("knn" in row for row in rows)
+    logged = [row for row in rows if "loss" in row]
+    assert all({"loss", "lr", "bank_fill", "clips_per_second"} <= row.keys() for row in logged)
+    assert logged[-1]["bank_fill"] == 1.0
+
+
+def test_student__loads_strictly_into_torchvisions_own_class_with_plain_torch(run_folder):
+    model = r3d_18()
+    model.fc = nn.Identity()
+    model.stem[0] = nn.Conv3d(2, 64, (3, 7, 7), (1, 2, 2), (1, 3, 3), bias=False)
+    model.load_state_dict(load_file(run_folder / "student" / "student.safetensors"), strict=True)
+    student = crossdistill.load_student(run_folder)
+    clip = torch.randn(2, 2, 4, 32, 32)
+    torch.testing.assert_close(student(clip), model.eval()(clip))
+
+
+def test_student__says_what_it_is(run_folder):
+    facts = json.loads((run_folder / "student" / "student.json").read_text())
+    assert facts["encoder"] == "flow_r3d18" and facts["embed_dim"] == 512
+    assert facts["view"]["num_frames"] == 4 and facts["view"]["size_px"] == 32
+    assert facts["training"]["teacher"] == "rgb_r3d10_gn" and facts["training"]["supervised"] is False
+    student = crossdistill.load_student(run_folder / "student")
+    assert (student.view.num_frames, student.view.size_px, student.training) == (4, 32, False)
+
+
+def test_evaluate_command__gives_the_runs_own_numbers(run_folder, toy_folder, tmp_path, capsys):
+    path = tmp_path / "numbers.json"
+    options = ["--data", str(toy_folder), "--split", "1", "--protocols", "knn", "linear", "--json", str(path)]
+    cli(["evaluate", str(run_folder), *options, "--workers", "0"])
+    output = capsys.readouterr().out
+    assert "test clips evaluated" in output and "0 could not be read" in output
+    numbers = json.loads(path.read_text())
+    (by_role,) = json.loads((run_folder / "results.json").read_text()).values()
+    assert numbers == by_role["student, distilled"]
+
+
+def test_evaluate_command__reports_coverage(run_folder, toy_folder, tmp_path, capsys):
+    folder = tmp_path / "damaged"
+    shutil.copytree(toy_folder, folder)
+    manifest = Manifest.load(folder)
+    position = manifest.select(split="1", part="test")[0]
+    (folder / manifest.videos[position].streams["flow"].path).unlink()
+    path = tmp_path / "numbers.json"
+    cli(["evaluate", str(run_folder), "--data", str(folder), "--json", str(path), "--workers", "0"])
+    numbers = json.loads(path.read_text())
+    assert numbers["num_unreadable"] == 1
+    assert numbers["num_test"] == len(manifest.select(split="1", part="test")) - 1
+    assert manifest.videos[position].name in capsys.readouterr().out
+
+
+def test_supervised__learns_the_training_labels(toy_folder, tmp_path):
+    options = ["--supervised", "--student", "flow_r3d10", "--data", toy_folder, "--out", tmp_path / "run"]
+    train(*options, "--epochs", 15, "--optimizer", "adamw", "--lr", 0.003, "--no-evaluate", "--knn-clips", 0)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["accuracy"] > 2 / 12 and rows[-1]["loss"] < rows[0]["loss"]
+
+
+def test_a_finished_run__is_a_teacher(run_folder, toy_folder, tmp_path):
+    teacher = ["--teacher", "flow_r3d18", "--teacher-weights", run_folder]
+    train(*teacher, "--student", "depth_r3d10", "--data", toy_folder, "--out", tmp_path / "run", "--no-evaluate")
+    facts = json.loads((tmp_path / "run" / "student" / "student.json").read_text())
+    student = crossdistill.load_student(run_folder)
+    assert facts["training"]["teacher_weights_sha256"] == weights_hash(student)
+
+
+@pytest.mark.parametrize("objective", ["compress-2q", "compress-2q-live", "compress-1q"])
+def test_every_objective__changes_the_student(toy_folder, teacher_file, tmp_path, objective):
+    teacher = ["--teacher", "rgb_r3d10_gn", "--teacher-weights", teacher_file, "--objective", objective]
+    options = ["--student", "flow_r3d10", "--data", toy_folder, "--no-evaluate", "--knn-clips", 0, "--lr", 0.1]
+    train(*teacher, *options, "--out", tmp_path / "run")
+    torch.manual_seed(0)
+    fresh = crossdistill.create_encoder("flow_r3d10")
+    trained = crossdistill.load_student(tmp_path / "run")
+    changed = [not torch.equal(a, b) for a, b in zip(fresh.parameters(), trained.parameters(), strict=True)]
+    assert all(changed)
+
+
+def test_image_teacher_and_image_student(toy_folder, tmp_path):
+    torch.manual_seed(0)
+    weights = tmp_path / "resnet18.pth"
+    torch.save(crossdistill.create_encoder("image_resnet18").body.state_dict(), weights)
+    teacher = ["--teacher", "image_resnet18", "--teacher-weights", weights]
+    train(*teacher, "--student", "rgb_r3d10", "--data", toy_folder, "--out", tmp_path / "clip", "--no-evaluate")
+    train(
+        *teacher, "--student", "image_mobilenet_v2", "--data", toy_folder, "--out", tmp_path / "image", "--no-evaluate"
+    )
+    assert (tmp_path / "image" / "student" / "student.safetensors").is_file()
+
+
+def wrong(capsys, *options):
+    with pytest.raises(SystemExit) as exit_info:
+        train(*options)
+    assert exit_info.value.code not in (0, None)
+    error = capsys.readouterr().err
+    assert "Traceback" not in error and len(error.strip().splitlines()) == 1, error
+    return error
+
+
+def test_bad_input__one_sentence_each(toy_folder, teacher_file, run_folder, tmp_path, capsys):
+    known = ["--teacher", "rgb_r3d10_gn", "--teacher-weights", teacher_file]
+    flow, data = ["--student", "flow_r3d10"], ["--data", toy_folder]
+    out = ["--out", tmp_path / "new"]
+    assert "no student was given" in wrong(capsys, *known, *data)
+    assert "no teacher was given" in wrong(capsys, *flow, *data)
+    assert "leave one of them out" in wrong(capsys, *known, *flow, *data, "--supervised")
+    assert "did you mean 'r3d10'" in wrong(capsys, *known, "--student", "flow_r3d11", *data, *out)
+    shutil.rmtree(tmp_path / "new", ignore_errors=True)
+    assert "unknown encoder 'sound_r3d10'" in wrong(capsys, *known, "--student", "sound_r3d10", *data, *out)
+    shutil.rmtree(tmp_path / "new", ignore_errors=True)
+    assert "unknown objective 'compres-2q'" in wrong(capsys, *known, *flow, *data, *out, "--objective", "compres-2q")
+    shutil.rmtree(tmp_path / "new", ignore_errors=True)
+    assert "not a prepared dataset" in wrong(capsys, *known, *flow, "--data", tmp_path, *out)
+    assert "unknown split" in wrong(capsys, *known, *flow, *data, *out, "--split", "7")
+    shutil.rmtree(tmp_path / "new", ignore_errors=True)
+    other = ["--teacher", "rgb_r3d18", "--teacher-weights", teacher_file]
+    assert "does not hold the weights of rgb_r3d18" in wrong(capsys, *other, *flow, *data, *out)
+    shutil.rmtree(tmp_path / "new", ignore_errors=True)
+    other = ["--teacher", "rgb_r3d18", "--teacher-weights", run_folder]
+    assert "holds flow_r3d18, not rgb_r3d18" in wrong(capsys, *other, *flow, *data, *out)
+    shutil.rmtree(tmp_path / "new", ignore_errors=True)
+    assert "--batch-size 54" in wrong(capsys, *known, *flow, *data, *out, "--batch-size", 1000)
+    assert "holds a run already" in wrong(capsys, *known, *flow, *data, "--out", run_folder)
+    changed = [*known, *flow, *data, "--out", run_folder, "--resume", "--lr", 0.5]
+    assert "was started with another" in wrong(capsys, *changed)
+
+
+def test_unknown_weights__say_what_to_type(toy_folder, tmp_path, capsys):
+    folder = tmp_path / "other"
+    shutil.copytree(toy_folder, folder)
+    path = folder / "manifest.jsonl"
+    path.write_text(path.read_text().replace('"dataset": "toyactions"', '"dataset": "mine"', 1))
+    error = wrong(
+        capsys, "--teacher", "rgb_r3d50", "--student", "flow_r3d10", "--data", folder, "--out", tmp_path / "o"
+    )
+    assert "--teacher-weights FILE" in error and "--supervised --student rgb_r3d50" in error
+
+
+def test_missing_modality__says_how_to_prepare_it(toy_folder, teacher_file, tmp_path, capsys):
+    folder = tmp_path / "rgb_only"
+    shutil.copytree(toy_folder, folder)
+    rows = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+    for row in rows[1:]:
+        del row["streams"]["flow"]
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    known = ["--teacher", "rgb_r3d10_gn", "--teacher-weights", teacher_file, "--student", "flow_r3d10"]
+    error = wrong(capsys, *known, "--data", folder, "--out", tmp_path / "o")
+    assert "needs the stream 'flow'" in error and "--modalities" in error
+
+
+def test_unreadable_clips__are_reported_and_stop_the_run_beyond_the_share(toy_folder, teacher_file, tmp_path, capsys):
+    folder = tmp_path / "damaged"
+    shutil.copytree(toy_folder, folder)
+    manifest = Manifest.load(folder)
+    broken = [manifest.videos[i] for i in manifest.select(split="1", part="train")[:3]]
+    for video in broken:
+        (folder / video.streams["flow"].path).write_bytes(b"nothing")
+    known = ["--teacher", "rgb_r3d10_gn", "--teacher-weights", teacher_file, "--student", "flow_r3d10"]
+    options = [*known, "--data", folder, "--no-evaluate", "--knn-clips", 0]
+    train(*options, "--out", tmp_path / "tolerant", "--max-unreadable", 0.5)
+    output = capsys.readouterr().out
+    assert "3 clips could not be read" in output and broken[0].name in output
+    facts = json.loads((tmp_path / "tolerant" / "student" / "student.json").read_text())
+    assert facts["training"]["num_unreadable"] == 3
+    error = wrong(capsys, *options, "--out", tmp_path / "strict", "--max-unreadable", 0.01)
+    assert "--max-unreadable 0.01" in error
+
+
+def test_cli__help_and_unknown_command(capsys):
+    cli(["--help"])
+    assert "evaluate" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as exit_info:
+        cli(["evalute"])
+    assert exit_info.value.code == 2 and "did you mean 'evaluate'" in capsys.readouterr().err
+
+
+def test_encoders_command__lists_the_registry(capsys):
+    cli(["encoders", "--json"])
+    cards = json.loads(capsys.readouterr().out)
+    assert {card["name"] for card in cards} == set(crossdistill.encoder_names())
+    (card,) = [card for card in cards if card["name"] == "rgb_r3d50"]
+    assert card["embed_dim"] == 2048 and card["num_parameters"] == 46_198_976
