@@ -13,18 +13,20 @@ _EXPORTS = {
     "Distiller": "crossdistill.distiller",
     "Encoder": "crossdistill.encoders",
     "Execution": "crossdistill.runner",
-    "FrozenTeacher": "crossdistill.distiller",
     "Manifest": "crossdistill.data.manifest",
     "MemoryBank": "crossdistill.memory_bank",
     "PairedBatch": "crossdistill.types",
     "PairedClips": "crossdistill.data.dataset",
+    "SampleKey": "crossdistill.data.sampling",
     "UserError": "crossdistill.errors",
     "View": "crossdistill.types",
     "ViewSpec": "crossdistill.types",
+    "collate": "crossdistill.data.dataset",
     "compress_loss": "crossdistill.objectives",
     "create_encoder": "crossdistill.encoders",
     "create_objective": "crossdistill.objectives",
     "encoder_names": "crossdistill.encoders",
+    "entries_of": "crossdistill.data.dataset",
     "load_student": "crossdistill.student",
     "save_student": "crossdistill.student",
     "wrap_encoder": "crossdistill.encoders",
@@ -33,9 +35,10 @@ _EXPORTS = {
 __all__ = ["__version__", *_EXPORTS]
 
 if TYPE_CHECKING:
-    from crossdistill.data.dataset import PairedClips
+    from crossdistill.data.dataset import PairedClips, collate, entries_of
     from crossdistill.data.manifest import Manifest
-    from crossdistill.distiller import Distiller, FrozenTeacher
+    from crossdistill.data.sampling import SampleKey
+    from crossdistill.distiller import Distiller
     from crossdistill.encoders import Encoder, create_encoder, encoder_names, wrap_encoder
     from crossdistill.errors import UserError
     from crossdistill.memory_bank import MemoryBank

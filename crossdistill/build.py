@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from crossdistill.config import RunConfig, to_dict
 from crossdistill.console import console
 from crossdistill.data.dataset import Entry, PairedClips, entries_of
-from crossdistill.data.manifest import Manifest
+from crossdistill.data.manifest import MANIFEST_NAME, Manifest
 from crossdistill.data.transforms import Augmentation
-from crossdistill.distiller import Distiller, FrozenTeacher
+from crossdistill.distiller import Distiller
 from crossdistill.distributed import decide_on_first
 from crossdistill.encoders import Encoder, create_encoder
 from crossdistill.encoders.weights import load_weights
@@ -41,7 +41,7 @@ NUM_EVALUATIONS = 5
 
 
 def check_pair(config: RunConfig) -> None:
-    """Raise a ``UserError`` unless it is clear who learns from whom."""
+    """Raise a ``UserError`` for what can be known to be wrong before anything is made or trained."""
     pair = config.pair
     if pair.student is None:
         raise UserError("no student was given: add for example --student flow_r3d18 (crossdistill encoders lists all)")
@@ -51,21 +51,37 @@ def check_pair(config: RunConfig) -> None:
         )
     if not pair.supervised and pair.teacher is None:
         raise UserError("no teacher was given: add for example --teacher rgb_r3d50, or --supervised to use labels")
+    create_objective(config.objective.objective, temperature=config.objective.temperature)
+    with torch.device("meta"):  # names and sizes, without memory or time
+        for name in (pair.student, pair.teacher):
+            if name is not None:
+                create_encoder(name)
+    for option, weights in (("--teacher-weights", pair.teacher_weights), ("--student-weights", pair.student_weights)):
+        if weights is not None and weights != AUTO and not Path(weights).exists():
+            raise UserError(f"{option} {weights} does not exist: give a weight file or a run's folder")
 
 
 def open_datasets(config: RunConfig, accelerator: Accelerator) -> list[Manifest]:
     """Load the manifests of --data; with none given prepare toyactions at its first use."""
     if config.data.data:
         return [Manifest.load(path) for path in config.data.data]
+    if (TOYACTIONS_FOLDER / MANIFEST_NAME).is_file():
+        return [Manifest.load(TOYACTIONS_FOLDER)]
     from data_prep.toyactions import Options, prepare
 
     decide_on_first(accelerator, lambda: str(prepare(Options(out=TOYACTIONS_FOLDER)).root))
     return [Manifest.load(TOYACTIONS_FOLDER)]
 
 
-def labelled(manifests: Iterable[Manifest]) -> list[Manifest]:
-    """Those that have classes, and so can be evaluated on."""
-    return [manifest for manifest in manifests if manifest.classes]
+def labelled(manifests: Iterable[Manifest], split: str) -> list[Manifest]:
+    """Those that have classes and both parts of a split, and so can be evaluated on."""
+    return [
+        manifest
+        for manifest in manifests
+        if manifest.classes
+        and split in manifest.splits
+        and all(manifest.select(split=split, part=part) for part in ("train", "test"))
+    ]
 
 
 def create_student(config: RunConfig, *, is_fresh: bool = False) -> Encoder:
@@ -104,7 +120,8 @@ def create_teacher(config: RunConfig, weights: str, student_view: ViewSpec) -> E
         size_px = size_px or trained["size_px"]
     teacher = create_encoder(pair.teacher, num_frames=num_frames, stride=stride, size_px=size_px)
     if not teacher.view.kind.has_time and student_view.kind.has_time:
-        num_frames = pair.teacher_frames or NUM_IMAGE_TEACHER_FRAMES
+        own = teacher.view.num_frames if teacher.view.num_frames > 1 else NUM_IMAGE_TEACHER_FRAMES
+        num_frames = pair.teacher_frames or own
         span = student_view.num_frames * student_view.stride
         stride = pair.teacher_stride or max(1, span // num_frames)
         teacher.view = replace(teacher.view, num_frames=num_frames, stride=stride)
@@ -174,12 +191,13 @@ def create_distiller(config: RunConfig, *, student: Encoder, teacher: Encoder, a
     objective = config.objective
     return Distiller(
         student=student,
-        execution=choose_execution(config, student, accelerator.device),
-        teacher=FrozenTeacher(teacher, choose_execution(config, teacher, accelerator.device)),
+        teacher=teacher,
         objective=create_objective(objective.objective, temperature=objective.temperature),
         bank_size=objective.bank_size,
         bank_dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[objective.bank_dtype],
         ema_momentum=objective.ema_momentum,
+        student_execution=choose_execution(config, student, accelerator.device),
+        teacher_execution=choose_execution(config, teacher, accelerator.device),
         gather=gather,
     )
 
@@ -193,13 +211,13 @@ def create_supervised(
 
 
 def create_optimizer(config: RunConfig, module: nn.Module) -> torch.optim.Optimizer:
-    """SGD or AdamW over everything that trains."""
+    """SGD or AdamW over everything that trains, in the fused form: one pass over the weights instead of many."""
     options = config.optimization
     if options.optimizer == "sgd":
         return torch.optim.SGD(
-            module.parameters(), lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay
+            module.parameters(), lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay, fused=True
         )
-    return torch.optim.AdamW(module.parameters(), lr=options.lr, weight_decay=options.weight_decay)
+    return torch.optim.AdamW(module.parameters(), lr=options.lr, weight_decay=options.weight_decay, fused=True)
 
 
 def create_plan(config: RunConfig) -> TrainingPlan:
@@ -259,6 +277,7 @@ def identity(config: RunConfig) -> dict[str, Any]:
     values = to_dict(config)
     kept = ("seed", "precision", "channels_last")
     values["machine"] = {key: values["machine"][key] for key in kept}
+    del values["data"]["max_unreadable"]
     return values
 
 
@@ -281,11 +300,8 @@ def teacher_config(config: RunConfig, folder: Path) -> RunConfig:
     recipe = config.teacher_training
     optimization = replace(config.optimization, epochs=recipe.teacher_epochs, lr=recipe.teacher_lr)
     made = replace(config, pair=pair, optimization=optimization, objective=type(config.objective)())
-    if config.machine.out is None:
-        key = hashlib.sha256(json.dumps(identity(made), sort_keys=True).encode()).hexdigest()[:8]
-        out = RUNS_FOLDER / "teachers" / f"{_file_name(config.pair.teacher or '')}-{key}"
-    else:
-        out = folder / "teacher"
+    key = hashlib.sha256(json.dumps(identity(made), sort_keys=True).encode()).hexdigest()[:8]
+    out = folder.parent / "teachers" / f"{_file_name(config.pair.teacher or '')}-{key}"
     machine = replace(config.machine, out=out, resume=True, evaluate=False)
     return replace(made, machine=machine)
 

@@ -84,6 +84,7 @@ class Checkpoints:
         tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         header = {"version": str(FORMAT_VERSION), "state": json.dumps(rest)}
         path = self.path(step)
+        self._clean_up(step)
         try:
             with atomic_path(path) as temporary:
                 save_file(tensors, temporary, metadata=header)
@@ -96,6 +97,19 @@ class Checkpoints:
         for old_step in self.steps()[:-NUM_KEPT]:
             self.path(old_step).unlink(missing_ok=True)
         return path
+
+    def _clean_up(self, step: int) -> None:
+        """Remove what a killed run left: half-written files, and damaged checkpoints of later steps."""
+        if self.folder.is_dir():
+            for path in self.folder.glob(".step-*.tmp"):
+                path.unlink(missing_ok=True)
+        for later_step in self.steps():
+            if later_step > step:
+                self.path(later_step).unlink(missing_ok=True)
+
+    def load(self, step: int) -> dict[str, Any]:
+        """Read the checkpoint of one step."""
+        return _read(self.path(step))
 
     def load_newest(self) -> tuple[int, dict[str, Any]] | None:
         """The newest checkpoint that is whole, with its step; damaged ones are named and passed over."""
@@ -128,3 +142,8 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]
     """Take over what ``optimizer_state`` gave, after a way through a file."""
     by_parameter = {int(key): value for key, value in state["state"].items()}
     optimizer.load_state_dict({"state": by_parameter, "param_groups": state["param_groups"]})
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                # The memory layout (channels last) of the parameter, which files do not keep.
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

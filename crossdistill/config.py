@@ -152,7 +152,7 @@ class MachineConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 on GPUs that have it, and on CPUs with AMX for encoders that it makes faster."""
     channels_last: Literal["auto", "yes", "no"] = "auto"
-    """Memory layout of 3D encoders; auto: wherever bf16 is used."""
+    """Channels last in memory; auto: on GPUs, and on CPUs for encoders that it makes faster."""
     workers: CountOrZero = 2
     """Processes that decode, per training process."""
     checkpoint_every_steps: CountOrZero = 0
@@ -252,7 +252,10 @@ def parse(arguments: list[str] | None = None, *, prog: str = "train.py") -> RunC
     config = _parse_options(from_dict(file_values, source=source), arguments, prog)
     if config.data.data:
         return config
-    values = _merge(toyactions_preset(), file_values)
+    preset = toyactions_preset()
+    if config.pair.teacher_weights != "auto":  # a teacher that exists brings its own view
+        preset["pair"] = {key: value for key, value in preset["pair"].items() if not key.startswith("teacher_")}
+    values = _merge(preset, file_values)
     return _parse_options(from_dict(values, source=source), arguments, prog)
 
 
@@ -269,13 +272,20 @@ def _take_config_option(arguments: list[str]) -> tuple[dict[str, Any], list[str]
     return {}, arguments, "the configuration"
 
 
+DESCRIPTION = (
+    "Train a student from a teacher without labels, or (--supervised) an encoder with labels. --config FILE reads a "
+    "YAML file of configs/ first; options override it. The defaults below are the paper's; with no --data the embedded "
+    "dataset toyactions is prepared and a preset for laptops (crossdistill/toyactions.yaml) replaces them."
+)
+
+
 def _parse_options(default: RunConfig, arguments: list[str], prog: str) -> RunConfig:
     config = tyro.cli(
         RunConfig,
         default=default,
         args=arguments,
         prog=prog,
-        description=f"{RunConfig.__doc__} --config FILE reads a YAML file of configs/ first; options override it.",
+        description=DESCRIPTION,
     )
     return from_dict(to_dict(config), source="the command line")
 

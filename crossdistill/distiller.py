@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from crossdistill.adapters import create_adapter
 from crossdistill.encoders import Encoder
+from crossdistill.encoders.weights import weights_hash
+from crossdistill.errors import UserError
 from crossdistill.memory_bank import MemoryBank
 from crossdistill.objectives import Objective
 from crossdistill.runner import Execution
@@ -72,6 +74,7 @@ class FrozenTeacher:
     def __init__(self, encoder: Encoder, execution: Execution) -> None:
         self.encoder = encoder.requires_grad_(False).eval()
         self.execution = execution
+        self.identity = [encoder.name, weights_hash(encoder)]
 
     @property
     def embed_dim(self) -> int:
@@ -91,12 +94,13 @@ class Distiller:
 
     Args:
         student: Trained.
-        execution: How the student runs.
-        teacher: Frozen.
+        teacher: Frozen in place.
         objective: Compares their embeddings through the bank.
         bank_size: K.
         bank_dtype: How anchors are stored.
         ema_momentum: How much of the student's EMA copy stays at each step, if the objective uses one.
+        student_execution: How the student runs; chosen for where its weights are if None.
+        teacher_execution: How the teacher runs, likewise.
         gather: Collects anchors of all processes, so that every process holds the same bank.
     """
 
@@ -104,19 +108,20 @@ class Distiller:
         self,
         *,
         student: Encoder,
-        execution: Execution,
-        teacher: FrozenTeacher,
+        teacher: Encoder,
         objective: Objective,
         bank_size: int,
         bank_dtype: torch.dtype = torch.float32,
         ema_momentum: float = 0.999,
+        student_execution: Execution | None = None,
+        teacher_execution: Execution | None = None,
         gather: Gather = lambda tensor: tensor,
     ) -> None:
         adapter, student_dim = create_adapter(
             objective.adapter, student_dim=student.embed_dim, teacher_dim=teacher.embed_dim
         )
-        self.teacher = teacher
-        self.execution = execution
+        self.teacher = FrozenTeacher(teacher, teacher_execution or Execution.choose(teacher))
+        self.execution = execution = student_execution or Execution.choose(student)
         self.objective = objective
         self.ema_momentum = ema_momentum
         self.gather = gather
@@ -164,9 +169,9 @@ class Distiller:
                 slow.lerp_(fast, 1 - self.ema_momentum)
 
     def state_dict(self) -> dict[str, Any]:
-        """Bank and EMA copy. The teacher is not part of it: it never changes."""
+        """Bank and EMA copy. Of the teacher, which never changes, just its name and the hash of its weights."""
         assert self.bank is not None
-        state: dict[str, Any] = {"bank": self.bank.state_dict()}
+        state: dict[str, Any] = {"bank": self.bank.state_dict(), "teacher": self.teacher.identity}
         if self.ema is not None:
             state["ema"] = self.ema.state_dict()
         return state
@@ -174,6 +179,11 @@ class Distiller:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what ``state_dict`` gave."""
         assert self.bank is not None
+        if state["teacher"] != self.teacher.identity:
+            raise UserError(
+                f"the run learned from the teacher {' with weights '.join(state['teacher'])}, now it is "
+                f"{' with weights '.join(self.teacher.identity)}: resume with the same teacher"
+            )
         self.bank.load_state_dict(state["bank"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from torch import nn
 
 Result = TypeVar("Result")
 
@@ -19,6 +21,13 @@ def gather_objects(accelerator: Accelerator, items: list[Any]) -> list[Any]:
     lists: list[list[Any] | None] = [None] * accelerator.num_processes
     torch.distributed.all_gather_object(lists, items)
     return [item for part in lists for item in part or []]
+
+
+def broadcast_buffers(accelerator: Accelerator, module: nn.Module) -> None:
+    """Give every process the first one's running statistics, which each gathers from its own batches."""
+    if accelerator.num_processes > 1:
+        for buffer in module.buffers():
+            torch.distributed.broadcast(buffer, 0)
 
 
 def decide_on_first(accelerator: Accelerator, decide: Callable[[], Result]) -> Result:
@@ -38,3 +47,15 @@ def decide_on_first(accelerator: Accelerator, decide: Callable[[], Result]) -> R
         raise outcome[1]
     result: Result = outcome[0]
     return result
+
+
+def use_all_cores(accelerator: Accelerator) -> None:
+    """On a CPU, share the cores of the machine among its processes.
+
+    ``accelerate launch`` and ``torchrun`` set ``OMP_NUM_THREADS=1`` where nobody has set it, which leaves all cores but
+    one idle. A number that the person chose, 2 or more, is kept.
+    """
+    if accelerator.device.type == "cpu" and os.environ.get("OMP_NUM_THREADS", "1") == "1":
+        num_local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+        num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, num_cores // num_local_processes))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,10 @@ from crossdistill.console import console, progress_bar
 from crossdistill.data.dataset import PairedClips, make_loader
 from crossdistill.data.sampling import TrainingBatches
 from crossdistill.distiller import Task
-from crossdistill.distributed import gather_objects
+from crossdistill.distributed import decide_on_first, gather_objects
 from crossdistill.errors import UserError
 from crossdistill.run_folder import MetricsLog
-from crossdistill.types import PairedBatch, StepOutput
+from crossdistill.types import Anchors, PairedBatch, StepOutput
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def train(
     """
     checkpoints = Checkpoints(folder / "checkpoints")
     model, optimizer = accelerator.prepare(task.trainable, optimizer)
-    state = _resume(checkpoints, task, model, optimizer, accelerator, plan.seed)
+    state = _resume(checkpoints, task, model, optimizer, accelerator, seed=plan.seed, num_samples=len(dataset))
     batches = TrainingBatches(
         num_samples=len(dataset),
         batch_size=plan.batch_size,
@@ -107,6 +107,7 @@ def train(
     monitor = Monitor(
         folder, plan=plan, accelerator=accelerator, description=description, start_step=state.step, num_steps=num_steps
     )
+    anchors: list[Anchors] = []
     task.trainable.train()
     with monitor:
         for batch in loader if state.step < num_steps else ():
@@ -121,32 +122,40 @@ def train(
                     accelerator.clip_grad_norm_(model.parameters(), plan.clip_norm)
                 optimizer.step()
                 optimizer.zero_grad()
-            if task.bank is not None and output.anchors is not None:
-                task.bank.enqueue(output.anchors)  # after the comparison: no sample is its own anchor
+            anchors += [output.anchors] if output.anchors is not None else []
             monitor.add(output, lr=lr, bank_fill=task.bank.fill if task.bank is not None else None)
             if not accelerator.sync_gradients:
                 continue
+            _enqueue(task, anchors)  # after the step: no sample of a step is an anchor of that step
             task.after_step()
             state.step += 1
+            monitor.finish_step(state.step)
+            if state.step % checkpoint_every == 0 or state.step == num_steps:
+                _save(checkpoints, state, task, model, optimizer, accelerator, len(dataset))
             if evaluate is not None and evaluate_every and state.step % evaluate_every == 0:
                 with monitor.pause():
                     monitor.note(state.step, evaluate())
-            monitor.finish_step(state.step)
-            if state.step % checkpoint_every == 0 or state.step == num_steps:
-                _require_finite(output.loss, state.step)
-                _save(checkpoints, state, task, model, optimizer, accelerator)
             if state.step == num_steps:
                 break
     _report_unreadable(state, accelerator)
+    accelerator.free_memory()  # or the next run of this process would keep this one's optimizer
     return state
 
 
-def _require_finite(loss: Tensor, step: int) -> None:
+def _enqueue(task: Task, anchors: list[Anchors]) -> None:
+    """Move the anchors of a step's batches into the bank."""
+    for batch_anchors in anchors:
+        assert task.bank is not None
+        task.bank.enqueue(batch_anchors)
+    anchors.clear()
+
+
+def _require_finite(values: Iterable[Tensor], step: int) -> None:
     """Stop before weights that are not numbers are saved over good ones."""
-    if not bool(torch.isfinite(loss)):
+    if not all(bool(torch.isfinite(value).all()) for value in values):
         raise UserError(
-            f"the loss is {loss.item()} at step {step}: lower --lr, add --clip-norm 1 or choose --precision fp32, and "
-            "start again in another --out; checkpoints before this step are kept"
+            f"loss or weights are not finite at step {step}: lower --lr, add --clip-norm 1 or choose --precision fp32, "
+            "and start again in another --out; checkpoints before this step are kept"
         )
 
 
@@ -155,13 +164,13 @@ def _count_unreadable(
 ) -> None:
     """Remember unreadable videos; stop where they are too many or a batch is no longer full."""
     state.unreadable.update(batch.unreadable)
-    share = len(state.unreadable) / num_samples
-    if share > plan.max_unreadable or len(batch) < plan.batch_size:
+    is_short = len(batch) < plan.batch_size
+    if is_short or len(state.unreadable) > plan.max_unreadable * num_samples:
         video, reason = next(iter(state.unreadable.items()))
+        limit = "no other clip could stand in" if is_short else f"over --max-unreadable {plan.max_unreadable}"
         raise UserError(
-            f"{len(state.unreadable)} of {num_samples} clips could not be read ({share:.1%}; {video}: {reason}), "
-            f"more than --max-unreadable {plan.max_unreadable} allows: repair the data or raise the limit; "
-            "the newest checkpoint is kept"
+            f"{len(state.unreadable)} of {num_samples} clips could not be read ({limit}; {video}: {reason}): "
+            "repair the data or raise the limit, then add --resume"
         )
 
 
@@ -178,27 +187,29 @@ def _resume(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     accelerator: Accelerator,
+    *,
     seed: int,
+    num_samples: int,
 ) -> TrainingState:
-    found = checkpoints.load_newest()
-    if found is None:
+    """Take over the newest whole checkpoint, if there is one."""
+    newest = decide_on_first(accelerator, lambda: (checkpoints.load_newest() or (None, None))[0])
+    if newest is None:
         torch.manual_seed(seed + accelerator.process_index)  # dropout differs between processes
         return TrainingState()
-    step, content = found
+    content = checkpoints.load(newest)
+    generators = content["generators"]
+    if len(generators) != accelerator.num_processes or content["num_samples"] != num_samples:
+        raise UserError(
+            f"the run was started with {len(generators)} process(es) and {content['num_samples']} clips, now there are "
+            f"{accelerator.num_processes} and {num_samples}: resume it with what it was started with"
+        )
     accelerator.unwrap_model(model).load_state_dict(content["trainable"])
     load_optimizer_state(optimizer, content["optimizer"])
     task.load_state_dict(content["task"])
-    generators = content["generators"]
-    if len(generators) == accelerator.num_processes:
-        _set_generator_state(generators[accelerator.process_index])
-    elif accelerator.is_main_process:
-        console.print(
-            f"[yellow]the checkpoint is of {len(generators)} process(es), now there are {accelerator.num_processes}: "
-            "dropout draws anew, all else goes on[/yellow]"
-        )
+    _set_generator_state(generators[accelerator.process_index])
     if accelerator.is_main_process:
-        console.print(f"going on after step {step}")
-    return TrainingState(step=step, unreadable=content["unreadable"])
+        console.print(f"going on after step {newest}")
+    return TrainingState(step=newest, unreadable=content["unreadable"])
 
 
 def _save(
@@ -208,19 +219,21 @@ def _save(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     accelerator: Accelerator,
+    num_samples: int,
 ) -> None:
+    """Write everything that a resumed run needs; on every process, because generators are gathered."""
+    _require_finite(model.parameters(), state.step)  # equal on all processes, so all stop or none
     generators = gather_objects(accelerator, [_generator_state()])
     state.unreadable.update(gather_objects(accelerator, list(state.unreadable.items())))
-    if accelerator.is_main_process:
-        content: dict[str, Any] = {
-            "trainable": accelerator.unwrap_model(model).state_dict(),
-            "optimizer": optimizer_state(optimizer),
-            "task": task.state_dict(),
-            "generators": generators,
-            "unreadable": state.unreadable,
-        }
-        checkpoints.save(state.step, content)
-    accelerator.wait_for_everyone()
+    content: dict[str, Any] = {
+        "trainable": accelerator.unwrap_model(model).state_dict(),
+        "optimizer": optimizer_state(optimizer),
+        "task": task.state_dict(),
+        "generators": generators,
+        "unreadable": state.unreadable,
+        "num_samples": num_samples,
+    }
+    decide_on_first(accelerator, lambda: str(checkpoints.save(state.step, content)))
 
 
 def _generator_state() -> dict[str, Tensor]:
@@ -319,7 +332,7 @@ class Monitor:
         names = sorted(self.sums)
         local = torch.stack([self.sums[name].float() for name in names]) / self.count
         means = self.accelerator.reduce(local, reduction="mean").tolist()
-        _require_finite(torch.tensor(means[names.index("loss")]), step)
+        _require_finite([torch.tensor(means[names.index("loss")])], step)
         seconds = time.perf_counter() - self.clock
         num_clips = self.count * self.plan.batch_size * self.accelerator.num_processes
         values = {**dict(zip(names, means, strict=True)), **self.extra, "clips_per_second": num_clips / seconds}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import functools
 import os
 import sys
 from collections.abc import Callable, Iterable
 
 USER_ERROR_EXIT_STATUS = 2
+FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UserError(ValueError):
@@ -45,6 +47,16 @@ def friendly_errors(main: Callable[..., None]) -> Callable[..., None]:
             if os.environ.get("CROSSDISTILL_TRACEBACK") == "1":
                 raise
             print(f"crossdistill: error: {error}", file=sys.stderr)
+            sys.exit(USER_ERROR_EXIT_STATUS)
+        except OSError as error:
+            if error.errno not in FULL_DISK_ERRORS or os.environ.get("CROSSDISTILL_TRACEBACK") == "1":
+                raise
+            where = f" ({error.filename})" if error.filename else ""
+            print(
+                f"crossdistill: error: the disk is full{where}: free space and start again; finished work is kept, "
+                "and a training goes on with --resume",
+                file=sys.stderr,
+            )
             sys.exit(USER_ERROR_EXIT_STATUS)
 
     return wrapped

@@ -19,12 +19,15 @@ METRICS_NAME = "metrics.jsonl"
 def claim(folder: Path, configuration: dict[str, Any], *, resume: bool) -> None:
     """Make a run's folder and write configuration and environment into it, before anything starts.
 
+    A folder in which an earlier start left neither checkpoint nor student is taken over.
+
     Raises:
         UserError: The folder holds a run already and ``resume`` is false, or that run's configuration
             is another one; the sentence names the first key that differs.
     """
     path = folder / CONFIG_NAME
-    if path.is_file():
+    has_work = any((folder / name).exists() for name in ("checkpoints", "student"))
+    if path.is_file() and has_work:
         if not resume:
             raise UserError(f"{folder} holds a run already: add --resume to go on with it, or choose another --out")
         earlier = json.loads(path.read_text(encoding="utf-8"))["configuration"]

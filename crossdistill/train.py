@@ -18,9 +18,8 @@ from crossdistill.console import print_table
 from crossdistill.data.dataset import PairedClips
 from crossdistill.data.manifest import Manifest
 from crossdistill.distiller import Task
-from crossdistill.distributed import decide_on_first
+from crossdistill.distributed import decide_on_first, use_all_cores
 from crossdistill.encoders import Encoder
-from crossdistill.encoders.weights import weights_hash
 from crossdistill.engine import train
 from crossdistill.environment import require_matched_torch
 from crossdistill.errors import friendly_errors
@@ -64,6 +63,7 @@ def run(config: RunConfig, accelerator: Accelerator | None = None) -> Path:
     build.check_pair(config)
     if accelerator is None:
         accelerator = Accelerator(mixed_precision="no", gradient_accumulation_steps=config.optimization.accumulate)
+    use_all_cores(accelerator)
     manifests = build.open_datasets(config, accelerator)
     folder = decide_on_first(accelerator, lambda: build.run_folder(config))
     decide_on_first(accelerator, lambda: claim(folder, build.identity(config), resume=config.machine.resume))
@@ -97,7 +97,7 @@ def _learn_from_teacher(run: Run) -> None:
     facts = {
         "supervised": False,
         "teacher": teacher.name,
-        "teacher_weights_sha256": weights_hash(teacher),
+        "teacher_weights_sha256": distiller.teacher.identity[1],
         "objective": run.config.objective.objective,
     }
     _train(run, distiller, distiller.execution, student, dataset, facts=facts)
@@ -121,7 +121,8 @@ def _teacher_weights(run_: Run) -> str:
     build.require_known_weights(run_.config, run_.manifests)
     made = build.teacher_config(run_.config, run_.folder)
     assert made.machine.out is not None
-    if find_student(made.machine.out) is None:
+    out = made.machine.out
+    if not decide_on_first(run_.accelerator, lambda: find_student(out) is not None):
         build.announce(run_.accelerator, f"no weights are known for {pair.teacher}: it is trained with labels first")
         run(made, run_.accelerator)
     return str(made.machine.out)
@@ -155,7 +156,7 @@ def _train(
 
 def _periodic_knn(run: Run, student: Encoder, execution: Execution) -> Callable[[], dict[str, float]] | None:
     """1-NN of the student on held-out clips, while it trains; None where there are no labels."""
-    manifests = build.labelled(run.manifests)
+    manifests = build.labelled(run.manifests, run.config.data.split)
     num_clips = run.config.machine.knn_clips
     if not manifests or num_clips == 0:
         return None
@@ -182,7 +183,7 @@ def _evaluate_all(run: Run, encoders: dict[str, tuple[Encoder, Execution]]) -> N
     if not run.config.machine.evaluate:
         return
     results: dict[str, dict[str, Any]] = {}
-    for manifest in build.labelled(run.manifests):
+    for manifest in build.labelled(run.manifests, run.config.data.split):
         evaluations = {
             role: evaluate_encoder(
                 encoder,

@@ -50,6 +50,16 @@ def test_checkpoints__one_cut_short_is_never_loaded(tmp_path, num_bytes):
     assert checkpoints.load_newest()[0] == 1
 
 
+def test_checkpoints__going_on_after_damage_keeps_the_new_ones(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state(1))
+    for step in (8, 9):
+        checkpoints.path(step).write_bytes(b"damaged")
+    (tmp_path / ".step-00000009.safetensors.77.tmp").write_bytes(b"of a killed run")
+    checkpoints.save(2, state(2))
+    assert checkpoints.steps() == [1, 2] and len(list(tmp_path.iterdir())) == 2
+
+
 WRITER = """
 import sys, torch
 from pathlib import Path

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from crossdistill.build import check_pair, create_plan
 from crossdistill.config import from_dict, load_yaml, parse, save_yaml, to_dict
 from crossdistill.errors import UserError
 
@@ -83,9 +84,13 @@ def test_wrong_option_value__is_one_sentence():
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_file_in_configs__loads(path):
-    config = from_dict(load_yaml(path), source=str(path))
-    assert config.pair.student is not None
+def test_every_file_in_configs__loads_and_builds(path):
+    values = load_yaml(path)
+    values["pair"] = {"teacher_weights": "auto", **values["pair"]}
+    config = from_dict(values, source=str(path))
+    check_pair(config)  # names of encoders and objective
+    plan = create_plan(config)
+    assert plan.learning_rate(0, 1000, 100) > 0
 
 
 def test_configs__are_there():

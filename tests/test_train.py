@@ -2,9 +2,11 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 from torch import nn
 from torchvision.models.video import r3d_18
@@ -15,6 +17,7 @@ from crossdistill.data.manifest import Manifest
 from crossdistill.encoders.weights import weights_hash
 from crossdistill.train import main
 
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 TINY = [
     *("--student-frames", 4, "--student-size", 32, "--teacher-frames", 4, "--teacher-size", 32),
     *("--epochs", 1, "--batch-size", 8, "--bank-size", 40, "--workers", 0, "--tracker", "none"),
@@ -151,20 +154,15 @@ def test_bad_input__one_sentence_each(toy_folder, teacher_file, run_folder, tmp_
     assert "no teacher was given" in wrong(capsys, *flow, *data)
     assert "leave one of them out" in wrong(capsys, *known, *flow, *data, "--supervised")
     assert "did you mean 'r3d10'" in wrong(capsys, *known, "--student", "flow_r3d11", *data, *out)
-    shutil.rmtree(tmp_path / "new", ignore_errors=True)
     assert "unknown encoder 'sound_r3d10'" in wrong(capsys, *known, "--student", "sound_r3d10", *data, *out)
-    shutil.rmtree(tmp_path / "new", ignore_errors=True)
     assert "unknown objective 'compres-2q'" in wrong(capsys, *known, *flow, *data, *out, "--objective", "compres-2q")
-    shutil.rmtree(tmp_path / "new", ignore_errors=True)
     assert "not a prepared dataset" in wrong(capsys, *known, *flow, "--data", tmp_path, *out)
     assert "unknown split" in wrong(capsys, *known, *flow, *data, *out, "--split", "7")
-    shutil.rmtree(tmp_path / "new", ignore_errors=True)
     other = ["--teacher", "rgb_r3d18", "--teacher-weights", teacher_file]
+    assert "does not exist" in wrong(capsys, *known[:2], "--teacher-weights", tmp_path / "x", *flow, *data, *out)
     assert "does not hold the weights of rgb_r3d18" in wrong(capsys, *other, *flow, *data, *out)
-    shutil.rmtree(tmp_path / "new", ignore_errors=True)
     other = ["--teacher", "rgb_r3d18", "--teacher-weights", run_folder]
     assert "holds flow_r3d18, not rgb_r3d18" in wrong(capsys, *other, *flow, *data, *out)
-    shutil.rmtree(tmp_path / "new", ignore_errors=True)
     assert "--batch-size 54" in wrong(capsys, *known, *flow, *data, *out, "--batch-size", 1000)
     assert "holds a run already" in wrong(capsys, *known, *flow, *data, "--out", run_folder)
     changed = [*known, *flow, *data, "--out", run_folder, "--resume", "--lr", 0.5]
@@ -210,6 +208,37 @@ def test_unreadable_clips__are_reported_and_stop_the_run_beyond_the_share(toy_fo
     assert facts["training"]["num_unreadable"] == 3
     error = wrong(capsys, *options, "--out", tmp_path / "strict", "--max-unreadable", 0.01)
     assert "--max-unreadable 0.01" in error
+
+
+def test_no_data_and_no_weights__prepares_trains_a_teacher_once_and_keeps_it(toy_folder, tmp_path, monkeypatch, capsys):
+    """The path of the README's command, on a dataset that is already there to save time."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "toyactions").symlink_to(toy_folder)
+    monkeypatch.chdir(tmp_path)
+    debug = ["--config", str(CONFIGS / "debug.yaml"), "--workers", "0"]
+    main(debug)
+    assert "it is trained with labels first" in capsys.readouterr().out
+    main(debug)
+    assert "it is trained with labels first" not in capsys.readouterr().out
+    assert len(list((tmp_path / "runs" / "teachers").iterdir())) == 1
+    first, second = tmp_path / "runs" / "flow_r3d10-from-rgb_r3d10", tmp_path / "runs" / "flow_r3d10-from-rgb_r3d10-2"
+    weights = [(folder / "student" / "student.safetensors").read_bytes() for folder in (first, second)]
+    assert weights[0] == weights[1], "same seed, same student"
+
+
+def test_accumulation__two_half_batches_are_one_batch(toy_folder, teacher_file, tmp_path):
+    known = ["--teacher", "rgb_r3d10_gn", "--teacher-weights", teacher_file, "--student", "flow_r3d10_gn"]
+    options = [*known, "--data", toy_folder, "--no-evaluate", "--knn-clips", 0, "--log-every-steps", 1, "--lr", 0.05]
+    options += ["--crop-area-min", 1.0, "--epochs", 2]
+    curves = []
+    for name, batch_size, accumulate in (("one", 8, 1), ("two", 4, 2)):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+        train(*options, "--out", tmp_path / name, "--batch-size", batch_size, "--accumulate", accumulate)
+        rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        curves.append([row["loss"] for row in rows])
+    assert len(curves[0]) == len(curves[1]) >= 10
+    assert curves[0] == pytest.approx(curves[1], abs=1e-5)
 
 
 def test_cli__help_and_unknown_command(capsys):

@@ -42,7 +42,9 @@ class Architecture:
     statistics: dict[str, Statistics] = field(default_factory=dict)
     """Per modality; the modality's own where absent."""
     bf16_pays_on_cpu: bool = False
-    """Measured: whether bf16 with channels_last trains faster on a CPU with AMX (docs/speed.md)."""
+    """Measured: whether bf16 trains faster on a CPU with AMX (docs/speed.md)."""
+    channels_last_pays_on_cpu: bool = False
+    """Measured: whether fp32 with channels last trains faster on a CPU (docs/speed.md)."""
     source: str = ""
     """The library and class that the body's weights load into, for people."""
 
@@ -74,7 +76,8 @@ class Encoder(nn.Module):
         embed_dim: D.
         classifier: Prefix of classifier weights to leave out when weights are loaded.
         stem: Name of the body's first convolution.
-        bf16_pays_on_cpu: Whether bf16 with channels_last is faster on a CPU with AMX.
+        bf16_pays_on_cpu: Whether bf16 is faster on a CPU with AMX.
+        channels_last_pays_on_cpu: Whether channels last in memory is faster on a CPU.
     """
 
     def __init__(
@@ -87,6 +90,7 @@ class Encoder(nn.Module):
         classifier: str = "",
         stem: str = "",
         bf16_pays_on_cpu: bool = False,
+        channels_last_pays_on_cpu: bool = False,
     ) -> None:
         super().__init__()
         self.body = body
@@ -96,6 +100,7 @@ class Encoder(nn.Module):
         self.classifier = classifier
         self.stem = stem
         self.bf16_pays_on_cpu = bf16_pays_on_cpu
+        self.channels_last_pays_on_cpu = channels_last_pays_on_cpu
 
     def forward(self, clip_bcthw: Tensor) -> Tensor:
         """Embed a batch of normalised views [B, C, T, H, W] as [B, D]."""
@@ -160,4 +165,5 @@ def build_encoder(
         classifier=architecture.classifier,
         stem=architecture.stem,
         bf16_pays_on_cpu=architecture.bf16_pays_on_cpu,
+        channels_last_pays_on_cpu=architecture.channels_last_pays_on_cpu,
     )

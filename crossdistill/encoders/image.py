@@ -54,6 +54,7 @@ def _image(
         size_px=224,
         stem=stem,
         classifier=classifier,
+        channels_last_pays_on_cpu=True,
         source=f"torchvision.models.{source}",
     )
 

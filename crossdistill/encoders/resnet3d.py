@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable
 
 from pytorchvideo.models.resnet import create_resnet
+from pytorchvideo.models.weight_init import init_net_weights
 from torch import Tensor, nn
 from torchvision.models.video import r3d_18
 from torchvision.models.video.resnet import BasicBlock, Conv3DSimple
@@ -63,6 +64,7 @@ def build_r3d50(channels: int) -> nn.Module:
         stage_temporal_stride=(1, 2, 2, 2),
         head=None,
     )
+    init_net_weights(model)  # pytorchvideo leaves PyTorch's default, from which a deep ResNet hardly learns
     return PooledBlocks(model.blocks)
 
 
@@ -135,6 +137,7 @@ RESNET3D: dict[str, Architecture] = {
         stem="stem.0",
         classifier="fc.",
         bf16_pays_on_cpu=True,
+        channels_last_pays_on_cpu=True,
         source="crossdistill.encoders.resnet3d.R3D10(width=16)",
     ),
     "r3d10_gn": Architecture(
@@ -147,6 +150,7 @@ RESNET3D: dict[str, Architecture] = {
         stem="stem.0",
         classifier="fc.",
         bf16_pays_on_cpu=True,
+        channels_last_pays_on_cpu=True,
         source="crossdistill.encoders.resnet3d.R3D10(width=16, norm=group_norm)",
     ),
     "r3d18": Architecture(

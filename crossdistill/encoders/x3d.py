@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pytorchvideo.models.weight_init import init_net_weights
 from pytorchvideo.models.x3d import create_x3d
 from torch import Tensor, nn
 
@@ -26,6 +27,7 @@ class X3DBody(nn.Module):
 def build_x3d_xs(channels: int) -> nn.Module:
     """X3D-XS: 4 frames, stride 12, 160 pixels."""
     model = create_x3d(input_channel=channels, input_clip_length=4, input_crop_size=160)
+    init_net_weights(model)
     head = model.blocks[-1]
     # The library pools with a window of one clip size; the mean over all there is equals it there.
     head.pool.pool = nn.AdaptiveAvgPool3d(1)
@@ -43,6 +45,7 @@ X3D: dict[str, Architecture] = {
         size_px=160,
         stem="blocks.0.conv.conv_t",
         classifier="blocks.5.proj.",
+        channels_last_pays_on_cpu=True,
         source="pytorchvideo.models.x3d.create_x3d",
     ),
 }

@@ -15,7 +15,7 @@ from torch import Tensor
 from crossdistill.console import progress_bar
 from crossdistill.data.dataset import Entry, PairedClips, make_loader
 from crossdistill.data.sampling import SampleKey
-from crossdistill.distributed import gather_objects
+from crossdistill.distributed import broadcast_buffers, gather_objects
 from crossdistill.encoders import Encoder
 from crossdistill.runner import Execution
 
@@ -63,8 +63,11 @@ def extract_features(
     keys = [SampleKey(i, epoch=0) for i in mine]
     batches = [keys[i : i + batch_size] for i in range(0, len(keys), batch_size)]
     loader = make_loader(dataset, batches, num_workers=num_workers, pin_memory=accelerator.device.type == "cuda")
-    rows: list[tuple[int, int, Tensor]] = []
+    ids: list[int] = []
+    labels: list[int] = []
+    chunks: list[Tensor] = [torch.empty(0, encoder.embed_dim)]
     unreadable: list[tuple[str, str]] = []
+    broadcast_buffers(accelerator, encoder)
     was_training = encoder.training
     encoder.eval()
     is_shown = accelerator.is_main_process and description is not None
@@ -73,12 +76,14 @@ def extract_features(
             unreadable += batch.unreadable
             if len(batch) == 0:
                 continue
-            features = execution.embed(encoder, batch.student.to(execution.device)).cpu()
-            rows += zip(batch.sample_ids.tolist(), batch.labels.tolist(), features, strict=True)
+            chunks.append(execution.embed(encoder, batch.student.to(execution.device)).cpu())
+            ids += batch.sample_ids.tolist()
+            labels += batch.labels.tolist()
     encoder.train(was_training)
-    rows = sorted(gather_objects(accelerator, rows), key=lambda row: row[0])
+    parts = gather_objects(accelerator, [(ids, labels, torch.cat(chunks))])
+    order = torch.tensor([i for part in parts for i in part[0]], dtype=torch.int64).argsort()
     return Features(
-        features=torch.stack([row[2] for row in rows]) if rows else torch.empty(0, encoder.embed_dim),
-        labels=torch.tensor([row[1] for row in rows], dtype=torch.int64),
+        features=torch.cat([part[2] for part in parts])[order],
+        labels=torch.tensor([label for part in parts for label in part[1]], dtype=torch.int64)[order],
         unreadable=dict(gather_objects(accelerator, unreadable)),
     )

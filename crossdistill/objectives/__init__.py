@@ -18,8 +18,8 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
 }
 
 
-def create_objective(name: str, *, temperature: float) -> Objective:
-    """Build an objective by name."""
+def create_objective(name: str, *, temperature: float = 0.04) -> Objective:
+    """Build an objective by name, by default with the paper's temperature."""
     if name not in OBJECTIVES:
         raise unknown_name("objective", name, OBJECTIVES)
     return OBJECTIVES[name](temperature=temperature)
