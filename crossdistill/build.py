@@ -11,19 +11,20 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from crossdistill.config import RunConfig, to_dict
 from crossdistill.console import console
 from crossdistill.data.dataset import Entry, PairedClips, entries_of
 from crossdistill.data.manifest import MANIFEST_NAME, Manifest
 from crossdistill.data.transforms import Augmentation
-from crossdistill.distiller import Distiller
+from crossdistill.distiller import Distiller, Tower
 from crossdistill.distributed import decide_on_first
 from crossdistill.encoders import Encoder, create_encoder
 from crossdistill.encoders.weights import load_weights
 from crossdistill.engine import TrainingPlan
 from crossdistill.errors import UserError
+from crossdistill.hardware import uses_bf16
 from crossdistill.objectives import create_objective
 from crossdistill.runner import Execution
 from crossdistill.schedule import learning_rate
@@ -36,6 +37,8 @@ TOYACTIONS_FOLDER = Path("data/toyactions")
 AUTO = "auto"
 # Frames of a clip that an image teacher embeds and averages, unless --teacher-frames says otherwise.
 NUM_IMAGE_TEACHER_FRAMES = 4
+# Features up to which a head learns at the encoder's rate (AdamW).
+HEAD_BASE_WIDTH = 128
 # Evaluations on held-out clips in one run, unless --knn-every-epochs says otherwise.
 NUM_EVALUATIONS = 5
 
@@ -174,10 +177,24 @@ def training_set(
     )
 
 
-def choose_execution(config: RunConfig, encoder: Encoder, device: torch.device) -> Execution:
-    """How an encoder of this run computes."""
+def choose_execution(
+    config: RunConfig, encoder: Encoder, accelerator: Accelerator, *, is_trained: bool = False
+) -> Execution:
+    """How an encoder of this run computes; all processes do what the first one finds best."""
+    precision = decide_on_first(
+        accelerator,
+        lambda: uses_bf16(
+            encoder,
+            setting=config.machine.precision,
+            device=accelerator.device,
+            training_batch_size=config.optimization.batch_size if is_trained else None,
+        ),
+    )
     return Execution.choose(
-        encoder, device=device, precision=config.machine.precision, layout=config.machine.channels_last
+        encoder,
+        device=accelerator.device,
+        precision="bf16" if precision else "fp32",
+        layout=config.machine.channels_last,
     )
 
 
@@ -196,8 +213,8 @@ def create_distiller(config: RunConfig, *, student: Encoder, teacher: Encoder, a
         bank_size=objective.bank_size,
         bank_dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[objective.bank_dtype],
         ema_momentum=objective.ema_momentum,
-        student_execution=choose_execution(config, student, accelerator.device),
-        teacher_execution=choose_execution(config, teacher, accelerator.device),
+        student_execution=choose_execution(config, student, accelerator, is_trained=True),
+        teacher_execution=choose_execution(config, teacher, accelerator),
         gather=gather,
     )
 
@@ -206,18 +223,27 @@ def create_supervised(
     config: RunConfig, *, student: Encoder, num_classes: int, accelerator: Accelerator
 ) -> SupervisedTask:
     """The student with a classifier."""
-    execution = choose_execution(config, student, accelerator.device)
+    execution = choose_execution(config, student, accelerator, is_trained=True)
     return SupervisedTask(encoder=student, execution=execution, num_classes=num_classes)
 
 
-def create_optimizer(config: RunConfig, module: nn.Module) -> torch.optim.Optimizer:
-    """SGD or AdamW over everything that trains, in the fused form: one pass over the weights instead of many."""
+def create_optimizer(config: RunConfig, tower: Tower) -> torch.optim.Optimizer:
+    """SGD or AdamW over everything that trains, in the fused form: one pass over the weights instead of many.
+
+    AdamW moves every weight by about the learning rate, so a head's output moves with the number of its inputs, and on
+    2048 features a rate that suits the encoder makes the output jump. Its rate is therefore divided by the width
+    (Yang et al., Tensor Programs V, arXiv 2203.03466, table 3: Adam's rate of output weights goes with 1 / fan-in).
+    """
     options = config.optimization
+    encoder, head = list(tower.encoder.parameters()), list(tower.head.parameters())
     if options.optimizer == "sgd":
         return torch.optim.SGD(
-            module.parameters(), lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay, fused=True
+            [*encoder, *head], lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay, fused=True
         )
-    return torch.optim.AdamW(module.parameters(), lr=options.lr, weight_decay=options.weight_decay, fused=True)
+    groups: list[dict[str, Any]] = [{"params": encoder, "lr_scale": 1.0}]
+    if head:
+        groups.append({"params": head, "lr_scale": min(1.0, HEAD_BASE_WIDTH / tower.encoder.embed_dim)})
+    return torch.optim.AdamW(groups, lr=options.lr, weight_decay=options.weight_decay, fused=True)
 
 
 def create_plan(config: RunConfig) -> TrainingPlan:

@@ -28,7 +28,7 @@ Gather = Callable[[Tensor], Tensor]
 class Task(Protocol):
     """What the engine trains: something with weights that turns batches into losses."""
 
-    trainable: nn.Module
+    trainable: Tower
     """Wrapped for several processes by the engine, and nothing else is."""
     bank: MemoryBank | None
 
@@ -125,7 +125,7 @@ class Distiller:
         self.objective = objective
         self.ema_momentum = ema_momentum
         self.gather = gather
-        self.trainable: nn.Module = Tower(student, adapter.to(execution.device))
+        self.trainable = Tower(student, adapter.to(execution.device))
         self.ema: nn.Module | None = None
         if objective.student_anchors == "momentum":
             self.ema = copy.deepcopy(self.trainable).requires_grad_(False)

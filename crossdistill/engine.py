@@ -114,7 +114,7 @@ def train(
             _count_unreadable(state, batch, plan, accelerator, len(dataset))
             lr = plan.learning_rate(state.step, num_steps, steps_per_epoch)
             for group in optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group.get("lr_scale", 1.0)
             with accelerator.accumulate(model):
                 output = task.compute(model, batch.to(accelerator.device))
                 accelerator.backward(output.loss)
@@ -123,13 +123,13 @@ def train(
                 optimizer.step()
                 optimizer.zero_grad()
             anchors += [output.anchors] if output.anchors is not None else []
-            monitor.add(output, lr=lr, bank_fill=task.bank.fill if task.bank is not None else None)
+            monitor.add(output)
             if not accelerator.sync_gradients:
                 continue
             _enqueue(task, anchors)  # after the step: no sample of a step is an anchor of that step
             task.after_step()
             state.step += 1
-            monitor.finish_step(state.step)
+            monitor.finish_step(state.step, lr=lr, bank_fill=task.bank.fill if task.bank is not None else None)
             if state.step % checkpoint_every == 0 or state.step == num_steps:
                 _save(checkpoints, state, task, model, optimizer, accelerator, len(dataset))
             if evaluate is not None and evaluate_every and state.step % evaluate_every == 0:
@@ -301,12 +301,11 @@ class Monitor:
         if self.log is not None:
             self.log.close()
 
-    def add(self, output: StepOutput, *, lr: float, bank_fill: float | None) -> None:
+    def add(self, output: StepOutput) -> None:
         """Take in one batch, without waiting for the device."""
         for name, value in {"loss": output.loss.detach(), **output.terms}.items():
             self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
         self.count += 1
-        self.extra = {"lr": lr, **({} if bank_fill is None else {"bank_fill": bank_fill})}
 
     def note(self, step: int, values: dict[str, float]) -> None:
         """Log the numbers of an evaluation at once, and show them from now on."""
@@ -321,9 +320,10 @@ class Monitor:
         yield
         self.clock += time.perf_counter() - started
 
-    def finish_step(self, step: int) -> None:
+    def finish_step(self, step: int, *, lr: float, bank_fill: float | None) -> None:
         """Advance the bar; log means since the last line when it is time."""
         assert self.task_id is not None
+        self.extra = {"lr": lr, **({} if bank_fill is None else {"bank_fill": bank_fill})}
         if step % self.plan.log_every_steps == 0 or step in (self.start_step + 1, self.num_steps):
             self._flush(step)
         self.bar.update(self.task_id, completed=step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 from contextlib import AbstractContextManager
 
@@ -12,17 +13,16 @@ from torch import Tensor, nn
 from crossdistill.encoders import Encoder
 from crossdistill.errors import UserError
 
-
-def cpu_has_amx() -> bool:
-    """Whether this CPU multiplies bf16 matrices in tiles (Intel's AMX).
-
-    AVX-512's bf16 extension does not count: on a CPU that has it alone, the gradient of a 3D convolution
-    in bf16 with channels last came out as NaN now and then, for inputs that are harmless (docs/LOG.md).
-    """
-    return bool(torch.cpu._is_amx_tile_supported())
+# Backward passes that have to agree; each takes about as long as a training step.
+NUM_GRADIENT_CHECKS = 5
 
 
-def uses_bf16(encoder: Encoder, *, setting: str, device: torch.device) -> bool:
+def cpu_multiplies_bf16() -> bool:
+    """Whether this CPU multiplies bf16 in hardware: with AMX, or with AVX-512's bf16 extension."""
+    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+
+
+def uses_bf16(encoder: Encoder, *, setting: str, device: torch.device, training_batch_size: int | None) -> bool:
     """Decide the precision of an encoder's forward and backward pass.
 
     Args:
@@ -30,6 +30,7 @@ def uses_bf16(encoder: Encoder, *, setting: str, device: torch.device) -> bool:
         setting: ``fp32``, ``bf16`` or ``auto``. ``auto`` follows ``accelerate launch
             --mixed_precision`` where that is given.
         device: Where the encoder runs.
+        training_batch_size: Clips per batch if it is trained; None if it only embeds.
     """
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if setting == "auto" and launched not in ("no", "bf16"):
@@ -38,7 +39,36 @@ def uses_bf16(encoder: Encoder, *, setting: str, device: torch.device) -> bool:
         return setting == "bf16"
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
-    return launched == "bf16" or (device.type == "cpu" and encoder.bf16_pays_on_cpu and cpu_has_amx())
+    if launched == "bf16":
+        return True
+    if training_batch_size is None or device.type != "cpu" or not encoder.bf16_pays_on_cpu:
+        return False
+    return cpu_multiplies_bf16() and bf16_gradients_repeat(encoder, batch_size=training_batch_size)
+
+
+def bf16_gradients_repeat(encoder: Encoder, *, batch_size: int) -> bool:
+    """Whether bf16 gradients of an encoder's own shapes are finite and equal to the bit, time after time.
+
+    On some CPUs the kernels for weight gradients of 3D convolutions are not: they gave slightly other values at every
+    pass, and NaN at one pass in six to seventy (docs/LOG.md). Where they do repeat, a resumed run can be exact too.
+    """
+    probe = copy.deepcopy(encoder).cpu().train()
+    view = encoder.view
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        clip = torch.randn(batch_size, view.kind.channels, view.num_frames, view.size_px, view.size_px)
+    first: list[Tensor] = []
+    for _ in range(NUM_GRADIENT_CHECKS):
+        probe.zero_grad()
+        with torch.random.fork_rng(devices=[]), torch.autocast("cpu", dtype=torch.bfloat16):
+            torch.manual_seed(0)  # the same dropout in every pass
+            features = probe(clip).float()
+        (features * torch.linspace(-1, 1, features.shape[1])).sum().backward()
+        gradients = [parameter.grad for parameter in probe.parameters() if parameter.grad is not None]
+        first = first or [gradient.clone() for gradient in gradients]
+        if not all(torch.equal(a, b) and bool(a.isfinite().all()) for a, b in zip(first, gradients, strict=True)):
+            return False
+    return True
 
 
 def autocast(device: torch.device, *, is_bf16: bool) -> AbstractContextManager[object]:

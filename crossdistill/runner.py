@@ -24,7 +24,12 @@ class Execution:
 
     @staticmethod
     def choose(
-        encoder: Encoder, *, device: torch.device | None = None, precision: str = "auto", layout: str = "auto"
+        encoder: Encoder,
+        *,
+        device: torch.device | None = None,
+        precision: str = "auto",
+        layout: str = "auto",
+        training_batch_size: int | None = None,
     ) -> Execution:
         """Decide precision and layout for an encoder, and lay its weights out accordingly.
 
@@ -34,9 +39,10 @@ class Execution:
             precision: ``auto``, ``fp32`` or ``bf16``.
             layout: ``auto``, ``yes`` or ``no``: channels last in memory; ``auto`` where the encoder was measured
                 to be faster with it, and on every GPU.
+            training_batch_size: Clips per batch if the encoder is trained; None if it only embeds.
         """
         device = device or next(encoder.parameters()).device
-        is_bf16 = uses_bf16(encoder, setting=precision, device=device)
+        is_bf16 = uses_bf16(encoder, setting=precision, device=device, training_batch_size=training_batch_size)
         pays = device.type == "cuda" or encoder.channels_last_pays_on_cpu
         is_channels_last = pays if layout == "auto" else layout == "yes"
         encoder.to(device)

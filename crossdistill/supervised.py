@@ -28,7 +28,7 @@ class SupervisedTask:
         if num_classes < 2:
             raise UserError(f"training with labels needs at least 2 classes, the data has {num_classes}")
         self.execution = execution
-        self.trainable: nn.Module = Tower(encoder, nn.Linear(encoder.embed_dim, num_classes).to(execution.device))
+        self.trainable = Tower(encoder, nn.Linear(encoder.embed_dim, num_classes).to(execution.device))
         self.bank: MemoryBank | None = None
 
     def compute(self, model: nn.Module, batch: PairedBatch) -> StepOutput:

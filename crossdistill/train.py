@@ -106,7 +106,7 @@ def _learn_from_teacher(run: Run) -> None:
         "teacher": (teacher, distiller.teacher.execution),
         "student, random": (
             random_student,
-            build.choose_execution(run.config, random_student, run.accelerator.device),
+            build.choose_execution(run.config, random_student, run.accelerator),
         ),
         "student, distilled": (student, distiller.execution),
     }

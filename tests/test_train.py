@@ -46,12 +46,12 @@ def test_run__keeps_everything_it_promises(run_folder):
         assert all(0 <= result["top1"] <= result["top5"] <= 1 for result in evaluation["results"].values())
     started = json.loads((run_folder / "config.json").read_text())
     assert started["configuration"]["pair"]["student"] == "flow_r3d18"
-    assert started["environment"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(started["environment"]["torch"])
     rows = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
     assert any("knn" in row for row in rows)
     logged = [row for row in rows if "loss" in row]
     assert all({"loss", "lr", "bank_fill", "clips_per_second"} <= row.keys() for row in logged)
-    assert logged[-1]["bank_fill"] == 1.0
+    assert logged[-1]["bank_fill"] == 32 / 40  # four batches of eight
 
 
 def test_student__loads_strictly_into_torchvisions_own_class_with_plain_torch(run_folder):
@@ -153,7 +153,7 @@ def test_bad_input__one_sentence_each(toy_folder, teacher_file, run_folder, tmp_
     assert "no student was given" in wrong(capsys, *known, *data)
     assert "no teacher was given" in wrong(capsys, *flow, *data)
     assert "leave one of them out" in wrong(capsys, *known, *flow, *data, "--supervised")
-    assert "did you mean 'r3d10'" in wrong(capsys, *known, "--student", "flow_r3d11", *data, *out)
+    assert "did you mean 'r3d10'" in wrong(capsys, *known, "--student", "flow_r3d100", *data, *out)
     assert "unknown encoder 'sound_r3d10'" in wrong(capsys, *known, "--student", "sound_r3d10", *data, *out)
     assert "unknown objective 'compres-2q'" in wrong(capsys, *known, *flow, *data, *out, "--objective", "compres-2q")
     assert "not a prepared dataset" in wrong(capsys, *known, *flow, "--data", tmp_path, *out)
@@ -163,7 +163,7 @@ def test_bad_input__one_sentence_each(toy_folder, teacher_file, run_folder, tmp_
     assert "does not hold the weights of rgb_r3d18" in wrong(capsys, *other, *flow, *data, *out)
     other = ["--teacher", "rgb_r3d18", "--teacher-weights", run_folder]
     assert "holds flow_r3d18, not rgb_r3d18" in wrong(capsys, *other, *flow, *data, *out)
-    assert "--batch-size 54" in wrong(capsys, *known, *flow, *data, *out, "--batch-size", 1000)
+    assert "--batch-size 36" in wrong(capsys, *known, *flow, *data, *out, "--batch-size", 1000)
     assert "holds a run already" in wrong(capsys, *known, *flow, *data, "--out", run_folder)
     changed = [*known, *flow, *data, "--out", run_folder, "--resume", "--lr", 0.5]
     assert "was started with another" in wrong(capsys, *changed)
@@ -228,8 +228,7 @@ def test_no_data_and_no_weights__prepares_trains_a_teacher_once_and_keeps_it(toy
 
 def test_accumulation__two_half_batches_are_one_batch(toy_folder, teacher_file, tmp_path):
     known = ["--teacher", "rgb_r3d10_gn", "--teacher-weights", teacher_file, "--student", "flow_r3d10_gn"]
-    options = [*known, "--data", toy_folder, "--no-evaluate", "--knn-clips", 0, "--log-every-steps", 1, "--lr", 0.05]
-    options += ["--crop-area-min", 1.0, "--epochs", 2]
+    options = [*known, "--data", toy_folder, "--no-evaluate", "--knn-clips", 0, "--log-every-steps", 1, "--lr", 0.01]
     curves = []
     for name, batch_size, accumulate in (("one", 8, 1), ("two", 4, 2)):
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -237,7 +236,7 @@ def test_accumulation__two_half_batches_are_one_batch(toy_folder, teacher_file, 
         train(*options, "--out", tmp_path / name, "--batch-size", batch_size, "--accumulate", accumulate)
         rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         curves.append([row["loss"] for row in rows])
-    assert len(curves[0]) == len(curves[1]) >= 10
+    assert len(curves[0]) == len(curves[1]) >= 4 and max(curves[0]) > 0.1
     assert curves[0] == pytest.approx(curves[1], abs=1e-5)
 
 
