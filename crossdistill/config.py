@@ -150,7 +150,7 @@ class MachineConfig:
     seed: CountOrZero = 0
     """Seed of weights, order and augmentation."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 on GPUs that have it, and on CPUs where it is faster and its gradients repeat to the bit."""
+    """auto: bf16 on GPUs that have it, and on CPUs with AMX if its gradients repeat to the bit."""
     channels_last: Literal["auto", "yes", "no"] = "auto"
     """Channels last in memory; auto: on GPUs, and on CPUs for encoders that it makes faster."""
     workers: CountOrZero = 2

@@ -42,7 +42,7 @@ class Architecture:
     statistics: dict[str, Statistics] = field(default_factory=dict)
     """Per modality; the modality's own where absent."""
     bf16_pays_on_cpu: bool = False
-    """Measured: whether bf16 trains faster on a CPU that multiplies it (docs/speed.md)."""
+    """Measured: whether bf16 trains faster on a CPU with AMX (docs/speed.md)."""
     channels_last_pays_on_cpu: bool = False
     """Measured: whether fp32 with channels last trains faster on a CPU (docs/speed.md)."""
     source: str = ""
@@ -76,7 +76,7 @@ class Encoder(nn.Module):
         embed_dim: D.
         classifier: Prefix of classifier weights to leave out when weights are loaded.
         stem: Name of the body's first convolution.
-        bf16_pays_on_cpu: Whether bf16 is faster on a CPU that multiplies it.
+        bf16_pays_on_cpu: Whether bf16 is faster on a CPU with AMX.
         channels_last_pays_on_cpu: Whether channels last in memory is faster on a CPU.
     """
 
