@@ -18,6 +18,6 @@ for seed in 0 1 2; do
   "$python" train.py --resume --out "$out/seed$seed" --seed "$seed" --data "$out/data" \
     --teacher scripts/teachers/timm_mobilenetv2.py:mobilenetv2_100 --teacher-weights "$weights" \
     --student rgb_r3d10 --student-frames 8 --student-stride 4 --student-size 64 \
-    --objective compress-1q --bank-size 256 --epochs 60 --batch-size 12 --optimizer adamw --lr 0.002 \
+    --objective compress-1q --bank-size 256 --epochs 30 --batch-size 12 --optimizer adamw --lr 0.002 \
     --weight-decay 0.05 --schedule cosine --warmup-epochs 2 --crop-area-min 0.4
 done
