@@ -212,17 +212,18 @@ def _print_comparison(manifest: Manifest, split: str, evaluations: dict[str, Eva
     print_table(f"{manifest.dataset}, split {split}, top-1", ("", "encoder", *TABLE_PROTOCOLS.values()), rows)
     worst = max(evaluations.values(), key=lambda evaluation: len(evaluation.unreadable))
     print(f"{worst.num_test} test clips evaluated, {len(worst.unreadable)} could not be read")
-    _warn_of_weak_teacher(evaluations)
+    _warn_of_weak_teacher(evaluations, len(manifest.classes))
 
 
-def _warn_of_weak_teacher(evaluations: dict[str, Evaluation]) -> None:
-    """Say so where the teacher knows less than random features: its neighbourhoods teach nothing."""
-    accuracy = {role: evaluation.results["linear"].top1 for role, evaluation in evaluations.items()}
-    if "teacher" in accuracy and accuracy["teacher"] <= accuracy["student, random"]:
+def _warn_of_weak_teacher(evaluations: dict[str, Evaluation], num_classes: int) -> None:
+    """Say so where the teacher is near chance: its neighbourhoods teach nothing."""
+    if "teacher" not in evaluations:
+        return
+    accuracy, chance = evaluations["teacher"].results["linear"].top1, 1 / num_classes
+    if accuracy < 2 * chance:
         print(
-            f"The teacher's linear accuracy ({accuracy['teacher']:.1%}) is no better than that of a random student "
-            f"({accuracy['student, random']:.1%}), so there is little to learn from it: train it longer "
-            "(--teacher-epochs), at a larger --teacher-size, or choose another teacher."
+            f"The teacher's linear accuracy ({accuracy:.1%}) is near chance ({chance:.1%}), so there is little to learn "
+            "from it: train it longer (--teacher-epochs), at a larger --teacher-size, or choose another teacher."
         )
 
 

@@ -64,7 +64,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     any_result = results[ROLES[0]]
     axes.set_xticks(range(len(PROTOCOLS)), list(PROTOCOLS.values()))
     axes.set_ylabel("top-1 accuracy, %")
-    axes.set_ylim(0, 112)
+    axes.set_ylim(0, 128)
     axes.set_title(f"{any_result['dataset']}, split {any_result['split']}, {any_result['num_test']} test clips")
     axes.legend(loc="upper center", ncols=2, fontsize=9, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
