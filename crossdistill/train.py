@@ -222,8 +222,8 @@ def _warn_of_weak_teacher(evaluations: dict[str, Evaluation], num_classes: int) 
     accuracy, chance = evaluations["teacher"].results["linear"].top1, 1 / num_classes
     if accuracy < 2 * chance:
         print(
-            f"The teacher's linear accuracy ({accuracy:.1%}) is near chance ({chance:.1%}), so there is little to learn "
-            "from it: train it longer (--teacher-epochs), at a larger --teacher-size, or choose another teacher."
+            f"The teacher's linear accuracy ({accuracy:.1%}) is near chance ({chance:.1%}), so there is little to "
+            "learn from it: train it longer (--teacher-epochs), at a larger --teacher-size, or choose another teacher."
         )
 
 
