@@ -30,6 +30,8 @@ from crossdistill.runner import Execution
 from crossdistill.student import find_student, save_student
 
 RESULTS_NAME = "results.json"
+# A teacher that has gone less than this share of the way from chance to perfect gets a warning.
+WEAK_TEACHER_SHARE = 0.1
 TABLE_PROTOCOLS = {"1-nn": "1-NN", "linear": "linear"}
 
 
@@ -220,7 +222,7 @@ def _warn_of_weak_teacher(evaluations: dict[str, Evaluation], num_classes: int) 
     if "teacher" not in evaluations:
         return
     accuracy, chance = evaluations["teacher"].results["linear"].top1, 1 / num_classes
-    if accuracy < 2 * chance:
+    if accuracy - chance < WEAK_TEACHER_SHARE * (1 - chance):
         print(
             f"The teacher's linear accuracy ({accuracy:.1%}) is near chance ({chance:.1%}), so there is little to "
             "learn from it: train it longer (--teacher-epochs), at a larger --teacher-size, or choose another teacher."
