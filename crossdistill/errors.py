@@ -11,6 +11,11 @@ from collections.abc import Callable, Iterable
 
 USER_ERROR_EXIT_STATUS = 2
 FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What no further file can mend, in words.
+STOPPING_ERRORS = {
+    **dict.fromkeys(FULL_DISK_ERRORS, "the disk is full"),
+    errno.EROFS: "the disk is read-only",
+}
 
 
 class UserError(ValueError):

@@ -1,21 +1,23 @@
-"""Runs independent jobs in parallel with a progress bar, and gives their results in order.
+"""Runs independent jobs in parallel with a progress bar, and hands out results as they come.
 
-The parallelism is joblib's: processes of this machine unless the caller entered
-``joblib.parallel_config(backend=...)`` for another backend.
+The parallelism is joblib's: here, or on the machines of a Dask or Ray cluster.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
+import joblib
 from joblib import Parallel, cpu_count, delayed
 
 from crossdistill.console import console, progress_bar
-from crossdistill.errors import UserError
+from crossdistill.errors import UserError, unknown_name
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -23,13 +25,90 @@ Result = TypeVar("Result")
 INTERRUPTED_EXIT_STATUS = 130
 
 
+@contextlib.contextmanager
+def _processes(address: str | None) -> Iterator[None]:
+    with joblib.parallel_config(backend="loky"):
+        yield
+
+
+@contextlib.contextmanager
+def _threads(address: str | None) -> Iterator[None]:
+    with joblib.parallel_config(backend="threading"):
+        yield
+
+
+@contextlib.contextmanager
+def _dask(address: str | None) -> Iterator[None]:
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise UserError("--engine dask needs Dask: pip install 'crossdistill[dask]'") from error
+    if address is None:
+        raise UserError("--engine dask needs --address, for example --address tcp://head-node:8786")
+    try:
+        client = Client(address, timeout="15s")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"no Dask scheduler answers at --address {address}: start one, or check it ({error})"
+        ) from error
+    with client, joblib.parallel_config(backend="dask"):
+        yield
+
+
+@contextlib.contextmanager
+def _ray(address: str | None) -> Iterator[None]:
+    try:
+        import ray
+        from ray.util.joblib import register_ray
+    except ImportError as error:
+        raise UserError("--engine ray needs Ray: pip install 'crossdistill[ray]'") from error
+    try:
+        ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
+    except (ConnectionError, ValueError) as error:
+        raise UserError(f"no Ray cluster answers at --address {address}: start one, or check it ({error})") from error
+    register_ray()
+    with joblib.parallel_config(backend="ray"):
+        yield
+
+
+ENGINES: dict[str, Callable[[str | None], Any]] = {
+    "processes": _processes,
+    "threads": _threads,
+    "dask": _dask,
+    "ray": _ray,
+}
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Where jobs run."""
+
+    name: str = "processes"
+    """One of ``ENGINES``."""
+    address: str | None = None
+    """Of a cluster."""
+    workers: int | None = None
+    """Jobs at a time; None takes one per core that this process may use, or all of a cluster."""
+
+    @property
+    def most_here(self) -> int:
+        """Cores of this machine that this process may use."""
+        return int(cpu_count())
+
+    @property
+    def is_cluster(self) -> bool:
+        """Whether jobs run on other machines."""
+        return self.name in ("dask", "ray")
+
+
 def run_jobs(
     function: Callable[[Job], Result],
     jobs: Sequence[Job],
     *,
-    workers: int | None = None,
+    engine: Engine | None = None,
     description: str = "preparing",
     unit: str = "files",
+    on_result: Callable[[int, Result], None] = lambda position, result: None,
 ) -> list[Result]:
     """Run ``function`` on every job, several at a time.
 
@@ -38,27 +117,35 @@ def run_jobs(
 
     Args:
         function: A function of an importable module.
-        jobs: Its arguments; they and the results are pickled.
-        workers: How many run at a time; None takes one per core that this process may use.
+        jobs: Its arguments; they and the results are sent between processes.
+        engine: Where; processes of this machine, one per core, if None.
         description: What the progress bar says is being done.
         unit: What the progress bar counts.
+        on_result: Called here with (position in ``jobs``, result) as results come, in any order.
 
     Returns:
         The results, in the order of ``jobs``.
     """
-    if workers is not None and workers < 1:
-        raise UserError(f"--workers {workers} cannot work: give 1 or more, or leave it out for one per core")
+    engine = engine or Engine()
+    if engine.workers is not None and engine.workers < 1:
+        raise UserError(f"--workers {engine.workers} cannot work: give 1 or more, or leave it out for one per core")
+    if engine.name not in ENGINES:
+        raise unknown_name("engine", engine.name, ENGINES)
     if not jobs:
         return []
-    parallel = Parallel(n_jobs=min(workers or cpu_count(), len(jobs)), batch_size=1, return_as="generator_unordered")
     results: dict[int, Result] = {}
     try:
-        with progress_bar(unit=unit) as bar:
-            task = bar.add_task(description, total=len(jobs))
+        with ENGINES[engine.name](engine.address), progress_bar("rate", unit=unit) as bar:
+            most = -1 if engine.is_cluster else engine.most_here
+            parallel = Parallel(n_jobs=engine.workers or most, batch_size=1, return_as="generator_unordered")
+            task = bar.add_task(description, total=len(jobs), rate="")
             calls = (delayed(_run_one)(function, i, job, os.getpid()) for i, job in enumerate(jobs))
             for position, result in parallel(calls):
                 results[position] = result
+                on_result(position, result)
                 bar.advance(task)
+                elapsed_seconds = bar.tasks[task].elapsed or 0.0
+                bar.update(task, rate=f"{len(results) / max(elapsed_seconds, 1e-3):.1f} {unit}/s")
     except KeyboardInterrupt:
         console.print(f"stopped after {len(results)} of {len(jobs)} {unit}: the same command goes on from there")
         raise SystemExit(INTERRUPTED_EXIT_STATUS) from None

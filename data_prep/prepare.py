@@ -1,4 +1,4 @@
-"""What all datasets share: options, finding files, resuming, the table at the end, the manifest.
+"""What all datasets share: options, resuming, shards, the table at the end, the manifest.
 
 A dataset's own module reads its lists into ``SourceVideo`` entries and calls ``prepare_videos``.
 """
@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import json
-import os
+import re
+import shutil
+import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -18,17 +19,20 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from crossdistill.console import console, print_table
-from crossdistill.data.manifest import Manifest, Stream, Video, unique_names
+from crossdistill.data.manifest import MANIFEST_NAME, Manifest, Video, unique_names
 from crossdistill.errors import UserError
-from crossdistill.files import write_text_atomically
-from data_prep.executor import run_jobs
-from data_prep.flow import MIN_SIDE_PX
-from data_prep.transcode import Outcome, Recipe, transcode
+from data_prep.executor import Engine, run_jobs
+from data_prep.flow import FLOW_METHODS, FLOW_PRESETS
+from data_prep.jobs import Job, StopError, run_job, stop_children
+from data_prep.journal import open_journal, read_journals
+from data_prep.readers import MIN_SIDE_PX, Input
+from data_prep.recipe import Outcome, Recipe
+from data_prep.transcode import source_of
 
-RECORD_FOLDER = ".prepared"
 # Raise it when the same options begin to give other bytes: older streams are then made anew.
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 MISSING = "missing"
+DRY_RUN_SAMPLES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,23 +41,62 @@ class PrepareOptions:
 
     out: Path
     """Folder of the prepared dataset. Nothing is written outside it."""
-    modalities: tuple[Literal["rgb", "flow"], ...] = ("rgb", "flow")
+    modalities: tuple[Literal["rgb", "flow", "depth"], ...] = ("rgb", "flow")
     """Streams to make. Streams that an earlier run made with the same options are kept."""
     short_side_px: Annotated[int, tyro.conf.arg(name="short-side", metavar="PX")] = 256
     """Short side of the pictures in pixels, even; smaller videos keep their size. 128 suits 112-pixel crops."""
+    keep_original: bool = False
+    """Do not re-encode colour: index the files where they are. Slower to read; moves with the originals."""
+    flow: Literal["dis", "farneback", "tvl1", "raft", "motion-vectors"] = "dis"
+    """How optical flow is estimated; motion-vectors takes the codec's own, coarse and nearly free."""
     flow_preset: Literal["ultrafast", "fast", "medium"] = "fast"
-    """Effort of the optical flow (OpenCV's DIS)."""
+    """Effort of --flow dis."""
+    flow_weights: str | None = None
+    """Weights of --flow raft: a file, or a name of torchvision's such as raft_small."""
+    depth_model: str | None = None
+    """Estimate --modalities depth from colour with this network of Hugging Face: its name or folder."""
     min_frames: int = 8
     """Videos with fewer readable frames are skipped."""
     max_bad: float = 0.05
     """Share of the files found that may turn out unusable before the command counts as failed."""
+    time_limit: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 600.0
+    """A file that takes longer is skipped: decoders can hang on damaged files."""
+    retry: bool = False
+    """Try files again that an earlier run skipped."""
     workers: int | None = None
-    """Videos prepared at a time; one per core if not given."""
+    """Videos prepared at a time; one per core if not given, or as many as a cluster takes."""
+    engine: Literal["local", "dask", "ray"] = "local"
+    """Where videos are prepared: here, or on a cluster whose machines see the same folders."""
+    address: str | None = None
+    """Of the cluster's scheduler, for example tcp://head-node:8786."""
+    shard: Annotated[str | None, tyro.conf.arg(metavar="I/N")] = None
+    """Prepare part I of N, for job arrays; afterwards join the parts with python -m data_prep merge."""
+    dry_run: bool = False
+    """Say how many files and bytes there are and about how long they take, and do nothing."""
 
     @property
     def recipe(self) -> Recipe:
-        """The options that decide what is in the streams."""
-        return Recipe(short_side_px=self.short_side_px, flow_preset=self.flow_preset, min_frames=self.min_frames)
+        """The options that decide what is in the streams; those without effect here are left at their defaults."""
+        makes_flow, is_dis = "flow" in self.modalities, self.flow == "dis"
+        return Recipe(
+            short_side_px=self.short_side_px,
+            min_frames=self.min_frames,
+            keep_original=self.keep_original,
+            flow=self.flow if makes_flow else Recipe.flow,
+            flow_preset=self.flow_preset if makes_flow and is_dis else Recipe.flow_preset,
+            flow_weights=self.flow_weights if makes_flow else None,
+            depth_model=self.depth_model if "depth" in self.modalities else None,
+        )
+
+    @property
+    def part(self) -> tuple[int, int] | None:
+        """``--shard`` as (i, n), i from 1."""
+        if self.shard is None:
+            return None
+        match = re.fullmatch(r"(\d+)/(\d+)", self.shard)
+        if match is None or not 1 <= int(match[1]) <= int(match[2]):
+            raise UserError(f"--shard {self.shard} is no part: give I/N with I from 1 to N, for example 3/16")
+        return int(match[1]), int(match[2])
 
 
 @dataclass(frozen=True)
@@ -62,43 +105,24 @@ class SourceVideo:
 
     name: str
     """Unique in the dataset."""
-    path: Path | None
-    """None where the lists name a file that is not there."""
+    inputs: dict[str, Path]
+    """Modality to the file or folder that holds it; empty where the lists name a file that is not there."""
     folder: str = ""
     """Folder inside each stream's folder, mostly the class."""
     label: int | None = None
     group: str | None = None
     splits: dict[str, str] = field(default_factory=dict)
+    frames_per_second: float | None = None
+    """Of inputs that do not say it themselves."""
 
 
 @dataclass(frozen=True)
-class _Job:
-    """One video to prepare: everything that a worker needs."""
+class _Task:
+    """One video to prepare: its job, and what the journal needs to recognise it."""
 
-    source: Path
+    job: Job
     key: dict[str, Any]
-    """What the streams depend on; a record with another key is out of date."""
-    stream_paths: dict[str, str]
-    record: str
-    root: Path
-    recipe: Recipe
-
-
-def find_videos(folder: Path, *, suffix: str) -> dict[str, list[Path]]:
-    """Find files by suffix in a folder and all below it, as stem in lower case to sorted paths.
-
-    Raises:
-        UserError: There is no such folder.
-    """
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}: give the folder that holds the {suffix} files")
-    found: dict[str, list[Path]] = {}
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            path = Path(parent, name)
-            if path.suffix.lower() == suffix and not name.startswith("."):
-                found.setdefault(path.stem.casefold(), []).append(path)
-    return {stem: sorted(paths) for stem, paths in sorted(found.items())}
+    """What the streams depend on; a line of the journal with another key is out of date."""
 
 
 def prepare_videos(
@@ -116,27 +140,33 @@ def prepare_videos(
             manifest has been written by then).
     """
     _check_options(options)
-    jobs = {source.name: _job(source, source.path, options) for source in sources if source.path is not None}
-    _remove_leftovers(options.out, jobs.values())
-    outcomes = {name: done for name, job in jobs.items() if (done := _finished(job)) is not None}
-    if outcomes:
-        console.print(f"{len(outcomes)} of {len(jobs)} files are prepared already")
-    remaining = {name: job for name, job in jobs.items() if name not in outcomes}
-    results = run_jobs(_prepare_one, list(remaining.values()), workers=options.workers, description=dataset)
-    outcomes.update(zip(remaining, results, strict=True))
+    part = options.part
+    sources = sources[part[0] - 1 :: part[1]] if part else sources
     manifest = Manifest(
         root=options.out,
         dataset=dataset,
         classes=tuple(classes),
-        videos=tuple(_video(source, outcomes.get(source.name)) for source in sources),
+        videos=tuple(_video(source, None) for source in sources),
         flip_keeps_label=flip_keeps_label,
         facts=_facts(options),
     )
     unique_names(manifest.videos)
-    manifest.save()
-    _report(manifest)
+    tasks = [_task(source, options) for source in sources if source.inputs]
+    if options.dry_run:
+        _describe_work(tasks, num_listed=len(sources), options=options)
+        return manifest
+    outcomes = _prepare_all(dataset, tasks, options)
+    videos = tuple(_video(source, outcomes.get(source.name)) for source in sources)
+    manifest = dataclasses.replace(manifest, videos=videos)
+    manifest.save(name=shard_manifest_name(*part) if part else MANIFEST_NAME)
+    report(manifest)
     _check_bad_share(manifest, options.max_bad)
     return manifest
+
+
+def shard_manifest_name(i: int, n: int) -> str:
+    """The manifest of one part of a job array."""
+    return f"manifest.{i}-of-{n}.jsonl"
 
 
 def _check_options(options: PrepareOptions) -> None:
@@ -148,77 +178,107 @@ def _check_options(options: PrepareOptions) -> None:
         raise UserError("--modalities is empty: give rgb, flow or both")
     if not 0 <= options.max_bad <= 1:
         raise UserError(f"--max-bad {options.max_bad} is no share: give a number from 0 to 1")
+    if options.time_limit <= 0:
+        raise UserError(f"--time-limit {options.time_limit:g} cannot work: give seconds, more than 0")
+    if options.flow_preset not in FLOW_PRESETS:
+        raise UserError(f"--flow-preset {options.flow_preset} is unknown: choose one of {', '.join(FLOW_PRESETS)}")
+    if "flow" in options.modalities:
+        FLOW_METHODS[options.flow].check(options.recipe)
 
 
-def _job(source: SourceVideo, path: Path, options: PrepareOptions) -> _Job:
-    facts = path.stat()
+def _task(source: SourceVideo, options: PrepareOptions) -> _Task:
     inner = Path(source.folder, source.name)
-    return _Job(
-        source=path,
+    for stream in options.modalities:
+        source_of(stream, source.inputs)  # a sentence now instead of a failure per file
+    return _Task(
+        job=Job(
+            name=source.name,
+            inputs={name: Input(str(path), source.frames_per_second) for name, path in source.inputs.items()},
+            stream_paths={name: Path(name, f"{inner}.mp4").as_posix() for name in options.modalities},
+            root=str(options.out),
+            recipe=options.recipe,
+            time_limit_seconds=options.time_limit,
+        ),
         key={
-            "source": [facts.st_size, facts.st_mtime_ns],
+            "sources": {name: _fingerprint(path) for name, path in sorted(source.inputs.items())},
             "recipe": dataclasses.asdict(options.recipe),
             "version": RECIPE_VERSION,
         },
-        stream_paths={name: Path(name, f"{inner}.mp4").as_posix() for name in options.modalities},
-        record=Path(RECORD_FOLDER, f"{inner}.json").as_posix(),
-        root=options.out,
-        recipe=options.recipe,
     )
 
 
-def _remove_leftovers(root: Path, jobs: Iterable[_Job]) -> None:
+def _fingerprint(path: Path) -> list[int]:
+    """Size and time of a file, or number and latest time of a folder's files; changes when the source does."""
+    if path.is_dir():
+        files = [p.stat() for p in path.iterdir()]
+        return [len(files), sum(f.st_size for f in files), max((f.st_mtime_ns for f in files), default=0)]
+    facts = path.stat()
+    return [facts.st_size, facts.st_mtime_ns]
+
+
+def _prepare_all(dataset: str, tasks: Sequence[_Task], options: PrepareOptions) -> dict[str, Outcome]:
+    """Outcomes by name: those in the journal, and those of the jobs that were left."""
+    with open_journal(options.out, options.part) as journal:
+        _remove_leftovers(options.out, tasks)
+        kept = _kept_outcomes(tasks, options)
+        remaining = [job for task in tasks if (job := _remaining_job(task, kept.get(task.job.name))) is not None]
+        outcomes = dict(kept)
+        keys = {task.job.name: task.key for task in tasks}
+        if len(remaining) < len(tasks):
+            console.print(f"{len(tasks) - len(remaining)} of {len(tasks)} files are prepared already")
+
+        def record(position: int, outcome: Outcome) -> None:
+            name = remaining[position].name
+            if outcome.status != "skipped" and name in kept:  # streams of an earlier run stay beside the new ones
+                streams = dict(sorted({**kept[name].streams, **outcome.streams}.items()))
+                outcome = dataclasses.replace(outcome, streams=streams)
+            outcomes[name] = outcome
+            journal.append(name, keys[name], outcome)
+
+        engine = Engine(
+            "threads" if options.engine == "local" else options.engine, options.address, workers=options.workers
+        )
+        try:
+            run_jobs(run_job, remaining, engine=engine, description=dataset, on_result=record)
+        except StopError as error:
+            raise UserError(f"{error}: mend it and give the same command again; finished files are kept") from error
+        finally:
+            stop_children()
+        journal.compact((name, keys[name], outcome) for name, outcome in outcomes.items())
+    return outcomes
+
+
+def _kept_outcomes(tasks: Iterable[_Task], options: PrepareOptions) -> dict[str, Outcome]:
+    """What the journals hold of these very sources with these options, and whose streams are still there."""
+    finished = read_journals(options.out)
+    kept = {}
+    for task in tasks:
+        key, outcome = finished.get(task.job.name, (None, Outcome("skipped")))
+        if key != task.key or (outcome.status == "skipped" and options.retry):
+            continue
+        present = {name: s for name, s in outcome.streams.items() if (options.out / s.path).is_file()}
+        kept[task.job.name] = dataclasses.replace(outcome, streams=present)
+    return kept
+
+
+def _remaining_job(task: _Task, kept: Outcome | None) -> Job | None:
+    """The job of the streams that are not there yet; None if nothing is left to do."""
+    if kept is None:
+        return task.job
+    if kept.status == "skipped":
+        return None
+    missing = {name: path for name, path in task.job.stream_paths.items() if name not in kept.streams}
+    return dataclasses.replace(task.job, stream_paths=missing) if missing else None
+
+
+def _remove_leftovers(root: Path, tasks: Iterable[_Task]) -> None:
     """Remove the temporary files that a killed run left behind, of these videos and no others."""
-    stems = {path for job in jobs for path in (*job.stream_paths.values(), job.record)}
+    paths = {path for task in tasks for path in task.job.stream_paths.values()}
     for path in root.rglob(".*.tmp"):
         # ".<name>.<process>.tmp" stands for "<name>" in the same folder.
         final = path.with_name(path.name[1:].rsplit(".", 2)[0])
-        if final.relative_to(root).as_posix() in stems:
+        if final.relative_to(root).as_posix() in paths:
             path.unlink(missing_ok=True)
-
-
-def _recorded(job: _Job) -> Outcome | None:
-    """What an earlier run with the same options made of this very file, with the streams still there."""
-    path = job.root / job.record
-    if not path.is_file():
-        return None
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        return None  # damaged by the disk: the video is prepared again
-    if data["key"] != job.key:
-        return None
-    streams = {name: Stream.from_json(stream) for name, stream in data["streams"].items()}
-    present = {name: stream for name, stream in streams.items() if (job.root / stream.path).is_file()}
-    return Outcome(data["status"], data["reason"], present)
-
-
-def _finished(job: _Job) -> Outcome | None:
-    outcome = _recorded(job)
-    return outcome if outcome is not None and set(job.stream_paths) <= set(outcome.streams) else None
-
-
-def _prepare_one(job: _Job) -> Outcome:
-    """Make the streams that are not there yet, and leave a record when all are. Runs in a worker."""
-    earlier = _recorded(job)
-    kept = earlier.streams if earlier is not None else {}
-    record = job.root / job.record
-    record.unlink(missing_ok=True)  # first: a record must never stand beside streams of other options
-    to_make = {name: path for name, path in job.stream_paths.items() if name not in kept}
-    outcome = transcode(job.source, to_make, root=job.root, recipe=job.recipe)
-    if outcome.status == "skipped":
-        for path in job.stream_paths.values():
-            (job.root / path).unlink(missing_ok=True)
-        return outcome
-    outcome = dataclasses.replace(outcome, streams=dict(sorted({**kept, **outcome.streams}.items())))
-    data = {
-        "key": job.key,
-        "status": outcome.status,
-        "reason": outcome.reason,
-        "streams": {name: stream.to_json() for name, stream in outcome.streams.items()},
-    }
-    write_text_atomically(record, json.dumps(data, sort_keys=True) + "\n")
-    return outcome
 
 
 def _video(source: SourceVideo, outcome: Outcome | None) -> Video:
@@ -236,23 +296,26 @@ def _video(source: SourceVideo, outcome: Outcome | None) -> Video:
 
 def _facts(options: PrepareOptions) -> dict[str, Any]:
     """How the streams were made; no paths and no dates, so that the same work gives the same bytes."""
+    libraries = ("av", "numpy", "opencv-contrib-python-headless")
     return {
         "recipe": dataclasses.asdict(options.recipe),
-        "versions": {name: importlib.metadata.version(name) for name in ("av", "numpy", "opencv-python-headless")},
+        "versions": {name: importlib.metadata.version(name) for name in libraries},
     }
 
 
-def _report(manifest: Manifest) -> None:
+def report(manifest: Manifest) -> None:
+    """Print what became of the files, by reason, and what the streams hold."""
     counts: Counter[str] = Counter()
     for video in manifest.videos:
-        counts[f"skipped: {video.reason.split(':')[0]}" if video.status == "skipped" else video.status] += 1
-    rows = [(name, str(counts[name])) for name in ("ok", "repaired", *sorted(set(counts) - {"ok", "repaired"}))]
-    print_table(manifest.dataset, ("status", "files"), [*rows, ("all", f"{counts.total()}")])
+        counts[f"{video.status}: {video.reason.split(':')[0]}" if video.reason else video.status] += 1
+    order = {"ok": 0, "repaired": 1, "skipped": 2}
+    rows = sorted(counts.items(), key=lambda row: (order[row[0].split(":")[0]], row[0]))
+    print_table(manifest.dataset, ("status", "files"), [*((n, str(c)) for n, c in rows), ("all", f"{counts.total()}")])
+    usable = [video for video in manifest.videos if video.is_usable]
     for name in manifest.streams:
-        paths = [video.streams[name].path for video in manifest.videos if video.is_usable]
-        frames = sum(video.streams[name].num_frames for video in manifest.videos if video.is_usable)
-        size_mb = sum((manifest.root / path).stat().st_size for path in paths) / 1e6
-        console.print(f"{name}: {frames} frames, {size_mb:.1f} MB")
+        streams = [video.streams[name] for video in usable]
+        size_mb = sum((manifest.root / stream.path).stat().st_size for stream in streams) / 1e6
+        console.print(f"{name}: {sum(stream.num_frames for stream in streams)} frames, {size_mb:.1f} MB")
     console.print(f"the dataset is in {manifest.root}", highlight=False, soft_wrap=True)
 
 
@@ -264,5 +327,34 @@ def _check_bad_share(manifest: Manifest, max_bad: float) -> None:
         raise UserError(
             f"{len(bad)} of {len(found)} files could not be prepared, more than --max-bad {max_bad:g} allows; "
             f"the first is {bad[0].name} ({bad[0].reason}). The manifest in {manifest.root} is written and lists "
-            "them all: download them again, or raise --max-bad to do without them"
+            "them all: download them again and give --retry, or raise --max-bad to do without them"
         )
+
+
+def _describe_work(tasks: Sequence[_Task], *, num_listed: int, options: PrepareOptions) -> None:
+    """Say how much there is to do; the time is that of a few files, prepared into a folder that is removed again."""
+    sizes = [sum(f[-2] for f in task.key["sources"].values()) for task in tasks]
+    console.print(f"{num_listed} videos listed, {len(tasks)} found, {sum(sizes) / 1e9:.2f} GB", highlight=False)
+    if not tasks:
+        return
+    by_size = sorted(range(len(tasks)), key=lambda i: sizes[i])
+    chosen = {by_size[round(share * (len(tasks) - 1))] for share in (0.25, 0.5, 0.75)[:DRY_RUN_SAMPLES]}
+    is_new, folder = not options.out.exists(), options.out / ".dry-run"
+    try:
+        started = time.perf_counter()
+        for i in chosen:
+            outcome = run_job(dataclasses.replace(tasks[i].job, root=str(folder)))
+            console.print(f"  {tasks[i].job.name}: {outcome.status} {outcome.reason}".rstrip(), highlight=False)
+        seconds = time.perf_counter() - started
+        made_bytes = sum(path.stat().st_size for path in folder.rglob("*.mp4"))
+    finally:
+        stop_children()
+        shutil.rmtree(options.out if is_new else folder, ignore_errors=True)
+    share = sum(sizes) / max(1, sum(sizes[i] for i in chosen))
+    workers = options.workers or Engine().most_here
+    console.print(
+        f"about {seconds * share / workers / 60:.1f} minutes with {workers} at a time here, and "
+        f"{made_bytes * share / 1e9:.2f} GB in {options.out}; nothing was kept",
+        highlight=False,
+        soft_wrap=True,
+    )

@@ -32,7 +32,7 @@ from crossdistill.data.manifest import MANIFEST_NAME, Manifest, Video
 from crossdistill.data.streams import STREAM_FORMATS, Picture, StreamWriter, quantise_flow
 from crossdistill.errors import UserError
 from crossdistill.files import write_text_atomically
-from data_prep.executor import run_jobs
+from data_prep.executor import Engine, run_jobs
 from data_prep.toyactions_renderer import ACTIONS, RENDERER_VERSION, Identity, compose_scene, render_clip
 
 DATASET = "toyactions"
@@ -84,7 +84,7 @@ def prepare(options: Options) -> Manifest:
     _write_lists(options)
     _remove_leftovers(options.out)
     jobs = [_Job(options, clip) for clip in clip_ids(options.clips_per_class)]
-    videos = run_jobs(_make_video, jobs, workers=options.workers, description=DATASET, unit="clips")
+    videos = run_jobs(_make_video, jobs, engine=Engine(workers=options.workers), description=DATASET, unit="clips")
     manifest = Manifest(
         root=options.out,
         dataset=DATASET,
@@ -136,7 +136,7 @@ def _contents(options: Options) -> dict[str, int]:
 
 
 def _facts(options: Options) -> dict[str, Any]:
-    packages = ("av", "numpy", "opencv-python-headless")
+    packages = ("av", "numpy", "opencv-contrib-python-headless")
     versions = {package: importlib.metadata.version(package) for package in packages}
     return {"command": f"python -m data_prep {DATASET}", "options": _contents(options), "versions": versions}
 

@@ -1,170 +1,180 @@
-"""Turns one source video into the streams of a prepared dataset, in one pass and constant memory.
+"""Turns the inputs of one video into the streams of a prepared dataset, in one pass each and constant memory.
 
-A stream is made by a track: a callable that is shown every frame once and gives the frames to write,
-if any. A further stream that can be computed from colour is one entry in ``TRACKS``.
-
-Shapes: H height, W width.
+A stream is made by a track: a callable that is shown every frame of one input once and gives the
+frames to write, if any. A stream that is an input itself is copied; a further one that can be computed
+from an input is one entry in ``DERIVED``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
-import av
 import cv2
-import numpy as np
 
-from crossdistill.data.decode import DECODE_ERRORS, decode_all, index_video
+from crossdistill.data.decode import index_video
 from crossdistill.data.manifest import Stream
-from crossdistill.data.streams import Picture, StreamWriter, get_stream_format, quantise_flow
-from crossdistill.errors import UnreadableVideoError
-from data_prep.flow import MIN_SIDE_PX, dis_flow
+from crossdistill.data.streams import StreamWriter, get_stream_format, quantise_flow
+from crossdistill.errors import UnreadableVideoError, UserError
+from data_prep.flow import FLOW_METHODS
+from data_prep.frames import Frame
+from data_prep.readers import READERS, Input, declared_frames
+from data_prep.recipe import Outcome, Recipe, UnusableVideo
 
 # Headers promise a frame or two that a decoder never shows; fewer than this share means a cut file.
 WHOLE_FILE_SHARE = 0.95
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """How streams are made. The same recipe and source give the same bytes."""
-
-    short_side_px: int = 256
-    """Videos that are smaller keep their size: enlarging adds no detail and costs time ever after."""
-    flow_preset: str = "fast"
-    min_frames: int = 8
+Track = Callable[[Frame], tuple[Any, int] | None]
+"""Takes a frame; gives what the stream's writer takes with its timestamp, or None."""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one source video."""
-
-    status: str
-    """``ok``, ``repaired`` or ``skipped``, as in ``Video.status``."""
-    reason: str = ""
-    """Why it is not ``ok``: a category, then perhaps a colon and details."""
-    streams: dict[str, Stream] = field(default_factory=dict)
-
-
-class _Unusable(Exception):
-    """The video has too little to offer; the message is the outcome's reason."""
-
-
-Track = Callable[[Picture, int], tuple[Picture, int] | None]
-"""Takes a frame [H, W, 3] and its timestamp; gives a frame to write with its timestamp, or None."""
-
-
-def _rgb_track(recipe: Recipe) -> Track:
-    return lambda frame, pts: (frame, pts)
+def _copy_track(recipe: Recipe) -> Track:
+    return lambda frame: (frame.stored, frame.pts)
 
 
 def _flow_track(recipe: Recipe) -> Track:
     """Flow between neighbours, stamped with the first of the two: N frames give N - 1 flows."""
-    estimate = dis_flow(recipe.flow_preset)
-    previous: tuple[Picture, int] | None = None
+    estimate = FLOW_METHODS[recipe.flow].create(recipe)
+    previous: Frame | None = None
 
-    def track(frame: Picture, pts: int) -> tuple[Picture, int] | None:
+    def track(frame: Frame) -> tuple[Any, int] | None:
         nonlocal previous
-        first, previous = previous, (cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), pts)
+        first, previous = previous, frame
         if first is None:
             return None
-        return quantise_flow(estimate(first[0], previous[0])), first[1]
+        return quantise_flow(estimate(first, frame)), first.pts
 
     return track
 
 
-TRACKS: dict[str, Callable[[Recipe], Track]] = {"rgb": _rgb_track, "flow": _flow_track}
+@dataclass(frozen=True)
+class Derived:
+    """A stream that is computed from another modality."""
+
+    sources: tuple[str, ...]
+    """Inputs that it can be computed from, the best first."""
+    create: Callable[[Recipe], Track]
 
 
-def transcode(source: Path, stream_paths: dict[str, str], *, root: Path, recipe: Recipe) -> Outcome:
+DERIVED: dict[str, Derived] = {"flow": Derived(("rgb", "depth"), _flow_track)}
+
+
+def source_of(stream: str, inputs: Mapping[str, object]) -> str:
+    """The input that a stream is made from: itself if it is there, else the best that it can be computed from.
+
+    Raises:
+        UserError: The stream cannot be made from these inputs.
+    """
+    candidates = (stream, *(DERIVED[stream].sources if stream in DERIVED else ()))
+    for candidate in candidates:
+        if candidate in inputs:
+            return candidate
+    raise UserError(
+        f"the stream {stream!r} cannot be made: it needs {' or '.join(candidates)}, and there is only "
+        f"{', '.join(inputs) or 'nothing'}: leave {stream} out of --modalities"
+    )
+
+
+def transcode(inputs: Mapping[str, Input], stream_paths: Mapping[str, str], *, root: Path, recipe: Recipe) -> Outcome:
     """Write streams of one video; what cannot be read becomes the outcome's status and reason.
 
     Args:
-        source: The video as people have it.
-        stream_paths: Stream to its path under ``root``; each is one of ``TRACKS``.
+        inputs: Modality to the source.
+        stream_paths: Stream to its path under ``root``.
         root: The prepared dataset's folder.
         recipe: How.
     """
     cv2.setNumThreads(1)  # one video is one job: the jobs are the parallelism
-    if source.stat().st_size == 0:
-        return Outcome("skipped", "empty")
+    damages: list[str] = []
+    streams: dict[str, Stream] = {}
     try:
-        num_frames, damage = _write_streams(source, {name: root / p for name, p in stream_paths.items()}, recipe)
-    except _Unusable as error:
+        for modality, source in inputs.items():
+            wanted = {name: path for name, path in stream_paths.items() if source_of(name, inputs) == modality}
+            if wanted:
+                made, damage = _transcode_input(modality, source, wanted, root=root, recipe=recipe)
+                streams.update(made)
+                damages += [damage] if damage else []
+    except UnusableVideo as error:
+        for path in stream_paths.values():
+            (root / path).unlink(missing_ok=True)
         return Outcome("skipped", str(error))
-    streams = {
-        name: index_video(root / path, relative_to=root, stream_format=get_stream_format(name))
-        for name, path in stream_paths.items()
-    }
-    if damage:
-        return Outcome("repaired", _describe_damage(source, damage, num_frames), streams)
-    return Outcome("ok", "", streams)
+    return Outcome("repaired" if damages else "ok", "; ".join(damages), dict(sorted(streams.items())))
 
 
-def _write_streams(source: Path, targets: dict[str, Path], recipe: Recipe) -> tuple[int, str]:
+def _transcode_input(
+    modality: str, source: Input, stream_paths: dict[str, str], *, root: Path, recipe: Recipe
+) -> tuple[dict[str, Stream], str]:
+    """Make the streams that come from one input; give them and the damage met, if any."""
+    path = Path(source.path)
+    _check_not_empty(path)
+    streams: dict[str, Stream] = {}
+    if recipe.keep_original and modality == "rgb" and modality in stream_paths:
+        streams[modality] = _index_original(path, recipe)
+        stream_paths = {name: made for name, made in stream_paths.items() if name != modality}
+    if not stream_paths:
+        return streams, ""
+    targets = {name: root / stream_path for name, stream_path in stream_paths.items()}
+    num_frames, damage = _write_streams(modality, source, targets, recipe)
+    for name, stream_path in stream_paths.items():
+        made = index_video(root / stream_path, relative_to=root, stream_format=get_stream_format(name))
+        streams[name] = made
+    return streams, _describe_damage(path, damage, num_frames) if damage else ""
+
+
+def _check_not_empty(path: Path) -> None:
+    try:
+        if not path.is_dir() and path.stat().st_size == 0:
+            raise UnusableVideo("empty")
+    except OSError as error:
+        raise UnusableVideo(f"unreadable: {error.strerror}") from error
+
+
+def _index_original(path: Path, recipe: Recipe) -> Stream:
+    """The source itself as a stream, found readable to its end by decoding it."""
+    try:
+        stream = index_video(path.resolve(), relative_to=Path("/"))
+    except UnreadableVideoError as error:
+        raise UnusableVideo(f"unreadable: {str(error).removeprefix(f'{path.resolve()}: ')}") from error
+    if stream.num_frames < recipe.min_frames:
+        raise UnusableVideo(_describe_shortage(path, "", stream.num_frames, recipe.min_frames))
+    return stream.at(str(path.resolve()))
+
+
+def _write_streams(modality: str, source: Input, targets: dict[str, Path], recipe: Recipe) -> tuple[int, str]:
     """Write all that can be read; give the number of frames read and the damage met, if any."""
-    tracks = {name: TRACKS[name](recipe) for name in targets}
+    path = Path(source.path)
+    rate = Fraction(source.frames_per_second).limit_denominator(1001) if source.frames_per_second else None
+    tracks = {name: (_copy_track if name == modality else DERIVED[name].create)(recipe) for name in targets}
     writers: dict[str, StreamWriter] = {}
-    num_frames, damage, size, shift = 0, "", (0, 0), 0
+    num_frames, damage, shift = 0, "", 0
     with ExitStack() as stack:
         try:
-            for pts, time_base, picture in decode_all(source, num_threads=1):
+            for frame in READERS[modality](path, recipe, rate):
                 if not writers:
-                    size = target_size(picture.shape[1], picture.shape[0], recipe.short_side_px)
-                    shift = max(0, -pts)  # streams cannot hold negative times: such a video starts at 0
-                    for name, path in targets.items():
-                        writer = StreamWriter(path, get_stream_format(name), time_base=time_base)
+                    shift = max(0, -frame.pts)  # streams cannot hold negative times: such a video starts at 0
+                    for name, target in targets.items():
+                        writer = StreamWriter(target, get_stream_format(name), time_base=frame.time_base)
                         writers[name] = stack.enter_context(writer)
-                frame = resize(picture, size)
                 num_frames += 1
                 for name, track in tracks.items():
-                    made = track(frame, pts + shift)
+                    made = track(frame)
                     if made is not None:
-                        writers[name].write(*made)
+                        writers[name].write(made[0], made[1] + shift)
         except UnreadableVideoError as error:
-            damage = str(error).removeprefix(f"{source}: ")
-        if not damage and num_frames < WHOLE_FILE_SHARE * _declared_frames(source):
+            damage = str(error).removeprefix(f"{path}: ")
+        if not damage and num_frames < WHOLE_FILE_SHARE * declared_frames(path):
             damage = "ends early"
         if num_frames < recipe.min_frames:  # raised inside the block, so that no stream is left behind
-            raise _Unusable(_describe_shortage(source, damage, num_frames, recipe.min_frames))
+            raise UnusableVideo(_describe_shortage(path, damage, num_frames, recipe.min_frames))
     return num_frames, damage
 
 
-def target_size(width_px: int, height_px: int, short_side_px: int) -> tuple[int, int]:
-    """Width and height after shrinking to a short side: even, as H.264 wants, and never enlarged."""
-    if min(width_px, height_px) < MIN_SIDE_PX:
-        raise _Unusable(f"too small: {width_px}x{height_px} pixels")
-    scale = min(1.0, short_side_px / min(width_px, height_px))
-    if scale == 1.0:
-        return width_px // 2 * 2, height_px // 2 * 2
-    return round(width_px * scale / 2) * 2, round(height_px * scale / 2) * 2
-
-
-def resize(picture: Picture, size: tuple[int, int]) -> Picture:
-    """Resample [H, W, 3] to (width, height) by area; untouched where the size is right already."""
-    if (picture.shape[1], picture.shape[0]) == size:
-        return np.ascontiguousarray(picture)
-    return cv2.resize(np.ascontiguousarray(picture), size, interpolation=cv2.INTER_AREA)
-
-
-def _declared_frames(source: Path) -> int:
-    """How many frames the header promises; 0 where it does not say."""
-    try:
-        with av.open(str(source)) as container:
-            video = container.streams.video[0]
-            frames = video.frames
-            if "mp4" in container.format.name and video.duration and video.average_rate and video.time_base:
-                # Frames before the first of an edit list are in the file and not shown.
-                frames = min(frames, round(video.duration * video.time_base * video.average_rate))
-    except DECODE_ERRORS:
-        return 0
-    return frames
-
-
 def _describe_damage(source: Path, damage: str, num_frames: int) -> str:
-    declared = _declared_frames(source)
+    declared = declared_frames(source)
     return f"{damage}: {num_frames} of {declared or 'an unknown number of'} frames"
 
 

@@ -13,14 +13,15 @@ goes on where it was when the same command is given again.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from crossdistill.console import console
 from crossdistill.data.manifest import Manifest
 from crossdistill.errors import UserError
-from data_prep.prepare import PrepareOptions, SourceVideo, find_videos, prepare_videos
+from data_prep.prepare import PrepareOptions, SourceVideo, prepare_videos
+from data_prep.sources import find_files, only_file, read_lines
 
 CLASS_LIST = "classInd.txt"
 OFFICIAL_FOLDER = "ucfTrainTestlist"
@@ -57,19 +58,9 @@ class ListedVideo:
 def prepare(options: Options) -> Manifest:
     """Prepare UCF101, or as much of it as is there."""
     classes, listed = read_lists(options.annotations)
-    found = find_videos(options.videos, suffix=".avi")
-    sources = [
-        SourceVideo(
-            name=video.name,
-            path=_only_file(video, found),
-            folder=video.action,
-            label=video.label,
-            group=video.group,
-            splits=video.splits,
-        )
-        for video in listed
-    ]
-    if all(source.path is None for source in sources):
+    found = find_files(options.videos, suffixes=(".avi",))
+    sources = [_source(video, only_file(video.name, found)) for video in listed]
+    if not any(source.inputs for source in sources):
         raise UserError(
             f"{options.videos} and the folders below it hold none of the {len(listed)} videos that the lists in "
             f"{options.annotations} name: expected for example {listed[0].action}/{listed[0].name}.avi"
@@ -80,11 +71,15 @@ def prepare(options: Options) -> Manifest:
     return prepare_videos("ucf101", sources, classes=classes, options=options)
 
 
-def _only_file(video: ListedVideo, found: dict[str, list[Path]]) -> Path | None:
-    paths = found.get(video.name.casefold(), [])
-    if len(paths) > 1:
-        raise UserError(f"{paths[0]} and {paths[1]} have the same name: give a folder that holds one of them")
-    return paths[0] if paths else None
+def _source(video: ListedVideo, path: Path | None) -> SourceVideo:
+    return SourceVideo(
+        name=video.name,
+        inputs={"rgb": path} if path else {},
+        folder=video.action,
+        label=video.label,
+        group=video.group,
+        splits=video.splits,
+    )
 
 
 def read_lists(folder: Path) -> tuple[list[str], list[ListedVideo]]:
@@ -116,14 +111,6 @@ def read_lists(folder: Path) -> tuple[list[str], list[ListedVideo]]:
     return classes, sorted(videos.values(), key=lambda video: (video.label, video.name))
 
 
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Lines that are not blank, each with "file line N" for messages; any line ends, any encoding."""
-    text = path.read_text(encoding="utf-8-sig", errors="replace")
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.strip():
-            yield f"{path} line {number}", line.strip()
-
-
 def _read_classes(path: Path) -> list[str]:
     if not path.is_file():
         raise UserError(
@@ -131,7 +118,7 @@ def _read_classes(path: Path) -> list[str]:
             "(UCF101TrainTestSplits-RecognitionTask.zip, unpacked)"
         )
     classes: list[str] = []
-    for place, line in _lines(path):
+    for place, line in read_lines(path):
         number, _, name = line.partition(" ")
         if number != str(len(classes) + 1) or not name.strip():
             raise UserError(f"{place} is {line!r}: expected the number {len(classes) + 1}, a blank and a class name")
@@ -144,7 +131,7 @@ def _read_classes(path: Path) -> list[str]:
 def _read_video_list(path: Path, split: str, part: str, classes: Sequence[str], videos: dict[str, ListedVideo]) -> None:
     """Add the videos of one list, or their place in one more split."""
     labels = {name.casefold(): label for label, name in enumerate(classes)}
-    for place, line in _lines(path):
+    for place, line in read_lines(path):
         match = VIDEO_LINE.fullmatch(line)
         if match is None:
             raise UserError(f"{place} is {line!r}: expected Class/v_Class_g01_c01.avi, in training lists with a label")

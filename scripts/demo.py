@@ -85,15 +85,19 @@ def main() -> None:
     distilled = train("demo", options.out / "distilled", **seed)
     supervised = train("demo_supervised", options.out / "supervised", **seed)
     results = {**distilled, **supervised}
-    report = {"seconds": round(time.perf_counter() - started, 1), "environment": describe_environment()}
-    write_text_atomically(options.out / "results.json", json.dumps({**report, "results": results}, indent=2) + "\n")
+    seconds = round(time.perf_counter() - started, 1)
+    report = {"seconds": seconds, "environment": describe_environment(), "results": results}
+    path = options.out / "results.json"
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if earlier.get("results") != results:  # else all was there already, and the seconds of the real work stay
+        write_text_atomically(path, json.dumps(report, indent=2) + "\n")
     draw(results, options.out / "results.png")
     rows = [
         (role, results[role]["encoder"], *(f"{results[role]['results'][p]['top1']:.1%}" for p in PROTOCOLS))
         for role in ROLES
     ]
     print_table("toyactions, top-1 on held-out clips", ("", "encoder", *PROTOCOLS.values()), rows)
-    console.print(f"{report['seconds']:.0f} s; numbers: {options.out}/results.json; picture: {options.out}/results.png")
+    console.print(f"{seconds:.0f} s; numbers: {path}; picture: {options.out}/results.png", soft_wrap=True)
 
 
 if __name__ == "__main__":

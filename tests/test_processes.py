@@ -39,7 +39,9 @@ def finish(process):
 
 def start(arguments):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
-    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    return subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
+    )
 
 
 def losses(folder):
@@ -56,28 +58,42 @@ def flatten(tree, path=""):
 
 
 def kill_after(process, folder, step):
-    """SIGKILL as soon as the curves show a step."""
+    """SIGKILL to the whole process group as soon as the curves show a step."""
     deadline = time.monotonic() + 200
     while not (folder / "metrics.jsonl").is_file() or max(losses(folder), default=0) < step:
         assert process.poll() is None, process.stdout.read()
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
+    os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
 
 
-@pytest.mark.parametrize(("objective", "kill_steps"), [("compress-2q", (3, 8)), ("compress-1q", (5,))])
-def test_resume__killed_runs_end_with_the_same_bits(tmp_path, toy_folder, teacher_file, objective, kill_steps):
-    """BatchNorm, EMA copy, bank, AdamW, schedule, sampler: all of it is in the checkpoint."""
-    options = ["--teacher", "rgb_r3d10_gn", "--student", "flow_r3d10", "--teacher-weights", teacher_file]
-    options += ["--data", toy_folder, "--batch-size", 8, "--epochs", 3, "--checkpoint-every-steps", 2]
-    options += ["--objective", objective, "--accumulate", 1]
+PAIR = ["--teacher", "rgb_r3d10_gn", "--student", "flow_r3d10"]
+# AlexNet's body drops features out, and its stem has the fewest pixels at 64.
+DROPOUT_PAIR = ["--teacher", "rgb_r3d10_gn", "--student", "image_alexnet", "--student-size", 64]
+RESUME_CASES = {
+    "momentum": ([*PAIR, "--objective", "compress-2q"], 1, (3, 8)),
+    "no momentum, dropout, SGD": ([*DROPOUT_PAIR, "--objective", "compress-1q", "--optimizer", "sgd"], 1, (5,)),
+    "live, accumulation": ([*PAIR, "--objective", "compress-2q-live", "--accumulate", 2], 1, (3,)),
+    "labels": (["--supervised", "--student", "flow_r3d10"], 1, (5,)),
+    "two processes": ([*PAIR, "--objective", "compress-2q"], 2, (3,)),
+}
+
+
+@pytest.mark.parametrize("case", RESUME_CASES)
+def test_resume__killed_runs_end_with_the_same_bits(tmp_path, toy_folder, teacher_file, case):
+    """Dropout, BatchNorm, EMA copy, bank, optimizer, schedule, sampler: all of it is in the checkpoint."""
+    pair, processes, kill_steps = RESUME_CASES[case]
+    options = [*pair, "--data", toy_folder, "--batch-size", 8 // processes, "--epochs", 3]
+    options += ["--checkpoint-every-steps", 2]
+    if "--teacher" in pair:
+        options += ["--teacher-weights", teacher_file]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    reference = start(command(*options, "--out", whole))
+    reference = start(command(*options, "--out", whole, processes=processes))
     for step in kill_steps:
-        kill_after(start(command(*options, "--out", killed, "--resume")), killed, step)
+        kill_after(start(command(*options, "--out", killed, "--resume", processes=processes)), killed, step)
     finish(reference)
-    output = finish(start(command(*options, "--out", killed, "--resume")))
+    output = finish(start(command(*options, "--out", killed, "--resume", processes=processes)))
     assert "going on after step" in output
     student = "student/student.safetensors"
     assert (whole / student).read_bytes() == (killed / student).read_bytes()

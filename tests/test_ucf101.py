@@ -24,9 +24,11 @@ from crossdistill.data.manifest import Manifest
 from crossdistill.errors import UserError
 from crossdistill.modalities import FLOW
 from data_prep.__main__ import main
-from data_prep.executor import run_jobs
-from data_prep.flow import dis_flow
-from data_prep.transcode import Recipe, resize, target_size, transcode
+from data_prep.executor import Engine, run_jobs
+from data_prep.flow.dis import dis_flow
+from data_prep.readers import Input, target_size
+from data_prep.recipe import Recipe
+from data_prep.transcode import transcode
 from data_prep.ucf101 import Options, prepare, read_lists
 
 PROJECT_FOLDER = Path(__file__).resolve().parent.parent
@@ -188,7 +190,9 @@ def test_prepare__frames_are_those_of_the_source(small_set):
     for video in manifest.videos[:2]:
         source = small_set.videos / "Archery" / f"{video.name}.avi"
         prepared = read_frames(manifest.root, video.streams["rgb"], range(24)).astype(int)
-        wanted = np.stack([resize(picture, (42, 32)) for _, _, picture in decode_all(source)])
+        wanted = np.stack(
+            [cv2.resize(picture, (42, 32), interpolation=cv2.INTER_AREA) for _, _, picture in decode_all(source)]
+        )
         errors = np.abs(prepared[:, None] - wanted[None]).mean(axis=(2, 3, 4))
         np.testing.assert_array_equal(errors.argmin(axis=1), np.arange(24))
 
@@ -219,7 +223,9 @@ def test_flow_pairs_with_colour_by_time(small_set, tmp_path):
     source = write_video(
         tmp_path / "uneven.mp4", moving_frames(12), codec="libx264", pts=pts, time_base=Fraction(1, 600)
     )
-    outcome = transcode(source, {"rgb": "rgb.mp4", "flow": "flow.mp4"}, root=tmp_path, recipe=Recipe())
+    outcome = transcode(
+        {"rgb": Input(str(source))}, {"rgb": "rgb.mp4", "flow": "flow.mp4"}, root=tmp_path, recipe=Recipe()
+    )
     rgb, flow = outcome.streams["rgb"], outcome.streams["flow"]
     np.testing.assert_allclose(rgb.times_seconds, np.array(pts) / 600, atol=1e-12)
     assert flow.times_seconds.tolist() == rgb.times_seconds[:-1].tolist()
@@ -275,7 +281,13 @@ def test_prepare__bad_files_are_marked_and_counted(small_set, capsys):
         "g13": ("skipped", "missing"),
     }
     table = capsys.readouterr().out
-    for row in ("ok .* 2", "repaired .* 1", "skipped: empty .* 1", "skipped: missing .* 1", "skipped: too short .* 1"):
+    for row in (
+        "ok .* 2",
+        "repaired: stops decoding .* 1",
+        "skipped: empty .* 1",
+        "skipped: missing .* 1",
+        "skipped: too short .* 1",
+    ):
         assert re.search(row, table), row
     manifest = prepare(dataclasses.replace(small_set, max_bad=0.5))
     assert not (manifest.root / "rgb" / "Archery" / "v_Archery_g12_c01.mp4").exists()
@@ -283,12 +295,12 @@ def test_prepare__bad_files_are_marked_and_counted(small_set, capsys):
 
 def test_prepare__damage_in_the_middle(shared_folder, tmp_path):
     source = shared_folder / "media" / "corrupted.mp4"
-    outcome = transcode(source, {"rgb": "rgb.mp4"}, root=tmp_path, recipe=Recipe(short_side_px=64))
+    outcome = transcode({"rgb": Input(str(source))}, {"rgb": "rgb.mp4"}, root=tmp_path, recipe=Recipe(short_side_px=64))
     assert outcome.status == "repaired"
     reason = "stops decoding (Invalid data found when processing input): 28 of 50 frames"
     assert outcome.reason == reason
     assert outcome.streams["rgb"].num_frames == 28
-    outcome = transcode(source, {"rgb": "b.mp4"}, root=tmp_path, recipe=Recipe(min_frames=29))
+    outcome = transcode({"rgb": Input(str(source))}, {"rgb": "b.mp4"}, root=tmp_path, recipe=Recipe(min_frames=29))
     assert (outcome.status, outcome.reason, outcome.streams) == ("skipped", f"unreadable: {reason}", {})
     assert not (tmp_path / "b.mp4").exists()
 
@@ -299,14 +311,14 @@ def test_transcode__file_cut_between_frames_ends_early(tmp_path):
     data = source.read_bytes()
     chunks = [match.start() for match in re.finditer(b"00dc", data[: data.index(b"idx1")])]
     source.write_bytes(data[: chunks[-35]])
-    outcome = transcode(source, {"rgb": "rgb.mp4"}, root=tmp_path, recipe=Recipe())
+    outcome = transcode({"rgb": Input(str(source))}, {"rgb": "rgb.mp4"}, root=tmp_path, recipe=Recipe())
     assert (outcome.status, outcome.reason) == ("repaired", "ends early: 25 of 60 frames")
     assert outcome.streams["rgb"].num_frames == 25
 
 
 def test_transcode__tiny_pictures_and_missing_streams(tmp_path):
     source = write_video(tmp_path / "tiny.avi", moving_frames(12, height=8, width=64))
-    outcome = transcode(source, {"flow": "flow.mp4"}, root=tmp_path, recipe=Recipe())
+    outcome = transcode({"rgb": Input(str(source))}, {"flow": "flow.mp4"}, root=tmp_path, recipe=Recipe())
     assert (outcome.status, outcome.reason) == ("skipped", "too small: 64x8 pixels")
 
 
@@ -333,7 +345,7 @@ def test_prepare__nothing_found(small_set, tmp_path):
 
 
 def test_prepare__no_such_folder(small_set, tmp_path):
-    with pytest.raises(UserError, match=r"there is no folder .*nowhere: give the folder that holds the \.avi files"):
+    with pytest.raises(UserError, match=r"there is no folder .*nowhere: give the folder that holds the files"):
         prepare(dataclasses.replace(small_set, videos=tmp_path / "nowhere"))
 
 
@@ -402,12 +414,12 @@ def test_prepare__killed_and_started_again_equals_uninterrupted(tmp_path):
     process = subprocess.Popen(command, cwd=PROJECT_FOLDER, start_new_session=True, stdout=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 60
-        while len(list((tmp_path / "killed").rglob("*.json"))) < 3 and time.monotonic() < deadline:
+        while len(list((tmp_path / "killed").rglob("rgb/*/*.mp4"))) < 3 and time.monotonic() < deadline:
             time.sleep(0.01)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    num_done = len(list((tmp_path / "killed").rglob("*.json")))
+    num_done = len(list((tmp_path / "killed").rglob("rgb/*/*.mp4")))
     assert 3 <= num_done < len(names), "it was not killed half-way"
     assert not (tmp_path / "killed" / "manifest.jsonl").exists()
     main(["ucf101", *arguments, "--workers", "1"])
@@ -424,10 +436,10 @@ def test_run_jobs__results_in_order(workers):
             raise UserError(f"{number} is negative")
         return number**2
 
-    assert run_jobs(square, list(range(20)), workers=workers) == [n**2 for n in range(20)]
-    assert run_jobs(square, [], workers=workers) == []
+    assert run_jobs(square, list(range(20)), engine=Engine(workers=workers)) == [n**2 for n in range(20)]
+    assert run_jobs(square, [], engine=Engine(workers=workers)) == []
     with pytest.raises(UserError, match="-3 is negative"):
-        run_jobs(square, [1, 2, -3, 4], workers=workers)
+        run_jobs(square, [1, 2, -3, 4], engine=Engine(workers=workers))
 
 
 def test_help__says_which_files_are_wanted(capsys):

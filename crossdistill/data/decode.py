@@ -19,6 +19,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.codec.context import Flags2
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
@@ -48,7 +49,7 @@ def _reason(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-class _PictureReader:
+class PictureReader:
     """Decoded frames to upright arrays, reusing one colour converter.
 
     ``VideoFrame.to_ndarray`` alone sets up a converter with a pool of threads for every frame, which
@@ -65,11 +66,15 @@ class _PictureReader:
         return np.rot90(picture, k=round(frame.rotation / 90) % 4) if frame.rotation else picture
 
 
-def _decode(path: Path, num_threads: int = 0) -> Iterator[tuple[av.VideoFrame, Fraction, Fraction]]:
+def _decode(
+    path: Path, num_threads: int = 0, *, with_motion_vectors: bool = False
+) -> Iterator[tuple[av.VideoFrame, Fraction, Fraction]]:
     """Every frame in display order, with the time base and the usual distance between frames."""
     container, video = _open_video(path)
     video.thread_type = "AUTO"  # the whole file is read: frame threads are safe and fastest
     video.codec_context.thread_count = num_threads
+    if with_motion_vectors:
+        video.codec_context.flags2 |= Flags2.export_mvs
     with container:
         time_base = video.time_base or FALLBACK_TIME_BASE
         rate = video.average_rate or video.guessed_rate or Fraction(25)
@@ -80,10 +85,10 @@ def _decode(path: Path, num_threads: int = 0) -> Iterator[tuple[av.VideoFrame, F
             raise UnreadableVideoError(f"{path}: stops decoding ({_reason(error)})") from error
 
 
-def decode_all(
-    path: Path, *, picture_format: str = "rgb24", num_threads: int = 0
-) -> Iterator[tuple[int, Fraction, Picture]]:
-    """Decode a whole file in display order, rotation applied.
+def decode_frames(
+    path: Path, *, num_threads: int = 0, with_motion_vectors: bool = False
+) -> Iterator[tuple[int, Fraction, av.VideoFrame]]:
+    """Decode a whole file in display order, as the decoder's own frames; rotation is not applied.
 
     A decoder hands frames out in display order, but some files carry the timestamps of neighbours
     swapped. So the n-th frame gets the n-th smallest timestamp, looking ahead a few frames; a missing
@@ -91,42 +96,59 @@ def decode_all(
 
     Args:
         path: A video file.
-        picture_format: PyAV's name of the pixel format that is handed out.
         num_threads: Of the decoder; 0 takes all cores. Give 1 inside a worker process, and wherever
             the loop may be left early.
+        with_motion_vectors: Whether the codec's motion vectors come along as side data of the frames.
 
     Yields:
-        (pts, time base, picture [H, W] or [H, W, C]).
+        (pts, time base, frame).
 
     Raises:
         UnreadableVideoError: The file cannot be opened, or decoding stops with an error. The frames
             before the damage have been yielded by then.
     """
-    pictures: deque[Picture] = deque()
+    waiting: deque[av.VideoFrame] = deque()
     waiting_pts: list[int] = []
     previous: int | None = None
     time_base, usual_step = FALLBACK_TIME_BASE, 1
     damage: UnreadableVideoError | None = None
-    frames = _decode(path, num_threads)
-    reader = _PictureReader(picture_format)
+    frames = _decode(path, num_threads, with_motion_vectors=with_motion_vectors)
     is_at_end = False
-    while pictures or not is_at_end:
+    while waiting or not is_at_end:
         try:
             frame, time_base, step = next(frames)
             usual_step = max(1, round(step))
             latest = max(waiting_pts, default=-usual_step if previous is None else previous)
             heapq.heappush(waiting_pts, latest + usual_step if frame.pts is None else frame.pts)
-            pictures.append(reader.read(frame))
+            waiting.append(frame)
         except StopIteration:
             is_at_end = True
         except UnreadableVideoError as error:
             is_at_end, damage = True, error
-        if pictures and (is_at_end or len(pictures) > REORDER_WINDOW_FRAMES):
+        if waiting and (is_at_end or len(waiting) > REORDER_WINDOW_FRAMES):
             pts = heapq.heappop(waiting_pts)
             previous = pts if previous is None or pts > previous else previous + usual_step
-            yield previous, time_base, pictures.popleft()
+            yield previous, time_base, waiting.popleft()
     if damage is not None:
         raise damage
+
+
+def decode_all(
+    path: Path, *, picture_format: str = "rgb24", num_threads: int = 0
+) -> Iterator[tuple[int, Fraction, Picture]]:
+    """Decode a whole file in display order as upright pictures; see ``decode_frames``.
+
+    Args:
+        path: A video file.
+        picture_format: PyAV's name of the pixel format that is handed out.
+        num_threads: Of the decoder.
+
+    Yields:
+        (pts, time base, picture [H, W] or [H, W, C]).
+    """
+    reader = PictureReader(picture_format)
+    for pts, time_base, frame in decode_frames(path, num_threads=num_threads):
+        yield pts, time_base, reader.read(frame)
 
 
 def index_video(path: Path, *, relative_to: Path | None = None, stream_format: StreamFormat | None = None) -> Stream:
@@ -266,7 +288,7 @@ def _decode_run(
 ) -> None:
     """Decode forward from where the container stands, until the run's last frame or past it."""
     remaining = set(run)
-    reader = _PictureReader(stream_format.picture_format)
+    reader = PictureReader(stream_format.picture_format)
     for frame in container.decode(video):
         if frame.pts in remaining:
             remaining.discard(frame.pts)

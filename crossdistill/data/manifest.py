@@ -52,7 +52,7 @@ class Stream:
     """One modality of one video: a file, its size, and when each of its frames is shown."""
 
     path: str
-    """Relative to the dataset's folder."""
+    """Relative to the dataset's folder; absolute where the source itself is the stream (``--keep-original``)."""
     width_px: int
     height_px: int
     time_base: Fraction
@@ -73,6 +73,10 @@ class Stream:
     def times_seconds(self) -> NDArray[np.float64]:
         """[frames], when each frame is shown."""
         return np.asarray(self.pts * float(self.time_base), dtype=np.float64)
+
+    def at(self, path: str) -> Stream:
+        """The same stream under another path."""
+        return dataclasses.replace(self, path=path)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that ``from_json`` reads back."""
@@ -181,8 +185,8 @@ class Manifest:
                 f"{', '.join(self.streams) or 'no stream'}: prepare it again with --modalities {stream}"
             )
 
-    def save(self) -> Path:
-        """Write ``manifest.jsonl`` into ``root``, whole or not at all."""
+    def save(self, name: str = MANIFEST_NAME) -> Path:
+        """Write the manifest into ``root``, whole or not at all; ``name`` is another for a part of a dataset."""
         header = {
             "format": "crossdistill-manifest",
             "version": FORMAT_VERSION,
@@ -192,21 +196,21 @@ class Manifest:
             "facts": self.facts,
         }
         lines = [header, *(video.to_json() for video in self.videos)]
-        path = self.root / MANIFEST_NAME
+        path = self.root / name
         write_text_atomically(path, "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines))
         return path
 
     @staticmethod
-    def load(root: str | Path) -> Manifest:
+    def load(root: str | Path, name: str = MANIFEST_NAME) -> Manifest:
         """Read the manifest of a prepared dataset.
 
         Raises:
             UserError: There is no manifest, it is damaged, or a newer version wrote it.
         """
         root = Path(root)
-        path = root / MANIFEST_NAME
+        path = root / name
         if not path.is_file():
-            raise UserError(f"{root} is not a prepared dataset (no {MANIFEST_NAME}): make one with python -m data_prep")
+            raise UserError(f"{root} is not a prepared dataset (no {name}): make one with python -m data_prep")
         header, *rows = _read_json_lines(path)
         if header.get("format") != "crossdistill-manifest":
             raise UserError(f"{path} is not a manifest of crossdistill: prepare the dataset again")

@@ -23,6 +23,7 @@ from typing import Any, cast
 
 import av
 import numpy as np
+from av.video.frame import PictureType
 from numpy.typing import NDArray
 
 from crossdistill.errors import UserError, unknown_name
@@ -131,21 +132,31 @@ class StreamWriter:
         self._container = av.open(str(self._temporary), "w", format="mp4", options=options)
         return self
 
-    def write(self, frame_hwc: Picture, pts: int) -> None:
-        """Append one frame [H, W, C], shown at ``pts * time_base`` seconds; ``pts`` increases and is not negative."""
+    def write(self, frame: Picture | av.VideoFrame, pts: int) -> None:
+        """Append one frame, shown at ``pts * time_base`` seconds; ``pts`` increases and is not negative.
+
+        Args:
+            frame: An array [H, W, C], or a decoder's own frame that the encoder takes as it is (its
+                colour matrix and range are kept).
+            pts: In units of the time base.
+        """
         assert self._container is not None, "write() belongs inside the with block"
         if pts < 0:  # MP4 means "do not show" by it, and readers drop the frame
             raise ValueError(f"the timestamp {pts} is negative: shift all streams of the video so that it starts at 0")
-        picture = self.stream_format.pack(frame_hwc)
+        if not isinstance(frame, av.VideoFrame):
+            picture = np.ascontiguousarray(self.stream_format.pack(frame))
+            frame = av.VideoFrame.from_ndarray(picture, format=self.stream_format.picture_format)
         if self._stream is None:
-            self._stream = self._open_stream(picture.shape[0], picture.shape[1])
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format=self.stream_format.picture_format)
+            self._stream = self._open_stream(frame)
         frame.pts = pts
         frame.time_base = self.time_base
+        # Left to the encoder: a source's keyframes would come on top of those every 16 frames.
+        frame.pict_type = PictureType.NONE
         self._container.mux(self._stream.encode(frame))
 
-    def _open_stream(self, height: int, width: int) -> av.VideoStream:
+    def _open_stream(self, frame: av.VideoFrame) -> av.VideoStream:
         assert self._container is not None
+        width, height = frame.width, frame.height
         if self.stream_format.pixel_format == "yuv420p" and (height % 2 or width % 2):
             raise UserError(f"H.264 needs even sides, not {width}x{height}: choose an even size")
         stream = cast(
@@ -157,6 +168,9 @@ class StreamWriter:
         stream.time_base = self.time_base
         stream.codec_context.time_base = self.time_base
         stream.codec_context.thread_count = 1
+        if frame.format.name == self.stream_format.pixel_format:
+            stream.codec_context.colorspace = frame.colorspace
+            stream.codec_context.color_range = frame.color_range
         return stream
 
     def __exit__(

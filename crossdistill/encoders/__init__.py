@@ -11,15 +11,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from crossdistill.encoders.base import Architecture, Encoder, build_encoder, wrap_encoder
-from crossdistill.encoders.image import IMAGE
-from crossdistill.encoders.resnet3d import RESNET3D
-from crossdistill.encoders.x3d import X3D
+from crossdistill.encoders.pytorchvideo import PYTORCHVIDEO
+from crossdistill.encoders.small import SMALL
+from crossdistill.encoders.torchvision_image import TORCHVISION_IMAGE
+from crossdistill.encoders.torchvision_video import TORCHVISION_VIDEO
 from crossdistill.errors import UserError, unknown_name
 from crossdistill.modalities import MODALITIES
 
 __all__ = ["ARCHITECTURES", "Architecture", "Encoder", "create_encoder", "encoder_names", "wrap_encoder"]
 
-ARCHITECTURES: dict[str, Architecture] = {**IMAGE, **RESNET3D, **X3D}
+ARCHITECTURES: dict[str, Architecture] = {**TORCHVISION_IMAGE, **TORCHVISION_VIDEO, **PYTORCHVIDEO, **SMALL}
 
 
 def encoder_names() -> list[str]:

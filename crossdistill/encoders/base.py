@@ -15,6 +15,9 @@ from crossdistill.errors import UserError
 from crossdistill.modalities import get_modality
 from crossdistill.types import ViewSpec
 
+CLIP_MODALITIES = ("rgb", "flow", "depth")
+"""What a network of clips can be built for: only its first convolution differs."""
+
 
 @dataclass(frozen=True)
 class Statistics:

@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdistill.errors import unknown_name
+from data_prep.flow.base import FlowFunction, FlowMethod
+from data_prep.recipe import Recipe
 
-FlowFunction = Callable[[NDArray[Any], NDArray[Any]], NDArray[np.float32]]
+Estimate = Callable[[NDArray[Any], NDArray[Any]], NDArray[np.float32]]
 """From two gray pictures [H, W], uint8, to flow [H, W, 2]."""
 
 # Milliseconds per pair of 256x456 pictures on one core: 1.2, 2.2 and 11.8.
@@ -27,11 +29,9 @@ FLOW_PRESETS: dict[str, int] = {
 # off by 0.19 px where a texture moves by 3 px at 112x150; at half it is off by 0.007 px, for 1.4 ms instead of 0.5.
 SMALL_PICTURE_PX = 192
 SMALL_PICTURE_FINEST_SCALE = 1
-MIN_SIDE_PX = 16
-"""DIS builds patches of 8 pixels on a pyramid and refuses pictures that are much smaller."""
 
 
-def dis_flow(preset: str = "fast") -> FlowFunction:
+def dis_flow(preset: str = "fast") -> Estimate:
     """Make a function that estimates the motion between two gray pictures.
 
     The function takes pictures [H, W] and gives [H, W, 2]: what is at (x, y) in the first is at
@@ -52,3 +52,11 @@ def dis_flow(preset: str = "fast") -> FlowFunction:
         return estimator.calc(first, second, None)  # type: ignore[call-overload]
 
     return estimate
+
+
+def _create(recipe: Recipe) -> FlowFunction:
+    estimate = dis_flow(recipe.flow_preset)
+    return lambda first, second: estimate(first.gray, second.gray)
+
+
+DIS = FlowMethod(create=_create)

@@ -59,7 +59,7 @@ def _image(
     )
 
 
-IMAGE: dict[str, Architecture] = {
+TORCHVISION_IMAGE: dict[str, Architecture] = {
     "alexnet": _image(build_alexnet, embed_dim=4096, stem="features.0", classifier="classifier.6.", source="alexnet"),
     "resnet18": _image(_resnet(resnet18), embed_dim=512, stem="conv1", classifier="fc.", source="resnet18"),
     "resnet50": _image(_resnet(resnet50), embed_dim=2048, stem="conv1", classifier="fc.", source="resnet50"),

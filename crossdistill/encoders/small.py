@@ -1,0 +1,93 @@
+"""Small networks of our own, for laptops and tests."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+
+from torch import Tensor, nn
+from torchvision.models.video.resnet import BasicBlock, Conv3DSimple
+
+from crossdistill.encoders.base import CLIP_MODALITIES, Architecture
+
+R3D10_WIDTH = 16
+
+
+class R3D10(nn.Module):
+    """A 3D ResNet with one basic block a stage, for laptops and tests.
+
+    Stem of 3x7x7 with stride (1, 2, 2), then four of torchvision's ``BasicBlock`` with ``width`` times
+    1, 2, 4, 8 channels, the last three halving time and space; then the mean over both.
+    """
+
+    def __init__(self, channels: int, *, width: int, norm: Callable[[int], nn.Module] = nn.BatchNorm3d) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv3d(channels, width, (3, 7, 7), (1, 2, 2), (1, 3, 3), bias=False),
+            norm(width),
+            nn.ReLU(inplace=True),
+        )
+        widths = [width, width, 2 * width, 4 * width, 8 * width]
+        stages = [_basic_block(w_in, w_out) for w_in, w_out in itertools.pairwise(widths)]
+        self.stages = nn.Sequential(*stages)
+        _replace_batch_norm(self.stages, norm)
+        for module in self.modules():
+            if isinstance(module, nn.Conv3d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, clip_bcthw: Tensor) -> Tensor:
+        """[B, C, T, H, W] to [B, 8 * width]."""
+        features: Tensor = self.stages(self.stem(clip_bcthw))
+        return features.mean(dim=(2, 3, 4))
+
+
+def _basic_block(inplanes: int, planes: int) -> BasicBlock:
+    if inplanes == planes:
+        return BasicBlock(inplanes, planes, Conv3DSimple)
+    shortcut = nn.Sequential(nn.Conv3d(inplanes, planes, 1, 2, bias=False), nn.BatchNorm3d(planes))
+    return BasicBlock(inplanes, planes, Conv3DSimple, stride=2, downsample=shortcut)
+
+
+def _replace_batch_norm(module: nn.Module, norm: Callable[[int], nn.Module]) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm3d):
+            setattr(module, name, norm(child.num_features))
+        else:
+            _replace_batch_norm(child, norm)
+
+
+def group_norm(channels: int) -> nn.Module:
+    """GroupNorm with 8 channels a group: no statistics of the batch, so any batch size trains alike."""
+    return nn.GroupNorm(max(1, channels // 8), channels)
+
+
+def build_r3d10(channels: int) -> nn.Module:
+    """``R3D10`` of width 16: 0.9 M parameters."""
+    return R3D10(channels, width=R3D10_WIDTH)
+
+
+def build_r3d10_gn(channels: int) -> nn.Module:
+    """``R3D10`` of width 16 with GroupNorm, for batches too small for BatchNorm."""
+    return R3D10(channels, width=R3D10_WIDTH, norm=group_norm)
+
+
+_R3D10 = Architecture(
+    build=build_r3d10,
+    embed_dim=8 * R3D10_WIDTH,
+    modalities=CLIP_MODALITIES,
+    num_frames=16,
+    stride=1,
+    size_px=64,
+    stem="stem.0",
+    classifier="fc.",
+    bf16_pays_on_cpu=True,
+    channels_last_pays_on_cpu=True,
+    source="crossdistill.encoders.small.R3D10(width=16)",
+)
+SMALL: dict[str, Architecture] = {
+    "r3d10": _R3D10,
+    "r3d10_gn": replace(
+        _R3D10, build=build_r3d10_gn, source="crossdistill.encoders.small.R3D10(width=16, norm=group_norm)"
+    ),
+}

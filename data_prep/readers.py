@@ -1,0 +1,162 @@
+"""Readers: a source file or folder of one modality, frame by frame, at the size at which it is stored.
+
+A reader is one entry in ``READERS``: modality to a function of (path, recipe, frame rate) that yields
+frames in display order. A source that cannot be read raises ``UnreadableVideoError``; what was read
+before the damage has been yielded by then.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import scipy.io
+from av.video.reformatter import Interpolation, VideoReformatter
+from numpy.typing import NDArray
+
+from crossdistill.data.decode import DECODE_ERRORS, decode_frames
+from crossdistill.data.streams import STREAM_FORMATS, Picture
+from crossdistill.errors import UnreadableVideoError
+from data_prep.frames import ColourFrame, DepthFrame, Frame, Motion
+from data_prep.recipe import Recipe, UnusableVideo
+
+MIN_SIDE_PX = 16
+"""Codecs and optical flow refuse pictures that are much smaller."""
+STORED_COLOUR = STREAM_FORMATS["rgb"].pixel_format
+MATLAB_DEPTH_KEY = "d_depth"
+
+
+@dataclass(frozen=True)
+class Input:
+    """Where one modality of a video comes from."""
+
+    path: str
+    frames_per_second: float | None = None
+    """Of sources that do not say it themselves: folders of pictures, arrays."""
+
+
+Reader = Callable[[Path, Recipe, Fraction | None], Iterator[Frame]]
+
+
+def target_size(width_px: int, height_px: int, short_side_px: int) -> tuple[int, int]:
+    """Width and height after shrinking to a short side: even, as H.264 wants, and never enlarged."""
+    if min(width_px, height_px) < MIN_SIDE_PX:
+        raise UnusableVideo(f"too small: {width_px}x{height_px} pixels")
+    scale = min(1.0, short_side_px / min(width_px, height_px))
+    if scale == 1.0:
+        return width_px // 2 * 2, height_px // 2 * 2
+    return round(width_px * scale / 2) * 2, round(height_px * scale / 2) * 2
+
+
+def read_video(path: Path, recipe: Recipe, frame_rate: Fraction | None = None) -> Iterator[ColourFrame]:
+    """Frames of a video file, upright, shrunk by area in the encoder's colour format.
+
+    The size is that of the first frame: a stream has one size, so frames of another are resampled.
+    """
+    from data_prep.flow import FLOW_METHODS  # here: flow methods are written in terms of frames
+
+    wants_motion = FLOW_METHODS[recipe.flow].needs_motion_vectors
+    converter, turner, size = VideoReformatter(), VideoReformatter(), None
+    for pts, time_base, frame in decode_frames(path, num_threads=1, with_motion_vectors=wants_motion):
+        rotation = round(frame.rotation / 90) % 4 * 90
+        motion = _motion_vectors(frame, rotation) if wants_motion else None
+        if rotation:
+            picture: Picture = turner.reformat(frame, format="rgb24", threads=1).to_ndarray()
+            upright = np.ascontiguousarray(np.rot90(picture, k=rotation // 90))
+            frame = av.VideoFrame.from_ndarray(upright, format="rgb24")
+        if size is None:
+            size = target_size(frame.width, frame.height, recipe.short_side_px)
+        if (frame.width, frame.height, frame.format.name) != (*size, STORED_COLOUR):
+            frame = converter.reformat(frame, *size, STORED_COLOUR, interpolation=Interpolation.AREA, threads=1)
+        yield ColourFrame(pts, time_base, frame, motion)
+
+
+def _motion_vectors(frame: av.VideoFrame, rotation_degrees: int) -> Motion | None:
+    data = frame.side_data.get("MOTION_VECTORS")
+    if data is None:
+        return None
+    return Motion(data.to_ndarray(), frame.width, frame.height, rotation_degrees)
+
+
+def read_depth(path: Path, recipe: Recipe, frame_rate: Fraction | None = None) -> Iterator[DepthFrame]:
+    """Frames of a depth camera, from a folder of 16-bit PNG, a MATLAB array, or a 16-bit video."""
+    if path.is_dir():
+        arrays = _png_folder(path)
+    elif path.suffix.lower() == ".mat":
+        arrays = _matlab_array(path)
+    else:
+        arrays = _gray16_video(path)
+    time_base = 1 / (frame_rate or Fraction(30))
+    size = None
+    for pts, depth_mm in enumerate(arrays):
+        if size is None:
+            size = target_size(depth_mm.shape[1], depth_mm.shape[0], recipe.short_side_px)
+        if (depth_mm.shape[1], depth_mm.shape[0]) != size:
+            # Never mixed: between a body and the wall behind it there is nothing, and 0 is no distance.
+            depth_mm = np.asarray(cv2.resize(depth_mm, size, interpolation=cv2.INTER_NEAREST_EXACT), dtype=np.uint16)
+        yield DepthFrame(pts, time_base, np.ascontiguousarray(depth_mm))
+
+
+def _number_of(path: Path) -> list[int | str]:
+    """Names in the order of their numbers: 2 before 10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
+
+
+def _png_folder(folder: Path) -> Iterator[NDArray[np.uint16]]:
+    paths = sorted((p for p in folder.iterdir() if p.suffix.lower() == ".png" and p.name[0] != "."), key=_number_of)
+    for path in paths:
+        try:
+            picture = cv2.imdecode(np.fromfile(path, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+        except (OSError, cv2.error) as error:
+            raise UnreadableVideoError(f"{folder}: {path.name} cannot be read ({error})") from error
+        if picture is None or picture.dtype != np.uint16 or picture.ndim != 2:
+            raise UnreadableVideoError(f"{folder}: {path.name} is not a 16-bit gray PNG")
+        yield np.asarray(picture, dtype=np.uint16)
+
+
+def _matlab_array(path: Path) -> Iterator[NDArray[np.uint16]]:
+    """[H, W, T] under ``d_depth``, as UTD-MHAD publishes it."""
+    try:
+        array = scipy.io.loadmat(path, variable_names=[MATLAB_DEPTH_KEY])[MATLAB_DEPTH_KEY]
+    except KeyError as error:
+        raise UnreadableVideoError(f"{path}: has no array {MATLAB_DEPTH_KEY!r}") from error
+    except (OSError, ValueError, TypeError, NotImplementedError, MemoryError) as error:
+        raise UnreadableVideoError(f"{path}: is no MATLAB file ({error})") from error
+    except Exception as error:
+        raise UnreadableVideoError(f"{path}: is damaged ({error})") from error
+    if array.ndim != 3 or not np.issubdtype(array.dtype, np.integer):
+        raise UnreadableVideoError(f"{path}: {MATLAB_DEPTH_KEY!r} is {array.dtype} {array.shape}, not uint16 [H, W, T]")
+    for t in range(array.shape[2]):
+        yield np.ascontiguousarray(array[:, :, t]).astype(np.uint16)
+
+
+def _gray16_video(path: Path) -> Iterator[NDArray[np.uint16]]:
+    for _, _, frame in decode_frames(path, num_threads=1):
+        if not frame.format.name.startswith("gray1"):
+            raise UnreadableVideoError(f"{path}: is {frame.format.name}, not 16-bit gray, so it is no depth")
+        yield np.asarray(frame.to_ndarray(format="gray16le"), dtype=np.uint16)
+
+
+READERS: dict[str, Reader] = {"rgb": read_video, "depth": read_depth}
+
+
+def declared_frames(path: Path) -> int:
+    """How many frames the source's header promises; 0 where it does not say."""
+    if path.is_dir() or path.suffix.lower() == ".mat":
+        return 0
+    try:
+        with av.open(str(path)) as container:
+            video = container.streams.video[0]
+            frames = video.frames
+            if "mp4" in container.format.name and video.duration and video.average_rate and video.time_base:
+                # Frames before the first of an edit list are in the file and not shown.
+                frames = min(frames, round(video.duration * video.time_base * video.average_rate))
+    except DECODE_ERRORS:
+        return 0
+    return frames
