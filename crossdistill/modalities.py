@@ -18,6 +18,9 @@ from torch import Tensor
 from crossdistill.errors import unknown_name
 
 FLOW_BOUND_PX = 20.0
+# Bytes 1 to 255 span the bound on both sides of 128, which is zero exactly: most of a flow field stands still.
+FLOW_ZERO = 128
+FLOW_STEP_PX = FLOW_BOUND_PX / 127
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,6 @@ class Modality:
     has_time: bool
     """Whether an encoder of this modality sees a clip; if not it sees single frames."""
     unit: str
-    stored_max: int
     value_scale: float
     value_offset: float
     mean: tuple[float, ...]
@@ -48,6 +50,11 @@ class Modality:
     """How pixels are resampled; ``nearest`` where a mixture of two values means nothing."""
     normalise_clip: Callable[[Tensor], Tensor] | None = None
     """Applied to whole clips [B, C, T, H, W] in ``unit``, before mean and std."""
+
+    @property
+    def stored_zero(self) -> int:
+        """The stored value that stands for zero."""
+        return round(-self.value_offset / self.value_scale)
 
 
 def disparity_per_clip(depth_mm: Tensor) -> Tensor:
@@ -74,7 +81,6 @@ IMAGE = Modality(
     channels=3,
     has_time=False,
     unit="intensity in [0, 1]",
-    stored_max=255,
     value_scale=1 / 255,
     value_offset=0.0,
     mean=(0.485, 0.456, 0.406),
@@ -87,7 +93,6 @@ RGB = Modality(
     channels=3,
     has_time=True,
     unit="intensity in [0, 1]",
-    stored_max=255,
     value_scale=1 / 255,
     value_offset=0.0,
     mean=(0.45, 0.45, 0.45),
@@ -100,9 +105,8 @@ FLOW = Modality(
     channels=2,
     has_time=True,
     unit="pixels of the view per frame",
-    stored_max=255,
-    value_scale=2 * FLOW_BOUND_PX / 255,
-    value_offset=-FLOW_BOUND_PX,
+    value_scale=FLOW_STEP_PX,
+    value_offset=-FLOW_ZERO * FLOW_STEP_PX,
     mean=(0.0, 0.0),
     std=(2.0, 2.0),
     flip_negates=(0,),
@@ -115,7 +119,6 @@ DEPTH = Modality(
     channels=1,
     has_time=True,
     unit="millimetres",
-    stored_max=65535,
     value_scale=1.0,
     value_offset=0.0,
     mean=(0.45,),

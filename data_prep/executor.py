@@ -6,6 +6,7 @@ The parallelism is joblib's: here, or on the machines of a Dask or Ray cluster.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import threading
@@ -71,11 +72,22 @@ def _ray(address: str | None) -> Iterator[None]:
         yield
 
 
-ENGINES: dict[str, Callable[[str | None], Any]] = {
-    "processes": _processes,
-    "threads": _threads,
-    "dask": _dask,
-    "ray": _ray,
+@dataclass(frozen=True)
+class Backend:
+    """One of joblib's backends."""
+
+    enter: Callable[[str | None], Any]
+    """From an address to a context in which joblib uses it."""
+    is_cluster: bool = False
+    chunk_size: int | None = None
+    """Results come once per so many jobs, where the backend cannot hand out each as it is ready."""
+
+
+ENGINES: dict[str, Backend] = {
+    "processes": Backend(_processes),
+    "threads": Backend(_threads),
+    "dask": Backend(_dask, is_cluster=True),
+    "ray": Backend(_ray, is_cluster=True, chunk_size=256),
 }
 
 
@@ -94,11 +106,6 @@ class Engine:
     def most_here(self) -> int:
         """Cores of this machine that this process may use."""
         return int(cpu_count())
-
-    @property
-    def is_cluster(self) -> bool:
-        """Whether jobs run on other machines."""
-        return self.name in ("dask", "ray")
 
 
 def run_jobs(
@@ -133,14 +140,13 @@ def run_jobs(
         raise unknown_name("engine", engine.name, ENGINES)
     if not jobs:
         return []
+    backend = ENGINES[engine.name]
+    num_workers = engine.workers or (-1 if backend.is_cluster else engine.most_here)
     results: dict[int, Result] = {}
     try:
-        with ENGINES[engine.name](engine.address), progress_bar("rate", unit=unit) as bar:
-            most = -1 if engine.is_cluster else engine.most_here
-            parallel = Parallel(n_jobs=engine.workers or most, batch_size=1, return_as="generator_unordered")
+        with backend.enter(engine.address), progress_bar("rate", unit=unit) as bar:
             task = bar.add_task(description, total=len(jobs), rate="")
-            calls = (delayed(_run_one)(function, i, job, os.getpid()) for i, job in enumerate(jobs))
-            for position, result in parallel(calls):
+            for position, result in _results(function, jobs, num_workers, backend.chunk_size):
                 results[position] = result
                 on_result(position, result)
                 bar.advance(task)
@@ -150,6 +156,17 @@ def run_jobs(
         console.print(f"stopped after {len(results)} of {len(jobs)} {unit}: the same command goes on from there")
         raise SystemExit(INTERRUPTED_EXIT_STATUS) from None
     return [results[i] for i in range(len(jobs))]
+
+
+def _results(
+    function: Callable[[Job], Result], jobs: Sequence[Job], num_workers: int, chunk_size: int | None
+) -> Iterator[tuple[int, Result]]:
+    calls = (delayed(_run_one)(function, i, job, os.getpid()) for i, job in enumerate(jobs))
+    if chunk_size is None:
+        yield from Parallel(n_jobs=num_workers, batch_size=1, return_as="generator_unordered")(calls)
+        return
+    while chunk := list(itertools.islice(calls, chunk_size)):
+        yield from Parallel(n_jobs=num_workers, batch_size=1)(chunk)
 
 
 def _run_one(function: Callable[[Job], Result], position: int, job: Job, owner_pid: int) -> tuple[int, Result]:

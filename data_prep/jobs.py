@@ -42,6 +42,10 @@ class Job:
     time_limit_seconds: float
 
 
+# Importing the libraries takes seconds on a laptop and longer from a busy network disk.
+START_LIMIT_SECONDS = 300.0
+
+
 class StopError(Exception):
     """What ends the whole run: a full disk, a folder that cannot be written, a person's mistake."""
 
@@ -68,7 +72,9 @@ def _answer(job: Job) -> dict[str, Any]:
 
 
 def serve(requests: IO[str], answers: IO[str]) -> None:
-    """The child's loop: a job a line, until the keeper is gone."""
+    """The child's loop: a job a line, until the keeper is gone. The first line says that it is ready."""
+    answers.write("ready\n")
+    answers.flush()
     for line in requests:
         answers.write(json.dumps(_answer(_JOB.validate_json(line))) + "\n")
         answers.flush()
@@ -85,7 +91,10 @@ class Keeper:
         child = self._child
         if child is None or child.poll() is not None:
             child = self._child = _start_child()
-        assert child.stdin is not None and child.stdout is not None
+            if self._wait(child, START_LIMIT_SECONDS) != "ready\n":
+                self.stop()
+                raise StopError("a worker process did not start (its message stands above)")
+        assert child.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             child.stdin.write(_JOB.dump_json(job).decode() + "\n")
             child.stdin.flush()

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 
-RENDERER_VERSION = 1
+RENDERER_VERSION = 2
 """Raised whenever the same options give other pictures."""
 SUPERSAMPLING = 2
 
@@ -319,7 +319,7 @@ def _compose_body(
     """Dress a body at random and put it on its track; ``place`` and ``radius`` in frame sides at the middle."""
     outline = list(SILHOUETTES.values())[rng.integers(len(SILHOUETTES))]
     side_px = math.ceil(2 * TEXTURE_MARGIN * radius * size_px * SUPERSAMPLING)
-    texture = paint_texture(_pooled_rng(identity, "body", rng), side_px=side_px, cells=4, contrast=1.0)
+    texture = paint_texture(_pooled_rng(identity, "body", rng), side_px=side_px, cells=3, contrast=1.0)
     slant_rad = rng.uniform(0, 2 * math.pi)
     start_angle_rad = rng.uniform(0, 2 * math.pi)
     return Body(
@@ -374,7 +374,7 @@ def compose_scene(action: str, identity: Identity, *, size_px: int, num_frames: 
         ACTIONS[action](rng, instants),
         size_px=size_px,
         place=rng.uniform(0.36, 0.64, size=2),
-        radius=rng.uniform(0.17, 0.28),
+        radius=rng.uniform(0.2, 0.3),
         depth_mm=depth_mm,
         relief=RELIEF,
         surface=1,
@@ -389,7 +389,7 @@ def compose_scene(action: str, identity: Identity, *, size_px: int, num_frames: 
             _pooled_rng(identity, "background", rng),
             side_px=math.ceil(BACKGROUND_SIDE * size_px * SUPERSAMPLING),
             cells=6,
-            contrast=0.45,
+            contrast=0.2,
         ),
         pan_px=pan_speed_px * np.outer(instants, [math.cos(pan_heading), math.sin(pan_heading)]),
         background_depth_mm=rng.uniform(7500, 10000),

@@ -13,15 +13,14 @@ goes on where it was when the same command is given again.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from crossdistill.console import console
 from crossdistill.data.manifest import Manifest
 from crossdistill.errors import UserError
-from data_prep.prepare import PrepareOptions, SourceVideo, prepare_videos
-from data_prep.sources import find_files, only_file, read_lines
+from data_prep.prepare import PrepareOptions, prepare_videos
+from data_prep.sources import ListedVideo, join_files, read_lines, warn_of_parted_groups
 
 CLASS_LIST = "classInd.txt"
 OFFICIAL_FOLDER = "ucfTrainTestlist"
@@ -40,46 +39,11 @@ class Options(PrepareOptions):
     """Folder of classInd.txt, trainlist01.txt, testlist01.txt and so on."""
 
 
-@dataclass
-class ListedVideo:
-    """One video as the official lists name it."""
-
-    name: str
-    """As the first list spells it; later lists and the file may differ in case."""
-    action: str
-    """The class, as ``classInd.txt`` spells it."""
-    label: int
-    """From 0."""
-    group: str
-    """gXX; within a class, clips of one group are cut from one film."""
-    splits: dict[str, str] = field(default_factory=dict)
-
-
 def prepare(options: Options) -> Manifest:
     """Prepare UCF101, or as much of it as is there."""
     classes, listed = read_lists(options.annotations)
-    found = find_files(options.videos, suffixes=(".avi",))
-    sources = [_source(video, only_file(video.name, found)) for video in listed]
-    if not any(source.inputs for source in sources):
-        raise UserError(
-            f"{options.videos} and the folders below it hold none of the {len(listed)} videos that the lists in "
-            f"{options.annotations} name: expected for example {listed[0].action}/{listed[0].name}.avi"
-        )
-    num_unlisted = len(set(found) - {video.name.casefold() for video in listed})
-    if num_unlisted:
-        console.print(f"{num_unlisted} .avi files are in no list and are not prepared")
+    sources = join_files(listed, options.videos, suffixes=(".avi",), lists=options.annotations)
     return prepare_videos("ucf101", sources, classes=classes, options=options)
-
-
-def _source(video: ListedVideo, path: Path | None) -> SourceVideo:
-    return SourceVideo(
-        name=video.name,
-        inputs={"rgb": path} if path else {},
-        folder=video.action,
-        label=video.label,
-        group=video.group,
-        splits=video.splits,
-    )
 
 
 def read_lists(folder: Path) -> tuple[list[str], list[ListedVideo]]:
@@ -107,7 +71,7 @@ def read_lists(folder: Path) -> tuple[list[str], list[ListedVideo]]:
         _read_video_list(path, split, part, classes, videos)
     if not videos:
         raise UserError(f"the lists in {folder} name no video: the first is {present[0][2]}")
-    _warn_of_parted_groups(videos.values())
+    warn_of_parted_groups(videos.values())
     return classes, sorted(videos.values(), key=lambda video: (video.label, video.name))
 
 
@@ -146,15 +110,3 @@ def _read_video_list(path: Path, split: str, part: str, classes: Sequence[str], 
         video = videos.setdefault(match["name"].casefold(), new)
         if video.splits.setdefault(split, part) != part:
             raise UserError(f"{place} names {match['name']}, which is in split {split}'s other list too")
-
-
-def _warn_of_parted_groups(videos: Iterable[ListedVideo]) -> None:
-    """Clips of one group are near-duplicates: a group in both parts of a split makes results look good."""
-    parts: dict[tuple[str, str, str], set[str]] = {}
-    for video in videos:
-        for split, part in video.splits.items():
-            parts.setdefault((split, video.action, video.group), set()).add(part)
-    for split in SPLITS:
-        num_parted = sum(len(seen) > 1 for (of_split, *_), seen in parts.items() if of_split == split)
-        if num_parted:
-            console.print(f"warning: {num_parted} groups of near-duplicates are in both parts of split {split}")

@@ -145,5 +145,5 @@ def test_mirroring__happens_to_both_views_or_none(toy_folder):
         (flow, _), (rgb, _) = plain[SampleKey(i, 0)].views
         (flow_m, _), (rgb_m, _) = mirrored[SampleKey(i, 0)].views
         assert torch.equal(rgb_m, rgb.flip(-1))
-        assert np.array_equal(flow_m[0].numpy(), 255 - flow[0].flip(-1).numpy())
+        assert np.array_equal(flow_m[0].numpy(), 256 - flow[0].flip(-1).numpy().astype(int))
         assert torch.equal(flow_m[1], flow[1].flip(-1))

@@ -36,7 +36,7 @@ def write_stream(path: Path, name: str, frames, pts=PTS, time_base=TIME_BASE) ->
 
 @pytest.mark.parametrize("name", ["flow", "depth"])
 @pytest.mark.parametrize("size", [(36, 52), (35, 51)])
-def test_round_trip__is_lossless(tmp_path, name, size):
+def test_round_trip__depth_is_lossless_and_flow_nearly(tmp_path, name, size):
     frames = random_frames(name, height=size[0], width=size[1])
     path = write_stream(tmp_path / "a.mp4", name, frames)
     stream = index_video(path, stream_format=STREAM_FORMATS[name])
@@ -44,7 +44,26 @@ def test_round_trip__is_lossless(tmp_path, name, size):
     order = [3, 0, 5, 5, 1, 2, 4]
     found = read_frames(tmp_path, stream, order, stream_name=name)
     assert found.dtype == frames.dtype
-    np.testing.assert_array_equal(found, frames[order])
+    # White noise over all bytes is the hardest picture for the codec of flow.
+    allowed = {"flow": 6, "depth": 0}[name]
+    assert np.abs(found.astype(int) - frames[order]).max() <= allowed
+
+
+def test_flow__is_stored_to_45_thousandths_of_a_pixel(tmp_path):
+    """Smooth motion with edges, standing background: quantiser and codec together."""
+    y, x = np.mgrid[0:120, 0:160].astype(np.float32)
+    frames = []
+    for t in range(12):
+        flow = np.stack([0.03 * (x - 80) + np.sin(y / 9 + t), 0.05 * (y - 60)], axis=2)
+        flow[(x - 60 - t) ** 2 + (y - 50) ** 2 < 900] = (7.3, -4.1)
+        flow[:, 120:] = 0
+        frames.append(flow.astype(np.float32))
+    path = write_stream(tmp_path / "a.mp4", "flow", [quantise_flow(f) for f in frames], pts=range(12))
+    stream = index_video(path, stream_format=STREAM_FORMATS["flow"])
+    found = read_frames(tmp_path, stream, range(12), stream_name="flow")
+    restored = found * FLOW.value_scale + FLOW.value_offset
+    assert np.abs(restored - np.stack(frames)).mean() <= 0.045
+    assert np.abs(restored - np.stack(frames)).max() < 1.0
 
 
 def test_rgb__is_close_and_starts_groups_of_16(tmp_path):
@@ -90,22 +109,22 @@ def test_same_frames__same_bytes(tmp_path, name):
 def test_quantise_flow__error_is_bounded():
     flow = np.linspace(-FLOW_BOUND_PX, FLOW_BOUND_PX, 100_001, dtype=np.float32)
     restored = quantise_flow(flow) * FLOW.value_scale + FLOW.value_offset
-    # 256 levels over 40 px stand 40/255 apart: the error is at most half of that.
-    assert np.abs(restored - flow).max() <= 20 / 255 + 1e-5
-    assert np.abs(restored - flow).mean() == pytest.approx(10 / 255, rel=0.01)
+    # 255 levels over 40 px stand 20/127 apart: the error is at most half of that, on average a quarter.
+    assert np.abs(restored - flow).max() <= 10 / 127 + 1e-5
+    assert np.abs(restored - flow).mean() == pytest.approx(5 / 127, rel=0.01)
 
 
 def test_quantise_flow__zero_and_bounds():
     coded = quantise_flow(np.array([0.0, 20.0, -20.0, 1e6, -1e6], dtype=np.float32))
-    assert coded.tolist() == [128, 255, 0, 255, 0]
-    # Zero lies between two levels, and the nearer one to even is taken: 0.078 px.
-    assert coded[0] * FLOW.value_scale + FLOW.value_offset == pytest.approx(20 / 255)
+    assert coded.tolist() == [128, 255, 1, 255, 1]
+    restored = coded[:3] * FLOW.value_scale + FLOW.value_offset
+    assert restored.tolist() == [0.0, pytest.approx(20), pytest.approx(-20)]
 
 
 def test_mirrored_flow__is_exactly_negative():
-    coded = np.arange(256)
+    coded = np.arange(1, 256)
     restored = coded * FLOW.value_scale + FLOW.value_offset
-    mirrored = (255 - coded) * FLOW.value_scale + FLOW.value_offset
+    mirrored = (2 * FLOW.stored_zero - coded) * FLOW.value_scale + FLOW.value_offset
     np.testing.assert_allclose(mirrored, -restored, rtol=0, atol=1e-12)
 
 

@@ -118,4 +118,4 @@ def test_centre_crop__is_the_largest_centred_square():
 def test_flow_modality__undoes_the_coding():
     flow = np.linspace(-20, 20, 101, dtype=np.float32)
     coded = quantise_flow(flow)
-    assert np.abs(coded * FLOW.value_scale + FLOW.value_offset - flow).max() <= 20 / 255 + 1e-6
+    assert np.abs(coded * FLOW.value_scale + FLOW.value_offset - flow).max() <= 10 / 127 + 1e-6

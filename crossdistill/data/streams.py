@@ -4,9 +4,11 @@ Every stream is one ``.mp4`` per video with exact timestamps (MP4 keeps the sour
 Matroska container would round it to milliseconds):
 
 * ``rgb``: H.264, a keyframe every 16 frames, no B-frames, tuned for fast decoding.
-* ``flow``: lossless FFV1, x over y in one gray picture of twice the height; N - 1 frames, each with
-  the timestamp of the first frame of its pair.
-* ``depth``: lossless FFV1 with 16-bit gray, millimetres, 0 where nothing was measured.
+* ``flow``: H.264 of keyframes alone at a fixed fine quantiser, full range, x over y in one gray picture of
+  twice the height; N - 1 frames, each with the timestamp of the first frame of its pair.
+* ``depth``: lossless 16-bit PNG, millimetres, 0 where nothing was measured.
+
+How these were chosen among 60 candidates, by error, size and speed of random clips: ``docs/data.md``.
 
 Shapes: H height, W width, C channels.
 """
@@ -24,10 +26,11 @@ from typing import Any, cast
 import av
 import numpy as np
 from av.video.frame import PictureType
+from av.video.reformatter import ColorRange
 from numpy.typing import NDArray
 
 from crossdistill.errors import UserError, unknown_name
-from crossdistill.modalities import FLOW_BOUND_PX
+from crossdistill.modalities import FLOW_STEP_PX, FLOW_ZERO
 
 Picture = NDArray[Any]
 """uint8 or uint16."""
@@ -47,10 +50,11 @@ def unstack_channels(picture: Picture, channels: int) -> Picture:
 def quantise_flow(flow_px: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Code flow in pixels per frame as bytes; the inverse is ``Modality.value_scale`` and ``value_offset``.
 
-    Largest error 0.039 px within the bound of ±20 px; larger motion is clipped to the bound.
+    Zero is kept exactly; the error of a component is at most 0.079 px within the bound of ±20 px, and larger
+    motion is clipped to the bound.
     """
-    coded = np.rint((flow_px + FLOW_BOUND_PX) * (255 / (2 * FLOW_BOUND_PX)))
-    return np.clip(coded, 0, 255).astype(np.uint8)
+    coded = np.rint(flow_px * (1 / FLOW_STEP_PX)) + FLOW_ZERO
+    return np.clip(coded, 1, 255).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,8 @@ class StreamFormat:
     picture_format: str
     """What PyAV hands out and takes as an array."""
     codec_options: dict[str, str] = field(default_factory=dict)
+    is_full_range: bool = False
+    """Said in the file, so that readers of gray pictures hand out the very bytes and do not stretch their range."""
     pack: Callable[[Picture], Picture] = lambda frame: frame
     unpack: Callable[[Picture], Picture] = lambda picture: picture
 
@@ -79,19 +85,24 @@ STREAM_FORMATS: dict[str, StreamFormat] = {
     ),
     "flow": StreamFormat(
         name="flow",
-        codec="ffv1",
+        codec="libx264",
         pixel_format="gray",
         picture_format="gray",
-        codec_options={"g": "1"},
+        # A fixed quantiser bounds the error: flat regions of flow are not cheap to the eye, as psy and aq assume.
+        codec_options={
+            **{"qp": "14", "g": "1", "bf": "0", "tune": "fastdecode", "mbtree": "0"},
+            **{"psy": "0", "aq-mode": "0"},
+        },
+        is_full_range=True,
         pack=stack_channels,
         unpack=lambda picture: unstack_channels(picture, 2),
     ),
     "depth": StreamFormat(
         name="depth",
-        codec="ffv1",
-        pixel_format="gray16le",
+        codec="png",
+        pixel_format="gray16be",
         picture_format="gray16le",
-        codec_options={"g": "1"},
+        codec_options={"pred": "up", "compression_level": "6"},
         pack=stack_channels,
         unpack=lambda picture: unstack_channels(picture, 1),
     ),
@@ -146,6 +157,8 @@ class StreamWriter:
         if not isinstance(frame, av.VideoFrame):
             picture = np.ascontiguousarray(self.stream_format.pack(frame))
             frame = av.VideoFrame.from_ndarray(picture, format=self.stream_format.picture_format)
+            if self.stream_format.is_full_range:
+                frame.color_range = ColorRange.JPEG
         if self._stream is None:
             self._stream = self._open_stream(frame)
         frame.pts = pts

@@ -90,8 +90,9 @@ def cut_view(
     if crop.is_mirrored:
         values = values[..., ::-1].copy()
         for channel in modality.flip_negates:
-            # The coding is symmetric about zero, so counting from the other end turns the sign exactly.
-            values[channel] = modality.stored_max - values[channel]
+            # Counted from the other side of zero: turns the sign exactly.
+            negated = 2 * modality.stored_zero - values[channel].astype(np.int32)
+            values[channel] = negated.clip(0, np.iinfo(values.dtype).max)
     stretch = {"x": size_px / crop_width, "y": size_px / crop_height, None: 1.0}
     axes = modality.resize_axes or (None,) * modality.channels
     return np.ascontiguousarray(values), np.asarray([stretch[axis] for axis in axes], dtype=np.float32)
