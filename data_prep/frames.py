@@ -9,6 +9,8 @@ Shapes: H height, W width.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -21,6 +23,7 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from crossdistill.data.streams import Picture
+from crossdistill.errors import UnreadableVideoError
 
 Gray = NDArray[np.uint8]
 """[H, W]."""
@@ -29,7 +32,15 @@ Gray = NDArray[np.uint8]
 DEPTH_SHOWN_MM = 4500
 
 
-@dataclass(frozen=True)
+# Frames that wait for the next reference picture; H.264 allows no more between two.
+MAX_WAITING_FRAMES = 16
+
+_VECTOR_FIELDS = ("source", "w", "h", "dst_x", "dst_y", "motion_x", "motion_y", "motion_scale")
+NO_VECTORS = np.zeros(0, dtype=[(name, np.int32) for name in _VECTOR_FIELDS])
+"""Of a frame that the codec stored as a whole."""
+
+
+@dataclass(frozen=True, eq=False)
 class Motion:
     """The codec's motion vectors of one frame, as FFmpeg gives them, and the picture they refer to."""
 
@@ -39,6 +50,10 @@ class Motion:
     height_px: int
     rotation_degrees: int
     """How the stored frame was turned, counter-clockwise, multiples of 90."""
+    is_bidirectional: bool = False
+    """Whether it is a B picture, which others are seldom predicted from."""
+    frames_back: int = 1
+    """Distance to the previous picture that is not a B picture, in frames as they are shown."""
 
 
 class ColourFrame:
@@ -48,8 +63,11 @@ class ColourFrame:
         pts: When it is shown, in units of ``time_base``.
         time_base: Seconds per unit.
         picture: yuv420p, upright, at the stored size.
-        motion: The codec's motion vectors, where they were asked for and the frame has some.
+        motion: The codec's motion vectors, where they were asked for.
     """
+
+    motion_ahead: Motion | None = None
+    """Of a B picture: the vectors of the next picture that is none, which span this frame too."""
 
     def __init__(self, pts: int, time_base: Fraction, picture: av.VideoFrame, motion: Motion | None = None) -> None:
         self.pts, self.time_base, self.stored, self.motion = pts, time_base, picture, motion
@@ -83,6 +101,7 @@ class DepthFrame:
     """
 
     motion: Motion | None = None
+    motion_ahead: Motion | None = None
 
     def __init__(self, pts: int, time_base: Fraction, depth_mm: NDArray[np.uint16]) -> None:
         self.pts, self.time_base = pts, time_base
@@ -110,5 +129,36 @@ class DepthFrame:
 
 
 Frame = ColourFrame | DepthFrame
+
+
+def look_ahead(frames: Iterable[ColourFrame]) -> Iterator[ColourFrame]:
+    """Hold B pictures back until the picture that follows them is there, and tell all how motion spans them.
+
+    Args:
+        frames: In display order, with ``motion``.
+
+    Yields:
+        The same frames, ``motion.frames_back`` and ``motion_ahead`` set; before an error, all that came before it.
+    """
+    waiting: list[ColourFrame] = []
+    frames_back = 0
+    try:
+        for frame in frames:
+            assert frame.motion is not None, "ask the reader for motion vectors"
+            frames_back += 1
+            frame.motion = dataclasses.replace(frame.motion, frames_back=frames_back)
+            if not frame.motion.is_bidirectional:
+                frames_back = 0
+                for held in waiting:
+                    held.motion_ahead = frame.motion
+            waiting.append(frame)
+            if not frame.motion.is_bidirectional or len(waiting) >= MAX_WAITING_FRAMES:
+                yield from waiting
+                waiting = []
+    except UnreadableVideoError:
+        yield from waiting
+        raise
+    yield from waiting
+
 
 _converter = VideoReformatter()

@@ -6,6 +6,7 @@ A dataset's own module reads its lists into ``SourceVideo`` entries and calls ``
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import re
 import shutil
@@ -22,12 +23,12 @@ from crossdistill.console import console, print_table
 from crossdistill.data.manifest import MANIFEST_NAME, Manifest, Video, unique_names
 from crossdistill.errors import UserError
 from data_prep.executor import Engine, run_jobs
-from data_prep.flow import FLOW_METHODS, FLOW_PRESETS
+from data_prep.flow import FLOW_PRESETS
 from data_prep.jobs import Job, StopError, run_job, stop_children
 from data_prep.journal import open_journal, read_journals
 from data_prep.readers import MIN_SIDE_PX, Input
 from data_prep.recipe import Outcome, Recipe
-from data_prep.transcode import source_of
+from data_prep.transcode import DERIVED, check_source
 
 # Raise it when the same options begin to give other bytes: older streams are then made anew.
 RECIPE_VERSION = 2
@@ -48,7 +49,7 @@ class PrepareOptions:
     keep_original: bool = False
     """Do not re-encode colour: index the files where they are. Slower to read; moves with the originals."""
     flow: Literal["dis", "farneback", "tvl1", "raft", "motion-vectors"] = "dis"
-    """How optical flow is estimated; motion-vectors takes the codec's own, coarse and nearly free."""
+    """How optical flow is estimated; motion-vectors takes the codec's own, coarse and as quick as dis."""
     flow_preset: Literal["ultrafast", "fast", "medium"] = "fast"
     """Effort of --flow dis."""
     flow_weights: str | None = None
@@ -84,7 +85,7 @@ class PrepareOptions:
             keep_original=self.keep_original,
             flow=self.flow if makes_flow else Recipe.flow,
             flow_preset=self.flow_preset if makes_flow and is_dis else Recipe.flow_preset,
-            flow_weights=self.flow_weights if makes_flow else None,
+            flow_weights=self.flow_weights if makes_flow and self.flow == "raft" else None,
             depth_model=self.depth_model if "depth" in self.modalities else None,
         )
 
@@ -151,7 +152,11 @@ def prepare_videos(
         facts=_facts(options),
     )
     unique_names(manifest.videos)
-    tasks = [_task(source, options) for source in sources if source.inputs]
+    tasks = [_task(source, options, manifest.facts["recipe"]) for source in sources if source.inputs]
+    if options.depth_model is not None and tasks and all("depth" in task.job.inputs for task in tasks):
+        raise UserError(
+            f"--depth-model {options.depth_model} does nothing here: all videos come with depth; leave it out"
+        )
     if options.dry_run:
         _describe_work(tasks, num_listed=len(sources), options=options)
         return manifest
@@ -160,6 +165,8 @@ def prepare_videos(
     manifest = dataclasses.replace(manifest, videos=videos)
     manifest.save(name=shard_manifest_name(*part) if part else MANIFEST_NAME)
     report(manifest)
+    if part:
+        console.print(f"when all {part[1]} parts are done: python -m data_prep merge {options.out}", soft_wrap=True)
     _check_bad_share(manifest, options.max_bad)
     return manifest
 
@@ -182,14 +189,54 @@ def _check_options(options: PrepareOptions) -> None:
         raise UserError(f"--time-limit {options.time_limit:g} cannot work: give seconds, more than 0")
     if options.flow_preset not in FLOW_PRESETS:
         raise UserError(f"--flow-preset {options.flow_preset} is unknown: choose one of {', '.join(FLOW_PRESETS)}")
-    if "flow" in options.modalities:
-        FLOW_METHODS[options.flow].check(options.recipe)
+    _check_options_have_effect(options)
+    for stream in options.modalities:
+        if stream in DERIVED:
+            DERIVED[stream].check(options.recipe)
 
 
-def _task(source: SourceVideo, options: PrepareOptions) -> _Task:
+def _check_options_have_effect(options: PrepareOptions) -> None:
+    """An option that would do nothing was given by mistake."""
+    default = PrepareOptions(out=options.out)
+    needs_flow = {
+        "--flow": (options.flow, default.flow),
+        "--flow-preset": (options.flow_preset, default.flow_preset),
+        "--flow-weights": (options.flow_weights, None),
+    }
+    for name, (given, usual) in needs_flow.items():
+        if given != usual and "flow" not in options.modalities:
+            raise UserError(f"{name} {given} does nothing without flow in --modalities: add flow, or leave {name} out")
+    for name, method in {"--flow-preset": "dis", "--flow-weights": "raft"}.items():
+        given, usual = needs_flow[name]
+        if given != usual and options.flow != method:
+            raise UserError(f"{name} {given} belongs to --flow {method}, not to {options.flow}: leave {name} out")
+    if options.depth_model is not None and "depth" not in options.modalities:
+        raise UserError(
+            f"--depth-model {options.depth_model} does nothing without depth in --modalities: add depth, or leave "
+            "--depth-model out"
+        )
+
+
+def _recipe_facts(recipe: Recipe) -> dict[str, Any]:
+    """The recipe with the content of weights in place of their path: what the streams really depend on."""
+    facts = dataclasses.asdict(recipe)
+    for name in ("flow_weights", "depth_model"):
+        path = Path(facts[name]) if facts[name] else None
+        if path is not None and path.exists():
+            files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+            digest = hashlib.sha256()
+            for file in files:
+                with open(file, "rb") as opened:
+                    while block := opened.read(1 << 24):
+                        digest.update(block)
+            facts[name] = f"sha256:{digest.hexdigest()}"
+    return facts
+
+
+def _task(source: SourceVideo, options: PrepareOptions, recipe_facts: dict[str, Any]) -> _Task:
     inner = Path(source.folder, source.name)
     for stream in options.modalities:
-        source_of(stream, source.inputs)  # a sentence now instead of a failure per file
+        check_source(stream, source.inputs, options.recipe)  # a sentence now instead of a failure per file
     return _Task(
         job=Job(
             name=source.name,
@@ -201,7 +248,7 @@ def _task(source: SourceVideo, options: PrepareOptions) -> _Task:
         ),
         key={
             "sources": {name: _fingerprint(path) for name, path in sorted(source.inputs.items())},
-            "recipe": dataclasses.asdict(options.recipe),
+            "recipe": recipe_facts,
             "version": RECIPE_VERSION,
         },
     )
@@ -296,9 +343,12 @@ def _video(source: SourceVideo, outcome: Outcome | None) -> Video:
 
 def _facts(options: PrepareOptions) -> dict[str, Any]:
     """How the streams were made; no paths and no dates, so that the same work gives the same bytes."""
-    libraries = ("av", "numpy", "opencv-contrib-python-headless")
+    recipe = options.recipe
+    libraries = ["av", "numpy", "opencv-contrib-python-headless"]
+    libraries += ["torch", "torchvision"] if recipe.flow == "raft" else []
+    libraries += ["torch", "transformers"] if recipe.depth_model else []
     return {
-        "recipe": dataclasses.asdict(options.recipe),
+        "recipe": _recipe_facts(recipe),
         "versions": {name: importlib.metadata.version(name) for name in libraries},
     }
 

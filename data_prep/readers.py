@@ -17,13 +17,14 @@ import av
 import cv2
 import numpy as np
 import scipy.io
+from av.video.frame import PictureType
 from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
 from crossdistill.data.decode import DECODE_ERRORS, decode_frames
 from crossdistill.data.streams import STREAM_FORMATS, Picture
 from crossdistill.errors import UnreadableVideoError
-from data_prep.frames import ColourFrame, DepthFrame, Frame, Motion
+from data_prep.frames import NO_VECTORS, ColourFrame, DepthFrame, Frame, Motion, look_ahead
 from data_prep.recipe import Recipe, UnusableVideo
 
 MIN_SIDE_PX = 16
@@ -62,6 +63,11 @@ def read_video(path: Path, recipe: Recipe, frame_rate: Fraction | None = None) -
     from data_prep.flow import FLOW_METHODS  # here: flow methods are written in terms of frames
 
     wants_motion = FLOW_METHODS[recipe.flow].needs_motion_vectors
+    frames = _upright_frames(path, recipe, wants_motion=wants_motion)
+    return look_ahead(frames) if wants_motion else frames
+
+
+def _upright_frames(path: Path, recipe: Recipe, *, wants_motion: bool) -> Iterator[ColourFrame]:
     converter, turner, size = VideoReformatter(), VideoReformatter(), None
     for pts, time_base, frame in decode_frames(path, num_threads=1, with_motion_vectors=wants_motion):
         rotation = round(frame.rotation / 90) % 4 * 90
@@ -77,11 +83,11 @@ def read_video(path: Path, recipe: Recipe, frame_rate: Fraction | None = None) -
         yield ColourFrame(pts, time_base, frame, motion)
 
 
-def _motion_vectors(frame: av.VideoFrame, rotation_degrees: int) -> Motion | None:
+def _motion_vectors(frame: av.VideoFrame, rotation_degrees: int) -> Motion:
     data = frame.side_data.get("MOTION_VECTORS")
-    if data is None:
-        return None
-    return Motion(data.to_ndarray(), frame.width, frame.height, rotation_degrees)
+    vectors = NO_VECTORS if data is None else data.to_ndarray()
+    is_bidirectional = frame.pict_type in (PictureType.B, PictureType.BI)
+    return Motion(vectors, frame.width, frame.height, rotation_degrees, is_bidirectional)
 
 
 def read_depth(path: Path, recipe: Recipe, frame_rate: Fraction | None = None) -> Iterator[DepthFrame]:

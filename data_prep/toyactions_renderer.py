@@ -41,7 +41,7 @@ SUPERSAMPLING = 2
 REFERENCE_STEPS = 19
 REFERENCE_SIDE_PX = 64
 
-TEXTURES_PER_GROUP = {"body": 6, "background": 3}
+TEXTURES_PER_GROUP = {"body": 24, "background": 12}
 TEXTURE_MARGIN = 1.1
 """Half the side of a body's texture, in radii: the rim stays clear of the texture's border."""
 BACKGROUND_SIDE = 1.25

@@ -20,7 +20,8 @@ from crossdistill.data.decode import index_video
 from crossdistill.data.manifest import Stream
 from crossdistill.data.streams import StreamWriter, get_stream_format, quantise_flow
 from crossdistill.errors import UnreadableVideoError, UserError
-from data_prep.flow import FLOW_METHODS
+from data_prep.depth import check_depth, check_depth_source, depth_track
+from data_prep.flow import FLOW_METHODS, check_flow, check_flow_source
 from data_prep.frames import Frame
 from data_prep.readers import READERS, Input, declared_frames
 from data_prep.recipe import Outcome, Recipe, UnusableVideo
@@ -58,9 +59,17 @@ class Derived:
     sources: tuple[str, ...]
     """Inputs that it can be computed from, the best first."""
     create: Callable[[Recipe], Track]
+    """Called once per video, in the worker."""
+    check: Callable[[Recipe], None]
+    """Raises a ``UserError`` before any work starts if it cannot be computed as the recipe says."""
+    check_source: Callable[[Recipe, str], None]
+    """Raises a ``UserError`` if it cannot be computed from this input as the recipe says; quick."""
 
 
-DERIVED: dict[str, Derived] = {"flow": Derived(("rgb", "depth"), _flow_track)}
+DERIVED: dict[str, Derived] = {
+    "flow": Derived(("rgb", "depth"), _flow_track, check_flow, check_flow_source),
+    "depth": Derived(("rgb",), depth_track, check_depth, check_depth_source),
+}
 
 
 def source_of(stream: str, inputs: Mapping[str, object]) -> str:
@@ -79,6 +88,13 @@ def source_of(stream: str, inputs: Mapping[str, object]) -> str:
     )
 
 
+def check_source(stream: str, inputs: Mapping[str, object], recipe: Recipe) -> None:
+    """Raise a ``UserError`` if the stream cannot be made from these inputs as the recipe says."""
+    source = source_of(stream, inputs)
+    if source != stream:
+        DERIVED[stream].check_source(recipe, source)
+
+
 def transcode(inputs: Mapping[str, Input], stream_paths: Mapping[str, str], *, root: Path, recipe: Recipe) -> Outcome:
     """Write streams of one video; what cannot be read becomes the outcome's status and reason.
 
@@ -87,7 +103,12 @@ def transcode(inputs: Mapping[str, Input], stream_paths: Mapping[str, str], *, r
         stream_paths: Stream to its path under ``root``.
         root: The prepared dataset's folder.
         recipe: How.
+
+    Raises:
+        UserError: A stream cannot be made from these inputs.
     """
+    for stream in stream_paths:
+        check_source(stream, inputs, recipe)
     cv2.setNumThreads(1)  # one video is one job: the jobs are the parallelism
     damages: list[str] = []
     streams: dict[str, Stream] = {}
@@ -110,7 +131,7 @@ def _transcode_input(
 ) -> tuple[dict[str, Stream], str]:
     """Make the streams that come from one input; give them and the damage met, if any."""
     path = Path(source.path)
-    _check_not_empty(path)
+    _check_is_file(path)
     streams: dict[str, Stream] = {}
     if recipe.keep_original and modality == "rgb" and modality in stream_paths:
         streams[modality] = _index_original(path, recipe)
@@ -125,9 +146,13 @@ def _transcode_input(
     return streams, _describe_damage(path, damage, num_frames) if damage else ""
 
 
-def _check_not_empty(path: Path) -> None:
+def _check_is_file(path: Path) -> None:
     try:
-        if not path.is_dir() and path.stat().st_size == 0:
+        if path.is_dir():
+            return
+        if not path.is_file():
+            raise UnusableVideo("no regular file")
+        if path.stat().st_size == 0:
             raise UnusableVideo("empty")
     except OSError as error:
         raise UnusableVideo(f"unreadable: {error.strerror}") from error

@@ -92,7 +92,8 @@ def test_prepare__streams_read_back(dataset):
             for name in ("flow", "depth", "rgb")
         )
         stored = flow * FLOW.value_scale + FLOW.value_offset
-        assert np.abs(stored - rendered.flow_px).mean() <= 0.045
+        # Backgrounds that pan at one speed are off by one and the same rounding: up to a half of a level.
+        assert np.abs(stored - rendered.flow_px).mean() <= 0.06
         assert np.array_equal(depth, rendered.depth_mm)
         assert rgb.shape == (NUM_FRAMES, SIZE_PX, SIZE_PX, 3)
         # Lossy, with colour at half the resolution.

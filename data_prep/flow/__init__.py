@@ -5,9 +5,35 @@ A method is one ``FlowMethod`` in a file of its own and one entry in ``FLOW_METH
 
 from __future__ import annotations
 
+from crossdistill.errors import UserError
 from data_prep.flow.base import FlowFunction, FlowMethod
 from data_prep.flow.dis import DIS, FLOW_PRESETS
+from data_prep.flow.motion_vectors import MOTION_VECTORS
+from data_prep.flow.opencv import FARNEBACK, TVL1
+from data_prep.flow.raft import RAFT
+from data_prep.recipe import Recipe
 
-__all__ = ["FLOW_METHODS", "FLOW_PRESETS", "FlowFunction", "FlowMethod"]
+__all__ = ["FLOW_METHODS", "FLOW_PRESETS", "FlowFunction", "FlowMethod", "check_flow", "check_flow_source"]
 
-FLOW_METHODS: dict[str, FlowMethod] = {"dis": DIS}
+FLOW_METHODS: dict[str, FlowMethod] = {
+    "dis": DIS,
+    "farneback": FARNEBACK,
+    "tvl1": TVL1,
+    "raft": RAFT,
+    "motion-vectors": MOTION_VECTORS,
+}
+
+
+def check_flow(recipe: Recipe) -> None:
+    """Raise a ``UserError`` before any work starts if the recipe's method cannot run here."""
+    FLOW_METHODS[recipe.flow].check(recipe)
+
+
+def check_flow_source(recipe: Recipe, source: str) -> None:
+    """Raise a ``UserError`` if the recipe's method cannot look at this kind of input."""
+    method = FLOW_METHODS[recipe.flow]
+    if source not in method.sources:
+        raise UserError(
+            f"--flow {recipe.flow} needs {' or '.join(method.sources)}, and the videos come with {source} alone: "
+            f"choose one of {', '.join(name for name, other in FLOW_METHODS.items() if source in other.sources)}"
+        )

@@ -22,6 +22,8 @@ class FlowMethod:
 
     create: Callable[[Recipe], FlowFunction]
     """Called once per video, in the worker."""
+    sources: tuple[str, ...] = ("rgb", "depth")
+    """Inputs that it can look at."""
     needs_motion_vectors: bool = False
     """Whether frames must carry the codec's motion vectors."""
     check: Callable[[Recipe], None] = lambda recipe: None
