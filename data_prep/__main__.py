@@ -14,31 +14,62 @@ from crossdistill.errors import friendly_errors, unknown_name
 DATASETS = {
     "toyactions": "rendered clips of moving bodies with exact flow and depth; needs no download",
     "ucf101": "UCF101 from its .avi files and official lists",
+    "hmdb51": "HMDB51 from its .avi files and official lists",
+    "kinetics": "Kinetics-400, 600 or 700 from cut clips and official lists",
+    "ssv2": "Something-Something v2 from its .webm files and official lists",
+    "ntu": "NTU RGB+D (60 or 120) from its RGB videos, depth pictures or both",
+    "utd_mhad": "UTD-MHAD from its depth recordings",
+    "folder": "your own videos, in folders by split and class or in any order",
+    "list": "your own videos, from lists with a path and label per line",
+}
+
+# Command over a prepared dataset to its module and what it does, in one line. Each module has a dataclass
+# ``Options`` and a function ``run(options)``.
+COMMANDS = {
+    "inspect": ("inspection", "shows what a prepared dataset holds, in numbers and in a picture of some clips"),
+    "verify": (
+        "verify",
+        "decodes every stream of a prepared dataset and names the files that are not as they should be",
+    ),
+    "merge": ("merge", "joins the parts that --shard I/N runs prepared into one dataset"),
 }
 
 USAGE = """usage: python -m data_prep DATASET --out DIR [options]
+       python -m data_prep COMMAND DIR [options]
 
 Prepares a dataset: streams that decode fast (RGB, flow, depth) and a manifest that training reads.
 
 datasets:
 {datasets}
 
+commands over a prepared dataset:
+{commands}
+
 python -m data_prep DATASET --help says which files a dataset wants, and lists its options."""
 
 
 @friendly_errors
 def main(arguments: list[str] | None = None) -> None:
-    """Parse the command line and prepare a dataset."""
+    """Parse the command line; prepare a dataset, or do something with a prepared one."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE.format(datasets="\n".join(f"  {name:<12} {what}" for name, what in DATASETS.items())))
+        print(
+            USAGE.format(
+                datasets="\n".join(f"  {name:<12} {what}" for name, what in DATASETS.items()),
+                commands="\n".join(f"  {name:<12} {what}" for name, (_, what) in COMMANDS.items()),
+            )
+        )
         return
     name, *rest = arguments
-    if name not in DATASETS:
-        raise unknown_name("dataset", name, DATASETS)
-    module = importlib.import_module(f"data_prep.{name}")
-    options = tyro.cli(module.Options, args=rest, prog=f"python -m data_prep {name}", description=module.__doc__)
-    module.prepare(options)
+    if name in COMMANDS:
+        module = importlib.import_module(f"data_prep.{COMMANDS[name][0]}")
+        act = module.run
+    elif name in DATASETS:
+        module = importlib.import_module(f"data_prep.{name}")
+        act = module.prepare
+    else:
+        raise unknown_name("dataset or command", name, [*DATASETS, *COMMANDS])
+    act(tyro.cli(module.Options, args=rest, prog=f"python -m data_prep {name}", description=module.__doc__))
 
 
 if __name__ == "__main__":

@@ -116,6 +116,7 @@ def run_jobs(
     description: str = "preparing",
     unit: str = "files",
     on_result: Callable[[int, Result], None] = lambda position, result: None,
+    after_stop: str = "the same command goes on from there",
 ) -> list[Result]:
     """Run ``function`` on every job, several at a time.
 
@@ -129,6 +130,7 @@ def run_jobs(
         description: What the progress bar says is being done.
         unit: What the progress bar counts.
         on_result: Called here with (position in ``jobs``, result) as results come, in any order.
+        after_stop: What is said after Ctrl-C about the work that was done.
 
     Returns:
         The results, in the order of ``jobs``.
@@ -153,7 +155,7 @@ def run_jobs(
                 elapsed_seconds = bar.tasks[task].elapsed or 0.0
                 bar.update(task, rate=f"{len(results) / max(elapsed_seconds, 1e-3):.1f} {unit}/s")
     except KeyboardInterrupt:
-        console.print(f"stopped after {len(results)} of {len(jobs)} {unit}: the same command goes on from there")
+        console.print(f"stopped after {len(results)} of {len(jobs)} {unit}: {after_stop}")
         raise SystemExit(INTERRUPTED_EXIT_STATUS) from None
     return [results[i] for i in range(len(jobs))]
 
