@@ -28,6 +28,7 @@ _EXPORTS = {
     "encoder_names": "crossdistill.encoders",
     "entries_of": "crossdistill.data.dataset",
     "load_student": "crossdistill.student",
+    "read_clip": "crossdistill.data.decode",
     "save_student": "crossdistill.student",
     "wrap_encoder": "crossdistill.encoders",
 }
@@ -36,6 +37,7 @@ __all__ = ["__version__", *_EXPORTS]
 
 if TYPE_CHECKING:
     from crossdistill.data.dataset import PairedClips, collate, entries_of
+    from crossdistill.data.decode import read_clip
     from crossdistill.data.manifest import Manifest
     from crossdistill.data.sampling import SampleKey
     from crossdistill.distiller import Distiller

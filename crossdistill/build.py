@@ -174,6 +174,7 @@ def training_set(
         augmentation=Augmentation(area_min=config.data.crop_area_min, mirror_probability=0.5 if is_mirrored else 0.0),
         seed=config.machine.seed,
         replace_unreadable=True,
+        decoder=config.data.decoder,
     )
 
 
@@ -303,7 +304,8 @@ def identity(config: RunConfig) -> dict[str, Any]:
     values = to_dict(config)
     kept = ("seed", "precision", "channels_last")
     values["machine"] = {key: values["machine"][key] for key in kept}
-    del values["data"]["max_unreadable"]
+    for key in ("max_unreadable", "decoder"):  # of no effect on what is learned: every decoder gives the same frames
+        del values["data"][key]
     return values
 
 

@@ -73,6 +73,8 @@ class DataConfig:
     """Mirror half of the clips; auto: yes, unless labels are used and mirroring changes them."""
     max_unreadable: Share = 0.05
     """Share of the clips that may turn out unreadable before the run stops."""
+    decoder: Literal["pyav", "decord", "torchcodec"] = "pyav"
+    """Which library reads the videos; pyav reads what another cannot give exactly."""
 
 
 @dataclass(frozen=True)

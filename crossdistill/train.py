@@ -174,6 +174,7 @@ def _periodic_knn(run: Run, student: Encoder, execution: Execution) -> Callable[
             ks=(1,),
             max_clips=num_clips,
             num_workers=run.config.machine.workers,
+            decoder=run.config.data.decoder,
         )
         return {"knn": evaluation.results["1-nn"].top1}
 
@@ -194,6 +195,7 @@ def _evaluate_all(run: Run, encoders: dict[str, tuple[Encoder, Execution]]) -> N
                 execution=execution,
                 accelerator=run.accelerator,
                 num_workers=run.config.machine.workers,
+                decoder=run.config.data.decoder,
                 description=role,
             )
             for role, (encoder, execution) in encoders.items()

@@ -13,8 +13,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from crossdistill.data.decode import read_frames
+from crossdistill.data.decoders import DEFAULT_DECODER, get_decoder
 from crossdistill.data.manifest import Manifest, Video
 from crossdistill.data.sampling import SampleKey, centre_range_seconds, clip_frames, sample_generator
+from crossdistill.data.streams import Picture
 from crossdistill.data.transforms import Augmentation, Crop, centre_crop, cut_view
 from crossdistill.errors import UnreadableVideoError, UserError
 from crossdistill.types import PairedBatch, View, ViewSpec
@@ -63,6 +65,7 @@ class PairedClips(Dataset[Item]):
         seed: With (epoch, index) it determines every draw.
         replace_unreadable: Whether another video steps in for one that cannot be read (training), or
             the sample is left out and reported (evaluation).
+        decoder: Which library reads: one of ``DECODERS``.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class PairedClips(Dataset[Item]):
         augmentation: Augmentation | None = None,
         seed: int = 0,
         replace_unreadable: bool = False,
+        decoder: str = DEFAULT_DECODER,
     ) -> None:
         if not entries:
             raise UserError("there are no clips in the data: check --data and --split")
@@ -82,6 +86,7 @@ class PairedClips(Dataset[Item]):
         self.augmentation = augmentation
         self.seed = seed
         self.replace_unreadable = replace_unreadable
+        self.decoder = get_decoder(decoder).name  # a library that is absent is named here, not in a worker
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -113,13 +118,26 @@ class PairedClips(Dataset[Item]):
         else:
             centre_seconds = float(generator.uniform(earliest, latest))
             crop = self.augmentation.draw(generator, width_px=streams[0].width_px, height_px=streams[0].height_px)
+        clips = [clip_frames(s, view, centre_seconds).tolist() for s, view in zip(streams, self.views, strict=True)]
         views = []
-        for stream, view in zip(streams, self.views, strict=True):
-            frames = clip_frames(stream, view, centre_seconds).tolist()
-            pictures = read_frames(entry.root, stream, frames, stream_name=view.kind.stream)
+        for pictures, view in zip(self._read_pictures(entry, clips), self.views, strict=True):
             values, channel_scale = cut_view(pictures, crop, modality=view.kind, size_px=view.size_px)
             views.append((torch.from_numpy(values), torch.from_numpy(channel_scale)))
         return tuple(views)
+
+    def _read_pictures(self, entry: Entry, clips: Sequence[list[int]]) -> list[Picture]:
+        """The frames of each view; views of one stream are decoded together, which costs hardly more than one."""
+        wanted: dict[str, list[int]] = {}
+        parts = []
+        for view, frames in zip(self.views, clips, strict=True):
+            together = wanted.setdefault(view.kind.stream, [])
+            parts.append((view.kind.stream, slice(len(together), len(together) + len(frames))))
+            together += frames
+        read = {
+            name: read_frames(entry.root, entry.video.streams[name], frames, stream_name=name, decoder=self.decoder)
+            for name, frames in wanted.items()
+        }
+        return [read[name][part] for name, part in parts]
 
 
 def collate(items: list[Item]) -> PairedBatch:

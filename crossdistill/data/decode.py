@@ -1,19 +1,21 @@
-"""Exact frames of a video file by timestamp, with PyAV.
+"""Exact frames of video files by timestamp.
 
 ``index_video`` finds once when every frame is shown and where decoding can start; the manifest keeps
-it. ``read_frames`` seeks to the keyframe before the first wanted frame and decodes forward,
-recognising frames by timestamp: exact on files with a variable frame rate, where "position times
-average rate" is wrong.
+it. ``read_clip`` reads the same moments of all streams of a video. Frames are recognised by timestamp:
+exact on files with a variable frame rate, where "position times average rate" is wrong. The libraries
+that can do the reading are in ``crossdistill.data.decoders``.
 
 Shapes: T frames, H height, W width, C channels.
 """
 
 from __future__ import annotations
 
+import functools
 import heapq
 import itertools
+import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from av.codec.context import Flags2
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
+from crossdistill.data.decoders import DEFAULT_DECODER, CannotServeError, get_decoder
 from crossdistill.data.manifest import Stream
 from crossdistill.data.streams import Picture, StreamFormat, get_stream_format
 from crossdistill.errors import UnreadableVideoError
@@ -33,19 +36,23 @@ DECODE_ERRORS = (av.FFmpegError, OSError, ValueError, IndexError)
 REORDER_WINDOW_FRAMES = 8
 FALLBACK_TIME_BASE = Fraction(1, 1000)
 
+_log = logging.getLogger(__name__)
 
-def _open_video(path: Path) -> tuple[av.container.InputContainer, av.VideoStream]:
+
+def open_video(path: Path) -> tuple[av.container.InputContainer, av.VideoStream]:
+    """Open a file and its first video stream; an ``UnreadableVideoError`` says why it cannot be."""
     try:
         container = av.open(str(path))
     except DECODE_ERRORS as error:
-        raise UnreadableVideoError(f"{path}: cannot be opened ({_reason(error)})") from error
+        raise UnreadableVideoError(f"{path}: cannot be opened ({reason_of(error)})") from error
     if not container.streams.video:
         container.close()
         raise UnreadableVideoError(f"{path}: has no video stream")
     return container, container.streams.video[0]
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
+    """What went wrong, in the words of the library."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
@@ -70,7 +77,7 @@ def _decode(
     path: Path, num_threads: int = 0, *, with_motion_vectors: bool = False
 ) -> Iterator[tuple[av.VideoFrame, Fraction, Fraction]]:
     """Every frame in display order, with the time base and the usual distance between frames."""
-    container, video = _open_video(path)
+    container, video = open_video(path)
     video.thread_type = "AUTO"  # the whole file is read: frame threads are safe and fastest
     video.codec_context.thread_count = num_threads
     if with_motion_vectors:
@@ -82,7 +89,7 @@ def _decode(
             for frame in container.decode(video):
                 yield frame, time_base, 1 / (rate * time_base)
         except DECODE_ERRORS as error:
-            raise UnreadableVideoError(f"{path}: stops decoding ({_reason(error)})") from error
+            raise UnreadableVideoError(f"{path}: stops decoding ({reason_of(error)})") from error
 
 
 def decode_frames(
@@ -185,12 +192,12 @@ Index = tuple[tuple[int, int], Fraction, list[int], list[int], bool]
 
 
 def _index_packets(path: Path, stream_format: StreamFormat) -> Index:
-    container, video = _open_video(path)
+    container, video = open_video(path)
     with container:
         try:
             packets = sorted((p.pts, p.is_keyframe) for p in container.demux(video) if p.size and p.pts is not None)
         except DECODE_ERRORS as error:
-            raise UnreadableVideoError(f"{path}: stops demuxing ({_reason(error)})") from error
+            raise UnreadableVideoError(f"{path}: stops demuxing ({reason_of(error)})") from error
         # Sizes of the unpacked frame, without decoding: unpack an empty picture of the file's size.
         blank: Picture = np.empty((video.height, video.width), dtype=np.uint8)
         size = stream_format.unpack(blank).shape
@@ -218,93 +225,74 @@ def _index_by_decoding(path: Path) -> Index:
     return size, time_base, repaired_pts, [], False
 
 
-def read_frames(root: Path, stream: Stream, frames: Sequence[int], *, stream_name: str = "rgb") -> Picture:
+def read_frames(
+    root: Path, stream: Stream, frames: Sequence[int], *, stream_name: str = "rgb", decoder: str = DEFAULT_DECODER
+) -> Picture:
     """Read frames of one stream by position.
+
+    Every decoder gives the same frames: what another one cannot give exactly (16-bit streams, files whose
+    timestamps are out of order, files it fails on) PyAV reads in its place, and a log line says so once.
 
     Args:
         root: The dataset's folder.
         stream: The stream's entry in the manifest.
         frames: Positions in ``stream.pts``, in any order, repetition allowed.
         stream_name: Which of ``STREAM_FORMATS`` the file was written with.
+        decoder: One of ``DECODERS``. Colours may differ by a few levels where they are converted.
 
     Returns:
         [T, H, W, C], uint8 or uint16, in the order of ``frames``.
 
     Raises:
         UnreadableVideoError: The file is missing, damaged, or lacks a frame that the manifest names.
+        UserError: The decoder is unknown or does not work here.
     """
-    path = root / stream.path
     stream_format = get_stream_format(stream_name)
-    order = [int(stream.pts[i]) for i in frames]
-    wanted = sorted(set(order))
-    found = _decode_wanted(path, stream, wanted, stream_format) if stream.is_seekable else {}
-    if len(found) < len(wanted):
-        # Timestamps out of order, or a container that seeks past its own keyframes: slow but sure.
-        found = _decode_from_start(path, set(wanted), stream_format)
-    if len(found) < len(wanted):
-        raise UnreadableVideoError(
-            f"{path}: {len(wanted) - len(found)} of {len(wanted)} frames that the manifest names are not in the file"
-        )
-    return np.stack([found[pts] for pts in order])
+    chosen = get_decoder(decoder)
+    path = root / stream.path
+    try:
+        chosen.require(stream_format.picture_format)
+        return chosen.read_pictures(path, stream, frames, stream_format)
+    except CannotServeError as error:
+        _say_once(decoder, str(error), path.suffix)
+    return get_decoder(DEFAULT_DECODER).read_pictures(path, stream, frames, stream_format)
 
 
-def _decode_wanted(path: Path, stream: Stream, wanted: list[int], stream_format: StreamFormat) -> dict[int, Picture]:
-    """Seek to each run of wanted frames that no keyframe parts, and decode it forward."""
-    found: dict[int, Picture] = {}
-    container, video = _open_video(path)
-    # One thread: the DataLoader's workers are the parallelism, and frame threads have hung on early exits.
-    video.thread_type = "SLICE"
-    video.codec_context.thread_count = 1
-    with container:
-        try:
-            for start_pts, run in _runs_between_keyframes(stream, wanted):
-                container.seek(start_pts, stream=video, backward=True)
-                _decode_run(container, video, run, stream_format, found)
-        except DECODE_ERRORS as error:
-            raise UnreadableVideoError(f"{path}: stops decoding ({_reason(error)})") from error
-    return found
+@functools.cache
+def _say_once(decoder: str, reason: str, suffix: str) -> None:
+    _log.warning("PyAV reads some %s files in place of %s: %s", suffix, decoder, reason)
 
 
-def _runs_between_keyframes(stream: Stream, wanted: list[int]) -> list[tuple[int, list[int]]]:
-    """Group wanted timestamps so that a new run starts only where seeking skips a whole group of pictures."""
-    keyframe_pts = stream.pts[stream.keyframes]
-    groups = np.maximum(np.searchsorted(keyframe_pts, wanted, side="right") - 1, 0).tolist()
-    runs: list[tuple[int, list[int]]] = []
-    previous_group = None
-    for pts, group in zip(wanted, groups, strict=True):
-        if previous_group is None or group > previous_group + 1:
-            runs.append((int(keyframe_pts[group]), []))
-        runs[-1][1].append(pts)
-        previous_group = group
-    return runs
+def read_clip(
+    root: Path,
+    streams: Mapping[str, Stream],
+    times_seconds: Sequence[float] | NDArray[np.float64],
+    *,
+    decoder: str = DEFAULT_DECODER,
+) -> dict[str, Picture]:
+    """Read the same moments of several streams of one video.
 
+    Streams are paired by time: each gives the frames shown nearest to the times, whatever its own frame
+    rate, number of frames or first timestamp. Times outside a stream give its first or last frame.
 
-def _decode_run(
-    container: av.container.InputContainer,
-    video: av.VideoStream,
-    run: list[int],
-    stream_format: StreamFormat,
-    found: dict[int, Picture],
-) -> None:
-    """Decode forward from where the container stands, until the run's last frame or past it."""
-    remaining = set(run)
-    reader = PictureReader(stream_format.picture_format)
-    for frame in container.decode(video):
-        if frame.pts in remaining:
-            remaining.discard(frame.pts)
-            found[frame.pts] = stream_format.unpack(reader.read(frame))
-        if not remaining or (frame.pts is not None and frame.pts > run[-1]):
-            return
+    Args:
+        root: The dataset's folder.
+        streams: Name (``rgb``, ``flow``, ``depth``) to the entry in the manifest, for example ``video.streams``.
+        times_seconds: [T], in any order, repetition allowed.
+        decoder: One of ``DECODERS``; see ``read_frames``.
 
+    Returns:
+        Name to [T, H, W, C]: rgb uint8 [.., 3]; flow uint8 [.., 2]; depth uint16 [.., 1], as stored.
 
-def _decode_from_start(path: Path, wanted: set[int], stream_format: StreamFormat) -> dict[int, Picture]:
-    found: dict[int, Picture] = {}
-    for pts, _, picture in decode_all(path, picture_format=stream_format.picture_format, num_threads=1):
-        if pts in wanted:
-            found[pts] = stream_format.unpack(picture)
-            if len(found) == len(wanted):
-                break
-    return found
+    Raises:
+        UnreadableVideoError: A file is missing, damaged, or lacks a frame that the manifest names.
+        UserError: A stream's name or the decoder is unknown, or the decoder does not work here.
+    """
+    times = np.asarray(times_seconds, dtype=np.float64)
+    return {
+        name: read_frames(root, stream, nearest_frames(stream, times).tolist(), stream_name=name, decoder=decoder)
+        for name, stream in streams.items()
+    }
 
 
 def nearest_frames(stream: Stream, times_seconds: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -79,14 +79,15 @@ def cut_view(
     Returns:
         values [C, T, size, size] of the input's type, and [C] how far resizing stretched the values.
     """
-    _, height, width, _ = frames_thwc.shape
+    num_frames, height, width, channels = frames_thwc.shape
     crop_width = max(1, round(crop.width * width))
     crop_height = max(1, round(crop.height * height))
     left = min(round(crop.left * width), width - crop_width)
     top = min(round(crop.top * height), height - crop_height)
     part = frames_thwc[:, top : top + crop_height, left : left + crop_width]
-    resized = np.stack([_resize(frame, size_px, modality) for frame in part])
-    values = resized.transpose(3, 0, 1, 2)
+    values: Picture = np.empty((channels, num_frames, size_px, size_px), dtype=frames_thwc.dtype)
+    for t, frame in enumerate(part):
+        _copy_channels(_resize(frame, size_px, modality), values[:, t])
     if crop.is_mirrored:
         values = values[..., ::-1].copy()
         for channel in modality.flip_negates:
@@ -96,6 +97,16 @@ def cut_view(
     stretch = {"x": size_px / crop_width, "y": size_px / crop_height, None: 1.0}
     axes = modality.resize_axes or (None,) * modality.channels
     return np.ascontiguousarray(values), np.asarray([stretch[axis] for axis in axes], dtype=np.float32)
+
+
+def _copy_channels(frame_hwc: Picture, target_chw: Picture) -> None:
+    """Copy channel by channel; where channels lie side by side OpenCV does it twice as fast as numpy."""
+    is_interleaved = frame_hwc.strides[2] == frame_hwc.itemsize
+    for channel, target in enumerate(target_chw):
+        if is_interleaved:
+            cv2.extractChannel(frame_hwc, channel, target)
+        else:
+            target[:] = frame_hwc[:, :, channel]
 
 
 def _resize(frame_hwc: Picture, size_px: int, modality: Modality) -> Picture:

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 
 from crossdistill.console import print_table
 from crossdistill.data.dataset import entries_of
+from crossdistill.data.decoders import DEFAULT_DECODER
 from crossdistill.data.manifest import Manifest
 from crossdistill.encoders import Encoder
 from crossdistill.errors import UserError, unknown_name
@@ -94,6 +95,7 @@ def evaluate_encoder(
     ks: Sequence[int] = (1, 5, 20),
     max_clips: int | None = None,
     num_workers: int = 2,
+    decoder: str = DEFAULT_DECODER,
     description: str | None = None,
 ) -> Evaluation:
     """Embed both parts of a split once and apply protocols to the features.
@@ -108,6 +110,7 @@ def evaluate_encoder(
         ks: Numbers of neighbours for k-NN.
         max_clips: Most clips of either part, spread evenly over it; None for all.
         num_workers: Processes that decode.
+        decoder: Which library reads the videos.
         description: Starts the progress bars' text; no bars if None.
     """
     for protocol in protocols:
@@ -129,6 +132,7 @@ def evaluate_encoder(
             execution=execution,
             accelerator=accelerator,
             num_workers=num_workers,
+            decoder=decoder,
             description=None if description is None else f"{description}, {part} clips",
         )
     train, test = parts["train"], parts["test"]
@@ -162,6 +166,8 @@ class Options:
     """Write the results there as well."""
     workers: int = 2
     """Processes that decode."""
+    decoder: Literal["pyav", "decord", "torchcodec"] = "pyav"
+    """Which library reads the videos; pyav reads what another cannot give exactly."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """As in training."""
 
@@ -181,6 +187,7 @@ def main(arguments: Sequence[str]) -> None:
         protocols=options.protocols,
         ks=options.k,
         num_workers=options.workers,
+        decoder=options.decoder,
         description=encoder.name,
     )
     if not accelerator.is_main_process:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from crossdistill.console import progress_bar
 from crossdistill.data.dataset import Entry, PairedClips, make_loader
+from crossdistill.data.decoders import DEFAULT_DECODER
 from crossdistill.data.sampling import SampleKey
 from crossdistill.distributed import broadcast_buffers, gather_objects
 from crossdistill.encoders import Encoder
@@ -45,6 +46,7 @@ def extract_features(
     accelerator: Accelerator,
     batch_size: int = 32,
     num_workers: int = 2,
+    decoder: str = DEFAULT_DECODER,
     description: str | None = None,
 ) -> Features:
     """Embed the middle of every video.
@@ -56,9 +58,10 @@ def extract_features(
         accelerator: Tells the processes apart.
         batch_size: Clips at a time.
         num_workers: Processes that decode.
+        decoder: Which library reads the videos.
         description: What the progress bar says; no bar if None.
     """
-    dataset = PairedClips(entries, student_view=encoder.view)
+    dataset = PairedClips(entries, student_view=encoder.view, decoder=decoder)
     mine = range(accelerator.process_index, len(entries), accelerator.num_processes)
     keys = [SampleKey(i, epoch=0) for i in mine]
     batches = [keys[i : i + batch_size] for i in range(0, len(keys), batch_size)]
