@@ -45,16 +45,20 @@ class Execution:
         is_bf16 = uses_bf16(encoder, setting=precision, device=device, training_batch_size=training_batch_size)
         pays = device.type == "cuda" or encoder.channels_last_pays_on_cpu
         is_channels_last = pays if layout == "auto" else layout == "yes"
-        encoder.to(device)
-        if is_channels_last:
+        execution = Execution(encoder.view, device, is_bf16, is_channels_last)
+        execution.place(encoder)
+        return execution
+
+    def place(self, encoder: Encoder) -> None:
+        """Move an encoder to the device and lay its weights out, in place."""
+        encoder.to(self.device)
+        if self.is_channels_last:
             to_channels_last(encoder)
-        return Execution(encoder.view, device, is_bf16, is_channels_last)
 
     def embed(self, module: nn.Module, view: View) -> Tensor:
         """Normalise a stored view on the device and embed it: float32 [B, D]."""
         clip = normalise(view, self.view)
-        if self.is_channels_last:
-            clip = channels_last(clip)
+        clip = channels_last(clip) if self.is_channels_last else clip.contiguous()
         with autocast(self.device, is_bf16=self.is_bf16):
             features: Tensor = module(clip)
         return features.float()

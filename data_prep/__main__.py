@@ -8,6 +8,7 @@ import sys
 import tyro
 
 from crossdistill.errors import friendly_errors, unknown_name
+from data_prep.prepare import PrepareOptions, check_out_is_apart
 
 # Dataset to what it is, in one line. Each is a module of this package with a dataclass ``Options``
 # (its fields are the command's options) and a function ``prepare(options) -> Manifest``.
@@ -69,7 +70,10 @@ def main(arguments: list[str] | None = None) -> None:
         act = module.prepare
     else:
         raise unknown_name("dataset or command", name, [*DATASETS, *COMMANDS])
-    act(tyro.cli(module.Options, args=rest, prog=f"python -m data_prep {name}", description=module.__doc__))
+    options = tyro.cli(module.Options, args=rest, prog=f"python -m data_prep {name}", description=module.__doc__)
+    if isinstance(options, PrepareOptions):
+        check_out_is_apart(options)
+    act(options)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from crossdistill.data.manifest import Manifest
 from crossdistill.errors import UserError
-from data_prep.prepare import PrepareOptions, SourceVideo, prepare_videos
+from data_prep.prepare import PrepareOptions, SourceVideo, check_out_is_apart, prepare_videos
 from data_prep.sources import VIDEO_SUFFIXES, require_utf8, walk_files
 
 TRAIN_NAMES = ("train", "training")
@@ -75,8 +75,7 @@ def read_folder(options: Options) -> tuple[list[str], list[SourceVideo]]:
 
 
 def _check(options: Options) -> None:
-    if options.out.resolve().is_relative_to(options.videos.resolve()):
-        raise UserError(f"--out {options.out} is inside --videos {options.videos}: give a folder outside it")
+    check_out_is_apart(options)
     if options.test_share is None:
         return
     if options.unlabelled:

@@ -119,10 +119,15 @@ def read_lists(annotations: Sequence[Path], *, classes: Path | None = None) -> t
         if other is not row:
             raise UserError(f"{row.place} names the clip {row.name}, which {other.place} does too: remove one of them")
     names = read_class_names(classes) if classes else sorted({row.action for row in rows if row.action})
-    known = set(names)
+    known, trained = set(names), {row.action for row in rows if row.part == "train"}
     for row in rows:
         if row.action and row.action not in known:
             raise UserError(f"{row.place} names the class {row.action!r}, which {classes} does not")
+        if row.action and trained and row.action not in trained:
+            raise UserError(
+                f"{row.place} names the class {row.action!r}, of which there is no training clip: give lists of one "
+                "version of Kinetics"
+            )
     return names, sorted(rows, key=lambda row: (row.action, row.name))
 
 

@@ -5,9 +5,11 @@ A dataset's own module reads its lists into ``SourceVideo`` entries and calls ``
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
+import os
 import re
 import shutil
 import time
@@ -20,20 +22,30 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from crossdistill.console import console, print_table
-from crossdistill.data.manifest import MANIFEST_NAME, Manifest, Video, unique_names
+from crossdistill.data.manifest import MANIFEST_NAME, Manifest, Stream, Video, unique_names
 from crossdistill.errors import UserError
 from data_prep.executor import Engine, run_jobs
 from data_prep.flow import FLOW_PRESETS
-from data_prep.jobs import Job, StopError, run_job, stop_children
-from data_prep.journal import open_journal, read_journals
+from data_prep.guard import stop_children
+from data_prep.jobs import Job, StopError, run_job
+from data_prep.journal import Row, open_journal, read_journals
 from data_prep.readers import MIN_SIDE_PX, Input
 from data_prep.recipe import Outcome, Recipe
-from data_prep.transcode import DERIVED, check_source
+from data_prep.transcode import DERIVED, check_source, source_of
 
 # Raise it when the same options begin to give other bytes: older streams are then made anew.
 RECIPE_VERSION = 2
 MISSING = "missing"
-DRY_RUN_SAMPLES = 3
+DRY_RUN_SAMPLES = (0.25, 0.5, 0.75)
+"""Which files are tried out: at these shares of the list from the smallest to the largest."""
+# Options of datasets that name folders in which sources are looked for.
+SOURCE_FOLDERS = ("videos", "depth", "replacement")
+# Options that matter to one stream alone; the others matter to all.
+STREAM_OPTIONS = {
+    "rgb": ("keep_original",),
+    "flow": ("flow", "flow_preset", "flow_weights"),
+    "depth": ("depth_model",),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,8 +134,10 @@ class _Task:
     """One video to prepare: its job, and what the journal needs to recognise it."""
 
     job: Job
-    key: dict[str, Any]
-    """What the streams depend on; a line of the journal with another key is out of date."""
+    keys: dict[str, dict[str, Any]]
+    """Stream to what it depends on; a line of the journal with another key is out of date."""
+    num_bytes: int
+    """Of the sources."""
 
 
 def prepare_videos(
@@ -157,6 +171,7 @@ def prepare_videos(
         raise UserError(
             f"--depth-model {options.depth_model} does nothing here: all videos come with depth; leave it out"
         )
+    _check_no_source_is_target(tasks, options.out)
     if options.dry_run:
         _describe_work(tasks, num_listed=len(sources), options=options)
         return manifest
@@ -169,6 +184,26 @@ def prepare_videos(
         console.print(f"when all {part[1]} parts are done: python -m data_prep merge {options.out}", soft_wrap=True)
     _check_bad_share(manifest, options.max_bad)
     return manifest
+
+
+def check_out_is_apart(options: PrepareOptions) -> None:
+    """Raise a ``UserError`` if --out lies in a folder of sources: what is made would be found as a source."""
+    for name in SOURCE_FOLDERS:
+        given = getattr(options, name, None)
+        if given is None or not given.is_dir() or given.resolve() == Path.cwd():
+            continue
+        if options.out.resolve().is_relative_to(given.resolve()):
+            raise UserError(f"--out {options.out} is inside --{name} {given}: give a folder outside it")
+
+
+def _check_no_source_is_target(tasks: Iterable[_Task], root: Path) -> None:
+    """Raise a ``UserError`` before a source is written over."""
+    root = root.resolve()
+    for task in tasks:
+        targets = {root / path for path in task.job.stream_paths.values()}
+        for source in task.job.inputs.values():
+            if Path(os.path.realpath(source.path)) in targets:
+                raise UserError(f"{source.path} would be written over: give --out another folder")
 
 
 def shard_manifest_name(i: int, n: int) -> str:
@@ -237,30 +272,34 @@ def _task(source: SourceVideo, options: PrepareOptions, recipe_facts: dict[str, 
     inner = Path(source.folder, source.name)
     for stream in options.modalities:
         check_source(stream, source.inputs, options.recipe)  # a sentence now instead of a failure per file
-    return _Task(
-        job=Job(
-            name=source.name,
-            inputs={name: Input(str(path), source.frames_per_second) for name, path in source.inputs.items()},
-            stream_paths={name: Path(name, f"{inner}.mp4").as_posix() for name in options.modalities},
-            root=str(options.out),
-            recipe=options.recipe,
-            time_limit_seconds=options.time_limit,
-        ),
-        key={
-            "sources": {name: _fingerprint(path) for name, path in sorted(source.inputs.items())},
-            "recipe": recipe_facts,
-            "version": RECIPE_VERSION,
-        },
+    job = Job(
+        name=source.name,
+        inputs={name: Input(str(path), source.frames_per_second) for name, path in source.inputs.items()},
+        stream_paths={name: Path(name, f"{inner}.mp4").as_posix() for name in options.modalities},
+        root=str(options.out),
+        recipe=options.recipe,
+        time_limit_seconds=options.time_limit,
     )
+    prints = {name: _fingerprint(path) for name, path in source.inputs.items()}
+    keys = {name: _key(name, prints[source_of(name, prints)], recipe_facts) for name in job.stream_paths}
+    return _Task(job, keys, num_bytes=sum(size for size, _ in prints.values()))
+
+
+def _key(stream: str, fingerprint: list[int], recipe_facts: dict[str, Any]) -> dict[str, Any]:
+    """What one stream depends on: adding a stream, or another way to make one, leaves the others as they are."""
+    own = STREAM_OPTIONS.get(stream, ())
+    others = {name for names in STREAM_OPTIONS.values() for name in names} - set(own)
+    recipe = {name: value for name, value in recipe_facts.items() if name not in others}
+    return {"source": fingerprint, "recipe": recipe, "version": RECIPE_VERSION}
 
 
 def _fingerprint(path: Path) -> list[int]:
-    """Size and time of a file, or number and latest time of a folder's files; changes when the source does."""
-    if path.is_dir():
-        files = [p.stat() for p in path.iterdir()]
-        return [len(files), sum(f.st_size for f in files), max((f.st_mtime_ns for f in files), default=0)]
-    facts = path.stat()
-    return [facts.st_size, facts.st_mtime_ns]
+    """Size and time of a file, or number of files and time of a folder; changes when the source does."""
+    try:
+        facts = path.stat()
+        return [sum(1 for _ in path.iterdir()) if path.is_dir() else facts.st_size, facts.st_mtime_ns]
+    except OSError:  # a link that leads nowhere: the job says so
+        return [0, 0]
 
 
 def _prepare_all(dataset: str, tasks: Sequence[_Task], options: PrepareOptions) -> dict[str, Outcome]:
@@ -269,18 +308,15 @@ def _prepare_all(dataset: str, tasks: Sequence[_Task], options: PrepareOptions) 
         _remove_leftovers(options.out, tasks)
         kept = _kept_outcomes(tasks, options)
         remaining = [job for task in tasks if (job := _remaining_job(task, kept.get(task.job.name))) is not None]
-        outcomes = dict(kept)
-        keys = {task.job.name: task.key for task in tasks}
+        outcomes = {name: row.outcome for name, row in kept.items()}
+        keys = {task.job.name: {**_keys_of(kept.get(task.job.name)), **task.keys} for task in tasks}
         if len(remaining) < len(tasks):
             console.print(f"{len(tasks) - len(remaining)} of {len(tasks)} files are prepared already")
 
         def record(position: int, outcome: Outcome) -> None:
             name = remaining[position].name
-            if outcome.status != "skipped" and name in kept:  # streams of an earlier run stay beside the new ones
-                streams = dict(sorted({**kept[name].streams, **outcome.streams}.items()))
-                outcome = dataclasses.replace(outcome, streams=streams)
-            outcomes[name] = outcome
-            journal.append(name, keys[name], outcome)
+            outcomes[name] = _joined([outcome, *([kept[name].outcome] if name in kept else [])])
+            journal.append(Row(name, keys[name], outcomes[name]))
 
         engine = Engine(
             "threads" if options.engine == "local" else options.engine, options.address, workers=options.workers
@@ -291,30 +327,61 @@ def _prepare_all(dataset: str, tasks: Sequence[_Task], options: PrepareOptions) 
             raise UserError(f"{error}: mend it and give the same command again; finished files are kept") from error
         finally:
             stop_children()
-        journal.compact((name, keys[name], outcome) for name, outcome in outcomes.items())
+        journal.compact(Row(name, keys[name], outcome) for name, outcome in outcomes.items())
     return outcomes
 
 
-def _kept_outcomes(tasks: Iterable[_Task], options: PrepareOptions) -> dict[str, Outcome]:
-    """What the journals hold of these very sources with these options, and whose streams are still there."""
-    finished = read_journals(options.out)
+def _keys_of(row: Row | None) -> dict[str, dict[str, Any]]:
+    return {name: row.keys[name] for name in row.outcome.streams} if row is not None else {}
+
+
+def _joined(outcomes: Sequence[Outcome]) -> Outcome:
+    """The latest outcome with the streams that earlier ones left; a skipped video has none."""
+    if outcomes[0].status == "skipped":
+        return outcomes[0]
+    reasons = list(dict.fromkeys(outcome.reason for outcome in outcomes if outcome.reason))
+    streams = {name: stream for outcome in reversed(outcomes) for name, stream in outcome.streams.items()}
+    return Outcome("repaired" if reasons else "ok", "; ".join(reasons), dict(sorted(streams.items())))
+
+
+def _kept_outcomes(tasks: Iterable[_Task], options: PrepareOptions) -> dict[str, Row]:
+    """What the journals hold of these very sources and options, as far as the files are still those."""
+    journals = read_journals(options.out)
     kept = {}
     for task in tasks:
-        key, outcome = finished.get(task.job.name, (None, Outcome("skipped")))
-        if key != task.key or (outcome.status == "skipped" and options.retry):
-            continue
-        present = {name: s for name, s in outcome.streams.items() if (options.out / s.path).is_file()}
-        kept[task.job.name] = dataclasses.replace(outcome, streams=present)
+        rows = journals.get(task.job.name, [])
+        skipped = [row for row in rows if row.outcome.status == "skipped" and row.keys == task.keys]
+        parts = [row for row in (_still_valid(row, task, options.out) for row in rows) if row.outcome.streams]
+        if parts:
+            keys = {name: key for row in reversed(parts) for name, key in row.keys.items()}
+            kept[task.job.name] = Row(task.job.name, keys, _joined([row.outcome for row in parts]))
+        elif skipped and not options.retry:
+            kept[task.job.name] = skipped[0]
     return kept
 
 
-def _remaining_job(task: _Task, kept: Outcome | None) -> Job | None:
+def _still_valid(row: Row, task: _Task, root: Path) -> Row:
+    """The streams of a line that are not out of date: wanted ones by their key, others by their source."""
+    sources = [key["source"] for key in task.keys.values()]
+
+    def is_valid(name: str, stream: Stream) -> bool:
+        key = row.keys.get(name)
+        is_current = key == task.keys[name] if name in task.keys else key is not None and key["source"] in sources
+        path = root / stream.path
+        return is_current and path.is_file() and path.stat().st_size == stream.num_bytes
+
+    streams = {name: stream for name, stream in row.outcome.streams.items() if is_valid(name, stream)}
+    keys = {name: key for name, key in row.keys.items() if name in streams}
+    return Row(row.name, keys, dataclasses.replace(row.outcome, streams=streams))
+
+
+def _remaining_job(task: _Task, kept: Row | None) -> Job | None:
     """The job of the streams that are not there yet; None if nothing is left to do."""
     if kept is None:
         return task.job
-    if kept.status == "skipped":
+    if kept.outcome.status == "skipped":
         return None
-    missing = {name: path for name, path in task.job.stream_paths.items() if name not in kept.streams}
+    missing = {name: path for name, path in task.job.stream_paths.items() if name not in kept.outcome.streams}
     return dataclasses.replace(task.job, stream_paths=missing) if missing else None
 
 
@@ -383,24 +450,19 @@ def _check_bad_share(manifest: Manifest, max_bad: float) -> None:
 
 def _describe_work(tasks: Sequence[_Task], *, num_listed: int, options: PrepareOptions) -> None:
     """Say how much there is to do; the time is that of a few files, prepared into a folder that is removed again."""
-    sizes = [sum(f[-2] for f in task.key["sources"].values()) for task in tasks]
-    console.print(f"{num_listed} videos listed, {len(tasks)} found, {sum(sizes) / 1e9:.2f} GB", highlight=False)
-    if not tasks:
+    total_bytes = sum(task.num_bytes for task in tasks)
+    console.print(f"{num_listed} videos listed, {len(tasks)} found, {total_bytes / 1e9:.2f} GB", highlight=False)
+    kept = _kept_outcomes(tasks, options)
+    left = sorted(
+        (task for task in tasks if _remaining_job(task, kept.get(task.job.name)) is not None),
+        key=lambda task: task.num_bytes,
+    )
+    console.print(f"{len(tasks) - len(left)} are prepared already, {len(left)} are left to do", highlight=False)
+    if not left:
         return
-    by_size = sorted(range(len(tasks)), key=lambda i: sizes[i])
-    chosen = {by_size[round(share * (len(tasks) - 1))] for share in (0.25, 0.5, 0.75)[:DRY_RUN_SAMPLES]}
-    is_new, folder = not options.out.exists(), options.out / ".dry-run"
-    try:
-        started = time.perf_counter()
-        for i in chosen:
-            outcome = run_job(dataclasses.replace(tasks[i].job, root=str(folder)))
-            console.print(f"  {tasks[i].job.name}: {outcome.status} {outcome.reason}".rstrip(), highlight=False)
-        seconds = time.perf_counter() - started
-        made_bytes = sum(path.stat().st_size for path in folder.rglob("*.mp4"))
-    finally:
-        stop_children()
-        shutil.rmtree(options.out if is_new else folder, ignore_errors=True)
-    share = sum(sizes) / max(1, sum(sizes[i] for i in chosen))
+    chosen = list({round(share * (len(left) - 1)): None for share in DRY_RUN_SAMPLES})
+    seconds, made_bytes = _try_out([left[i] for i in chosen], options.out)
+    share = sum(task.num_bytes for task in left) / max(1, sum(left[i].num_bytes for i in chosen))
     workers = options.workers or Engine().most_here
     console.print(
         f"about {seconds * share / workers / 60:.1f} minutes with {workers} at a time here, and "
@@ -408,3 +470,25 @@ def _describe_work(tasks: Sequence[_Task], *, num_listed: int, options: PrepareO
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _try_out(tasks: Sequence[_Task], out: Path) -> tuple[float, int]:
+    """Prepare some files into a folder of their own and remove it; give the seconds and the bytes made."""
+    is_new, folder = not out.exists(), out / f".dry-run-{os.getpid()}"
+    seconds = 0.0
+    try:
+        for i, task in enumerate([tasks[0], *tasks]):
+            started = time.perf_counter()
+            outcome = run_job(dataclasses.replace(task.job, root=str(folder)))
+            if i:  # the first is done twice, because at first a child process has to start
+                seconds += time.perf_counter() - started
+                console.print(f"  {task.job.name}: {outcome.status} {outcome.reason}".rstrip(), highlight=False)
+        return seconds, sum(path.stat().st_size for path in folder.rglob("*.mp4"))
+    except StopError as error:
+        raise UserError(str(error)) from error
+    finally:
+        stop_children()
+        shutil.rmtree(folder, ignore_errors=True)
+        if is_new:
+            with contextlib.suppress(OSError):  # somebody has begun to prepare into it
+                out.rmdir()

@@ -31,6 +31,8 @@ MIN_SIDE_PX = 16
 """Codecs and optical flow refuse pictures that are much smaller."""
 STORED_COLOUR = STREAM_FORMATS["rgb"].pixel_format
 MATLAB_DEPTH_KEY = "d_depth"
+# Headers promise a frame or two that a decoder never shows; less than this share means a cut file.
+WHOLE_FILE_SHARE = 0.95
 
 
 @dataclass(frozen=True)
@@ -152,17 +154,47 @@ def _gray16_video(path: Path) -> Iterator[NDArray[np.uint16]]:
 READERS: dict[str, Reader] = {"rgb": read_video, "depth": read_depth}
 
 
-def declared_frames(path: Path) -> int:
-    """How many frames the source's header promises; 0 where it does not say."""
+@dataclass(frozen=True)
+class Declared:
+    """How long a source's header says that it is."""
+
+    num_frames: int = 0
+    """0 where it does not say."""
+    seconds: float = 0.0
+    """0 where it does not say, or says how many frames there are."""
+
+    def falls_short(self, num_frames: int, seconds: float) -> str:
+        """What to say of a source of which so much was read; empty if that is nearly all."""
+        if num_frames < WHOLE_FILE_SHARE * self.num_frames:
+            return f"{num_frames} of {self.num_frames} frames"
+        if seconds < WHOLE_FILE_SHARE * self.seconds:
+            return f"{num_frames} frames, {seconds:.3g} of {self.seconds:.3g} s"
+        return ""
+
+
+def declared_length(path: Path) -> Declared:
+    """Read what a source's header promises."""
     if path.is_dir() or path.suffix.lower() == ".mat":
-        return 0
+        return Declared()
     try:
         with av.open(str(path)) as container:
             video = container.streams.video[0]
+            if not video.frames:  # Matroska, WebM, transport streams
+                return Declared(seconds=_declared_seconds(container, video))
             frames = video.frames
             if "mp4" in container.format.name and video.duration and video.average_rate and video.time_base:
                 # Frames before the first of an edit list are in the file and not shown.
                 frames = min(frames, round(video.duration * video.time_base * video.average_rate))
-    except DECODE_ERRORS:
-        return 0
-    return frames
+            return Declared(num_frames=frames)
+    except (*DECODE_ERRORS, AttributeError):
+        return Declared()
+
+
+def _declared_seconds(container: av.container.InputContainer, video: av.VideoStream) -> float:
+    """The picture's own duration; that of the file only where sound cannot be the longer part of it."""
+    match = re.fullmatch(r"(\d+):(\d+):([\d.]+)", video.metadata.get("DURATION", ""))
+    if match is not None:
+        return 3600 * int(match[1]) + 60 * int(match[2]) + float(match[3])
+    if container.duration and len(container.streams) == 1 and "matroska" in container.format.name:
+        return float(container.duration / av.time_base)
+    return 0.0

@@ -60,10 +60,17 @@ def _walk(folder: Path, above: tuple[tuple[int, int], ...], whole: re.Pattern[st
     for entry in entries:
         if entry.name.startswith("."):
             continue
-        if entry.is_dir() and not (whole and whole.fullmatch(entry.name)):
+        if _is_folder(entry) and not (whole and whole.fullmatch(entry.name)):
             yield from _walk(Path(entry.path), (*above, here), whole)
         else:
             yield Path(entry.path)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself: handed out as a file, which then turns out to be none
+        return False
 
 
 def require_utf8(path: Path) -> None:

@@ -23,11 +23,8 @@ from crossdistill.errors import UnreadableVideoError, UserError
 from data_prep.depth import check_depth, check_depth_source, depth_track
 from data_prep.flow import FLOW_METHODS, check_flow, check_flow_source
 from data_prep.frames import Frame
-from data_prep.readers import READERS, Input, declared_frames
+from data_prep.readers import READERS, Input, declared_length
 from data_prep.recipe import Outcome, Recipe, UnusableVideo
-
-# Headers promise a frame or two that a decoder never shows; fewer than this share means a cut file.
-WHOLE_FILE_SHARE = 0.95
 
 Track = Callable[[Frame], tuple[Any, int] | None]
 """Takes a frame; gives what the stream's writer takes with its timestamp, or None."""
@@ -133,17 +130,19 @@ def _transcode_input(
     path = Path(source.path)
     _check_is_file(path)
     streams: dict[str, Stream] = {}
-    if recipe.keep_original and modality == "rgb" and modality in stream_paths:
-        streams[modality] = _index_original(path, recipe)
+    damage = ""
+    is_kept = recipe.keep_original and modality == "rgb"
+    if is_kept and modality in stream_paths:
+        streams[modality], damage = _index_original(path, recipe)
         stream_paths = {name: made for name, made in stream_paths.items() if name != modality}
     if not stream_paths:
-        return streams, ""
+        return streams, damage
     targets = {name: root / stream_path for name, stream_path in stream_paths.items()}
-    num_frames, damage = _write_streams(modality, source, targets, recipe)
+    damage = _write_streams(modality, source, targets, recipe, starts_at_zero=not is_kept)
     for name, stream_path in stream_paths.items():
         made = index_video(root / stream_path, relative_to=root, stream_format=get_stream_format(name))
         streams[name] = made
-    return streams, _describe_damage(path, damage, num_frames) if damage else ""
+    return streams, damage
 
 
 def _check_is_file(path: Path) -> None:
@@ -158,54 +157,71 @@ def _check_is_file(path: Path) -> None:
         raise UnusableVideo(f"unreadable: {error.strerror}") from error
 
 
-def _index_original(path: Path, recipe: Recipe) -> Stream:
-    """The source itself as a stream, found readable to its end by decoding it."""
+def _index_original(path: Path, recipe: Recipe) -> tuple[Stream, str]:
+    """The source itself as a stream, found readable to its end by decoding it, and what is amiss."""
     try:
-        stream = index_video(path.resolve(), relative_to=Path("/"))
+        stream = index_video(path.resolve(), relative_to=Path("/")).at(str(path.resolve()))
     except UnreadableVideoError as error:
         raise UnusableVideo(f"unreadable: {str(error).removeprefix(f'{path.resolve()}: ')}") from error
     if stream.num_frames < recipe.min_frames:
-        raise UnusableVideo(_describe_shortage(path, "", stream.num_frames, recipe.min_frames))
-    return stream.at(str(path.resolve()))
+        raise UnusableVideo(f"too short: {stream.num_frames} frames, fewer than {recipe.min_frames}")
+    times = stream.times_seconds
+    shortfall = declared_length(path).falls_short(len(times), _covered_seconds(times[0], times[-1], len(times)))
+    return stream, f"ends early: {shortfall}" if shortfall else ""
 
 
-def _write_streams(modality: str, source: Input, targets: dict[str, Path], recipe: Recipe) -> tuple[int, str]:
-    """Write all that can be read; give the number of frames read and the damage met, if any."""
+def _covered_seconds(first_seconds: float, last_seconds: float, num_frames: int) -> float:
+    """From the first frame to the end of the last, which is shown as long as the others on average."""
+    return float(last_seconds - first_seconds) * num_frames / max(1, num_frames - 1)
+
+
+def _write_streams(
+    modality: str, source: Input, targets: dict[str, Path], recipe: Recipe, *, starts_at_zero: bool
+) -> str:
+    """Write all that can be read; give the damage met, if any.
+
+    Args:
+        modality: Of the source.
+        source: What is read.
+        targets: Stream to the file to write.
+        recipe: How.
+        starts_at_zero: Streams cannot hold negative times. Whether a video that has some is moved to start at
+            0, or else (beside an original that stays as it is) its frames before 0 are left out.
+    """
     path = Path(source.path)
     rate = Fraction(source.frames_per_second).limit_denominator(1001) if source.frames_per_second else None
     tracks = {name: (_copy_track if name == modality else DERIVED[name].create)(recipe) for name in targets}
     writers: dict[str, StreamWriter] = {}
-    num_frames, damage, shift = 0, "", 0
+    num_frames, damage, shift, first_seconds, last_seconds = 0, "", 0, 0.0, 0.0
     with ExitStack() as stack:
         try:
             for frame in READERS[modality](path, recipe, rate):
+                last_seconds = float(frame.pts * frame.time_base)
                 if not writers:
-                    shift = max(0, -frame.pts)  # streams cannot hold negative times: such a video starts at 0
+                    first_seconds, shift = last_seconds, max(0, -frame.pts) if starts_at_zero else 0
                     for name, target in targets.items():
                         writer = StreamWriter(target, get_stream_format(name), time_base=frame.time_base)
                         writers[name] = stack.enter_context(writer)
                 num_frames += 1
                 for name, track in tracks.items():
                     made = track(frame)
-                    if made is not None:
+                    if made is not None and made[1] + shift >= 0:
                         writers[name].write(made[0], made[1] + shift)
         except UnreadableVideoError as error:
             damage = str(error).removeprefix(f"{path}: ")
-        if not damage and num_frames < WHOLE_FILE_SHARE * declared_frames(path):
+        declared = declared_length(path)
+        shortfall = declared.falls_short(num_frames, _covered_seconds(first_seconds, last_seconds, num_frames))
+        if not damage and shortfall:
             damage = "ends early"
+        if damage:
+            total = declared.num_frames or "an unknown number of"
+            damage += f": {shortfall or f'{num_frames} of {total} frames'}"
         if num_frames < recipe.min_frames:  # raised inside the block, so that no stream is left behind
-            raise UnusableVideo(_describe_shortage(path, damage, num_frames, recipe.min_frames))
-    return num_frames, damage
+            raise UnusableVideo(_describe_shortage(damage, num_frames, recipe.min_frames))
+    return damage
 
 
-def _describe_damage(source: Path, damage: str, num_frames: int) -> str:
-    declared = declared_frames(source)
-    return f"{damage}: {num_frames} of {declared or 'an unknown number of'} frames"
-
-
-def _describe_shortage(source: Path, damage: str, num_frames: int, min_frames: int) -> str:
-    if not num_frames:
-        return f"unreadable: {damage or 'holds no frame'}"
+def _describe_shortage(damage: str, num_frames: int, min_frames: int) -> str:
     if damage:
-        return f"unreadable: {_describe_damage(source, damage, num_frames)}"
-    return f"too short: {num_frames} frames, fewer than {min_frames}"
+        return f"unreadable: {damage if num_frames else damage.rsplit(': ', 1)[0]}"
+    return f"too short: {num_frames} frames, fewer than {min_frames}" if num_frames else "unreadable: holds no frame"

@@ -95,6 +95,7 @@ def _read_classes(path: Path) -> list[str]:
 def _read_video_list(path: Path, split: str, part: str, classes: Sequence[str], videos: dict[str, ListedVideo]) -> None:
     """Add the videos of one list, or their place in one more split."""
     labels = {name.casefold(): label for label, name in enumerate(classes)}
+    seen: set[str] = set()
     for place, line in read_lines(path):
         match = VIDEO_LINE.fullmatch(line)
         if match is None:
@@ -106,6 +107,9 @@ def _read_video_list(path: Path, split: str, part: str, classes: Sequence[str], 
             raise UserError(f"{place} puts a file of {match['action']!r} into the class {match['folder']!r}")
         if match["label"] is not None and int(match["label"]) != label + 1:
             raise UserError(f"{place} gives the label {match['label']}, but {CLASS_LIST} gives {label + 1}")
+        if match["name"].casefold() in seen:
+            raise UserError(f"{place} names {match['name']}, which an earlier line does too: remove one of them")
+        seen.add(match["name"].casefold())
         new = ListedVideo(match["name"], classes[label], label, match["group"])
         video = videos.setdefault(match["name"].casefold(), new)
         if video.splits.setdefault(split, part) != part:

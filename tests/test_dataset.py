@@ -105,7 +105,7 @@ def damaged_folder(toy_folder, tmp_path):
     path = folder / first.streams["rgb"].path
     path.write_bytes(path.read_bytes()[:200])
     (folder / second.streams["rgb"].path).unlink()
-    return folder, {first.name, second.name}
+    return folder, {f"{folder}/{first.name}", f"{folder}/{second.name}"}
 
 
 def test_unreadable__training_replaces_and_reports(damaged_folder):
@@ -122,8 +122,8 @@ def test_unreadable__evaluation_leaves_out_and_reports(damaged_folder):
     keys = [[SampleKey(i, 0) for i in range(len(dataset))]]
     (batch,) = make_loader(dataset, keys, num_workers=0)
     assert len(batch) == len(dataset) - 2 and {name for name, _ in batch.unreadable} == broken
-    assert {dataset.entries[i].video.name for i in batch.sample_ids}.isdisjoint(broken)
-    only_broken = [i for i, entry in enumerate(dataset.entries) if entry.video.name in broken]
+    assert {dataset.entries[i].key for i in batch.sample_ids}.isdisjoint(broken)
+    only_broken = [i for i, entry in enumerate(dataset.entries) if entry.key in broken]
     (empty,) = make_loader(dataset, [[SampleKey(i, 0) for i in only_broken]], num_workers=0)
     assert len(empty) == 0 and len(empty.unreadable) == 2
 

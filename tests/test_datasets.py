@@ -8,6 +8,7 @@ import json
 import os
 import re
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import cv2
@@ -20,10 +21,10 @@ from crossdistill.data.decode import read_frames
 from crossdistill.data.manifest import Manifest
 from crossdistill.errors import UserError
 from crossdistill.train import main as train
-from data_prep import folder, hmdb51, kinetics, ntu, ssv2, utd_mhad
+from data_prep import folder, hmdb51, kinetics, ntu, ssv2, ucf101, utd_mhad
 from data_prep.__main__ import DATASETS, main
-from data_prep.prepare import PrepareOptions
-from data_prep.sources import inputs_of, walk_files
+from data_prep.prepare import PrepareOptions, SourceVideo
+from data_prep.sources import inputs_of, join_files, walk_files
 
 BRUSH = "April_09_brush_hair_u_nm_np1_ba_goo"
 ODD = "Brushing_[_NEW_]_#1&2;_UPDATED!!!!_brush_hair_h_cm_np1_fr_goo_0"
@@ -852,3 +853,61 @@ def test_training__on_a_labelled_and_an_unlabelled_set(toy_folder, teacher_file,
     assert facts["datasets"] == ["folder", "toyactions"]
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert any("knn" in row for row in rows)
+
+
+# The official lists against whole trees of files, in every naming: nothing is missing, nothing left over.
+
+
+def touch_all(folder: Path, names: Iterable[str]) -> Path:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return folder
+
+
+def assert_whole(sources: Sequence[SourceVideo], num_videos: int) -> None:
+    assert len(sources) == num_videos
+    paths = [source.inputs.get("rgb") for source in sources]
+    assert None not in paths and len(set(paths)) == num_videos
+
+
+@pytest.mark.parametrize("naming", ["{action}/{name}.avi", "{name}.avi", "{action}/{name}.AVI"])
+def test_ucf101__official_lists_find_every_file(shared_folder, tmp_path, naming):
+    lists = shared_folder / "annotations" / "ucf101"
+    _, listed = ucf101.read_lists(lists)
+    touch_all(tmp_path, (naming.format(action=video.action, name=video.name) for video in listed))
+    assert_whole(join_files(listed, tmp_path, suffixes=(".avi",), lists=lists), 13_320)
+
+
+@pytest.mark.parametrize("naming", ["{action}/{name}.avi", "{name}.avi"])
+def test_hmdb51__official_lists_find_every_file(shared_folder, tmp_path, naming):
+    lists = shared_folder / "annotations" / "hmdb51"
+    _, listed = hmdb51.read_lists(lists)
+    touch_all(tmp_path, (naming.format(action=video.action, name=video.name) for video in listed))
+    assert_whole(join_files(listed, tmp_path, suffixes=(".avi",), lists=lists), 6_766)
+
+
+@pytest.mark.parametrize(
+    "naming",
+    [
+        "{action}/{id}_{start:06d}_{end:06d}.mp4",
+        "{underscored}/{id}_{start}_{end}.mkv",
+        "val/{action}/{id}.mp4",
+        "{id}_{start:06d}_{end:06d}.mp4",
+    ],
+)
+def test_kinetics__official_list_finds_every_file(shared_folder, tmp_path, naming):
+    classes, rows = kinetics.read_lists([shared_folder / "annotations" / "kinetics"])
+    names = (
+        naming.format(
+            action=row.action,
+            underscored=row.action.replace(" ", "_"),
+            id=row.youtube_id,
+            start=row.start_seconds,
+            end=row.end_seconds,
+        )
+        for row in rows
+    )
+    touch_all(tmp_path, names)
+    assert_whole(kinetics.join_clips(rows, classes, kinetics.find_clips(tmp_path), {}), 19_906)

@@ -19,8 +19,11 @@ from video_files import moving_frames, write_video
 from crossdistill.data.decode import read_frames
 from crossdistill.data.manifest import Manifest
 from crossdistill.errors import UserError
-from data_prep.jobs import Job, Keeper
-from data_prep.journal import JOURNAL_NAME, open_journal, read_journals
+from data_prep import guard
+from data_prep.__main__ import main
+from data_prep.guard import stop_children
+from data_prep.jobs import Job, run_job
+from data_prep.journal import JOURNAL_NAME, Row, open_journal, read_journals
 from data_prep.prepare import PrepareOptions, SourceVideo, prepare_videos
 from data_prep.readers import Input
 from data_prep.recipe import Outcome, Recipe
@@ -39,11 +42,10 @@ def job(path: Path, root: Path, *, time_limit_seconds: float = 60.0) -> Job:
     )
 
 
-@pytest.fixture
-def keeper():
-    made = Keeper()
-    yield made
-    made.stop()
+@pytest.fixture(autouse=True)
+def no_child_stays():
+    yield
+    stop_children()
 
 
 @pytest.fixture(scope="module")
@@ -75,56 +77,60 @@ def contents(folder: Path) -> dict[str, bytes]:
 # One job.
 
 
-def test_keeper__time_limit_kills_the_job_and_the_next_one_runs(keeper, long_video, videos, tmp_path):
+def test_run_job__time_limit_kills_the_job_and_the_next_one_runs(long_video, videos, tmp_path):
     started = time.monotonic()
-    outcome = keeper.run(job(long_video, tmp_path, time_limit_seconds=0.5))
+    outcome = run_job(job(long_video, tmp_path, time_limit_seconds=0.5))
     assert (outcome.status, outcome.reason) == ("skipped", "time limit: took longer than 0.5 s")
     assert time.monotonic() - started < 60
     assert not [path for path in tmp_path.rglob("*") if path.is_file()], "a killed job left files behind"
-    assert keeper.run(job(videos / "clip0.mp4", tmp_path)).status == "ok"
+    assert run_job(job(videos / "clip0.mp4", tmp_path)).status == "ok"
 
 
-def test_keeper__crashed_child_costs_one_file(keeper, long_video, videos, tmp_path):
+def test_run_job__crashed_child_costs_one_file(long_video, videos, tmp_path):
     def kill_when_busy() -> None:
         while not list(tmp_path.rglob("*.tmp")):
             time.sleep(0.01)
-        os.kill(keeper._child.pid, signal.SIGSEGV)
+        os.kill(guard._all_guards[-1]._child.pid, signal.SIGSEGV)
 
     killer = threading.Thread(target=kill_when_busy)
     killer.start()
-    outcome = keeper.run(job(long_video, tmp_path))
+    outcome = run_job(job(long_video, tmp_path))
     killer.join()
     assert (outcome.status, outcome.reason) == ("skipped", "crashed: the decoder ended with SIGSEGV")
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert keeper.run(job(videos / "clip1.mp4", tmp_path)).status == "ok"
+    assert run_job(job(videos / "clip1.mp4", tmp_path)).status == "ok"
 
 
-def test_keeper__what_is_no_file(keeper, tmp_path):
+def test_run_job__what_is_no_file(tmp_path):
     os.mkfifo(tmp_path / "pipe.mp4")
-    assert keeper.run(job(tmp_path / "pipe.mp4", tmp_path)).reason == "no regular file"
-    assert keeper.run(job(tmp_path / "gone.mp4", tmp_path)).status == "skipped"
+    assert run_job(job(tmp_path / "pipe.mp4", tmp_path)).reason == "no regular file"
+    assert run_job(job(tmp_path / "gone.mp4", tmp_path)).status == "skipped"
 
 
 # The journal.
 
 
+def row(name: str, *, version: int = 1, reason: str = "empty") -> Row:
+    return Row(name, {"rgb": {"version": version}}, Outcome("skipped", reason))
+
+
 def test_journal__torn_and_damaged_lines_are_left_out(tmp_path):
     with open_journal(tmp_path, None) as journal:
         for name in ("a", "b"):
-            journal.append(name, {"version": 1}, Outcome("skipped", "empty"))
+            journal.append(row(name))
     path = tmp_path / JOURNAL_NAME
-    path.write_bytes(b"\xff\x00 damaged\n" + path.read_bytes() + b'{"name": "c", "key": {"ver')
+    path.write_bytes(b"\xff\x00 damaged\n" + path.read_bytes() + b'{"name": "c", "keys": {"ver')
     assert set(read_journals(tmp_path)) == {"a", "b"}
     with open_journal(tmp_path, None) as journal:
-        journal.append("d", {"version": 1}, Outcome("skipped", "empty"))
+        journal.append(row("d"))
     assert set(read_journals(tmp_path)) == {"a", "b", "d"}
 
 
-def test_journal__last_line_counts(tmp_path):
+def test_journal__last_line_stands_first(tmp_path):
     with open_journal(tmp_path, None) as journal:
-        journal.append("a", {"version": 1}, Outcome("skipped", "empty"))
-        journal.append("a", {"version": 2}, Outcome("skipped", "too short: 3 frames"))
-    assert read_journals(tmp_path)["a"] == ({"version": 2}, Outcome("skipped", "too short: 3 frames"))
+        journal.append(row("a"))
+        journal.append(row("a", version=2, reason="too short: 3 frames"))
+    assert read_journals(tmp_path)["a"] == [row("a", version=2, reason="too short: 3 frames"), row("a")]
 
 
 def test_journal__a_second_run_is_refused(tmp_path):
@@ -154,6 +160,74 @@ def test_prepare__skipped_files_are_tried_again_only_when_asked(videos, tmp_path
     assert prepare(folder, tmp_path / "out", retry=True).videos[0].reason.startswith("unreadable")
     (folder / "clip0.mp4").write_bytes(data)
     assert prepare(folder, tmp_path / "out").videos[0].status == "ok", "a new download is tried by itself"
+
+
+def test_prepare__another_modality_leaves_the_first_as_it_is(videos, tmp_path):
+    out = tmp_path / "out"
+    prepare(videos, out, modalities=("rgb",))
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*.mp4")}
+    manifest = prepare(videos, out, modalities=("flow",), flow="farneback")
+    assert manifest.streams == ("flow", "rgb")
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert Manifest.load(out).streams == ("flow", "rgb")
+
+
+def test_prepare__older_journal_does_not_vouch_for_newer_files(videos, tmp_path):
+    """A, then B as the parts of an array, then A: B's files stand where A's stood, and A's line is still there."""
+    out = tmp_path / "out"
+    first = prepare(videos, out, short_side_px=32)
+    for part in ("1/2", "2/2"):
+        prepare(videos, out, short_side_px=24, shard=part)
+    again = prepare(videos, out, short_side_px=32)
+    assert [video.to_json() for video in again.videos] == [video.to_json() for video in first.videos]
+    for video in again.videos:
+        assert read_frames(out, video.streams["rgb"], [0]).shape == (1, 32, 42, 3)
+
+
+def test_prepare__links_that_lead_nowhere_cost_one_file_each(videos, tmp_path):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    (folder / "good.mp4").write_bytes((videos / "clip0.mp4").read_bytes())
+    (folder / "gone.mp4").symlink_to(tmp_path / "nowhere.mp4")
+    (folder / "self.mp4").symlink_to("self.mp4")
+    arguments = ["folder", "--videos", str(folder), "--out", str(tmp_path / "out"), "--unlabelled", "--max-bad", "1"]
+    main(arguments)
+    found = {video.name: video.reason for video in Manifest.load(tmp_path / "out").videos}
+    assert found == {"gone.mp4": "no regular file", "good.mp4": "", "self.mp4": "no regular file"}
+
+
+def test_prepare__unknown_codec_is_named(videos, tmp_path):
+    folder = tmp_path / "videos"
+    write_video(folder / "odd.avi", moving_frames(20))
+    data = (folder / "odd.avi").read_bytes()
+    (folder / "odd.avi").write_bytes(data.replace(b"FMP4", b"QQQQ").replace(b"XVID", b"QQQQ"))
+    assert prepare(folder, tmp_path / "out").videos[0].reason.startswith("unreadable: is of a codec")
+
+
+@pytest.mark.parametrize("keep_original", [False, True])
+@pytest.mark.parametrize(("suffix", "codec"), [(".mkv", "libx264"), (".webm", "libvpx")])
+def test_prepare__cut_matroska_ends_early(tmp_path, suffix, codec, keep_original):
+    """Its header says how long it is, not how many frames it has."""
+    folder = tmp_path / "videos"
+    noise = np.random.default_rng(0).integers(0, 256, (100, 48, 64, 3), dtype=np.uint8)
+    options = {"g": "10", "cluster_time_limit": "200"}
+    path = write_video(folder / f"cut{suffix}", noise, codec=codec, options=options)
+    whole = prepare(folder, tmp_path / "whole", keep_original=keep_original).videos[0]
+    assert whole.status == "ok"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    cut = prepare(folder, tmp_path / "cut", keep_original=keep_original).videos[0]
+    assert cut.status == "repaired" and "ends early" in cut.reason
+
+
+def test_out_among_the_sources__is_refused(videos, tmp_path):
+    with pytest.raises(SystemExit):
+        main(["folder", "--unlabelled", "--videos", str(videos), "--out", str(videos / "out")])
+    original = tmp_path / "data" / "rgb" / "a.mp4"
+    original.parent.mkdir(parents=True)
+    original.write_bytes((videos / "clip0.mp4").read_bytes())
+    with pytest.raises(UserError, match="would be written over"):
+        prepare(original.parent, tmp_path / "data")
+    assert original.read_bytes() == (videos / "clip0.mp4").read_bytes()
 
 
 # Options.
@@ -294,9 +368,14 @@ def prepare_damaged(originals: list[Path], folder: Path, out: Path, *, num_copie
         for name, stream in video.streams.items():
             frames = read_frames(out, stream, [0, stream.num_frames - 1], stream_name=name)
             assert len(frames) == 2
-        if video.name.endswith(("empty", "text")):
-            assert video.status == "skipped"
+        assert not video.reason.startswith(("crashed", "time limit", "failed")), video
     assert not list(out.rglob("*.tmp"))
+    statuses = {video.name.split("_")[1]: set() for video in manifest.videos}
+    for video in manifest.videos:
+        statuses[video.name.split("_")[1]].add(video.status)
+    assert statuses["empty"] == statuses["text"] == {"skipped"}
+    assert "ok" not in statuses["truncated"]
+    assert statuses["bits"] & {"ok", "repaired"}, "not one copy with changed bits was of use"
     return manifest
 
 

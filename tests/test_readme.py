@@ -24,16 +24,11 @@ def test_commands__name_files_and_options_that_exist():
     root = Path(__file__).parent.parent
     for path in re.findall(r"(?:configs|scripts)/[\w/]+\.\w+", README):
         assert (root / path).is_file(), path
-    fields = (root / "crossdistill" / "config.py").read_text()
-    own = {
-        "--out",
-        "--help",
-        "--videos",
-        "--annotations",
-        "--modalities",
-        "--protocols",
-        "--multi_gpu",
-        "--nproc_per_node",
-    }
-    for option in set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", README)) - own:
-        assert option == "--config" or f"    {option[2:].replace('-', '_')}:" in fields, option
+    modules = [root / "crossdistill" / "config.py", *sorted((root / "data_prep").glob("*.py"))]
+    fields = "\n".join(module.read_text() for module in modules)
+    others = {"--help", "--config", "--protocols", "--multi_gpu", "--nproc_per_node"}  # of evaluate and the launchers
+    options = set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", README)) - others
+    assert len(options) > 10
+    for option in options:
+        name = option[2:]
+        assert f"    {name.replace('-', '_')}: " in fields or f'name="{name}"' in fields, option

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
-import signal
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +14,7 @@ from crossdistill.data.manifest import Manifest
 from crossdistill.errors import UserError
 from data_prep.__main__ import main
 from data_prep.ucf101 import Options, prepare
-from data_prep.verify import NOT_COMPARED, OK, Finding, StreamCheck, _Child, extra_files
+from data_prep.verify import OK, Finding, StreamCheck, extra_files
 
 RIGHT, DIAGONAL, LONGER = "v_Archery_g01_c01", "v_Archery_g02_c01", "v_Archery_g03_c01"
 
@@ -69,13 +66,13 @@ def test_verify__whole_dataset(folder, capsys):
     status, printed = verify(folder, capsys)
     assert status == 0
     rows = [line.replace("│", " ").split() for line in printed.splitlines()]
-    assert ["ok", "3", "3", "3"] in rows and ["all", "3", "3", "3"] in rows
+    assert ["ok", "3", "3"] in rows and ["all", "3", "3"] in rows
     assert "no line of the manifest" not in printed
 
 
 def test_verify__depth(toy_folder, capsys):
     status, printed = verify(toy_folder, capsys)
-    assert status == 0 and "depth" in printed and "flow against rgb" not in printed
+    assert status == 0 and "depth" in printed
 
 
 def test_verify__every_kind_of_damage_is_named(folder, capsys):
@@ -103,20 +100,20 @@ def test_verify__prepared_again_it_is_whole(folder, made_folder, capsys):
 
 def test_verify__video_of_another_clip_with_the_same_times(folder, capsys):
     shutil.copy(path_of(folder, "rgb", DIAGONAL), path_of(folder, "rgb", RIGHT))
-    assert find(folder, "rgb", RIGHT) == Finding(OK)
     status, printed = verify(folder, capsys)
     assert status == 1
-    assert f"flow/Archery/{RIGHT}.mp4: of another video: flow and rgb do not belong together" in printed
+    assert f"rgb/Archery/{RIGHT}.mp4: changed: the content is not that of the manifest" in printed
     assert DIAGONAL not in printed
 
 
-def test_verify__without_motion_there_is_nothing_to_compare(tmp_path, capsys):
-    write_video(tmp_path / "videos" / f"{RIGHT}.avi", moving_frames(10, step_xy=(0, 0)))
-    (tmp_path / "classInd.txt").write_text("1 Archery\n")
-    (tmp_path / "trainlist01.txt").write_text(f"Archery/{RIGHT}.avi 1\n")
-    prepare(Options(videos=tmp_path / "videos", annotations=tmp_path, out=tmp_path / "out", workers=1))
-    status, printed = verify(tmp_path / "out", capsys)
-    assert status == 0 and NOT_COMPARED in printed
+@pytest.mark.parametrize("stream", ["rgb", "flow"])
+def test_verify__one_bit(folder, stream):
+    """Decoders mostly take no notice."""
+    path = path_of(folder, stream, LONGER)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert find(folder, stream, LONGER).kind in ("changed", "damaged")
 
 
 def test_verify__swapped_streams(folder):
@@ -204,51 +201,6 @@ def test_verify__files_that_no_video_names(folder, capsys):
 
 
 # Decoders that hang or crash.
-
-
-@dataclasses.dataclass(frozen=True)
-class Hang:
-    """Sleeps as a hanging decoder would."""
-
-    time_limit_seconds: float
-    column = path = "hang"
-
-    def find(self) -> Finding:
-        time.sleep(60)
-        return Finding(OK)
-
-
-@dataclasses.dataclass(frozen=True)
-class Crash:
-    """Dies as a crashing decoder would, or with an error of ours."""
-
-    is_ours: bool
-    time_limit_seconds: float = 60.0
-    column = path = "crash"
-
-    def find(self) -> Finding:
-        if self.is_ours:
-            raise KeyError("a bug")
-        os.kill(os.getpid(), signal.SIGSEGV)
-        return Finding(OK)
-
-
-def test_child__hang_and_crash_cost_one_file(folder):
-    child = _Child()
-    stream = Manifest.load(folder).videos[0].streams["rgb"]
-    good = StreamCheck(folder, "rgb", stream, 60)
-    try:
-        assert child.check(good) == Finding(OK)
-        started = time.monotonic()
-        assert child.check(Hang(0.3)) == Finding("time limit", "took longer than 0.3 s")
-        assert time.monotonic() - started < 10
-        assert child.check(good) == Finding(OK)
-        assert child.check(Crash(is_ours=False)) == Finding("crashed", "SIGSEGV")
-        assert child.check(good) == Finding(OK)
-        with pytest.raises(RuntimeError, match="checking crash failed"):
-            child.check(Crash(is_ours=True))
-    finally:
-        child.stop()
 
 
 def test_verify__time_limit_counts_as_bad(folder, capsys):

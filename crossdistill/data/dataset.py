@@ -34,6 +34,11 @@ class Entry:
     label: int
     """-1 if it has none."""
 
+    @property
+    def key(self) -> str:
+        """Dataset and name: a name alone is unique in one dataset only."""
+        return f"{self.root}/{self.video.name}"
+
 
 def entries_of(manifest: Manifest, positions: Sequence[int]) -> list[Entry]:
     """The videos of a manifest at some positions."""
@@ -101,7 +106,7 @@ class PairedClips(Dataset[Item]):
             try:
                 return Item(index, entry.label, self._read(entry, generator), tuple(unreadable))
             except UnreadableVideoError as error:
-                unreadable.append((entry.video.name, str(error)))
+                unreadable.append((entry.key, str(error)))
                 index = int(generator.integers(len(self.entries)))
         return Item(key.index, self.entries[key.index].label, None, tuple(unreadable))
 
@@ -140,6 +145,18 @@ class PairedClips(Dataset[Item]):
         return [read[name][part] for name, part in parts]
 
 
+def stack_clips(clips: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Stack clips [C, T, H, W] into [B, C, T, H, W] with channels last in memory, as decoders leave them.
+
+    So every clip is copied once and as it lies; the device brings channels to the front.
+    """
+    channels, num_frames, height, width = clips[0].shape
+    batch = torch.empty((len(clips), num_frames, height, width, channels), dtype=clips[0].dtype).permute(0, 4, 1, 2, 3)
+    for target, clip in zip(batch, clips, strict=True):
+        target.copy_(clip)
+    return batch
+
+
 def collate(items: list[Item]) -> PairedBatch:
     """Stack samples into a batch; unreadable ones are left out."""
     readable = [item for item in items if item.views is not None]
@@ -149,7 +166,7 @@ def collate(items: list[Item]) -> PairedBatch:
         no_ids = torch.empty(0, dtype=torch.int64)
         return PairedBatch(student=empty, teacher=None, sample_ids=no_ids, labels=no_ids, unreadable=unreadable)
     views = [
-        View(values=torch.stack(values), channel_scale=torch.stack(scales))
+        View(values=stack_clips(values), channel_scale=torch.stack(scales))
         for values, scales in (
             zip(*pair, strict=True) for pair in zip(*(item.views or () for item in readable), strict=True)
         )

@@ -29,6 +29,7 @@ from crossdistill.data.decoders import DEFAULT_DECODER, CannotServeError, get_de
 from crossdistill.data.manifest import Stream
 from crossdistill.data.streams import Picture, StreamFormat, get_stream_format
 from crossdistill.errors import UnreadableVideoError
+from crossdistill.files import sha256_of
 
 # What PyAV raises on damaged or missing files.
 DECODE_ERRORS = (av.FFmpegError, OSError, ValueError, IndexError)
@@ -48,7 +49,11 @@ def open_video(path: Path) -> tuple[av.container.InputContainer, av.VideoStream]
     if not container.streams.video:
         container.close()
         raise UnreadableVideoError(f"{path}: has no video stream")
-    return container, container.streams.video[0]
+    video = container.streams.video[0]
+    if video.codec_context is None:
+        container.close()
+        raise UnreadableVideoError(f"{path}: is of a codec that FFmpeg does not know")
+    return container, video
 
 
 def reason_of(error: BaseException) -> str:
@@ -185,6 +190,8 @@ def index_video(path: Path, *, relative_to: Path | None = None, stream_format: S
         pts=np.asarray(pts, dtype=np.int64),
         keyframes=np.asarray(sorted({0, *keyframes}), dtype=np.int64),
         is_seekable=is_seekable,
+        num_bytes=path.stat().st_size,
+        sha256=sha256_of(path),
     )
 
 

@@ -63,6 +63,10 @@ class Stream:
     """Positions in ``pts`` at which decoding can start."""
     is_seekable: bool = True
     """False where the file's own timestamps are out of order: it is read from its start."""
+    num_bytes: int = 0
+    """Of the file; 0 if not known."""
+    sha256: str = ""
+    """Of the file, in hexadecimal digits; empty if not known."""
 
     @property
     def num_frames(self) -> int:
@@ -89,6 +93,8 @@ class Stream:
             "pts": encode_steps(self.pts.tolist()),
             "keyframes": encode_steps(self.keyframes.tolist()),
             "is_seekable": self.is_seekable,
+            "num_bytes": self.num_bytes,
+            "sha256": self.sha256,
         }
 
     @staticmethod
@@ -102,6 +108,8 @@ class Stream:
             pts=decode_steps(data["pts"]),
             keyframes=decode_steps(data["keyframes"]),
             is_seekable=data["is_seekable"],
+            num_bytes=data.get("num_bytes", 0),
+            sha256=data.get("sha256", ""),
         )
 
 
