@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable
@@ -20,7 +21,7 @@ from crossdistill.data.manifest import MANIFEST_NAME, Manifest
 from crossdistill.data.transforms import Augmentation
 from crossdistill.distiller import Distiller, Tower
 from crossdistill.distributed import decide_on_first
-from crossdistill.encoders import Encoder, create_encoder
+from crossdistill.encoders import Encoder, create_encoder, is_from_file
 from crossdistill.encoders.weights import load_weights
 from crossdistill.engine import TrainingPlan
 from crossdistill.errors import UserError
@@ -35,6 +36,7 @@ from crossdistill.types import ViewSpec
 RUNS_FOLDER = Path("runs")
 TOYACTIONS_FOLDER = Path("data/toyactions")
 AUTO = "auto"
+OWN = "own"
 # Frames of a clip that an image teacher embeds and averages, unless --teacher-frames says otherwise.
 NUM_IMAGE_TEACHER_FRAMES = 4
 # Features up to which a head learns at the encoder's rate (AdamW).
@@ -55,12 +57,19 @@ def check_pair(config: RunConfig) -> None:
     if not pair.supervised and pair.teacher is None:
         raise UserError("no teacher was given: add for example --teacher rgb_r3d50, or --supervised to use labels")
     create_objective(config.objective.objective, temperature=config.objective.temperature)
-    with torch.device("meta"):  # names and sizes, without memory or time
-        for name in (pair.student, pair.teacher):
-            if name is not None:
+    for name in (pair.student, pair.teacher):
+        if name is not None:
+            # On meta: names and sizes, without memory or time. A stranger's network may read values while it is built.
+            with contextlib.nullcontext() if is_from_file(name) else torch.device("meta"):
                 create_encoder(name)
-    for option, weights in (("--teacher-weights", pair.teacher_weights), ("--student-weights", pair.student_weights)):
-        if weights is not None and weights != AUTO and not Path(weights).exists():
+    if pair.teacher_weights == OWN and not is_from_file(pair.teacher or ""):
+        raise UserError(
+            f"--teacher-weights own is for a teacher path/to/file.py:function that loads its weights itself, not for "
+            f"{pair.teacher}: give a weight file or a run's folder"
+        )
+    teacher_weights = None if pair.teacher_weights in (AUTO, OWN) else pair.teacher_weights
+    for option, weights in (("--teacher-weights", teacher_weights), ("--student-weights", pair.student_weights)):
+        if weights is not None and not Path(weights).exists():
             raise UserError(f"{option} {weights} does not exist: give a weight file or a run's folder")
 
 
@@ -101,7 +110,7 @@ def create_student(config: RunConfig, *, is_fresh: bool = False) -> Encoder:
         pair.student, num_frames=pair.student_frames, stride=pair.student_stride, size_px=pair.student_size
     )
     if pair.student_weights is not None and not is_fresh:
-        _load_from(student, pair.student_weights, option="--student-weights")
+        _load_from(student, pair.student_weights, option="--student-weights", adapt_stem=True)
     return student
 
 
@@ -110,13 +119,13 @@ def create_teacher(config: RunConfig, weights: str, student_view: ViewSpec) -> E
 
     Args:
         config: The run's.
-        weights: A weight file, or a run's or student's folder.
+        weights: A weight file, a run's or student's folder, or ``own``.
         student_view: Tells an image teacher how long the student's clips are.
     """
     pair = config.pair
     assert pair.teacher is not None
     num_frames, stride, size_px = pair.teacher_frames, pair.teacher_stride, pair.teacher_size
-    folder = find_student(weights)
+    folder = find_student(weights) if weights != OWN else None
     if folder is not None:  # the view that the weights were trained with, where no option changes it
         trained = read_facts(folder)[1]["view"]
         num_frames, stride = num_frames or trained["num_frames"], stride or trained["stride"]
@@ -128,27 +137,37 @@ def create_teacher(config: RunConfig, weights: str, student_view: ViewSpec) -> E
         span = student_view.num_frames * student_view.stride
         stride = pair.teacher_stride or max(1, span // num_frames)
         teacher.view = replace(teacher.view, num_frames=num_frames, stride=stride)
-    _load_from(teacher, weights, option="--teacher-weights")
+    if weights != OWN:
+        _load_from(teacher, weights, option="--teacher-weights")
     return teacher
 
 
-def _load_from(encoder: Encoder, weights: str, *, option: str) -> None:
+def _load_from(encoder: Encoder, weights: str, *, option: str, adapt_stem: bool = False) -> None:
     folder = find_student(weights)
     if folder is None:
         if Path(weights).is_dir():
             raise UserError(f"{option} {weights} is a folder without a student: give a weight file or a finished run")
-        load_weights(encoder, Path(weights))
+        load_weights(encoder, Path(weights), adapt_stem=adapt_stem)
         return
-    stored = load_student(folder)
-    if stored.name != encoder.name:
-        raise UserError(f"{option} {weights} holds {stored.name}, not {encoder.name}: name that, or give other weights")
+    name = read_facts(folder)[1]["encoder"]
+    if name != encoder.name:
+        raise UserError(f"{option} {weights} holds {name}, not {encoder.name}: name that, or give other weights")
+    stored = load_student(folder, allow_code=True)  # no other code than that which the command itself names
     encoder.body.load_state_dict(stored.body.state_dict())
 
 
 def training_set(
-    config: RunConfig, manifests: list[Manifest], *, student_view: ViewSpec, teacher_view: ViewSpec | None
+    config: RunConfig,
+    manifests: list[Manifest],
+    *,
+    student_view: ViewSpec,
+    teacher_view: ViewSpec | None,
+    accelerator: Accelerator,
 ) -> PairedClips:
-    """The training clips of all datasets: the train part of a labelled one, all of an unlabelled one."""
+    """The training clips of all datasets: the split's train part, and without --supervised what is in no split.
+
+    How many of them the preparation had to skip is printed.
+    """
     uses_labels = config.pair.supervised
     entries: list[Entry] = []
     for manifest in manifests:
@@ -157,9 +176,11 @@ def training_set(
                 manifest.require_stream(view.kind.stream, wanted_by=f"a {view.modality} encoder")
         if uses_labels and not manifest.classes:
             raise UserError(f"--supervised needs labels, and the dataset {manifest.root} has none: leave it out")
-        everything = list(range(len(manifest.videos)))
-        positions = manifest.select(split=config.data.split, part="train") if manifest.splits else everything
-        entries += [entry for entry in entries_of(manifest, positions) if entry.video.is_usable]
+        entries += entries_of(manifest, _training_positions(manifest, config.data.split, uses_labels=uses_labels))
+    usable = [entry for entry in entries if entry.video.is_usable]
+    if len(usable) < len(entries):
+        num_skipped = len(entries) - len(usable)
+        announce(accelerator, f"{num_skipped} of {len(entries)} training videos were skipped in preparation: left out")
     if uses_labels and len(manifests) > 1:
         raise UserError(f"--supervised takes one dataset, not {len(manifests)}: their classes differ")
     is_mirrored = {
@@ -168,7 +189,7 @@ def training_set(
         "auto": not uses_labels or all(manifest.flip_keeps_label for manifest in manifests),
     }[config.data.mirror]
     return PairedClips(
-        entries,
+        usable,
         student_view=student_view,
         teacher_view=teacher_view,
         augmentation=Augmentation(area_min=config.data.crop_area_min, mirror_probability=0.5 if is_mirrored else 0.0),
@@ -176,6 +197,14 @@ def training_set(
         replace_unreadable=True,
         decoder=config.data.decoder,
     )
+
+
+def _training_positions(manifest: Manifest, split: str, *, uses_labels: bool) -> list[int]:
+    """Positions of the split's train part; without labels also of the videos that are in no split at all."""
+    positions = manifest.select(split=split, part="train") if manifest.splits else []
+    if uses_labels and manifest.splits:
+        return positions
+    return sorted([*positions, *(i for i, video in enumerate(manifest.videos) if not video.splits)])
 
 
 def choose_execution(
@@ -309,8 +338,11 @@ def identity(config: RunConfig) -> dict[str, Any]:
     return values
 
 
-def teacher_config(config: RunConfig, folder: Path) -> RunConfig:
-    """The run that makes the teacher of this run, when there are no weights for it."""
+def teacher_config(config: RunConfig, folder: Path, manifests: list[Manifest]) -> RunConfig:
+    """The run that makes the teacher of this run, when there are no weights for it.
+
+    Its folder is named after its options and what the datasets hold, so that a teacher of other clips is never taken.
+    """
     pair = replace(
         config.pair,
         teacher=None,
@@ -328,7 +360,8 @@ def teacher_config(config: RunConfig, folder: Path) -> RunConfig:
     recipe = config.teacher_training
     optimization = replace(config.optimization, epochs=recipe.teacher_epochs, lr=recipe.teacher_lr)
     made = replace(config, pair=pair, optimization=optimization, objective=type(config.objective)())
-    key = hashlib.sha256(json.dumps(identity(made), sort_keys=True).encode()).hexdigest()[:8]
+    clips = [[video.to_json() for video in manifest.videos] for manifest in manifests]
+    key = hashlib.sha256(json.dumps([identity(made), clips], sort_keys=True).encode()).hexdigest()[:8]
     out = folder.parent / "teachers" / f"{_file_name(config.pair.teacher or '')}-{key}"
     machine = replace(config.machine, out=out, resume=True, evaluate=False)
     return replace(made, machine=machine)
@@ -339,7 +372,8 @@ def require_known_weights(config: RunConfig, manifests: list[Manifest]) -> None:
     if [manifest.dataset for manifest in manifests] != ["toyactions"]:
         teacher = config.pair.teacher
         raise UserError(
-            f"there are no known weights for the teacher {teacher}: give --teacher-weights FILE, or train it with "
+            f"there are no known weights for the teacher {teacher}: give --teacher-weights FILE"
+            f"{' (or own, if it loads them itself)' if is_from_file(teacher or '') else ''}, or train it with "
             f"--supervised --student {teacher} --data … --out DIR and then give --teacher-weights DIR"
         )
 

@@ -52,6 +52,27 @@ def join_tensors(tree: Any, tensors: dict[str, Tensor]) -> Any:
     return tree
 
 
+def write_tensors(path: Path, tensors: dict[str, Tensor], *, metadata: dict[str, str], advice: str) -> None:
+    """Write a safetensors file, whole or not at all, flushed to disk.
+
+    Args:
+        path: The file.
+        tensors: On any device, in any memory layout.
+        metadata: Of the file's header.
+        advice: Ends the sentence of the error.
+
+    Raises:
+        UserError: The disk is full or cannot be written.
+    """
+    # Clones: safetensors refuses tensors that share memory, and wants them contiguous.
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    try:
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write {path} ({error}); {advice}") from error
+
+
 class Checkpoints:
     """The checkpoints of one run; the newest two are kept.
 
@@ -74,38 +95,29 @@ class Checkpoints:
         return self.folder / f"step-{step:08d}.safetensors"
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
-        """Write a checkpoint, flush it to disk, then delete those that are too old.
+        """Write a checkpoint, flush it to disk, then delete those that are too old or of later steps.
 
         Raises:
             UserError: The disk is full or cannot be written; earlier checkpoints are untouched.
         """
         rest, tensors = split_tensors(state)
-        # Clones: safetensors refuses tensors that share memory, and wants them contiguous.
-        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         header = {"version": str(FORMAT_VERSION), "state": json.dumps(rest)}
         path = self.path(step)
-        self._clean_up(step)
-        try:
-            with atomic_path(path) as temporary:
-                save_file(tensors, temporary, metadata=header)
-        except (OSError, SafetensorError) as error:
-            kept = self.steps()
-            newest = f"the checkpoint of step {kept[-1]} is whole" if kept else "there is no earlier checkpoint"
-            raise UserError(
-                f"cannot write the checkpoint {path} ({error}); {newest}: free space there, then add --resume"
-            ) from error
-        for old_step in self.steps()[:-NUM_KEPT]:
-            self.path(old_step).unlink(missing_ok=True)
+        earlier = [kept for kept in self.steps() if kept < step]
+        newest = f"the checkpoint of step {earlier[-1]} is kept" if earlier else "there is no earlier checkpoint"
+        self._remove_half_written()
+        write_tensors(path, tensors, metadata=header, advice=f"{newest}: free space there, then add --resume")
+        # Later steps are of a run whose newest checkpoints were damaged: only now is there one that replaces them.
+        for other in self.steps():
+            if other > step or other in earlier[: 1 - NUM_KEPT]:
+                self.path(other).unlink(missing_ok=True)
         return path
 
-    def _clean_up(self, step: int) -> None:
-        """Remove what a killed run left: half-written files, and damaged checkpoints of later steps."""
+    def _remove_half_written(self) -> None:
+        """Remove what a killed run left."""
         if self.folder.is_dir():
             for path in self.folder.glob(".step-*.tmp"):
                 path.unlink(missing_ok=True)
-        for later_step in self.steps():
-            if later_step > step:
-                self.path(later_step).unlink(missing_ok=True)
 
     def load(self, step: int) -> dict[str, Any]:
         """Read the checkpoint of one step."""
@@ -125,7 +137,9 @@ class Checkpoints:
 
 def _read(path: Path) -> dict[str, Any]:
     with safe_open(path, framework="pt") as file:
-        header = file.metadata()
+        header = file.metadata() or {}
+        if not header.get("version", "").isdecimal():
+            raise SafetensorError("its header is not a checkpoint's")
         if int(header["version"]) > FORMAT_VERSION:
             raise UserError(f"{path} was written by a newer crossdistill: update it")
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -40,7 +40,8 @@ class PairConfig:
     supervised: bool = False
     """Train the student with labels and no teacher: how teachers are made, and the baseline to beat."""
     teacher_weights: str = "auto"
-    """A weight file, a run's student folder, or auto: on toyactions a teacher trained first and kept."""
+    """A weight file, a run's student folder, own (what path/to/file.py:function itself loads), or auto: on toyactions a
+    teacher trained first and kept."""
     student_weights: str | None = None
     """A weight file or a student folder to start the student from; fresh weights if absent."""
     teacher_frames: Count | None = None
@@ -257,7 +258,7 @@ def parse(arguments: list[str] | None = None, *, prog: str = "train.py") -> RunC
     preset = toyactions_preset()
     if config.pair.teacher_weights != "auto":  # a teacher that exists brings its own view
         preset["pair"] = {key: value for key, value in preset["pair"].items() if not key.startswith("teacher_")}
-    values = _merge(preset, file_values)
+    values = merge(preset, file_values)
     return _parse_options(from_dict(values, source=source), arguments, prog)
 
 
@@ -292,8 +293,10 @@ def _parse_options(default: RunConfig, arguments: list[str], prog: str) -> RunCo
     return from_dict(to_dict(config), source="the command line")
 
 
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def merge(base: dict[str, Any], *over: dict[str, Any]) -> dict[str, Any]:
+    """Nested values, of which later ones win key by key."""
     merged = dict(base)
-    for key, value in over.items():
-        merged[key] = _merge(base.get(key, {}), value) if isinstance(value, dict) else value
+    for values in over:
+        for key, value in values.items():
+            merged[key] = merge(merged.get(key, {}), value) if isinstance(value, dict) else value
     return merged

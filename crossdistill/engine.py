@@ -24,7 +24,7 @@ from crossdistill.data.dataset import PairedClips, make_loader
 from crossdistill.data.sampling import TrainingBatches
 from crossdistill.distiller import Task
 from crossdistill.distributed import decide_on_first, gather_objects
-from crossdistill.errors import UserError
+from crossdistill.errors import OneProcessError, UserError
 from crossdistill.run_folder import MetricsLog
 from crossdistill.types import Anchors, PairedBatch, StepOutput
 
@@ -58,7 +58,9 @@ class TrainingState:
     step: int = 0
     """Optimizer steps done."""
     unreadable: dict[str, str] = field(default_factory=dict)
-    """Video to reason."""
+    """Dataset/video to reason."""
+    seconds: float = 0.0
+    """Time that training took, in all the processes that it was resumed in."""
 
 
 def train(
@@ -87,6 +89,7 @@ def train(
     Returns:
         The final state, with the videos that could not be read.
     """
+    started = time.perf_counter()
     checkpoints = Checkpoints(folder / "checkpoints")
     model, optimizer = accelerator.prepare(task.trainable, optimizer)
     state = _resume(checkpoints, task, model, optimizer, accelerator, seed=plan.seed, num_samples=len(dataset))
@@ -100,7 +103,8 @@ def train(
         start_batch=state.step * plan.accumulate,
     )
     steps_per_epoch = max(1, batches.batches_per_epoch // plan.accumulate)
-    num_steps = batches.batches_per_epoch * plan.num_epochs // plan.accumulate
+    num_steps = _count_steps(batches.batches_per_epoch * plan.num_epochs, plan.accumulate)
+    started -= state.seconds
     checkpoint_every = plan.checkpoint_every_steps or steps_per_epoch
     evaluate_every = plan.evaluate_every_steps(num_steps, steps_per_epoch) if evaluate else 0
     loader = make_loader(dataset, batches, num_workers=plan.num_workers, pin_memory=accelerator.device.type == "cuda")
@@ -130,16 +134,29 @@ def train(
             task.after_step()
             state.step += 1
             monitor.finish_step(state.step, lr=lr, bank_fill=task.bank.fill if task.bank is not None else None)
-            if state.step % checkpoint_every == 0 or state.step == num_steps:
-                _save(checkpoints, state, task, model, optimizer, accelerator, len(dataset))
+            # Evaluated before it is saved: whoever goes on after a step has its evaluation in the curves.
             if evaluate is not None and evaluate_every and state.step % evaluate_every == 0:
+                _require_finite(model.parameters(), state.step)
                 with monitor.pause():
                     monitor.note(state.step, evaluate())
+            if state.step % checkpoint_every == 0 or state.step == num_steps:
+                state.seconds = time.perf_counter() - started
+                _save(checkpoints, state, task, model, optimizer, accelerator, len(dataset))
             if state.step == num_steps:
                 break
     _report_unreadable(state, accelerator)
     accelerator.free_memory()  # or the next run of this process would keep this one's optimizer
     return state
+
+
+def _count_steps(num_batches: int, accumulate: int) -> int:
+    """Optimizer steps of a run, at least one."""
+    if num_batches < accumulate:
+        raise UserError(
+            f"--accumulate {accumulate} wants more batches for one step than the {num_batches} of the whole run: "
+            "lower it or --batch-size, or raise --epochs"
+        )
+    return num_batches // accumulate
 
 
 def _enqueue(task: Task, anchors: list[Anchors]) -> None:
@@ -168,7 +185,7 @@ def _count_unreadable(
     if is_short or len(state.unreadable) > plan.max_unreadable * num_samples:
         video, reason = next(iter(state.unreadable.items()))
         limit = "no other clip could stand in" if is_short else f"over --max-unreadable {plan.max_unreadable}"
-        raise UserError(
+        raise OneProcessError(
             f"{len(state.unreadable)} of {num_samples} clips could not be read ({limit}; {video}: {reason}): "
             "repair the data or raise the limit, then add --resume"
         )
@@ -192,11 +209,18 @@ def _resume(
     num_samples: int,
 ) -> TrainingState:
     """Take over the newest whole checkpoint, if there is one."""
-    newest = decide_on_first(accelerator, lambda: (checkpoints.load_newest() or (None, None))[0])
+    found: list[dict[str, Any]] = []  # on the first process, which has to read it to know that it is whole
+
+    def find_newest() -> int | None:
+        step, content = checkpoints.load_newest() or (None, {})
+        found.append(content)
+        return step
+
+    newest = decide_on_first(accelerator, find_newest)
     if newest is None:
         torch.manual_seed(seed + accelerator.process_index)  # dropout differs between processes
         return TrainingState()
-    content = checkpoints.load(newest)
+    content = found[0] if found else checkpoints.load(newest)
     generators = content["generators"]
     if len(generators) != accelerator.num_processes or content["num_samples"] != num_samples:
         raise UserError(
@@ -209,7 +233,7 @@ def _resume(
     _set_generator_state(generators[accelerator.process_index])
     if accelerator.is_main_process:
         console.print(f"going on after step {newest}")
-    return TrainingState(step=newest, unreadable=content["unreadable"])
+    return TrainingState(step=newest, unreadable=content["unreadable"], seconds=content.get("seconds", 0.0))
 
 
 def _save(
@@ -231,6 +255,7 @@ def _save(
         "task": task.state_dict(),
         "generators": generators,
         "unreadable": state.unreadable,
+        "seconds": state.seconds,
         "num_samples": num_samples,
     }
     decide_on_first(accelerator, lambda: str(checkpoints.save(state.step, content)))

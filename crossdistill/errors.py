@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable
 
 USER_ERROR_EXIT_STATUS = 2
 FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# How PyTorch's RuntimeError begins where the machine's memory is used up.
+CPU_MEMORY_ERROR = "DefaultCPUAllocator"
 # What no further file can mend, in words.
 STOPPING_ERRORS = {
     **dict.fromkeys(FULL_DISK_ERRORS, "the disk is full"),
@@ -26,6 +28,10 @@ class UserError(ValueError):
     """
 
 
+class OneProcessError(UserError):
+    """A ``UserError`` that one of several processes met alone, so that it has to say it itself."""
+
+
 class UnreadableVideoError(Exception):
     """One video cannot be decoded. Counted and reported by whoever walks over many videos."""
 
@@ -39,29 +45,48 @@ def unknown_name(kind: str, given: str, allowed: Iterable[str]) -> UserError:
 
 
 def friendly_errors(main: Callable[..., None]) -> Callable[..., None]:
-    """Decorate a command's ``main`` so that a ``UserError`` becomes one sentence and status 2.
+    """Decorate a command's ``main`` so that what a person can mend becomes one sentence and status 2.
 
-    With ``CROSSDISTILL_TRACEBACK=1`` the stack trace is shown as well.
+    That is a ``UserError``, a full disk and memory that is not enough. With ``CROSSDISTILL_TRACEBACK=1`` the stack
+    trace is shown as well. Of several processes on a machine the first one speaks for all, unless the error is a
+    ``OneProcessError`` or out of memory.
     """
 
     @functools.wraps(main)
     def wrapped(*args: object, **kwargs: object) -> None:
         try:
             main(*args, **kwargs)
-        except UserError as error:
-            if os.environ.get("CROSSDISTILL_TRACEBACK") == "1":
+        except (UserError, OSError, RuntimeError, MemoryError) as error:
+            sentence = _sentence(error)
+            if sentence is None or os.environ.get("CROSSDISTILL_TRACEBACK") == "1":
                 raise
-            print(f"crossdistill: error: {error}", file=sys.stderr)
-            sys.exit(USER_ERROR_EXIT_STATUS)
-        except OSError as error:
-            if error.errno not in FULL_DISK_ERRORS or os.environ.get("CROSSDISTILL_TRACEBACK") == "1":
-                raise
-            where = f" ({error.filename})" if error.filename else ""
-            print(
-                f"crossdistill: error: the disk is full{where}: free space and start again; finished work is kept, "
-                "and a training goes on with --resume",
-                file=sys.stderr,
-            )
+            if not isinstance(error, UserError | OSError) or isinstance(error, OneProcessError) or _is_first_process():
+                print(f"crossdistill: error: {sentence}", file=sys.stderr)
             sys.exit(USER_ERROR_EXIT_STATUS)
 
     return wrapped
+
+
+def _is_first_process() -> bool:
+    """Whether this is the first of the processes that a launcher started on this machine, or the only one."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def _sentence(error: BaseException) -> str | None:
+    """What to tell the person; None for an error that is ours to mend."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in FULL_DISK_ERRORS:
+        where = f" ({error.filename})" if error.filename else ""
+        return (
+            f"the disk is full{where}: free space and start again; finished work is kept, and a training goes on with "
+            "--resume"
+        )
+    # By name: this module is imported before it is known whether torch can be. The CPU's allocator has no type.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or CPU_MEMORY_ERROR in str(error):
+        reason = str(error).partition("\n")[0]
+        return (
+            f"there is not enough memory ({reason}): lower --batch-size (and raise --accumulate by as much), the size "
+            "or number of frames, or --workers"
+        )
+    return None

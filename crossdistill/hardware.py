@@ -42,7 +42,7 @@ def uses_bf16(encoder: Encoder, *, setting: str, device: torch.device, training_
     if setting != "auto":
         return setting == "bf16"
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     if launched == "bf16":
         return True
     if training_batch_size is None or device.type != "cpu" or not encoder.bf16_pays_on_cpu:

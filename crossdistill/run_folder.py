@@ -23,11 +23,16 @@ def claim(folder: Path, configuration: dict[str, Any], *, resume: bool) -> None:
 
     Raises:
         UserError: The folder holds a run already and ``resume`` is false, or that run's configuration
-            is another one; the sentence names the first key that differs.
+            is lost or another one; the sentence names the first key that differs.
     """
     path = folder / CONFIG_NAME
     has_work = any((folder / name).exists() for name in ("checkpoints", "student"))
-    if path.is_file() and has_work:
+    if has_work:
+        if not path.is_file():
+            raise UserError(
+                f"{folder} holds checkpoints or a student but no {CONFIG_NAME}, so nobody knows which options they are "
+                "of: put the file back, or choose another --out"
+            )
         if not resume:
             raise UserError(f"{folder} holds a run already: add --resume to go on with it, or choose another --out")
         earlier = json.loads(path.read_text(encoding="utf-8"))["configuration"]
@@ -42,6 +47,13 @@ def claim(folder: Path, configuration: dict[str, Any], *, resume: bool) -> None:
         raise UserError(f"{folder} is a file: choose a folder for --out")
     content = {"configuration": configuration, "environment": describe_environment()}
     write_text_atomically(path, json.dumps(content, indent=2) + "\n")
+
+
+def release(folder: Path) -> None:
+    """Undo ``claim`` for a run that ended before it left anything else, so that its folder's name is free again."""
+    if folder.is_dir() and [path.name for path in folder.iterdir()] == [CONFIG_NAME]:
+        (folder / CONFIG_NAME).unlink()
+        folder.rmdir()
 
 
 def _first_difference(earlier: dict[str, Any], now: dict[str, Any], path: str = "") -> str | None:

@@ -11,12 +11,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
-from crossdistill.encoders import Encoder, create_encoder
+from crossdistill.checkpoint import write_tensors
+from crossdistill.encoders import Encoder, create_encoder, is_from_file
 from crossdistill.encoders.weights import load_weights
 from crossdistill.errors import UserError
-from crossdistill.files import atomic_path, write_text_atomically
+from crossdistill.files import write_text_atomically
 from crossdistill.types import ViewSpec
 
 FORMAT_VERSION = 1
@@ -31,10 +30,16 @@ def save_student(encoder: Encoder, folder: Path, *, facts: dict[str, Any]) -> No
         encoder: Adapters and classifiers are not part of it and are not written.
         folder: Made if absent.
         facts: How it was trained; anything JSON can hold.
+
+    Raises:
+        UserError: The disk is full or cannot be written.
     """
-    body = {name: value.detach().cpu().contiguous().clone() for name, value in encoder.body.state_dict().items()}
-    with atomic_path(folder / WEIGHTS_NAME) as temporary:
-        save_file(body, temporary, metadata={"format": "pt"})
+    write_tensors(
+        folder / WEIGHTS_NAME,
+        encoder.body.state_dict(),
+        metadata={"format": "pt"},
+        advice="free space there and start again; a training goes on with --resume",
+    )
     description = {
         "format": "crossdistill-student",
         "version": FORMAT_VERSION,
@@ -76,13 +81,22 @@ def read_facts(path: str | Path) -> tuple[Path, dict[str, Any]]:
     return folder, description
 
 
-def load_student(path: str | Path) -> Encoder:
+def load_student(path: str | Path, *, allow_code: bool = False) -> Encoder:
     """Load a trained student: an ``Encoder`` in eval mode that maps views [B, C, T, H, W] to [B, D].
 
     Args:
         path: A run's folder, or the folder with ``student.safetensors`` and ``student.json``.
+        allow_code: Whether the Python file that a student of one's own network names may be run.
+
+    Raises:
+        UserError: There is no student, it is damaged, or it names a Python file and ``allow_code`` is false.
     """
     folder, description = read_facts(path)
+    if is_from_file(description["encoder"]) and not allow_code:
+        raise UserError(
+            f"the student in {folder} is built by the Python file {description['encoder']}, which would be run: look "
+            "at it, then pass allow_code=True (--allow-code on the command line)"
+        )
     view = description["view"]
     encoder = create_encoder(
         description["encoder"], num_frames=view["num_frames"], stride=view["stride"], size_px=view["size_px"]

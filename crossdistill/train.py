@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from crossdistill.environment import require_matched_torch
+from crossdistill.errors import friendly_errors
+
+if __name__ == "__main__":  # before what follows imports a torchvision that perhaps cannot be
+    friendly_errors(require_matched_torch)()
 
 from accelerate import Accelerator
 
@@ -21,11 +26,9 @@ from crossdistill.distiller import Task
 from crossdistill.distributed import decide_on_first, use_all_cores
 from crossdistill.encoders import Encoder
 from crossdistill.engine import train
-from crossdistill.environment import require_matched_torch
-from crossdistill.errors import friendly_errors
 from crossdistill.evaluation.evaluate import Evaluation, evaluate_encoder
 from crossdistill.files import write_text_atomically
-from crossdistill.run_folder import claim
+from crossdistill.run_folder import claim, release
 from crossdistill.runner import Execution
 from crossdistill.student import find_student, save_student
 
@@ -70,17 +73,23 @@ def run(config: RunConfig, accelerator: Accelerator | None = None) -> Path:
     folder = decide_on_first(accelerator, lambda: build.run_folder(config))
     decide_on_first(accelerator, lambda: claim(folder, build.identity(config), resume=config.machine.resume))
     this_run = Run(config, manifests, folder, accelerator)
-    if config.pair.supervised:
-        _learn_from_labels(this_run)
-    else:
-        _learn_from_teacher(this_run)
+    try:
+        if config.pair.supervised:
+            _learn_from_labels(this_run)
+        else:
+            _learn_from_teacher(this_run)
+    finally:
+        if accelerator.is_main_process:
+            release(folder)  # a folder with work in it stays
     return folder
 
 
 def _learn_from_labels(run: Run) -> None:
     student = build.create_student(run.config)
     build.announce(run.accelerator, f"{student.name} learns from labels; the run is kept in {run.folder}")
-    dataset = build.training_set(run.config, run.manifests, student_view=student.view, teacher_view=None)
+    dataset = build.training_set(
+        run.config, run.manifests, student_view=student.view, teacher_view=None, accelerator=run.accelerator
+    )
     num_classes = len(run.manifests[0].classes)
     task = build.create_supervised(run.config, student=student, num_classes=num_classes, accelerator=run.accelerator)
     _train(run, task, task.execution, student, dataset, facts={"supervised": True})
@@ -94,7 +103,9 @@ def _learn_from_teacher(run: Run) -> None:
     build.announce(
         run.accelerator, f"{student.name} learns from {teacher.name} ({weights}); the run is kept in {run.folder}"
     )
-    dataset = build.training_set(run.config, run.manifests, student_view=student.view, teacher_view=teacher.view)
+    dataset = build.training_set(
+        run.config, run.manifests, student_view=student.view, teacher_view=teacher.view, accelerator=run.accelerator
+    )
     distiller = build.create_distiller(run.config, student=student, teacher=teacher, accelerator=run.accelerator)
     facts = {
         "supervised": False,
@@ -104,12 +115,10 @@ def _learn_from_teacher(run: Run) -> None:
     }
     _train(run, distiller, distiller.execution, student, dataset, facts=facts)
     random_student = build.create_student(run.config, is_fresh=True)
+    distiller.execution.place(random_student)  # the same precision for both students
     encoders = {
         "teacher": (teacher, distiller.teacher.execution),
-        "student, random": (
-            random_student,
-            build.choose_execution(run.config, random_student, run.accelerator),
-        ),
+        "student, random": (random_student, distiller.execution),
         "student, distilled": (student, distiller.execution),
     }
     _evaluate_all(run, encoders)
@@ -121,10 +130,11 @@ def _teacher_weights(run_: Run) -> str:
     if pair.teacher_weights != build.AUTO:
         return pair.teacher_weights
     build.require_known_weights(run_.config, run_.manifests)
-    made = build.teacher_config(run_.config, run_.folder)
+    made = build.teacher_config(run_.config, run_.folder, run_.manifests)
     assert made.machine.out is not None
     out = made.machine.out
     if not decide_on_first(run_.accelerator, lambda: find_student(out) is not None):
+        build.create_student(run_.config)  # wrong --student-weights are named before minutes of training
         build.announce(run_.accelerator, f"no weights are known for {pair.teacher}: it is trained with labels first")
         run(made, run_.accelerator)
     return str(made.machine.out)
@@ -134,7 +144,6 @@ def _train(
     run: Run, task: Task, execution: Execution, student: Encoder, dataset: PairedClips, *, facts: dict[str, Any]
 ) -> None:
     """Train to the end and export the student."""
-    started = time.perf_counter()
     state = train(
         task,
         dataset,
@@ -151,7 +160,7 @@ def _train(
         "num_clips": len(dataset),
         "num_unreadable": len(state.unreadable),
         "steps": state.step,
-        "seconds": round(time.perf_counter() - started, 1),
+        "seconds": round(state.seconds, 1),
     }
     decide_on_first(run.accelerator, lambda: save_student(student, run.folder / "student", facts=facts))
 
@@ -202,18 +211,30 @@ def _evaluate_all(run: Run, encoders: dict[str, tuple[Encoder, Execution]]) -> N
         }
         results[str(manifest.root)] = {role: evaluation.to_json() for role, evaluation in evaluations.items()}
         if run.accelerator.is_main_process:
-            _print_comparison(manifest, run.config.data.split, evaluations)
+            _report(manifest, run.config.data.split, evaluations)
     if run.accelerator.is_main_process:
         write_text_atomically(run.folder / RESULTS_NAME, json.dumps(results, indent=2) + "\n")
         build.announce(run.accelerator, f"numbers: {run.folder / RESULTS_NAME}; student: {run.folder / 'student'}")
 
 
-def _print_comparison(manifest: Manifest, split: str, evaluations: dict[str, Evaluation]) -> None:
+def print_comparison(title: str, by_role: dict[str, dict[str, Any]]) -> None:
+    """Print one row a network.
+
+    Args:
+        title: Above the table.
+        by_role: Role to what ``Evaluation.to_json`` gives, as ``results.json`` keeps it for each dataset.
+    """
     rows = [
-        (role, evaluation.encoder, *(f"{evaluation.results[name].top1:.1%}" for name in TABLE_PROTOCOLS))
-        for role, evaluation in evaluations.items()
+        (role, evaluation["encoder"], *(f"{evaluation['results'][name]['top1']:.1%}" for name in TABLE_PROTOCOLS))
+        for role, evaluation in by_role.items()
     ]
-    print_table(f"{manifest.dataset}, split {split}, top-1", ("", "encoder", *TABLE_PROTOCOLS.values()), rows)
+    print_table(title, ("", "encoder", *TABLE_PROTOCOLS.values()), rows)
+
+
+def _report(manifest: Manifest, split: str, evaluations: dict[str, Evaluation]) -> None:
+    """Print the table of one dataset, its coverage, and a warning of a weak teacher."""
+    by_role = {role: evaluation.to_json() for role, evaluation in evaluations.items()}
+    print_comparison(f"{manifest.dataset}, split {split}, top-1", by_role)
     worst = max(evaluations.values(), key=lambda evaluation: len(evaluation.unreadable))
     print(f"{worst.num_test} test clips evaluated, {len(worst.unreadable)} could not be read")
     _warn_of_weak_teacher(evaluations, len(manifest.classes))

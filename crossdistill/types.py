@@ -81,7 +81,7 @@ class PairedBatch:
     labels: Tensor
     """[B] int64, -1 where the video has none."""
     unreadable: tuple[tuple[str, str], ...] = ()
-    """(video, reason) of the videos that were met while this batch was made and could not be read."""
+    """(dataset/video, reason) of the videos that were met while this batch was made and could not be read."""
 
     def to(self, device: torch.device) -> PairedBatch:
         """Move every tensor to a device."""
@@ -112,9 +112,9 @@ class Anchors:
     """What a finished step adds to the memory bank: the same samples in every field."""
 
     teacher: Tensor
-    """[B, teacher dim], L2-normalised."""
+    """[B, teacher dim], as embedded; the bank normalises them."""
     student: Tensor | None
-    """[B, student dim], L2-normalised; None when the student is compared with the teacher's anchors."""
+    """[B, student dim], as embedded; None when the student is compared with the teacher's anchors."""
     sample_ids: Tensor
     """[B] int64."""
 

@@ -15,36 +15,31 @@ import time
 from pathlib import Path
 from typing import Any
 
+from crossdistill.environment import require_matched_torch
+from crossdistill.errors import friendly_errors
+
+if __name__ == "__main__":  # before what follows imports a torchvision that perhaps cannot be
+    friendly_errors(require_matched_torch)()
+
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from crossdistill.config import from_dict, load_yaml, toyactions_preset
-from crossdistill.console import console, print_table
+from crossdistill.config import from_dict, load_yaml, merge, toyactions_preset
+from crossdistill.console import console
 from crossdistill.environment import describe_environment
-from crossdistill.errors import friendly_errors
 from crossdistill.files import atomic_path, write_text_atomically
-from crossdistill.train import RESULTS_NAME, run
+from crossdistill.train import RESULTS_NAME, TABLE_PROTOCOLS, print_comparison, run
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 ROLES = ("teacher", "student, supervised", "student, distilled", "student, random")
-PROTOCOLS = {"1-nn": "1-NN", "linear": "linear"}
-
-
-def merge(*parts: dict[str, Any]) -> dict[str, Any]:
-    """Later sections win, key by key."""
-    merged: dict[str, Any] = {}
-    for part in parts:
-        for section, values in part.items():
-            merged[section] = {**merged.get(section, {}), **values}
-    return merged
 
 
 def train(name: str, folder: Path, **sections: dict[str, Any]) -> dict[str, Any]:
     """Run one configuration (or go on with it) and return its results by role."""
-    values = merge(toyactions_preset(), load_yaml(CONFIGS / f"{name}.yaml"), sections)
-    values = merge(values, {"machine": {"out": str(folder), "resume": True}})
+    place = {"machine": {"out": str(folder), "resume": True}}
+    values = merge(toyactions_preset(), load_yaml(CONFIGS / f"{name}.yaml"), sections, place)
     run(from_dict(values, source=f"configs/{name}.yaml"))
     results: dict[str, Any] = json.loads((folder / RESULTS_NAME).read_text(encoding="utf-8"))
     return next(iter(results.values()))
@@ -55,14 +50,14 @@ def draw(results: dict[str, Any], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     colours = ("#4c566a", "#d08770", "#2e7d32", "#b0b7c3")
     for i, role in enumerate(ROLES):
-        heights = [100 * results[role]["results"][protocol]["top1"] for protocol in PROTOCOLS]
+        heights = [100 * results[role]["results"][protocol]["top1"] for protocol in TABLE_PROTOCOLS]
         label = f"{role} ({results[role]['encoder']})"
         bars = axes.bar(
-            [x + 0.2 * (i - 1.5) for x in range(len(PROTOCOLS))], heights, 0.19, label=label, color=colours[i]
+            [x + 0.2 * (i - 1.5) for x in range(len(TABLE_PROTOCOLS))], heights, 0.19, label=label, color=colours[i]
         )
         axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=9)
     any_result = results[ROLES[0]]
-    axes.set_xticks(range(len(PROTOCOLS)), list(PROTOCOLS.values()))
+    axes.set_xticks(range(len(TABLE_PROTOCOLS)), list(TABLE_PROTOCOLS.values()))
     axes.set_ylabel("top-1 accuracy, %")
     axes.set_ylim(0, 128)
     axes.set_title(f"{any_result['dataset']}, split {any_result['split']}, {any_result['num_test']} test clips")
@@ -92,11 +87,7 @@ def main() -> None:
     if earlier.get("results") != results:  # else all was there already, and the seconds of the real work stay
         write_text_atomically(path, json.dumps(report, indent=2) + "\n")
     draw(results, options.out / "results.png")
-    rows = [
-        (role, results[role]["encoder"], *(f"{results[role]['results'][p]['top1']:.1%}" for p in PROTOCOLS))
-        for role in ROLES
-    ]
-    print_table("toyactions, top-1 on held-out clips", ("", "encoder", *PROTOCOLS.values()), rows)
+    print_comparison("toyactions, top-1 on held-out clips", {role: results[role] for role in ROLES})
     console.print(f"{seconds:.0f} s; numbers: {path}; picture: {options.out}/results.png", soft_wrap=True)
 
 

@@ -9,10 +9,15 @@ import time
 
 import pytest
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import nn
 
+from crossdistill import checkpoint
 from crossdistill.checkpoint import Checkpoints, join_tensors, load_optimizer_state, optimizer_state, split_tensors
+from crossdistill.encoders import create_encoder
 from crossdistill.errors import UserError
+from crossdistill.student import save_student
 
 
 def state(value):
@@ -60,6 +65,40 @@ def test_checkpoints__going_on_after_damage_keeps_the_new_ones(tmp_path):
     assert checkpoints.steps() == [1, 2] and len(list(tmp_path.iterdir())) == 2
 
 
+def fill_disk(monkeypatch):
+    def save_file(tensors, path, metadata):
+        raise SafetensorError("No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoint, "save_file", save_file)
+
+
+def test_checkpoints__later_ones_stay_until_the_new_one_is_written(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 8):
+        checkpoints.save(step, state(step))
+    with monkeypatch.context() as patch:
+        fill_disk(patch)
+        with pytest.raises(UserError, match="step 1 is kept"):
+            checkpoints.save(2, state(2))
+    assert checkpoints.steps() == [1, 8]
+    checkpoints.save(2, state(2))
+    assert checkpoints.steps() == [1, 2]
+
+
+def test_save_student__full_disk_is_one_sentence(tmp_path, monkeypatch):
+    fill_disk(monkeypatch)
+    with pytest.raises(UserError, match=r"cannot write .*student\.safetensors .*free space.*--resume"):
+        save_student(create_encoder("rgb_r3d10"), tmp_path, facts={})
+
+
+@pytest.mark.parametrize("header", [None, {"state": "{}"}, {"version": "one", "state": "{}"}, {"version": "1"}])
+def test_checkpoints__with_a_damaged_header_are_passed_over(tmp_path, header):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state(1))
+    save_file({"w": torch.ones(1)}, checkpoints.path(2), metadata=header)
+    assert checkpoints.load_newest()[0] == 1
+
+
 WRITER = """
 import sys, torch
 from pathlib import Path
@@ -101,15 +140,13 @@ def test_checkpoints__full_disk_is_one_sentence_and_keeps_the_last_one(tmp_path)
     """The kernel refuses the write (file size limit), as it does on a full disk."""
     done = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 2
-    assert "cannot write the checkpoint" in done.stderr and "step 1 is whole" in done.stderr
+    assert "cannot write" in done.stderr and "step 1 is kept" in done.stderr
     assert "--resume" in done.stderr and "Traceback" not in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001.safetensors"]
     assert Checkpoints(tmp_path).load_newest()[0] == 1
 
 
 def test_checkpoints__of_a_newer_version_are_refused(tmp_path):
-    from safetensors.torch import save_file
-
     header = {"version": "99", "state": "{}"}
     save_file({"w": torch.ones(1)}, tmp_path / "step-00000001.safetensors", metadata=header)
     with pytest.raises(UserError, match="newer crossdistill"):

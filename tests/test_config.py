@@ -1,12 +1,14 @@
 """Configuration: strict, complete, and what the command line says wins."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
-from crossdistill.build import check_pair, create_plan
+from crossdistill.build import check_pair, create_plan, teacher_config
 from crossdistill.config import from_dict, load_yaml, parse, save_yaml, to_dict
+from crossdistill.data.manifest import Manifest
 from crossdistill.errors import UserError
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
@@ -81,6 +83,34 @@ def test_unknown_option__exits_with_a_suggestion(capsys):
 def test_wrong_option_value__is_one_sentence():
     with pytest.raises(UserError, match=r"objective\.bank_size is 0"):
         parse(["--bank-size", "0"])
+
+
+def test_check_pair__builds_a_network_of_ones_own_with_values(tmp_path):
+    """Some networks read values while they are built (rates of stochastic depth), which the meta device lacks."""
+    (tmp_path / "mine.py").write_text(
+        "import torch, crossdistill\n"
+        "def make():\n"
+        "    view = crossdistill.ViewSpec('flow', 4, 2, 32, mean=(0.0, 0.0), std=(1.0, 1.0))\n"
+        "    body = torch.nn.Linear(7, int(torch.linspace(0, 7, 3)[-1].item()))\n"
+        "    return crossdistill.wrap_encoder(body, name='flow_mine', view=view, embed_dim=7)\n"
+    )
+    check_pair(parse(["--student", "flow_r3d10", "--teacher", f"{tmp_path}/mine.py:make"]))
+
+
+def test_check_pair__own_weights_are_for_networks_of_ones_own():
+    with pytest.raises(UserError, match=r"--teacher-weights own is for .* not for rgb_r3d10"):
+        check_pair(parse(["--student", "flow_r3d10", "--teacher", "rgb_r3d10", "--teacher-weights", "own"]))
+
+
+def test_teacher_config__another_content_of_the_data_is_another_teacher(toy_folder, tmp_path):
+    config = parse(["--student", "flow_r3d10", "--teacher", "rgb_r3d10"])
+    manifest = Manifest.load(toy_folder)
+    video = manifest.videos[0]
+    stream = replace(video.streams["rgb"], pts=video.streams["rgb"].pts + 1)
+    changed = replace(video, streams={**video.streams, "rgb": stream})
+    others = [manifest, Manifest.load(toy_folder), replace(manifest, videos=(changed, *manifest.videos[1:]))]
+    one, same, other = (teacher_config(config, tmp_path / "run", [each]).machine.out for each in others)
+    assert one == same != other
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

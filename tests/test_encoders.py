@@ -151,10 +151,17 @@ def test_weights__an_rgb_stem_becomes_a_flow_stem(tmp_path):
     torch.save(r3d_18().state_dict(), path)
     rgb, flow = create_encoder("rgb_r3d18"), create_encoder("flow_r3d18")
     load_weights(rgb, path)
-    load_weights(flow, path)
+    load_weights(flow, path, adapt_stem=True)
     gray = torch.randn(1, 1, 4, 32, 32)
     responses = [e.body.get_submodule(e.stem)(gray.expand(-1, e.view.kind.channels, -1, -1, -1)) for e in (rgb, flow)]
     torch.testing.assert_close(*responses, atol=1e-4, rtol=1e-4)
+
+
+def test_weights__of_another_modality_are_refused_unless_the_stem_may_change(tmp_path):
+    path = tmp_path / "r3d18.pth"
+    torch.save(r3d_18().state_dict(), path)
+    with pytest.raises(UserError, match="stem takes 3 channels, and that of flow_r3d18 takes 2"):
+        load_weights(create_encoder("flow_r3d18"), path)
 
 
 def test_match_stem_channels__keeps_what_fits():

@@ -48,6 +48,25 @@ def make_checkout(folder: Path) -> str:
     return subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True).stdout.strip()
 
 
+COMMANDS = {
+    "environment": ["-m", "crossdistill.environment"],
+    "train.py": [str(PACKAGE.parent / "train.py")],
+    "train": ["-m", "crossdistill.train"],
+    "crossdistill": ["-m", "crossdistill.cli", "train"],
+    "demo": [str(PACKAGE.parent / "scripts" / "demo.py")],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command__names_a_mismatch_in_one_sentence(tmp_path: Path, command: str) -> None:
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision" / "__init__.py").write_text(MISSING_OPERATOR + "\n")
+    (tmp_path / "torch.py").write_text("")
+    done = run_python(*COMMANDS[command], python_path=tmp_path, cwd=PACKAGE.parent)
+    assert done.returncode == USER_ERROR_EXIT_STATUS, done.stderr
+    assert "Traceback" not in done.stderr and "do not belong together" in done.stderr
+
+
 @pytest.mark.parametrize("failure", [MISSING_OPERATOR, UNDEFINED_SYMBOL, HALF_IMPORTED])
 def test_require_matched_torch__mismatch_is_one_sentence(tmp_path: Path, failure: str) -> None:
     for name, content in (("torch", ""), ("torchvision", failure + "\n")):  # an empty torch, for it imports at once

@@ -39,6 +39,13 @@ def test_uses_bf16__on_a_cpu(monkeypatch):
         decide(monkeypatch, launched="fp16")
 
 
+def test_uses_bf16__a_gpu_that_would_emulate_it_computes_in_fp32(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    cuda = torch.device("cuda")
+    assert not uses_bf16(tiny(), setting="auto", device=cuda, training_batch_size=8)
+    assert uses_bf16(tiny(), setting="bf16", device=cuda, training_batch_size=8)
+
+
 def test_gradient_check__leaves_network_and_generator_alone():
     encoder = tiny()
     before, generator = copy.deepcopy(encoder.state_dict()), torch.get_rng_state()

@@ -1,13 +1,14 @@
 """Real processes: SIGKILL and resume to the bit, and two processes that do what one does."""
 
+import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -57,22 +58,34 @@ def flatten(tree, path=""):
     return {path: tree}
 
 
+def evaluations(folder):
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row["knn"] for row in rows if "knn" in row}
+
+
 def kill_after(process, folder, step):
-    """SIGKILL to the whole process group as soon as the curves show a step."""
+    """SIGKILL to the process and all its descendants (torchrun's are in sessions of their own) after a step."""
     deadline = time.monotonic() + 200
     while not (folder / "metrics.jsonl").is_file() or max(losses(folder), default=0) < step:
         assert process.poll() is None, process.stdout.read()
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
+    everyone = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for each in everyone:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.kill()
     process.communicate()
+    psutil.wait_procs(everyone[1:], timeout=10)
+    assert not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in everyone[1:])
 
 
 PAIR = ["--teacher", "rgb_r3d10_gn", "--student", "flow_r3d10"]
 # AlexNet's body drops features out, and its stem has the fewest pixels at 64.
 DROPOUT_PAIR = ["--teacher", "rgb_r3d10_gn", "--student", "image_alexnet", "--student-size", 64]
+# An evaluation at every step of a checkpoint and between them.
+KNN = ["--knn-clips", 12, "--knn-every-epochs", 0.25]
 RESUME_CASES = {
-    "momentum": ([*PAIR, "--objective", "compress-2q"], 1, (3, 8)),
+    "momentum": ([*PAIR, "--objective", "compress-2q", *KNN], 1, (3, 8)),
     "no momentum, dropout, SGD": ([*DROPOUT_PAIR, "--objective", "compress-1q", "--optimizer", "sgd"], 1, (5,)),
     "live, accumulation": ([*PAIR, "--objective", "compress-2q-live", "--accumulate", 2], 1, (3,)),
     "labels": (["--supervised", "--student", "flow_r3d10"], 1, (5,)),
@@ -89,19 +102,25 @@ def test_resume__killed_runs_end_with_the_same_bits(tmp_path, toy_folder, teache
     if "--teacher" in pair:
         options += ["--teacher-weights", teacher_file]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
+    killed_at = []
     reference = start(command(*options, "--out", whole, processes=processes))
     for step in kill_steps:
         kill_after(start(command(*options, "--out", killed, "--resume", processes=processes)), killed, step)
+        killed_at.append(Checkpoints(killed / "checkpoints").steps()[-1])
     finish(reference)
+    assert max(killed_at) < max(losses(whole)), "killed too late: there was nothing left to do"
     output = finish(start(command(*options, "--out", killed, "--resume", processes=processes)))
     assert "going on after step" in output
     student = "student/student.safetensors"
     assert (whole / student).read_bytes() == (killed / student).read_bytes()
     one, other = (flatten(Checkpoints(folder / "checkpoints").load_newest()[1]) for folder in (whole, killed))
+    for content in (one, other):
+        assert content.pop("/seconds") > 0  # of the clock
     assert one.keys() == other.keys() and len(one) > 50
     for name, value in one.items():
         assert torch.equal(value, other[name]) if isinstance(value, torch.Tensor) else value == other[name], name
     assert losses(whole) == losses(killed)
+    assert evaluations(whole) == evaluations(killed) and bool(evaluations(whole)) == ("--knn-clips" in pair)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

@@ -2,17 +2,22 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 from torch import nn
 from torchvision.models.video import r3d_18
 
 import crossdistill
+from crossdistill import build
+from crossdistill import train as train_module
 from crossdistill.cli import main as cli
+from crossdistill.config import parse
 from crossdistill.data.manifest import Manifest
 from crossdistill.encoders.weights import weights_hash
 from crossdistill.train import main
@@ -100,9 +105,9 @@ def test_evaluate_command__reports_coverage(run_folder, toy_folder, tmp_path, ca
 
 def test_supervised__learns_the_training_labels(toy_folder, tmp_path):
     options = ["--supervised", "--student", "flow_r3d10", "--data", toy_folder, "--out", tmp_path / "run"]
-    train(*options, "--epochs", 15, "--optimizer", "adamw", "--lr", 0.003, "--no-evaluate", "--knn-clips", 0)
+    train(*options, "--epochs", 30, "--optimizer", "adamw", "--lr", 0.003, "--no-evaluate", "--knn-clips", 0)
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert rows[-1]["accuracy"] > 2 / 12 and rows[-1]["loss"] < rows[0]["loss"]
+    assert rows[-1]["accuracy"] > 0.5 and rows[-1]["loss"] < 0.6 * rows[0]["loss"]  # chance: 1 in 12
 
 
 def test_a_finished_run__is_a_teacher(run_folder, toy_folder, tmp_path):
@@ -165,8 +170,116 @@ def test_bad_input__one_sentence_each(toy_folder, teacher_file, run_folder, tmp_
     assert "holds flow_r3d18, not rgb_r3d18" in wrong(capsys, *other, *flow, *data, *out)
     assert "--batch-size 36" in wrong(capsys, *known, *flow, *data, *out, "--batch-size", 1000)
     assert "holds a run already" in wrong(capsys, *known, *flow, *data, "--out", run_folder)
+    assert "--accumulate 5 wants more batches" in wrong(capsys, *known, *flow, *data, *out, "--accumulate", 5)
+    assert not out[1].exists(), "a run that never started leaves its name free"
     changed = [*known, *flow, *data, "--out", run_folder, "--resume", "--lr", 0.5]
     assert "was started with another" in wrong(capsys, *changed)
+
+
+def test_a_run_without_its_configuration__is_not_gone_on_with(run_folder, toy_folder, teacher_file, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(run_folder, folder)
+    (folder / "config.json").unlink()
+    known = ["--teacher", "rgb_r3d10_gn", "--teacher-weights", teacher_file, "--student", "flow_r3d18"]
+    assert "no config.json" in wrong(capsys, *known, "--data", toy_folder, "--out", folder, "--resume", "--lr", 0.5)
+    assert not (folder / "config.json").exists()
+
+
+def test_wrong_student_weights__are_named_before_a_teacher_is_trained(toy_folder, teacher_file, tmp_path, capsys):
+    pair = ["--teacher", "rgb_r3d10", "--student", "flow_r3d10", "--student-weights", teacher_file]
+    assert "flow_r3d10" in wrong(capsys, *pair, "--data", toy_folder, "--out", tmp_path / "runs" / "x")
+    assert not (tmp_path / "runs" / "teachers").exists() and not (tmp_path / "runs" / "x").exists()
+
+
+def test_evaluate_command__negative_workers_are_one_sentence(run_folder, toy_folder, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        cli(["evaluate", str(run_folder), "--data", str(toy_folder), "--workers", "-1"])
+    assert exit_info.value.code == 2 and "--workers is -1" in capsys.readouterr().err
+
+
+OWN_NETWORK = """
+import torch, crossdistill
+
+def make():
+    view = crossdistill.ViewSpec("flow", 4, 2, 32, mean=(0.0, 0.0), std=(1.0, 1.0))
+    body = torch.nn.Sequential(torch.nn.AdaptiveAvgPool3d(4), torch.nn.Flatten(), torch.nn.Linear(128, 7))
+    torch.nn.init.constant_(body[2].bias, 3.0)
+    return crossdistill.wrap_encoder(body, name="flow_mine", view=view, embed_dim=7)
+"""
+
+
+def test_a_network_of_ones_own__teaches_with_its_own_weights_and_is_run_only_if_allowed(toy_folder, tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(OWN_NETWORK)
+    mine, data = f"{tmp_path}/mine.py:make", ["--data", toy_folder, "--no-evaluate", "--knn-clips", 0]
+    train("--teacher", mine, "--teacher-weights", "own", "--student", mine, *data, "--out", tmp_path / "run")
+    train(
+        "--teacher",
+        mine,
+        "--teacher-weights",
+        tmp_path / "run",
+        "--student",
+        "rgb_r3d10",
+        *data,
+        "--out",
+        tmp_path / "2",
+    )
+    evaluate = ["evaluate", str(tmp_path / "run"), "--data", str(toy_folder), "--workers", "0"]
+    with pytest.raises(crossdistill.UserError, match=r"mine\.py:make, which would be run"):
+        crossdistill.load_student(tmp_path / "run")
+    with pytest.raises(SystemExit):
+        cli(evaluate)
+    assert "--allow-code" in capsys.readouterr().err
+    cli([*evaluate, "--allow-code"])
+    assert "0 could not be read" in capsys.readouterr().out
+
+
+def test_both_students__are_evaluated_in_one_precision(toy_folder, teacher_file, tmp_path, monkeypatch):
+    compared = {}
+    monkeypatch.setattr(build, "uses_bf16", lambda encoder, training_batch_size, **_: training_batch_size is not None)
+    monkeypatch.setattr(train_module, "_train", lambda *_, **__: None)
+    monkeypatch.setattr(train_module, "_evaluate_all", lambda run, encoders: compared.update(encoders))
+    known = ["--teacher", "rgb_r3d10_gn", "--teacher-weights", teacher_file, "--student", "flow_r3d10"]
+    train(*known, "--data", toy_folder, "--out", tmp_path / "run")
+    assert {role: execution.is_bf16 for role, (_, execution) in compared.items()} == {
+        "teacher": False,
+        "student, random": True,
+        "student, distilled": True,
+    }
+
+
+def test_videos_in_no_split__are_fuel_without_labels_only(toy_folder, tmp_path, capsys):
+    manifest = Manifest.load(toy_folder)
+    first, second = (manifest.videos[i] for i in manifest.select(split="1", part="train")[:2])
+    changes = {
+        first.name: replace(first, splits={}, label=None),
+        second.name: replace(second, status="skipped", reason="broken"),
+    }
+    mixed = replace(manifest, videos=tuple(changes.get(video.name, video) for video in manifest.videos))
+    view = crossdistill.create_encoder("flow_r3d10").view
+    sizes = {}
+    for supervised in ([], ["--supervised"]):
+        config = parse(["--data", str(toy_folder), *supervised])
+        clips = build.training_set(
+            config, [mixed], student_view=view, teacher_view=None, accelerator=Accelerator(mixed_precision="no")
+        )
+        sizes[bool(supervised)] = {entry.video.name for entry in clips.entries}
+        assert "1 of" in capsys.readouterr().out
+    expected = {manifest.videos[i].name for i in manifest.select(split="1", part="train")} - {second.name}
+    assert sizes[False] == expected and sizes[True] == expected - {first.name}
+
+
+def test_unreadable_clips__of_one_name_in_two_datasets_are_two(toy_folder, teacher_file, tmp_path):
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        shutil.copytree(toy_folder, folder)
+        manifest = Manifest.load(folder)
+        for i in manifest.select(split="1", part="train")[:2]:
+            (folder / manifest.videos[i].streams["flow"].path).unlink()
+    known = ["--teacher", "rgb_r3d10_gn", "--teacher-weights", teacher_file, "--student", "flow_r3d10"]
+    options = ["--no-evaluate", "--knn-clips", 0, "--max-unreadable", 0.5, "--out", tmp_path / "run"]
+    train(*known, "--data", *folders, *options)
+    facts = json.loads((tmp_path / "run" / "student" / "student.json").read_text())
+    assert facts["training"]["num_unreadable"] == 4
 
 
 def test_unknown_weights__say_what_to_type(toy_folder, tmp_path, capsys):

@@ -18,7 +18,15 @@ from crossdistill.encoders.torchvision_video import TORCHVISION_VIDEO
 from crossdistill.errors import UserError, unknown_name
 from crossdistill.modalities import MODALITIES
 
-__all__ = ["ARCHITECTURES", "Architecture", "Encoder", "create_encoder", "encoder_names", "wrap_encoder"]
+__all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "Encoder",
+    "create_encoder",
+    "encoder_names",
+    "is_from_file",
+    "wrap_encoder",
+]
 
 ARCHITECTURES: dict[str, Architecture] = {**TORCHVISION_IMAGE, **TORCHVISION_VIDEO, **PYTORCHVIDEO, **SMALL}
 
@@ -26,6 +34,11 @@ ARCHITECTURES: dict[str, Architecture] = {**TORCHVISION_IMAGE, **TORCHVISION_VID
 def encoder_names() -> list[str]:
     """Every ``<modality>_<architecture>`` that the registry can build, sorted."""
     return sorted(f"{modality}_{name}" for name, entry in ARCHITECTURES.items() for modality in entry.modalities)
+
+
+def is_from_file(name: str) -> bool:
+    """Whether a name is ``path/to/file.py:function``, whose building runs that file."""
+    return ".py:" in name
 
 
 def create_encoder(
@@ -43,7 +56,7 @@ def create_encoder(
     Raises:
         UserError: The name is unknown, or the architecture does not exist for the modality.
     """
-    if ".py:" in name:
+    if is_from_file(name):
         return _from_file(name, num_frames=num_frames, stride=stride, size_px=size_px)
     modality, _, architecture = name.partition("_")
     if modality not in MODALITIES or not architecture:

@@ -51,12 +51,17 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return dict(content)
 
 
-def load_weights(encoder: Encoder, path: Path) -> None:
+def load_weights(encoder: Encoder, path: Path, *, adapt_stem: bool = False) -> None:
     """Load a file into an encoder's body, strictly.
 
     What is allowed to differ, and only that: a ``module.`` prefix on all names, the classifier that
-    the body does not have, and the channels of the stem (RGB filters become filters of the modality's
-    channels: their mean, scaled so that a gray input gives the same response).
+    the body does not have, and where asked for the channels of the stem.
+
+    Args:
+        encoder: Changed in place.
+        path: The file.
+        adapt_stem: Make filters of the modality's channels of RGB filters (see ``match_stem_channels``): a start
+            for training, but not the network that the file is of.
 
     Raises:
         UserError: A tensor is missing, unexpected or of another shape; the sentence names the first.
@@ -67,7 +72,9 @@ def load_weights(encoder: Encoder, path: Path) -> None:
     own = encoder.body.state_dict()
     stem = f"{encoder.stem}.weight"
     if stem in weights and stem in own:
-        weights[stem] = match_stem_channels(weights[stem], own[stem])
+        if adapt_stem:
+            weights[stem] = match_stem_channels(weights[stem], own[stem])
+        _require_same_channels(path, encoder, weights[stem], own[stem])
     missing, unexpected = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
     other_shape = [name for name in sorted(own.keys() & weights.keys()) if own[name].shape != weights[name].shape]
     if missing or unexpected or other_shape:
@@ -81,6 +88,15 @@ def load_weights(encoder: Encoder, path: Path) -> None:
             "give a file of the same architecture"
         )
     encoder.body.load_state_dict(weights, strict=True)
+
+
+def _require_same_channels(path: Path, encoder: Encoder, stem: Tensor, own_stem: Tensor) -> None:
+    """Name the number of channels, which says more than a shape, where a file is of another modality."""
+    if stem.dim() == own_stem.dim() > 1 and stem.shape[1] != own_stem.shape[1]:
+        raise UserError(
+            f"{path} holds a network whose stem takes {stem.shape[1]} channels, and that of {encoder.name} takes "
+            f"{own_stem.shape[1]}: give weights of the same modality"
+        )
 
 
 def match_stem_channels(weight: Tensor, like: Tensor) -> Tensor:

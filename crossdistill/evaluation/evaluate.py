@@ -170,13 +170,19 @@ class Options:
     """Which library reads the videos; pyav reads what another cannot give exactly."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """As in training."""
+    allow_code: bool = False
+    """Run the Python file that a student of one's own network (path/to/file.py:function) names."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise UserError(f"--workers is {self.workers}: give 0 (decode in this process) or more")
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run the command."""
     options = tyro.cli(Options, args=arguments, prog="crossdistill evaluate", description=Options.__doc__)
     accelerator = Accelerator(mixed_precision="no")
-    encoder = load_student(options.student)
+    encoder = load_student(options.student, allow_code=options.allow_code)
     execution = Execution.choose(encoder, device=accelerator.device, precision=options.precision, layout="auto")
     evaluation = evaluate_encoder(
         encoder,

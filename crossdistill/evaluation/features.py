@@ -30,7 +30,7 @@ class Features:
     labels: Tensor
     """[N] int64, -1 where a video has none."""
     unreadable: dict[str, str]
-    """Video to reason: left out, never replaced."""
+    """Dataset/video to reason: left out, never replaced."""
 
     @property
     def num_clips(self) -> int:

@@ -1,0 +1,50 @@
+"""What a person sees of an error: one sentence, once, and a stack trace for what is ours to mend."""
+
+import pytest
+import torch
+
+from crossdistill.errors import OneProcessError, UserError, friendly_errors
+
+
+def said(capsys, error):
+    @friendly_errors
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as exit_info:
+        main()
+    assert exit_info.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("rank", "is_said"), [(None, True), ("0", True), ("1", False)])
+def test_friendly_errors__the_first_process_speaks_for_all(monkeypatch, capsys, rank, is_said):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    assert said(capsys, UserError("no")) == ("crossdistill: error: no\n" if is_said else "")
+    assert "alone" in said(capsys, OneProcessError("alone"))
+
+
+def test_friendly_errors__memory_is_one_sentence(capsys):
+    on_cpu = RuntimeError("[enforce fail at alloc_cpu.cpp:1] . DefaultCPUAllocator: can't allocate memory\nframe 0")
+    for error in (torch.OutOfMemoryError("CUDA out of memory.\nTried"), on_cpu, MemoryError()):
+        sentence = said(capsys, error)
+        assert "not enough memory" in sentence and "--batch-size" in sentence and "--accumulate" in sentence
+        assert len(sentence.splitlines()) == 1
+
+
+def test_friendly_errors__the_cpus_allocator_is_known(capsys):
+    """PyTorch's own words, not ours: 8 PiB are more than any machine has."""
+    with pytest.raises(RuntimeError) as info:
+        torch.empty(2**50, dtype=torch.float64)
+    assert "not enough memory" in said(capsys, info.value)
+
+
+def test_friendly_errors__other_errors_keep_their_trace(monkeypatch):
+    for error in (RuntimeError("a bug"), OSError("another"), KeyError("x")):
+        with pytest.raises(type(error)):
+            friendly_errors(lambda error=error: (_ for _ in ()).throw(error))()
+    monkeypatch.setenv("CROSSDISTILL_TRACEBACK", "1")
+    with pytest.raises(UserError):
+        friendly_errors(lambda: (_ for _ in ()).throw(UserError("no")))()
