@@ -22,7 +22,7 @@ from crossdistill.data.transforms import Augmentation
 from crossdistill.distiller import Distiller, Tower
 from crossdistill.distributed import decide_on_first
 from crossdistill.encoders import Encoder, create_encoder, is_from_file
-from crossdistill.encoders.weights import load_weights
+from crossdistill.encoders.weights import fetch_public_weights, load_weights
 from crossdistill.engine import TrainingPlan
 from crossdistill.errors import UserError
 from crossdistill.hardware import uses_bf16
@@ -57,20 +57,30 @@ def check_pair(config: RunConfig) -> None:
     if not pair.supervised and pair.teacher is None:
         raise UserError("no teacher was given: add for example --teacher rgb_r3d50, or --supervised to use labels")
     create_objective(config.objective.objective, temperature=config.objective.temperature)
+    encoders: list[Encoder | None] = []
     for name in (pair.student, pair.teacher):
-        if name is not None:
-            # On meta: names and sizes, without memory or time. A stranger's network may read values while it is built.
-            with contextlib.nullcontext() if is_from_file(name) else torch.device("meta"):
-                create_encoder(name)
+        # On meta: names and sizes, without memory or time. A stranger's network may read values while it is built.
+        with contextlib.nullcontext() if is_from_file(name or "") else torch.device("meta"):
+            encoders.append(create_encoder(name) if name is not None else None)
+    student, teacher = encoders
     if pair.teacher_weights == OWN and not is_from_file(pair.teacher or ""):
         raise UserError(
             f"--teacher-weights own is for a teacher path/to/file.py:function that loads its weights itself, not for "
             f"{pair.teacher}: give a weight file or a run's folder"
         )
     teacher_weights = None if pair.teacher_weights in (AUTO, OWN) else pair.teacher_weights
-    for option, weights in (("--teacher-weights", teacher_weights), ("--student-weights", pair.student_weights)):
-        if weights is not None and not Path(weights).exists():
-            raise UserError(f"{option} {weights} does not exist: give a weight file or a run's folder")
+    given = (("--teacher-weights", teacher_weights, teacher), ("--student-weights", pair.student_weights, student))
+    for option, weights, encoder in given:
+        if weights is not None and encoder is not None:
+            _check_weights_exist(option, weights, encoder)
+
+
+def _check_weights_exist(option: str, weights: str, encoder: Encoder) -> None:
+    published = [public.name for public in encoder.public_weights]
+    if weights in published or Path(weights).exists():
+        return
+    names = f", or one of the published: {', '.join(published)}" if published else ""
+    raise UserError(f"{option} {weights} does not exist: give a weight file or a run's folder{names}")
 
 
 def open_datasets(config: RunConfig, accelerator: Accelerator) -> list[Manifest]:
@@ -143,6 +153,10 @@ def create_teacher(config: RunConfig, weights: str, student_view: ViewSpec) -> E
 
 
 def _load_from(encoder: Encoder, weights: str, *, option: str, adapt_stem: bool = False) -> None:
+    for public in encoder.public_weights:
+        if weights == public.name:
+            load_weights(encoder, fetch_public_weights(public), adapt_stem=adapt_stem)
+            return
     folder = find_student(weights)
     if folder is None:
         if Path(weights).is_dir():
@@ -367,15 +381,28 @@ def teacher_config(config: RunConfig, folder: Path, manifests: list[Manifest]) -
     return replace(made, machine=machine)
 
 
-def require_known_weights(config: RunConfig, manifests: list[Manifest]) -> None:
-    """Raise a ``UserError`` if --teacher-weights auto has nothing to offer: only toyactions trains its own."""
-    if [manifest.dataset for manifest in manifests] != ["toyactions"]:
-        teacher = config.pair.teacher
-        raise UserError(
-            f"there are no known weights for the teacher {teacher}: give --teacher-weights FILE"
-            f"{' (or own, if it loads them itself)' if is_from_file(teacher or '') else ''}, or train it with "
-            f"--supervised --student {teacher} --data … --out DIR and then give --teacher-weights DIR"
-        )
+def trains_its_own_teacher(manifests: list[Manifest]) -> bool:
+    """Whether --teacher-weights auto trains the teacher: on the embedded dataset, where it takes minutes."""
+    return [manifest.dataset for manifest in manifests] == ["toyactions"]
+
+
+def published_teacher_weights(config: RunConfig) -> str:
+    """The name of the weights that the teacher's library publishes for its modality.
+
+    Raises:
+        UserError: There are none.
+    """
+    name = config.pair.teacher or ""
+    with contextlib.nullcontext() if is_from_file(name) else torch.device("meta"):
+        teacher = create_encoder(name)
+    for public in teacher.public_weights:
+        if public.modality == teacher.view.modality:
+            return public.name
+    raise UserError(
+        f"there are no known weights for the teacher {name}: give --teacher-weights FILE"
+        f"{' (or own, if it loads them itself)' if is_from_file(name) else ''}, or train it with "
+        f"--supervised --student {name} --data … --out DIR and then give --teacher-weights DIR"
+    )
 
 
 def announce(accelerator: Accelerator, text: str) -> None:

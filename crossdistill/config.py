@@ -40,10 +40,10 @@ class PairConfig:
     supervised: bool = False
     """Train the student with labels and no teacher: how teachers are made, and the baseline to beat."""
     teacher_weights: str = "auto"
-    """A weight file, a run's student folder, own (what path/to/file.py:function itself loads), or auto: on toyactions a
-    teacher trained first and kept."""
+    """A weight file, published weights by name (kinetics400, imagenet), a run's student folder, own (what
+    path/to/file.py:function itself loads), or auto: the published ones; on toyactions a teacher trained first."""
     student_weights: str | None = None
-    """A weight file or a student folder to start the student from; fresh weights if absent."""
+    """A weight file, published weights by name, or a student folder to start from; fresh weights if absent."""
     teacher_frames: Count | None = None
     """Frames the teacher sees; if absent its own number (an image teacher of a clip student: 4)."""
     teacher_stride: Count | None = None

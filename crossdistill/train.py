@@ -129,7 +129,8 @@ def _teacher_weights(run_: Run) -> str:
     pair = run_.config.pair
     if pair.teacher_weights != build.AUTO:
         return pair.teacher_weights
-    build.require_known_weights(run_.config, run_.manifests)
+    if not build.trains_its_own_teacher(run_.manifests):
+        return build.published_teacher_weights(run_.config)
     made = build.teacher_config(run_.config, run_.folder, run_.manifests)
     assert made.machine.out is not None
     out = made.machine.out

@@ -22,11 +22,11 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from torchvision.utils import flow_to_image
 
 from crossdistill.console import console, print_table
 from crossdistill.data.decode import nearest_frames, read_frames
 from crossdistill.data.manifest import Manifest, Stream, Video
+from crossdistill.environment import require_matched_torch
 from crossdistill.errors import FULL_DISK_ERRORS, UnreadableVideoError, UserError
 from crossdistill.files import atomic_path
 from crossdistill.modalities import FLOW
@@ -67,6 +67,7 @@ def run(options: Options) -> None:
         raise UserError(f"--out {out} is no PNG: give a name that ends in .png")
     if not 1 <= options.clips <= LARGEST_SHEET_CLIPS:
         raise UserError(f"--clips {options.clips} cannot work: give a number from 1 to {LARGEST_SHEET_CLIPS}")
+    require_matched_torch()  # flow is coloured by torchvision
     manifest = Manifest.load(options.folder)
     print_clips(manifest)
     print_statuses(manifest)
@@ -225,6 +226,8 @@ def paint_flow(frames: NDArray[Any]) -> tuple[Pictures, str]:
     fastest_px = float(flow_tchw.square().sum(dim=1).sqrt().max())
     if not fastest_px:
         return np.full((*frames.shape[:3], 3), 255, np.uint8), "flow\nno motion"
+    from torchvision.utils import flow_to_image
+
     pictures: Pictures = flow_to_image(flow_tchw.float()).movedim(1, 3).numpy()
     return pictures, f"flow\nup to {fastest_px:.1f} px"
 
@@ -341,5 +344,7 @@ def flow_wheel(side_px: int = 160) -> NDArray[np.uint8]:
     x, y = np.meshgrid(axis, axis)
     is_inside = x**2 + y**2 <= 1
     flow_chw = torch.from_numpy(np.stack([x, y]) * is_inside)
+    from torchvision.utils import flow_to_image
+
     colours = flow_to_image(flow_chw).movedim(0, 2).numpy()
     return np.concatenate([colours, 255 * is_inside[..., None].astype(np.uint8)], axis=2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,12 @@ def only_file(name: str, found: Mapping[str, Sequence[Path]]) -> Path | None:
 
 
 def join_files(
-    listed: Sequence[ListedVideo], folder: Path, *, suffixes: Collection[str], lists: Path
+    listed: Sequence[ListedVideo],
+    folder: Path,
+    *,
+    suffixes: Collection[str],
+    lists: Path,
+    stream_folder: Callable[[ListedVideo], str] = lambda video: folder_name(video.action),
 ) -> list[SourceVideo]:
     """Give each listed video the file of its name, whatever its case; those without one are kept as missing.
 
@@ -116,12 +121,13 @@ def join_files(
         folder: Searched with all folders below it.
         suffixes: Of the files to look at.
         lists: Where the lists come from, for messages.
+        stream_folder: Where the streams of a video go; the folder of its class if not given.
 
     Raises:
         UserError: None of the files is there, or two have the same name.
     """
     found = find_files(folder, suffixes=suffixes)
-    sources = [to_source(video, only_file(video.name, found)) for video in listed]
+    sources = [to_source(v, only_file(v.name, found), folder=stream_folder(v)) for v in listed]
     example = f"{listed[0].action}/{listed[0].name}{next(iter(suffixes))}".removeprefix("/")
     require_some_found(sources, folder=folder, lists=lists, example=example)
     num_unlisted = len(set(found) - {video.name.casefold() for video in listed})

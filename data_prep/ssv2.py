@@ -21,7 +21,7 @@ from typing import Any
 from crossdistill.data.manifest import Manifest
 from crossdistill.errors import UserError
 from data_prep.prepare import PrepareOptions, prepare_videos
-from data_prep.sources import ListedVideo, find_files, only_file, read_json, require_some_found, to_source
+from data_prep.sources import ListedVideo, join_files, read_json
 
 PREFIX = "something-something-v2-"
 LABELS = "labels.json"
@@ -42,11 +42,13 @@ class Options(PrepareOptions):
 def prepare(options: Options) -> Manifest:
     """Prepare Something-Something v2, or as much of it as is there."""
     classes, listed = read_lists(options.annotations)
-    found = find_files(options.videos, suffixes=SUFFIXES)
-    # A folder per hundred ids' ends: no file system likes 220,847 files in one.
-    sources = [to_source(v, only_file(v.name, found), folder=v.name[-2:].zfill(2)) for v in listed]
-    require_some_found(
-        sources, folder=options.videos, lists=options.annotations, example=f"{listed[0].name}{SUFFIXES[0]}"
+    sources = join_files(
+        listed,
+        options.videos,
+        suffixes=SUFFIXES,
+        lists=options.annotations,
+        # By the ids' last two digits: no file system likes 220,847 files in one folder.
+        stream_folder=lambda video: video.name[-2:].zfill(2),
     )
     return prepare_videos("ssv2", sources, classes=classes, options=options, flip_keeps_label=False)
 

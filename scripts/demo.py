@@ -59,7 +59,8 @@ def draw(results: dict[str, Any], path: Path) -> None:
     any_result = results[ROLES[0]]
     axes.set_xticks(range(len(TABLE_PROTOCOLS)), list(TABLE_PROTOCOLS.values()))
     axes.set_ylabel("top-1 accuracy, %")
-    axes.set_ylim(0, 128)
+    axes.set_ylim(0, 128)  # room for the legend
+    axes.set_yticks(range(0, 101, 20))
     axes.set_title(f"{any_result['dataset']}, split {any_result['split']}, {any_result['num_test']} test clips")
     axes.legend(loc="upper center", ncols=2, fontsize=9, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,27 +1,46 @@
 """The registry: every encoder runs, has the library's own size, and loads into the library's own class."""
 
+from urllib.error import URLError
+
 import pytest
 import torch
+from pytorchvideo.models import hub
 from torch import nn
-from torchvision.models import alexnet, mobilenet_v2, resnet18, resnet50
+from torchvision.models import get_model, get_model_weights
 from torchvision.models.video import r3d_18
 
 import crossdistill
 from crossdistill.encoders import ARCHITECTURES, create_encoder, encoder_names
-from crossdistill.encoders.weights import load_weights, match_stem_channels, read_weights, weights_hash
+from crossdistill.encoders.listing import count_gmacs
+from crossdistill.encoders.torchvision import NETWORKS
+from crossdistill.encoders.weights import (
+    fetch_public_weights,
+    load_weights,
+    match_stem_channels,
+    read_weights,
+    weights_hash,
+)
 from crossdistill.errors import UserError
 from crossdistill.types import ViewSpec
 
+# Frames of the smallest clips that survive all halvings of time; 4 for the others.
+SMALL_FRAMES = {"s3d": 8, "slowfast_r50": 8}
 
-def num_parameters(module):
-    return sum(p.numel() for p in module.parameters())
+
+def small(name):
+    """An encoder of the smallest view that it takes."""
+    modality, _, architecture = name.partition("_")
+    if getattr(NETWORKS.get(architecture), "is_of_one_size", False):
+        return create_encoder(name)
+    num_frames = 2 if modality == "image" else SMALL_FRAMES.get(architecture, 4)
+    return create_encoder(name, num_frames=num_frames, size_px=64)
 
 
 @pytest.mark.parametrize("name", encoder_names())
 def test_every_encoder__maps_its_view_to_its_features_and_learns(name):
-    is_clip = not name.startswith("image_")
-    encoder = create_encoder(name, num_frames=4 if is_clip else 2, size_px=64)
-    clip = torch.randn(2, encoder.view.kind.channels, encoder.view.num_frames, 64, 64)
+    encoder = small(name)
+    view = encoder.view
+    clip = torch.randn(2, view.kind.channels, view.num_frames, view.size_px, view.size_px)
     features = encoder(clip)
     assert features.shape == (2, encoder.embed_dim)
     features.square().mean().backward()
@@ -29,25 +48,68 @@ def test_every_encoder__maps_its_view_to_its_features_and_learns(name):
     assert encoder.body.get_submodule(encoder.stem).weight.shape[1] == encoder.view.kind.channels
 
 
-@pytest.mark.parametrize(
-    ("name", "library_model", "classifier"),
-    [
-        ("rgb_r3d18", r3d_18, "fc"),
-        ("image_resnet18", resnet18, "fc"),
-        ("image_resnet50", resnet50, "fc"),
-        ("image_alexnet", alexnet, "classifier.6"),
-        ("image_mobilenet_v2", mobilenet_v2, "classifier"),
-    ],
-)
-def test_torchvision_body__has_the_librarys_parameters_and_features(name, library_model, classifier):
-    encoder, model = create_encoder(name, num_frames=1, size_px=64).eval(), library_model().eval()
-    parent, _, leaf = classifier.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, nn.Identity())
-    assert num_parameters(encoder) == num_parameters(model)
-    model.load_state_dict(encoder.body.state_dict(), strict=True)
-    clip = torch.randn(2, 3, 1, 64, 64)
-    expected = model(clip if encoder.view.kind.has_time else clip[:, :, 0])
-    torch.testing.assert_close(encoder(clip), expected)
+def library_model(name, view):
+    network = NETWORKS[name]
+    return get_model(network.name or name, weights=None, **network.size_options(view))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_torchvision__body_loads_into_the_librarys_own_class_and_gives_its_features(name):
+    """The features are what goes into the library's last layer."""
+    modality = NETWORKS[name].modalities[0]
+    encoder = small(f"{modality}_{name}").eval()
+    model = library_model(name, encoder.view).eval()
+    missing, unexpected = model.load_state_dict(encoder.body.state_dict(), strict=False)
+    assert not unexpected
+    assert missing and all(key.startswith(encoder.classifier) for key in missing)
+    last = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d | nn.Conv3d)][-1]
+    seen = []
+    last.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
+    clip = torch.randn(1, 3, encoder.view.num_frames, encoder.view.size_px, encoder.view.size_px)
+    if name == "s3d":  # its pooling has a fixed window, so it cannot see small clips
+        model.avgpool = nn.AdaptiveAvgPool3d(1)
+    model(clip if encoder.view.kind.has_time else clip[:, :, 0])
+    expected = seen[0].flatten(2).mean(dim=2) if seen[0].dim() > 2 else seen[0]
+    features = encoder(clip[:, :, :1] if not encoder.view.kind.has_time else clip)
+    assert features.shape == (1, ARCHITECTURES[name].embed_dim)
+    torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-4)
+
+
+# Trained on 32 frames; torchvision counted its operations on 16.
+COUNTED_FRAMES = {"swin3d_t": 16}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_torchvision__parameters_and_operations_are_the_published(name):
+    entry, modality = ARCHITECTURES[name], NETWORKS[name].modalities[0]
+    with torch.device("meta"):
+        encoder = create_encoder(f"{modality}_{name}", num_frames=COUNTED_FRAMES.get(name))
+        model = library_model(name, encoder.view)
+        whole = crossdistill.wrap_encoder(model, name=f"{modality}_x", view=encoder.view, embed_dim=1)
+        gmacs = count_gmacs(whole)
+        assert 0.85 * gmacs < count_gmacs(encoder) <= gmacs
+    weights = get_model_weights(NETWORKS[name].name or name).DEFAULT
+    assert whole.num_parameters == weights.meta["num_params"]
+    classifier = sum(p.numel() for key, p in model.named_parameters() if key.startswith(entry.classifier))
+    assert encoder.num_parameters == whole.num_parameters - classifier
+    assert gmacs == pytest.approx(entry.published_gmacs, rel=0.02)
+
+
+def test_public_weights__load_by_name_from_the_hub_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    encoder = create_encoder("rgb_r3d18", num_frames=4, size_px=32)
+    (public,) = encoder.public_weights
+    assert (public.name, public.modality, public.top1_percent) == ("kinetics400", "rgb", 63.2)
+
+    def no_network(*arguments, **options):
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr("torch.hub.urlopen", no_network)
+    with pytest.raises(UserError, match=r"cannot be fetched .*put it at .*checkpoints/r3d_18-b3b3357e\.pth"):
+        fetch_public_weights(public)
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True, exist_ok=True)
+    torch.save(r3d_18().state_dict(), tmp_path / "hub" / "checkpoints" / "r3d_18-b3b3357e.pth")
+    load_weights(encoder, fetch_public_weights(public))
 
 
 @pytest.mark.parametrize(("name", "millions"), [("rgb_r3d50", 46.2), ("rgb_x3d_xs", 2.97), ("rgb_r3d10", 0.90)])
@@ -56,15 +118,38 @@ def test_parameters__equal_the_published_without_classifier(name, millions):
     assert create_encoder(name).num_parameters / 1e6 == pytest.approx(millions, abs=0.01 if millions < 3 else 0.05)
 
 
-def test_x3d__at_its_own_size_gives_the_librarys_features():
-    from pytorchvideo.models.x3d import create_x3d
+@pytest.mark.parametrize("name", ["slow_r50", "slowfast_r50", "r2plus1d_r50", "csn_r101", "x3d_xs", "x3d_s", "x3d_m"])
+def test_pytorchvideo__body_loads_into_the_librarys_own_class(name):
+    encoder = create_encoder(f"rgb_{name}")
+    model = getattr(hub, name)()
+    missing, unexpected = model.load_state_dict(encoder.body.state_dict(), strict=False)
+    assert not unexpected
+    assert missing and all(key.startswith(encoder.classifier) for key in missing)
 
-    encoder = create_encoder("rgb_x3d_xs").eval()
-    model = create_x3d(input_clip_length=4, input_crop_size=160).eval()
-    model.load_state_dict({**model.state_dict(), **encoder.body.state_dict()}, strict=True)
-    model.blocks[-1].proj, model.blocks[-1].dropout, model.blocks[-1].activation = nn.Identity(), None, None
-    clip = torch.randn(1, 3, 4, 160, 160)
-    torch.testing.assert_close(encoder(clip), model(clip).flatten(1), atol=1e-5, rtol=1e-4)
+
+@pytest.mark.parametrize("name", ["slow_r50", "x3d_xs"])
+def test_pytorchvideo__at_its_own_size_gives_the_librarys_features(name):
+    encoder = create_encoder(f"rgb_{name}").eval()
+    model = getattr(hub, name)().eval()
+    model.load_state_dict(encoder.body.state_dict(), strict=False)
+    seen = []
+    model.blocks[-1].proj.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
+    clip = torch.randn(1, 3, encoder.view.num_frames, encoder.view.size_px, encoder.view.size_px)
+    with torch.no_grad():
+        model(clip)
+        torch.testing.assert_close(encoder(clip), seen[0].flatten(1), atol=1e-5, rtol=1e-4)
+
+
+def test_slowfast__gives_the_librarys_features():
+    encoder = create_encoder("rgb_slowfast_r50", size_px=64).eval()
+    model = hub.slowfast_r50(head_pool_kernel_sizes=((8, 2, 2), (32, 2, 2))).eval()
+    model.load_state_dict(encoder.body.state_dict(), strict=False)
+    seen = []
+    model.blocks[-1].proj.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
+    clip = torch.randn(1, 3, 32, 64, 64)
+    with torch.no_grad():
+        model([clip[:, :, ::4], clip])
+        torch.testing.assert_close(encoder(clip), seen[0].flatten(1), atol=1e-5, rtol=1e-4)
 
 
 def test_image_encoder__averages_the_frames_of_a_clip():
@@ -227,3 +312,8 @@ def test_registry__names_are_complete():
     )
     for name in ("r3d18", "r3d50", "x3d_xs", "r3d10"):
         assert {f"{m}_{name}" for m in ("rgb", "flow", "depth")} <= set(encoder_names())
+
+
+def test_network_of_one_size__refuses_others():
+    with pytest.raises(UserError, match="mvit_v2_s takes 16 frames of 224 pixels, not 8 of 224"):
+        create_encoder("rgb_mvit_v2_s", num_frames=8)

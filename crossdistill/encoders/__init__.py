@@ -13,8 +13,7 @@ from pathlib import Path
 from crossdistill.encoders.base import Architecture, Encoder, build_encoder, wrap_encoder
 from crossdistill.encoders.pytorchvideo import PYTORCHVIDEO
 from crossdistill.encoders.small import SMALL
-from crossdistill.encoders.torchvision_image import TORCHVISION_IMAGE
-from crossdistill.encoders.torchvision_video import TORCHVISION_VIDEO
+from crossdistill.encoders.torchvision import TORCHVISION
 from crossdistill.errors import UserError, unknown_name
 from crossdistill.modalities import MODALITIES
 
@@ -28,7 +27,7 @@ __all__ = [
     "wrap_encoder",
 ]
 
-ARCHITECTURES: dict[str, Architecture] = {**TORCHVISION_IMAGE, **TORCHVISION_VIDEO, **PYTORCHVIDEO, **SMALL}
+ARCHITECTURES: dict[str, Architecture] = {**TORCHVISION, **PYTORCHVIDEO, **SMALL}
 
 
 def encoder_names() -> list[str]:

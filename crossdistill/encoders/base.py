@@ -28,11 +28,24 @@ class Statistics:
 
 
 @dataclass(frozen=True)
+class PublicWeights:
+    """Weights of an architecture that its library publishes."""
+
+    name: str
+    """What ``--teacher-weights`` calls them, for example ``kinetics400``."""
+    modality: str
+    """What they were trained on; as a student's start they fit the other modalities too, by their stem."""
+    url: str
+    top1_percent: float
+    """As published, on the data that they are named after."""
+
+
+@dataclass(frozen=True)
 class Architecture:
     """One entry of the registry: how to build a network without its classifier, and what it sees."""
 
-    build: Callable[[int], nn.Module]
-    """Number of input channels to a body that maps its input to [B, D]."""
+    build: Callable[[ViewSpec], nn.Module]
+    """View to a body that maps such views to [B, D]."""
     embed_dim: int
     modalities: tuple[str, ...]
     num_frames: int
@@ -50,6 +63,9 @@ class Architecture:
     """Measured: whether fp32 with channels last trains faster on a CPU (docs/speed.md)."""
     source: str = ""
     """The library and class that the body's weights load into, for people."""
+    public_weights: tuple[PublicWeights, ...] = ()
+    published_gmacs: float | None = None
+    """Multiply-adds of one view with the classifier, in thousand millions, as the library or paper has them."""
 
     def view(self, modality: str) -> ViewSpec:
         """The view that this architecture asks for in one of its modalities."""
@@ -81,6 +97,7 @@ class Encoder(nn.Module):
         stem: Name of the body's first convolution.
         bf16_pays_on_cpu: Whether bf16 is faster on a CPU with AMX.
         channels_last_pays_on_cpu: Whether channels last in memory is faster on a CPU.
+        public_weights: That can be loaded by name.
     """
 
     def __init__(
@@ -94,6 +111,7 @@ class Encoder(nn.Module):
         stem: str = "",
         bf16_pays_on_cpu: bool = False,
         channels_last_pays_on_cpu: bool = False,
+        public_weights: tuple[PublicWeights, ...] = (),
     ) -> None:
         super().__init__()
         self.body = body
@@ -104,6 +122,7 @@ class Encoder(nn.Module):
         self.stem = stem
         self.bf16_pays_on_cpu = bf16_pays_on_cpu
         self.channels_last_pays_on_cpu = channels_last_pays_on_cpu
+        self.public_weights = public_weights
 
     def forward(self, clip_bcthw: Tensor) -> Tensor:
         """Embed a batch of normalised views [B, C, T, H, W] as [B, D]."""
@@ -161,7 +180,7 @@ def build_encoder(
     wanted = {"num_frames": num_frames, "stride": stride, "size_px": size_px}
     view = replace(view, **{key: value for key, value in wanted.items() if value is not None})  # type: ignore[arg-type]
     return Encoder(
-        architecture.build(view.kind.channels),
+        architecture.build(view),
         name=name,
         view=view,
         embed_dim=architecture.embed_dim,
@@ -169,4 +188,30 @@ def build_encoder(
         stem=architecture.stem,
         bf16_pays_on_cpu=architecture.bf16_pays_on_cpu,
         channels_last_pays_on_cpu=architecture.channels_last_pays_on_cpu,
+        public_weights=architecture.public_weights,
     )
+
+
+def replace_stem(body: nn.Module, stem: str, channels: int) -> None:
+    """Give a network's first convolution another number of input channels, freshly initialised.
+
+    Args:
+        body: Changed in place; untouched if the number is right.
+        stem: Name of a convolution in it.
+        channels: Wanted.
+    """
+    old = body.get_submodule(stem)
+    assert isinstance(old, nn.Conv2d | nn.Conv3d)
+    if old.in_channels == channels:
+        return
+    new = type(old)(
+        channels,
+        old.out_channels,
+        old.kernel_size,  # type: ignore[arg-type]
+        old.stride,  # type: ignore[arg-type]
+        old.padding,  # type: ignore[arg-type]
+        bias=old.bias is not None,
+    )
+    nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
+    parent, _, leaf = stem.rpartition(".")
+    setattr(body.get_submodule(parent), leaf, new)

@@ -8,15 +8,16 @@ from dataclasses import asdict, dataclass
 
 import torch
 import tyro
+from torch.utils.flop_counter import FlopCounterMode
 
 from crossdistill.console import print_table
-from crossdistill.encoders import ARCHITECTURES, create_encoder, encoder_names
+from crossdistill.encoders import ARCHITECTURES, Encoder, create_encoder, encoder_names
 from crossdistill.modalities import get_modality
 
 
 @dataclass(frozen=True)
 class Options:
-    """List the encoders with their view, number of features, parameters and source."""
+    """List the encoders with their view, number of features, parameters, operations, weights and source."""
 
     modality: str | None = None
     """Only those of one modality."""
@@ -39,21 +40,40 @@ def main(arguments: Sequence[str]) -> None:
             "{num_frames} x {size_px} px, stride {stride}".format(**card["view"]),  # type: ignore[arg-type]
             str(card["embed_dim"]),
             f"{card['num_parameters'] / 1e6:.1f} M",  # type: ignore[operator]
+            f"{card['gmacs']:.3g}",
+            ", ".join("{name} {top1_percent:.1f} %".format(**weights) for weights in card["weights"]),  # type: ignore[attr-defined]
             str(card["source"]),
         )
         for card in cards
     ]
-    print_table("encoders", ("name", "view", "features", "parameters", "source"), rows)
+    header = ("name", "view", "features", "parameters", "GMACs", "published weights, top-1", "source")
+    print_table("encoders", header, rows)
+
+
+def count_gmacs(encoder: Encoder) -> float:
+    """Multiply-adds of convolutions and matrix products for one view, in thousand millions.
+
+    Args:
+        encoder: Built on the meta device, where counting takes no time.
+    """
+    view = encoder.view
+    clip = torch.empty(1, view.kind.channels, view.num_frames, view.size_px, view.size_px, device="meta")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        encoder.eval()(clip)
+    return counter.get_total_flops() / 2e9
 
 
 def _card(name: str) -> dict[str, object]:
     with torch.device("meta"):  # sizes without memory or time
         encoder = create_encoder(name)
+        gmacs = count_gmacs(encoder)
     return {
         "name": name,
         "modality": encoder.view.modality,
         "view": asdict(encoder.view),
         "embed_dim": encoder.embed_dim,
         "num_parameters": encoder.num_parameters,
+        "gmacs": gmacs,
+        "weights": [asdict(w) for w in encoder.public_weights if w.modality == encoder.view.modality],
         "source": ARCHITECTURES[name.partition("_")[2]].source,
     }

@@ -1,15 +1,19 @@
-"""pytorchvideo's networks for clips: a true 3D ResNet-50, and X3D (Feichtenhofer, CVPR 2020)."""
+"""pytorchvideo's networks for clips, without their heads, and a true 3D ResNet-50 made of its parts."""
 
 from __future__ import annotations
 
+import functools
 import warnings
 
+import torch
 from torch import Tensor, nn
 
-from crossdistill.encoders.base import CLIP_MODALITIES, Architecture
+from crossdistill.encoders.base import CLIP_MODALITIES, Architecture, PublicWeights
+from crossdistill.types import ViewSpec
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # it compiles an activation with torch.jit.script when imported
+    from pytorchvideo.models import hub
     from pytorchvideo.models.resnet import create_resnet
     from pytorchvideo.models.weight_init import init_net_weights
     from pytorchvideo.models.x3d import create_x3d
@@ -29,14 +33,14 @@ class Blocks(nn.Module):
         return clip_bcthw.flatten(1)
 
 
-def build_r3d50(channels: int) -> nn.Module:
+def build_r3d50(view: ViewSpec) -> nn.Module:
     """A true 3D ResNet-50: every bottleneck's middle convolution is 3x3x3 (Hara et al., CVPR 2018).
 
     Built from pytorchvideo's ``create_resnet``; 46.2 M parameters, time halved at the pooling of the
     stem and at stages 2 to 4.
     """
     model = create_resnet(
-        input_channel=channels,
+        input_channel=view.kind.channels,
         model_depth=50,
         stem_conv_kernel_size=(7, 7, 7),
         stem_conv_stride=(1, 2, 2),
@@ -53,9 +57,56 @@ def build_r3d50(channels: int) -> nn.Module:
     return Blocks(model.blocks)
 
 
-def build_x3d_xs(channels: int) -> nn.Module:
-    """X3D-XS up to the 2048 features before its last linear layer: 4 frames, stride 12, 160 pixels."""
-    model = create_x3d(input_channel=channels, input_clip_length=4, input_crop_size=160)
+def _without_head(blocks: nn.ModuleList) -> nn.Module:
+    """The library pools with a window of one clip size; the mean over all there is equals it there."""
+    blocks[-1] = nn.AdaptiveAvgPool3d(1)
+    return Blocks(blocks)
+
+
+def build_slow_r50(view: ViewSpec) -> nn.Module:
+    """The slow pathway alone (Feichtenhofer et al., ICCV 2019): no convolution in time before stage 4."""
+    return _without_head(hub.slow_r50(input_channel=view.kind.channels).blocks)
+
+
+def build_r2plus1d_r50(view: ViewSpec) -> nn.Module:
+    """R(2+1)D-50 (Tran et al., CVPR 2018)."""
+    return _without_head(hub.r2plus1d_r50(input_channel=view.kind.channels).blocks)
+
+
+def build_csn_r101(view: ViewSpec) -> nn.Module:
+    """Channel-separated ResNet-101 (Tran et al., ICCV 2019)."""
+    return _without_head(hub.csn_r101(input_channel=view.kind.channels).blocks)
+
+
+class TwoPathways(nn.Module):
+    """SlowFast (Feichtenhofer et al., ICCV 2019): the slow pathway sees every fourth frame.
+
+    Args:
+        blocks: pytorchvideo's; the last two (fixed pooling, head) give way to the mean of each pathway.
+    """
+
+    SLOW_STRIDE = 4
+
+    def __init__(self, blocks: nn.ModuleList) -> None:
+        super().__init__()
+        self.blocks = blocks[:-2]
+
+    def forward(self, clip_bcthw: Tensor) -> Tensor:
+        """[B, C, T, H, W] to [B, 2304]."""
+        pathways = [clip_bcthw[:, :, :: self.SLOW_STRIDE], clip_bcthw]
+        for block in self.blocks:
+            pathways = block(pathways)
+        return torch.cat([pathway.mean(dim=(2, 3, 4)) for pathway in pathways], dim=1)
+
+
+def build_slowfast_r50(view: ViewSpec) -> nn.Module:
+    """SlowFast 8x8, R50."""
+    return TwoPathways(hub.slowfast_r50(input_channels=(view.kind.channels,) * 2).blocks)
+
+
+def build_x3d(view: ViewSpec, *, num_frames: int, size_px: int) -> nn.Module:
+    """X3D up to the 2048 features before its last linear layer; XS, S and M differ only in what they see."""
+    model = create_x3d(input_channel=view.kind.channels, input_clip_length=num_frames, input_crop_size=size_px)
     init_net_weights(model)
     head = model.blocks[-1]
     # The library pools with a window of one clip size; the mean over all there is equals it there.
@@ -64,29 +115,80 @@ def build_x3d_xs(channels: int) -> nn.Module:
     return Blocks(model.blocks)
 
 
-PYTORCHVIDEO: dict[str, Architecture] = {
-    "r3d50": Architecture(
-        build=build_r3d50,
-        embed_dim=2048,
-        modalities=CLIP_MODALITIES,
-        num_frames=16,
-        stride=2,
-        size_px=112,
-        stem="blocks.0.conv",
-        classifier="blocks.5.",
-        bf16_pays_on_cpu=True,
-        source="pytorchvideo.models.resnet.create_resnet",
-    ),
-    "x3d_xs": Architecture(
-        build=build_x3d_xs,
-        embed_dim=2048,
-        modalities=CLIP_MODALITIES,
-        num_frames=4,
-        stride=12,
-        size_px=160,
+ZOO_URL = "https://dl.fbaipublicfiles.com/pytorchvideo/model_zoo/kinetics/"
+
+
+def _kinetics(file: str, top1_percent: float) -> tuple[PublicWeights, ...]:
+    return (PublicWeights("kinetics400", "rgb", ZOO_URL + file, top1_percent),)
+
+
+_clip = functools.partial(
+    Architecture, embed_dim=2048, modalities=CLIP_MODALITIES, stem="blocks.0.conv", classifier="blocks.5."
+)
+
+
+def _x3d(name: str, num_frames: int, stride: int, size_px: int, top1_percent: float) -> Architecture:
+    return _clip(
+        functools.partial(build_x3d, num_frames=num_frames, size_px=size_px),
+        num_frames=num_frames,
+        stride=stride,
+        size_px=size_px,
         stem="blocks.0.conv.conv_t",
         classifier="blocks.5.proj.",
         channels_last_pays_on_cpu=True,
-        source="pytorchvideo.models.x3d.create_x3d",
+        source=f"pytorchvideo.models.hub.{name}",
+        public_weights=_kinetics(f"{name.upper()}.pyth", top1_percent),
+    )
+
+
+# Views and accuracies of the library's model zoo.
+PYTORCHVIDEO: dict[str, Architecture] = {
+    "r3d50": _clip(
+        build_r3d50,
+        num_frames=16,
+        stride=2,
+        size_px=112,
+        bf16_pays_on_cpu=True,
+        source="pytorchvideo.models.resnet.create_resnet",
     ),
+    "slow_r50": _clip(
+        build_slow_r50,
+        num_frames=8,
+        stride=8,
+        size_px=224,
+        bf16_pays_on_cpu=True,
+        source="pytorchvideo.models.hub.slow_r50",
+        public_weights=_kinetics("SLOW_8x8_R50.pyth", 74.58),
+    ),
+    "slowfast_r50": _clip(
+        build_slowfast_r50,
+        embed_dim=2304,
+        modalities=("rgb",),
+        num_frames=32,
+        stride=2,
+        size_px=224,
+        stem="blocks.0.multipathway_blocks.0.conv",
+        classifier="blocks.6.",
+        source="pytorchvideo.models.hub.slowfast_r50",
+        public_weights=_kinetics("SLOWFAST_8x8_R50.pyth", 76.94),
+    ),
+    "r2plus1d_r50": _clip(
+        build_r2plus1d_r50,
+        num_frames=16,
+        stride=4,
+        size_px=224,
+        source="pytorchvideo.models.hub.r2plus1d_r50",
+        public_weights=_kinetics("R2PLUS1D_16x4_R50.pyth", 76.01),
+    ),
+    "csn_r101": _clip(
+        build_csn_r101,
+        num_frames=32,
+        stride=2,
+        size_px=224,
+        source="pytorchvideo.models.hub.csn_r101",
+        public_weights=_kinetics("CSN_32x2_R101.pyth", 77.0),
+    ),
+    "x3d_xs": _x3d("x3d_xs", 4, 12, 160, 69.12),
+    "x3d_s": _x3d("x3d_s", 13, 6, 160, 73.33),
+    "x3d_m": _x3d("x3d_m", 16, 5, 224, 75.94),
 }

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.models.video.resnet import BasicBlock, Conv3DSimple
 
 from crossdistill.encoders.base import CLIP_MODALITIES, Architecture
+from crossdistill.types import ViewSpec
 
 R3D10_WIDTH = 16
 
@@ -62,14 +63,14 @@ def group_norm(channels: int) -> nn.Module:
     return nn.GroupNorm(max(1, channels // 8), channels)
 
 
-def build_r3d10(channels: int) -> nn.Module:
+def build_r3d10(view: ViewSpec) -> nn.Module:
     """``R3D10`` of width 16: 0.9 M parameters."""
-    return R3D10(channels, width=R3D10_WIDTH)
+    return R3D10(view.kind.channels, width=R3D10_WIDTH)
 
 
-def build_r3d10_gn(channels: int) -> nn.Module:
+def build_r3d10_gn(view: ViewSpec) -> nn.Module:
     """``R3D10`` of width 16 with GroupNorm, for batches too small for BatchNorm."""
-    return R3D10(channels, width=R3D10_WIDTH, norm=group_norm)
+    return R3D10(view.kind.channels, width=R3D10_WIDTH, norm=group_norm)
 
 
 _R3D10 = Architecture(

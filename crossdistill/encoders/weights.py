@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import re
+import urllib.parse
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,9 +14,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from crossdistill.encoders.base import Encoder
+from crossdistill.encoders.base import Encoder, PublicWeights
 from crossdistill.errors import UserError
 
+# torch's libraries end a file's name with the beginning of its SHA-256.
+HASH_IN_NAME = re.compile(r"-([a-f0-9]{6,})\.")
 # Keys under which training scripts keep the network's weights inside a larger dictionary.
 NESTED_KEYS = ("state_dict", "model_state", "model", "teacher", "student")
 
@@ -49,6 +53,28 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{path} is not a dictionary of tensors: save the network's state_dict()")
     return dict(content)
+
+
+def fetch_public_weights(weights: PublicWeights) -> Path:
+    """The file of published weights in torch's hub folder, downloaded there at first use with its hash checked.
+
+    Raises:
+        UserError: It is not there and cannot be fetched; the sentence says where to put it.
+    """
+    name = Path(urllib.parse.urlparse(weights.url).path).name
+    path = Path(torch.hub.get_dir(), "checkpoints", name)
+    if path.is_file():
+        return path
+    hash_prefix = HASH_IN_NAME.search(name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(weights.url, str(path), hash_prefix and hash_prefix[1])
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"{weights.name} weights cannot be fetched from {weights.url} ({error}): get the file elsewhere and put it "
+            f"at {path}, or give another weight file"
+        ) from error
+    return path
 
 
 def load_weights(encoder: Encoder, path: Path, *, adapt_stem: bool = False) -> None:
