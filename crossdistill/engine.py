@@ -117,15 +117,7 @@ def train(
         for batch in loader if state.step < num_steps else ():
             _count_unreadable(state, batch, plan, accelerator, len(dataset))
             lr = plan.learning_rate(state.step, num_steps, steps_per_epoch)
-            for group in optimizer.param_groups:
-                group["lr"] = lr * group.get("lr_scale", 1.0)
-            with accelerator.accumulate(model):
-                output = task.compute(model, batch.to(accelerator.device))
-                accelerator.backward(output.loss)
-                if accelerator.sync_gradients and plan.clip_norm:
-                    accelerator.clip_grad_norm_(model.parameters(), plan.clip_norm)
-                optimizer.step()
-                optimizer.zero_grad()
+            output = _descend(task, model, optimizer, batch, lr=lr, clip_norm=plan.clip_norm, accelerator=accelerator)
             anchors += [output.anchors] if output.anchors is not None else []
             monitor.add(output)
             if not accelerator.sync_gradients:
@@ -147,6 +139,29 @@ def train(
     _report_unreadable(state, accelerator)
     accelerator.free_memory()  # or the next run of this process would keep this one's optimizer
     return state
+
+
+def _descend(
+    task: Task,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: PairedBatch,
+    *,
+    lr: float,
+    clip_norm: float,
+    accelerator: Accelerator,
+) -> StepOutput:
+    """Forward and backward of one batch; weights move when as many batches as one step takes have been added up."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)
+    with accelerator.accumulate(model):
+        output = task.compute(model, batch.to(accelerator.device))
+        accelerator.backward(output.loss)
+        if accelerator.sync_gradients and clip_norm:
+            accelerator.clip_grad_norm_(model.parameters(), clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+    return output
 
 
 def _count_steps(num_batches: int, accumulate: int) -> int:

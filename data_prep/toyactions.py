@@ -54,7 +54,7 @@ class Options:
 
     out: Path
     """Folder to write the dataset into."""
-    clips_per_class: int = 200
+    clips_per_class: int = 120
     """Clips of each of the 12 classes, at least 2."""
     size: int = 64
     """Side of the square frames in pixels: even, from 32 to 256."""

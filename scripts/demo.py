@@ -31,8 +31,10 @@ from crossdistill.console import console
 from crossdistill.environment import describe_environment
 from crossdistill.files import atomic_path, write_text_atomically
 from crossdistill.train import RESULTS_NAME, TABLE_PROTOCOLS, print_comparison, run
+from data_prep.toyactions import Options, prepare
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+CLIPS_PER_CLASS = 200
 ROLES = ("teacher", "student, supervised", "student, distilled", "student, random")
 
 
@@ -77,9 +79,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of all trainings (default: %(default)s)")
     options = parser.parse_args(sys.argv[1:])
     started = time.perf_counter()
-    seed = {"machine": {"seed": options.seed}}
-    distilled = train("demo", options.out / "distilled", **seed)
-    supervised = train("demo_supervised", options.out / "supervised", **seed)
+    data = prepare(Options(out=options.out / "data", clips_per_class=CLIPS_PER_CLASS)).root
+    sections = {"machine": {"seed": options.seed}, "data": {"data": [str(data)]}}
+    distilled = train("demo", options.out / "distilled", **sections)
+    supervised = train("demo_supervised", options.out / "supervised", **sections)
     results = {**distilled, **supervised}
     seconds = round(time.perf_counter() - started, 1)
     report = {"seconds": seconds, "environment": describe_environment(), "results": results}
