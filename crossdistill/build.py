@@ -22,7 +22,7 @@ from crossdistill.data.transforms import Augmentation
 from crossdistill.distiller import Distiller, Tower
 from crossdistill.distributed import decide_on_first
 from crossdistill.encoders import Encoder, create_encoder, is_from_file
-from crossdistill.encoders.weights import fetch_public_weights, load_weights
+from crossdistill.encoders.weights import load_tensors, load_weights, read_public_weights
 from crossdistill.engine import TrainingPlan
 from crossdistill.errors import UserError
 from crossdistill.hardware import uses_bf16
@@ -155,7 +155,7 @@ def create_teacher(config: RunConfig, weights: str, student_view: ViewSpec) -> E
 def _load_from(encoder: Encoder, weights: str, *, option: str, adapt_stem: bool = False) -> None:
     for public in encoder.public_weights:
         if weights == public.name:
-            load_weights(encoder, fetch_public_weights(public), adapt_stem=adapt_stem)
+            load_tensors(encoder, read_public_weights(public), source=public.url, adapt_stem=adapt_stem)
             return
     folder = find_student(weights)
     if folder is None:

@@ -47,6 +47,7 @@ def save_student(encoder: Encoder, folder: Path, *, facts: dict[str, Any]) -> No
         "embed_dim": encoder.embed_dim,
         "num_parameters": encoder.num_parameters,
         "view": dataclasses.asdict(encoder.view),
+        "config": encoder.config,
         "training": facts,
     }
     write_text_atomically(folder / FACTS_NAME, json.dumps(description, indent=2) + "\n")
@@ -99,7 +100,11 @@ def load_student(path: str | Path, *, allow_code: bool = False) -> Encoder:
         )
     view = description["view"]
     encoder = create_encoder(
-        description["encoder"], num_frames=view["num_frames"], stride=view["stride"], size_px=view["size_px"]
+        description["encoder"],
+        num_frames=view["num_frames"],
+        stride=view["stride"],
+        size_px=view["size_px"],
+        config=description.get("config"),
     )
     encoder.view = ViewSpec(**{**view, "mean": tuple(view["mean"]), "std": tuple(view["std"])})
     load_weights(encoder, folder / WEIGHTS_NAME)

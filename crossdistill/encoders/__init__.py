@@ -1,14 +1,17 @@
 """The registry of encoders: ``<modality>_<architecture>``, for example ``flow_r3d18``.
 
 A new architecture is one ``Architecture`` in a file of its source's name, and that file's dictionary
-in ``ARCHITECTURES``.
+in ``ARCHITECTURES``. A library with more networks than can be listed is one entry of ``LIBRARIES``, and
+its networks are called ``<modality>_<library>:<the library's own name>``.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from crossdistill.encoders.base import Architecture, Encoder, build_encoder, wrap_encoder
 from crossdistill.encoders.pytorchvideo import PYTORCHVIDEO
@@ -29,6 +32,12 @@ __all__ = [
 
 ARCHITECTURES: dict[str, Architecture] = {**TORCHVISION, **PYTORCHVIDEO, **SMALL}
 
+# Modules with ``create(model, *, name, modality, num_frames, stride, size_px, config) -> Encoder``, imported at use.
+LIBRARIES: dict[str, str] = {
+    "timm": "crossdistill.encoders.timm",
+    "hf": "crossdistill.encoders.huggingface",
+}
+
 
 def encoder_names() -> list[str]:
     """Every ``<modality>_<architecture>`` that the registry can build, sorted."""
@@ -41,25 +50,41 @@ def is_from_file(name: str) -> bool:
 
 
 def create_encoder(
-    name: str, *, num_frames: int | None = None, stride: int | None = None, size_px: int | None = None
+    name: str,
+    *,
+    num_frames: int | None = None,
+    stride: int | None = None,
+    size_px: int | None = None,
+    config: dict[str, Any] | None = None,
 ) -> Encoder:
     """Build an encoder with fresh weights.
 
     Args:
-        name: ``<modality>_<architecture>``, or ``path/to/file.py:function`` for one of your own: the
-            function takes no arguments and returns an ``Encoder`` (see ``wrap_encoder``).
+        name: ``<modality>_<architecture>``; ``<modality>_<library>:<model>``, for example
+            ``image_timm:resnet50``; or ``path/to/file.py:function`` for one of your own: the function
+            takes no arguments and returns an ``Encoder`` (see ``wrap_encoder``).
         num_frames: Frames of a clip; the architecture's own if None, and so for the next two.
         stride: Frames of the video between frames of the clip.
         size_px: Height and width of the view.
+        config: ``Encoder.config`` of an encoder that was built before, where its library keeps it elsewhere.
 
     Raises:
-        UserError: The name is unknown, or the architecture does not exist for the modality.
+        UserError: The name is unknown, the architecture does not exist for the modality, or its library is absent.
     """
     if is_from_file(name):
         return _from_file(name, num_frames=num_frames, stride=stride, size_px=size_px)
     modality, _, architecture = name.partition("_")
     if modality not in MODALITIES or not architecture:
         raise unknown_name("encoder", name, encoder_names())
+    library, colon, model = architecture.partition(":")
+    if colon:
+        if library not in LIBRARIES:
+            raise unknown_name("library", library, LIBRARIES)
+        create = importlib.import_module(LIBRARIES[library]).create
+        created: Encoder = create(
+            model, name=name, modality=modality, num_frames=num_frames, stride=stride, size_px=size_px, config=config
+        )
+        return created
     if architecture not in ARCHITECTURES:
         raise unknown_name("architecture", architecture, ARCHITECTURES)
     entry = ARCHITECTURES[architecture]

@@ -5,8 +5,9 @@ Shapes: B batch, C channels, T frames, H height, W width, D features.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from einops import rearrange
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ from crossdistill.types import ViewSpec
 
 CLIP_MODALITIES = ("rgb", "flow", "depth")
 """What a network of clips can be built for: only its first convolution differs."""
+Takes = Literal["clip", "frames"]
+"""What a body maps to features: whole clips [B, C, T, H, W], or single frames [B, C, H, W]."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,10 @@ class PublicWeights:
     modality: str
     """What they were trained on; as a student's start they fit the other modalities too, by their stem."""
     url: str
-    top1_percent: float
+    top1_percent: float | None = None
     """As published, on the data that they are named after."""
+    read: Callable[[], Mapping[str, Tensor]] | None = None
+    """The library's own way to get them, where it is more than fetching one file."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,8 @@ class Architecture:
     """Prefix of the classifier's weights in the library's own model; dropped when weights are loaded."""
     statistics: dict[str, Statistics] = field(default_factory=dict)
     """Per modality; the modality's own where absent."""
+    takes: Takes = "clip"
+    """What the body is given."""
     bf16_pays_on_cpu: bool = False
     """Measured: whether bf16 trains faster on a CPU with AMX (docs/speed.md)."""
     channels_last_pays_on_cpu: bool = False
@@ -85,19 +92,21 @@ class Encoder(nn.Module):
     """A network that maps a normalised view [B, C, T, H, W] to features [B, D].
 
     ``body`` is the source library's own module with its classifier removed, so that its weights load
-    into that library without this package. A body of single frames (its modality has no time) embeds
-    every frame, and the features of a clip's frames are averaged.
+    into that library without this package. A body of single frames embeds every frame, and the features
+    of a clip's frames are averaged.
 
     Args:
         body: Maps [B, C, T, H, W] (or the view's layout), or [B, C, H, W] for single frames, to [B, D].
         name: For example ``flow_r3d18``.
         view: What the encoder wants to see.
         embed_dim: D.
+        takes: Whether the body is given clips or single frames.
         classifier: Prefix of classifier weights to leave out when weights are loaded.
         stem: Name of the body's first convolution.
         bf16_pays_on_cpu: Whether bf16 is faster on a CPU with AMX.
         channels_last_pays_on_cpu: Whether channels last in memory is faster on a CPU.
         public_weights: That can be loaded by name.
+        config: What the source needs to build the body again where its name does not say everything (JSON).
     """
 
     def __init__(
@@ -107,33 +116,36 @@ class Encoder(nn.Module):
         name: str,
         view: ViewSpec,
         embed_dim: int,
+        takes: Takes = "clip",
         classifier: str = "",
         stem: str = "",
         bf16_pays_on_cpu: bool = False,
         channels_last_pays_on_cpu: bool = False,
         public_weights: tuple[PublicWeights, ...] = (),
+        config: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.body = body
         self.name = name
         self.view = view
         self.embed_dim = embed_dim
+        self.takes = takes
         self.classifier = classifier
         self.stem = stem
         self.bf16_pays_on_cpu = bf16_pays_on_cpu
         self.channels_last_pays_on_cpu = channels_last_pays_on_cpu
         self.public_weights = public_weights
+        self.config = config
 
     def forward(self, clip_bcthw: Tensor) -> Tensor:
         """Embed a batch of normalised views [B, C, T, H, W] as [B, D]."""
-        if self.view.kind.has_time:
-            if self.view.layout == "BTCHW":
-                clip_bcthw = rearrange(clip_bcthw, "b c t h w -> b t c h w")
-            features: Tensor = self.body(clip_bcthw)
-        else:
+        if self.takes == "frames":
             num_frames = clip_bcthw.shape[2]
-            frames = self.body(rearrange(clip_bcthw, "b c t h w -> (b t) c h w"))
-            features = rearrange(frames, "(b t) d -> b t d", t=num_frames).mean(dim=1)
+            frames: Tensor = self.body(rearrange(clip_bcthw, "b c t h w -> (b t) c h w"))
+            return rearrange(frames, "(b t) d -> b t d", t=num_frames).mean(dim=1)
+        if self.view.layout == "BTCHW":
+            clip_bcthw = rearrange(clip_bcthw, "b c t h w -> b t c h w")
+        features: Tensor = self.body(clip_bcthw)
         return features
 
     @property
@@ -142,19 +154,40 @@ class Encoder(nn.Module):
         return sum(parameter.numel() for parameter in self.body.parameters())
 
 
-def wrap_encoder(module: nn.Module, *, name: str, view: ViewSpec, embed_dim: int, classifier: str = "") -> Encoder:
-    """Make an encoder of any module that maps a view's batch to [B, D].
+def wrap_encoder(
+    module: nn.Module,
+    *,
+    view: ViewSpec,
+    embed_dim: int,
+    modality: str | None = None,
+    name: str | None = None,
+    takes: Takes | None = None,
+    classifier: str = "",
+    stem: str = "",
+) -> Encoder:
+    """Make an encoder of any module that maps normalised clips or frames to [B, D].
 
     Args:
         module: Takes the view's layout, normalised with the view's mean and deviation.
-        name: How reports call it; must start with the view's modality and an underscore.
         view: What the module wants to see.
         embed_dim: D.
+        modality: The view's, which it must agree with; for readers.
+        name: How reports call it; ``<modality>_<class of the module>`` if None.
+        takes: Whether the module is given clips, or single frames whose features are averaged; by default
+            frames if the modality is one of single pictures.
         classifier: Prefix of classifier weights that weight files may hold and the module lacks.
+        stem: Name of the first convolution, if weights of another modality may be adapted to it.
+
+    Raises:
+        UserError: The modality is not the view's, or the name does not begin with it.
     """
+    if modality not in (None, view.modality):
+        raise UserError(f"the view is one of {view.modality}, not of {modality}: give the same modality in both places")
+    name = name or f"{view.modality}_{type(module).__name__.lower()}"
     if not name.startswith(f"{view.modality}_"):
         raise UserError(f"an encoder of {view.modality} is named {view.modality}_<something>, not {name!r}")
-    return Encoder(module, name=name, view=view, embed_dim=embed_dim, classifier=classifier)
+    takes = takes or ("clip" if view.kind.has_time else "frames")
+    return Encoder(module, name=name, view=view, embed_dim=embed_dim, takes=takes, classifier=classifier, stem=stem)
 
 
 def build_encoder(
@@ -184,6 +217,7 @@ def build_encoder(
         name=name,
         view=view,
         embed_dim=architecture.embed_dim,
+        takes=architecture.takes,
         classifier=architecture.classifier,
         stem=architecture.stem,
         bf16_pays_on_cpu=architecture.bf16_pays_on_cpu,

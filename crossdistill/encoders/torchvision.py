@@ -121,6 +121,7 @@ def _architecture(ours: str, network: Network) -> Architecture:
         build=functools.partial(_build, network, name),
         embed_dim=network.embed_dim,
         modalities=network.modalities,
+        takes="frames" if network.modalities == ("image",) else "clip",
         num_frames=network.num_frames,
         stride=network.stride,
         size_px=preset.crop_size[0],

@@ -77,22 +77,37 @@ def fetch_public_weights(weights: PublicWeights) -> Path:
     return path
 
 
+def read_public_weights(weights: PublicWeights) -> Mapping[str, Tensor]:
+    """Published weights, fetched at first use.
+
+    Raises:
+        UserError: They are not here and cannot be fetched; the sentence says where to put them.
+    """
+    return read_weights(fetch_public_weights(weights)) if weights.read is None else weights.read()
+
+
 def load_weights(encoder: Encoder, path: Path, *, adapt_stem: bool = False) -> None:
-    """Load a file into an encoder's body, strictly.
+    """Load a file into an encoder's body, strictly: see ``load_tensors``."""
+    load_tensors(encoder, read_weights(path), source=str(path), adapt_stem=adapt_stem)
+
+
+def load_tensors(encoder: Encoder, tensors: Mapping[str, Tensor], *, source: str, adapt_stem: bool = False) -> None:
+    """Load tensors into an encoder's body, strictly.
 
     What is allowed to differ, and only that: a ``module.`` prefix on all names, the classifier that
     the body does not have, and where asked for the channels of the stem.
 
     Args:
         encoder: Changed in place.
-        path: The file.
+        tensors: By name.
+        source: Where they come from, for the error.
         adapt_stem: Make filters of the modality's channels of RGB filters (see ``match_stem_channels``): a start
             for training, but not the network that the file is of.
 
     Raises:
         UserError: A tensor is missing, unexpected or of another shape; the sentence names the first.
     """
-    weights = {name.removeprefix("module."): value for name, value in read_weights(path).items()}
+    weights = {name.removeprefix("module."): value for name, value in tensors.items()}
     if encoder.classifier:
         weights = {name: value for name, value in weights.items() if not name.startswith(encoder.classifier)}
     own = encoder.body.state_dict()
@@ -100,7 +115,7 @@ def load_weights(encoder: Encoder, path: Path, *, adapt_stem: bool = False) -> N
     if stem in weights and stem in own:
         if adapt_stem:
             weights[stem] = match_stem_channels(weights[stem], own[stem])
-        _require_same_channels(path, encoder, weights[stem], own[stem])
+        _require_same_channels(source, encoder, weights[stem], own[stem])
     missing, unexpected = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
     other_shape = [name for name in sorted(own.keys() & weights.keys()) if own[name].shape != weights[name].shape]
     if missing or unexpected or other_shape:
@@ -110,17 +125,17 @@ def load_weights(encoder: Encoder, path: Path, *, adapt_stem: bool = False) -> N
             if names
         ]
         raise UserError(
-            f"{path} does not hold the weights of {encoder.name}: of {len(own)} tensors, {', '.join(problems)}; "
+            f"{source} does not hold the weights of {encoder.name}: of {len(own)} tensors, {', '.join(problems)}; "
             "give a file of the same architecture"
         )
     encoder.body.load_state_dict(weights, strict=True)
 
 
-def _require_same_channels(path: Path, encoder: Encoder, stem: Tensor, own_stem: Tensor) -> None:
+def _require_same_channels(source: str, encoder: Encoder, stem: Tensor, own_stem: Tensor) -> None:
     """Name the number of channels, which says more than a shape, where a file is of another modality."""
     if stem.dim() == own_stem.dim() > 1 and stem.shape[1] != own_stem.shape[1]:
         raise UserError(
-            f"{path} holds a network whose stem takes {stem.shape[1]} channels, and that of {encoder.name} takes "
+            f"{source} holds a network whose stem takes {stem.shape[1]} channels, and that of {encoder.name} takes "
             f"{own_stem.shape[1]}: give weights of the same modality"
         )
 
