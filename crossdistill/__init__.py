@@ -21,7 +21,6 @@ _EXPORTS = {
     "UserError": "crossdistill.errors",
     "View": "crossdistill.types",
     "ViewSpec": "crossdistill.types",
-    "collate": "crossdistill.data.dataset",
     "compress_loss": "crossdistill.objectives",
     "create_encoder": "crossdistill.encoders",
     "create_objective": "crossdistill.objectives",
@@ -36,7 +35,7 @@ _EXPORTS = {
 __all__ = ["__version__", *_EXPORTS]
 
 if TYPE_CHECKING:
-    from crossdistill.data.dataset import PairedClips, collate, entries_of
+    from crossdistill.data.dataset import PairedClips, entries_of
     from crossdistill.data.decode import read_clip
     from crossdistill.data.manifest import Manifest
     from crossdistill.data.sampling import SampleKey

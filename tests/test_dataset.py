@@ -45,7 +45,7 @@ def test_batches__are_the_same_with_any_number_of_workers(toy_folder):
 
 
 def test_batches__shapes_and_types(toy_folder):
-    batch = collate([paired(toy_folder, student="depth_r3d10")[SampleKey(i, 0)] for i in range(5)])
+    batch = collate([paired(toy_folder, student="depth_r3d10")[SampleKey(i, 0)] for i in range(5)], num_items=5)
     assert batch.student.values.shape == (5, 1, 4, 32, 32) and batch.student.values.dtype == torch.uint16
     assert batch.teacher.values.shape == (5, 3, 4, 32, 32) and batch.teacher.values.dtype == torch.uint8
     assert batch.sample_ids.tolist() == list(range(5)) and len(batch) == 5
@@ -54,10 +54,10 @@ def test_batches__shapes_and_types(toy_folder):
 
 def test_samples__depend_on_seed_and_epoch(toy_folder):
     dataset, other = paired(toy_folder), paired(toy_folder, seed=4)
-    first = dataset[SampleKey(0, 0)].views[0][0]
-    assert torch.equal(first, paired(toy_folder)[SampleKey(0, 0)].views[0][0])
-    assert not torch.equal(first, dataset[SampleKey(0, 1)].views[0][0])
-    assert not torch.equal(first, other[SampleKey(0, 0)].views[0][0])
+    first = dataset[SampleKey(0, 0)].views[0].values
+    assert torch.equal(first, paired(toy_folder)[SampleKey(0, 0)].views[0].values)
+    assert not torch.equal(first, dataset[SampleKey(0, 1)].views[0].values)
+    assert not torch.equal(first, other[SampleKey(0, 0)].views[0].values)
 
 
 def test_views_of_one_modality__are_equal(toy_folder):
@@ -65,7 +65,7 @@ def test_views_of_one_modality__are_equal(toy_folder):
     dataset = paired(toy_folder, student="rgb_r3d10", teacher="rgb_r3d10")
     for i in range(10):
         student, teacher = dataset[SampleKey(i, 1)].views
-        assert torch.equal(student[0], teacher[0])
+        assert torch.equal(student.values, teacher.values)
 
 
 def test_flow_and_colour__show_the_same_motion(toy_folder):
@@ -75,7 +75,7 @@ def test_flow_and_colour__show_the_same_motion(toy_folder):
     still = 0.0
     moved = {1: 0.0, -1: 0.0}  # along the flow, and against it
     for i in range(len(dataset)):
-        batch = collate([dataset[SampleKey(i, 0)]])
+        batch = collate([dataset[SampleKey(i, 0)]], num_items=1)
         flow = normalise(batch.student, flow_view)[0] * 2.0  # back to pixels: the deviation is 2
         rgb = normalise(batch.teacher, rgb_view)[0]
         now, following = rgb[:, 1], rgb[:, 2]
@@ -92,7 +92,7 @@ def test_flow_and_colour__show_the_same_motion(toy_folder):
 def test_centre_views__do_not_depend_on_the_epoch(toy_folder):
     dataset = paired(toy_folder, augmentation=None)
     one, other = (dataset[SampleKey(7, epoch)].views for epoch in (0, 9))
-    assert all(torch.equal(a[0], b[0]) for a, b in zip(one, other, strict=True))
+    assert all(torch.equal(a.values, b.values) for a, b in zip(one, other, strict=True))
 
 
 @pytest.fixture
@@ -142,8 +142,8 @@ def test_mirroring__happens_to_both_views_or_none(toy_folder):
         toy_folder, augmentation=Augmentation(area_min=1.0, ratio_min=1.0, ratio_max=1.0, mirror_probability=1)
     )
     for i in range(6):
-        (flow, _), (rgb, _) = plain[SampleKey(i, 0)].views
-        (flow_m, _), (rgb_m, _) = mirrored[SampleKey(i, 0)].views
+        flow, rgb = (view.values for view in plain[SampleKey(i, 0)].views)
+        flow_m, rgb_m = (view.values for view in mirrored[SampleKey(i, 0)].views)
         assert torch.equal(rgb_m, rgb.flip(-1))
         assert np.array_equal(flow_m[0].numpy(), 256 - flow[0].flip(-1).numpy().astype(int))
         assert torch.equal(flow_m[1], flow[1].flip(-1))

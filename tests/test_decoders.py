@@ -395,11 +395,11 @@ def test_dataset__two_views_of_one_stream_equal_each_alone(toy_folder, decoder):
     both = PairedClips(entries, student_view=wide, teacher_view=narrow, decoder=decoder)
     for index in range(3):
         views = both[SampleKey(index, 0)].views
-        assert [tuple(values.shape) for values, _ in views] == [(3, 6, 32, 32), (3, 3, 16, 16)]
-    alone = PairedClips(entries, student_view=wide, decoder=decoder)[SampleKey(0, 0)].views[0][0]
+        assert [tuple(view.values.shape) for view in views] == [(3, 6, 32, 32), (3, 3, 16, 16)]
+    alone = PairedClips(entries, student_view=wide, decoder=decoder)[SampleKey(0, 0)].views[0].values
     twice = PairedClips(entries, student_view=wide, teacher_view=wide, decoder=decoder)[SampleKey(0, 0)].views
-    for values, _ in twice:
-        np.testing.assert_array_equal(values, alone)
+    for view in twice:
+        np.testing.assert_array_equal(view.values, alone)
 
 
 LOADER = """
@@ -415,8 +415,8 @@ for decoder in sys.argv[2:]:
     here = [clips[SampleKey(i, 0)].views for i in range(4)]
     for number, batch in enumerate(make_loader(clips, [[SampleKey(i, 0)] for i in range(4)], num_workers=2)):
         assert not batch.unreadable
-        for view, (values, _) in zip((batch.student, batch.teacher), here[number]):
-            assert (view.values[0] == values).all()
+        for view, clip in zip((batch.student, batch.teacher), here[number]):
+            assert (view.values[0] == clip.values).all()
     print(decoder)
 """
 

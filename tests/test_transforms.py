@@ -20,8 +20,8 @@ def spec(modality, size_px=8, **changes):
 
 
 def to_floats(frames_thwc, crop, modality, size_px):
-    values, scale = cut_view(frames_thwc, crop, modality=MODALITIES[modality], size_px=size_px)
-    view = View(torch.from_numpy(values)[None], torch.from_numpy(scale)[None])
+    clip = cut_view(frames_thwc, crop, modality=MODALITIES[modality], size_px=size_px)
+    view = View(clip.values[None], torch.from_numpy(clip.channel_scale)[None])
     return normalise(view, spec(modality, size_px))[0]
 
 
@@ -63,16 +63,16 @@ def test_crop__is_the_same_part_for_streams_of_different_size():
     small = np.tile(np.arange(40, dtype=np.uint8)[None, None, :, None], (1, 20, 1, 3)) * 5
     large = np.repeat(np.repeat(small, 4, axis=1), 4, axis=2)
     crop = Crop(0.25, 0.1, 0.4, 0.5)
-    views = [cut_view(frames, crop, modality=RGB, size_px=8)[0].astype(int) for frames in (small, large)]
-    assert np.abs(views[0] - views[1]).max() <= 5  # one column of the small stream
+    views = [cut_view(frames, crop, modality=RGB, size_px=8).values.int() for frames in (small, large)]
+    assert (views[0] - views[1]).abs().max() <= 5  # one column of the small stream
 
 
 def test_depth__is_never_mixed_with_missing_measurements():
     depth = np.zeros((1, 8, 8, 1), dtype=np.uint16)
     depth[:, :, 4:] = 2000
-    values, _ = cut_view(depth, WHOLE, modality=DEPTH, size_px=5)
+    values = cut_view(depth, WHOLE, modality=DEPTH, size_px=5).values
     assert set(np.unique(values).tolist()) == {0, 2000}
-    assert values.dtype == np.uint16
+    assert values.dtype == torch.uint16
 
 
 def test_depth__becomes_disparity_with_one_scale_per_clip():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,15 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from crossdistill.data.decode import read_frames
+from crossdistill.data.decode import read_pictures
 from crossdistill.data.decoders import DEFAULT_DECODER, get_decoder
 from crossdistill.data.manifest import Manifest, Video
 from crossdistill.data.sampling import SampleKey, centre_range_seconds, clip_frames, sample_generator
 from crossdistill.data.streams import Picture
-from crossdistill.data.transforms import Augmentation, Crop, centre_crop, cut_view
+from crossdistill.data.transforms import Augmentation, Crop, CutClip, centre_crop, cut_view
 from crossdistill.errors import UnreadableVideoError, UserError
 from crossdistill.types import PairedBatch, View, ViewSpec
 
@@ -54,8 +55,8 @@ class Item:
 
     index: int
     label: int
-    views: tuple[tuple[torch.Tensor, torch.Tensor], ...] | None
-    """Per view: values [C, T, H, W] and channel scale [C]; the student's first."""
+    views: tuple[CutClip, ...] | None
+    """The student's first."""
     unreadable: tuple[tuple[str, str], ...] = ()
 
 
@@ -110,7 +111,13 @@ class PairedClips(Dataset[Item]):
                 index = int(generator.integers(len(self.entries)))
         return Item(key.index, self.entries[key.index].label, None, tuple(unreadable))
 
-    def _read(self, entry: Entry, generator: np.random.Generator) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
+    def read_batch(self, keys: Sequence[SampleKey]) -> PairedBatch:
+        """Read samples one by one into a batch; those that cannot be read are left out and named."""
+        return collate((self[key] for key in keys), num_items=len(keys))
+
+    __getitems__ = read_batch  # what a DataLoader calls
+
+    def _read(self, entry: Entry, generator: np.random.Generator) -> tuple[CutClip, ...]:
         video = entry.video
         if not video.is_usable:
             raise UnreadableVideoError(f"{video.name}: {video.reason}")
@@ -124,13 +131,12 @@ class PairedClips(Dataset[Item]):
             centre_seconds = float(generator.uniform(earliest, latest))
             crop = self.augmentation.draw(generator, width_px=streams[0].width_px, height_px=streams[0].height_px)
         clips = [clip_frames(s, view, centre_seconds).tolist() for s, view in zip(streams, self.views, strict=True)]
-        views = []
-        for pictures, view in zip(self._read_pictures(entry, clips), self.views, strict=True):
-            values, channel_scale = cut_view(pictures, crop, modality=view.kind, size_px=view.size_px)
-            views.append((torch.from_numpy(values), torch.from_numpy(channel_scale)))
-        return tuple(views)
+        return tuple(
+            cut_view(pictures, crop, modality=view.kind, size_px=view.size_px)
+            for pictures, view in zip(self._read_pictures(entry, clips), self.views, strict=True)
+        )
 
-    def _read_pictures(self, entry: Entry, clips: Sequence[list[int]]) -> list[Picture]:
+    def _read_pictures(self, entry: Entry, clips: Sequence[list[int]]) -> list[Sequence[Picture]]:
         """The frames of each view; views of one stream are decoded together, which costs hardly more than one."""
         wanted: dict[str, list[int]] = {}
         parts = []
@@ -139,45 +145,70 @@ class PairedClips(Dataset[Item]):
             parts.append((view.kind.stream, slice(len(together), len(together) + len(frames))))
             together += frames
         read = {
-            name: read_frames(entry.root, entry.video.streams[name], frames, stream_name=name, decoder=self.decoder)
+            name: read_pictures(entry.root, entry.video.streams[name], frames, stream_name=name, decoder=self.decoder)
             for name, frames in wanted.items()
         }
         return [read[name][part] for name, part in parts]
 
 
-def stack_clips(clips: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Stack clips [C, T, H, W] into [B, C, T, H, W] with channels last in memory, as decoders leave them.
+class _Rows:
+    """The clips of one view of a batch, each copied as soon as it is read: once, and then its pictures are free.
 
-    So every clip is copied once and as it lies; the device brings channels to the front.
+    Args:
+        num_clips: For how many there is room.
     """
-    channels, num_frames, height, width = clips[0].shape
-    batch = torch.empty((len(clips), num_frames, height, width, channels), dtype=clips[0].dtype).permute(0, 4, 1, 2, 3)
-    for target, clip in zip(batch, clips, strict=True):
-        target.copy_(clip)
-    return batch
+
+    def __init__(self, num_clips: int) -> None:
+        self._num_clips = num_clips
+        self._values: Picture = np.empty(0, dtype=np.uint8)
+        self._scales: list[NDArray[np.float32]] = []
+
+    def add(self, clip: CutClip) -> None:
+        """Copy one clip; all have one shape."""
+        if not self._scales:
+            first = clip.frames[0]
+            self._values = np.empty((self._num_clips, len(clip.frames), *first.shape), dtype=first.dtype)
+        np.stack(clip.frames, out=self._values[len(self._scales)])
+        self._scales.append(clip.channel_scale)
+
+    def view(self) -> View:
+        """[B, C, T, H, W] with channels last in memory, as decoders leave them: the device brings them to the front."""
+        values = torch.from_numpy(self._values[: len(self._scales)]).permute(0, 4, 1, 2, 3)
+        return View(values, torch.from_numpy(np.stack(self._scales)))
 
 
-def collate(items: list[Item]) -> PairedBatch:
-    """Stack samples into a batch; unreadable ones are left out."""
-    readable = [item for item in items if item.views is not None]
-    unreadable = tuple(pair for item in items for pair in item.unreadable)
-    if not readable:
-        empty = View(torch.empty(0), torch.empty(0))
-        no_ids = torch.empty(0, dtype=torch.int64)
-        return PairedBatch(student=empty, teacher=None, sample_ids=no_ids, labels=no_ids, unreadable=unreadable)
-    views = [
-        View(values=stack_clips(values), channel_scale=torch.stack(scales))
-        for values, scales in (
-            zip(*pair, strict=True) for pair in zip(*(item.views or () for item in readable), strict=True)
-        )
-    ]
+def collate(items: Iterable[Item], *, num_items: int) -> PairedBatch:
+    """Make a batch of samples; unreadable ones are left out.
+
+    Args:
+        items: Asked for one by one.
+        num_items: How many there are at most.
+    """
+    views: list[_Rows] = []
+    indices: list[int] = []
+    labels: list[int] = []
+    unreadable: list[tuple[str, str]] = []
+    for item in items:
+        unreadable += item.unreadable
+        if item.views is None:
+            continue
+        views = views or [_Rows(num_items) for _ in item.views]
+        for rows, clip in zip(views, item.views, strict=True):
+            rows.add(clip)
+        indices.append(item.index)
+        labels.append(item.label)
+    empty = View(torch.empty(0), torch.empty(0))
     return PairedBatch(
-        student=views[0],
-        teacher=views[1] if len(views) > 1 else None,
-        sample_ids=torch.tensor([item.index for item in readable]),
-        labels=torch.tensor([item.label for item in readable]),
-        unreadable=unreadable,
+        student=views[0].view() if views else empty,
+        teacher=views[1].view() if len(views) > 1 else None,
+        sample_ids=torch.tensor(indices, dtype=torch.int64),
+        labels=torch.tensor(labels, dtype=torch.int64),
+        unreadable=tuple(unreadable),
     )
+
+
+def _as_it_is(batch: PairedBatch) -> PairedBatch:
+    return batch
 
 
 def _use_one_thread(worker: int) -> None:
@@ -201,7 +232,7 @@ def make_loader(
         dataset,
         batch_sampler=batches,  # type: ignore[arg-type]
         num_workers=num_workers,
-        collate_fn=collate,
+        collate_fn=_as_it_is,  # type: ignore[arg-type]
         pin_memory=pin_memory,
         worker_init_fn=_use_one_thread,
         prefetch_factor=4 if num_workers else None,

@@ -235,6 +235,13 @@ def _index_by_decoding(path: Path) -> Index:
 def read_frames(
     root: Path, stream: Stream, frames: Sequence[int], *, stream_name: str = "rgb", decoder: str = DEFAULT_DECODER
 ) -> Picture:
+    """Read frames of one stream by position, as one array [T, H, W, C]; see ``read_pictures``."""
+    return np.stack(read_pictures(root, stream, frames, stream_name=stream_name, decoder=decoder))
+
+
+def read_pictures(
+    root: Path, stream: Stream, frames: Sequence[int], *, stream_name: str = "rgb", decoder: str = DEFAULT_DECODER
+) -> Sequence[Picture]:
     """Read frames of one stream by position.
 
     Every decoder gives the same frames: what another one cannot give exactly (16-bit streams, files whose
@@ -248,7 +255,7 @@ def read_frames(
         decoder: One of ``DECODERS``. Colours may differ by a few levels where they are converted.
 
     Returns:
-        [T, H, W, C], uint8 or uint16, in the order of ``frames``.
+        T times [H, W, C], uint8 or uint16, in the order of ``frames``; a repeated one may be the same array.
 
     Raises:
         UnreadableVideoError: The file is missing, damaged, or lacks a frame that the manifest names.

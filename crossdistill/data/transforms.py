@@ -8,6 +8,7 @@ Shapes: B batch, C channels, T frames, H height, W width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -65,38 +66,52 @@ def centre_crop(*, width_px: int, height_px: int, is_mirrored: bool = False) -> 
     return Crop((1 - width) / 2, (1 - height) / 2, width, height, is_mirrored)
 
 
-def cut_view(
-    frames_thwc: Picture, crop: Crop, *, modality: Modality, size_px: int
-) -> tuple[Picture, NDArray[np.float32]]:
+@dataclass(frozen=True)
+class CutClip:
+    """One clip of one stream after the geometry, not yet copied into a batch."""
+
+    frames: list[Picture]
+    """T times [S, S, C] as stored: parts of the decoded pictures where nothing had to change."""
+    channel_scale: NDArray[np.float32]
+    """[C]: how far resizing stretched the values."""
+
+    @property
+    def values(self) -> Tensor:
+        """[C, T, S, S], a copy."""
+        return torch.from_numpy(np.stack(self.frames).transpose(3, 0, 1, 2))
+
+
+def cut_view(frames: Sequence[Picture], crop: Crop, *, modality: Modality, size_px: int) -> CutClip:
     """Crop, resize and mirror the stored integers of one clip.
 
     Args:
-        frames_thwc: [T, H, W, C] as stored.
+        frames: T times [H, W, C], or [T, H, W, C], as stored.
         crop: Which part, and whether mirrored.
         modality: Says how to resample, what mirrors with a change of sign, and what stretches.
-        size_px: Height and width of the result.
-
-    Returns:
-        values [C, T, size, size] of the input's type, the channels of a pixel side by side in memory as decoders
-        leave them (a view of the input where nothing had to change), and [C] how far resizing stretched the values.
+        size_px: Height and width of the result, S.
     """
-    _, height, width, _ = frames_thwc.shape
+    height, width, _ = frames[0].shape
     crop_width = max(1, round(crop.width * width))
     crop_height = max(1, round(crop.height * height))
     left = min(round(crop.left * width), width - crop_width)
     top = min(round(crop.top * height), height - crop_height)
-    part = frames_thwc[:, top : top + crop_height, left : left + crop_width]
-    if part.shape[1:3] != (size_px, size_px):
-        part = np.stack([_resize(frame, size_px, modality) for frame in part])
+    parts = [frame[top : top + crop_height, left : left + crop_width] for frame in frames]
+    if (crop_height, crop_width) != (size_px, size_px):
+        parts = [_resize(part, size_px, modality) for part in parts]
     if crop.is_mirrored:
-        part = np.ascontiguousarray(part[:, :, ::-1])
-        for channel in modality.flip_negates:
-            # Counted from the other side of zero: turns the sign exactly.
-            negated = 2 * modality.stored_zero - part[..., channel].astype(np.int32)
-            part[..., channel] = negated.clip(0, np.iinfo(part.dtype).max)
+        parts = [_mirror(part, modality) for part in parts]
     stretch = {"x": size_px / crop_width, "y": size_px / crop_height, None: 1.0}
     axes = modality.resize_axes or (None,) * modality.channels
-    return part.transpose(3, 0, 1, 2), np.asarray([stretch[axis] for axis in axes], dtype=np.float32)
+    return CutClip(parts, np.asarray([stretch[axis] for axis in axes], dtype=np.float32))
+
+
+def _mirror(frame_hwc: Picture, modality: Modality) -> Picture:
+    mirrored: Picture = cv2.flip(np.ascontiguousarray(frame_hwc), 1).reshape(frame_hwc.shape)
+    for channel in modality.flip_negates:
+        # Counted from the other side of zero: turns the sign exactly.
+        negated = 2 * modality.stored_zero - mirrored[..., channel].astype(np.int32)
+        mirrored[..., channel] = negated.clip(0, np.iinfo(mirrored.dtype).max)
+    return mirrored
 
 
 def _resize(frame_hwc: Picture, size_px: int, modality: Modality) -> Picture:

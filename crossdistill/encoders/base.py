@@ -5,6 +5,7 @@ Shapes: B batch, C channels, T frames, H height, W width, D features.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -46,6 +47,19 @@ class PublicWeights:
 
 
 @dataclass(frozen=True)
+class TokenLayer:
+    """Where a body has its features before they are pooled: one for each place and time."""
+
+    module: str
+    """Name of the module in the body whose output they are."""
+    layout: Literal["channels-first", "channels-last", "sequence"] = "channels-first"
+    """[B, C, T, H, W], [B, T, H, W, C] (both without T for single frames), or [B, N, C]: tokens in the order of time,
+    rows, columns of a square grid, after any number of class tokens, which are left out."""
+    frames_per_token: int = 1
+    """Of a sequence: how many frames of the clip one token spans."""
+
+
+@dataclass(frozen=True)
 class Architecture:
     """One entry of the registry: how to build a network without its classifier, and what it sees."""
 
@@ -64,6 +78,8 @@ class Architecture:
     """Per modality; the modality's own where absent."""
     takes: Takes = "clip"
     """What the body is given."""
+    token_layer: TokenLayer | None = None
+    """Where its features before pooling are; None if it has none."""
     bf16_pays_on_cpu: bool = False
     """Measured: whether bf16 trains faster on a CPU with AMX (docs/speed.md)."""
     channels_last_pays_on_cpu: bool = False
@@ -106,6 +122,7 @@ class Encoder(nn.Module):
         bf16_pays_on_cpu: Whether bf16 is faster on a CPU with AMX.
         channels_last_pays_on_cpu: Whether channels last in memory is faster on a CPU.
         public_weights: That can be loaded by name.
+        token_layer: Where the features before pooling are, for objectives and adapters that want them.
         config: What the source needs to build the body again where its name does not say everything (JSON).
     """
 
@@ -122,6 +139,7 @@ class Encoder(nn.Module):
         bf16_pays_on_cpu: bool = False,
         channels_last_pays_on_cpu: bool = False,
         public_weights: tuple[PublicWeights, ...] = (),
+        token_layer: TokenLayer | None = None,
         config: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -135,6 +153,7 @@ class Encoder(nn.Module):
         self.bf16_pays_on_cpu = bf16_pays_on_cpu
         self.channels_last_pays_on_cpu = channels_last_pays_on_cpu
         self.public_weights = public_weights
+        self.token_layer = token_layer
         self.config = config
 
     def forward(self, clip_bcthw: Tensor) -> Tensor:
@@ -148,10 +167,64 @@ class Encoder(nn.Module):
         features: Tensor = self.body(clip_bcthw)
         return features
 
+    def embed_with_tokens(self, clip_bcthw: Tensor) -> tuple[Tensor, Tensor]:
+        """Embed a batch and give its features before pooling as well.
+
+        Args:
+            clip_bcthw: Normalised views [B, C, T, H, W].
+
+        Returns:
+            [B, D], and the tokens [B, E, T', H', W'] on the body's own grid.
+
+        Raises:
+            UserError: The encoder has no tokens.
+        """
+        layer = self.require_tokens()
+        seen: list[Tensor] = []
+        hook = self.body.get_submodule(layer.module).register_forward_hook(lambda *call: seen.append(call[2]))
+        try:
+            features = self(clip_bcthw)
+        finally:
+            hook.remove()
+        return features, arrange_tokens(seen[-1], layer, num_frames=clip_bcthw.shape[2], takes=self.takes)
+
+    def require_tokens(self) -> TokenLayer:
+        """The token layer, or a ``UserError`` for an encoder without one."""
+        if self.token_layer is None:
+            raise UserError(
+                f"{self.name} has no features before pooling (tokens): choose another encoder, or an objective and an "
+                "adapter that need none"
+            )
+        return self.token_layer
+
     @property
     def num_parameters(self) -> int:
         """Parameters of the body."""
         return sum(parameter.numel() for parameter in self.body.parameters())
+
+
+def arrange_tokens(output: Tensor, layer: TokenLayer, *, num_frames: int, takes: Takes) -> Tensor:
+    """Bring a token layer's output into one layout.
+
+    Args:
+        output: As ``layer.layout`` says; for a body of single frames its first axis is batch times frames.
+        layer: The layer.
+        num_frames: T of the clip.
+        takes: What the body is given.
+
+    Returns:
+        [B, E, T', H', W'].
+    """
+    if layer.layout == "sequence":
+        num_times = max(1, num_frames // layer.frames_per_token) if takes == "clip" else 1
+        side = math.isqrt(output.shape[1] // num_times)
+        grid = output[:, output.shape[1] - num_times * side * side :]
+        output = rearrange(grid, "b (t h w) e -> b t h w e", t=num_times, h=side)
+    if layer.layout != "channels-first":
+        output = output.movedim(-1, 1)
+    if takes == "frames":  # each frame has a time of its own, which is 1 in a sequence and absent elsewhere
+        return rearrange(output.squeeze(2) if output.dim() == 5 else output, "(b t) e h w -> b e t h w", t=num_frames)
+    return output
 
 
 def wrap_encoder(
@@ -164,6 +237,7 @@ def wrap_encoder(
     takes: Takes | None = None,
     classifier: str = "",
     stem: str = "",
+    token_layer: TokenLayer | None = None,
 ) -> Encoder:
     """Make an encoder of any module that maps normalised clips or frames to [B, D].
 
@@ -177,6 +251,7 @@ def wrap_encoder(
             frames if the modality is one of single pictures.
         classifier: Prefix of classifier weights that weight files may hold and the module lacks.
         stem: Name of the first convolution, if weights of another modality may be adapted to it.
+        token_layer: Where the module has features before pooling, if objectives or adapters are to use them.
 
     Raises:
         UserError: The modality is not the view's, or the name does not begin with it.
@@ -187,7 +262,16 @@ def wrap_encoder(
     if not name.startswith(f"{view.modality}_"):
         raise UserError(f"an encoder of {view.modality} is named {view.modality}_<something>, not {name!r}")
     takes = takes or ("clip" if view.kind.has_time else "frames")
-    return Encoder(module, name=name, view=view, embed_dim=embed_dim, takes=takes, classifier=classifier, stem=stem)
+    return Encoder(
+        module,
+        name=name,
+        view=view,
+        embed_dim=embed_dim,
+        takes=takes,
+        classifier=classifier,
+        stem=stem,
+        token_layer=token_layer,
+    )
 
 
 def build_encoder(
@@ -218,6 +302,7 @@ def build_encoder(
         view=view,
         embed_dim=architecture.embed_dim,
         takes=architecture.takes,
+        token_layer=architecture.token_layer,
         classifier=architecture.classifier,
         stem=architecture.stem,
         bf16_pays_on_cpu=architecture.bf16_pays_on_cpu,

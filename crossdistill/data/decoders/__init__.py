@@ -1,7 +1,7 @@
 """The libraries that can read clips, by name: one entry of data and one module each, loaded at first use.
 
 A module has two functions. ``check()`` raises if the library is absent or does not work.
-``read_pictures(path, stream, frames, stream_format)`` gives [T, H, W, C] or raises ``CannotServeError``
+``read_pictures(path, stream, frames, stream_format)`` gives T times [H, W, C] or raises ``CannotServeError``
 where the library would not give exactly the frames that the manifest names; PyAV then reads the file.
 """
 
@@ -24,7 +24,7 @@ DEFAULT_DECODER = "pyav"
 # Libraries that index a file themselves may differ from the manifest by this share of a frame's duration.
 TIME_TOLERANCE_FRAMES = 0.1
 
-ReadPictures = Callable[[Path, Stream, Sequence[int], StreamFormat], Picture]
+ReadPictures = Callable[[Path, Stream, Sequence[int], StreamFormat], Sequence[Picture]]
 
 
 class CannotServeError(Exception):
@@ -132,8 +132,8 @@ def require_order(stream: Stream) -> None:
 
 def arrange(
     pictures: Picture, *, wanted: Sequence[int], frames: Sequence[int], stream: Stream, stream_format: StreamFormat
-) -> Picture:
-    """RGB pictures of sorted positions to frames [T, H, W, C] of the stream, in the order asked for.
+) -> list[Picture]:
+    """RGB pictures of sorted positions to frames T times [H, W, C] of the stream, in the order asked for.
 
     Args:
         pictures: [len(wanted), H, W, 3], uint8; a gray file has three equal channels.
@@ -143,9 +143,8 @@ def arrange(
         stream_format: How the stream's pictures are packed.
     """
     is_colour = stream_format.picture_format == "rgb24"
-    unpacked = pictures if is_colour else np.stack([stream_format.unpack(gray) for gray in pictures[..., 0]])
-    if unpacked.shape[1:3] != (stream.height_px, stream.width_px):
+    unpacked = list(pictures) if is_colour else [stream_format.unpack(gray) for gray in pictures[..., 0]]
+    if unpacked[0].shape[:2] != (stream.height_px, stream.width_px):
         raise CannotServeError("it gives pictures of another size")
-    if list(frames) == list(wanted):
-        return unpacked
-    return np.asarray(unpacked[np.searchsorted(wanted, frames)])
+    by_position = dict(zip(wanted, unpacked, strict=True))
+    return [by_position[position] for position in frames]

@@ -26,8 +26,8 @@ def check() -> None:
     import decord  # noqa: F401
 
 
-def read_pictures(path: Path, stream: Stream, frames: Sequence[int], stream_format: StreamFormat) -> Picture:
-    """Frames [T, H, W, C] by position in ``stream.pts``; rotation is applied by decord itself."""
+def read_pictures(path: Path, stream: Stream, frames: Sequence[int], stream_format: StreamFormat) -> list[Picture]:
+    """Frames T times [H, W, C] by position in ``stream.pts``; rotation is applied by decord itself."""
     import decord
     from decord._ffi.base import DECORDLimitReachedError
 

@@ -28,8 +28,8 @@ def check() -> None:
     """Nothing to find out: PyAV is a dependency, and its wheel carries FFmpeg."""
 
 
-def read_pictures(path: Path, stream: Stream, frames: Sequence[int], stream_format: StreamFormat) -> Picture:
-    """Frames [T, H, W, C] by position in ``stream.pts``, in any order, repetition allowed.
+def read_pictures(path: Path, stream: Stream, frames: Sequence[int], stream_format: StreamFormat) -> list[Picture]:
+    """Frames T times [H, W, C] by position in ``stream.pts``, in any order, repetition allowed.
 
     Raises:
         UnreadableVideoError: The file is missing, damaged, or lacks a frame that the manifest names.
@@ -45,21 +45,18 @@ def read_pictures(path: Path, stream: Stream, frames: Sequence[int], stream_form
         raise UnreadableVideoError(f"{path}: stops decoding ({reason_of(error)})") from error
     if clip.missing:
         raise UnreadableVideoError(
-            f"{path}: {len(clip.missing)} of {len(clip.rows)} frames that the manifest names are not in the file"
+            f"{path}: {len(clip.missing)} of {len(set(clip.order))} frames that the manifest names are not in the file"
         )
     return clip.pictures
 
 
 class _Clip:
-    """The frames found so far; each is written straight to its places in the result."""
+    """The frames found so far, by timestamp."""
 
     def __init__(self, order: Sequence[int], stream_format: StreamFormat) -> None:
-        self.rows: dict[int, list[int]] = {}
-        for row, pts in enumerate(order):
-            self.rows.setdefault(pts, []).append(row)
-        self.missing = set(self.rows)
-        self.pictures: Picture = np.empty(0, dtype=np.uint8)
-        self._num_rows = len(order)
+        self.order = order
+        self.missing = set(order)
+        self._found: dict[int, Picture] = {}
         self._stream_format = stream_format
         self._reader = PictureReader(stream_format.picture_format)
 
@@ -68,20 +65,15 @@ class _Clip:
         if pts is None or pts not in self.missing:
             return
         picture = self._stream_format.unpack(self._reader.read(frame))
-        if not len(self.pictures):
-            self.pictures = _empty_rows(self._num_rows, picture)
-        if picture.shape != self.pictures.shape[1:]:
+        if self._found and picture.shape != next(iter(self._found.values())).shape:
             raise ValueError("its pictures change their size")
-        for row in self.rows[pts]:
-            self.pictures[row] = picture
+        self._found[pts] = picture
         self.missing.discard(pts)
 
-
-def _empty_rows(num_rows: int, picture: Picture) -> Picture:
-    """[num_rows, H, W, C] with the picture's order in memory: unpacked flow lies channel by channel."""
-    axes = sorted(range(picture.ndim), key=lambda axis: -picture.strides[axis])
-    memory: Picture = np.empty((num_rows, *(picture.shape[axis] for axis in axes)), dtype=picture.dtype)
-    return memory.transpose(0, *(axes.index(axis) + 1 for axis in range(picture.ndim)))
+    @property
+    def pictures(self) -> list[Picture]:
+        """T times [H, W, C], in the order asked for."""
+        return [self._found[pts] for pts in self.order]
 
 
 def _read_by_seeking(path: Path, stream: Stream, clip: _Clip) -> None:

@@ -37,8 +37,8 @@ def _one_frame_file() -> bytes:
     return file.getvalue()
 
 
-def read_pictures(path: Path, stream: Stream, frames: Sequence[int], stream_format: StreamFormat) -> Picture:
-    """Frames [T, H, W, C] by position in ``stream.pts``; rotation is applied by torchcodec itself."""
+def read_pictures(path: Path, stream: Stream, frames: Sequence[int], stream_format: StreamFormat) -> list[Picture]:
+    """Frames T times [H, W, C] by position in ``stream.pts``; rotation is applied by torchcodec itself."""
     from torchcodec.decoders import VideoDecoder
 
     require_order(stream)
