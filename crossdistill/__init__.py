@@ -24,6 +24,7 @@ _EXPORTS = {
     "compress_loss": "crossdistill.objectives",
     "create_encoder": "crossdistill.encoders",
     "create_objective": "crossdistill.objectives",
+    "create_terms": "crossdistill.objectives",
     "encoder_names": "crossdistill.encoders",
     "entries_of": "crossdistill.data.dataset",
     "load_student": "crossdistill.student",
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from crossdistill.encoders import Encoder, create_encoder, encoder_names, wrap_encoder
     from crossdistill.errors import UserError
     from crossdistill.memory_bank import MemoryBank
-    from crossdistill.objectives import CompRess, compress_loss, create_objective
+    from crossdistill.objectives import CompRess, compress_loss, create_objective, create_terms
     from crossdistill.runner import Execution
     from crossdistill.student import load_student, save_student
     from crossdistill.types import PairedBatch, View, ViewSpec

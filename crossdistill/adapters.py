@@ -1,28 +1,247 @@
-"""Heads from an encoder's space to the objective's. They are trained with the student, then dropped."""
+"""Heads from an encoder's space to the objective's. They are trained with the student, then dropped.
+
+Shapes: B batch, D student features, E teacher features, S student token channels, T H W the grid of tokens.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from crossdistill.errors import unknown_name
+from crossdistill.encoders import Encoder
+from crossdistill.errors import UserError, unknown_name
 
-ADAPTERS: dict[str, Callable[[int, int], nn.Module]] = {
-    "identity": lambda student_dim, teacher_dim: nn.Identity(),
-    "linear": nn.Linear,
+NUM_ATTENTION_HEADS = 4
+Compares = Literal["features", "tokens", "logits"]
+"""What an objective is given: embeddings [B, D], tokens [B, E, T, H, W] on the teacher's grid, or logits [B, N]."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What an adapter has to know of an encoder; derived, never typed."""
+
+    embed_dim: int
+    tokens: tuple[int, int, int, int] | None = None
+    """(channels, T, H, W) of its features before pooling; None where nobody asked for them."""
+    num_classes: int | None = None
+    """N, if its weights came with a classifier."""
+
+    @staticmethod
+    def of(encoder: Encoder, *, with_tokens: bool = False) -> Sizes:
+        """Find the sizes of an encoder; tokens by running it on tensors without content.
+
+        Raises:
+            UserError: Tokens are wanted of an encoder that has none.
+        """
+        num_classes = None if encoder.classes is None else len(encoder.classes.bias)
+        if not with_tokens:
+            return Sizes(encoder.embed_dim, num_classes=num_classes)
+        view = encoder.view
+        device = next(encoder.parameters()).device
+        was_training = encoder.training
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), torch.device(device):
+            clip = torch.empty(2, view.kind.channels, view.num_frames, view.size_px, view.size_px)
+            tokens = encoder.eval().embed_with_tokens(clip)[1]
+        encoder.train(was_training)
+        _, channels, num_times, height, width = tokens.shape
+        return Sizes(encoder.embed_dim, (channels, num_times, height, width), num_classes)
+
+
+class Mlp(nn.Sequential):
+    """Linear layers with BatchNorm and ReLU between them (SimReg, Navaneet et al., BMVC 2021, sec. 3).
+
+    Args:
+        in_dim: D.
+        out_dim: E.
+        num_layers: Linear layers; those inside have the larger of both widths.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, *, num_layers: int) -> None:
+        width = max(in_dim, out_dim)
+        layers: list[nn.Module] = []
+        for _ in range(num_layers - 1):
+            layers += [nn.Linear(in_dim, width, bias=False), nn.BatchNorm1d(width), nn.ReLU(inplace=True)]
+            in_dim = width
+        super().__init__(*layers, nn.Linear(in_dim, out_dim))
+
+
+class TemporalPool(nn.Module):
+    """Tokens to one embedding that knows their order: mean over space, a convolution over time, mean over time.
+
+    Args:
+        in_channels: S.
+        out_dim: E.
+    """
+
+    def __init__(self, in_channels: int, out_dim: int) -> None:
+        super().__init__()
+        self.over_time = nn.Conv1d(in_channels, in_channels, 3, padding=1, groups=in_channels)
+        self.out = nn.Linear(in_channels, out_dim)
+
+    def forward(self, tokens_bsthw: Tensor) -> Tensor:
+        """[B, S, T, H, W] to [B, E]."""
+        over_space = tokens_bsthw.mean(dim=(3, 4))
+        moved = over_space + F.relu(self.over_time(over_space))
+        output: Tensor = self.out(moved.mean(dim=2))
+        return output
+
+
+class AttentionPool(nn.Module):
+    """Tokens to one embedding: a learned query looks at all of them.
+
+    Args:
+        in_channels: S.
+        out_dim: E.
+    """
+
+    def __init__(self, in_channels: int, out_dim: int) -> None:
+        super().__init__()
+        heads = NUM_ATTENTION_HEADS if in_channels % NUM_ATTENTION_HEADS == 0 else 1
+        self.query = nn.Parameter(torch.randn(1, 1, in_channels) * in_channels**-0.5)
+        self.norm = nn.LayerNorm(in_channels)
+        self.attention = nn.MultiheadAttention(in_channels, heads, batch_first=True)
+        self.out = nn.Linear(in_channels, out_dim)
+
+    def forward(self, tokens_bsthw: Tensor) -> Tensor:
+        """[B, S, T, H, W] to [B, E]."""
+        sequence = self.norm(tokens_bsthw.flatten(2).transpose(1, 2))
+        query = self.query.expand(len(sequence), -1, -1)
+        pooled, _ = self.attention(query, sequence, sequence, need_weights=False)
+        output: Tensor = self.out(pooled[:, 0])
+        return output
+
+
+class GridResampler(nn.Module):
+    """The student's tokens on the teacher's grid, by trilinear interpolation; nothing is trained.
+
+    Args:
+        grid: (T, H, W) of the teacher's tokens.
+    """
+
+    def __init__(self, grid: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.grid = grid
+
+    def forward(self, tokens_bsthw: Tensor) -> Tensor:
+        """[B, S, T, H, W] to [B, S, T', H', W']."""
+        if tuple(tokens_bsthw.shape[2:]) == self.grid:
+            return tokens_bsthw
+        return F.interpolate(tokens_bsthw, size=self.grid, mode="trilinear", align_corners=False)
+
+
+class TokenResampler(nn.Sequential):
+    """The student's tokens on the teacher's grid, and a linear map of their channels.
+
+    Args:
+        in_channels: S.
+        target: (channels, T, H, W) of the teacher's tokens.
+    """
+
+    def __init__(self, in_channels: int, target: tuple[int, int, int, int]) -> None:
+        super().__init__(GridResampler(target[1:]), nn.Conv3d(in_channels, target[0], 1))
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One kind of head."""
+
+    build: Callable[[Sizes, Sizes], nn.Module]
+    """Student's and teacher's sizes to the head."""
+    takes_tokens: bool = False
+    """Whether it is given the student's tokens, or its pooled features."""
+    gives: Compares = "features"
+    """What comes out of it."""
+    keeps_dim: bool = False
+    """Whether its output has the student's number of features or channels; the teacher's otherwise."""
+
+
+def _tokens(sizes: Sizes) -> tuple[int, int, int, int]:
+    assert sizes.tokens is not None, "Sizes.of(..., with_tokens=True)"
+    return sizes.tokens
+
+
+def _mlp(student: Sizes, teacher: Sizes, *, num_layers: int) -> nn.Module:
+    return Mlp(student.embed_dim, teacher.embed_dim, num_layers=num_layers)
+
+
+ADAPTERS: dict[str, Adapter] = {
+    "identity": Adapter(lambda student, teacher: nn.Identity(), keeps_dim=True),
+    "linear": Adapter(lambda student, teacher: nn.Linear(student.embed_dim, teacher.embed_dim)),
+    "mlp2": Adapter(partial(_mlp, num_layers=2)),
+    "mlp3": Adapter(partial(_mlp, num_layers=3)),
+    "mlp4": Adapter(partial(_mlp, num_layers=4)),
+    "temporal-pool": Adapter(
+        lambda student, teacher: TemporalPool(_tokens(student)[0], teacher.embed_dim), takes_tokens=True
+    ),
+    "attention-pool": Adapter(
+        lambda student, teacher: AttentionPool(_tokens(student)[0], teacher.embed_dim), takes_tokens=True
+    ),
+    "tokens": Adapter(
+        lambda student, teacher: TokenResampler(_tokens(student)[0], _tokens(teacher)),
+        takes_tokens=True,
+        gives="tokens",
+    ),
+    "classifier": Adapter(
+        lambda student, teacher: nn.Linear(student.embed_dim, teacher.num_classes or 0), gives="logits"
+    ),
+    "grid": Adapter(
+        lambda student, teacher: GridResampler(_tokens(teacher)[1:]),
+        takes_tokens=True,
+        gives="tokens",
+        keeps_dim=True,
+    ),
 }
 
 
-def create_adapter(kind: str, *, student_dim: int, teacher_dim: int) -> tuple[nn.Module, int]:
-    """Build an adapter and say how many features it gives; sizes are derived, never typed.
+def get_adapter(kind: str) -> Adapter:
+    """Look up an adapter by name; an unknown one is a ``UserError`` that lists the known ones."""
+    if kind not in ADAPTERS:
+        raise unknown_name("adapter", kind, ADAPTERS)
+    return ADAPTERS[kind]
+
+
+def require_fit(
+    kind: str,
+    *,
+    student: Encoder,
+    teacher: Encoder,
+    compares: Compares,
+    needs_teacher_dim: bool,
+    is_loaded: bool = True,
+) -> None:
+    """Raise a ``UserError`` for an adapter that cannot stand between two encoders for an objective.
 
     Args:
         kind: One of ``ADAPTERS``.
-        student_dim: Features of the student.
-        teacher_dim: Features of the teacher, which every adapter but the identity maps to.
+        student: Read for its sizes, and so is the teacher.
+        teacher: See there.
+        compares: What the objective is given.
+        needs_teacher_dim: Whether the objective subtracts embeddings or multiplies them, so that they need one size.
+        is_loaded: Whether the teacher has its weights, and so its classifier, if it is to have one.
     """
-    if kind not in ADAPTERS:
-        raise unknown_name("adapter", kind, ADAPTERS)
-    adapter = ADAPTERS[kind](student_dim, teacher_dim)
-    return adapter, student_dim if isinstance(adapter, nn.Identity) else teacher_dim
+    adapter = get_adapter(kind)
+    if adapter.gives != compares:
+        fitting = ", ".join(name for name, other in ADAPTERS.items() if other.gives == compares)
+        raise UserError(f"the adapter {kind} does not give what the objective compares ({compares}): choose {fitting}")
+    if adapter.takes_tokens:
+        student.require_tokens()
+    if compares == "tokens":
+        teacher.require_tokens()
+    if compares == "logits" and is_loaded and teacher.classes is None:
+        raise UserError(
+            f"the objective compares class probabilities, and the weights of {teacher.name} came without a linear "
+            "classifier: give weights with one, or choose an objective on embeddings, for example compress-1q or simreg"
+        )
+    keeps = adapter.keeps_dim and needs_teacher_dim and compares == "features"
+    if keeps and student.embed_dim != teacher.embed_dim:
+        raise UserError(
+            f"the adapter {kind} keeps the student's {student.embed_dim} features, and the objective compares them "
+            f"with the teacher's {teacher.embed_dim}: choose linear, mlp2, mlp3, mlp4, temporal-pool or attention-pool"
+        )

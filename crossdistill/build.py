@@ -16,7 +16,7 @@ from torch import Tensor
 
 from crossdistill.config import RunConfig, to_dict
 from crossdistill.console import console
-from crossdistill.data.dataset import Entry, PairedClips, entries_of
+from crossdistill.data.dataset import Entry, PairedClips, check_entries, entries_of
 from crossdistill.data.manifest import MANIFEST_NAME, Manifest
 from crossdistill.data.transforms import Augmentation
 from crossdistill.distiller import Distiller, Tower
@@ -26,7 +26,7 @@ from crossdistill.encoders.weights import load_tensors, load_weights, read_publi
 from crossdistill.engine import TrainingPlan
 from crossdistill.errors import UserError
 from crossdistill.hardware import uses_bf16
-from crossdistill.objectives import create_objective
+from crossdistill.objectives import Term, create_terms
 from crossdistill.runner import Execution
 from crossdistill.schedule import learning_rate
 from crossdistill.student import find_student, load_student, read_facts
@@ -56,13 +56,16 @@ def check_pair(config: RunConfig) -> None:
         )
     if not pair.supervised and pair.teacher is None:
         raise UserError("no teacher was given: add for example --teacher rgb_r3d50, or --supervised to use labels")
-    create_objective(config.objective.objective, temperature=config.objective.temperature)
+    terms = _terms(config)
     encoders: list[Encoder | None] = []
     for name in (pair.student, pair.teacher):
         # On meta: names and sizes, without memory or time. A stranger's network may read values while it is built.
         with contextlib.nullcontext() if is_from_file(name or "") else torch.device("meta"):
             encoders.append(create_encoder(name) if name is not None else None)
     student, teacher = encoders
+    if student is not None and teacher is not None:
+        for term in terms:
+            term.require_fit(student=student, teacher=teacher, is_loaded=False)
     if pair.teacher_weights == OWN and not is_from_file(pair.teacher or ""):
         raise UserError(
             f"--teacher-weights own is for a teacher path/to/file.py:function that loads its weights itself, not for "
@@ -168,6 +171,7 @@ def _load_from(encoder: Encoder, weights: str, *, option: str, adapt_stem: bool 
         raise UserError(f"{option} {weights} holds {name}, not {encoder.name}: name that, or give other weights")
     stored = load_student(folder, allow_code=True)  # no other code than that which the command itself names
     encoder.body.load_state_dict(stored.body.state_dict())
+    encoder.classes = stored.classes
 
 
 def training_set(
@@ -192,6 +196,7 @@ def training_set(
             raise UserError(f"--supervised needs labels, and the dataset {manifest.root} has none: leave it out")
         entries += entries_of(manifest, _training_positions(manifest, config.data.split, uses_labels=uses_labels))
     usable = [entry for entry in entries if entry.video.is_usable]
+    check_evaluated_clips(config, manifests, [view for view in (student_view, teacher_view) if view is not None])
     if len(usable) < len(entries):
         num_skipped = len(entries) - len(usable)
         announce(accelerator, f"{num_skipped} of {len(entries)} training videos were skipped in preparation: left out")
@@ -210,7 +215,19 @@ def training_set(
         seed=config.machine.seed,
         replace_unreadable=True,
         decoder=config.data.decoder,
+        short_clips=config.data.short_clips,
     )
+
+
+def check_evaluated_clips(config: RunConfig, manifests: list[Manifest], views: list[ViewSpec]) -> None:
+    """Raise a ``UserError`` before training if ``--short-clips`` would refuse the evaluation at its end."""
+    if not config.machine.evaluate and config.machine.knn_clips == 0:
+        return
+    split = config.data.split
+    for manifest in labelled(manifests, split):
+        positions = [i for part in ("train", "test") for i in manifest.select(split=split, part=part)]
+        for view in views:  # each network is evaluated by itself
+            check_entries(entries_of(manifest, positions), [view], short_clips=config.data.short_clips)
 
 
 def _training_positions(manifest: Manifest, split: str, *, uses_labels: bool) -> list[int]:
@@ -242,6 +259,17 @@ def choose_execution(
     )
 
 
+def _terms(config: RunConfig) -> list[Term]:
+    options = config.objective
+    adapter = None if options.adapter == AUTO else options.adapter
+    return create_terms(
+        options.objective,
+        temperature=options.temperature,
+        teacher_temperature=options.teacher_temperature,
+        adapter=adapter,
+    )
+
+
 def create_distiller(config: RunConfig, *, student: Encoder, teacher: Encoder, accelerator: Accelerator) -> Distiller:
     """Student, teacher, objective and bank as configured."""
 
@@ -253,7 +281,7 @@ def create_distiller(config: RunConfig, *, student: Encoder, teacher: Encoder, a
     return Distiller(
         student=student,
         teacher=teacher,
-        objective=create_objective(objective.objective, temperature=objective.temperature),
+        terms=_terms(config),
         bank_size=objective.bank_size,
         bank_dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[objective.bank_dtype],
         ema_momentum=objective.ema_momentum,
@@ -279,7 +307,7 @@ def create_optimizer(config: RunConfig, tower: Tower) -> torch.optim.Optimizer:
     (Yang et al., Tensor Programs V, arXiv 2203.03466, table 3: Adam's rate of output weights goes with 1 / fan-in).
     """
     options = config.optimization
-    encoder, head = list(tower.encoder.parameters()), list(tower.head.parameters())
+    encoder, head = list(tower.encoder.parameters()), list(tower.heads.parameters())
     if options.optimizer == "sgd":
         return torch.optim.SGD(
             [*encoder, *head], lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay, fused=True
@@ -396,7 +424,7 @@ def published_teacher_weights(config: RunConfig) -> str:
     with contextlib.nullcontext() if is_from_file(name) else torch.device("meta"):
         teacher = create_encoder(name)
     for public in teacher.public_weights:
-        if public.modality == teacher.view.modality:
+        if teacher.view.modality in public.modalities:
             return public.name
     raise UserError(
         f"there are no known weights for the teacher {name}: give --teacher-weights FILE"

@@ -76,6 +76,8 @@ class DataConfig:
     """Share of the clips that may turn out unreadable before the run stops."""
     decoder: Literal["pyav", "decord", "torchcodec"] = "pyav"
     """Which library reads the videos; pyav reads what another cannot give exactly."""
+    short_clips: Literal["repeat", "loop", "error"] = "repeat"
+    """Videos shorter than a clip: repeat their end frames, loop (start them again), or error (refuse to start)."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +86,17 @@ class ObjectiveConfig:
 
     __pydantic_config__ = STRICT
 
-    objective: str = "compress-2q"
-    """compress-2q (student anchors from its EMA copy), compress-2q-live (from itself), compress-1q (the teacher's)."""
-    temperature: Positive = 0.04
-    """Softmax temperature of the similarities, the same on both sides."""
+    objective: tuple[str, ...] = ("compress-2q",)
+    """One or a sum of several, each name or name:weight, for example compress-1q simreg:0.5. By similarities to the
+    bank: compress-2q (student anchors from its EMA copy), compress-2q-live (from itself), compress-1q (the teacher's),
+    seed, infonce. By embeddings: simreg, cosine, smooth-l1. By relations in the batch: rkd. By tokens: token-matching,
+    attention-transfer. By class probabilities, if the teacher has a classifier: kd, dkd, dist."""
+    adapter: Literal["auto", "identity", "linear", "mlp2", "mlp3", "mlp4", "temporal-pool", "attention-pool"] = "auto"
+    """Between the student's features and the loss, dropped after training; auto: each objective's own."""
+    temperature: Positive | None = None
+    """Softmax temperature of the similarities; if absent the objective's own (compress 0.04 on both sides)."""
+    teacher_temperature: Positive | None = None
+    """Of the teacher's side, where an objective has two (seed)."""
     bank_size: Count = 128_000
     """How many anchors the memory bank keeps."""
     bank_dtype: Literal["fp32", "bf16"] = "fp32"

@@ -6,18 +6,20 @@ Shapes: B batch, D student features, E teacher features.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crossdistill.adapters import create_adapter
+from crossdistill.adapters import Compares, Sizes, get_adapter
 from crossdistill.encoders import Encoder
 from crossdistill.encoders.weights import weights_hash
 from crossdistill.errors import UserError
 from crossdistill.memory_bank import MemoryBank
-from crossdistill.objectives import Objective
+from crossdistill.objectives import Term
 from crossdistill.runner import Execution
 from crossdistill.types import Anchors, PairedBatch, StepOutput, View
 
@@ -49,18 +51,42 @@ class Task(Protocol):
         ...
 
 
-class Tower(nn.Module):
-    """An encoder and the head on it, in one module, so that exactly what is trained is wrapped."""
+class Head(nn.Module):
+    """A module on the student's features or tokens.
 
-    def __init__(self, encoder: Encoder, head: nn.Module) -> None:
+    Args:
+        module: Maps [B, D], or tokens [B, S, T, H, W], to what a term of the loss compares.
+        takes_tokens: Which of the two it is given.
+    """
+
+    def __init__(self, module: nn.Module, *, takes_tokens: bool = False) -> None:
+        super().__init__()
+        self.module = module
+        self.takes_tokens = takes_tokens
+
+
+class Tower(nn.Module):
+    """An encoder and the heads on it, in one module, so that exactly what is trained is wrapped."""
+
+    def __init__(self, encoder: Encoder, heads: Mapping[str, Head]) -> None:
         super().__init__()
         self.encoder = encoder
-        self.head = head
+        self.heads = nn.ModuleDict(dict(heads))
+        self.needs_tokens = any(head.takes_tokens for head in heads.values())
 
-    def forward(self, clip_bcthw: Tensor) -> Tensor:
-        """Normalised views [B, C, T, H, W] to the head's output."""
-        output: Tensor = self.head(self.encoder(clip_bcthw))
-        return output
+    def forward(self, clip_bcthw: Tensor) -> dict[str, Tensor]:
+        """Normalised views [B, C, T, H, W] to every head's output."""
+        features, tokens = embed(self.encoder, clip_bcthw, with_tokens=self.needs_tokens)
+        outputs: dict[str, Tensor] = {}
+        for name, head in self.heads.items():
+            assert isinstance(head, Head)
+            outputs[name] = head.module(tokens if head.takes_tokens else features)
+        return outputs
+
+
+def embed(encoder: Encoder, clip_bcthw: Tensor, *, with_tokens: bool) -> tuple[Tensor, Tensor | None]:
+    """[B, D], and the tokens [B, S, T, H, W] where they are wanted."""
+    return encoder.embed_with_tokens(clip_bcthw) if with_tokens else (encoder(clip_bcthw), None)
 
 
 class FrozenTeacher:
@@ -75,18 +101,23 @@ class FrozenTeacher:
         self.encoder = encoder.requires_grad_(False).eval()
         self.execution = execution
         self.identity = [encoder.name, weights_hash(encoder)]
+        self.classes: tuple[Tensor, Tensor] | None = None
+        if encoder.classes is not None:
+            weight, bias = encoder.classes.weight, encoder.classes.bias
+            self.classes = (weight.float().to(execution.device), bias.float().to(execution.device))
 
-    @property
-    def embed_dim(self) -> int:
-        """E."""
-        return self.encoder.embed_dim
-
-    def embed(self, view: View) -> Tensor:
-        """[B, E] float32, without gradients."""
+    def embed(self, view: View, *, with_tokens: bool = False) -> dict[Compares, Tensor]:
+        """Features [B, E] float32, logits [B, N] if it has a classifier, tokens [B, S, T, H, W] where wanted."""
         assert not self.encoder.training, "the teacher stays in eval mode"
         with torch.inference_mode():
-            features = self.execution.embed(self.encoder, view)
-        return features.clone()  # an ordinary tensor, which autograd may read
+            features, tokens = self.execution.run(partial(embed, self.encoder, with_tokens=with_tokens), view)
+        # Clones are ordinary tensors, which autograd may read.
+        outputs: dict[Compares, Tensor] = {"features": features.float().clone()}
+        if tokens is not None:
+            outputs["tokens"] = tokens.float().clone()
+        if self.classes is not None:
+            outputs["logits"] = F.linear(outputs["features"], *self.classes)
+        return outputs
 
 
 class Distiller:
@@ -95,13 +126,16 @@ class Distiller:
     Args:
         student: Trained.
         teacher: Frozen in place.
-        objective: Compares their embeddings through the bank.
+        terms: Weighted objectives, whose sum is the loss.
         bank_size: K.
         bank_dtype: How anchors are stored.
-        ema_momentum: How much of the student's EMA copy stays at each step, if the objective uses one.
+        ema_momentum: How much of the student's EMA copy stays at each step, if an objective uses one.
         student_execution: How the student runs; chosen for where its weights are if None.
         teacher_execution: How the teacher runs, likewise.
         gather: Collects anchors of all processes, so that every process holds the same bank.
+
+    Raises:
+        UserError: A term cannot compare the two.
     """
 
     def __init__(
@@ -109,7 +143,7 @@ class Distiller:
         *,
         student: Encoder,
         teacher: Encoder,
-        objective: Objective,
+        terms: Sequence[Term],
         bank_size: int,
         bank_dtype: torch.dtype = torch.float32,
         ema_momentum: float = 0.999,
@@ -117,49 +151,62 @@ class Distiller:
         teacher_execution: Execution | None = None,
         gather: Gather = lambda tensor: tensor,
     ) -> None:
-        adapter, student_dim = create_adapter(
-            objective.adapter, student_dim=student.embed_dim, teacher_dim=teacher.embed_dim
-        )
+        self.terms = list(terms)
+        for term in terms:
+            term.require_fit(student=student, teacher=teacher)
+        heads, output_dims = _create_heads(terms, student=student, teacher=teacher)
         self.teacher = FrozenTeacher(teacher, teacher_execution or Execution.choose(teacher))
         self.execution = execution = student_execution or Execution.choose(student)
-        self.objective = objective
         self.ema_momentum = ema_momentum
         self.gather = gather
-        self.trainable = Tower(student, adapter.to(execution.device))
-        self.ema: nn.Module | None = None
-        if objective.student_anchors == "momentum":
+        self.trainable = Tower(student, {name: head.to(execution.device) for name, head in heads.items()})
+        self.needs_teacher_tokens = any(term.objective.compares == "tokens" for term in terms)
+        # The term that fills the student's side of the bank, if one does.
+        self.keyed = next((term for term in terms if term.objective.student_anchors in ("momentum", "live")), None)
+        self.ema: Tower | None = None
+        if self.keyed is not None and self.keyed.objective.student_anchors == "momentum":
             self.ema = copy.deepcopy(self.trainable).requires_grad_(False)
-        self.bank: MemoryBank | None = MemoryBank(
-            size=bank_size,
-            teacher_dim=teacher.embed_dim,
-            student_dim=None if objective.student_anchors == "teacher" else student_dim,
-            dtype=bank_dtype,
-            device=execution.device,
-        )
+        self.bank: MemoryBank | None = None
+        if any(term.objective.student_anchors is not None for term in terms):
+            self.bank = MemoryBank(
+                size=bank_size,
+                teacher_dim=teacher.embed_dim,
+                student_dim=None if self.keyed is None else output_dims[self.keyed.name],
+                dtype=bank_dtype,
+                device=execution.device,
+            )
 
     def compute(self, model: nn.Module, batch: PairedBatch) -> StepOutput:
         """Loss of one batch, and the anchors that the engine enqueues after the step."""
-        assert batch.teacher is not None and self.bank is not None
-        teacher = self.teacher.embed(batch.teacher)
-        student = self.execution.embed(model, batch.student)
-        output = self.objective(student=student, teacher=teacher, bank=self.bank)
+        assert batch.teacher is not None
+        teacher = self.teacher.embed(batch.teacher, with_tokens=self.needs_teacher_tokens)
+        student = self.execution.run(model, batch.student)
+        loss = torch.zeros((), device=self.execution.device)
+        terms: dict[str, Tensor] = {}
+        for term in self.terms:
+            objective = term.objective
+            output = objective(student=student[term.name], teacher=teacher[objective.compares], bank=self.bank)
+            loss = loss + term.weight * output.loss
+            terms |= output.terms
+        if self.bank is None:
+            return StepOutput(loss=loss, terms=terms)
         keys = self._student_keys(student, batch)
         anchors = Anchors(
-            teacher=self.gather(teacher),
+            teacher=self.gather(teacher["features"]),
             student=None if keys is None else self.gather(keys),
             sample_ids=self.gather(batch.sample_ids),
         )
-        return StepOutput(loss=output.loss, terms=output.terms, anchors=anchors)
+        return StepOutput(loss=loss, terms=terms, anchors=anchors)
 
     @torch.no_grad()
-    def _student_keys(self, student: Tensor, batch: PairedBatch) -> Tensor | None:
+    def _student_keys(self, student: dict[str, Tensor], batch: PairedBatch) -> Tensor | None:
         """[B, D] anchors of the student: from its EMA copy, from itself, or none."""
-        if self.objective.student_anchors == "teacher":
+        if self.keyed is None:
             return None
-        if self.ema is None:
-            return student.detach()
-        # As in the authors' code the copy stays in train mode: it normalises by its own batch.
-        return self.execution.embed(self.ema.train(), batch.student)
+        if self.ema is not None:
+            # As in the authors' code the copy stays in train mode: it normalises by its own batch.
+            student = self.execution.run(self.ema.train(), batch.student)
+        return student[self.keyed.name].detach().float()
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -170,20 +217,36 @@ class Distiller:
 
     def state_dict(self) -> dict[str, Any]:
         """Bank and EMA copy. Of the teacher, which never changes, just its name and the hash of its weights."""
-        assert self.bank is not None
-        state: dict[str, Any] = {"bank": self.bank.state_dict(), "teacher": self.teacher.identity}
+        state: dict[str, Any] = {"teacher": self.teacher.identity}
+        if self.bank is not None:
+            state["bank"] = self.bank.state_dict()
         if self.ema is not None:
             state["ema"] = self.ema.state_dict()
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what ``state_dict`` gave."""
-        assert self.bank is not None
         if state["teacher"] != self.teacher.identity:
             raise UserError(
                 f"the run learned from the teacher {' with weights '.join(state['teacher'])}, now it is "
                 f"{' with weights '.join(self.teacher.identity)}: resume with the same teacher"
             )
-        self.bank.load_state_dict(state["bank"])
+        if self.bank is not None:
+            self.bank.load_state_dict(state["bank"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
+
+
+def _create_heads(
+    terms: Sequence[Term], *, student: Encoder, teacher: Encoder
+) -> tuple[dict[str, Head], dict[str, int]]:
+    """One head for each term, and how many features it gives."""
+    adapters = {term.name: get_adapter(term.adapter) for term in terms}
+    of_student = Sizes.of(student, with_tokens=any(adapter.takes_tokens for adapter in adapters.values()))
+    of_teacher = Sizes.of(teacher, with_tokens=any(adapter.gives == "tokens" for adapter in adapters.values()))
+    heads = {
+        name: Head(adapter.build(of_student, of_teacher), takes_tokens=adapter.takes_tokens)
+        for name, adapter in adapters.items()
+    }
+    dims = {name: (student if adapter.keeps_dim else teacher).embed_dim for name, adapter in adapters.items()}
+    return heads, dims

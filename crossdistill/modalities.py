@@ -1,7 +1,7 @@
-"""What a modality is. The only file that knows how flow, depth and colour differ.
+"""What a modality is. The only file that knows how flow, depth, colour and joints differ.
 
 A new modality is one entry in ``MODALITIES`` and, if no stored stream carries it yet, one entry in
-``crossdistill.data.streams.STREAM_FORMATS``.
+``crossdistill.data.streams.STREAM_FORMATS``; ``docs/add_a_modality.md`` walks through that.
 
 Shapes: B batch, C channels, T frames, H height, W width.
 """
@@ -21,6 +21,9 @@ FLOW_BOUND_PX = 20.0
 # Bytes 1 to 255 span the bound on both sides of 128, which is zero exactly: most of a flow field stands still.
 FLOW_ZERO = 128
 FLOW_STEP_PX = FLOW_BOUND_PX / 127
+# Sixteen bits of millimetres on both sides of the camera.
+JOINT_STEP_METRES = 0.001
+JOINT_ZERO = 32768
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,11 @@ class Modality:
     """How pixels are resampled; ``nearest`` where a mixture of two values means nothing."""
     normalise_clip: Callable[[Tensor], Tensor] | None = None
     """Applied to whole clips [B, C, T, H, W] in ``unit``, before mean and std."""
+    is_picture: bool = True
+    """Whether rows and columns are places in the picture. If not, every view sees all of them: nothing is cropped,
+    and mirroring leaves the columns in their order."""
+    mirrored_rows: tuple[int, ...] = ()
+    """The row that each row becomes when the scene is mirrored, of the stored frame; empty: none moves."""
 
     @property
     def stored_zero(self) -> int:
@@ -73,6 +81,20 @@ def disparity_per_clip(depth_mm: Tensor) -> Tensor:
     disparity = torch.where(measured, depth_mm.clamp(min=1).reciprocal(), 0.0)
     nearest = disparity.amax(dim=(1, 2, 3, 4), keepdim=True).clamp(min=torch.finfo(disparity.dtype).tiny)
     return disparity / nearest
+
+
+def around_its_centre(joints_metres: Tensor) -> Tensor:
+    """Move every clip of joints so that its mean position is zero: where a person stands says little.
+
+    One shift per clip, never per frame: a frame's own shift would hide walking and crouching.
+
+    Args:
+        joints_metres: [B, 3, T, H, W].
+
+    Returns:
+        [B, 3, T, H, W], metres from the centre.
+    """
+    return joints_metres - joints_metres.mean(dim=(2, 3, 4), keepdim=True)
 
 
 IMAGE = Modality(
@@ -127,7 +149,25 @@ DEPTH = Modality(
     normalise_clip=disparity_per_clip,
 )
 
-MODALITIES: dict[str, Modality] = {m.name: m for m in (IMAGE, RGB, FLOW, DEPTH)}
+SKELETON = Modality(
+    name="skeleton",
+    stream="skeleton",
+    channels=3,  # x to the right of the picture, y up, z away from the camera
+    has_time=True,
+    unit="metres",
+    value_scale=JOINT_STEP_METRES,
+    value_offset=-JOINT_ZERO * JOINT_STEP_METRES,
+    mean=(0.0, 0.0, 0.0),
+    std=(0.14, 0.47, 0.13),
+    flip_negates=(0,),
+    interpolation="nearest",
+    normalise_clip=around_its_centre,
+    is_picture=False,
+    # Head, neck, spine and hip stay; the arm and the leg of one side become those of the other.
+    mirrored_rows=(0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 16, 17, 18, 19, 12, 13, 14, 15),
+)
+
+MODALITIES: dict[str, Modality] = {m.name: m for m in (IMAGE, RGB, FLOW, DEPTH, SKELETON)}
 
 
 def get_modality(name: str) -> Modality:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from crossdistill.data.transforms import normalise
 from crossdistill.encoders import Encoder
 from crossdistill.hardware import autocast, channels_last, to_channels_last, uses_bf16
 from crossdistill.types import View, ViewSpec
+
+Output = TypeVar("Output")
 
 
 @dataclass(frozen=True)
@@ -55,10 +59,13 @@ class Execution:
         if self.is_channels_last:
             to_channels_last(encoder)
 
-    def embed(self, module: nn.Module, view: View) -> Tensor:
-        """Normalise a stored view on the device and embed it: float32 [B, D]."""
+    def run(self, function: Callable[[Tensor], Output], view: View) -> Output:
+        """Normalise a stored view on the device and hand it to a module or one of its methods."""
         clip = normalise(view, self.view)
         clip = channels_last(clip) if self.is_channels_last else clip.contiguous()
         with autocast(self.device, is_bf16=self.is_bf16):
-            features: Tensor = module(clip)
-        return features.float()
+            return function(clip)
+
+    def embed(self, module: Callable[[Tensor], Tensor], view: View) -> Tensor:
+        """Normalise a stored view on the device and embed it: float32 [B, D]."""
+        return self.run(module, view).float()

@@ -1,6 +1,7 @@
 """The trained student as files that other people can use.
 
 ``student.safetensors`` holds the plain body: it loads strictly into the source library's own class.
+``classifier.safetensors`` is there if it learned from labels: weight [N, D] and bias [N].
 ``student.json`` says which encoder it is, what it wants to see, and how it was trained.
 """
 
@@ -13,7 +14,7 @@ from typing import Any
 
 from crossdistill.checkpoint import write_tensors
 from crossdistill.encoders import Encoder, create_encoder, is_from_file
-from crossdistill.encoders.weights import load_weights
+from crossdistill.encoders.weights import find_classifier, load_weights, read_weights
 from crossdistill.errors import UserError
 from crossdistill.files import write_text_atomically
 from crossdistill.types import ViewSpec
@@ -21,13 +22,15 @@ from crossdistill.types import ViewSpec
 FORMAT_VERSION = 1
 WEIGHTS_NAME = "student.safetensors"
 FACTS_NAME = "student.json"
+ADVICE = "free space there and start again; a training goes on with --resume"
+CLASSIFIER_NAME = "classifier.safetensors"
 
 
 def save_student(encoder: Encoder, folder: Path, *, facts: dict[str, Any]) -> None:
     """Write an encoder's weights and what a reader has to know.
 
     Args:
-        encoder: Adapters and classifiers are not part of it and are not written.
+        encoder: Adapters are not part of it and are not written; the classifier that it learned labels with is, apart.
         folder: Made if absent.
         facts: How it was trained; anything JSON can hold.
 
@@ -38,8 +41,11 @@ def save_student(encoder: Encoder, folder: Path, *, facts: dict[str, Any]) -> No
         folder / WEIGHTS_NAME,
         encoder.body.state_dict(),
         metadata={"format": "pt"},
-        advice="free space there and start again; a training goes on with --resume",
+        advice=ADVICE,
     )
+    if encoder.classes is not None:
+        layer = {"weight": encoder.classes.weight, "bias": encoder.classes.bias}
+        write_tensors(folder / CLASSIFIER_NAME, layer, metadata={"format": "pt"}, advice=ADVICE)
     description = {
         "format": "crossdistill-student",
         "version": FORMAT_VERSION,
@@ -108,4 +114,7 @@ def load_student(path: str | Path, *, allow_code: bool = False) -> Encoder:
     )
     encoder.view = ViewSpec(**{**view, "mean": tuple(view["mean"]), "std": tuple(view["std"])})
     load_weights(encoder, folder / WEIGHTS_NAME)
+    if (folder / CLASSIFIER_NAME).is_file():
+        layer = read_weights(folder / CLASSIFIER_NAME)
+        encoder.classes = find_classifier([layer["weight"], layer["bias"]], embed_dim=encoder.embed_dim)
     return encoder.eval()

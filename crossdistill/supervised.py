@@ -7,12 +7,15 @@ from typing import Any
 import torch.nn.functional as F
 from torch import nn
 
-from crossdistill.distiller import Tower
+from crossdistill.distiller import Head, Tower
 from crossdistill.encoders import Encoder
+from crossdistill.encoders.base import Classifier
 from crossdistill.errors import UserError
 from crossdistill.memory_bank import MemoryBank
 from crossdistill.runner import Execution
 from crossdistill.types import PairedBatch, StepOutput
+
+CLASSIFIER = "classifier"
 
 
 class SupervisedTask:
@@ -28,15 +31,21 @@ class SupervisedTask:
         if num_classes < 2:
             raise UserError(f"training with labels needs at least 2 classes, the data has {num_classes}")
         self.execution = execution
-        self.trainable = Tower(encoder, nn.Linear(encoder.embed_dim, num_classes).to(execution.device))
+        self.layer = nn.Linear(encoder.embed_dim, num_classes).to(execution.device)
+        self.trainable = Tower(encoder, {CLASSIFIER: Head(self.layer)})
         self.bank: MemoryBank | None = None
 
     def compute(self, model: nn.Module, batch: PairedBatch) -> StepOutput:
         """Cross-entropy and accuracy of one batch."""
-        logits = self.execution.embed(model, batch.student)
+        logits = self.execution.run(model, batch.student)[CLASSIFIER].float()
         loss = F.cross_entropy(logits, batch.labels)
         accuracy = (logits.argmax(dim=1) == batch.labels).float().mean()
         return StepOutput(loss=loss, terms={"cross_entropy": loss.detach(), "accuracy": accuracy})
+
+    @property
+    def classes(self) -> Classifier:
+        """What has been learned of the labels."""
+        return Classifier(self.layer.weight.detach().cpu(), self.layer.bias.detach().cpu())
 
     def after_step(self) -> None:
         """Nothing follows a step."""

@@ -31,6 +31,7 @@ from crossdistill.files import write_text_atomically
 from crossdistill.run_folder import claim, release
 from crossdistill.runner import Execution
 from crossdistill.student import find_student, save_student
+from crossdistill.supervised import SupervisedTask
 
 RESULTS_NAME = "results.json"
 # A teacher that has gone less than this share of the way from chance to perfect gets a warning.
@@ -111,7 +112,8 @@ def _learn_from_teacher(run: Run) -> None:
         "supervised": False,
         "teacher": teacher.name,
         "teacher_weights_sha256": distiller.teacher.identity[1],
-        "objective": run.config.objective.objective,
+        "objective": list(run.config.objective.objective),
+        "adapters": {term.name: term.adapter for term in distiller.terms},
     }
     _train(run, distiller, distiller.execution, student, dataset, facts=facts)
     random_student = build.create_student(run.config, is_fresh=True)
@@ -155,6 +157,8 @@ def _train(
         evaluate=_periodic_knn(run, student, execution),
         description=student.name,
     )
+    if isinstance(task, SupervisedTask):
+        student.classes = task.classes
     facts = {
         **facts,
         "datasets": [manifest.dataset for manifest in run.manifests],

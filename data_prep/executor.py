@@ -24,6 +24,9 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 INTERRUPTED_EXIT_STATUS = 130
+# How long a scheduler may take to answer, unless Dask's own setting says other than it does of itself.
+DASK_TIMEOUT_SETTING, DASK_DEFAULT_TIMEOUT = "distributed.comm.timeouts.connect", "30s"
+SCHEDULER_TIMEOUT = "10s"
 
 
 @contextlib.contextmanager
@@ -41,13 +44,15 @@ def _threads(address: str | None) -> Iterator[None]:
 @contextlib.contextmanager
 def _dask(address: str | None) -> Iterator[None]:
     try:
+        import dask.config
         from distributed import Client
     except ImportError as error:
         raise UserError("--engine dask needs Dask: pip install 'crossdistill[dask]'") from error
     if address is None:
         raise UserError("--engine dask needs --address, for example --address tcp://head-node:8786")
+    timeout = dask.config.get(DASK_TIMEOUT_SETTING)
     try:
-        client = Client(address, timeout="15s")
+        client = Client(address, timeout=SCHEDULER_TIMEOUT if timeout == DASK_DEFAULT_TIMEOUT else timeout)
     except (OSError, ValueError) as error:
         raise UserError(
             f"no Dask scheduler answers at --address {address}: start one, or check it ({error})"
@@ -140,9 +145,14 @@ def run_jobs(
         raise UserError(f"--workers {engine.workers} cannot work: give 1 or more, or leave it out for one per core")
     if engine.name not in ENGINES:
         raise unknown_name("engine", engine.name, ENGINES)
+    backend = ENGINES[engine.name]
+    if engine.address is not None and not backend.is_cluster:
+        raise UserError(
+            f"--address {engine.address} is a cluster's, and without --engine dask or ray no cluster is used: "
+            "add one of them, or leave --address out"
+        )
     if not jobs:
         return []
-    backend = ENGINES[engine.name]
     num_workers = engine.workers or (-1 if backend.is_cluster else engine.most_here)
     results: dict[int, Result] = {}
     try:

@@ -3,7 +3,7 @@
 The tables: clips by class and part of each split, files by status, and the size of every stream. The
 contact sheet is a PNG with a few frames of some clips, all their streams under each other: colour;
 flow in the usual colours, direction as hue and speed as saturation; depth from near (bright) to far
-(dark), black where nothing was measured.
+(dark), black where nothing was measured; joints as a body of sticks, its two sides in two colours.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import cv2
 import numpy as np
 import torch
 import tyro
@@ -29,7 +30,7 @@ from crossdistill.data.manifest import Manifest, Stream, Video
 from crossdistill.environment import require_matched_torch
 from crossdistill.errors import FULL_DISK_ERRORS, UnreadableVideoError, UserError
 from crossdistill.files import atomic_path
-from crossdistill.modalities import FLOW
+from crossdistill.modalities import FLOW, SKELETON
 
 SHEET_NAME = "inspect.png"
 SHEET_FRAMES = 6
@@ -37,6 +38,15 @@ SHOWN_NAMES = 3
 PICTURE_WIDTH_INCHES = 1.7
 DOTS_PER_INCH = 120
 LARGEST_SHEET_CLIPS = 30
+STICKS_PX = 160
+# Chains of a Kinect's joints: spine and head, then both arms and legs of either side in one colour.
+STICKS = (
+    ((0, 1, 2, 3), (90, 90, 90)),
+    ((1, 4, 5, 6, 7), (200, 60, 40)),
+    ((3, 12, 13, 14, 15), (200, 60, 40)),
+    ((1, 8, 9, 10, 11), (40, 90, 200)),
+    ((3, 16, 17, 18, 19), (40, 90, 200)),
+)
 
 Pictures = NDArray[np.uint8]
 """[T, H, W, 3]."""
@@ -246,10 +256,25 @@ def paint_depth(frames: NDArray[Any]) -> tuple[Pictures, str]:
     return pictures, f"depth\n{nearest / 1000:.2f}–{farthest / 1000:.2f} m"
 
 
+def paint_skeleton(frames: NDArray[Any]) -> tuple[Pictures, str]:
+    """[T, joints, 1, 3] as a body of sticks, seen from the camera without perspective. One scale for the clip."""
+    metres = frames[:, :, 0].astype(np.float32) * np.float32(SKELETON.value_scale) + np.float32(SKELETON.value_offset)
+    lowest, highest = metres.min(axis=(0, 1)), metres.max(axis=(0, 1))
+    scale = STICKS_PX / (1.1 * max(0.1, *(highest - lowest)[:2]))
+    centre = STICKS_PX / 2 / scale - (lowest + highest) / 2
+    x, y = (metres[..., 0] + centre[0]) * scale, STICKS_PX - (metres[..., 1] + centre[1]) * scale
+    pictures = np.full((len(frames), STICKS_PX, STICKS_PX, 3), 255, np.uint8)
+    for picture, joints in zip(pictures, np.rint(np.stack([x, y], axis=-1)).astype(int).tolist(), strict=True):
+        for chain, colour in STICKS:
+            cv2.polylines(picture, [np.asarray([joints[i] for i in chain])], False, colour, 2, cv2.LINE_AA)
+    return pictures, f"skeleton\n{highest[1] - lowest[1]:.2f} m high"
+
+
 PAINTERS: dict[str, Callable[[NDArray[Any]], tuple[Pictures, str]]] = {
     "rgb": paint_rgb,
     "flow": paint_flow,
     "depth": paint_depth,
+    "skeleton": paint_skeleton,
 }
 
 

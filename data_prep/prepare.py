@@ -39,7 +39,7 @@ MISSING = "missing"
 DRY_RUN_SAMPLES = (0.25, 0.5, 0.75)
 """Which files are tried out: at these shares of the list from the smallest to the largest."""
 # Options of datasets that name folders in which sources are looked for.
-SOURCE_FOLDERS = ("videos", "depth", "replacement")
+SOURCE_FOLDERS = ("videos", "depth", "skeleton", "replacement")
 # Options that matter to one stream alone; the others matter to all.
 STREAM_OPTIONS = {
     "rgb": ("keep_original",),

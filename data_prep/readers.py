@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -22,7 +23,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
 from crossdistill.data.decode import DECODE_ERRORS, decode_frames
-from crossdistill.data.streams import STREAM_FORMATS, Picture
+from crossdistill.data.streams import STREAM_FORMATS, Picture, quantise_joints
 from crossdistill.errors import UnreadableVideoError
 from data_prep.frames import NO_VECTORS, ColourFrame, DepthFrame, Frame, Motion, look_ahead
 from data_prep.recipe import Recipe, UnusableVideo
@@ -31,6 +32,9 @@ MIN_SIDE_PX = 16
 """Codecs and optical flow refuse pictures that are much smaller."""
 STORED_COLOUR = STREAM_FORMATS["rgb"].pixel_format
 MATLAB_DEPTH_KEY = "d_depth"
+MATLAB_JOINTS_KEY = "d_skel"
+NUM_JOINTS = 20
+"""Of a Kinect 1."""
 # Headers promise a frame or two that a decoder never shows; less than this share means a cut file.
 WHOLE_FILE_SHARE = 0.95
 
@@ -130,18 +134,23 @@ def _png_folder(folder: Path) -> Iterator[NDArray[np.uint16]]:
 
 def _matlab_array(path: Path) -> Iterator[NDArray[np.uint16]]:
     """[H, W, T] under ``d_depth``, as UTD-MHAD publishes it."""
-    try:
-        array = scipy.io.loadmat(path, variable_names=[MATLAB_DEPTH_KEY])[MATLAB_DEPTH_KEY]
-    except KeyError as error:
-        raise UnreadableVideoError(f"{path}: has no array {MATLAB_DEPTH_KEY!r}") from error
-    except (OSError, ValueError, TypeError, NotImplementedError, MemoryError) as error:
-        raise UnreadableVideoError(f"{path}: is no MATLAB file ({error})") from error
-    except Exception as error:
-        raise UnreadableVideoError(f"{path}: is damaged ({error})") from error
+    array = _load_matlab(path, MATLAB_DEPTH_KEY)
     if array.ndim != 3 or not np.issubdtype(array.dtype, np.integer):
         raise UnreadableVideoError(f"{path}: {MATLAB_DEPTH_KEY!r} is {array.dtype} {array.shape}, not uint16 [H, W, T]")
     for t in range(array.shape[2]):
         yield np.ascontiguousarray(array[:, :, t]).astype(np.uint16)
+
+
+def _load_matlab(path: Path, key: str) -> NDArray[Any]:
+    try:
+        array: NDArray[Any] = scipy.io.loadmat(path, variable_names=[key])[key]
+    except KeyError as error:
+        raise UnreadableVideoError(f"{path}: has no array {key!r}") from error
+    except (OSError, ValueError, TypeError, NotImplementedError, MemoryError) as error:
+        raise UnreadableVideoError(f"{path}: is no MATLAB file ({error})") from error
+    except Exception as error:
+        raise UnreadableVideoError(f"{path}: is damaged ({error})") from error
+    return array
 
 
 def _gray16_video(path: Path) -> Iterator[NDArray[np.uint16]]:
@@ -151,7 +160,33 @@ def _gray16_video(path: Path) -> Iterator[NDArray[np.uint16]]:
         yield np.asarray(frame.to_ndarray(format="gray16le"), dtype=np.uint16)
 
 
-READERS: dict[str, Reader] = {"rgb": read_video, "depth": read_depth}
+class JointsFrame(DepthFrame):
+    """A body at one moment, which a depth camera's software found.
+
+    Args:
+        pts: When it is shown, in units of ``time_base``.
+        time_base: Seconds per unit.
+        joints_hwc: [joints, 1, 3], uint16, as ``quantise_joints`` codes them.
+    """
+
+    def __init__(self, pts: int, time_base: Fraction, joints_hwc: NDArray[np.uint16]) -> None:
+        self.pts, self.time_base = pts, time_base
+        self.stored = joints_hwc
+
+
+def read_skeleton(path: Path, recipe: Recipe, frame_rate: Fraction | None = None) -> Iterator[JointsFrame]:
+    """Joints of a body, from a MATLAB array [20, 3, T] of metres under ``d_skel``, as UTD-MHAD publishes it."""
+    joints_metres = _load_matlab(path, MATLAB_JOINTS_KEY)
+    if joints_metres.ndim != 3 or joints_metres.shape[:2] != (NUM_JOINTS, 3):
+        raise UnreadableVideoError(f"{path}: {MATLAB_JOINTS_KEY!r} is {joints_metres.shape}, not [{NUM_JOINTS}, 3, T]")
+    if not np.issubdtype(joints_metres.dtype, np.floating) or not np.isfinite(joints_metres).all():
+        raise UnreadableVideoError(f"{path}: {MATLAB_JOINTS_KEY!r} holds positions that are no numbers of metres")
+    time_base = 1 / (frame_rate or Fraction(30))
+    for pts, joints in enumerate(quantise_joints(joints_metres).transpose(2, 0, 1)):
+        yield JointsFrame(pts, time_base, joints[:, None])
+
+
+READERS: dict[str, Reader] = {"rgb": read_video, "depth": read_depth, "skeleton": read_skeleton}
 
 
 @dataclass(frozen=True)

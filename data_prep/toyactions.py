@@ -36,6 +36,7 @@ from data_prep.executor import Engine, run_jobs
 from data_prep.toyactions_renderer import ACTIONS, RENDERER_VERSION, Identity, compose_scene, render_clip
 
 DATASET = "toyactions"
+STREAMS = ("rgb", "flow", "depth")
 # Written before the first clip, so that an unfinished folder tells which options its clips are of.
 OPTIONS_NAME = "toyactions.json"
 
@@ -183,7 +184,7 @@ def _finished_manifest(options: Options) -> Manifest | None:
 
 def _remove_leftovers(out: Path) -> None:
     """Remove the temporary files that a killed run left behind."""
-    for stream in STREAM_FORMATS:
+    for stream in STREAMS:
         for path in (out / stream).glob("*/.v_*.mp4.*.tmp"):
             path.unlink(missing_ok=True)
 
@@ -270,7 +271,7 @@ class _Job:
 def _make_video(job: _Job) -> Video:
     """Render one clip unless its files are there, and describe it for the manifest."""
     options, clip = job.options, job.clip
-    paths = {stream: options.out / stream / clip.action / f"{clip.name}.mp4" for stream in STREAM_FORMATS}
+    paths = {stream: options.out / stream / clip.action / f"{clip.name}.mp4" for stream in STREAMS}
     if not all(path.exists() for path in paths.values()):
         with _one_thread_of_opencv():
             _write_streams(options, clip, paths)

@@ -1,12 +1,13 @@
 """UTD-MHAD: 861 recordings of 27 actions by 8 people, from a Kinect and a body sensor (Chen et al., 2015).
 
-Wants one download from the dataset's page, https://personal.utdallas.edu/~kehtar/UTD-MHAD.html:
+Wants downloads from the dataset's page, https://personal.utdallas.edu/~kehtar/UTD-MHAD.html:
 
-* Depth.zip, unpacked: a1_s1_t1_depth.mat and so on (--depth).
+* Depth.zip, unpacked: a1_s1_t1_depth.mat and so on (--depth);
+* for --modalities with skeleton also Skeleton.zip, unpacked: a1_s1_t1_skeleton.mat and so on (--skeleton).
 
-Optical flow is computed on the depth. Split "1" is the official one: people 1, 3, 5 and 7 train, 2, 4, 6 and
-8 test. The classes tell left from right, so mirroring does not keep the label. Frames are stamped at the 30
-per second that the dataset's page gives.
+Optical flow is computed on the depth. A skeleton has 20 joints in every frame of depth. Split "1" is the
+official one: people 1, 3, 5 and 7 train, 2, 4, 6 and 8 test. The classes tell left from right, so mirroring
+does not keep the label. Frames are stamped at the 30 per second that the dataset's page gives.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from pathlib import Path
 from typing import Literal
 
 from crossdistill.data.manifest import Manifest
+from crossdistill.errors import UserError
 from data_prep.prepare import PrepareOptions, SourceVideo, prepare_videos
-from data_prep.sources import find_files, inputs_of, only_file, require_some_found
+from data_prep.sources import find_files, inputs_of, only_file
 
 CLASSES = (
     "right arm swipe to the left",
@@ -55,7 +57,8 @@ NUM_TRIALS = 4
 NOT_PUBLISHED = frozenset({"a8_s1_t4", "a23_s6_t4", "a27_s8_t4"})
 TRAIN_PEOPLE = frozenset({1, 3, 5, 7})
 NAME = re.compile(r"a(?P<action>\d+)_s(?P<person>\d+)_t\d+")
-ENDING = "_depth"
+ENDINGS = {"depth": "_depth", "skeleton": "_skeleton"}
+"""Sensor to what its files' names end in."""
 FRAMES_PER_SECOND = 30.0
 
 
@@ -65,8 +68,11 @@ class Options(PrepareOptions):
 
     depth: Path
     """Folder of the ..._depth.mat files; all folders below it are searched."""
-    modalities: tuple[Literal["rgb", "flow", "depth"], ...] = ("depth", "flow")
-    """Streams to make: depth and flow. Streams that an earlier run made with the same options are kept."""
+    skeleton: Path | None = None
+    """Folder of the ..._skeleton.mat files, for --modalities with skeleton."""
+    # Wider than that of other datasets, which have no joints.
+    modalities: tuple[Literal["rgb", "flow", "depth", "skeleton"], ...] = ("depth", "flow")  # type: ignore[assignment]
+    """Streams to make: depth, flow, skeleton. Streams that an earlier run made with the same options are kept."""
 
 
 def prepare(options: Options) -> Manifest:
@@ -91,17 +97,31 @@ def read_recordings(options: Options) -> list[SourceVideo]:
     """All published recordings with their files; those without one are kept as missing.
 
     Raises:
-        UserError: None of the files is there, or a stream cannot be made from depth.
+        UserError: A folder holds none of the files, or a stream cannot be made from them.
     """
+    if options.skeleton is not None and "skeleton" not in options.modalities:
+        raise UserError(
+            f"--skeleton {options.skeleton} does nothing without skeleton in --modalities: add skeleton, or leave "
+            "--skeleton out"
+        )
     names = recording_names()
-    files = find_files(options.depth, suffixes=(".mat",))
-    depth = {name: path for name in names if (path := only_file(name + ENDING, files)) is not None}
-    inputs = inputs_of(options, {"depth": depth}, names)
-    sources = [_source(name, inputs[name]) for name in names]
-    require_some_found(
-        sources, folder=options.depth, lists="the dataset's description", example=f"{names[0]}{ENDING}.mat"
-    )
-    return sources
+    folders = {"depth": options.depth, **({"skeleton": options.skeleton} if options.skeleton else {})}
+    found = {sensor: _recordings(folder, sensor, names) for sensor, folder in folders.items()}
+    inputs = inputs_of(options, found, names)
+    for sensor, folder in folders.items():
+        if not found[sensor]:
+            raise UserError(
+                f"{folder} and the folders below it hold none of the {len(names)} videos of the dataset: expected for "
+                f"example {names[0]}{ENDINGS[sensor]}.mat"
+            )
+    return [_source(name, inputs[name]) for name in names]
+
+
+def _recordings(folder: Path, sensor: str, names: list[str]) -> dict[str, Path]:
+    """Name to the sensor's file, of those that are there."""
+    files = find_files(folder, suffixes=(".mat",))
+    found = {name: only_file(name + ENDINGS[sensor], files) for name in names}
+    return {name: path for name, path in found.items() if path is not None}
 
 
 def _source(name: str, inputs: dict[str, Path]) -> SourceVideo:

@@ -31,7 +31,7 @@ def agreement(decoder: str, path: Path) -> dict[str, Any]:
     stream = index_video(path)
     positions = np.random.default_rng(0).integers(0, stream.num_frames, NUM_READS).tolist()
     try:
-        found = get_decoder(decoder).read_pictures(path, stream, positions, get_stream_format("rgb"))
+        found = np.stack(get_decoder(decoder).read_pictures(path, stream, positions, get_stream_format("rgb")))
     except CannotServeError as error:
         return {"reason": str(error)}
     assert found.shape == (NUM_READS, stream.height_px, stream.width_px, 3) and found.dtype == np.uint8

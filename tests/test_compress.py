@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from crossdistill.memory_bank import MemoryBank
-from crossdistill.objectives import OBJECTIVES, create_objective
+from crossdistill.objectives import create_objective
 from crossdistill.objectives.compress import compress_loss
 from crossdistill.types import Anchors
 
@@ -182,7 +182,7 @@ def test_compress_loss__very_low_temperature_stays_finite():
     assert student.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("variant", sorted(OBJECTIVES))
+@pytest.mark.parametrize("variant", ["compress-1q", "compress-2q", "compress-2q-live"])
 @pytest.mark.parametrize("num_filled", [0, 1, 5, 8, 11])
 def test_objectives__unfilled_anchors_are_masked(variant, num_filled):
     """A partly filled bank gives what a bank of just the filled anchors gives."""

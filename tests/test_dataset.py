@@ -1,17 +1,23 @@
 """Paired clips: one moment, one geometry, the same for every number of workers."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 
+from crossdistill.build import identity, training_set
+from crossdistill.config import from_dict
 from crossdistill.data.dataset import PairedClips, collate, entries_of, make_loader
 from crossdistill.data.manifest import Manifest
 from crossdistill.data.sampling import SampleKey, TrainingBatches
 from crossdistill.data.transforms import Augmentation, normalise
 from crossdistill.encoders import create_encoder
 from crossdistill.errors import UserError
+from crossdistill.evaluation.evaluate import evaluate_encoder
+from crossdistill.runner import Execution
 
 
 def view_of(name, num_frames=4, size_px=32):
@@ -131,6 +137,79 @@ def test_unreadable__evaluation_leaves_out_and_reports(damaged_folder):
 def test_dataset__needs_clips():
     with pytest.raises(UserError, match="no clips"):
         PairedClips([], student_view=view_of("rgb_r3d10"))
+
+
+# Clips that are longer than their video (8 frames of colour, 7 of flow).
+
+
+def long_views(toy_folder, **options):
+    manifest = Manifest.load(toy_folder)
+    return PairedClips(
+        entries_of(manifest, range(3)),
+        student_view=view_of("flow_r3d10", num_frames=10, size_px=16),
+        teacher_view=view_of("rgb_r3d10", num_frames=10, size_px=16),
+        **options,
+    )
+
+
+def test_short_clips__repeat_is_the_default_and_holds_the_ends(toy_folder):
+    flow = long_views(toy_folder)[SampleKey(0, 0)].views[0].values  # 7 frames in 10 places
+    assert torch.equal(flow[:, 0], flow[:, 1]) and torch.equal(flow[:, -2], flow[:, -1])
+    assert not torch.equal(flow[:, 4], flow[:, 5])
+
+
+@pytest.mark.parametrize("augmentation", [None, Augmentation()])
+def test_short_clips__loop_starts_both_views_again_together(toy_folder, augmentation):
+    dataset = long_views(toy_folder, short_clips="loop", augmentation=augmentation)
+    for i in range(3):
+        student, teacher = dataset[SampleKey(i, 0)].views
+        for values in (student.values, teacher.values):
+            assert torch.equal(values[:, 7:], values[:, :3])
+            assert not torch.equal(values[:, 6], values[:, 0])
+
+
+def test_short_clips__error_refuses_before_anything_is_read(toy_folder):
+    with pytest.raises(UserError, match=r"3 of 3 videos are shorter.*has 7 frames \(0\.\d+ s\) where 10 flow frames"):
+        long_views(toy_folder, short_clips="error")
+    assert len(paired(toy_folder, short_clips="error")) == len(Manifest.load(toy_folder).videos)
+
+
+def test_short_clips__evaluation_refuses_and_loops(toy_folder):
+    encoder = create_encoder("rgb_r3d10", num_frames=12, stride=1, size_px=16)
+    options = {
+        "split": "1",
+        "execution": Execution.choose(encoder, device=torch.device("cpu"), precision="fp32", layout="no"),
+        "accelerator": Accelerator(mixed_precision="no"),
+        "protocols": ("knn",),
+        "ks": (1,),
+        "max_clips": 12,
+        "num_workers": 0,
+    }
+    manifest = Manifest.load(toy_folder)
+    with pytest.raises(UserError, match=r"24 of 24 videos are shorter.*has 8 frames .* need 12 "):
+        evaluate_encoder(encoder, manifest, short_clips="error", **options)
+    evaluation = evaluate_encoder(encoder, manifest, short_clips="loop", **options)
+    assert evaluation.num_test == 12 and not evaluation.unreadable
+
+
+def test_short_clips__training_refuses_what_its_evaluation_would(toy_folder):
+    """A test video that is too short stops the run before it trains, unless the run does not evaluate."""
+    manifest = Manifest.load(toy_folder)
+    last = manifest.select(split="1", part="test")[-1]
+    video = manifest.videos[last]
+    cut = {name: replace(stream, pts=stream.pts[:3]) for name, stream in video.streams.items()}
+    videos = list(manifest.videos)
+    videos[last] = replace(video, streams=cut)
+    config = from_dict({"data": {"short_clips": "error"}}, source="test")
+    views = {"student_view": view_of("flow_r3d10"), "teacher_view": view_of("rgb_r3d10")}
+    options = {**views, "accelerator": Accelerator(mixed_precision="no")}
+    assert training_set(config, [manifest], **options).short_clips == "error"
+    with pytest.raises(UserError, match=f"1 of {len(videos)} videos .*{video.name}, has 3 frames"):
+        training_set(config, [replace(manifest, videos=videos)], **options)
+    silent = replace(config, machine=replace(config.machine, evaluate=False, knn_clips=0))
+    assert len(training_set(silent, [replace(manifest, videos=videos)], **options)) > 0
+    repeating = from_dict({}, source="test")
+    assert identity(config)["data"]["short_clips"] != identity(repeating)["data"]["short_clips"]
 
 
 def test_mirroring__happens_to_both_views_or_none(toy_folder):

@@ -1,5 +1,7 @@
 """The registry: every encoder runs, has the library's own size, and loads into the library's own class."""
 
+import contextlib
+import dataclasses
 from urllib.error import URLError
 
 import pytest
@@ -7,46 +9,125 @@ import torch
 from pytorchvideo.models import hub
 from torch import nn
 from torchvision.models import get_model, get_model_weights
-from torchvision.models.video import r3d_18
+from torchvision.models.video import mvit, r3d_18
 
 import crossdistill
 from crossdistill.encoders import ARCHITECTURES, create_encoder, encoder_names
-from crossdistill.encoders.listing import count_gmacs
+from crossdistill.encoders.listing import _card, count_gmacs
+from crossdistill.encoders.pytorchvideo import PYTORCHVIDEO
+from crossdistill.encoders.sizes import SizesOnly
 from crossdistill.encoders.torchvision import NETWORKS
+from crossdistill.encoders.tsm import temporal_shift
 from crossdistill.encoders.weights import (
     fetch_public_weights,
+    load_tensors,
     load_weights,
     match_stem_channels,
     read_weights,
     weights_hash,
 )
 from crossdistill.errors import UserError
+from crossdistill.modalities import get_modality
 from crossdistill.types import ViewSpec
 
-# Frames of the smallest clips that survive all halvings of time; 4 for the others.
-SMALL_FRAMES = {"s3d": 8, "slowfast_r50": 8}
+# The smallest clips that survive all halvings, [frames, pixels]; 2 frames of 32 pixels for the others.
+SMALL_VIEWS = {"alexnet": (2, 64), "s3d": (8, 32), "x3d_xs": (2, 64), "x3d_s": (2, 64), "x3d_m": (2, 64)}
 
 
-def small(name):
-    """An encoder of the smallest view that it takes."""
-    modality, _, architecture = name.partition("_")
+@pytest.fixture(autouse=True)
+def mvit_of_any_size(monkeypatch):
+    """mvit_v2_s has one size of view, which costs 10 s: its blocks are tested at another."""
+    real = mvit._mvit
+    size = {"spatial_size": (32, 32), "temporal_size": 2}
+    monkeypatch.setattr(mvit, "_mvit", lambda **options: real(**{**options, **size}))
+
+
+def fill(module, seed=0):
+    """Give a module of the meta device values at the cost of writing them: random initial values cost seconds."""
+    noise = torch.randn(2**16 + 1, generator=torch.Generator().manual_seed(seed))
+    module.to_empty(device="cpu")
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.dim() > 1 and tensor.is_floating_point():
+            scale = tensor[0].numel() ** -0.5
+            for part in tensor.data.view(-1).split(len(noise)):
+                torch.mul(noise[: len(part)], scale, out=part)
+        else:
+            tensor.data.fill_(float(name.endswith(("weight", "running_var"))))
+    return module
+
+
+def quick(name, seed=0, **view):
+    with torch.device("meta"), SizesOnly():
+        encoder = create_encoder(name, **view)
+    return fill(encoder, seed)
+
+
+def quick_r3d18():
+    with torch.device("meta"), SizesOnly():
+        model = r3d_18()
+    return fill(model, seed=1)
+
+
+def small(name, batch_size=2, smallest=(2, 32)):
+    """An encoder of the smallest view that it takes, or a larger one that is asked for, and such views."""
+    architecture = name.partition("_")[2]
+    num_frames, size_px = max(SMALL_VIEWS.get(architecture, smallest), smallest)
+    view = {"num_frames": num_frames, "size_px": size_px}
     if getattr(NETWORKS.get(architecture), "is_of_one_size", False):
-        return create_encoder(name)
-    num_frames = 2 if modality == "image" else SMALL_FRAMES.get(architecture, 4)
-    return create_encoder(name, num_frames=num_frames, size_px=64)
+        view, num_frames, size_px = {}, 2, 32  # see mvit_of_any_size
+    encoder = quick(name, **view)
+    return encoder, torch.randn(batch_size, encoder.view.kind.channels, num_frames, size_px, size_px)
 
 
 @pytest.mark.parametrize("name", encoder_names())
 def test_every_encoder__maps_its_view_to_its_features_and_learns(name):
-    encoder = small(name)
-    view = encoder.view
-    batch_size = 2 if view.size_px == 64 else 1  # a large view costs seconds
-    clip = torch.randn(batch_size, view.kind.channels, view.num_frames, view.size_px, view.size_px)
+    encoder, clip = small(name)
     features = encoder(clip)
-    assert features.shape == (batch_size, encoder.embed_dim)
+    assert features.shape == (len(clip), encoder.embed_dim)
     features.square().mean().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in encoder.parameters())
-    assert encoder.body.get_submodule(encoder.stem).weight.shape[1] == encoder.view.kind.channels
+    assert all(p.grad is not None and p.grad.sum().isfinite() for p in encoder.parameters())
+    for stem in (encoder.stem, *encoder.more_stems):
+        assert encoder.body.get_submodule(stem).weight.shape[1] == encoder.view.kind.channels
+
+
+# More than the mean over places lies between their tokens and their features: the tokens of 4 frames of 64 pixels.
+AFTER_TOKENS = {
+    # linear layers and activations
+    "alexnet": (256, 4, 1, 1),
+    "vgg16": (512, 4, 2, 2),
+    "mobilenet_v3_small": (576, 4, 2, 2),
+    "mobilenet_v3_large": (960, 4, 2, 2),
+    **dict.fromkeys(("x3d_xs", "x3d_s", "x3d_m"), (192, 4, 2, 2)),
+    # a layer norm
+    "convnext_tiny": (768, 4, 2, 2),
+    # the class token is the features; mvit_v2_s at 2 frames of 32 pixels
+    "vit_b_16": (768, 4, 4, 4),
+    "mvit_v2_s": (768, 1, 1, 1),
+    "mvit_b": (768, 2, 2, 2),
+    # tokens of the slow pathway, features of both
+    "slowfast_r50": (2048, 1, 2, 2),
+    # features of four moments
+    "tiny3d_8": (64, 1, 4, 4),
+    "tiny3d_16": (128, 1, 4, 4),
+    "tiny3d_32": (256, 1, 4, 4),
+}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_tokens__are_a_grid_whose_mean_are_the_features(architecture):
+    """A grid of 2x2 places whose layout is mistaken has another mean, or another shape."""
+    entry = ARCHITECTURES[architecture]
+    name = f"{entry.modalities[-1]}_{architecture}"
+    encoder, clip = small(name, batch_size=1, smallest=(4, 64))
+    encoder.eval()
+    with torch.no_grad():
+        features, tokens = encoder.embed_with_tokens(clip)
+    assert tokens.dim() == 5 and tokens.shape[3] == tokens.shape[4] >= 1
+    assert tokens.shape[2] == clip.shape[2] if entry.takes == "frames" else tokens.shape[2] <= clip.shape[2]
+    if architecture in AFTER_TOKENS:
+        assert tokens.shape[1:] == AFTER_TOKENS[architecture]
+    else:
+        torch.testing.assert_close(tokens.mean(dim=(2, 3, 4)), features, atol=1e-5, rtol=1e-4)
 
 
 def library_model(name, view):
@@ -57,21 +138,24 @@ def library_model(name, view):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_torchvision__body_loads_into_the_librarys_own_class_and_gives_its_features(name):
     """The features are what goes into the library's last layer."""
-    modality = NETWORKS[name].modalities[0]
-    encoder = small(f"{modality}_{name}").eval()
-    model = library_model(name, encoder.view).eval()
+    encoder, clip = small(f"rgb_{name}", batch_size=1)
+    encoder.eval()
+    with torch.device("meta"), SizesOnly():
+        model = library_model(name, encoder.view)
+    model = fill(model, seed=1).eval()
     missing, unexpected = model.load_state_dict(encoder.body.state_dict(), strict=False)
     assert not unexpected
     assert missing and all(key.startswith(encoder.classifier) for key in missing)
     last = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d | nn.Conv3d)][-1]
     seen = []
     last.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
-    clip = torch.randn(1, 3, encoder.view.num_frames, encoder.view.size_px, encoder.view.size_px)
     if name == "s3d":  # its pooling has a fixed window, so it cannot see small clips
         model.avgpool = nn.AdaptiveAvgPool3d(1)
-    model(clip if encoder.view.kind.has_time else clip[:, :, 0])
+    with torch.no_grad():
+        clip = clip[:, :, :1] if encoder.takes == "frames" else clip
+        model(clip[:, :, 0] if encoder.takes == "frames" else clip)
+        features = encoder(clip)
     expected = seen[0].flatten(2).mean(dim=2) if seen[0].dim() > 2 else seen[0]
-    features = encoder(clip[:, :, :1] if not encoder.view.kind.has_time else clip)
     assert features.shape == (1, ARCHITECTURES[name].embed_dim)
     torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-4)
 
@@ -81,9 +165,10 @@ COUNTED_FRAMES = {"swin3d_t": 16}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_torchvision__parameters_and_operations_are_the_published(name):
+def test_torchvision__parameters_and_operations_are_the_published(name, monkeypatch):
+    monkeypatch.undo()  # at its own size
     entry, modality = ARCHITECTURES[name], NETWORKS[name].modalities[0]
-    with torch.device("meta"):
+    with torch.device("meta"), SizesOnly():
         encoder = create_encoder(f"{modality}_{name}", num_frames=COUNTED_FRAMES.get(name))
         model = library_model(name, encoder.view)
         whole = crossdistill.wrap_encoder(model, name=f"{modality}_x", view=encoder.view, embed_dim=1)
@@ -98,9 +183,9 @@ def test_torchvision__parameters_and_operations_are_the_published(name):
 
 def test_public_weights__load_by_name_from_the_hub_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    encoder = create_encoder("rgb_r3d18", num_frames=4, size_px=32)
+    encoder = quick("rgb_r3d18", num_frames=4, size_px=32)
     (public,) = encoder.public_weights
-    assert (public.name, public.modality, public.top1_percent) == ("kinetics400", "rgb", 63.2)
+    assert (public.name, public.modalities, public.top1_percent) == ("kinetics400", ("rgb",), 63.2)
 
     def no_network(*arguments, **options):
         raise URLError("Name or service not known")
@@ -109,7 +194,7 @@ def test_public_weights__load_by_name_from_the_hub_folder(tmp_path, monkeypatch)
     with pytest.raises(UserError, match=r"cannot be fetched .*put it at .*checkpoints/r3d_18-b3b3357e\.pth"):
         fetch_public_weights(public)
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True, exist_ok=True)
-    torch.save(r3d_18().state_dict(), tmp_path / "hub" / "checkpoints" / "r3d_18-b3b3357e.pth")
+    torch.save(quick_r3d18().state_dict(), tmp_path / "hub" / "checkpoints" / "r3d_18-b3b3357e.pth")
     load_weights(encoder, fetch_public_weights(public))
 
 
@@ -119,19 +204,58 @@ def test_parameters__equal_the_published_without_classifier(name, millions):
     assert create_encoder(name).num_parameters / 1e6 == pytest.approx(millions, abs=0.01 if millions < 3 else 0.05)
 
 
-@pytest.mark.parametrize("name", ["slow_r50", "slowfast_r50", "r2plus1d_r50", "csn_r101", "x3d_xs", "x3d_s", "x3d_m"])
+def test_public_weights__of_images_fit_teachers_of_colour_clips():
+    (public,) = ARCHITECTURES["resnet50"].public_weights
+    assert (public.name, public.modalities) == ("imagenet", ("image", "rgb"))
+    (of_tsm,) = ARCHITECTURES["tsm_mobilenet_v2"].public_weights
+    assert (of_tsm.url, of_tsm.modalities) == (ARCHITECTURES["mobilenet_v2"].public_weights[0].url, ("image",))
+
+
+def test_view__a_network_of_frames_sees_one_frame_or_a_clip_with_the_pixels_statistics():
+    entry = ARCHITECTURES["resnet50"]
+    views = {modality: entry.view(modality) for modality in entry.modalities}
+    shapes = {modality: (view.num_frames, view.stride, view.size_px) for modality, view in views.items()}
+    assert shapes == {"image": (1, 1, 224), **dict.fromkeys(("rgb", "flow", "depth"), (8, 4, 224))}
+    assert views["image"].mean == views["rgb"].mean == (0.485, 0.456, 0.406)
+    assert views["flow"].mean == get_modality("flow").mean and views["depth"].std == get_modality("depth").std
+
+
+LIBRARY_NAMES = {"mvit_b": "mvit_base_16x4"}
+HUB_NAMES = [name for name in PYTORCHVIDEO if name != "r3d50"]
+
+
+def hub_model(name):
+    with torch.device("meta") if name != "mvit_b" else contextlib.nullcontext(), SizesOnly():
+        return getattr(hub, LIBRARY_NAMES.get(name, name))().to("meta")
+
+
+@pytest.mark.parametrize("name", HUB_NAMES)
 def test_pytorchvideo__body_loads_into_the_librarys_own_class(name):
-    encoder = create_encoder(f"rgb_{name}")
-    model = getattr(hub, name)()
-    missing, unexpected = model.load_state_dict(encoder.body.state_dict(), strict=False)
+    with torch.device("meta"), SizesOnly():
+        encoder = create_encoder(f"rgb_{name}")
+    missing, unexpected = hub_model(name).load_state_dict(encoder.body.state_dict(), strict=False, assign=True)
     assert not unexpected
     assert missing and all(key.startswith(encoder.classifier) for key in missing)
 
 
-@pytest.mark.parametrize("name", ["slow_r50", "x3d_xs"])
-def test_pytorchvideo__at_its_own_size_gives_the_librarys_features(name):
-    encoder = create_encoder(f"rgb_{name}").eval()
+@pytest.mark.parametrize(
+    ("name", "size_px", "gmacs"),
+    [("slow_r50", 256, 54.52), ("slowfast_r50", 256, 65.71), ("r2plus1d_r50", 256, 76.45), ("mvit_b", 224, 70.5)],
+)
+def test_pytorchvideo__operations_are_the_published(name, size_px, gmacs):
+    """Of the library's model zoo, which tests at 256 pixels; of MViT-B table 2 of Fan et al., ICCV 2021."""
+    with torch.device("meta"), SizesOnly():
+        counted = count_gmacs(create_encoder(f"rgb_{name}", size_px=size_px))
+    assert counted == pytest.approx(gmacs, rel=0.02)
+
+
+@pytest.mark.parametrize(("name", "window"), [("slow_r50", (8, 2, 2)), ("x3d_xs", None)])
+def test_pytorchvideo__gives_the_librarys_features(name, window):
+    """At its own size, or where the library's fixed window of pooling is made as small as the map."""
+    encoder = quick(f"rgb_{name}", size_px=64 if window else None).eval()
     model = getattr(hub, name)().eval()
+    if window:
+        model.blocks[-1].pool = nn.AvgPool3d(window, stride=1)
     model.load_state_dict(encoder.body.state_dict(), strict=False)
     seen = []
     model.blocks[-1].proj.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
@@ -141,8 +265,30 @@ def test_pytorchvideo__at_its_own_size_gives_the_librarys_features(name):
         torch.testing.assert_close(encoder(clip), seen[0].flatten(1), atol=1e-5, rtol=1e-4)
 
 
+def test_mvit_b__gives_the_librarys_features():
+    encoder, clip = small("rgb_mvit_b", batch_size=1)
+    model = hub.mvit_base_16x4(spatial_size=32, temporal_size=2).eval()
+    model.load_state_dict(encoder.eval().body.state_dict(), strict=False)
+    seen = []
+    model.head.proj.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
+    with torch.no_grad():
+        model(clip)
+        torch.testing.assert_close(encoder(clip), seen[0], atol=1e-5, rtol=1e-4)
+
+
+def test_slowfast__both_stems_become_those_of_flow():
+    rgb, _ = small("rgb_slowfast_r50")
+    flow, _ = small("flow_slowfast_r50")
+    load_tensors(flow, rgb.body.state_dict(), source="rgb", adapt_stem=True)
+    for stem in (rgb.stem, *rgb.more_stems):
+        filters = [encoder.body.get_submodule(stem).weight.sum(dim=1) for encoder in (rgb, flow)]
+        torch.testing.assert_close(*filters)
+    with pytest.raises(UserError, match="stem takes 3 channels, and that of flow_slowfast_r50 takes 2"):
+        load_tensors(flow, rgb.body.state_dict(), source="rgb")
+
+
 def test_slowfast__gives_the_librarys_features():
-    encoder = create_encoder("rgb_slowfast_r50", size_px=64).eval()
+    encoder = quick("rgb_slowfast_r50", size_px=64).eval()
     model = hub.slowfast_r50(head_pool_kernel_sizes=((8, 2, 2), (32, 2, 2))).eval()
     model.load_state_dict(encoder.body.state_dict(), strict=False)
     seen = []
@@ -160,6 +306,59 @@ def test_image_encoder__averages_the_frames_of_a_clip():
     torch.testing.assert_close(encoder(clip), expected)
 
 
+def test_temporal_shift__equals_a_loop_over_channels_and_frames():
+    frames = torch.randn(2, 4, 16, 3, 3)
+    expected = torch.zeros_like(frames)
+    for t in range(4):
+        for c in range(16):
+            source = t + 1 if c < 2 else t - 1 if c < 4 else t
+            if 0 <= source < 4:
+                expected[:, t, c] = frames[:, source, c]
+    assert torch.equal(temporal_shift(frames, fraction=1 / 8), expected)
+    assert torch.equal(temporal_shift(frames, fraction=0), frames)
+
+
+def test_tsm__shifts_mobilenet_v2_and_nothing_else():
+    """Without the shift it is the mean over frames, with it the order of frames matters; names are torchvision's."""
+    pooled, _ = small("rgb_mobilenet_v2")
+    tsm, clip = small("rgb_tsm_mobilenet_v2")
+    tsm.body.load_state_dict(pooled.body.state_dict(), strict=True)
+    clip = torch.cat([clip, torch.randn_like(clip)], dim=2)
+    pooled.eval(), tsm.eval()
+    with torch.no_grad():
+        shifted, backwards = tsm(clip), tsm(clip.flip(2))
+        assert (shifted - backwards).abs().max() > 1e-3 * shifted.abs().max()
+        tsm.body.fraction = 0.0
+        torch.testing.assert_close(tsm(clip), pooled(clip), atol=1e-5, rtol=1e-4)
+        assert (shifted - tsm(clip)).abs().max() > 1e-3 * shifted.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("name", "num_frames", "size_px"),
+    [("image_alexnet", 1, 16), ("flow_s3d", 2, 64), ("rgb_vit_b_16", 2, 40), ("depth_densenet121", 1, 8)],
+)
+def test_view__too_small_for_a_network_is_refused_in_a_sentence(name, num_frames, size_px):
+    message = rf"{name} cannot take {num_frames} frames of {size_px} pixels \(.+\): its own view is \d+ of \d+"
+    with torch.device("meta"), SizesOnly(), pytest.raises(UserError, match=message):
+        create_encoder(name, num_frames=num_frames, size_px=size_px)
+
+
+def test_view__a_network_is_the_same_after_its_view_was_checked():
+    encoder = create_encoder("rgb_r3d10", num_frames=4, size_px=32)
+    assert encoder.body.training and all(not p.is_meta and p.std() > 0 for p in encoder.parameters() if p.dim() > 1)
+
+
+@pytest.mark.parametrize("name", ["depth_resnet18", "flow_slowfast_r50", "depth_x3d_xs", "image_mobilenet_v2"])
+def test_listing__sizes_of_one_modality_follow_from_those_of_another(name):
+    with torch.device("meta"):
+        encoder = create_encoder(name)
+        gmacs = count_gmacs(encoder)
+    card = _card(name)
+    assert card["num_parameters"] == encoder.num_parameters
+    assert card["gmacs"] == pytest.approx(gmacs, rel=1e-9)
+    assert card["view"] == dataclasses.asdict(encoder.view) and card["has_tokens"]
+
+
 def test_group_norm_variant__does_not_depend_on_the_batch():
     encoder = create_encoder("rgb_r3d10_gn", num_frames=4, size_px=32).train()
     clip = torch.randn(4, 3, 4, 32, 32)
@@ -172,7 +371,6 @@ def test_group_norm_variant__does_not_depend_on_the_batch():
         ("rgb_r3d51", "did you mean 'r3d50'"),
         ("rbg_r3d18", "did you mean 'rgb_r3d18'"),
         ("r3d18", "did you mean 'rgb_r3d18'|unknown encoder"),
-        ("flow_alexnet", "does not take flow"),
         ("image_r3d18", "does not take image"),
         ("no/such/file.py:make", "no file"),
     ],
@@ -217,7 +415,7 @@ def test_view__wrong_sizes_are_refused():
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_weights__a_library_file_loads_strictly(tmp_path, suffix):
-    model = r3d_18()
+    model = quick_r3d18()
     path = tmp_path / f"r3d18{suffix}"
     if suffix == ".pth":
         torch.save({"state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}}, path)
@@ -225,7 +423,7 @@ def test_weights__a_library_file_loads_strictly(tmp_path, suffix):
         from safetensors.torch import save_file
 
         save_file(model.state_dict(), path)
-    encoder = create_encoder("rgb_r3d18", num_frames=4, size_px=32).eval()
+    encoder = quick("rgb_r3d18", num_frames=4, size_px=32).eval()
     load_weights(encoder, path)
     model.fc = nn.Identity()
     clip = torch.randn(2, 3, 4, 32, 32)
@@ -234,8 +432,8 @@ def test_weights__a_library_file_loads_strictly(tmp_path, suffix):
 
 def test_weights__an_rgb_stem_becomes_a_flow_stem(tmp_path):
     path = tmp_path / "r3d18.pth"
-    torch.save(r3d_18().state_dict(), path)
-    rgb, flow = create_encoder("rgb_r3d18"), create_encoder("flow_r3d18")
+    torch.save(quick_r3d18().state_dict(), path)
+    rgb, flow = quick("rgb_r3d18"), quick("flow_r3d18")
     load_weights(rgb, path)
     load_weights(flow, path, adapt_stem=True)
     gray = torch.randn(1, 1, 4, 32, 32)
@@ -245,9 +443,9 @@ def test_weights__an_rgb_stem_becomes_a_flow_stem(tmp_path):
 
 def test_weights__of_another_modality_are_refused_unless_the_stem_may_change(tmp_path):
     path = tmp_path / "r3d18.pth"
-    torch.save(r3d_18().state_dict(), path)
+    torch.save(quick_r3d18().state_dict(), path)
     with pytest.raises(UserError, match="stem takes 3 channels, and that of flow_r3d18 takes 2"):
-        load_weights(create_encoder("flow_r3d18"), path)
+        load_weights(quick("flow_r3d18"), path)
 
 
 def test_match_stem_channels__keeps_what_fits():
@@ -265,10 +463,10 @@ def test_match_stem_channels__keeps_what_fits():
     ],
 )
 def test_weights__of_another_network_are_refused(tmp_path, change, message):
-    weights = r3d_18().state_dict()
+    weights = quick_r3d18().state_dict()
     change(weights)
     torch.save(weights, tmp_path / "w.pth")
-    encoder = create_encoder("rgb_r3d18")
+    encoder = quick("rgb_r3d18")
     before = weights_hash(encoder)
     with pytest.raises(UserError, match=message):
         load_weights(encoder, tmp_path / "w.pth")
@@ -288,7 +486,7 @@ def test_weights__damaged_and_untrusted_files_are_refused(tmp_path, capsys):
     (tmp_path / "cut.safetensors").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{}")
     with pytest.raises(UserError, match="not a whole safetensors"):
         read_weights(tmp_path / "cut.safetensors")
-    torch.save(r3d_18().state_dict(), tmp_path / "whole.pth")
+    torch.save(quick_r3d18().state_dict(), tmp_path / "whole.pth")
     data = (tmp_path / "whole.pth").read_bytes()
     (tmp_path / "cut.pth").write_bytes(data[: len(data) // 2])
     with pytest.raises(UserError, match="not a whole PyTorch file"):

@@ -21,7 +21,7 @@ from crossdistill.data.manifest import Manifest
 from crossdistill.errors import UnreadableVideoError, UserError
 from crossdistill.modalities import FLOW
 from data_prep.flow import FLOW_METHODS
-from data_prep.flow.motion_vectors import block_field, candidates, upright_field
+from data_prep.flow.motion_vectors import Candidates, best_match, block_field, candidates, upright_field
 from data_prep.flow.raft import load_raft, raft_flow
 from data_prep.frames import NO_VECTORS, ColourFrame, DepthFrame, Motion, look_ahead
 from data_prep.prepare import PrepareOptions, SourceVideo, prepare_videos
@@ -128,13 +128,13 @@ def test_block_field__blocks_are_where_they_belong():
         (-1, 16, 16, 40, 8, 7, 7, 1),  # outside
     )
     motion = Motion(vectors, width_px=32, height_px=32, rotation_degrees=0)
-    past = np.zeros((8, 8, 2))
-    past[0:4, 0:4] = (-3, 2)
-    past[4:8, 4:6] = (2, 0)
-    past[2:4, 6:8] = (3, -3)
+    past = np.zeros((4, 4, 2))
+    past[0:2, 0:2] = (-3, 2)
+    past[2:4, 2] = (2, 0)
+    past[1, 3] = (3, -3)
     np.testing.assert_array_equal(block_field(motion, is_past=True), past)
-    future = np.zeros((8, 8, 2))
-    future[0:2, 6:8] = (6, -6)
+    future = np.zeros((4, 4, 2))
+    future[0, 3] = (6, -6)
     np.testing.assert_array_equal(block_field(motion, is_past=False), future)
     still = Motion(NO_VECTORS, width_px=32, height_px=32, rotation_degrees=0)
     assert block_field(still, is_past=True) is None
@@ -158,14 +158,47 @@ def test_upright_field__is_turned_and_scaled_as_the_picture(rotation_degrees):
     assert np.count_nonzero(upright[..., 0]) == 4
 
 
+def corners(found: Candidates) -> list[tuple[float, float]]:
+    """The vector of each candidate at the upper left."""
+    return [tuple(found.field(i)[0, 0].round(5).tolist()) for i in range(len(found.choices))]
+
+
 def test_candidates__past_is_negated_and_the_known_distance_comes_first():
     motion = Motion(vectors_of((-1, 16, 16, 8, 8, -12, 6, 1)), 16, 16, 0, frames_back=3)
     frame = frame_of(texture(16, 16))
     frame.motion = motion
-    fields = candidates(frame)
-    assert [tuple(field[0, 0]) for field in fields] == [(4, -2), (12, -6), (6, -3), (4, -2), (3, -1.5)]
+    assert corners(candidates(frame)) == [(4, -2), (12, -6), (6, -3), (3, -1.5)]
     frame.motion = Motion(vectors_of((1, 16, 16, 8, 8, 12, -6, 1)), 16, 16, 0)
-    assert tuple(candidates(frame)[0][0, 0]) == (12, -6)
+    assert corners(candidates(frame)) == [(12, -6), (6, -3), (4, -2), (3, -1.5)]
+    frame.motion = Motion(NO_VECTORS, 16, 16, 0)
+    assert corners(candidates(frame)) == []
+
+
+def test_candidates__no_motion_is_one_candidate():
+    """A field of zeros is the same whatever it is divided by; beside it the other one keeps all its distances."""
+    zeros = (-1, 16, 16, 8, 8, 0, 0, 1)
+    frame = frame_of(texture(16, 16))
+    frame.motion = Motion(vectors_of(zeros), 16, 16, 0, frames_back=2)
+    assert corners(candidates(frame)) == [(0, 0)]
+    frame.motion_ahead = Motion(vectors_of((-1, 16, 16, 8, 8, 24, 0, 1)), 16, 16, 0, frames_back=2)
+    assert corners(candidates(frame)) == [(-12, 0), (-24, 0), (0, 0), (-8, 0), (-6, 0)]
+
+
+def test_best_match__every_place_takes_the_candidate_that_fits():
+    """The left half moves by 4 pixels, the right half by 12; the first candidate counts where all match alike."""
+    first = texture(64, 128, grain_px=8)[:, :, 0]
+    first[48:] = 90
+    second = np.roll(first, 4, axis=1)
+    second[:, 64:] = np.roll(first, 12, axis=1)[:, 64:]
+    field = np.zeros((32, 64, 2), dtype=np.float32)
+    field[..., 0] = 12
+    found = Candidates([field], [(0, 0.5), (0, 1.0), (0, 1 / 3), (0, -1.0)])
+    small = [cv2.resize(picture, (64, 32), interpolation=cv2.INTER_AREA) for picture in (first, second)]
+    best = best_match(small[0], small[1], found, width_px=128, height_px=64)
+    assert best.shape == (32, 64, 2) and best.dtype == np.float32
+    np.testing.assert_allclose(best[2:20, 6:24], np.broadcast_to((4, 0), (18, 18, 2)), atol=1e-5)
+    np.testing.assert_allclose(best[2:20, 40:54], np.broadcast_to((12, 0), (18, 14, 2)), atol=1e-5)
+    np.testing.assert_allclose(best[28:, 4:-4], np.broadcast_to((6, 0), (4, 56, 2)), atol=1e-5)
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -324,6 +325,44 @@ def test_dask__no_address_and_no_scheduler(videos, tmp_path):
     pytest.importorskip("distributed")
     with pytest.raises(UserError, match="--engine dask needs --address"):
         prepare(videos, tmp_path / "out", engine="dask")
+
+
+def test_dask__closed_port_is_one_sentence_before_long(videos, tmp_path):
+    pytest.importorskip("distributed")
+    dask_config = pytest.importorskip("dask.config")
+    with socket.socket() as taken:  # bound, but nobody listens
+        taken.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        started = time.monotonic()
+        with (
+            dask_config.set({"distributed.comm.timeouts.connect": "300ms"}),
+            pytest.raises(UserError, match=f"^no Dask scheduler answers at --address {address}: start one") as raised,
+        ):
+            prepare(videos, tmp_path / "out", engine="dask", address=address)
+        assert time.monotonic() - started < 8, "Dask's own setting was not taken"
+    assert "\n" not in str(raised.value) and "after 0.3 s" in str(raised.value)
+    with pytest.raises(UserError, match="unknown address scheme 'http'"):
+        prepare(videos, tmp_path / "out", engine="dask", address="http://127.0.0.1:1")
+
+
+def test_dask__scheduler_has_ten_seconds(videos, tmp_path, monkeypatch):
+    distributed = pytest.importorskip("distributed")
+    waited = []
+
+    def refuse(address: str, *, timeout: str) -> None:
+        waited.append(timeout)
+        raise OSError("refused")
+
+    monkeypatch.setattr(distributed, "Client", refuse)
+    with pytest.raises(UserError, match=r"start one, or check it \(refused\)$"):
+        prepare(videos, tmp_path / "out", engine="dask", address="tcp://127.0.0.1:1")
+    assert waited == ["10s"]
+
+
+def test_address__needs_a_cluster(videos, tmp_path):
+    with pytest.raises(UserError, match=r"^--address tcp://a:8786 is a cluster's, and without --engine dask or ray"):
+        prepare(videos, tmp_path / "out", address="tcp://a:8786")
+    assert not list((tmp_path / "out").rglob("*.mp4"))
 
 
 # Damage.

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from crossdistill.data.manifest import Stream
-from crossdistill.data.sampling import TrainingBatches, centre_range_seconds, clip_frames
+from crossdistill.data.sampling import (
+    TrainingBatches,
+    centre_range_seconds,
+    check_short_clips,
+    clip_frames,
+    missing_seconds,
+    video_loop,
+)
 from crossdistill.errors import UserError
 from crossdistill.types import ViewSpec
 
@@ -95,3 +102,71 @@ def test_centre_range__short_video_gives_its_middle():
     video = stream([4 * i for i in range(5)])
     earliest, latest = centre_range_seconds([video], [view(16)])
     assert earliest == latest == pytest.approx(0.08)
+
+
+def looped(streams, views):
+    loop = video_loop(streams, views)
+    return [clip_frames(s, v, loop.centre_seconds, loop=loop).tolist() for s, v in zip(streams, views, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "stride", "expected"),
+    [
+        (7, 1, [0, 1, 2, 3, 4, 0, 1]),
+        (12, 1, [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 1]),
+        (4, 2, [0, 2, 4, 1]),
+        (3, 7, [0, 2, 4]),
+    ],
+)
+@pytest.mark.parametrize("start", [0, 123_457])
+def test_loop__starts_again_where_the_video_ends(num_frames, stride, expected, start):
+    video = stream([start + 1001 * i for i in range(5)], Fraction(1, 30_000))
+    assert looped([video], [view(num_frames, stride)]) == [expected]
+
+
+def test_loop__flow_and_colour_stay_paired_by_time():
+    """Flow lacks the last moment, so colour goes without it too; the other clip is centred on the same moment."""
+    colour, flow = stream([4 * i for i in range(6)]), stream([4 * i for i in range(5)])
+    clips = looped([flow, colour], [view(8), view(8)])
+    assert clips == [[0, 1, 2, 3, 4, 0, 1, 2]] * 2
+    clips = looped([flow, colour], [view(9), view(3)])
+    assert clips == [[0, 1, 2, 3, 4, 0, 1, 2, 3], [3, 4, 0]]
+    late = stream([4 * i for i in range(2, 9)])
+    clips = looped([colour, late], [view(7), view(7)])
+    assert clips == [[2, 3, 4, 5, 2, 3, 4], [0, 1, 2, 3, 0, 1, 2]]
+
+
+def test_loop__streams_of_other_rates_show_the_same_moments():
+    fast, slow = stream([2 * i for i in range(12)]), stream([4 * i for i in range(6)])
+    fast_frames, slow_frames = looped([fast, slow], [view(18), view(9)])
+    assert slow_frames == [0, 1, 2, 3, 4, 5, 0, 1, 2]
+    seconds = fast.times_seconds[fast_frames[::2]] - slow.times_seconds[slow_frames]
+    assert np.abs(seconds).max() <= 0.02 + 1e-9
+
+
+def test_loop__only_for_videos_that_are_too_short():
+    for num_frames in (5, 6, 30):
+        video = stream([4 * i for i in range(num_frames)])
+        assert video_loop([video], [view(num_frames)]) is None
+        assert video_loop([video], [view(num_frames + 1)]) is not None
+    rounded = stream([0, 42, 83, 125, 167, 209, 250, 292, 334], Fraction(1, 1000))  # 23.976 Hz
+    assert video_loop([rounded], [view(9)]) is None
+    assert missing_seconds([rounded], [view(10)]) == pytest.approx(0.044)
+
+
+def test_short_clips__error_names_how_many_the_first_and_what_is_needed():
+    flow, colour = stream([4 * i for i in range(11)]), stream([4 * i for i in range(12)])
+    long = stream([4 * i for i in range(60)])
+    videos = [("long", [long, long]), ("a/short", [flow, colour]), ("b", [flow, colour])]
+    views = [view(16, 2), view(4)]
+    with pytest.raises(UserError) as raised:
+        check_short_clips("error", videos, views)
+    said = str(raised.value)
+    assert said.startswith("2 of 3 videos are shorter than a clip")
+    assert "the first, a/short, has 11 frames (0.44 s) where 16 depth frames with stride 2 need 31 (1.24 s);" in said
+    check_short_clips("error", videos[:1], views)
+    check_short_clips("error", videos, [view(6, 2), view(4)])
+    for policy in ("repeat", "loop"):
+        check_short_clips(policy, videos, views)
+    with pytest.raises(UserError, match=r"repaet.*repeat"):
+        check_short_clips("repaet", [], views)

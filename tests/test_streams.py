@@ -157,5 +157,5 @@ def test_odd_size__is_an_error_for_h264(tmp_path):
 
 
 def test_unknown_stream__lists_the_known_ones():
-    with pytest.raises(UserError, match="choose one of depth, flow, rgb; did you mean 'flow'"):
+    with pytest.raises(UserError, match="choose one of depth, flow, rgb, skeleton; did you mean 'flow'"):
         get_stream_format("flows")

@@ -204,9 +204,15 @@ def test_verify__files_that_no_video_names(folder, capsys):
 
 
 def test_verify__time_limit_counts_as_bad(folder, capsys):
+    """Of one file: each that takes too long costs a child, and starting one takes seconds."""
+    manifest = Manifest.load(folder)
+    video = next(video for video in manifest.videos if video.name == LONGER)
+    one = dataclasses.replace(video, streams={"rgb": video.streams["rgb"]})
+    dataclasses.replace(manifest, videos=[one]).save()
     status, printed = verify(folder, capsys, "--time-limit", "0.000001")
     assert status == 1
-    assert "time limit: took longer than 1e-06 s" in printed
+    assert f"rgb/Archery/{LONGER}.mp4: time limit: took longer than 1e-06 s" in printed
+    assert "1 files of" in printed
 
 
 # People's mistakes.

@@ -16,7 +16,14 @@ from torch.utils.data import DataLoader, Dataset
 from crossdistill.data.decode import read_pictures
 from crossdistill.data.decoders import DEFAULT_DECODER, get_decoder
 from crossdistill.data.manifest import Manifest, Video
-from crossdistill.data.sampling import SampleKey, centre_range_seconds, clip_frames, sample_generator
+from crossdistill.data.sampling import (
+    SampleKey,
+    centre_range_seconds,
+    check_short_clips,
+    clip_frames,
+    sample_generator,
+    video_loop,
+)
 from crossdistill.data.streams import Picture
 from crossdistill.data.transforms import Augmentation, Crop, CutClip, centre_crop, cut_view
 from crossdistill.errors import UnreadableVideoError, UserError
@@ -49,6 +56,13 @@ def entries_of(manifest: Manifest, positions: Sequence[int]) -> list[Entry]:
     ]
 
 
+def check_entries(entries: Iterable[Entry], views: Sequence[ViewSpec], *, short_clips: str) -> None:
+    """Raise a ``UserError`` if ``--short-clips`` refuses one of these videos; unusable ones do not count."""
+    usable = [entry for entry in entries if entry.video.is_usable]
+    videos = ((entry.key, [entry.video.streams[view.kind.stream] for view in views]) for entry in usable)
+    check_short_clips(short_clips, videos, views)
+
+
 @dataclass(frozen=True)
 class Item:
     """One sample before batching; ``views`` is None if it could not be read."""
@@ -72,6 +86,10 @@ class PairedClips(Dataset[Item]):
         replace_unreadable: Whether another video steps in for one that cannot be read (training), or
             the sample is left out and reported (evaluation).
         decoder: Which library reads: one of ``DECODERS``.
+        short_clips: What becomes of clips that are longer than their video: one of ``SHORT_CLIPS``.
+
+    Raises:
+        UserError: There is no entry, no such decoder or policy, or with ``error`` a video is too short.
     """
 
     def __init__(
@@ -84,6 +102,7 @@ class PairedClips(Dataset[Item]):
         seed: int = 0,
         replace_unreadable: bool = False,
         decoder: str = DEFAULT_DECODER,
+        short_clips: str = "repeat",
     ) -> None:
         if not entries:
             raise UserError("there are no clips in the data: check --data and --split")
@@ -93,6 +112,8 @@ class PairedClips(Dataset[Item]):
         self.seed = seed
         self.replace_unreadable = replace_unreadable
         self.decoder = get_decoder(decoder).name  # a library that is absent is named here, not in a worker
+        self.short_clips = short_clips
+        check_entries(self.entries, self.views, short_clips=short_clips)
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -122,15 +143,22 @@ class PairedClips(Dataset[Item]):
         if not video.is_usable:
             raise UnreadableVideoError(f"{video.name}: {video.reason}")
         streams = [video.streams[view.kind.stream] for view in self.views]
+        loop = video_loop(streams, self.views) if self.short_clips == "loop" else None
         earliest, latest = centre_range_seconds(streams, self.views)
+        if loop is not None:
+            earliest = latest = loop.centre_seconds
+        shown = next((s for s, view in zip(streams, self.views, strict=True) if view.kind.is_picture), streams[0])
         crop: Crop
         if self.augmentation is None:
             centre_seconds = (earliest + latest) / 2
-            crop = centre_crop(width_px=streams[0].width_px, height_px=streams[0].height_px)
+            crop = centre_crop(width_px=shown.width_px, height_px=shown.height_px)
         else:
             centre_seconds = float(generator.uniform(earliest, latest))
-            crop = self.augmentation.draw(generator, width_px=streams[0].width_px, height_px=streams[0].height_px)
-        clips = [clip_frames(s, view, centre_seconds).tolist() for s, view in zip(streams, self.views, strict=True)]
+            crop = self.augmentation.draw(generator, width_px=shown.width_px, height_px=shown.height_px)
+        clips = [
+            clip_frames(stream, view, centre_seconds, loop=loop).tolist()
+            for stream, view in zip(streams, self.views, strict=True)
+        ]
         return tuple(
             cut_view(pictures, crop, modality=view.kind, size_px=view.size_px)
             for pictures, view in zip(self._read_pictures(entry, clips), self.views, strict=True)

@@ -1,7 +1,8 @@
 """Geometry that all views of a sample share, and normalisation on the device.
 
 A worker crops, resizes and mirrors the stored integers; floats appear on the device. One ``Crop`` in
-fractions of the picture serves every stream of a sample, whatever its size.
+fractions of the picture serves every stream of a sample, whatever its size. A stream that is no picture
+is mirrored with the others and never cropped.
 
 Shapes: B batch, C channels, T frames, H height, W width.
 """
@@ -9,7 +10,7 @@ Shapes: B batch, C channels, T frames, H height, W width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -90,6 +91,10 @@ def cut_view(frames: Sequence[Picture], crop: Crop, *, modality: Modality, size_
         modality: Says how to resample, what mirrors with a change of sign, and what stretches.
         size_px: Height and width of the result, S.
     """
+    if not modality.is_picture:
+        crop = replace(crop, left=0.0, top=0.0, width=1.0, height=1.0)
+    if crop.is_mirrored and modality.mirrored_rows:
+        frames = [frame[list(modality.mirrored_rows)] for frame in frames]
     height, width, _ = frames[0].shape
     crop_width = max(1, round(crop.width * width))
     crop_height = max(1, round(crop.height * height))
@@ -106,7 +111,8 @@ def cut_view(frames: Sequence[Picture], crop: Crop, *, modality: Modality, size_
 
 
 def _mirror(frame_hwc: Picture, modality: Modality) -> Picture:
-    mirrored: Picture = cv2.flip(np.ascontiguousarray(frame_hwc), 1).reshape(frame_hwc.shape)
+    frame_hwc = np.ascontiguousarray(frame_hwc)
+    mirrored: Picture = cv2.flip(frame_hwc, 1).reshape(frame_hwc.shape) if modality.is_picture else frame_hwc.copy()
     for channel in modality.flip_negates:
         # Counted from the other side of zero: turns the sign exactly.
         negated = 2 * modality.stored_zero - mirrored[..., channel].astype(np.int32)

@@ -17,6 +17,7 @@ from crossdistill.encoders.base import Architecture, Encoder, build_encoder, wra
 from crossdistill.encoders.pytorchvideo import PYTORCHVIDEO
 from crossdistill.encoders.small import SMALL
 from crossdistill.encoders.torchvision import TORCHVISION
+from crossdistill.encoders.tsm import TSM
 from crossdistill.errors import UserError, unknown_name
 from crossdistill.modalities import MODALITIES
 
@@ -30,7 +31,7 @@ __all__ = [
     "wrap_encoder",
 ]
 
-ARCHITECTURES: dict[str, Architecture] = {**TORCHVISION, **PYTORCHVIDEO, **SMALL}
+ARCHITECTURES: dict[str, Architecture] = {**TORCHVISION, **PYTORCHVIDEO, **TSM, **SMALL}
 
 # Modules with ``create(model, *, name, modality, num_frames, stride, size_px, config) -> Encoder``, imported at use.
 LIBRARIES: dict[str, str] = {

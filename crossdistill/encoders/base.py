@@ -5,19 +5,21 @@ Shapes: B batch, C channels, T frames, H height, W width, D features.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from einops import rearrange
 from torch import Tensor, nn
 
+from crossdistill.encoders.sizes import output_shape
 from crossdistill.errors import UserError
-from crossdistill.modalities import get_modality
+from crossdistill.modalities import MODALITIES, get_modality
 from crossdistill.types import ViewSpec
 
-CLIP_MODALITIES = ("rgb", "flow", "depth")
+CLIP_MODALITIES = tuple(kind.name for kind in MODALITIES.values() if kind.has_time)
 """What a network of clips can be built for: only its first convolution differs."""
 Takes = Literal["clip", "frames"]
 """What a body maps to features: whole clips [B, C, T, H, W], or single frames [B, C, H, W]."""
@@ -37,8 +39,8 @@ class PublicWeights:
 
     name: str
     """What ``--teacher-weights`` calls them, for example ``kinetics400``."""
-    modality: str
-    """What they were trained on; as a student's start they fit the other modalities too, by their stem."""
+    modalities: tuple[str, ...]
+    """For which they make a teacher; as a student's start they fit the other modalities too, by their stem."""
     url: str
     top1_percent: float | None = None
     """As published, on the data that they are named after."""
@@ -60,6 +62,16 @@ class TokenLayer:
 
 
 @dataclass(frozen=True)
+class Classifier:
+    """The linear layer from features to classes that weights came with; objectives on logits want a teacher's."""
+
+    weight: Tensor
+    """[N, D]."""
+    bias: Tensor
+    """[N]."""
+
+
+@dataclass(frozen=True)
 class Architecture:
     """One entry of the registry: how to build a network without its classifier, and what it sees."""
 
@@ -68,6 +80,7 @@ class Architecture:
     embed_dim: int
     modalities: tuple[str, ...]
     num_frames: int
+    """Of a clip, as its stride; of a modality without time the network sees single frames."""
     stride: int
     size_px: int
     stem: str
@@ -76,6 +89,8 @@ class Architecture:
     """Prefix of the classifier's weights in the library's own model; dropped when weights are loaded."""
     statistics: dict[str, Statistics] = field(default_factory=dict)
     """Per modality; the modality's own where absent."""
+    more_stems: tuple[str, ...] = ()
+    """Of a network of several pathways: the first convolutions of the others."""
     takes: Takes = "clip"
     """What the body is given."""
     token_layer: TokenLayer | None = None
@@ -88,7 +103,8 @@ class Architecture:
     """The library and class that the body's weights load into, for people."""
     public_weights: tuple[PublicWeights, ...] = ()
     published_gmacs: float | None = None
-    """Multiply-adds of one view with the classifier, in thousand millions, as the library or paper has them."""
+    """Multiply-adds of one view (of one frame if it takes frames) with the classifier, in thousand millions, as the
+    library or paper has them."""
 
     def view(self, modality: str) -> ViewSpec:
         """The view that this architecture asks for in one of its modalities."""
@@ -96,8 +112,8 @@ class Architecture:
         statistics = self.statistics.get(modality, Statistics(kind.mean, kind.std))
         return ViewSpec(
             modality=modality,
-            num_frames=self.num_frames,
-            stride=self.stride,
+            num_frames=self.num_frames if kind.has_time else 1,
+            stride=self.stride if kind.has_time else 1,
             size_px=self.size_px,
             mean=statistics.mean,
             std=statistics.std,
@@ -119,6 +135,7 @@ class Encoder(nn.Module):
         takes: Whether the body is given clips or single frames.
         classifier: Prefix of classifier weights to leave out when weights are loaded.
         stem: Name of the body's first convolution.
+        more_stems: Those of its other pathways.
         bf16_pays_on_cpu: Whether bf16 is faster on a CPU with AMX.
         channels_last_pays_on_cpu: Whether channels last in memory is faster on a CPU.
         public_weights: That can be loaded by name.
@@ -136,6 +153,7 @@ class Encoder(nn.Module):
         takes: Takes = "clip",
         classifier: str = "",
         stem: str = "",
+        more_stems: tuple[str, ...] = (),
         bf16_pays_on_cpu: bool = False,
         channels_last_pays_on_cpu: bool = False,
         public_weights: tuple[PublicWeights, ...] = (),
@@ -150,14 +168,17 @@ class Encoder(nn.Module):
         self.takes = takes
         self.classifier = classifier
         self.stem = stem
+        self.more_stems = more_stems
         self.bf16_pays_on_cpu = bf16_pays_on_cpu
         self.channels_last_pays_on_cpu = channels_last_pays_on_cpu
         self.public_weights = public_weights
         self.token_layer = token_layer
         self.config = config
+        self.classes: Classifier | None = None  # set when weights with a linear classifier are loaded
 
     def forward(self, clip_bcthw: Tensor) -> Tensor:
-        """Embed a batch of normalised views [B, C, T, H, W] as [B, D]."""
+        """Embed a batch of normalised views [B, C, T, H, W] as [B, D], in the type of the body's weights."""
+        clip_bcthw = clip_bcthw.to(next(self.body.parameters(), clip_bcthw).dtype)
         if self.takes == "frames":
             num_frames = clip_bcthw.shape[2]
             frames: Tensor = self.body(rearrange(clip_bcthw, "b c t h w -> (b t) c h w"))
@@ -292,12 +313,19 @@ def build_encoder(
         num_frames: Frames of a clip; the architecture's own if None, and so for the next two.
         stride: Frames between frames.
         size_px: Height and width.
+
+    Raises:
+        UserError: The network cannot take such a view.
     """
-    view = architecture.view(modality)
+    own = architecture.view(modality)
     wanted = {"num_frames": num_frames, "stride": stride, "size_px": size_px}
-    view = replace(view, **{key: value for key, value in wanted.items() if value is not None})  # type: ignore[arg-type]
+    view = replace(own, **{key: value for key, value in wanted.items() if value is not None})  # type: ignore[arg-type]
+    with _views_that_do_not_fit(name, view, own):
+        body = architecture.build(view)
+        if replace(view, stride=own.stride) != own:
+            _require_features(body, view, architecture)
     return Encoder(
-        architecture.build(view),
+        body,
         name=name,
         view=view,
         embed_dim=architecture.embed_dim,
@@ -305,10 +333,36 @@ def build_encoder(
         token_layer=architecture.token_layer,
         classifier=architecture.classifier,
         stem=architecture.stem,
+        more_stems=architecture.more_stems,
         bf16_pays_on_cpu=architecture.bf16_pays_on_cpu,
         channels_last_pays_on_cpu=architecture.channels_last_pays_on_cpu,
         public_weights=architecture.public_weights,
     )
+
+
+@contextlib.contextmanager
+def _views_that_do_not_fit(name: str, view: ViewSpec, own: ViewSpec) -> Iterator[None]:
+    """Say in one sentence what torch and the libraries say in many ways, if the view is not the network's own."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ArithmeticError, AssertionError, IndexError, RuntimeError, ValueError) as error:
+        if view == own:
+            raise
+        reason = " ".join(str(error).split("\n", 1)[0].split()) or type(error).__name__
+        raise UserError(
+            f"{name} cannot take {view.num_frames} frames of {view.size_px} pixels ({reason}): its own view is "
+            f"{own.num_frames} of {own.size_px}, so give more or larger frames, or leave out the options that change it"
+        ) from error
+
+
+def _require_features(body: nn.Module, view: ViewSpec, architecture: Architecture) -> None:
+    """Run the body on the meta device, because a small view can have nothing left after all strides."""
+    num_frames = () if architecture.takes == "frames" else (view.num_frames,)
+    shape = output_shape(body, 1, view.kind.channels, *num_frames, view.size_px, view.size_px)
+    if shape != (1, architecture.embed_dim):
+        raise ValueError(f"it gives {list(shape)} instead of {architecture.embed_dim} features")
 
 
 def replace_stem(body: nn.Module, stem: str, channels: int) -> None:

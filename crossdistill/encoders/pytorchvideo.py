@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from crossdistill.encoders.base import CLIP_MODALITIES, Architecture, PublicWeights
+from crossdistill.encoders.base import CLIP_MODALITIES, Architecture, PublicWeights, TokenLayer
 from crossdistill.types import ViewSpec
 
 with warnings.catch_warnings():
@@ -104,6 +106,27 @@ def build_slowfast_r50(view: ViewSpec) -> nn.Module:
     return TwoPathways(hub.slowfast_r50(input_channels=(view.kind.channels,) * 2).blocks)
 
 
+class _ReadableNumbers(TorchFunctionMode):
+    """MViT keeps rates and factors of its blocks in tensors and reads them, which is impossible on the meta device."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        options = dict(kwargs or {})
+        if func in (torch.linspace, torch.ones):
+            options["device"] = "cpu"
+        return func(*args, **options)
+
+
+def build_mvit_b(view: ViewSpec) -> nn.Module:
+    """MViT-B (Fan et al., ICCV 2021); its positions are numbered, so weights fit one size only."""
+    with _ReadableNumbers():
+        model = hub.mvit_base_16x4(
+            spatial_size=view.size_px, temporal_size=view.num_frames, input_channels=view.kind.channels
+        )
+    model.head.proj, model.head.dropout = nn.Identity(), None
+    body: nn.Module = model
+    return body
+
+
 def build_x3d(view: ViewSpec, *, num_frames: int, size_px: int) -> nn.Module:
     """X3D up to the 2048 features before its last linear layer; XS, S and M differ only in what they see."""
     model = create_x3d(input_channel=view.kind.channels, input_clip_length=num_frames, input_crop_size=size_px)
@@ -119,11 +142,16 @@ ZOO_URL = "https://dl.fbaipublicfiles.com/pytorchvideo/model_zoo/kinetics/"
 
 
 def _kinetics(file: str, top1_percent: float) -> tuple[PublicWeights, ...]:
-    return (PublicWeights("kinetics400", "rgb", ZOO_URL + file, top1_percent),)
+    return (PublicWeights("kinetics400", ("rgb",), ZOO_URL + file, top1_percent),)
 
 
 _clip = functools.partial(
-    Architecture, embed_dim=2048, modalities=CLIP_MODALITIES, stem="blocks.0.conv", classifier="blocks.5."
+    Architecture,
+    embed_dim=2048,
+    modalities=CLIP_MODALITIES,
+    stem="blocks.0.conv",
+    classifier="blocks.5.",
+    token_layer=TokenLayer("blocks.4"),
 )
 
 
@@ -163,12 +191,13 @@ PYTORCHVIDEO: dict[str, Architecture] = {
     "slowfast_r50": _clip(
         build_slowfast_r50,
         embed_dim=2304,
-        modalities=("rgb",),
         num_frames=32,
         stride=2,
         size_px=224,
         stem="blocks.0.multipathway_blocks.0.conv",
+        more_stems=("blocks.0.multipathway_blocks.1.conv",),
         classifier="blocks.6.",
+        token_layer=TokenLayer("blocks.4.multipathway_blocks.0"),  # the slow pathway's
         source="pytorchvideo.models.hub.slowfast_r50",
         public_weights=_kinetics("SLOWFAST_8x8_R50.pyth", 76.94),
     ),
@@ -187,6 +216,19 @@ PYTORCHVIDEO: dict[str, Architecture] = {
         size_px=224,
         source="pytorchvideo.models.hub.csn_r101",
         public_weights=_kinetics("CSN_32x2_R101.pyth", 77.0),
+    ),
+    "mvit_b": _clip(
+        build_mvit_b,
+        embed_dim=768,
+        num_frames=16,
+        stride=4,
+        size_px=224,
+        stem="patch_embed.patch_model",
+        classifier="head.proj.",
+        token_layer=TokenLayer("norm_embed", "sequence", frames_per_token=2),
+        source="pytorchvideo.models.hub.mvit_base_16x4",
+        public_weights=_kinetics("MVIT_B_16x4.pyth", 78.9),
+        published_gmacs=70.5,
     ),
     "x3d_xs": _x3d("x3d_xs", 4, 12, 160, 69.12),
     "x3d_s": _x3d("x3d_s", 13, 6, 160, 73.33),

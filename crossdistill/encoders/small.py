@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from torch import Tensor, nn
 from torchvision.models.video.resnet import BasicBlock, Conv3DSimple
 
-from crossdistill.encoders.base import CLIP_MODALITIES, Architecture
+from crossdistill.encoders.base import CLIP_MODALITIES, Architecture, TokenLayer
 from crossdistill.types import ViewSpec
 
 R3D10_WIDTH = 16
@@ -73,6 +74,57 @@ def build_r3d10_gn(view: ViewSpec) -> nn.Module:
     return R3D10(view.kind.channels, width=R3D10_WIDTH, norm=group_norm)
 
 
+class Tiny3D(nn.Module):
+    """Four 3x3x3 convolutions with BatchNorm and ReLU, pooled to four moments: for experiments on laptops.
+
+    ``width`` times 1, 2, 4, 8 channels; the first two halve space, the last two space and time.
+
+    Args:
+        channels: Of the modality.
+        width: Of the first convolution.
+    """
+
+    STRIDES = ((1, 2, 2), (1, 2, 2), (2, 2, 2), (2, 2, 2))
+    NUM_MOMENTS = 4
+
+    def __init__(self, channels: int, *, width: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        widths = [channels, width, 2 * width, 4 * width, 8 * width]
+        for (w_in, w_out), stride in zip(itertools.pairwise(widths), self.STRIDES, strict=True):
+            convolution = nn.Conv3d(w_in, w_out, 3, stride, 1, bias=False)
+            nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+            layers += [convolution, nn.BatchNorm3d(w_out), nn.ReLU(inplace=True)]
+        self.features = nn.Sequential(*layers)
+        self.pool = nn.AdaptiveAvgPool3d((self.NUM_MOMENTS, 1, 1))
+
+    def forward(self, clip_bcthw: Tensor) -> Tensor:
+        """[B, C, T, H, W] to [B, 32 * width]."""
+        pooled: Tensor = self.pool(self.features(clip_bcthw))
+        return pooled.flatten(1)
+
+
+def build_tiny3d(view: ViewSpec, *, width: int) -> nn.Module:
+    """``Tiny3D`` of one width."""
+    return Tiny3D(view.kind.channels, width=width)
+
+
+def _tiny3d(width: int) -> Architecture:
+    return Architecture(
+        build=partial(build_tiny3d, width=width),
+        embed_dim=8 * width * Tiny3D.NUM_MOMENTS,
+        modalities=CLIP_MODALITIES,
+        num_frames=16,
+        stride=2,
+        size_px=64,
+        stem="features.0",
+        classifier="fc.",
+        token_layer=TokenLayer("features"),
+        channels_last_pays_on_cpu=True,
+        source=f"crossdistill.encoders.small.Tiny3D(width={width})",
+    )
+
+
 _R3D10 = Architecture(
     build=build_r3d10,
     embed_dim=8 * R3D10_WIDTH,
@@ -84,6 +136,7 @@ _R3D10 = Architecture(
     classifier="fc.",
     bf16_pays_on_cpu=True,
     channels_last_pays_on_cpu=True,
+    token_layer=TokenLayer("stages"),
     source="crossdistill.encoders.small.R3D10(width=16)",
 )
 SMALL: dict[str, Architecture] = {
@@ -91,4 +144,5 @@ SMALL: dict[str, Architecture] = {
     "r3d10_gn": replace(
         _R3D10, build=build_r3d10_gn, source="crossdistill.encoders.small.R3D10(width=16, norm=group_norm)"
     ),
+    **{f"tiny3d_{width}": _tiny3d(width) for width in (8, 16, 32)},
 }

@@ -8,18 +8,26 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 from torchvision.models import get_model, get_model_weights
 
-from crossdistill.encoders.base import CLIP_MODALITIES, Architecture, PublicWeights, Statistics, replace_stem
+from crossdistill.encoders.base import (
+    CLIP_MODALITIES,
+    Architecture,
+    PublicWeights,
+    Statistics,
+    Takes,
+    TokenLayer,
+    replace_stem,
+)
 from crossdistill.errors import UserError
 from crossdistill.types import ViewSpec
 
-# What the library's descriptions call the data sets, to what --teacher-weights does.
-WEIGHT_NAMES = {"Kinetics-400": "kinetics400", "ImageNet-1K": "imagenet"}
+# What the library's descriptions call the data sets, to what --teacher-weights does and the modalities of their pixels.
+DATA = {"Kinetics-400": ("kinetics400", ("rgb",)), "ImageNet-1K": ("imagenet", ("image", "rgb"))}
 
 
 @dataclass(frozen=True)
@@ -31,21 +39,25 @@ class Network:
     stem: str
     """First convolution."""
     embed_dim: int
+    tokens: TokenLayer
+    """Its features before pooling."""
     classifier: str = ""
     """Prefix of the classifier's weights, if it is not the head's."""
-    num_frames: int = 1
-    stride: int = 1
+    num_frames: int = 16
+    """Of a clip, as its stride."""
+    stride: int = 2
+    takes: Takes = "clip"
     name: str = ""
     """The library's, if it is not ours."""
     adapt: Callable[[nn.Module], None] = lambda body: None
     """Makes the body fit for views of any size."""
     is_of_one_size: bool = False
-    """Its positions are numbered, so it takes no other number of frames or size."""
+    """Its positions are numbered and its constructor takes no size: no other number of frames or pixels."""
     size_options: Callable[[ViewSpec], dict[str, Any]] = lambda view: {}
     """Arguments of the constructor that follow the view."""
     channels_last_pays_on_cpu: bool = False
     bf16_pays_on_cpu: bool = False
-    modalities: tuple[str, ...] = field(default=("image",))
+    modalities: tuple[str, ...] = CLIP_MODALITIES
 
 
 def _pool_to_one(body: nn.Module) -> None:
@@ -58,39 +70,48 @@ def _pool_features(body: nn.Module) -> None:
     body.classifier = nn.AdaptiveAvgPool2d(1)
 
 
-def _vit_size(view: ViewSpec) -> dict[str, Any]:
+def _image_size(view: ViewSpec) -> dict[str, Any]:
+    """Positions are numbered, so weights fit one size only."""
     return {"image_size": view.size_px}
 
 
-_image = functools.partial(Network, channels_last_pays_on_cpu=True)
-_clip = functools.partial(Network, modalities=CLIP_MODALITIES)
+FEATURES, LAYER4 = TokenLayer("features"), TokenLayer("layer4")
+
+_image = functools.partial(
+    Network,
+    takes="frames",
+    num_frames=8,
+    stride=4,
+    modalities=("image", *CLIP_MODALITIES),
+    channels_last_pays_on_cpu=True,
+)
 
 NETWORKS: dict[str, Network] = {
-    "alexnet": _image("classifier.6", "features.0", 4096),
-    "vgg16": _image("classifier.6", "features.0", 4096),
-    "squeezenet1_0": _image("", "features.0", 512, classifier="classifier.", adapt=_pool_features),
-    "resnet18": _image("fc", "conv1", 512),
-    "resnet34": _image("fc", "conv1", 512),
-    "resnet50": _image("fc", "conv1", 2048),
-    "resnet101": _image("fc", "conv1", 2048),
-    "resnext50_32x4d": _image("fc", "conv1", 2048),
-    "wide_resnet50_2": _image("fc", "conv1", 2048),
-    "densenet121": _image("classifier", "features.conv0", 1024),
-    "shufflenet_v2_x1_0": _image("fc", "conv1.0", 1024),
-    "mobilenet_v2": _image("classifier", "features.0.0", 1280),
-    "mobilenet_v3_small": _image("classifier.3", "features.0.0", 1024),
-    "mobilenet_v3_large": _image("classifier.3", "features.0.0", 1280),
-    "efficientnet_b0": _image("classifier", "features.0.0", 1280),
-    "mnasnet1_0": _image("classifier", "layers.0", 1280),
-    "convnext_tiny": _image("classifier.2", "features.0.0", 768),
-    "swin_t": _image("head", "features.0.0", 768),
-    "vit_b_16": _image("heads", "conv_proj", 768, size_options=_vit_size),
-    "r3d18": _clip("fc", "stem.0", 512, name="r3d_18", num_frames=16, stride=2, bf16_pays_on_cpu=True),
-    "mc3_18": _clip("fc", "stem.0", 512, num_frames=16, stride=2),
-    "r2plus1d_18": _clip("fc", "stem.0", 512, num_frames=16, stride=2),
-    "s3d": _clip("classifier", "features.0.0.0", 1024, num_frames=16, stride=2, adapt=_pool_to_one),
-    "mvit_v2_s": _clip("head", "conv_proj", 768, num_frames=16, stride=4, is_of_one_size=True),
-    "swin3d_t": _clip("head", "patch_embed.proj", 768, num_frames=32, stride=2),
+    "alexnet": _image("classifier.6", "features.0", 4096, FEATURES),
+    "vgg16": _image("classifier.6", "features.0", 4096, FEATURES),
+    "squeezenet1_0": _image("", "features.0", 512, FEATURES, classifier="classifier.", adapt=_pool_features),
+    "resnet18": _image("fc", "conv1", 512, LAYER4),
+    "resnet34": _image("fc", "conv1", 512, LAYER4),
+    "resnet50": _image("fc", "conv1", 2048, LAYER4),
+    "resnet101": _image("fc", "conv1", 2048, LAYER4),
+    "resnext50_32x4d": _image("fc", "conv1", 2048, LAYER4),
+    "wide_resnet50_2": _image("fc", "conv1", 2048, LAYER4),
+    "densenet121": _image("classifier", "features.conv0", 1024, FEATURES),
+    "shufflenet_v2_x1_0": _image("fc", "conv1.0", 1024, TokenLayer("conv5")),
+    "mobilenet_v2": _image("classifier", "features.0.0", 1280, FEATURES),
+    "mobilenet_v3_small": _image("classifier.3", "features.0.0", 1024, FEATURES),
+    "mobilenet_v3_large": _image("classifier.3", "features.0.0", 1280, FEATURES),
+    "efficientnet_b0": _image("classifier", "features.0.0", 1280, FEATURES),
+    "mnasnet1_0": _image("classifier", "layers.0", 1280, TokenLayer("layers")),
+    "convnext_tiny": _image("classifier.2", "features.0.0", 768, FEATURES),
+    "swin_t": _image("head", "features.0.0", 768, TokenLayer("norm", "channels-last")),
+    "vit_b_16": _image("heads", "conv_proj", 768, TokenLayer("encoder", "sequence"), size_options=_image_size),
+    "r3d18": Network("fc", "stem.0", 512, LAYER4, name="r3d_18", bf16_pays_on_cpu=True),
+    "mc3_18": Network("fc", "stem.0", 512, LAYER4),
+    "r2plus1d_18": Network("fc", "stem.0", 512, LAYER4),
+    "s3d": Network("classifier", "features.0.0.0", 1024, FEATURES, adapt=_pool_to_one),
+    "mvit_v2_s": Network("head", "conv_proj", 768, TokenLayer("norm", "sequence", 2), stride=4, is_of_one_size=True),
+    "swin3d_t": Network("head", "patch_embed.proj", 768, TokenLayer("norm", "channels-last"), num_frames=32),
 }
 
 
@@ -113,25 +134,27 @@ def _build(network: Network, name: str, view: ViewSpec) -> nn.Module:
 
 def _architecture(ours: str, network: Network) -> Architecture:
     name = network.name or ours
-    modality = network.modalities[0]
     weights = get_model_weights(name).DEFAULT
     preset = weights.transforms()
     ((data, metrics),) = weights.meta["_metrics"].items()
+    weights_name, trained_modalities = DATA[data]
+    statistics = Statistics(tuple(preset.mean), tuple(preset.std))
     return Architecture(
         build=functools.partial(_build, network, name),
         embed_dim=network.embed_dim,
         modalities=network.modalities,
-        takes="frames" if network.modalities == ("image",) else "clip",
+        takes=network.takes,
+        token_layer=network.tokens,
         num_frames=network.num_frames,
         stride=network.stride,
         size_px=preset.crop_size[0],
         stem=network.stem,
         classifier=network.classifier or f"{network.head}.",
-        statistics={modality: Statistics(tuple(preset.mean), tuple(preset.std))},
+        statistics=dict.fromkeys(trained_modalities, statistics),
         bf16_pays_on_cpu=network.bf16_pays_on_cpu,
         channels_last_pays_on_cpu=network.channels_last_pays_on_cpu,
         source=f"torchvision.models.{name}",
-        public_weights=(PublicWeights(WEIGHT_NAMES[data], modality, weights.url, metrics["acc@1"]),),
+        public_weights=(PublicWeights(weights_name, trained_modalities, weights.url, metrics["acc@1"]),),
         published_gmacs=weights.meta["_ops"],
     )
 

@@ -6,7 +6,7 @@ import hashlib
 import pickle
 import re
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from crossdistill.encoders.base import Encoder, PublicWeights
+from crossdistill.encoders.base import Classifier, Encoder, PublicWeights
 from crossdistill.errors import UserError
 
 # torch's libraries end a file's name with the beginning of its SHA-256.
@@ -108,14 +108,15 @@ def load_tensors(encoder: Encoder, tensors: Mapping[str, Tensor], *, source: str
         UserError: A tensor is missing, unexpected or of another shape; the sentence names the first.
     """
     weights = {name.removeprefix("module."): value for name, value in tensors.items()}
-    if encoder.classifier:
-        weights = {name: value for name, value in weights.items() if not name.startswith(encoder.classifier)}
+    dropped = {name for name in weights if encoder.classifier and name.startswith(encoder.classifier)}
+    classes = find_classifier([weights[name] for name in sorted(dropped)], embed_dim=encoder.embed_dim)
+    weights = {name: value for name, value in weights.items() if name not in dropped}
     own = encoder.body.state_dict()
-    stem = f"{encoder.stem}.weight"
-    if stem in weights and stem in own:
-        if adapt_stem:
-            weights[stem] = match_stem_channels(weights[stem], own[stem])
-        _require_same_channels(source, encoder, weights[stem], own[stem])
+    for stem in (f"{name}.weight" for name in (encoder.stem, *encoder.more_stems)):
+        if stem in weights and stem in own:
+            if adapt_stem:
+                weights[stem] = match_stem_channels(weights[stem], own[stem])
+            _require_same_channels(source, encoder, weights[stem], own[stem])
     missing, unexpected = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
     other_shape = [name for name in sorted(own.keys() & weights.keys()) if own[name].shape != weights[name].shape]
     if missing or unexpected or other_shape:
@@ -129,6 +130,21 @@ def load_tensors(encoder: Encoder, tensors: Mapping[str, Tensor], *, source: str
             "give a file of the same architecture"
         )
     encoder.body.load_state_dict(weights, strict=True)
+    encoder.classes = classes
+
+
+def find_classifier(tensors: Sequence[Tensor], *, embed_dim: int) -> Classifier | None:
+    """The linear layer from features to classes, if that is all that a classifier consists of.
+
+    Args:
+        tensors: Of the classifier.
+        embed_dim: D.
+    """
+    weights = [tensor for tensor in tensors if tensor.dim() == 2 and tensor.shape[1] == embed_dim]
+    biases = [tensor for tensor in tensors if tensor.dim() == 1]
+    if len(tensors) != 2 or len(weights) != 1 or len(biases) != 1 or len(weights[0]) != len(biases[0]):
+        return None
+    return Classifier(weights[0], biases[0])
 
 
 def _require_same_channels(source: str, encoder: Encoder, stem: Tensor, own_stem: Tensor) -> None:

@@ -12,7 +12,7 @@ import tyro
 from accelerate import Accelerator
 
 from crossdistill.console import print_table
-from crossdistill.data.dataset import entries_of
+from crossdistill.data.dataset import Entry, check_entries, entries_of
 from crossdistill.data.decoders import DEFAULT_DECODER
 from crossdistill.data.manifest import Manifest
 from crossdistill.encoders import Encoder
@@ -96,6 +96,7 @@ def evaluate_encoder(
     max_clips: int | None = None,
     num_workers: int = 2,
     decoder: str = DEFAULT_DECODER,
+    short_clips: str = "repeat",
     description: str | None = None,
 ) -> Evaluation:
     """Embed both parts of a split once and apply protocols to the features.
@@ -111,6 +112,7 @@ def evaluate_encoder(
         max_clips: Most clips of either part, spread evenly over it; None for all.
         num_workers: Processes that decode.
         decoder: Which library reads the videos.
+        short_clips: What becomes of videos that are shorter than the encoder's view: one of ``SHORT_CLIPS``.
         description: Starts the progress bars' text; no bars if None.
     """
     for protocol in protocols:
@@ -119,23 +121,22 @@ def evaluate_encoder(
     if not manifest.classes:
         raise UserError(f"the dataset {manifest.root} has no labels: evaluate on one that has")
     manifest.require_stream(encoder.view.kind.stream, wanted_by=encoder.name)
-    parts: dict[str, Features] = {}
-    for part in ("train", "test"):
-        positions = manifest.select(split=split, part=part)
-        if not positions:
-            raise UserError(f"split {split!r} of {manifest.root} has no {part} clips: choose another --split")
-        if max_clips is not None and len(positions) > max_clips:
-            positions = [positions[i * len(positions) // max_clips] for i in range(max_clips)]
-        parts[part] = extract_features(
+    entries = {part: _evaluated_entries(manifest, split, part, max_clips) for part in ("train", "test")}
+    # Of both parts before the first is embedded.
+    check_entries([*entries["train"], *entries["test"]], [encoder.view], short_clips=short_clips)
+    train, test = (
+        extract_features(
             encoder,
-            entries_of(manifest, positions),
+            entries[part],
             execution=execution,
             accelerator=accelerator,
             num_workers=num_workers,
             decoder=decoder,
+            short_clips=short_clips,
             description=None if description is None else f"{description}, {part} clips",
         )
-    train, test = parts["train"], parts["test"]
+        for part in ("train", "test")
+    )
     results = [result for name in protocols for result in PROTOCOLS[name](train, test, len(manifest.classes), ks)]
     return Evaluation(
         encoder=encoder.name,
@@ -146,6 +147,15 @@ def evaluate_encoder(
         unreadable={**train.unreadable, **test.unreadable},
         results={result.protocol: result for result in results},
     )
+
+
+def _evaluated_entries(manifest: Manifest, split: str, part: str, max_clips: int | None) -> list[Entry]:
+    positions = manifest.select(split=split, part=part)
+    if not positions:
+        raise UserError(f"split {split!r} of {manifest.root} has no {part} clips: choose another --split")
+    if max_clips is not None and len(positions) > max_clips:
+        positions = [positions[i * len(positions) // max_clips] for i in range(max_clips)]
+    return entries_of(manifest, positions)
 
 
 @dataclass(frozen=True)
@@ -168,6 +178,8 @@ class Options:
     """Processes that decode."""
     decoder: Literal["pyav", "decord", "torchcodec"] = "pyav"
     """Which library reads the videos; pyav reads what another cannot give exactly."""
+    short_clips: Literal["repeat", "loop", "error"] = "repeat"
+    """Videos shorter than a clip: repeat their end frames, loop (start them again), or error (refuse to start)."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """As in training."""
     allow_code: bool = False
@@ -194,6 +206,7 @@ def main(arguments: Sequence[str]) -> None:
         ks=options.k,
         num_workers=options.workers,
         decoder=options.decoder,
+        short_clips=options.short_clips,
         description=encoder.name,
     )
     if not accelerator.is_main_process:

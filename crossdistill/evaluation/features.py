@@ -47,6 +47,7 @@ def extract_features(
     batch_size: int = 32,
     num_workers: int = 2,
     decoder: str = DEFAULT_DECODER,
+    short_clips: str = "repeat",
     description: str | None = None,
 ) -> Features:
     """Embed the middle of every video.
@@ -59,9 +60,10 @@ def extract_features(
         batch_size: Clips at a time.
         num_workers: Processes that decode.
         decoder: Which library reads the videos.
+        short_clips: What becomes of videos that are shorter than the view: one of ``SHORT_CLIPS``.
         description: What the progress bar says; no bar if None.
     """
-    dataset = PairedClips(entries, student_view=encoder.view, decoder=decoder)
+    dataset = PairedClips(entries, student_view=encoder.view, decoder=decoder, short_clips=short_clips)
     mine = range(accelerator.process_index, len(entries), accelerator.num_processes)
     keys = [SampleKey(i, epoch=0) for i in mine]
     batches = [keys[i : i + batch_size] for i in range(0, len(keys), batch_size)]

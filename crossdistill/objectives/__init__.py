@@ -2,24 +2,128 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from crossdistill.errors import unknown_name
-from crossdistill.objectives.base import Objective
+from crossdistill.errors import UserError, unknown_name
+from crossdistill.objectives.attention_transfer import AttentionTransfer
+from crossdistill.objectives.base import AnchorSource, Objective, Term
 from crossdistill.objectives.compress import CompRess, compress_loss
+from crossdistill.objectives.cosine import Cosine
+from crossdistill.objectives.dist import DIST
+from crossdistill.objectives.dkd import DKD
+from crossdistill.objectives.infonce import InfoNCE
+from crossdistill.objectives.kd import KD
+from crossdistill.objectives.rkd import RKD
+from crossdistill.objectives.seed import SEED
+from crossdistill.objectives.simreg import SimReg
+from crossdistill.objectives.smooth_l1 import SmoothL1
+from crossdistill.objectives.token_matching import TokenMatching
 
-__all__ = ["OBJECTIVES", "CompRess", "Objective", "compress_loss", "create_objective"]
+__all__ = [
+    "OBJECTIVES",
+    "CompRess",
+    "Objective",
+    "Settings",
+    "Term",
+    "compress_loss",
+    "create_objective",
+    "create_terms",
+]
 
-OBJECTIVES: dict[str, Callable[..., Objective]] = {
-    "compress-2q": partial(CompRess, student_anchors="momentum"),
-    "compress-2q-live": partial(CompRess, student_anchors="live"),
-    "compress-1q": partial(CompRess, student_anchors="teacher"),
+
+@dataclass(frozen=True)
+class Settings:
+    """What objectives can be told; each takes what it knows, and None is its paper's own value."""
+
+    temperature: float | None = None
+    """Of the softmax over similarities; the student's where both sides have their own."""
+    teacher_temperature: float | None = None
+    """Of the teacher, where it has its own (SEED)."""
+
+    def of(self, **names: str) -> dict[str, float]:
+        """The settings that were given, under the names of an objective's arguments."""
+        values = {argument: getattr(self, name) for argument, name in names.items()}
+        return {argument: value for argument, value in values.items() if value is not None}
+
+
+def _compress(student_anchors: AnchorSource) -> Callable[[Settings], Objective]:
+    return lambda settings: CompRess(student_anchors=student_anchors, **settings.of(temperature="temperature"))
+
+
+def _seed(settings: Settings) -> Objective:
+    return SEED(**settings.of(student_temperature="temperature", teacher_temperature="teacher_temperature"))
+
+
+OBJECTIVES: dict[str, Callable[[Settings], Objective]] = {
+    "compress-2q": _compress("momentum"),
+    "compress-2q-live": _compress("live"),
+    "compress-1q": _compress("teacher"),
+    "simreg": lambda settings: SimReg(),
+    "seed": _seed,
+    "infonce": lambda settings: InfoNCE(**settings.of(temperature="temperature")),
+    "cosine": lambda settings: Cosine(),
+    "smooth-l1": lambda settings: SmoothL1(),
+    "rkd": lambda settings: RKD(),
+    "kd": lambda settings: KD(**settings.of(temperature="temperature")),
+    "dkd": lambda settings: DKD(**settings.of(temperature="temperature")),
+    "dist": lambda settings: DIST(**settings.of(temperature="temperature")),
+    "token-matching": lambda settings: TokenMatching(),
+    "attention-transfer": lambda settings: AttentionTransfer(),
 }
 
 
-def create_objective(name: str, *, temperature: float = 0.04) -> Objective:
-    """Build an objective by name, by default with the paper's temperature."""
+def create_objective(
+    name: str, *, temperature: float | None = None, teacher_temperature: float | None = None
+) -> Objective:
+    """Build an objective by name; temperatures are its paper's own if None."""
     if name not in OBJECTIVES:
         raise unknown_name("objective", name, OBJECTIVES)
-    return OBJECTIVES[name](temperature=temperature)
+    return OBJECTIVES[name](Settings(temperature=temperature, teacher_temperature=teacher_temperature))
+
+
+def create_terms(
+    terms: Sequence[str],
+    *,
+    temperature: float | None = None,
+    teacher_temperature: float | None = None,
+    adapter: str | None = None,
+) -> list[Term]:
+    """Build the weighted objectives of a run.
+
+    Args:
+        terms: Each ``name`` or ``name:weight``, for example ``("compress-1q:1.0", "simreg:1.0")``.
+        temperature: Of the softmax over similarities; the objectives' own if None, and so for the next.
+        teacher_temperature: Of the teacher, where it has its own.
+        adapter: In place of the objectives' own, for those that compare pooled embeddings; None for their own.
+
+    Raises:
+        UserError: A name is unknown or given twice, a weight is no positive number, or two of them fill the
+            student's side of the bank.
+    """
+    built: list[Term] = []
+    for text in terms:
+        name, _, weight = text.partition(":")
+        objective = create_objective(name, temperature=temperature, teacher_temperature=teacher_temperature)
+        own = adapter is None or objective.compares != "features"
+        built.append(Term(name, _weight(text, weight), objective, objective.adapter if own else str(adapter)))
+    if not built or len({term.name for term in built}) < len(built):
+        raise UserError(f"--objective {' '.join(terms)} needs one or more objectives, each once: name or name:weight")
+    of_student = [term.name for term in built if term.objective.student_anchors in ("momentum", "live")]
+    if len(of_student) > 1:
+        raise UserError(
+            f"--objective {' '.join(terms)} fills the student's side of the bank twice ({' and '.join(of_student)}): "
+            "leave all but one out"
+        )
+    return built
+
+
+def _weight(text: str, weight: str) -> float:
+    try:
+        value = float(weight or 1)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise UserError(f"--objective {text}: the weight is {weight!r}, give a number above 0, for example simreg:0.5")
+    return value

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from torch import Tensor
 
+from crossdistill.adapters import Compares, require_fit
+from crossdistill.encoders import Encoder
 from crossdistill.memory_bank import MemoryBank
 from crossdistill.types import StepOutput
 
@@ -16,10 +19,43 @@ AnchorSource = Literal["momentum", "live", "teacher"]
 class Objective(Protocol):
     """A pure function of embeddings and bank, with the facts that the distiller needs to serve it."""
 
-    student_anchors: AnchorSource
     adapter: str
     """Which of ``crossdistill.adapters.ADAPTERS`` stands between the student and the loss."""
+    compares: Compares
+    needs_teacher_dim: bool
+    """Whether both sides must have the same number of features."""
+    student_anchors: AnchorSource | None
+    """None if it needs no bank."""
 
-    def __call__(self, *, student: Tensor, teacher: Tensor, bank: MemoryBank) -> StepOutput:
-        """Compare embeddings [B, student dim] and [B, teacher dim]; the bank is read, never changed."""
+    def __call__(self, *, student: Tensor, teacher: Tensor, bank: MemoryBank | None) -> StepOutput:
+        """Compare both sides, see ``compares``; the bank is read, never changed."""
         ...
+
+
+@dataclass(frozen=True)
+class Term:
+    """One summand of the loss of a run."""
+
+    name: str
+    weight: float
+    objective: Objective
+    adapter: str
+    """The objective's own, or the one that was asked for."""
+
+    def require_fit(self, *, student: Encoder, teacher: Encoder, is_loaded: bool = True) -> None:
+        """Raise a ``UserError`` if the term cannot compare two encoders.
+
+        Args:
+            student: Trained.
+            teacher: Frozen.
+            is_loaded: Whether the teacher has its weights, and so its classifier, if it is to have one.
+        """
+        objective = self.objective
+        require_fit(
+            self.adapter,
+            student=student,
+            teacher=teacher,
+            compares=objective.compares,
+            needs_teacher_dim=objective.needs_teacher_dim,
+            is_loaded=is_loaded,
+        )

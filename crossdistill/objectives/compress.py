@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from crossdistill.adapters import Compares
 from crossdistill.memory_bank import MemoryBank
 from crossdistill.objectives.base import AnchorSource
 from crossdistill.types import StepOutput
@@ -170,17 +171,20 @@ class CompRess(nn.Module):
 
     def __init__(self, *, student_anchors: AnchorSource, temperature: float = 0.04) -> None:
         super().__init__()
-        self.student_anchors: AnchorSource = student_anchors
+        self.student_anchors: AnchorSource | None = student_anchors
         self.adapter = "linear" if student_anchors == "teacher" else "identity"
+        self.compares: Compares = "features"
+        self.needs_teacher_dim = student_anchors == "teacher"
         self.temperature = temperature
 
-    def forward(self, *, student: Tensor, teacher: Tensor, bank: MemoryBank) -> StepOutput:
+    def forward(self, *, student: Tensor, teacher: Tensor, bank: MemoryBank | None) -> StepOutput:
         """Compare embeddings [B, D] and [B, E] through the bank's valid anchors."""
+        assert bank is not None
         with torch.autocast(student.device.type, enabled=False):
             loss = compress_loss(
                 student=student.float(),
                 teacher=teacher.float(),
-                student_anchors=bank.student_anchors,
+                student_anchors=bank.teacher_anchors if self.student_anchors == "teacher" else bank.student_anchors,
                 teacher_anchors=bank.teacher_anchors,
                 temperature=self.temperature,
             )

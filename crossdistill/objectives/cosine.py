@@ -1,0 +1,43 @@
+"""Cosine distance between the student's embedding and the teacher's.
+
+The feature loss of UNIC (Sariyildiz et al., ECCV 2024, arXiv 2408.05088, sec. 3) and RADIO (Ranzinger et al., CVPR
+2024, arXiv 2312.06709, equation 2), which add smooth-L1 to it.
+
+Shapes: B batch, E teacher features.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from crossdistill.adapters import Compares
+from crossdistill.memory_bank import MemoryBank
+from crossdistill.objectives.base import AnchorSource
+from crossdistill.types import StepOutput
+
+
+def cosine_loss(*, student: Tensor, teacher: Tensor) -> Tensor:
+    """``mean_b 1 - cos(s_b, t_b)``.
+
+    Args:
+        student: [B, E], any length; gradients flow into it alone.
+        teacher: [B, E], any length.
+    """
+    return 1 - F.cosine_similarity(student, teacher.detach(), dim=1).mean()
+
+
+class Cosine(nn.Module):
+    """Cosine distance as an objective."""
+
+    adapter = "linear"
+    compares: Compares = "features"
+    needs_teacher_dim = True
+    student_anchors: AnchorSource | None = None
+
+    def forward(self, *, student: Tensor, teacher: Tensor, bank: MemoryBank | None) -> StepOutput:
+        """Compare embeddings [B, E]."""
+        with torch.autocast(student.device.type, enabled=False):
+            loss = cosine_loss(student=student.float(), teacher=teacher.float())
+        return StepOutput(loss=loss, terms={"cosine": loss.detach()})

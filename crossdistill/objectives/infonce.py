@@ -1,0 +1,65 @@
+"""Contrast against the bank: the student's embedding must find its own teacher's among those of other samples.
+
+van den Oord, Li, Vinyals: CPC, arXiv 1807.03748, equation 4, with the teacher's embedding for the positive and the
+bank for the negatives, as Tian, Krishnan, Isola: Contrastive Representation Distillation, ICLR 2020, arXiv 1910.10699
+contrast student with teacher (their critic is NCE; this is InfoNCE).
+
+Shapes: B batch, K anchors, E teacher features.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from crossdistill.adapters import Compares
+from crossdistill.memory_bank import MemoryBank
+from crossdistill.objectives.base import AnchorSource
+from crossdistill.types import StepOutput
+
+TEMPERATURE = 0.07
+
+
+def infonce_loss(*, student: Tensor, teacher: Tensor, anchors: Tensor, temperature: float) -> Tensor:
+    """``mean_b -log( e^{s·t_b/τ} / (e^{s·t_b/τ} + Σ_k e^{s·a_k/τ}) )`` of unit vectors.
+
+    Args:
+        student: [B, E], any length; gradients flow into it alone.
+        teacher: [B, E], any length.
+        anchors: [K, E], L2-normalised, of other samples.
+        temperature: τ.
+    """
+    query = F.normalize(student, dim=1)
+    positive = (query * F.normalize(teacher.detach(), dim=1)).sum(dim=1, keepdim=True)
+    logits = torch.cat([positive, query @ anchors.to(query.dtype).T], dim=1) / temperature
+    return (logits.logsumexp(dim=1) - logits[:, 0]).mean()
+
+
+class InfoNCE(nn.Module):
+    """Contrast against the bank as an objective.
+
+    Args:
+        temperature: τ.
+    """
+
+    adapter = "linear"
+    compares: Compares = "features"
+    needs_teacher_dim = True
+    student_anchors: AnchorSource | None = "teacher"
+
+    def __init__(self, *, temperature: float = TEMPERATURE) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(self, *, student: Tensor, teacher: Tensor, bank: MemoryBank | None) -> StepOutput:
+        """Compare embeddings [B, E] with each other and with the bank's valid anchors."""
+        assert bank is not None
+        with torch.autocast(student.device.type, enabled=False):
+            loss = infonce_loss(
+                student=student.float(),
+                teacher=teacher.float(),
+                anchors=bank.teacher_anchors,
+                temperature=self.temperature,
+            )
+        return StepOutput(loss=loss, terms={"infonce": loss.detach()})

@@ -1,0 +1,256 @@
+"""Every objective against a naive version of its formula, and its gradient against finite differences."""
+
+import itertools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from crossdistill.memory_bank import MemoryBank
+from crossdistill.objectives import OBJECTIVES, create_objective
+from crossdistill.objectives.attention_transfer import attention_transfer_loss
+from crossdistill.objectives.cosine import cosine_loss
+from crossdistill.objectives.dist import dist_loss
+from crossdistill.objectives.dkd import dkd_loss
+from crossdistill.objectives.infonce import infonce_loss
+from crossdistill.objectives.kd import kd_loss
+from crossdistill.objectives.rkd import angle_loss, distance_loss
+from crossdistill.objectives.seed import seed_loss
+from crossdistill.objectives.simreg import simreg_loss
+from crossdistill.objectives.smooth_l1 import smooth_l1_loss
+from crossdistill.objectives.token_matching import token_matching_loss
+from crossdistill.types import Anchors
+
+BATCH, DIM, NUM_ANCHORS = 4, 5, 6
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def unit(vector):
+    length = math.sqrt(sum(float(x) ** 2 for x in vector))
+    return [float(x) / length for x in vector]
+
+
+def dot(a, b):
+    return sum(float(x) * float(y) for x, y in zip(a, b, strict=True))
+
+
+def huber(x):
+    return 0.5 * x * x if abs(x) < 1 else abs(x) - 0.5
+
+
+def mean(values):
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def naive_simreg(s, t):
+    return mean(sum((x - y) ** 2 for x, y in zip(unit(a), unit(b), strict=True)) for a, b in zip(s, t, strict=True))
+
+
+def naive_cosine(s, t):
+    return mean(1 - dot(unit(a), unit(b)) for a, b in zip(s, t, strict=True))
+
+
+def naive_smooth_l1(s, t):
+    return mean(huber(float(x - y)) for a, b in zip(s, t, strict=True) for x, y in zip(a, b, strict=True))
+
+
+def naive_distance(s, t):
+    pairs = list(itertools.combinations(range(BATCH), 2))
+    both = [[math.dist(side[i].tolist(), side[j].tolist()) for i, j in pairs] for side in (s, t)]
+    relative = [[d / mean(distances) for d in distances] for distances in both]
+    return mean(huber(a - b) for a, b in zip(*relative, strict=True))
+
+
+def naive_angle(s, t):
+    def cosine(side, i, j, k):
+        if i in (j, k):
+            return 0.0
+        return dot(unit(side[j] - side[i]), unit(side[k] - side[i]))
+
+    triples = itertools.product(range(BATCH), repeat=3)
+    return mean(huber(cosine(s, *triple) - cosine(t, *triple)) for triple in triples)
+
+
+def naive_infonce(s, t, anchors, temperature=0.07):
+    losses = []
+    for a, b in zip(s, t, strict=True):
+        logits = [dot(unit(a), unit(b)) / temperature, *(dot(unit(a), anchor) / temperature for anchor in anchors)]
+        losses.append(-math.log(math.exp(logits[0]) / sum(map(math.exp, logits))))
+    return mean(losses)
+
+
+def naive_seed(s, t, anchors, tau_s=0.2, tau_t=0.05):
+    def soft(query, own, temperature):
+        values = [math.exp(dot(unit(query), other) / temperature) for other in (unit(own), *anchors.tolist())]
+        return [value / sum(values) for value in values]
+
+    losses = []
+    for a, b in zip(s, t, strict=True):
+        p_s, p_t = soft(a, b, tau_s), soft(b, b, tau_t)
+        losses.append(sum(y * math.log(y / x) for x, y in zip(p_s, p_t, strict=True)))
+    return mean(losses)
+
+
+def naive_tokens(s, t):
+    return mean(
+        1 - dot(unit(s[(b, slice(None), *place)]), unit(t[(b, slice(None), *place)]))
+        for b in range(len(s))
+        for place in itertools.product(*map(range, s.shape[2:]))
+    )
+
+
+def naive_attention(s, t):
+    def attention(side):
+        return unit([sum(float(x) ** 2 for x in side[(slice(None), *p)]) for p in places])
+
+    places = list(itertools.product(*map(range, s.shape[2:])))
+    return mean(math.dist(attention(a), attention(b)) for a, b in zip(s, t, strict=True))
+
+
+def softened(logits, temperature):
+    values = [math.exp(float(x) / temperature) for x in logits]
+    return [value / sum(values) for value in values]
+
+
+def kl(p, q):
+    return sum(x * math.log(x / y) for x, y in zip(p, q, strict=True))
+
+
+def naive_kd(s, t, tau=4.0):
+    return tau**2 * mean(kl(softened(b, tau), softened(a, tau)) for a, b in zip(s, t, strict=True))
+
+
+def naive_dkd(s, t, tau=4.0, alpha=1.0, beta=8.0):
+    losses = []
+    for a, b in zip(s, t, strict=True):
+        target = int(b.argmax())
+        p_s, p_t = softened(a, tau), softened(b, tau)
+        pairs = [(p[target], 1 - p[target]) for p in (p_t, p_s)]
+        rests = [[x / (1 - p[target]) for i, x in enumerate(p) if i != target] for p in (p_t, p_s)]
+        losses.append(tau**2 * (alpha * kl(*pairs) + beta * kl(*rests)))
+    return mean(losses)
+
+
+def naive_dist(s, t):
+    def correlation(a, b):
+        a, b = [x - mean(a) for x in a], [x - mean(b) for x in b]
+        return dot(unit(a), unit(b))
+
+    p_s, p_t = ([softened(row, 1.0) for row in side] for side in (s, t))
+    between = 1 - mean(correlation(a, b) for a, b in zip(p_s, p_t, strict=True))
+    columns = [list(zip(*p, strict=True)) for p in (p_s, p_t)]
+    return between + 1 - mean(correlation(a, b) for a, b in zip(*columns, strict=True))
+
+
+def dist_sum(**options):
+    return sum(dist_loss(temperature=1.0, **options))
+
+
+FEATURES, TOKENS = (BATCH, DIM), (2, 3, 2, 2, 2)
+ANCHORS = F.normalize(random(NUM_ANCHORS, DIM, seed=9), dim=1)
+CASES = {
+    "simreg": (simreg_loss, naive_simreg, FEATURES, {}),
+    "cosine": (cosine_loss, naive_cosine, FEATURES, {}),
+    "smooth-l1": (smooth_l1_loss, naive_smooth_l1, FEATURES, {}),
+    "rkd, distance": (distance_loss, naive_distance, FEATURES, {}),
+    "rkd, angle": (angle_loss, naive_angle, FEATURES, {}),
+    "infonce": (infonce_loss, naive_infonce, FEATURES, {"anchors": ANCHORS, "temperature": 0.07}),
+    "seed": (
+        seed_loss,
+        naive_seed,
+        FEATURES,
+        {"anchors": ANCHORS, "student_temperature": 0.2, "teacher_temperature": 0.05},
+    ),
+    "kd": (kd_loss, naive_kd, FEATURES, {"temperature": 4.0}),
+    "dkd": (dkd_loss, naive_dkd, FEATURES, {"temperature": 4.0, "target_weight": 1.0, "rest_weight": 8.0}),
+    "dist": (dist_sum, naive_dist, FEATURES, {}),
+    "token-matching": (token_matching_loss, naive_tokens, TOKENS, {}),
+    "attention-transfer": (attention_transfer_loss, naive_attention, TOKENS, {}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_value__equals_the_naive_version_of_the_formula(case):
+    loss, naive, shape, options = CASES[case]
+    student, teacher = random(*shape, seed=1), 2 * random(*shape, seed=2)
+    given = (ANCHORS,) if "anchors" in options else ()
+    assert loss(student=student, teacher=teacher, **options).item() == pytest.approx(
+        naive(student, teacher, *given), rel=1e-9
+    )
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradient__equals_finite_differences_and_the_teacher_gets_none(case):
+    loss, _, shape, options = CASES[case]
+    student = random(*shape, seed=3).requires_grad_()
+    teacher = random(*shape, seed=4).requires_grad_()
+    assert torch.autograd.gradcheck(lambda s: loss(student=s, teacher=teacher.detach(), **options), (student,))
+    loss(student=student, teacher=teacher, **options).backward()
+    assert teacher.grad is None and student.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case != "infonce"])
+def test_perfect_student__has_no_loss(case):
+    loss, _, shape, options = CASES[case]
+    if case == "seed":
+        options = {**options, "student_temperature": 0.1, "teacher_temperature": 0.1}
+    teacher = random(*shape, seed=5)
+    student = teacher.clone().requires_grad_()
+    value = loss(student=student, teacher=teacher, **options)
+    value.backward()
+    assert value.item() == pytest.approx(0, abs=1e-9) and student.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_modules__say_what_they_need_and_never_change_the_bank(name):
+    objective = create_objective(name)
+    student_dim = DIM if objective.needs_teacher_dim else DIM + 2
+    own = objective.student_anchors in ("momentum", "live")
+    bank = None
+    if objective.student_anchors is not None:
+        bank = MemoryBank(size=8, teacher_dim=DIM, student_dim=student_dim if own else None)
+        keys = random(3, student_dim, seed=6).float() if own else None
+        bank.enqueue(Anchors(teacher=random(3, DIM).float(), student=keys, sample_ids=torch.arange(3)))
+    before = {} if bank is None else {key: value.clone() for key, value in bank.state_dict().items()}
+    grid = (2, 2, 2) if objective.compares == "tokens" else ()
+    student = random(BATCH, student_dim, *grid, seed=7).float().requires_grad_()
+    output = objective(student=student, teacher=random(BATCH, DIM, *grid, seed=8).float(), bank=bank)
+    output.loss.backward()
+    assert output.loss.shape == () and output.loss.item() > 0 and student.grad.abs().sum() > 0
+    assert output.terms and all(not value.requires_grad for value in output.terms.values())
+    assert all(torch.equal(value, before[key]) for key, value in (bank.state_dict() if bank else {}).items())
+
+
+@pytest.mark.parametrize(("name", "weakest"), [("seed", 0.0), ("infonce", 0.0), ("compress-1q", 0.0)])
+def test_empty_bank__gives_no_loss_and_no_nan(name, weakest):
+    """At the first step nothing is in the bank yet."""
+    bank = MemoryBank(size=8, teacher_dim=DIM, student_dim=None)
+    student = random(BATCH, DIM).float().requires_grad_()
+    output = create_objective(name)(student=student, teacher=random(BATCH, DIM, seed=1).float(), bank=bank)
+    output.loss.backward()
+    assert output.loss.item() == pytest.approx(weakest, abs=1e-6) and student.grad.isfinite().all()
+
+
+def test_temperatures__reach_the_objectives_that_have_them():
+    teacher, student = random(BATCH, DIM).float(), random(BATCH, DIM, seed=1).float()
+    bank = MemoryBank(size=8, teacher_dim=DIM, student_dim=None)
+    bank.enqueue(Anchors(teacher=random(6, DIM, seed=2).float(), student=None, sample_ids=torch.arange(6)))
+
+    def value(name, **options):
+        return create_objective(name, **options)(student=student, teacher=teacher, bank=bank).loss.item()
+
+    for name in ("compress-1q", "infonce", "seed"):
+        assert value(name) != value(name, temperature=0.5)
+    assert value("seed") != value("seed", teacher_temperature=0.5)
+    assert value("compress-1q") == value("compress-1q", temperature=0.04)
+
+
+def test_rkd__of_a_single_sample_is_zero():
+    output = create_objective("rkd")(student=torch.ones(1, 3, requires_grad=True), teacher=torch.ones(1, 4), bank=None)
+    output.loss.backward()
+    assert output.loss.item() == 0
