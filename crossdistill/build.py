@@ -58,10 +58,10 @@ def check_pair(config: RunConfig) -> None:
         raise UserError("no teacher was given: add for example --teacher rgb_r3d50, or --supervised to use labels")
     terms = _terms(config)
     encoders: list[Encoder | None] = []
-    for name in (pair.student, pair.teacher):
+    for name, weights in ((pair.student, pair.student_weights), (pair.teacher, pair.teacher_weights)):
         # On meta: names and sizes, without memory or time. A stranger's network may read values while it is built.
         with contextlib.nullcontext() if is_from_file(name or "") else torch.device("meta"):
-            encoders.append(create_encoder(name) if name is not None else None)
+            encoders.append(create_encoder(name, config=_stored_config(name, weights)) if name is not None else None)
     student, teacher = encoders
     if student is not None and teacher is not None:
         for term in terms:
@@ -120,7 +120,11 @@ def create_student(config: RunConfig, *, is_fresh: bool = False) -> Encoder:
     assert pair.student is not None
     torch.manual_seed(config.machine.seed)
     student = create_encoder(
-        pair.student, num_frames=pair.student_frames, stride=pair.student_stride, size_px=pair.student_size
+        pair.student,
+        num_frames=pair.student_frames,
+        stride=pair.student_stride,
+        size_px=pair.student_size,
+        config=_stored_config(pair.student, pair.student_weights),
     )
     if pair.student_weights is not None and not is_fresh:
         _load_from(student, pair.student_weights, option="--student-weights", adapt_stem=True)
@@ -143,7 +147,8 @@ def create_teacher(config: RunConfig, weights: str, student_view: ViewSpec) -> E
         trained = read_facts(folder)[1]["view"]
         num_frames, stride = num_frames or trained["num_frames"], stride or trained["stride"]
         size_px = size_px or trained["size_px"]
-    teacher = create_encoder(pair.teacher, num_frames=num_frames, stride=stride, size_px=size_px)
+    stored = _stored_config(pair.teacher, weights)
+    teacher = create_encoder(pair.teacher, num_frames=num_frames, stride=stride, size_px=size_px, config=stored)
     if not teacher.view.kind.has_time and student_view.kind.has_time:
         own = teacher.view.num_frames if teacher.view.num_frames > 1 else NUM_IMAGE_TEACHER_FRAMES
         num_frames = pair.teacher_frames or own
@@ -153,6 +158,16 @@ def create_teacher(config: RunConfig, weights: str, student_view: ViewSpec) -> E
     if weights != OWN:
         _load_from(teacher, weights, option="--teacher-weights")
     return teacher
+
+
+def _stored_config(name: str, weights: str | None) -> dict[str, Any] | None:
+    """What a student's folder that is given for weights knows of its network, if it is this one."""
+    folder = find_student(weights) if weights is not None else None
+    if folder is None:
+        return None
+    facts = read_facts(folder)[1]
+    config: dict[str, Any] | None = facts.get("config") if facts["encoder"] == name else None
+    return config
 
 
 def _load_from(encoder: Encoder, weights: str, *, option: str, adapt_stem: bool = False) -> None:

@@ -30,12 +30,17 @@ class ViewSpec:
     std: tuple[float, ...]
     layout: Literal["BCTHW", "BTCHW"] = "BCTHW"
     """The layout that the encoder's body takes; views themselves are always B C T H W."""
+    centre_fraction: float = 1.0
+    """Share of the picture's shorter side that the centred square of an evaluation has: 0.875 where the encoder's
+    library shrinks pictures to 256 pixels and cuts 224 out of them."""
 
     def __post_init__(self) -> None:
         channels = get_modality(self.modality).channels
         for name in ("num_frames", "stride", "size_px"):
             if getattr(self, name) < 1:
                 raise UserError(f"a view's {name} must be at least 1, not {getattr(self, name)}")
+        if not 0 < self.centre_fraction <= 1:
+            raise UserError(f"a view's centre_fraction must be above 0 and at most 1, not {self.centre_fraction}")
         for name in ("mean", "std"):
             if len(getattr(self, name)) != channels:
                 raise UserError(

@@ -11,6 +11,7 @@ from crossdistill.data.sampling import (
     centre_range_seconds,
     check_short_clips,
     clip_frames,
+    frame_seconds,
     missing_seconds,
     video_loop,
 )
@@ -24,6 +25,20 @@ def stream(pts, time_base=Fraction(1, 100)):
 
 def view(num_frames, stride=1):
     return ViewSpec("depth", num_frames, stride, 64, mean=(0.0,), std=(1.0,))
+
+
+def test_frame_seconds__sees_through_rounded_timestamps_but_not_into_pauses():
+    thirtieths = [round(1000 * i / 30) for i in range(200)]  # as Matroska keeps them, in milliseconds
+    assert frame_seconds(stream(thirtieths, Fraction(1, 1000))) == pytest.approx(1 / 30, rel=1e-4)
+    paused = [*range(50), *range(150, 200)]
+    assert frame_seconds(stream(paused, Fraction(1, 25))) == 1 / 25
+
+
+def test_clip__of_rounded_timestamps_takes_every_sixth_frame():
+    """13 frames of stride 6 span 2.4 s, over which a third of a millisecond a frame adds up to most of one."""
+    thirtieths = stream([round(1000 * i / 30) for i in range(73)], Fraction(1, 1000))
+    earliest, latest = centre_range_seconds([thirtieths], [view(13, stride=6)])
+    assert clip_frames(thirtieths, view(13, stride=6), (earliest + latest) / 2).tolist() == list(range(0, 73, 6))
 
 
 def test_training_batches__two_processes_with_half_the_batch_see_what_one_sees():
@@ -151,7 +166,7 @@ def test_loop__only_for_videos_that_are_too_short():
         assert video_loop([video], [view(num_frames + 1)]) is not None
     rounded = stream([0, 42, 83, 125, 167, 209, 250, 292, 334], Fraction(1, 1000))  # 23.976 Hz
     assert video_loop([rounded], [view(9)]) is None
-    assert missing_seconds([rounded], [view(10)]) == pytest.approx(0.044)
+    assert missing_seconds([rounded], [view(10)]) == pytest.approx(0.334 / 8)
 
 
 def test_short_clips__error_names_how_many_the_first_and_what_is_needed():

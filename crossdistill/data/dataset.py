@@ -151,7 +151,9 @@ class PairedClips(Dataset[Item]):
         crop: Crop
         if self.augmentation is None:
             centre_seconds = (earliest + latest) / 2
-            crop = centre_crop(width_px=shown.width_px, height_px=shown.height_px)
+            crop = centre_crop(
+                width_px=shown.width_px, height_px=shown.height_px, fraction=self.views[0].centre_fraction
+            )
         else:
             centre_seconds = float(generator.uniform(earliest, latest))
             crop = self.augmentation.draw(generator, width_px=shown.width_px, height_px=shown.height_px)

@@ -40,11 +40,22 @@ def sample_generator(seed: int, key: SampleKey) -> np.random.Generator:
     return np.random.default_rng([seed, key.epoch, key.index])
 
 
+# The most by which rounded timestamps change the distance between frames.
+ROUNDING_SHARE = 0.05
+
+
 def frame_seconds(stream: Stream) -> float:
-    """The usual distance between frames: the median, so that a pause in the video does not matter."""
+    """The usual distance between frames: the median, so that a pause in the video does not matter.
+
+    Containers that round timestamps (Matroska: to milliseconds) round the median with them, and over a long clip that
+    adds up to whole frames; the mean knows better, and is taken where rounding explains the difference.
+    """
     if stream.num_frames < 2:
         return 1.0
-    return float(np.median(np.diff(stream.pts))) * float(stream.time_base)
+    median = float(np.median(np.diff(stream.pts)))
+    mean = float(stream.pts[-1] - stream.pts[0]) / (stream.num_frames - 1)
+    is_rounding = abs(mean - median) <= min(1, ROUNDING_SHARE * median)
+    return (mean if is_rounding else median) * float(stream.time_base)
 
 
 @dataclass(frozen=True)

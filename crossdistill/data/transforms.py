@@ -60,9 +60,9 @@ class Augmentation:
         return centre_crop(width_px=width_px, height_px=height_px, is_mirrored=is_mirrored)
 
 
-def centre_crop(*, width_px: int, height_px: int, is_mirrored: bool = False) -> Crop:
-    """The largest centred square, as a crop in fractions."""
-    side_px = min(width_px, height_px)
+def centre_crop(*, width_px: int, height_px: int, is_mirrored: bool = False, fraction: float = 1.0) -> Crop:
+    """A centred square of a share of the shorter side, as a crop in fractions."""
+    side_px = min(width_px, height_px) * fraction
     width, height = side_px / width_px, side_px / height_px
     return Crop((1 - width) / 2, (1 - height) / 2, width, height, is_mirrored)
 

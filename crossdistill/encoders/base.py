@@ -27,10 +27,13 @@ Takes = Literal["clip", "frames"]
 
 @dataclass(frozen=True)
 class Statistics:
-    """Mean and deviation that an encoder's weights were trained with, in the modality's unit."""
+    """How the pictures that an encoder's weights were trained with were prepared."""
 
     mean: tuple[float, ...]
+    """In the modality's unit."""
     std: tuple[float, ...]
+    centre_fraction: float = 1.0
+    """See ``ViewSpec.centre_fraction``."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,7 @@ class Architecture:
             size_px=self.size_px,
             mean=statistics.mean,
             std=statistics.std,
+            centre_fraction=statistics.centre_fraction,
         )
 
 

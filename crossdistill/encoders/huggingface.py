@@ -288,7 +288,7 @@ def _read_preprocessing(model: str) -> dict[str, Any]:
 
 
 def _own_view(model: str, config: Any, family: Family, modality: str, preprocessing: Mapping[str, Any]) -> ViewSpec:
-    statistics = _statistics(family, preprocessing)
+    statistics = replace(_statistics(family, preprocessing), centre_fraction=_centre_fraction(preprocessing, model))
     configured = _side(getattr(config, _key(config, SIZE_KEYS) or "", None), model)
     prepared = None
     if family.resizing is not None:  # it takes any size, and its preprocessing knows which it was trained for
@@ -312,6 +312,14 @@ def _statistics(family: Family, preprocessing: Mapping[str, Any]) -> Statistics:
         std = _triple(preprocessing.get("image_std") or family.std)
     unit = 255 * scale  # (intensity * unit - offset - mean) / std
     return Statistics(tuple((value + offset) / unit for value in mean), tuple(value / unit for value in std))
+
+
+def _centre_fraction(preprocessing: Mapping[str, Any], model: str) -> float:
+    """The share of a picture's shorter side that is left of it after shrinking and cutting out the middle."""
+    if not preprocessing.get("do_center_crop"):
+        return 1.0
+    shrunk, cut = (_side(preprocessing.get(key), model) for key in ("size", "crop_size"))
+    return min(1.0, cut / shrunk) if shrunk and cut else 1.0
 
 
 def _triple(value: Any) -> tuple[float, ...]:

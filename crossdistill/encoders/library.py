@@ -64,6 +64,7 @@ def own_view(
         size_px=size_px,
         mean=statistics.mean,
         std=statistics.std,
+        centre_fraction=statistics.centre_fraction,
     )
 
 

@@ -63,7 +63,7 @@ def create(
     with torch.device("meta"), SizesOnly():
         native = timm.create_model(model, num_classes=0).eval()
     data = timm.data.resolve_model_data_config(native)
-    statistics = Statistics(tuple(data["mean"]), tuple(data["std"]))
+    statistics = Statistics(tuple(data["mean"]), tuple(data["std"]), data["crop_pct"])
     own = own_view(modality, size_px=data["input_size"][-1], statistics=statistics)
     view = change_view(own, num_frames=num_frames, stride=stride, size_px=size_px)
     size_options = {} if view.size_px == own.size_px else _size_options(native, view.size_px)

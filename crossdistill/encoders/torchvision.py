@@ -138,7 +138,7 @@ def _architecture(ours: str, network: Network) -> Architecture:
     preset = weights.transforms()
     ((data, metrics),) = weights.meta["_metrics"].items()
     weights_name, trained_modalities = DATA[data]
-    statistics = Statistics(tuple(preset.mean), tuple(preset.std))
+    statistics = Statistics(tuple(preset.mean), tuple(preset.std), preset.crop_size[0] / preset.resize_size[0])
     return Architecture(
         build=functools.partial(_build, network, name),
         embed_dim=network.embed_dim,
