@@ -57,13 +57,22 @@ def check_pair(config: RunConfig) -> None:
     if not pair.supervised and pair.teacher is None:
         raise UserError("no teacher was given: add for example --teacher rgb_r3d50, or --supervised to use labels")
     terms = _terms(config)
-    encoders: list[Encoder | None] = []
-    for name, weights in ((pair.student, pair.student_weights), (pair.teacher, pair.teacher_weights)):
-        # On meta: names and sizes, without memory or time. A stranger's network may read values while it is built.
-        with contextlib.nullcontext() if is_from_file(name or "") else torch.device("meta"):
-            encoders.append(create_encoder(name, config=_stored_config(name, weights)) if name is not None else None)
-    student, teacher = encoders
-    if student is not None and teacher is not None:
+    student = _on_meta(
+        pair.student,
+        pair.student_weights,
+        num_frames=pair.student_frames,
+        stride=pair.student_stride,
+        size_px=pair.student_size,
+    )
+    teacher = None
+    if pair.teacher is not None:
+        teacher = _on_meta(
+            pair.teacher,
+            pair.teacher_weights,
+            num_frames=pair.teacher_frames,
+            stride=pair.teacher_stride,
+            size_px=pair.teacher_size,
+        )
         for term in terms:
             term.require_fit(student=student, teacher=teacher, is_loaded=False)
     if pair.teacher_weights == OWN and not is_from_file(pair.teacher or ""):
@@ -76,6 +85,12 @@ def check_pair(config: RunConfig) -> None:
     for option, weights, encoder in given:
         if weights is not None and encoder is not None:
             _check_weights_exist(option, weights, encoder)
+
+
+def _on_meta(name: str, weights: str | None, **view: int | None) -> Encoder:
+    """Names and sizes, without memory or time; a stranger's network may read values while it is built, so it has them."""
+    with contextlib.nullcontext() if is_from_file(name) else torch.device("meta"):
+        return create_encoder(name, config=_stored_config(name, weights), **view)
 
 
 def _check_weights_exist(option: str, weights: str, encoder: Encoder) -> None:

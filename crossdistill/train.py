@@ -189,6 +189,7 @@ def _periodic_knn(run: Run, student: Encoder, execution: Execution) -> Callable[
             max_clips=num_clips,
             num_workers=run.config.machine.workers,
             decoder=run.config.data.decoder,
+            short_clips=run.config.data.short_clips,
         )
         return {"knn": evaluation.results["1-nn"].top1}
 
@@ -210,6 +211,7 @@ def _evaluate_all(run: Run, encoders: dict[str, tuple[Encoder, Execution]]) -> N
                 accelerator=run.accelerator,
                 num_workers=run.config.machine.workers,
                 decoder=run.config.data.decoder,
+                short_clips=run.config.data.short_clips,
                 description=role,
             )
             for role, (encoder, execution) in encoders.items()

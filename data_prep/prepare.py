@@ -61,7 +61,7 @@ class PrepareOptions:
     keep_original: bool = False
     """Do not re-encode colour: index the files where they are. Slower to read; moves with the originals."""
     flow: Literal["dis", "farneback", "tvl1", "raft", "motion-vectors"] = "dis"
-    """How optical flow is estimated; motion-vectors takes the codec's own, coarse and as quick as dis."""
+    """How optical flow is estimated; motion-vectors takes the codec's own, coarse, in half the time of dis."""
     flow_preset: Literal["ultrafast", "fast", "medium"] = "fast"
     """Effort of --flow dis."""
     flow_weights: str | None = None

@@ -10,6 +10,14 @@ import pytest
 PROJECT_FOLDER = Path(__file__).resolve().parent.parent
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Where several workers share the cores, each computes on one: threads of torch would wait for each other."""
+    if hasattr(config, "workerinput"):
+        import torch
+
+        torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def shared_folder() -> Path:
     """Real videos and official lists that are not part of the project; tests skip without them."""

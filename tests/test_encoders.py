@@ -28,7 +28,7 @@ from crossdistill.encoders.weights import (
 )
 from crossdistill.errors import UserError
 from crossdistill.modalities import get_modality
-from crossdistill.types import ViewSpec
+from crossdistill.types import View, ViewSpec
 
 # The smallest clips that survive all halvings, [frames, pixels]; 2 frames of 32 pixels for the others.
 SMALL_VIEWS = {"alexnet": (2, 64), "s3d": (8, 32), "x3d_xs": (2, 64), "x3d_s": (2, 64), "x3d_m": (2, 64)}
@@ -516,3 +516,24 @@ def test_registry__names_are_complete():
 def test_network_of_one_size__refuses_others():
     with pytest.raises(UserError, match="mvit_v2_s takes 16 frames of 224 pixels, not 8 of 224"):
         create_encoder("rgb_mvit_v2_s", num_frames=8)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture__is_a_teacher_and_a_student(architecture):
+    """It teaches a small network and learns from one, in its own modality, through the distiller."""
+    modality = ARCHITECTURES[architecture].modalities[0]
+    encoder, clip = small(f"{modality}_{architecture}")
+    other, other_clip = small("flow_tiny3d_8", smallest=(4, 16))
+    views = [View(x.mul(20).add(100).clamp(0, 255).byte(), torch.ones(x.shape[:2])) for x in (clip, other_clip)]
+    for student, teacher, (seen, shown) in ((encoder, other, views), (other, encoder, views[::-1])):
+        distiller = crossdistill.Distiller(
+            student=student, teacher=teacher, terms=crossdistill.create_terms(["simreg"], adapter="linear"), bank_size=4
+        )
+        ids = torch.arange(len(clip))
+        batch = crossdistill.PairedBatch(student=seen, teacher=shown, sample_ids=ids, labels=ids)
+        output = distiller.compute(distiller.trainable, batch)
+        assert output.loss.isfinite()
+        student.requires_grad_().zero_grad()
+        if student is encoder:
+            output.loss.backward()
+            assert student.body.get_submodule(student.stem).weight.grad.sum().isfinite()
