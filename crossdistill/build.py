@@ -88,7 +88,7 @@ def check_pair(config: RunConfig) -> None:
 
 
 def _on_meta(name: str, weights: str | None, **view: int | None) -> Encoder:
-    """Names and sizes, without memory or time; a stranger's network may read values while it is built, so it has some."""
+    """Names and sizes, without memory or time; but a stranger's network may read values while it is built."""
     with contextlib.nullcontext() if is_from_file(name) else torch.device("meta"):
         return create_encoder(name, config=_stored_config(name, weights), **view)
 
