@@ -17,8 +17,8 @@ help:  ## List the targets
 demo: $(INSTALLED)  ## Watch a small student learn from a teacher, from rendered videos to a table of results
 	$(VENV_PYTHON) scripts/demo.py $(ARGS)
 
-test: $(INSTALLED)  ## Run the quick tests, a file at a time on every core
-	$(VENV_PYTHON) -m pytest -m "not slow" --numprocesses auto --dist loadfile $(ARGS)
+test: $(INSTALLED)  ## Run the quick tests, on every core
+	$(VENV_PYTHON) -m pytest -m "not slow" --numprocesses auto --dist worksteal $(ARGS)
 
 test-slow: $(INSTALLED)  ## Run the proofs that take minutes
 	$(VENV_PYTHON) -m pytest -m slow $(ARGS)

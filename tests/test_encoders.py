@@ -13,6 +13,7 @@ from torchvision.models.video import mvit, r3d_18
 
 import crossdistill
 from crossdistill.encoders import ARCHITECTURES, create_encoder, encoder_names
+from crossdistill.encoders.base import CLIP_MODALITIES
 from crossdistill.encoders.listing import _card, count_gmacs
 from crossdistill.encoders.pytorchvideo import PYTORCHVIDEO
 from crossdistill.encoders.sizes import SizesOnly
@@ -215,7 +216,7 @@ def test_view__a_network_of_frames_sees_one_frame_or_a_clip_with_the_pixels_stat
     entry = ARCHITECTURES["resnet50"]
     views = {modality: entry.view(modality) for modality in entry.modalities}
     shapes = {modality: (view.num_frames, view.stride, view.size_px) for modality, view in views.items()}
-    assert shapes == {"image": (1, 1, 224), **dict.fromkeys(("rgb", "flow", "depth"), (8, 4, 224))}
+    assert shapes == {"image": (1, 1, 224), **dict.fromkeys(CLIP_MODALITIES, (8, 4, 224))}
     assert views["image"].mean == views["rgb"].mean == (0.485, 0.456, 0.406)
     assert views["flow"].mean == get_modality("flow").mean and views["depth"].std == get_modality("depth").std
 

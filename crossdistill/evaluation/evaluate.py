@@ -17,6 +17,7 @@ from crossdistill.data.decoders import DEFAULT_DECODER
 from crossdistill.data.manifest import Manifest
 from crossdistill.encoders import Encoder
 from crossdistill.errors import UserError, unknown_name
+from crossdistill.evaluation.cluster import evaluate_cluster
 from crossdistill.evaluation.features import Features, extract_features
 from crossdistill.evaluation.knn import evaluate_knn
 from crossdistill.evaluation.linear import evaluate_linear
@@ -52,7 +53,19 @@ def _linear(train: Features, test: Features, num_classes: int, ks: Sequence[int]
     ]
 
 
-PROTOCOLS: dict[str, Protocol] = {"knn": _knn, "linear": _linear}
+def _cluster(train: Features, test: Features, num_classes: int, ks: Sequence[int]) -> list[ProtocolResult]:
+    return [
+        evaluate_cluster(
+            train_features=train.features,
+            train_labels=train.labels,
+            test_features=test.features,
+            test_labels=test.labels,
+            num_classes=num_classes,
+        )
+    ]
+
+
+PROTOCOLS: dict[str, Protocol] = {"knn": _knn, "linear": _linear, "cluster": _cluster}
 
 
 @dataclass(frozen=True)
@@ -169,7 +182,8 @@ class Options:
     split: str = "1"
     """Which official split."""
     protocols: tuple[str, ...] = ("knn", "linear")
-    """knn: nearest neighbours by cosine similarity; linear: a linear layer on frozen features."""
+    """knn: nearest neighbours by cosine similarity; linear: a linear layer on frozen features; cluster: k-means, and
+    each cluster one class."""
     k: tuple[int, ...] = (1, 5, 20)
     """Numbers of neighbours for knn."""
     json: Path | None = None

@@ -1,0 +1,208 @@
+"""How alike two encoders arrange the same clips: shared neighbours, linear CKA, and classes among neighbours.
+
+Everything is a function of features alone, and is invariant to rotations of either space and to its scale. No memory
+grows with N²: neighbours are searched in chunks, and CKA is computed from products of features instead of clips.
+
+Shapes: N clips, D and E features of two encoders, K neighbours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from crossdistill.errors import UserError
+from crossdistill.evaluation.checks import check_features
+from crossdistill.evaluation.knn import nearest_neighbours
+
+MIN_CLIPS_FOR_CKA = 4
+_CLIPS_AT_ONCE = 512
+_COLUMNS_AT_ONCE = 1024
+# Share of a space's squared norm that its variance must exceed: rounding of float64 means stays far below.
+_CONSTANT_SHARE = 1e-24
+# Share of its largest possible value that HSIC of a space with itself must exceed: below is rounding.
+_NO_STRUCTURE_SHARE = 1e-12
+
+
+def nearest_others(features_nd: Tensor, k: int) -> Tensor:
+    """Find the k nearest other clips of every clip, by cosine similarity as in k-NN evaluation.
+
+    Args:
+        features_nd: [N, D].
+        k: Below N.
+
+    Returns:
+        [N, K] int64, nearest first; of equal ones the lower index first.
+
+    Raises:
+        UserError: k below 1, fewer than k + 1 clips, NaN or infinite features.
+    """
+    if len(features_nd) <= k:
+        raise UserError(f"{len(features_nd)} clips have no {k} neighbours each: give at least {k + 1}, or a lower k")
+    indices = nearest_neighbours(queries_bd=features_nd, gallery_nd=features_nd, k=k + 1).indices_bk
+    is_self = indices == torch.arange(len(indices), device=indices.device)[:, None]
+    # Of many equal rows a clip may not be among its own first k + 1: then the last one is dropped in its place.
+    is_self[:, -1] |= ~is_self.any(1)
+    return indices[~is_self].view(len(indices), k)
+
+
+def share_of_common(neighbours_a_nk: Tensor, neighbours_b_nk: Tensor) -> Tensor:
+    """Compare two lists of neighbours of the same clips.
+
+    Args:
+        neighbours_a_nk: [N, K] as ``nearest_others`` gives them.
+        neighbours_b_nk: [N, K].
+
+    Returns:
+        [N] float64 in [0, 1]: the share of a clip's neighbours in A that are its neighbours in B as well.
+    """
+    is_common_nkk = neighbours_a_nk[:, :, None] == neighbours_b_nk[:, None, :]
+    return is_common_nkk.any(2).double().mean(1)
+
+
+def neighbour_overlap(a_nd: Tensor, b_ne: Tensor, k: int) -> Tensor:
+    """Compute, per clip, which share of its k nearest neighbours two spaces have in common.
+
+    Args:
+        a_nd: [N, D] features of the clips.
+        b_ne: [N, E] features of the same clips in the same order.
+        k: Below N.
+
+    Returns:
+        [N] float64 in [0, 1]; ``chance_overlap`` is its mean for spaces that have nothing in common.
+
+    Raises:
+        UserError: As ``nearest_others``, or different numbers of clips.
+    """
+    _check_paired(a_nd, b_ne)
+    return share_of_common(nearest_others(a_nd, k), nearest_others(b_ne, k))
+
+
+def chance_overlap(num_clips: int, k: int) -> float:
+    """The expected overlap of neighbours drawn at random: k of the other ``num_clips`` - 1."""
+    return k / (num_clips - 1)
+
+
+def shuffled_overlaps(neighbours_a_nk: Tensor, neighbours_b_nk: Tensor, *, num_shuffles: int, seed: int = 0) -> Tensor:
+    """Compute mean overlaps after pairing the clips of A with those of B at random: what chance alone gives.
+
+    Each space keeps its own shape, also clips that are everybody's neighbour, which no formula for chance knows of.
+
+    Returns:
+        [num_shuffles] float64.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    overlaps = []
+    for _ in range(num_shuffles):
+        new_position_n = torch.randperm(len(neighbours_b_nk), generator=generator).to(neighbours_b_nk.device)
+        shuffled_nk = torch.empty_like(neighbours_b_nk)
+        shuffled_nk[new_position_n] = new_position_n[neighbours_b_nk]
+        overlaps.append(share_of_common(neighbours_a_nk, shuffled_nk).mean())
+    return torch.stack(overlaps)
+
+
+def linear_cka(a_nd: Tensor, b_ne: Tensor) -> float:
+    """Linear centred kernel alignment, with the unbiased estimate of HSIC.
+
+    Kornblith, Norouzi, Lee, Hinton, "Similarity of Neural Network Representations Revisited", ICML 2019, equation 4:
+    CKA = HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) with the linear kernels K = AAᵀ and L = BBᵀ of centred features.
+    The paper's HSIC (equation 3) keeps the diagonals of K and L, and is far above 0 for unrelated features where there
+    are fewer clips than features, as in a sample. So this deviates from it: HSIC is the estimate HSIC_1 of Song, Smola,
+    Gretton, Bedo, Borgwardt, "Feature Selection via Dependence Maximization", JMLR 2012, without diagonals, whose
+    expectation for unrelated features is 0. For centred features, with a_i and b_i the squared norms of clip i, it is
+    (‖AᵀB‖² - N/(N-2) Σ a_i b_i + Σ a_i Σ b_i / ((N-1)(N-2))) / (N(N-3)).
+
+    Args:
+        a_nd: [N, D] features of the clips, centred here.
+        b_ne: [N, E] features of the same clips in the same order.
+
+    Returns:
+        At most 1, which equal spaces have up to rotation and scale; about 0, also a little below, for unrelated ones;
+        0 if all clips of a space are at one point, or all equally far from each other.
+
+    Raises:
+        UserError: Fewer than 4 clips, different numbers of clips, NaN or infinite features.
+    """
+    _check_paired(a_nd, b_ne)
+    if len(a_nd) < MIN_CLIPS_FOR_CKA:
+        raise UserError(f"linear CKA needs at least {MIN_CLIPS_FOR_CKA} clips, not {len(a_nd)}: give more")
+    a_nd, b_ne = _centred(a_nd), _centred(b_ne)
+    own_a, own_b = _hsic(a_nd, a_nd), _hsic(b_ne, b_ne)
+    if min(own_a, own_b) <= _NO_STRUCTURE_SHARE * len(a_nd) ** 2:
+        return 0.0
+    return _hsic(a_nd, b_ne) / (own_a * own_b) ** 0.5
+
+
+def _centred(features_nd: Tensor) -> Tensor:
+    """In float64, with mean 0 and mean squared norm 1; zeros if all clips are at one point."""
+    features_nd = features_nd.cpu().double()
+    centred_nd = features_nd - features_nd.mean(0)
+    mean_square = centred_nd.square().sum(1).mean()
+    if mean_square <= _CONSTANT_SHARE * features_nd.square().sum(1).mean():
+        return torch.zeros_like(centred_nd)
+    return centred_nd / mean_square.sqrt()
+
+
+def _hsic(a_nd: Tensor, b_ne: Tensor) -> float:
+    """HSIC_1 of centred features, times N(N-3), which a ratio does not need; for A = B not below 0."""
+    num_clips = len(a_nd)
+    squares_a_n, squares_b_n = a_nd.square().sum(1), b_ne.square().sum(1)
+    cross = sum(float((a_nd.T @ part).square().sum()) for part in b_ne.split(_COLUMNS_AT_ONCE, dim=1))
+    diagonal = num_clips / (num_clips - 2) * float(squares_a_n @ squares_b_n)
+    sums = float(squares_a_n.sum() * squares_b_n.sum()) / ((num_clips - 1) * (num_clips - 2))
+    return cross - diagonal + sums
+
+
+@dataclass(frozen=True)
+class NeighbourClasses:
+    """How often the nearest clip of another film shares a clip's class; fractions in [0, 1]."""
+
+    accuracy: float
+    chance: float
+    """Of a clip of another film that is drawn at random."""
+    num_clips: int
+    """Clips that could be right and so count: those whose class other films show too."""
+
+
+def neighbour_classes(features_nd: Tensor, labels_n: Tensor, films_n: Tensor) -> NeighbourClasses | None:
+    """Classify every clip by its nearest clip (cosine similarity) that is not of the same film.
+
+    Args:
+        features_nd: [N, D].
+        labels_n: [N] int64, not negative.
+        films_n: [N] int64, not negative: near-duplicates, all of one class, share a number. Different numbers for all
+            clips leave out the clip alone.
+
+    Returns:
+        None if no class is shown by two films.
+    """
+    if len(features_nd) < 2:
+        return None
+    num_of_film_n = films_n.bincount()[films_n]
+    num_right_n = labels_n.bincount()[labels_n] - num_of_film_n
+    num_others_n = len(films_n) - num_of_film_n
+    counts_n = num_right_n > 0
+    if not counts_n.any():
+        return None
+    k = int(num_of_film_n.max()) + 1  # the whole film may come first
+    hits = []
+    for clips in counts_n.nonzero()[:, 0].split(_CLIPS_AT_ONCE):
+        near_bk = nearest_neighbours(queries_bd=features_nd[clips], gallery_nd=features_nd, k=k).indices_bk.cpu()
+        first_b1 = (films_n[near_bk] != films_n[clips, None]).int().argmax(1, keepdim=True)
+        hits.append(labels_n[near_bk.gather(1, first_b1)[:, 0]] == labels_n[clips])
+    return NeighbourClasses(
+        accuracy=torch.cat(hits).double().mean().item(),
+        chance=(num_right_n[counts_n] / num_others_n[counts_n]).double().mean().item(),
+        num_clips=int(counts_n.sum()),
+    )
+
+
+def _check_paired(a_nd: Tensor, b_ne: Tensor) -> None:
+    check_features("first", a_nd)
+    check_features("second", b_ne)
+    if len(a_nd) != len(b_ne):
+        raise UserError(
+            f"{len(a_nd)} and {len(b_ne)} clips cannot be compared: embed the same clips with both encoders"
+        )
