@@ -19,6 +19,10 @@ from crossdistill.encoders.sizes import SizesOnly
 from crossdistill.modalities import get_modality
 from crossdistill.types import ViewSpec
 
+LEGEND = (
+    "A view is frames x pixels / frames of the video between them; GMACs are multiply-adds of one view in thousand "
+    "millions; --json says more (mean, deviation, layout, source)."
+)
 OTHERS = (
     "Networks of timm and Hugging Face go by image_timm:<name> and rgb_hf:<name or folder>, "
     "one of your own by path/to/file.py:function."
@@ -27,7 +31,7 @@ OTHERS = (
 
 @dataclass(frozen=True)
 class Options:
-    """List the encoders with their view, number of features, parameters, operations, weights and source."""
+    """List the encoders with their view, number of features, parameters, operations and published weights."""
 
     modality: str | None = None
     """Only those of one modality."""
@@ -48,17 +52,17 @@ def main(arguments: Sequence[str]) -> None:
     rows = [
         (
             str(card["name"]),
-            "{num_frames} x {size_px} px, stride {stride}".format(**card["view"]),  # type: ignore[arg-type]
+            "{num_frames}x{size_px} / {stride}".format(**card["view"]),  # type: ignore[arg-type]
             str(card["embed_dim"]),
             f"{card['num_parameters'] / 1e6:.1f} M",  # type: ignore[operator]
             f"{card['gmacs']:.3g}",
             ", ".join(map(_accuracy, card["weights"])),  # type: ignore[call-overload]
-            str(card["source"]),
         )
         for card in cards
     ]
-    header = ("name", "view", "features", "parameters", "GMACs", "published weights, top-1", "source")
+    header = ("name", "view", "features", "params", "GMACs", "weights, top-1")
     print_table("encoders", header, rows)
+    print(LEGEND)
     print(OTHERS)
 
 
