@@ -18,6 +18,7 @@ _EXPORTS = {
     "PairedBatch": "crossdistill.types",
     "PairedClips": "crossdistill.data.dataset",
     "SampleKey": "crossdistill.data.sampling",
+    "TokenLayer": "crossdistill.encoders.base",
     "UserError": "crossdistill.errors",
     "View": "crossdistill.types",
     "ViewSpec": "crossdistill.types",
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from crossdistill.data.sampling import SampleKey
     from crossdistill.distiller import Distiller
     from crossdistill.encoders import Encoder, create_encoder, encoder_names, wrap_encoder
+    from crossdistill.encoders.base import TokenLayer
     from crossdistill.errors import UserError
     from crossdistill.memory_bank import MemoryBank
     from crossdistill.objectives import CompRess, compress_loss, create_objective, create_terms

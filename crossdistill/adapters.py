@@ -13,7 +13,6 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from crossdistill.encoders import Encoder
 from crossdistill.errors import UserError, unknown_name
@@ -43,15 +42,37 @@ class Sizes:
         num_classes = None if encoder.classes is None else len(encoder.classes.bias)
         if not with_tokens:
             return Sizes(encoder.embed_dim, num_classes=num_classes)
-        view = encoder.view
-        device = next(encoder.parameters()).device
+        # A real pass: some libraries keep tensors between calls, and would keep ones without values.
         was_training = encoder.training
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), torch.device(device):
-            clip = torch.empty(2, view.kind.channels, view.num_frames, view.size_px, view.size_px)
-            tokens = encoder.eval().embed_with_tokens(clip)[1]
+        with torch.no_grad():
+            tokens = encoder.eval().embed_with_tokens(_blank_clip(encoder))[1]
         encoder.train(was_training)
         _, channels, num_times, height, width = tokens.shape
         return Sizes(encoder.embed_dim, (channels, num_times, height, width), num_classes)
+
+
+def _blank_clip(encoder: Encoder) -> Tensor:
+    view, device = encoder.view, next(encoder.parameters()).device
+    return torch.zeros(1, view.kind.channels, view.num_frames, view.size_px, view.size_px, device=device)
+
+
+def require_trained_by_tokens(encoder: Encoder) -> None:
+    """Raise a ``UserError`` if an encoder has weights on which its tokens do not depend.
+
+    Objectives on tokens alone would leave those as they began, and several processes would wait for their gradients.
+    """
+    parameters = {name: value for name, value in encoder.body.named_parameters() if value.requires_grad}
+    was_training = encoder.training
+    with torch.enable_grad():
+        tokens = encoder.eval().embed_with_tokens(_blank_clip(encoder))[1]
+        gradients = torch.autograd.grad(tokens.sum(), list(parameters.values()), allow_unused=True)
+    encoder.train(was_training)
+    unused = [name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None]
+    if unused:
+        raise UserError(
+            f"{encoder.name} has {len(unused)} weights after its tokens (first: {unused[0]}), which objectives and "
+            "adapters on tokens alone would never train: add an objective on embeddings, for example simreg:1"
+        )
 
 
 class Mlp(nn.Sequential):

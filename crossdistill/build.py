@@ -27,10 +27,12 @@ from crossdistill.engine import TrainingPlan
 from crossdistill.errors import UserError
 from crossdistill.hardware import uses_bf16
 from crossdistill.objectives import Term, create_terms
+from crossdistill.precision import parse_bit_widths, quantize, require_brevitas
 from crossdistill.runner import Execution
 from crossdistill.schedule import learning_rate
 from crossdistill.student import find_student, load_student, read_facts
 from crossdistill.supervised import SupervisedTask
+from crossdistill.teacher_cache import CachedTeacher, TeacherCache, describe_clips, weights_source
 from crossdistill.types import ViewSpec
 
 RUNS_FOLDER = Path("runs")
@@ -41,12 +43,53 @@ OWN = "own"
 NUM_IMAGE_TEACHER_FRAMES = 4
 # Features up to which a head learns at the encoder's rate (AdamW).
 HEAD_BASE_WIDTH = 128
+# Added to --seed for the heads, so that none begins with the numbers of the encoder's first layers.
+HEAD_SEED_SHIFT = 1 << 32
 # Evaluations on held-out clips in one run, unless --knn-every-epochs says otherwise.
 NUM_EVALUATIONS = 5
 
 
-def check_pair(config: RunConfig) -> None:
-    """Raise a ``UserError`` for what can be known to be wrong before anything is made or trained."""
+def open_teacher_cache(config: RunConfig) -> tuple[TeacherCache | None, RunConfig]:
+    """The cache of --teacher-cache, and the configuration with the teacher that it is of; None without one.
+
+    Raises:
+        UserError: It is no whole cache, or the run has no teacher.
+    """
+    if config.pair.teacher_cache is None:
+        return None, config
+    if config.pair.supervised:
+        raise UserError("--supervised learns from labels, not from a teacher: leave --teacher-cache out")
+    cache = TeacherCache(config.pair.teacher_cache)
+    cache.require_complete()
+    return cache, replace(config, pair=replace(config.pair, teacher=config.pair.teacher or cache.key["teacher"]))
+
+
+def replay_cached_clips(config: RunConfig, cache: TeacherCache, dataset: PairedClips) -> PairedClips:
+    """The training clips as the cache has them.
+
+    Raises:
+        UserError: It was made of another teacher, other clips or other options; the sentence names the first.
+    """
+    pair = config.pair
+    view = {"num_frames": pair.teacher_frames, "stride": pair.teacher_stride, "size_px": pair.teacher_size}
+    wants: dict[str, Any] = {
+        "teacher": pair.teacher,
+        "teacher_view": {name: value for name, value in view.items() if value is not None},
+        **describe_clips(dataset, split=config.data.split),
+    }
+    if pair.teacher_weights != AUTO:
+        wants["teacher_weights"] = weights_source(pair.teacher_weights)
+    cache.require(wants)
+    return dataset.replayed(cache.replay())
+
+
+def check_pair(config: RunConfig, cache: TeacherCache | None = None) -> None:
+    """Raise a ``UserError`` for what can be known to be wrong before anything is made or trained.
+
+    Args:
+        config: The run's.
+        cache: That of --teacher-cache, if there is one.
+    """
     pair = config.pair
     if pair.student is None:
         raise UserError("no student was given: add for example --student flow_r3d18 (crossdistill encoders lists all)")
@@ -56,6 +99,9 @@ def check_pair(config: RunConfig) -> None:
         )
     if not pair.supervised and pair.teacher is None:
         raise UserError("no teacher was given: add for example --teacher rgb_r3d50, or --supervised to use labels")
+    if pair.quantize is not None:
+        parse_bit_widths(pair.quantize)
+        require_brevitas()
     terms = _terms(config)
     student = _on_meta(
         pair.student,
@@ -65,7 +111,11 @@ def check_pair(config: RunConfig) -> None:
         size_px=pair.student_size,
     )
     teacher = None
-    if pair.teacher is not None:
+    if cache is not None:
+        cache.require_fit(terms)
+        for term in terms:
+            term.require_fit(student=student, teacher=cache.encoder())
+    elif pair.teacher is not None:
         teacher = _on_meta(
             pair.teacher,
             pair.teacher_weights,
@@ -75,6 +125,8 @@ def check_pair(config: RunConfig) -> None:
         )
         for term in terms:
             term.require_fit(student=student, teacher=teacher, is_loaded=False)
+    if config.optimization.batch_size == 1 and any(term.adapter.startswith("mlp") for term in terms):
+        raise UserError("an MLP between student and loss normalises by the batch: give --batch-size 2 or more")
     if pair.teacher_weights == OWN and not is_from_file(pair.teacher or ""):
         raise UserError(
             f"--teacher-weights own is for a teacher path/to/file.py:function that loads its weights itself, not for "
@@ -134,15 +186,23 @@ def create_student(config: RunConfig, *, is_fresh: bool = False) -> Encoder:
     pair = config.pair
     assert pair.student is not None
     torch.manual_seed(config.machine.seed)
+    trained = _stored_view(pair.student_weights)
     student = create_encoder(
         pair.student,
-        num_frames=pair.student_frames,
-        stride=pair.student_stride,
-        size_px=pair.student_size,
+        num_frames=pair.student_frames or trained.get("num_frames"),
+        stride=pair.student_stride or trained.get("stride"),
+        size_px=pair.student_size or trained.get("size_px"),
         config=_stored_config(pair.student, pair.student_weights),
     )
     if pair.student_weights is not None and not is_fresh:
         _load_from(student, pair.student_weights, option="--student-weights", adapt_stem=True)
+    if pair.quantize is not None and student.quantize is None:
+        quantize(student, parse_bit_widths(pair.quantize))
+    if student.quantize != pair.quantize:
+        raise UserError(
+            f"--student-weights {pair.student_weights} are of a student quantised to {student.quantize}: "
+            f"add --quantize {student.quantize}, or start from one that is not quantised"
+        )
     return student
 
 
@@ -156,12 +216,10 @@ def create_teacher(config: RunConfig, weights: str, student_view: ViewSpec) -> E
     """
     pair = config.pair
     assert pair.teacher is not None
-    num_frames, stride, size_px = pair.teacher_frames, pair.teacher_stride, pair.teacher_size
-    folder = find_student(weights) if weights != OWN else None
-    if folder is not None:  # the view that the weights were trained with, where no option changes it
-        trained = read_facts(folder)[1]["view"]
-        num_frames, stride = num_frames or trained["num_frames"], stride or trained["stride"]
-        size_px = size_px or trained["size_px"]
+    trained = _stored_view(weights)
+    num_frames = pair.teacher_frames or trained.get("num_frames")
+    stride = pair.teacher_stride or trained.get("stride")
+    size_px = pair.teacher_size or trained.get("size_px")
     stored = _stored_config(pair.teacher, weights)
     teacher = create_encoder(pair.teacher, num_frames=num_frames, stride=stride, size_px=size_px, config=stored)
     if not teacher.view.kind.has_time and student_view.kind.has_time:
@@ -173,6 +231,12 @@ def create_teacher(config: RunConfig, weights: str, student_view: ViewSpec) -> E
     if weights != OWN:
         _load_from(teacher, weights, option="--teacher-weights")
     return teacher
+
+
+def _stored_view(weights: str | None) -> dict[str, Any]:
+    """The view that the weights of a student's folder were trained with; empty for other weights."""
+    folder = find_student(weights) if weights is not None else None
+    return {} if folder is None else dict(read_facts(folder)[1]["view"])
 
 
 def _stored_config(name: str, weights: str | None) -> dict[str, Any] | None:
@@ -188,20 +252,37 @@ def _stored_config(name: str, weights: str | None) -> dict[str, Any] | None:
 def _load_from(encoder: Encoder, weights: str, *, option: str, adapt_stem: bool = False) -> None:
     for public in encoder.public_weights:
         if weights == public.name:
+            if not adapt_stem and encoder.view.modality not in public.modalities:
+                raise UserError(
+                    f"{option} {weights} are weights of {' and '.join(public.modalities)}: as they are they make no "
+                    f"teacher of {encoder.view.modality}; give a weight file of {encoder.name}, or train one with "
+                    "--supervised --student-weights"
+                )
             load_tensors(encoder, read_public_weights(public), source=public.url, adapt_stem=adapt_stem)
             return
     folder = find_student(weights)
     if folder is None:
         if Path(weights).is_dir():
-            raise UserError(f"{option} {weights} is a folder without a student: give a weight file or a finished run")
+            raise UserError(
+                f"{option} {weights} is a folder without a student: give a weight file, a finished run, or pretrained "
+                "for a network of Hugging Face"
+            )
         load_weights(encoder, Path(weights), adapt_stem=adapt_stem)
         return
     name = read_facts(folder)[1]["encoder"]
-    if name != encoder.name:
+    is_same = _architecture(name) == _architecture(encoder.name) if adapt_stem else name == encoder.name
+    if not is_same:
         raise UserError(f"{option} {weights} holds {name}, not {encoder.name}: name that, or give other weights")
     stored = load_student(folder, allow_code=True)  # no other code than that which the command itself names
-    encoder.body.load_state_dict(stored.body.state_dict())
+    if stored.quantize is not None:
+        quantize(encoder, parse_bit_widths(stored.quantize))
+    load_tensors(encoder, stored.body.state_dict(), source=str(folder), adapt_stem=adapt_stem)
     encoder.classes = stored.classes
+
+
+def _architecture(encoder: str) -> str:
+    """A name without its modality."""
+    return encoder if is_from_file(encoder) else encoder.partition("_")[2]
 
 
 def training_set(
@@ -300,7 +381,9 @@ def _terms(config: RunConfig) -> list[Term]:
     )
 
 
-def create_distiller(config: RunConfig, *, student: Encoder, teacher: Encoder, accelerator: Accelerator) -> Distiller:
+def create_distiller(
+    config: RunConfig, *, student: Encoder, teacher: Encoder | TeacherCache, accelerator: Accelerator
+) -> Distiller:
     """Student, teacher, objective and bank as configured."""
 
     def gather(tensor: Tensor) -> Tensor:
@@ -308,15 +391,18 @@ def create_distiller(config: RunConfig, *, student: Encoder, teacher: Encoder, a
         return gathered
 
     objective = config.objective
+    student_execution = choose_execution(config, student, accelerator, is_trained=True)
+    # Heads begin with the same weights whatever was built before them: a teacher, or its cache.
+    torch.manual_seed(config.machine.seed + HEAD_SEED_SHIFT)
     return Distiller(
         student=student,
-        teacher=teacher,
+        teacher=teacher if isinstance(teacher, Encoder) else CachedTeacher(teacher, accelerator.device),
         terms=_terms(config),
         bank_size=objective.bank_size,
         bank_dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[objective.bank_dtype],
         ema_momentum=objective.ema_momentum,
-        student_execution=choose_execution(config, student, accelerator, is_trained=True),
-        teacher_execution=choose_execution(config, teacher, accelerator),
+        student_execution=student_execution,
+        teacher_execution=choose_execution(config, teacher, accelerator) if isinstance(teacher, Encoder) else None,
         gather=gather,
     )
 
@@ -418,6 +504,8 @@ def teacher_config(config: RunConfig, folder: Path, manifests: list[Manifest]) -
     pair = replace(
         config.pair,
         teacher=None,
+        teacher_cache=None,
+        quantize=None,
         supervised=True,
         teacher_weights=AUTO,
         student=config.pair.teacher,

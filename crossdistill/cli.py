@@ -12,6 +12,9 @@ from crossdistill.errors import friendly_errors, unknown_name
 COMMANDS = {
     "train": ("crossdistill.train", "train a student from a teacher, or with labels"),
     "evaluate": ("crossdistill.evaluation.evaluate", "k-NN and linear accuracy of a trained student"),
+    "transfer": ("crossdistill.transfer", "will it help? teacher and student compared on a sample of clips"),
+    "cache": ("crossdistill.cache", "keep a teacher's embeddings for train --teacher-cache; cache verify checks them"),
+    "export": ("crossdistill.export", "a trained student as ONNX, compared with PyTorch"),
     "encoders": ("crossdistill.encoders.listing", "list the encoders with view, size and source"),
 }
 

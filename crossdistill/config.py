@@ -42,6 +42,8 @@ class PairConfig:
     teacher_weights: str = "auto"
     """A weight file, published weights by name (kinetics400, imagenet), a run's student folder, own (what
     path/to/file.py:function itself loads), or auto: the published ones; on toyactions a teacher trained first."""
+    teacher_cache: Path | None = None
+    """The teacher's embeddings, made by `crossdistill cache`: neither the teacher nor its stream is then needed."""
     student_weights: str | None = None
     """A weight file, published weights by name, or a student folder to start from; fresh weights if absent."""
     teacher_frames: Count | None = None
@@ -56,6 +58,8 @@ class PairConfig:
     """Video frames between the student's frames; its own if absent."""
     student_size: Count | None = None
     """Height and width of the student's view in pixels; its own if absent."""
+    quantize: str | None = None
+    """Train a student of few bits, for example w4a8: weights of 4 bits and activations of 8, each 2 to 8 (brevitas)."""
 
 
 @dataclass(frozen=True)
@@ -265,7 +269,8 @@ def parse(arguments: list[str] | None = None, *, prog: str = "train.py") -> RunC
     if config.data.data:
         return config
     preset = toyactions_preset()
-    if config.pair.teacher_weights != "auto":  # a teacher that exists brings its own view
+    if config.pair.teacher_weights != "auto" or config.pair.teacher_cache is not None:
+        # a teacher that exists brings its own view
         preset["pair"] = {key: value for key, value in preset["pair"].items() if not key.startswith("teacher_")}
     values = merge(preset, file_values)
     return _parse_options(from_dict(values, source=source), arguments, prog)

@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crossdistill.adapters import Compares, Sizes, get_adapter
+from crossdistill.adapters import Compares, Sizes, get_adapter, require_trained_by_tokens
 from crossdistill.encoders import Encoder
 from crossdistill.encoders.weights import weights_hash
 from crossdistill.errors import UserError
 from crossdistill.memory_bank import MemoryBank
 from crossdistill.objectives import Term
 from crossdistill.runner import Execution
-from crossdistill.types import Anchors, PairedBatch, StepOutput, View
+from crossdistill.types import Anchors, PairedBatch, StepOutput
 
 Gather = Callable[[Tensor], Tensor]
 """Concatenate a tensor [B, ...] of every process, in the order of the processes."""
@@ -80,13 +80,35 @@ class Tower(nn.Module):
         outputs: dict[str, Tensor] = {}
         for name, head in self.heads.items():
             assert isinstance(head, Head)
-            outputs[name] = head.module(tokens if head.takes_tokens else features)
+            given = tokens if head.takes_tokens else features
+            assert given is not None
+            outputs[name] = head.module(given.float())  # heads are float32 whatever the encoder is
         return outputs
 
 
 def embed(encoder: Encoder, clip_bcthw: Tensor, *, with_tokens: bool) -> tuple[Tensor, Tensor | None]:
     """[B, D], and the tokens [B, S, T, H, W] where they are wanted."""
     return encoder.embed_with_tokens(clip_bcthw) if with_tokens else (encoder(clip_bcthw), None)
+
+
+class Teacher(Protocol):
+    """What the student is compared with: a network that runs, or embeddings that are kept."""
+
+    encoder: Encoder
+    """Name, sizes and classifier; without weights where embeddings are kept."""
+    identity: list[str]
+    """Its name and the hash of its weights."""
+
+    def embed(self, batch: PairedBatch, *, with_tokens: bool = False) -> dict[Compares, Tensor]:
+        """Features [B, E] float32, logits [B, N] if it has a classifier, tokens [B, S, T, H, W] where wanted."""
+        ...
+
+
+def classifier_of(encoder: Encoder, device: torch.device) -> tuple[Tensor, Tensor] | None:
+    """Weight [N, E] and bias [N] of its linear classifier in float32 on a device, if its weights came with one."""
+    if encoder.classes is None:
+        return None
+    return encoder.classes.weight.float().to(device), encoder.classes.bias.float().to(device)
 
 
 class FrozenTeacher:
@@ -101,16 +123,14 @@ class FrozenTeacher:
         self.encoder = encoder.requires_grad_(False).eval()
         self.execution = execution
         self.identity = [encoder.name, weights_hash(encoder)]
-        self.classes: tuple[Tensor, Tensor] | None = None
-        if encoder.classes is not None:
-            weight, bias = encoder.classes.weight, encoder.classes.bias
-            self.classes = (weight.float().to(execution.device), bias.float().to(execution.device))
+        self.classes = classifier_of(encoder, execution.device)
 
-    def embed(self, view: View, *, with_tokens: bool = False) -> dict[Compares, Tensor]:
-        """Features [B, E] float32, logits [B, N] if it has a classifier, tokens [B, S, T, H, W] where wanted."""
+    def embed(self, batch: PairedBatch, *, with_tokens: bool = False) -> dict[Compares, Tensor]:
+        """See ``Teacher.embed``; the batch is on the encoder's device."""
         assert not self.encoder.training, "the teacher stays in eval mode"
+        assert batch.teacher is not None
         with torch.inference_mode():
-            features, tokens = self.execution.run(partial(embed, self.encoder, with_tokens=with_tokens), view)
+            features, tokens = self.execution.run(partial(embed, self.encoder, with_tokens=with_tokens), batch.teacher)
         # Clones are ordinary tensors, which autograd may read.
         outputs: dict[Compares, Tensor] = {"features": features.float().clone()}
         if tokens is not None:
@@ -125,13 +145,13 @@ class Distiller:
 
     Args:
         student: Trained.
-        teacher: Frozen in place.
+        teacher: An encoder, which is frozen in place, or whatever else knows its embeddings.
         terms: Weighted objectives, whose sum is the loss.
         bank_size: K.
         bank_dtype: How anchors are stored.
         ema_momentum: How much of the student's EMA copy stays at each step, if an objective uses one.
         student_execution: How the student runs; chosen for where its weights are if None.
-        teacher_execution: How the teacher runs, likewise.
+        teacher_execution: How a teacher that is an encoder runs, likewise.
         gather: Collects anchors of all processes, so that every process holds the same bank.
 
     Raises:
@@ -142,7 +162,7 @@ class Distiller:
         self,
         *,
         student: Encoder,
-        teacher: Encoder,
+        teacher: Encoder | Teacher,
         terms: Sequence[Term],
         bank_size: int,
         bank_dtype: torch.dtype = torch.float32,
@@ -152,10 +172,17 @@ class Distiller:
         gather: Gather = lambda tensor: tensor,
     ) -> None:
         self.terms = list(terms)
+        of_teacher = teacher if isinstance(teacher, Encoder) else teacher.encoder
         for term in terms:
-            term.require_fit(student=student, teacher=teacher)
-        heads, output_dims = _create_heads(terms, student=student, teacher=teacher)
-        self.teacher = FrozenTeacher(teacher, teacher_execution or Execution.choose(teacher))
+            term.require_fit(student=student, teacher=of_teacher)
+        if all(get_adapter(term.adapter).takes_tokens for term in terms):
+            require_trained_by_tokens(student)
+        heads, output_dims = _create_heads(terms, student=student, teacher=of_teacher)
+        self.teacher: Teacher
+        if isinstance(teacher, Encoder):
+            self.teacher = FrozenTeacher(teacher, teacher_execution or Execution.choose(teacher))
+        else:
+            self.teacher = teacher
         self.execution = execution = student_execution or Execution.choose(student)
         self.ema_momentum = ema_momentum
         self.gather = gather
@@ -165,12 +192,13 @@ class Distiller:
         self.keyed = next((term for term in terms if term.objective.student_anchors in ("momentum", "live")), None)
         self.ema: Tower | None = None
         if self.keyed is not None and self.keyed.objective.student_anchors == "momentum":
-            self.ema = copy.deepcopy(self.trainable).requires_grad_(False)
+            own = Tower(student, {self.keyed.name: heads[self.keyed.name]})  # the other heads need no copy
+            self.ema = copy.deepcopy(own).requires_grad_(False)
         self.bank: MemoryBank | None = None
         if any(term.objective.student_anchors is not None for term in terms):
             self.bank = MemoryBank(
                 size=bank_size,
-                teacher_dim=teacher.embed_dim,
+                teacher_dim=of_teacher.embed_dim,
                 student_dim=None if self.keyed is None else output_dims[self.keyed.name],
                 dtype=bank_dtype,
                 device=execution.device,
@@ -178,8 +206,7 @@ class Distiller:
 
     def compute(self, model: nn.Module, batch: PairedBatch) -> StepOutput:
         """Loss of one batch, and the anchors that the engine enqueues after the step."""
-        assert batch.teacher is not None
-        teacher = self.teacher.embed(batch.teacher, with_tokens=self.needs_teacher_tokens)
+        teacher = self.teacher.embed(batch, with_tokens=self.needs_teacher_tokens)
         student = self.execution.run(model, batch.student)
         loss = torch.zeros((), device=self.execution.device)
         terms: dict[str, Tensor] = {}
@@ -187,7 +214,8 @@ class Distiller:
             objective = term.objective
             output = objective(student=student[term.name], teacher=teacher[objective.compares], bank=self.bank)
             loss = loss + term.weight * output.loss
-            terms |= output.terms
+            # Two variants of CompRess in one sum are told apart; parts of an objective carry its name already.
+            terms |= {term.name: next(iter(output.terms.values()))} if len(output.terms) == 1 else output.terms
         if self.bank is None:
             return StepOutput(loss=loss, terms=terms)
         keys = self._student_keys(student, batch)
@@ -212,8 +240,9 @@ class Distiller:
     def after_step(self) -> None:
         """Move the EMA copy a little towards the student."""
         if self.ema is not None:
-            for slow, fast in zip(self.ema.parameters(), self.trainable.parameters(), strict=True):
-                slow.lerp_(fast, 1 - self.ema_momentum)
+            trained = dict(self.trainable.named_parameters())
+            for name, slow in self.ema.named_parameters():
+                slow.lerp_(trained[name], 1 - self.ema_momentum)
 
     def state_dict(self) -> dict[str, Any]:
         """Bank and EMA copy. Of the teacher, which never changes, just its name and the hash of its weights."""

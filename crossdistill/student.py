@@ -1,6 +1,7 @@
 """The trained student as files that other people can use.
 
-``student.safetensors`` holds the plain body: it loads strictly into the source library's own class.
+``student.safetensors`` holds the plain body: it loads strictly into the source library's own class. That of a
+quantised student holds brevitas' layers, for which ``load_student`` builds the network.
 ``classifier.safetensors`` is there if it learned from labels: weight [N, D] and bias [N].
 ``student.json`` says which encoder it is, what it wants to see, and how it was trained.
 """
@@ -17,6 +18,7 @@ from crossdistill.encoders import Encoder, create_encoder, is_from_file
 from crossdistill.encoders.weights import find_classifier, load_weights, read_weights
 from crossdistill.errors import UserError
 from crossdistill.files import write_text_atomically
+from crossdistill.precision import float_layers, parse_bit_widths, quantize
 from crossdistill.types import ViewSpec
 
 FORMAT_VERSION = 1
@@ -46,6 +48,8 @@ def save_student(encoder: Encoder, folder: Path, *, facts: dict[str, Any]) -> No
     if encoder.classes is not None:
         layer = {"weight": encoder.classes.weight, "bias": encoder.classes.bias}
         write_tensors(folder / CLASSIFIER_NAME, layer, metadata={"format": "pt"}, advice=ADVICE)
+    else:
+        (folder / CLASSIFIER_NAME).unlink(missing_ok=True)  # of a run before in the same folder
     description = {
         "format": "crossdistill-student",
         "version": FORMAT_VERSION,
@@ -56,6 +60,12 @@ def save_student(encoder: Encoder, folder: Path, *, facts: dict[str, Any]) -> No
         "config": encoder.config,
         "training": facts,
     }
+    if encoder.quantize is not None:
+        description |= {
+            "quantize": encoder.quantize,
+            "float_layers": float_layers(encoder),
+            "weights_load_into": "brevitas' layers (crossdistill.load_student), not the source library's own class",
+        }
     write_text_atomically(folder / FACTS_NAME, json.dumps(description, indent=2) + "\n")
 
 
@@ -113,6 +123,8 @@ def load_student(path: str | Path, *, allow_code: bool = False) -> Encoder:
         config=description.get("config"),
     )
     encoder.view = ViewSpec(**{**view, "mean": tuple(view["mean"]), "std": tuple(view["std"])})
+    if description.get("quantize") is not None:
+        quantize(encoder, parse_bit_widths(description["quantize"]))
     load_weights(encoder, folder / WEIGHTS_NAME)
     if (folder / CLASSIFIER_NAME).is_file():
         layer = read_weights(folder / CLASSIFIER_NAME)

@@ -22,7 +22,7 @@ from crossdistill.config import RunConfig, parse
 from crossdistill.console import print_table
 from crossdistill.data.dataset import PairedClips
 from crossdistill.data.manifest import Manifest
-from crossdistill.distiller import Task
+from crossdistill.distiller import FrozenTeacher, Task
 from crossdistill.distributed import decide_on_first, use_all_cores
 from crossdistill.encoders import Encoder
 from crossdistill.engine import train
@@ -32,6 +32,7 @@ from crossdistill.run_folder import claim, release
 from crossdistill.runner import Execution
 from crossdistill.student import find_student, save_student
 from crossdistill.supervised import SupervisedTask
+from crossdistill.teacher_cache import TeacherCache
 
 RESULTS_NAME = "results.json"
 # A teacher that has gone less than this share of the way from chance to perfect gets a warning.
@@ -47,6 +48,8 @@ class Run:
     manifests: list[Manifest]
     folder: Path
     accelerator: Accelerator
+    cache: TeacherCache | None = None
+    """In place of a teacher that runs."""
 
 
 @friendly_errors
@@ -66,14 +69,15 @@ def run(config: RunConfig, accelerator: Accelerator | None = None) -> Path:
     Returns:
         The run's folder: ``student/``, ``results.json``, ``metrics.jsonl``, ``checkpoints/``, ``config.json``.
     """
-    build.check_pair(config)
+    cache, config = build.open_teacher_cache(config)
+    build.check_pair(config, cache)
     if accelerator is None:
         accelerator = Accelerator(mixed_precision="no", gradient_accumulation_steps=config.optimization.accumulate)
     use_all_cores(accelerator)
     manifests = build.open_datasets(config, accelerator)
     folder = decide_on_first(accelerator, lambda: build.run_folder(config))
     decide_on_first(accelerator, lambda: claim(folder, build.identity(config), resume=config.machine.resume))
-    this_run = Run(config, manifests, folder, accelerator)
+    this_run = Run(config, manifests, folder, accelerator, cache)
     try:
         if config.pair.supervised:
             _learn_from_labels(this_run)
@@ -98,19 +102,20 @@ def _learn_from_labels(run: Run) -> None:
 
 
 def _learn_from_teacher(run: Run) -> None:
-    weights = _teacher_weights(run)
+    weights = _teacher_weights(run) if run.cache is None else str(run.cache.folder)
     student = build.create_student(run.config)
-    teacher = build.create_teacher(run.config, weights, student.view)
-    build.announce(
-        run.accelerator, f"{student.name} learns from {teacher.name} ({weights}); the run is kept in {run.folder}"
-    )
+    teacher = build.create_teacher(run.config, weights, student.view) if run.cache is None else run.cache
+    name, view = run.config.pair.teacher, teacher.teacher_view if isinstance(teacher, TeacherCache) else teacher.view
+    build.announce(run.accelerator, f"{student.name} learns from {name} ({weights}); the run is kept in {run.folder}")
     dataset = build.training_set(
-        run.config, run.manifests, student_view=student.view, teacher_view=teacher.view, accelerator=run.accelerator
+        run.config, run.manifests, student_view=student.view, teacher_view=view, accelerator=run.accelerator
     )
+    if run.cache is not None:
+        dataset = build.replay_cached_clips(run.config, run.cache, dataset)
     distiller = build.create_distiller(run.config, student=student, teacher=teacher, accelerator=run.accelerator)
     facts = {
         "supervised": False,
-        "teacher": teacher.name,
+        "teacher": distiller.teacher.encoder.name,
         "teacher_weights_sha256": distiller.teacher.identity[1],
         "objective": list(run.config.objective.objective),
         "adapters": {term.name: term.adapter for term in distiller.terms},
@@ -118,12 +123,10 @@ def _learn_from_teacher(run: Run) -> None:
     _train(run, distiller, distiller.execution, student, dataset, facts=facts)
     random_student = build.create_student(run.config, is_fresh=True)
     distiller.execution.place(random_student)  # the same precision for both students
-    encoders = {
-        "teacher": (teacher, distiller.teacher.execution),
-        "student, random": (random_student, distiller.execution),
-        "student, distilled": (student, distiller.execution),
-    }
-    _evaluate_all(run, encoders)
+    encoders = {"student, random": (random_student, distiller.execution)}
+    if isinstance(distiller.teacher, FrozenTeacher):  # of a cache there is none to evaluate
+        encoders = {"teacher": (distiller.teacher.encoder, distiller.teacher.execution), **encoders}
+    _evaluate_all(run, {**encoders, "student, distilled": (student, distiller.execution)})
 
 
 def _teacher_weights(run_: Run) -> str:
@@ -157,8 +160,8 @@ def _train(
         evaluate=_periodic_knn(run, student, execution),
         description=student.name,
     )
-    if isinstance(task, SupervisedTask):
-        student.classes = task.classes
+    # That of the weights it started from does not belong to what it has become.
+    student.classes = task.classes if isinstance(task, SupervisedTask) else None
     facts = {
         **facts,
         "datasets": [manifest.dataset for manifest in run.manifests],

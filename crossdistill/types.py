@@ -87,6 +87,9 @@ class PairedBatch:
     """[B] int64, -1 where the video has none."""
     unreadable: tuple[tuple[str, str], ...] = ()
     """(dataset/video, reason) of the videos that were met while this batch was made and could not be read."""
+    sample_keys: Tensor | None = None
+    """[B, 2] int64, sample and epoch (or repeated view) that each clip was drawn as. It stays on the CPU, where it
+    finds rows of a teacher cache."""
 
     def to(self, device: torch.device) -> PairedBatch:
         """Move every tensor to a device."""
@@ -96,6 +99,7 @@ class PairedBatch:
             sample_ids=self.sample_ids.to(device, non_blocking=True),
             labels=self.labels.to(device, non_blocking=True),
             unreadable=self.unreadable,
+            sample_keys=self.sample_keys,
         )
 
     def pin_memory(self) -> PairedBatch:
@@ -106,6 +110,7 @@ class PairedBatch:
             sample_ids=self.sample_ids.pin_memory(),
             labels=self.labels.pin_memory(),
             unreadable=self.unreadable,
+            sample_keys=self.sample_keys,
         )
 
     def __len__(self) -> int:

@@ -96,7 +96,7 @@ def test_every_adapter__distils(adapter, toy_folder):
     batch = clips.read_batch([SampleKey(i, 0) for i in range(6)])
     distiller.bank.enqueue(distiller.compute(distiller.trainable, batch).anchors)
     output = distiller.compute(distiller.trainable, batch)
-    total = 0.5 * output.terms["compress"] + output.terms["simreg"]
+    total = 0.5 * output.terms["compress-1q"] + output.terms["simreg"]
     torch.testing.assert_close(output.loss.detach(), total)
     output.loss.backward()
     assert all(p.grad is not None for p in distiller.trainable.parameters())
@@ -130,3 +130,44 @@ def test_encoder_without_tokens__is_named():
     (term,) = crossdistill.create_terms(["compress-1q"], adapter="attention-pool")
     with pytest.raises(UserError, match="flow_flatten has no features before pooling"):
         term.require_fit(student=student, teacher=create_encoder("rgb_r3d10"))
+
+
+def test_tokens_alone__are_refused_where_they_leave_weights_untrained():
+    """X3D has two more convolutions after its tokens; beside an objective on embeddings they are trained."""
+    view = {"num_frames": 2, "size_px": 64}
+    student, teacher = create_encoder("rgb_x3d_xs", **view), create_encoder("rgb_tiny3d_8", num_frames=4, size_px=32)
+    alone, beside = (crossdistill.create_terms(terms) for terms in (["token-matching"], ["token-matching", "simreg"]))
+    with pytest.raises(UserError, match=r"rgb_x3d_xs has \d+ weights after its tokens .first: blocks.5.*simreg:1"):
+        crossdistill.Distiller(student=student, teacher=teacher, terms=alone, bank_size=4)
+    crossdistill.Distiller(student=student, teacher=teacher, terms=beside, bank_size=4)
+
+
+def test_adapter_that_nothing_uses__is_refused():
+    with pytest.raises(UserError, match="--adapter mlp4 has nothing to adapt: token-matching brings its own head"):
+        crossdistill.create_terms(["token-matching"], adapter="mlp4")
+
+
+def test_sizes__of_a_network_that_keeps_tensors_between_calls_leave_it_as_it_was():
+    """DINOv3 keeps its coordinates; a pass without values would leave it with ones that have none."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    model = transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(image_size=32, patch_size=16, **sizes)).eval()
+
+    class Body(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model, self.tokens = model, nn.Identity()
+
+        def forward(self, frames):
+            return self.tokens(self.model(frames).last_hidden_state)[:, 0]
+
+    view = crossdistill.ViewSpec("image", 1, 1, 32, mean=(0.0,) * 3, std=(1.0,) * 3)
+    num_prefix = 1 + model.config.num_register_tokens
+    layer = crossdistill.TokenLayer("tokens", "sequence", num_prefix=num_prefix)
+    encoder = crossdistill.wrap_encoder(Body(), view=view, embed_dim=32, token_layer=layer).eval()
+    assert Sizes.of(encoder, with_tokens=True).tokens == (32, 1, 2, 2)
+    clip = torch.randn(2, 3, 1, 32, 32)
+    with torch.no_grad():
+        _, tokens = encoder.embed_with_tokens(clip)
+        expected = model(clip[:, :, 0]).last_hidden_state[:, num_prefix:]
+    torch.testing.assert_close(tokens[:, :, 0].flatten(2).transpose(1, 2), expected)

@@ -91,7 +91,8 @@ def test_check_pair__builds_a_network_of_ones_own_with_values(tmp_path):
         "import torch, crossdistill\n"
         "def make():\n"
         "    view = crossdistill.ViewSpec('flow', 4, 2, 32, mean=(0.0, 0.0), std=(1.0, 1.0))\n"
-        "    body = torch.nn.Linear(7, int(torch.linspace(0, 7, 3)[-1].item()))\n"
+        "    layer = torch.nn.Linear(2 * 4 * 32 * 32, int(torch.linspace(0, 7, 3)[-1].item()))\n"
+        "    body = torch.nn.Sequential(torch.nn.Flatten(), layer)\n"
         "    return crossdistill.wrap_encoder(body, name='flow_mine', view=view, embed_dim=7)\n"
     )
     check_pair(parse(["--student", "flow_r3d10", "--teacher", f"{tmp_path}/mine.py:make"]))

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import tyro
 
+from crossdistill import cache, transfer
 from crossdistill.config import RunConfig
 from crossdistill.config import parse as parse_config
 from crossdistill.evaluation import evaluate
@@ -52,6 +53,10 @@ def parse_evaluate(arguments):
     tyro.cli(evaluate.Options, args=arguments)
 
 
+def parse_transfer(arguments):
+    tyro.cli(transfer.Options, args=arguments)
+
+
 def parse_make(arguments):
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert set(arguments) <= set(targets)
@@ -62,6 +67,7 @@ PARSERS = {
     "accelerate launch train.py": parse_train,
     "python -m data_prep": parse_data_prep,
     "crossdistill evaluate": parse_evaluate,
+    "crossdistill transfer": parse_transfer,
     "make": parse_make,
     ". .venv/bin/activate": None,
     "python3 -m venv": None,
@@ -99,7 +105,13 @@ def test_text__names_files_and_options_that_exist(capsys):
     for path in re.findall(r"(?:configs|scripts)/[\w/]+\.\w+", README):
         assert (ROOT / path).is_file(), path
     modules = [*DATASETS, *(module for module, _ in COMMANDS.values())]
-    classes = [RunConfig, evaluate.Options, *(importlib.import_module(f"data_prep.{m}").Options for m in modules)]
+    classes = [
+        RunConfig,
+        evaluate.Options,
+        transfer.Options,
+        cache.Options,
+        *(importlib.import_module(f"data_prep.{m}").Options for m in modules),
+    ]
     known = set().union(*(options_of(options, capsys) for options in classes))
     others = {"--config", "--multi_gpu", "--nproc_per_node", "--quiet"}  # of the launchers
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", README)) - others

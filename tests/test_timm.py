@@ -134,14 +134,14 @@ def published(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
-def test_published_weights__are_read_by_timm_without_the_classifier(name, published):
+def test_published_weights__are_read_by_timm_and_keep_their_linear_classifier(name, published):
     published.update(timm.create_model(name).state_dict())
     encoder = create_encoder(f"rgb_timm:{name}", size_px=96)
     (weights,) = encoder.public_weights
     assert (weights.name, weights.modalities) == ("pretrained", ("image", "rgb"))
     tensors = read_public_weights(weights)
-    assert tensors.keys() == encoder.body.state_dict().keys()
     load_tensors(encoder, tensors, source=weights.url)
+    assert encoder.classes.weight.equal(published[f"{encoder.classifier}weight"])
     for key, value in encoder.body.state_dict().items():
         torch.testing.assert_close(value, published[key], rtol=0, atol=0)
     flow = create_encoder(f"flow_timm:{name}")

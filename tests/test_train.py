@@ -20,6 +20,7 @@ from crossdistill.cli import main as cli
 from crossdistill.config import parse
 from crossdistill.data.manifest import Manifest
 from crossdistill.encoders.weights import weights_hash
+from crossdistill.objectives import OBJECTIVES
 from crossdistill.train import main
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -118,9 +119,19 @@ def test_a_finished_run__is_a_teacher(run_folder, toy_folder, tmp_path):
     assert facts["training"]["teacher_weights_sha256"] == weights_hash(student)
 
 
-@pytest.mark.parametrize("objective", ["compress-2q", "compress-2q-live", "compress-1q"])
-def test_every_objective__changes_the_student(toy_folder, teacher_file, tmp_path, objective):
-    teacher = ["--teacher", "rgb_r3d10_gn", "--teacher-weights", teacher_file, "--objective", objective]
+@pytest.fixture(scope="module")
+def labels_folder(tmp_path_factory, toy_folder):
+    """A run that learned labels: a teacher with a classifier."""
+    folder = tmp_path_factory.mktemp("labels") / "run"
+    options = ["--supervised", "--student", "rgb_tiny3d_8", "--data", toy_folder, "--out", folder]
+    train(*options, "--no-evaluate", "--knn-clips", 0)
+    return folder
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective__changes_the_student(toy_folder, labels_folder, tmp_path, objective):
+    beside = ["simreg:0.1"] if objective in ("token-matching", "attention-transfer") else []
+    teacher = ["--teacher", "rgb_tiny3d_8", "--teacher-weights", labels_folder, "--objective", objective, *beside]
     options = ["--student", "flow_r3d10", "--data", toy_folder, "--no-evaluate", "--knn-clips", 0, "--lr", 0.1]
     train(*teacher, *options, "--out", tmp_path / "run")
     torch.manual_seed(0)
@@ -128,6 +139,32 @@ def test_every_objective__changes_the_student(toy_folder, teacher_file, tmp_path
     trained = crossdistill.load_student(tmp_path / "run")
     changed = [not torch.equal(a, b) for a, b in zip(fresh.parameters(), trained.parameters(), strict=True)]
     assert all(changed)
+
+
+def test_classifier__of_a_run_with_labels_serves_objectives_on_probabilities(
+    toy_folder, labels_folder, tmp_path, capsys
+):
+    layer = load_file(labels_folder / "student" / "classifier.safetensors")
+    num_classes = len(Manifest.load(toy_folder).classes)
+    assert layer["weight"].shape == (num_classes, 256) and layer["bias"].shape == (num_classes,)
+    options = ["--student", "flow_tiny3d_8", "--data", toy_folder, "--no-evaluate", "--knn-clips", 0]
+    teacher = ["--teacher", "rgb_tiny3d_8", "--teacher-weights"]
+    train(*teacher, labels_folder, *options, "--objective", "kd", "dist:0.5", "--out", tmp_path / "kd")
+    rows = [json.loads(line) for line in (tmp_path / "kd" / "metrics.jsonl").read_text().splitlines()]
+    assert {"kd", "dist_within_class"} <= rows[0].keys() and "bank_fill" not in rows[0]
+    weights = labels_folder / "student" / "student.safetensors"
+    error = wrong(capsys, *teacher, weights, *options, "--objective", "kd", "--out", tmp_path / "none")
+    assert "the weights of rgb_tiny3d_8 came without a linear classifier" in error
+
+
+def test_student__that_starts_from_labels_drops_their_classifier(toy_folder, labels_folder, teacher_file, tmp_path):
+    """It is another network after distilling, and its old classifier would be wrong."""
+    pair = ["--teacher", "rgb_r3d10_gn", "--teacher-weights", teacher_file, "--student", "flow_tiny3d_8"]
+    start = ["--student-weights", labels_folder, "--data", toy_folder, "--no-evaluate", "--knn-clips", 0]
+    main([str(option) for option in (*pair, *start, *TINY[4:], "--objective", "simreg", "--out", tmp_path / "run")])
+    student = crossdistill.load_student(tmp_path / "run")
+    assert student.classes is None and not (tmp_path / "run" / "student" / "classifier.safetensors").exists()
+    assert (student.view.num_frames, student.view.size_px) == (4, 32)  # those of the run that it started from
 
 
 def test_image_teacher_and_image_student(toy_folder, tmp_path):

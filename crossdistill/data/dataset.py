@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import copy
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,9 +70,21 @@ class Item:
 
     index: int
     label: int
-    views: tuple[CutClip, ...] | None
-    """The student's first."""
+    views: tuple[CutClip | None, ...] | None
+    """The student's first; None in place of one that was not asked for."""
     unreadable: tuple[tuple[str, str], ...] = ()
+    epoch: int = 0
+    """In which it looks like this."""
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Draws that repeat, because the teacher's embeddings of them are kept: epoch e looks as e modulo the views."""
+
+    seed: int
+    num_views: int
+    unreadable: Mapping[tuple[int, int], str]
+    """(sample, view) to the reason for which it has no embedding."""
 
 
 class PairedClips(Dataset[Item]):
@@ -113,24 +126,41 @@ class PairedClips(Dataset[Item]):
         self.replace_unreadable = replace_unreadable
         self.decoder = get_decoder(decoder).name  # a library that is absent is named here, not in a worker
         self.short_clips = short_clips
+        self.replay: Replay | None = None
+        self.is_read = (True,) * len(self.views)
         check_entries(self.entries, self.views, short_clips=short_clips)
 
     def __len__(self) -> int:
         return len(self.entries)
 
+    def replayed(self, replay: Replay) -> PairedClips:
+        """The same videos with repeated draws, of which only the student's view is read."""
+        clips = copy.copy(self)
+        clips.seed, clips.replay, clips.is_read = replay.seed, replay, (True, False)
+        return clips
+
+    def of_teacher(self) -> PairedClips:
+        """The same draws, of which only the teacher's view is read; nothing stands in for what is unreadable."""
+        clips = copy.copy(self)
+        clips.is_read, clips.replace_unreadable = (False, True), False
+        return clips
+
     def __getitem__(self, key: SampleKey) -> Item:
         """Read one sample as it looks in one epoch."""
-        generator = sample_generator(self.seed, key)
-        index = key.index
+        if self.replay is not None:
+            key = SampleKey(key.index, key.epoch % self.replay.num_views)
+        stand_ins = sample_generator(self.seed, key)
+        drawn = key
         unreadable: list[tuple[str, str]] = []
         for _ in range(1 + (MAX_REPLACEMENTS if self.replace_unreadable else 0)):
-            entry = self.entries[index]
+            entry = self.entries[drawn.index]
             try:
-                return Item(index, entry.label, self._read(entry, generator), tuple(unreadable))
+                return Item(drawn.index, entry.label, self._read(drawn), tuple(unreadable), drawn.epoch)
             except UnreadableVideoError as error:
                 unreadable.append((entry.key, str(error)))
-                index = int(generator.integers(len(self.entries)))
-        return Item(key.index, self.entries[key.index].label, None, tuple(unreadable))
+                # It looks as it would in its own place: whoever knows (sample, epoch) knows the clip.
+                drawn = SampleKey(int(stand_ins.integers(len(self.entries))), key.epoch)
+        return Item(key.index, self.entries[key.index].label, None, tuple(unreadable), key.epoch)
 
     def read_batch(self, keys: Sequence[SampleKey]) -> PairedBatch:
         """Read samples one by one into a batch; those that cannot be read are left out and named."""
@@ -138,10 +168,13 @@ class PairedClips(Dataset[Item]):
 
     __getitems__ = read_batch  # what a DataLoader calls
 
-    def _read(self, entry: Entry, generator: np.random.Generator) -> tuple[CutClip, ...]:
+    def _read(self, key: SampleKey) -> tuple[CutClip | None, ...]:
+        entry, generator = self.entries[key.index], sample_generator(self.seed, key)
         video = entry.video
         if not video.is_usable:
             raise UnreadableVideoError(f"{video.name}: {video.reason}")
+        if self.replay is not None and (key.index, key.epoch) in self.replay.unreadable:
+            raise UnreadableVideoError(self.replay.unreadable[key.index, key.epoch])
         streams = [video.streams[view.kind.stream] for view in self.views]
         loop = video_loop(streams, self.views) if self.short_clips == "loop" else None
         earliest, latest = centre_range_seconds(streams, self.views)
@@ -162,15 +195,18 @@ class PairedClips(Dataset[Item]):
             for stream, view in zip(streams, self.views, strict=True)
         ]
         return tuple(
-            cut_view(pictures, crop, modality=view.kind, size_px=view.size_px)
+            None if pictures is None else cut_view(pictures, crop, modality=view.kind, size_px=view.size_px)
             for pictures, view in zip(self._read_pictures(entry, clips), self.views, strict=True)
         )
 
-    def _read_pictures(self, entry: Entry, clips: Sequence[list[int]]) -> list[Sequence[Picture]]:
+    def _read_pictures(self, entry: Entry, clips: Sequence[list[int]]) -> list[Sequence[Picture] | None]:
         """The frames of each view; views of one stream are decoded together, which costs hardly more than one."""
         wanted: dict[str, list[int]] = {}
-        parts = []
-        for view, frames in zip(self.views, clips, strict=True):
+        parts: list[tuple[str, slice] | None] = []
+        for view, frames, is_read in zip(self.views, clips, self.is_read, strict=True):
+            if not is_read:
+                parts.append(None)
+                continue
             together = wanted.setdefault(view.kind.stream, [])
             parts.append((view.kind.stream, slice(len(together), len(together) + len(frames))))
             together += frames
@@ -178,7 +214,7 @@ class PairedClips(Dataset[Item]):
             name: read_pictures(entry.root, entry.video.streams[name], frames, stream_name=name, decoder=self.decoder)
             for name, frames in wanted.items()
         }
-        return [read[name][part] for name, part in parts]
+        return [None if part is None else read[part[0]][part[1]] for part in parts]
 
 
 class _Rows:
@@ -192,6 +228,11 @@ class _Rows:
         self._num_clips = num_clips
         self._values: Picture = np.empty(0, dtype=np.uint8)
         self._scales: list[NDArray[np.float32]] = []
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no clip has been added."""
+        return not self._scales
 
     def add(self, clip: CutClip) -> None:
         """Copy one clip; all have one shape."""
@@ -215,7 +256,7 @@ def collate(items: Iterable[Item], *, num_items: int) -> PairedBatch:
         num_items: How many there are at most.
     """
     views: list[_Rows] = []
-    indices: list[int] = []
+    keys: list[tuple[int, int]] = []
     labels: list[int] = []
     unreadable: list[tuple[str, str]] = []
     for item in items:
@@ -224,16 +265,19 @@ def collate(items: Iterable[Item], *, num_items: int) -> PairedBatch:
             continue
         views = views or [_Rows(num_items) for _ in item.views]
         for rows, clip in zip(views, item.views, strict=True):
-            rows.add(clip)
-        indices.append(item.index)
+            if clip is not None:
+                rows.add(clip)
+        keys.append((item.index, item.epoch))
         labels.append(item.label)
     empty = View(torch.empty(0), torch.empty(0))
+    sample_keys = torch.tensor(keys, dtype=torch.int64).reshape(-1, 2)
     return PairedBatch(
-        student=views[0].view() if views else empty,
-        teacher=views[1].view() if len(views) > 1 else None,
-        sample_ids=torch.tensor(indices, dtype=torch.int64),
+        student=views[0].view() if views and not views[0].is_empty else empty,
+        teacher=views[1].view() if len(views) > 1 and not views[1].is_empty else None,
+        sample_ids=sample_keys[:, 0].clone(),
         labels=torch.tensor(labels, dtype=torch.int64),
         unreadable=tuple(unreadable),
+        sample_keys=sample_keys,
     )
 
 

@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
+import traceback
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from crossdistill.encoders.base import Architecture, Encoder, build_encoder, wrap_encoder
 from crossdistill.encoders.pytorchvideo import PYTORCHVIDEO
@@ -102,13 +106,7 @@ def _from_file(name: str, **view_changes: int | None) -> Encoder:
     path, _, function = name.rpartition(":")
     if not Path(path).is_file():
         raise UserError(f"there is no file {path} for the encoder {name!r}: give path/to/file.py:function")
-    spec = importlib.util.spec_from_file_location(f"crossdistill_user_{Path(path).stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, function):
-        raise UserError(f"{path} has no function {function!r}: define it, or name another")
-    encoder = getattr(module, function)()
+    encoder = _call(Path(path), function, name)
     if not isinstance(encoder, Encoder):
         raise UserError(
             f"{name} returned {type(encoder).__name__}, not an Encoder: return crossdistill.wrap_encoder(…)"
@@ -116,4 +114,50 @@ def _from_file(name: str, **view_changes: int | None) -> Encoder:
     encoder.name = name
     changes = {key: value for key, value in view_changes.items() if value is not None}
     encoder.view = replace(encoder.view, **changes)  # type: ignore[arg-type]
+    _require_features(encoder)
     return encoder
+
+
+def _call(path: Path, function: str, name: str) -> object:
+    """Run a person's own file, which may import what lies beside it, and the function in it."""
+    spec = importlib.util.spec_from_file_location(f"crossdistill_user_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    sys.path.insert(0, str(path.resolve().parent))
+    try:
+        spec.loader.exec_module(module)
+        if not hasattr(module, function):
+            raise UserError(f"{path} has no function {function!r}: define it, or name another")
+        return getattr(module, function)()
+    except UserError:
+        raise
+    except Exception as error:  # anything may go wrong in a stranger's code
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        place = f"line {lines[-1]}, " if lines else ""
+        raise UserError(f"{name} could not be built ({place}{type(error).__name__}: {error}): mend the file") from error
+    finally:
+        sys.path.remove(str(path.resolve().parent))
+
+
+def _require_features(encoder: Encoder) -> None:
+    """Raise a ``UserError`` unless a stranger's network gives what it says for the view that is asked for."""
+    view = encoder.view
+    clip = torch.zeros(1, view.kind.channels, view.num_frames, view.size_px, view.size_px)
+    was_training = encoder.training
+    try:
+        with torch.no_grad():
+            shape = list(encoder.eval()(clip).shape)
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        reason = " ".join(str(error).split("\n", 1)[0].split())
+        raise UserError(
+            f"{encoder.name} cannot take {view.num_frames} frames of {view.size_px} pixels ({reason}): mend the file, "
+            "or leave out the options that change its view"
+        ) from error
+    finally:
+        encoder.train(was_training)
+    if shape != [1, encoder.embed_dim]:
+        raise UserError(
+            f"{encoder.name} gives features of shape {shape} for one clip, and its embed_dim says {encoder.embed_dim}: "
+            "return [B, embed_dim] from the network"
+        )

@@ -59,9 +59,11 @@ class TokenLayer:
     """Name of the module in the body whose output they are."""
     layout: Literal["channels-first", "channels-last", "sequence"] = "channels-first"
     """[B, C, T, H, W], [B, T, H, W, C] (both without T for single frames), or [B, N, C]: tokens in the order of time,
-    rows, columns of a square grid, after any number of class tokens, which are left out."""
+    rows, columns of a square grid, after ``num_prefix`` class and register tokens, which are left out."""
     frames_per_token: int = 1
     """Of a sequence: how many frames of the clip one token spans."""
+    num_prefix: int = 0
+    """Of a sequence: tokens before the grid."""
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,7 @@ class Encoder(nn.Module):
         self.token_layer = token_layer
         self.config = config
         self.classes: Classifier | None = None  # set when weights with a linear classifier are loaded
+        self.quantize: str | None = None  # for example w4a8; set by precision.quantize
 
     def forward(self, clip_bcthw: Tensor) -> Tensor:
         """Embed a batch of normalised views [B, C, T, H, W] as [B, D], in the type of the body's weights."""
@@ -242,8 +245,10 @@ def arrange_tokens(output: Tensor, layer: TokenLayer, *, num_frames: int, takes:
     """
     if layer.layout == "sequence":
         num_times = max(1, num_frames // layer.frames_per_token) if takes == "clip" else 1
-        side = math.isqrt(output.shape[1] // num_times)
-        grid = output[:, output.shape[1] - num_times * side * side :]
+        grid = output[:, layer.num_prefix :]
+        side = math.isqrt(grid.shape[1] // num_times)
+        if num_times * side * side != grid.shape[1]:
+            raise ValueError(f"{grid.shape[1]} tokens are no square grid at {num_times} times")
         output = rearrange(grid, "b (t h w) e -> b t h w e", t=num_times, h=side)
     if layer.layout != "channels-first":
         output = output.movedim(-1, 1)

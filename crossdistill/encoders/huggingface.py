@@ -94,6 +94,8 @@ class Family:
     """Of the configuration, where published ones serve another end than features."""
     has_tokens: bool = True
     frames_per_token: Callable[[Any], int] = lambda config: 1
+    num_class_tokens: int = 1
+    """Before the grid of its tokens; the registers after them are in the configuration."""
     is_time_last: bool = False
     """Whether its tokens are in the order of rows, columns, time."""
 
@@ -104,10 +106,15 @@ _NO_POOLER: dict[str, Any] = {"add_pooling_layer": False}
 
 FAMILIES: dict[str, Family] = {
     # 16 frames, stride 4. The mean is what its classifier takes; the norm after it belongs to the classifier.
-    "videomae": Family(mean_of_tokens, stride=4, resizing=None, frames_per_token=_tubelet),
+    "videomae": Family(mean_of_tokens, stride=4, resizing=None, frames_per_token=_tubelet, num_class_tokens=0),
     # 64 frames, stride 4 as in its evaluations. The library has its attentive pooler in the classifier alone.
     "vjepa2": Family(
-        mean_of_tokens, stride=4, resizing=None, frames_per_token=_tubelet, forward={"skip_predictor": True}
+        mean_of_tokens,
+        stride=4,
+        resizing=None,
+        frames_per_token=_tubelet,
+        forward={"skip_predictor": True},
+        num_class_tokens=0,
     ),
     # 8 frames, stride 32.
     "timesformer": Family(
@@ -135,7 +142,7 @@ FAMILIES: dict[str, Family] = {
     "clip_vision_model": Family(
         mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711), resizing=_INTERPOLATED
     ),
-    "siglip_vision_model": Family(mean=_HALF, std=_HALF, resizing=_INTERPOLATED),
+    "siglip_vision_model": Family(mean=_HALF, std=_HALF, resizing=_INTERPOLATED, num_class_tokens=0),
 }
 """By ``model_type`` of the configuration. Strides, means and deviations are those of the published weights' papers and
 preprocessing."""
@@ -163,7 +170,8 @@ class Features(nn.Module):
         """A model's output to [B, D]."""
         last = output.last_hidden_state
         if self.is_time_last:
-            last = rearrange(last[:, 1:], "b (s t) d -> b (t s) d", t=self.num_frames)
+            grid = rearrange(last[:, 1:], "b (s t) d -> b (t s) d", t=self.num_frames)
+            last = torch.cat([last[:, :1], grid], dim=1)
         self.tokens(last)
         return self.pool(output)
 
@@ -208,9 +216,7 @@ def create(
         view=view,
         takes="frames" if family.stride is None else "clip",
         stem=_stem(own_config, family),
-        token_layer=TokenLayer("to_features.tokens", "sequence", family.frames_per_token(fitted))
-        if family.has_tokens
-        else None,
+        token_layer=_token_layer(family, fitted),
         public_weights=(
             PublicWeights(
                 PRETRAINED,
@@ -312,6 +318,13 @@ def _statistics(family: Family, preprocessing: Mapping[str, Any]) -> Statistics:
         std = _triple(preprocessing.get("image_std") or family.std)
     unit = 255 * scale  # (intensity * unit - offset - mean) / std
     return Statistics(tuple((value + offset) / unit for value in mean), tuple(value / unit for value in std))
+
+
+def _token_layer(family: Family, config: Any) -> TokenLayer | None:
+    if not family.has_tokens:
+        return None
+    num_prefix = family.num_class_tokens + int(getattr(config, "num_register_tokens", 0))
+    return TokenLayer("to_features.tokens", "sequence", family.frames_per_token(config), num_prefix)
 
 
 def _centre_fraction(preprocessing: Mapping[str, Any], model: str) -> float:

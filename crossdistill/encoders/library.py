@@ -6,6 +6,7 @@ Shapes: B batch, C channels, T frames, H height, W width, D features.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -134,7 +135,8 @@ def find_token_layer(body: nn.Module, *, channels: int, size_px: int) -> TokenLa
         elif len(shape) == 4 and shape[3] == channels and shape[1] == shape[2] > 1:
             found.append(TokenLayer(name, "channels-last"))
         elif len(shape) == 3 and shape[2] == channels and shape[1] > 1:
-            found.append(TokenLayer(name, "sequence"))
+            prefix = getattr(body, "num_prefix_tokens", shape[1] - math.isqrt(shape[1]) ** 2)
+            found.append(TokenLayer(name, "sequence", num_prefix=prefix))
 
     hooks = [
         module.register_forward_hook(lambda module, inputs, output, name=name: look(name, output))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ import tyro
 from torch.utils.flop_counter import FlopCounterMode
 
 from crossdistill.console import print_table
-from crossdistill.encoders import ARCHITECTURES, Encoder, create_encoder, encoder_names
+from crossdistill.encoders import ARCHITECTURES, Encoder, create_encoder, encoder_names, is_from_file
 from crossdistill.encoders.base import PublicWeights
 from crossdistill.encoders.sizes import SizesOnly
 from crossdistill.modalities import get_modality
@@ -33,6 +34,8 @@ OTHERS = (
 class Options:
     """List the encoders with their view, number of features, parameters, operations and published weights."""
 
+    names: tyro.conf.Positional[tuple[str, ...]] = ()
+    """These alone, and so also networks of timm and Hugging Face and your own; all that are listed if absent."""
     modality: str | None = None
     """Only those of one modality."""
     json: bool = False
@@ -44,7 +47,7 @@ def main(arguments: Sequence[str]) -> None:
     options = tyro.cli(Options, args=arguments, prog="crossdistill encoders", description=Options.__doc__)
     if options.modality is not None:
         get_modality(options.modality)
-    names = [name for name in encoder_names() if options.modality in (None, name.partition("_")[0])]
+    names = [name for name in options.names or encoder_names() if options.modality in (None, name.partition("_")[0])]
     cards = [_card(name) for name in names]
     if options.json:
         print(json.dumps(cards, indent=2))
@@ -67,7 +70,8 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _accuracy(weights: dict[str, Any]) -> str:
-    return "{name} {top1_percent:.1f} %".format(**weights)
+    accuracy = weights["top1_percent"]
+    return str(weights["name"]) if accuracy is None else f"{weights['name']} {accuracy:.1f} %"
 
 
 def count_gmacs(encoder: Encoder) -> float:
@@ -120,8 +124,31 @@ def _measure(architecture: str) -> tuple[Size, ViewSpec]:
     return Size(encoder.num_parameters, gmacs, stem_parameters, stem_gmacs), encoder.view
 
 
+def _card_of_any(name: str) -> dict[str, object]:
+    """The card of an encoder that is in no list: built for it."""
+    with contextlib.nullcontext() if is_from_file(name) else torch.device("meta"):
+        encoder = create_encoder(name).to("meta")
+    weights = [_weights_card(w) for w in encoder.public_weights if encoder.view.modality in w.modalities]
+    return {
+        "name": name,
+        "modality": encoder.view.modality,
+        "view": asdict(encoder.view),
+        "takes": encoder.takes,
+        "embed_dim": encoder.embed_dim,
+        "has_tokens": encoder.token_layer is not None,
+        "num_parameters": encoder.num_parameters,
+        "gmacs": count_gmacs(encoder),
+        "published_gmacs": None,
+        "weights": weights,
+        "student_starts": [w.name for w in encoder.public_weights],
+        "source": type(encoder.body).__module__,
+    }
+
+
 def _card(name: str) -> dict[str, object]:
     modality, _, architecture = name.partition("_")
+    if architecture not in ARCHITECTURES:
+        return _card_of_any(name)
     entry = ARCHITECTURES[architecture]
     view = entry.view(modality)
     measured, measured_view = _measure(architecture)
@@ -135,6 +162,7 @@ def _card(name: str) -> dict[str, object]:
         "has_tokens": entry.token_layer is not None,
         "num_parameters": size.num_parameters,
         "gmacs": size.gmacs,
+        "published_gmacs": entry.published_gmacs,
         "weights": [_weights_card(weights) for weights in entry.public_weights if modality in weights.modalities],
         "student_starts": [weights.name for weights in entry.public_weights],
         "source": entry.source,

@@ -155,7 +155,8 @@ _clip = functools.partial(
 )
 
 
-def _x3d(name: str, num_frames: int, stride: int, size_px: int, top1_percent: float) -> Architecture:
+def _x3d(name: str, num_frames: int, stride: int, size_px: int, *, top1_percent: float, gmacs: float) -> Architecture:
+    """Operations as PySlowFast's model zoo has them, at the size that is trained."""
     return _clip(
         functools.partial(build_x3d, num_frames=num_frames, size_px=size_px),
         num_frames=num_frames,
@@ -166,6 +167,7 @@ def _x3d(name: str, num_frames: int, stride: int, size_px: int, top1_percent: fl
         channels_last_pays_on_cpu=True,
         source=f"pytorchvideo.models.hub.{name}",
         public_weights=_kinetics(f"{name.upper()}.pyth", top1_percent),
+        published_gmacs=gmacs,
     )
 
 
@@ -225,12 +227,12 @@ PYTORCHVIDEO: dict[str, Architecture] = {
         size_px=224,
         stem="patch_embed.patch_model",
         classifier="head.proj.",
-        token_layer=TokenLayer("norm_embed", "sequence", frames_per_token=2),
+        token_layer=TokenLayer("norm_embed", "sequence", frames_per_token=2, num_prefix=1),
         source="pytorchvideo.models.hub.mvit_base_16x4",
         public_weights=_kinetics("MVIT_B_16x4.pyth", 78.9),
         published_gmacs=70.5,
     ),
-    "x3d_xs": _x3d("x3d_xs", 4, 12, 160, 69.12),
-    "x3d_s": _x3d("x3d_s", 13, 6, 160, 73.33),
-    "x3d_m": _x3d("x3d_m", 16, 5, 224, 75.94),
+    "x3d_xs": _x3d("x3d_xs", 4, 12, 160, top1_percent=69.12, gmacs=0.60),
+    "x3d_s": _x3d("x3d_s", 13, 6, 160, top1_percent=73.33, gmacs=1.96),
+    "x3d_m": _x3d("x3d_m", 16, 5, 224, top1_percent=75.94, gmacs=4.73),
 }

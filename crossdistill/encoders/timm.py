@@ -142,7 +142,9 @@ def _public_weights(model: str, native: Any, size_options: dict[str, Any]) -> tu
     place = described.get("hf_hub_id") and f"https://huggingface.co/{described['hf_hub_id']}"
     if not place and not described.get("url"):
         return ()
-    dropped = tuple(f"{name}." for name in _classifiers(native))
+    # The encoder drops its one classifier itself, and keeps it where it is a linear layer.
+    prefix = _classifier_prefix(native)
+    dropped = tuple(f"{name}." for name in _classifiers(native) if f"{name}." != prefix)
     return (
         PublicWeights(
             PRETRAINED,
@@ -154,7 +156,7 @@ def _public_weights(model: str, native: Any, size_options: dict[str, Any]) -> tu
 
 
 def _read_pretrained(model: str, size_options: dict[str, Any], dropped: tuple[str, ...]) -> Mapping[str, Tensor]:
-    """Published weights by timm's own code, whose positions follow the size; without the classifier.
+    """Published weights by timm's own code, whose positions follow the size; without further classifiers.
 
     The network is built with its own classifier, because timm loads strictly only then.
     """

@@ -105,12 +105,14 @@ NETWORKS: dict[str, Network] = {
     "mnasnet1_0": _image("classifier", "layers.0", 1280, TokenLayer("layers")),
     "convnext_tiny": _image("classifier.2", "features.0.0", 768, FEATURES),
     "swin_t": _image("head", "features.0.0", 768, TokenLayer("norm", "channels-last")),
-    "vit_b_16": _image("heads", "conv_proj", 768, TokenLayer("encoder", "sequence"), size_options=_image_size),
+    "vit_b_16": _image(
+        "heads", "conv_proj", 768, TokenLayer("encoder", "sequence", num_prefix=1), size_options=_image_size
+    ),
     "r3d18": Network("fc", "stem.0", 512, LAYER4, name="r3d_18", bf16_pays_on_cpu=True),
     "mc3_18": Network("fc", "stem.0", 512, LAYER4),
     "r2plus1d_18": Network("fc", "stem.0", 512, LAYER4),
     "s3d": Network("classifier", "features.0.0.0", 1024, FEATURES, adapt=_pool_to_one),
-    "mvit_v2_s": Network("head", "conv_proj", 768, TokenLayer("norm", "sequence", 2), stride=4, is_of_one_size=True),
+    "mvit_v2_s": Network("head", "conv_proj", 768, TokenLayer("norm", "sequence", 2, 1), stride=4, is_of_one_size=True),
     "swin3d_t": Network("head", "patch_embed.proj", 768, TokenLayer("norm", "channels-last"), num_frames=32),
 }
 

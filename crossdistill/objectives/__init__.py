@@ -110,6 +110,11 @@ def create_terms(
         built.append(Term(name, _weight(text, weight), objective, objective.adapter if own else str(adapter)))
     if not built or len({term.name for term in built}) < len(built):
         raise UserError(f"--objective {' '.join(terms)} needs one or more objectives, each once: name or name:weight")
+    if adapter is not None and not any(term.objective.compares == "features" for term in built):
+        raise UserError(
+            f"--adapter {adapter} has nothing to adapt: {', '.join(term.name for term in built)} brings its own head, "
+            "so leave --adapter out"
+        )
     of_student = [term.name for term in built if term.objective.student_anchors in ("momentum", "live")]
     if len(of_student) > 1:
         raise UserError(

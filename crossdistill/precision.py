@@ -1,0 +1,378 @@
+"""Students of few bits: weights and activations as integers while they train (quantisation-aware training).
+
+brevitas' layers take the place of convolutions, linear layers and multi-head attention. They compute in floating point
+with values that integers can hold, and gradients pass through the rounding, so that every objective trains them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crossdistill.encoders.base import Encoder
+from crossdistill.errors import UserError
+
+MIN_BITS, MAX_BITS = 2, 8
+MAX_SIGNED_8_BIT = 127
+STEM_BITS = 8
+"""Of the first convolutions, whatever is asked for: they are a small part of the work and see the pictures themselves."""
+OUTPUT_BITS = 8
+"""Of what a convolution gives, after its normalisation: that is what lets a runtime stay with integers."""
+RANGE_MOMENTUM = 0.1
+NUM_NOISE_CLIPS = 2
+CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
+NORMS = (nn.BatchNorm2d, nn.BatchNorm3d)
+REPLACED = (*CONVOLUTIONS, nn.Linear, nn.MultiheadAttention)
+_SPEC = re.compile(r"w(\d+)a(\d+)")
+
+
+@dataclass(frozen=True)
+class BitWidths:
+    """How many bits weights and activations have."""
+
+    weight_bits: int
+    activation_bits: int
+
+    def __str__(self) -> str:
+        return f"w{self.weight_bits}a{self.activation_bits}"
+
+
+def parse_bit_widths(text: str) -> BitWidths:
+    """Read ``w4a8``.
+
+    Raises:
+        UserError: It is not of that form, or a width is not in 2..8.
+    """
+    match = _SPEC.fullmatch(text)
+    widths = [int(digits) for digits in match.groups()] if match else []
+    if not match or not all(MIN_BITS <= width <= MAX_BITS for width in widths):
+        raise UserError(
+            f"--quantize {text!r} is no supported bit width: give wXaY with X bits for weights and Y for activations, "
+            f"each {MIN_BITS} to {MAX_BITS}, for example w4a8"
+        )
+    return BitWidths(*widths)
+
+
+def require_brevitas() -> ModuleType:
+    """Brevitas' layers, or a ``UserError`` that says how to get them."""
+    try:
+        return importlib.import_module("brevitas.nn")
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"quantised networks need brevitas, which cannot be imported ({error}): "
+            "pip install 'crossdistill[precision]'"
+        ) from error
+
+
+class RunningRange(nn.Module):
+    """Quantises activations of a tensor to unsigned integers between two running bounds, which a learned gain stretches.
+
+    A batch's bounds are the means over its samples of each one's smallest and largest value; zero is always within, and
+    is an integer itself, so that padding stays exact. The running bounds are those of the first batch, then move
+    towards those of every batch in train mode, like BatchNorm's statistics. The gain learns how much to clip
+    (Bai et al., BatchQuant, NeurIPS 2021, learn a factor of running statistics in the same way).
+
+    brevitas builds it and calls it as its ``tensor_quant``.
+
+    Args:
+        int_quant: brevitas' rounding to integers and back.
+        int_scaling_impl: Bits to the number of steps between the bounds.
+        bit_width_impl: Gives the bits.
+    """
+
+    def __init__(self, int_quant: nn.Module, int_scaling_impl: nn.Module, bit_width_impl: nn.Module) -> None:
+        super().__init__()
+        self.int_quant = int_quant
+        self.int_scaling_impl = int_scaling_impl
+        self.bit_width_impl = bit_width_impl
+        self.gain = nn.Parameter(torch.ones(()))
+        self.register_buffer("bounds", torch.tensor([0.0, 1.0]))
+        self.register_buffer("num_batches", torch.zeros(()))
+
+    bounds: Tensor
+    num_batches: Tensor
+
+    def forward(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Give values that integers can hold, their scale, zero point and bits."""
+        if self.training:
+            self.observe(values)
+        bits = self.bit_width_impl()
+        num_steps = self.int_scaling_impl(bits)
+        low, high = self.bounds[0], self.bounds[1]
+        span = (high - low).clamp(min=1e-6)
+        scale = span * self.gain.abs().clamp(min=1e-3) / num_steps
+        zero_point = torch.round(-low / span * num_steps)
+        return self.int_quant(scale, zero_point, bits, values), scale, zero_point, bits
+
+    @torch.no_grad()
+    def observe(self, values: Tensor) -> None:
+        """Move the running bounds towards those of a batch [B, ...]."""
+        self.num_batches += 1
+        self.bounds.lerp_(bounds_of(values), (1 / self.num_batches).clamp(min=RANGE_MOMENTUM))
+
+
+def bounds_of(values: Tensor) -> Tensor:
+    """[2]: the means over samples [B, ...] of the smallest and of the largest value, with zero between them."""
+    samples = values.detach().float()
+    inner = tuple(range(1, samples.dim()))
+    low, high = samples.amin(dim=inner), samples.amax(dim=inner)
+    return torch.stack([low.mean().clamp(max=0), high.mean().clamp(min=0)])
+
+
+def quantize(encoder: Encoder, widths: BitWidths) -> Encoder:
+    """Make an encoder one of few bits, in place; it is then trained, saved and loaded like any other.
+
+    Convolutions (2D, 3D), linear layers and ``nn.MultiheadAttention`` get weights of ``weight_bits``, symmetric with one
+    scale for each output channel, and inputs of ``activation_bits`` with one range for each tensor. The first
+    convolutions have 8 bits for both. What a convolution gives has 8 bits (after the BatchNorm that follows it, which
+    stays a layer of its own). Everything else stays in floating point: other norms, activation functions, sums, pooling,
+    attention that is not ``nn.MultiheadAttention`` between its linear layers, and heads and classifiers outside the
+    body. So do layers whose weights the network reads instead of calling them; ``float_layers`` names those.
+
+    Weights keep their values and names; activations' ranges come with names of their own. Until the first batch in
+    train mode the ranges are those of noise.
+
+    Args:
+        encoder: With the weights to start from.
+        widths: How many bits.
+
+    Raises:
+        UserError: brevitas is absent, the encoder is quantised already, or it has no layer that can be.
+    """
+    if encoder.quantize is not None:
+        raise UserError(f"{encoder.name} is quantised to {encoder.quantize} already: start from one that is not")
+    qnn = require_brevitas()
+    with torch.random.fork_rng(devices=[]):  # new layers draw weights, which the old ones' replace
+        called, norms = _survey(encoder)
+        if not called:
+            raise UserError(f"{encoder.name} has no convolution, linear layer or attention that can be quantised")
+        for name in called:
+            layer = encoder.body.get_submodule(name)
+            is_stem = name in (encoder.stem, *encoder.more_stems)
+            own = BitWidths(STEM_BITS, STEM_BITS) if is_stem else widths
+            _put(encoder.body, name, _quantised(layer, own, qnn, has_norm=name in norms))
+        for convolution, norm in norms.items():
+            _quantise_norm(encoder.body.get_submodule(norm), convolution, qnn)
+    hand_on_scales(encoder, are_handed_on=False)
+    _range_on_noise(encoder)
+    encoder.quantize = str(widths)
+    return encoder
+
+
+def float_layers(encoder: Encoder) -> list[str]:
+    """Names of the body's layers with weights that stay in floating point although their kind can be quantised."""
+    inside = [name for name, layer in encoder.body.named_modules() if hasattr(layer, "input_quant")]
+    inside += [name for name, layer in encoder.body.named_modules() if isinstance(layer, nn.MultiheadAttention)]
+    return [
+        name
+        for name, layer in encoder.body.named_modules()
+        if isinstance(layer, REPLACED)
+        and not hasattr(layer, "input_quant")
+        and not any(name.startswith(f"{other}.") for other in inside)
+    ]
+
+
+def _survey(encoder: Encoder) -> tuple[list[str], dict[str, str]]:
+    """Names of the layers to replace, in the order in which they are called, and the BatchNorm after each convolution.
+
+    Only what is called counts: some networks hand a layer's weights to a function, past whatever takes its place.
+    """
+    called: list[str] = []
+    norms: dict[str, str] = {}
+    newest: list[tuple[str, Tensor]] = []
+
+    def note(name: str, layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if newest and inputs[0] is newest[-1][1] and _can_fold(layer):
+            norms[newest[-1][0]] = name
+        if _can_replace(layer) and name not in called:
+            called.append(name)
+        newest[:] = [(name, output)] if isinstance(layer, CONVOLUTIONS) else []
+
+    hooks = [
+        layer.register_forward_hook(lambda layer, inputs, output, name=name: note(name, layer, inputs, output))
+        for name, layer in encoder.body.named_modules()
+        if isinstance(layer, (*REPLACED, *NORMS))
+    ]
+    try:
+        _embed_noise(encoder, num_clips=1)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return called, norms
+
+
+def _can_replace(layer: nn.Module) -> bool:
+    """Whether it is of a kind that brevitas has, and computes as that kind does: subclasses may not."""
+    kind = next((kind for kind in REPLACED if isinstance(layer, kind)), None)
+    methods = ("forward", "_conv_forward")
+    return kind is not None and all(getattr(type(layer), m, None) is getattr(kind, m, None) for m in methods)
+
+
+def _can_fold(norm: nn.Module) -> bool:
+    return type(norm) in NORMS and norm.running_mean is not None and norm.weight is not None
+
+
+def _embed_noise(encoder: Encoder, *, num_clips: int) -> None:
+    """Run the body in eval mode on clips of unit variance, the same each time; no generator moves."""
+    view = encoder.view
+    weight = next(encoder.body.parameters())
+    clip = torch.randn(
+        num_clips,
+        view.kind.channels,
+        view.num_frames,
+        view.size_px,
+        view.size_px,
+        generator=torch.Generator().manual_seed(0),
+    )
+    with _mode_of(encoder.body, is_training=False), torch.no_grad():
+        encoder(clip.to(weight.device))
+
+
+@contextlib.contextmanager
+def _mode_of(module: nn.Module, *, is_training: bool) -> Iterator[None]:
+    was_training = module.training
+    module.train(is_training)
+    try:
+        yield
+    finally:
+        module.train(was_training)
+
+
+def _put(body: nn.Module, name: str, layer: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(body.get_submodule(parent), leaf, layer)
+
+
+def _quantised(layer: nn.Module, widths: BitWidths, qnn: ModuleType, *, has_norm: bool) -> nn.Module:
+    """Brevitas' layer in the place of a plain one, with the same weights."""
+    weights, inputs, outputs = _weights(widths.weight_bits), _ranged(widths.activation_bits), _ranged(OUTPUT_BITS)
+    bias = layer.in_proj_bias is not None if isinstance(layer, nn.MultiheadAttention) else layer.bias is not None
+    new: nn.Module
+    if isinstance(layer, nn.MultiheadAttention):
+        new = _quantised_attention(layer, qnn, weights=weights, activations=inputs)
+    elif isinstance(layer, nn.Linear):
+        new = qnn.QuantLinear(layer.in_features, layer.out_features, bias, weight_quant=weights, input_quant=inputs)
+    else:
+        assert isinstance(layer, CONVOLUTIONS)
+        new = (qnn.QuantConv2d if isinstance(layer, nn.Conv2d) else qnn.QuantConv3d)(
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel_size,
+            stride=layer.stride,
+            padding=layer.padding,
+            dilation=layer.dilation,
+            groups=layer.groups,
+            padding_mode=layer.padding_mode,
+            bias=bias,
+            weight_quant=weights,
+            input_quant=inputs,
+            output_quant=None if has_norm else outputs,
+        )
+    new.load_state_dict(layer.state_dict(), strict=False)  # what is missing are the ranges
+    return new.to(next(layer.parameters()).device).train(layer.training)
+
+
+def _quantised_attention(
+    layer: nn.MultiheadAttention, qnn: ModuleType, *, weights: type, activations: type
+) -> nn.Module:
+    """Attention whose projections and both products between tokens take integers."""
+    new: nn.Module = qnn.QuantMultiheadAttention(
+        layer.embed_dim,
+        layer.num_heads,
+        dropout=layer.dropout,
+        bias=layer.in_proj_bias is not None,
+        batch_first=layer.batch_first,
+        in_proj_input_quant=activations,
+        in_proj_weight_quant=weights,
+        in_proj_bias_quant=None,
+        attn_output_weights_quant=activations,
+        q_scaled_quant=activations,
+        k_transposed_quant=activations,
+        v_quant=activations,
+        out_proj_input_quant=activations,
+        out_proj_weight_quant=weights,
+        out_proj_bias_quant=None,
+    )
+    return new
+
+
+def _weights(bits: int) -> type:
+    """Brevitas' description of weights: signed, symmetric, the scale of each output channel its largest weight's."""
+    base = importlib.import_module("brevitas.quant").Int8WeightPerChannelFloat
+    return type("Weights", (base,), {"bit_width": bits})
+
+
+def _ranged(bits: int) -> type:
+    """Brevitas' description of activations: ``RunningRange``."""
+    base = importlib.import_module("brevitas.quant.base").UintQuant
+    solver = importlib.import_module("brevitas.quant.solver").ActQuantSolver
+    per_tensor = importlib.import_module("brevitas.inject.enum").ScalingPerOutputType.TENSOR
+    described = {
+        "tensor_quant": RunningRange,
+        "bit_width": bits,
+        "scaling_per_output_type": per_tensor,
+        "restrict_scaling_type": "fp",
+    }
+    return type("Activations", (base, solver), described)
+
+
+def _quantise_norm(norm: nn.Module, convolution: str, qnn: ModuleType) -> None:
+    """Let a BatchNorm give 8 bits, and remember which convolution it can be folded into."""
+    norm.output_quant = qnn.QuantIdentity(act_quant=_ranged(OUTPUT_BITS)).train(norm.training)
+    norm.register_forward_hook(_quantise_output)
+    norm.folds_into = convolution  # type: ignore[assignment]
+
+
+def _quantise_output(norm: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    quantised: Tensor = norm.output_quant(output)  # type: ignore[operator]
+    return quantised
+
+
+def hand_on_scales(encoder: nn.Module, *, are_handed_on: bool) -> None:
+    """Whether brevitas' layers hand on scales with values: exports want that, training is faster without."""
+    for module in encoder.modules():
+        if hasattr(module, "skip_create_quant_tensor"):
+            module.skip_create_quant_tensor = not are_handed_on
+
+
+def _range_on_noise(encoder: Encoder) -> None:
+    """Set all ranges to those of noise; the first batch of training replaces them."""
+    ranges = [module for module in encoder.body.modules() if isinstance(module, RunningRange)]
+    hooks = [module.register_forward_pre_hook(lambda module, inputs: module.observe(inputs[0])) for module in ranges]
+    _embed_noise(encoder, num_clips=NUM_NOISE_CLIPS)
+    for hook in hooks:
+        hook.remove()
+    for module in ranges:
+        module.num_batches.zero_()
+
+
+def fold_norms(body: nn.Module) -> None:
+    """Fold BatchNorms into the convolutions before them, in place and for inference; the integers stay as they were.
+
+    A weight's scale is its channel's largest weight, so that a factor of the channel moves the scale alone.
+    """
+    merge_bn = importlib.import_module("brevitas.nn.utils").merge_bn
+    for name, norm in list(body.named_modules()):
+        convolution = getattr(norm, "folds_into", None)
+        if convolution is not None:
+            merge_bn(body.get_submodule(convolution), norm)
+            _put(body, name, norm.output_quant)  # type: ignore[arg-type]
+
+
+def quantise_biases(body: nn.Module) -> None:
+    """Give linear layers biases of 32 bits, in place and for inference: without, no runtime's integer layer fits them.
+
+    Their scale is that of the products that they are added to, so that the rounding is far below that of the inputs.
+    """
+    described = importlib.import_module("brevitas.quant").Int32Bias
+    for layer in body.modules():
+        if isinstance(layer, (nn.Linear, *CONVOLUTIONS)) and hasattr(layer, "bias_quant") and layer.bias is not None:
+            layer.bias_quant = described.proxy_class(layer, described).eval()

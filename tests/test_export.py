@@ -1,0 +1,118 @@
+"""Students in onnxruntime: the same embeddings, and integers where integers were asked for."""
+
+import pytest
+import torch
+from torch import nn
+
+from crossdistill import export
+from crossdistill.cli import main as cli
+from crossdistill.encoders import create_encoder, wrap_encoder
+from crossdistill.errors import UserError
+from crossdistill.export import FLOAT_OPERATORS, export_onnx, noise_clips
+from crossdistill.precision import BitWidths, quantize
+from crossdistill.student import save_student
+
+pytest.importorskip("brevitas")
+pytest.importorskip("onnxoptimizer")
+runtime = pytest.importorskip("onnxruntime")
+
+
+def trained(name, widths=None, **view):
+    """An encoder whose statistics and ranges have seen a few batches, as after training."""
+    torch.manual_seed(0)
+    encoder = create_encoder(name, size_px=32, **view)
+    if widths is not None:
+        quantize(encoder, widths)
+    with torch.no_grad():
+        for seed in range(3):
+            encoder.train()(noise_clips(encoder, 4) + 0.1 * seed)
+    return encoder.eval()
+
+
+def embed(path, clips):
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(["embeddings"], {"clips": clips.numpy()})[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "view", "widths", "num_convolutions"),
+    [
+        ("rgb_r3d10", {"num_frames": 4}, BitWidths(8, 8), 12),
+        ("rgb_r3d10", {"num_frames": 4}, BitWidths(4, 4), 12),
+        ("image_resnet18", {}, BitWidths(4, 8), 20),
+    ],
+)
+def test_export__a_quantised_network_runs_on_integers_with_the_same_embeddings(
+    tmp_path, name, view, widths, num_convolutions
+):
+    encoder, path = trained(name, widths, **view), tmp_path / "student.onnx"
+    agreement = export_onnx(encoder, path, noise_clips(encoder, 4))
+    assert agreement.operators == {"QLinearConv": num_convolutions}
+    clips = noise_clips(encoder, 3) + 0.2  # neither those that were compared nor as many
+    similarity = nn.functional.cosine_similarity(embed(path, clips), encoder(clips).detach())
+    assert min(similarity.min(), agreement.min_cosine) >= 0.99
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.patches, self.out = nn.Conv2d(3, 16, 8, 8), nn.Linear(16, 24)
+        self.attention = nn.MultiheadAttention(16, 4, batch_first=True)
+        self.mlp = nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16))
+
+    def forward(self, frames):
+        tokens = self.patches(frames).flatten(2).transpose(1, 2)
+        tokens = tokens + self.attention(tokens, tokens, tokens, need_weights=False)[0]
+        return self.out((tokens + self.mlp(tokens)).mean(dim=1))
+
+
+def test_export__attention_and_linear_layers_run_on_integers(tmp_path):
+    torch.manual_seed(0)
+    view = create_encoder("image_resnet18", size_px=32).view
+    encoder = quantize(
+        wrap_encoder(Attention(), view=view, embed_dim=24, stem="patches").eval(), BitWidths(4, 8)
+    )
+    agreement = export_onnx(encoder, tmp_path / "student.onnx", noise_clips(encoder, 4))
+    # One convolution; two projections, two products of attention, two layers of the MLP, the last layer.
+    assert agreement.num_integer == 8 and not set(agreement.operators) & set(FLOAT_OPERATORS)
+    assert agreement.min_cosine >= 0.99
+
+
+def test_export__a_float_network_agrees_closely_and_takes_any_batch(tmp_path):
+    encoder, path = trained("flow_r3d10", num_frames=4), tmp_path / "student.onnx"
+    agreement = export_onnx(encoder, path, noise_clips(encoder, 2))
+    assert agreement.max_difference < 1e-5 and agreement.num_integer == 0
+    clips = noise_clips(encoder, 5)
+    torch.testing.assert_close(embed(path, clips), encoder(clips).detach(), atol=1e-5, rtol=1e-5)
+
+
+def test_export__refuses_what_differs_and_writes_nothing(tmp_path, monkeypatch):
+    encoder = trained("rgb_r3d10", num_frames=4)
+    clips = noise_clips(encoder, 2)
+    monkeypatch.setattr(export, "_run", lambda *given, **more: (encoder(clips).flip(1).detach(), {}))
+    with pytest.raises(UserError, match=r"onnxruntime's embeddings of rgb_r3d10 differ .* nothing was written"):
+        export_onnx(encoder, tmp_path / "student.onnx", clips)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_export__what_the_exporter_cannot_write_is_one_sentence(tmp_path):
+    encoder = trained("flow_tiny3d_8", num_frames=8)  # two moments are stretched to four
+    with pytest.raises(UserError, match=r"PyTorch cannot write flow_tiny3d_8 as ONNX at 8 frames .*adaptive_avg_pool3d"):
+        export_onnx(encoder, tmp_path / "student.onnx", noise_clips(encoder, 2))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_export__without_its_packages_says_how_to_get_them(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    encoder = create_encoder("rgb_r3d10", num_frames=4, size_px=32)
+    with pytest.raises(UserError, match=r"need onnxruntime.*pip install 'crossdistill\[export\]'"):
+        export_onnx(encoder, tmp_path / "student.onnx", noise_clips(encoder, 2))
+
+
+def test_command__compares_on_real_clips_and_says_what_it_found(tmp_path, toy_folder, capsys):
+    save_student(trained("flow_tiny3d_8", BitWidths(4, 8), num_frames=16), tmp_path / "student", facts={})
+    out = tmp_path / "student.onnx"
+    cli(["export", str(tmp_path), "--to", "onnx", "--out", str(out), "--data", str(toy_folder), "--clips", "3"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "flow_tiny3d_8 w4a8" in said and "on 3 clips of" in said and "executes 4 QLinearConv" in said
+    assert out.stat().st_size > 1000

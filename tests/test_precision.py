@@ -1,0 +1,264 @@
+"""Students of few bits: what their layers hold, and that they train, stop, go on and load like any other."""
+
+import copy
+import json
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import crossdistill
+from crossdistill.checkpoint import Checkpoints, load_optimizer_state, optimizer_state
+from crossdistill.encoders import create_encoder, wrap_encoder
+from crossdistill.errors import UserError
+from crossdistill.precision import (
+    BitWidths,
+    RunningRange,
+    bounds_of,
+    float_layers,
+    fold_norms,
+    parse_bit_widths,
+    quantize,
+)
+from crossdistill.runner import Execution
+from crossdistill.student import load_student, save_student
+from crossdistill.train import main as train
+from crossdistill.types import View
+
+pytest.importorskip("brevitas")
+
+
+def small(name="rgb_r3d10", *, seed=0, **view):
+    torch.manual_seed(seed)
+    return create_encoder(name, **({"num_frames": 4, "size_px": 32} | view))
+
+
+def clips(num_clips=4, *, seed=1):
+    return torch.randn(num_clips, 3, 4, 32, 32, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def made():
+    """An rgb_r3d10 before and after; copied by tests that change it."""
+    encoder = small()
+    return encoder, quantize(copy.deepcopy(encoder), BitWidths(4, 8))
+
+
+@pytest.mark.parametrize("text", ["w1a8", "w4a9", "w4", "4,8", "w4a8x", ""])
+def test_bit_widths__are_two_to_eight(text):
+    assert parse_bit_widths("w2a8") == BitWidths(2, 8) and str(BitWidths(2, 8)) == "w2a8"
+    with pytest.raises(UserError, match="give wXaY .* each 2 to 8, for example w4a8"):
+        parse_bit_widths(text)
+
+
+def test_quantize__weights_are_integers_of_their_width_and_the_stem_of_eight_bits(made):
+    encoder, quantised = made
+    layers = {name: layer for name, layer in quantised.body.named_modules() if hasattr(layer, "weight_quant")}
+    plain = {name for name, layer in encoder.body.named_modules() if isinstance(layer, nn.Conv3d)}
+    assert set(layers) == plain and float_layers(quantised) == [] and quantised.quantize == "w4a8"
+    for name, layer in layers.items():
+        largest = 127 if name == encoder.stem else 7
+        weights = layer.quant_weight().detach().flatten(1)
+        scales = layer.weight.detach().flatten(1).abs().amax(dim=1, keepdim=True) / largest
+        torch.testing.assert_close(weights / scales, (weights / scales).round(), atol=1e-4, rtol=0)
+        assert (layer.weight - layer.quant_weight()).abs().flatten(1).le(0.51 * scales).all()
+
+
+def test_quantize__keeps_values_names_and_the_generator(made):
+    encoder, quantised = made
+    own = quantised.body.state_dict()
+    assert all(torch.equal(own[name], value) for name, value in encoder.body.state_dict().items())
+    before = torch.get_rng_state()
+    eight = quantize(copy.deepcopy(encoder), BitWidths(8, 8)).eval()
+    assert torch.equal(before, torch.get_rng_state())
+    similarity = nn.functional.cosine_similarity(eight(clips()), encoder.eval()(clips()))
+    assert 0.99 < similarity.min() < 1 - 1e-7
+    with pytest.raises(UserError, match="quantised to w8a8 already"):
+        quantize(eight, BitWidths(4, 8))
+
+
+def test_running_range__is_that_of_the_first_batch_then_moves_and_zero_stays_zero(made):
+    quantised = copy.deepcopy(made[1])
+    first = next(module for module in quantised.modules() if isinstance(module, RunningRange))
+    of_noise = first.bounds.clone()
+    quantised.eval()(5 * clips())
+    assert torch.equal(first.bounds, of_noise) and first.num_batches == 0
+    quantised.train()(5 * clips())
+    torch.testing.assert_close(first.bounds, bounds_of(5 * clips()))
+    quantised(clips(seed=2)), quantised(clips(seed=2))
+    moved = torch.lerp(bounds_of(5 * clips()), bounds_of(clips(seed=2)), 1 / 2)
+    torch.testing.assert_close(first.bounds, torch.lerp(moved, bounds_of(clips(seed=2)), 1 / 3))
+    values, scale, zero_point, bits = first.eval()(torch.tensor([[0.0, 1.0, -1e4, 1e4]]))
+    assert values[0, 0] == 0 and bits == 8 and (values[0, 1] - 1).abs() <= 0.5 * scale
+    low, high = first.bounds
+    torch.testing.assert_close(values[0, 2:], torch.stack([low, high]), atol=float(scale.detach()), rtol=0)
+
+
+def integers(encoder):
+    """Of each layer's weights."""
+    found = {}
+    for name, layer in encoder.body.named_modules():
+        if hasattr(layer, "weight_quant"):
+            largest = layer.weight.detach().flatten(1).abs().amax(dim=1, keepdim=True)
+            weights = layer.quant_weight().detach().flatten(1) / largest
+            found[name] = (weights * (127 if name == encoder.stem else 7)).round()
+    return found
+
+
+def test_fold_norms__leaves_the_integers_and_the_embeddings():
+    quantised = quantize(small(), BitWidths(4, 8))
+    for step in range(3):
+        quantised.train()(3 * clips(seed=step) + 1)
+    folded = copy.deepcopy(quantised.eval())
+    fold_norms(folded.body)
+    assert not [layer for layer in folded.modules() if isinstance(layer, nn.BatchNorm3d)]
+    before, after = (integers(encoder) for encoder in (quantised, folded))
+    assert len(before) == 12 and all(torch.equal(after[name], value) for name, value in before.items())
+    # Not equal: where sums are ties, an output is rounded to its other neighbour.
+    assert nn.functional.cosine_similarity(folded(clips()), quantised(clips())).min() > 0.99
+
+
+class Mixed(nn.Module):
+    """Attention, a layer that is called, one whose weights are read, and a subclass that computes otherwise."""
+
+    class Doubled(nn.Linear):
+        def forward(self, tokens):
+            return 2 * super().forward(tokens)
+
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 8, 8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.called, self.read, self.doubled = nn.Linear(8, 8), nn.Linear(8, 8), self.Doubled(8, 12)
+
+    def forward(self, frames):
+        tokens = self.patches(frames).flatten(2).transpose(1, 2)
+        tokens = tokens + self.attention(tokens, tokens, tokens, need_weights=False)[0]
+        tokens = nn.functional.linear(self.called(tokens), self.read.weight, self.read.bias)
+        return self.doubled(tokens).mean(dim=1)
+
+
+def mixed():
+    torch.manual_seed(0)
+    view = create_encoder("image_resnet18", size_px=32).view
+    return wrap_encoder(Mixed(), view=view, embed_dim=12, stem="patches")
+
+
+def test_quantize__replaces_what_is_called_and_names_what_stays():
+    encoder = mixed()
+    picture = clips()[:, :, :1]
+    expected = encoder.eval()(picture)
+    quantised = quantize(encoder, BitWidths(8, 8)).eval()
+    assert float_layers(quantised) == ["read", "doubled"]
+    assert nn.functional.cosine_similarity(quantised(picture), expected).min() > 0.99
+    quantised.train()(picture).square().sum().backward()
+    assert quantised.body.attention.in_proj.weight.grad.abs().sum() > 0
+
+
+def test_quantize__needs_a_layer_that_can_be():
+    view = create_encoder("image_resnet18", size_px=32).view
+    body = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(3))
+    with pytest.raises(UserError, match="image_pooled has no convolution"):
+        quantize(wrap_encoder(body, view=view, embed_dim=3, name="image_pooled"), BitWidths(8, 8))
+
+
+def test_quantize__without_brevitas_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "brevitas.nn", None)
+    with pytest.raises(UserError, match=r"pip install 'crossdistill\[precision\]'"):
+        quantize(small(), BitWidths(4, 8))
+
+
+@pytest.mark.parametrize("layout", ["yes", "no"])
+def test_quantised__trains_in_bf16_and_channels_last(made, layout):
+    quantised = copy.deepcopy(made[1]).train()
+    execution = Execution.choose(quantised, precision="bf16", layout=layout)
+    shown = View((clips() * 40 + 100).clamp(0, 255).byte(), torch.ones(4, 3))
+    execution.embed(quantised, shown).square().mean().backward()
+    gradients = [parameter.grad for parameter in quantised.parameters()]
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
+    assert sum(gradient.abs().sum() for gradient in gradients) > 0
+
+
+def test_student_files__hold_the_quantised_network_and_say_so(made, tmp_path):
+    quantised = copy.deepcopy(made[1])
+    quantised.train()(clips())
+    save_student(quantised.eval(), tmp_path, facts={})
+    facts = json.loads((tmp_path / "student.json").read_text())
+    assert facts["quantize"] == "w4a8" and "brevitas" in facts["weights_load_into"] and facts["float_layers"] == []
+    assert set(load_file(tmp_path / "student.safetensors")) == set(quantised.body.state_dict())
+    again = load_student(tmp_path)
+    assert again.quantize == "w4a8" and torch.equal(again(clips()), quantised(clips()))
+
+
+def distiller(objective="compress-2q"):
+    student = quantize(small("rgb_tiny3d_8"), BitWidths(4, 8))
+    made = crossdistill.Distiller(
+        student=student, teacher=small(seed=7), terms=crossdistill.create_terms([objective]), bank_size=8
+    )
+    return made, torch.optim.SGD(made.trainable.parameters(), lr=0.05, momentum=0.9)
+
+
+def step(made, optimizer, seed):
+    made.trainable.train()
+    shown = View((clips(seed=seed) * 40 + 100).clamp(0, 255).byte(), torch.ones(4, 3))
+    ids = torch.arange(4)
+    output = made.compute(
+        made.trainable, crossdistill.PairedBatch(student=shown, teacher=shown, sample_ids=ids, labels=ids)
+    )
+    output.loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    if output.anchors is not None:
+        made.bank.enqueue(output.anchors)
+    made.after_step()
+    return output.loss
+
+
+def test_quantised__goes_on_from_a_checkpoint_to_the_bit_with_its_ema_copy(tmp_path):
+    made, optimizer = distiller()
+    for seed in range(2):
+        step(made, optimizer, seed)
+    content = {
+        "trainable": made.trainable.state_dict(), "optimizer": optimizer_state(optimizer), "task": made.state_dict()
+    }  # fmt: skip
+    Checkpoints(tmp_path).save(2, content)
+    again, other = distiller()
+    content = Checkpoints(tmp_path).load(2)
+    again.trainable.load_state_dict(content["trainable"])
+    load_optimizer_state(other, content["optimizer"])
+    again.load_state_dict(content["task"])
+    for seed in range(2, 4):
+        assert torch.equal(step(made, optimizer, seed), step(again, other, seed))
+    for one, two in ((made.trainable, again.trainable), (made.ema, again.ema)):
+        assert all(torch.equal(value, two.state_dict()[name]) for name, value in one.state_dict().items())
+    gains = [value for name, value in made.trainable.named_parameters() if name.endswith(".gain")]
+    assert any(gain != 1 for gain in gains)
+
+
+@pytest.mark.parametrize("objective", ["simreg", "token-matching", "rkd"])
+def test_quantised__learns_from_other_kinds_of_objectives(objective):
+    made, optimizer = distiller(objective)
+    losses = [float(step(made, optimizer, seed=0)) for _ in range(4)]
+    assert losses[-1] < losses[0]
+
+
+def test_train__quantises_the_students_and_not_the_teacher(tmp_path, toy_folder, teacher_file, capsys):
+    sizes = ["--student-frames", "4", "--student-size", "32", "--teacher-frames", "4", "--teacher-size", "32"]
+    short = ["--epochs", "1", "--batch-size", "8", "--bank-size", "16", "--workers", "0", "--tracker", "none"]
+    pair = ["--teacher", "rgb_r3d10_gn", "--teacher-weights", str(teacher_file), "--student", "flow_tiny3d_8"]
+    command = [*pair, *sizes, *short, "--data", str(toy_folder), "--knn-clips", "0"]
+    train([*command, "--quantize", "w4a8", "--out", str(tmp_path / "run")])
+    student = load_student(tmp_path / "run")
+    assert student.quantize == "w4a8" and float_layers(student) == []
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["configuration"]["pair"]["quantize"] == "w4a8"
+    (results,) = json.loads((tmp_path / "run" / "results.json").read_text()).values()
+    assert len(results) == 3
+    for options, message in (
+        (["--quantize", "w9a8"], "'w9a8' is no supported bit width"),
+        (["--student-weights", str(tmp_path / "run")], "quantised to w4a8: add --quantize w4a8"),
+    ):
+        with pytest.raises(SystemExit):
+            train([*command, *options, "--out", str(tmp_path / "other")])
+        assert message in capsys.readouterr().err
