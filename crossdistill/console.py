@@ -37,9 +37,10 @@ def progress_bar(*fields: str, unit: str = "", is_shown: bool = True) -> Progres
 
 def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table; the first column is left-aligned and never cut, numbers are right-aligned."""
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for i, name in enumerate(header):
         table.add_column(name, justify="left" if i == 0 else "right", no_wrap=i == 0, overflow="fold")
     for row in rows:
         table.add_row(*row)
+    console.print(title, highlight=False)  # not the table's own, which is wrapped where the table is narrow
     console.print(table)

@@ -23,7 +23,7 @@ from crossdistill.errors import UserError
 MIN_BITS, MAX_BITS = 2, 8
 MAX_SIGNED_8_BIT = 127
 STEM_BITS = 8
-"""Of the first convolutions, whatever is asked for: they are a small part of the work and see the pictures themselves."""
+"""Of the first convolutions, whatever is asked for: they are a small part of the work and see the very pictures."""
 OUTPUT_BITS = 8
 """Of what a convolution gives, after its normalisation: that is what lets a runtime stay with integers."""
 RANGE_MOMENTUM = 0.1
@@ -73,7 +73,7 @@ def require_brevitas() -> ModuleType:
 
 
 class RunningRange(nn.Module):
-    """Quantises activations of a tensor to unsigned integers between two running bounds, which a learned gain stretches.
+    """Quantises activations of a tensor to unsigned integers between two running bounds, stretched by a learned gain.
 
     A batch's bounds are the means over its samples of each one's smallest and largest value; zero is always within, and
     is an integer itself, so that padding stays exact. The running bounds are those of the first batch, then move
@@ -130,10 +130,10 @@ def bounds_of(values: Tensor) -> Tensor:
 def quantize(encoder: Encoder, widths: BitWidths) -> Encoder:
     """Make an encoder one of few bits, in place; it is then trained, saved and loaded like any other.
 
-    Convolutions (2D, 3D), linear layers and ``nn.MultiheadAttention`` get weights of ``weight_bits``, symmetric with one
+    Convolutions (2D, 3D), linear layers and ``nn.MultiheadAttention`` get weights of ``weight_bits``, symmetric with a
     scale for each output channel, and inputs of ``activation_bits`` with one range for each tensor. The first
     convolutions have 8 bits for both. What a convolution gives has 8 bits (after the BatchNorm that follows it, which
-    stays a layer of its own). Everything else stays in floating point: other norms, activation functions, sums, pooling,
+    stays a layer of its own). Everything else stays in floating point: other norms, activations, sums, pooling,
     attention that is not ``nn.MultiheadAttention`` between its linear layers, and heads and classifiers outside the
     body. So do layers whose weights the network reads instead of calling them; ``float_layers`` names those.
 
@@ -340,7 +340,7 @@ def hand_on_scales(encoder: nn.Module, *, are_handed_on: bool) -> None:
     """Whether brevitas' layers hand on scales with values: exports want that, training is faster without."""
     for module in encoder.modules():
         if hasattr(module, "skip_create_quant_tensor"):
-            module.skip_create_quant_tensor = not are_handed_on
+            setattr(module, "skip_create_quant_tensor", not are_handed_on)  # noqa: B010 - mypy takes it for a tensor
 
 
 def _range_on_noise(encoder: Encoder) -> None:
@@ -364,7 +364,7 @@ def fold_norms(body: nn.Module) -> None:
         convolution = getattr(norm, "folds_into", None)
         if convolution is not None:
             merge_bn(body.get_submodule(convolution), norm)
-            _put(body, name, norm.output_quant)  # type: ignore[arg-type]
+            _put(body, name, norm.output_quant)
 
 
 def quantise_biases(body: nn.Module) -> None:

@@ -95,7 +95,7 @@ def test_check_pair__builds_a_network_of_ones_own_with_values(tmp_path):
         "    body = torch.nn.Sequential(torch.nn.Flatten(), layer)\n"
         "    return crossdistill.wrap_encoder(body, name='flow_mine', view=view, embed_dim=7)\n"
     )
-    check_pair(parse(["--student", "flow_r3d10", "--teacher", f"{tmp_path}/mine.py:make"]))
+    check_pair(parse(["--student", "flow_r3d10", "--teacher", f"{tmp_path}/mine.py:make", "--teacher-weights", "own"]))
 
 
 def test_check_pair__own_weights_are_for_networks_of_ones_own():

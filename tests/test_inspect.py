@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 from collections import Counter
 from fractions import Fraction
@@ -62,7 +63,7 @@ def mixed(tmp_path: Path) -> Manifest:
 
 def printed_rows(text: str) -> list[list[str]]:
     """Cells of all printed tables."""
-    return [[cell.strip() for cell in line.strip("│┃\n ").split("│")] for line in text.splitlines() if "│" in line]
+    return [re.split(r"\s{2,}", line.strip()) for line in text.splitlines() if "  " in line.strip()]
 
 
 def test_inspect__tables(mixed, capsys):

@@ -49,7 +49,7 @@ def made():
 @pytest.mark.parametrize("text", ["w1a8", "w4a9", "w4", "4,8", "w4a8x", ""])
 def test_bit_widths__are_two_to_eight(text):
     assert parse_bit_widths("w2a8") == BitWidths(2, 8) and str(BitWidths(2, 8)) == "w2a8"
-    with pytest.raises(UserError, match="give wXaY .* each 2 to 8, for example w4a8"):
+    with pytest.raises(UserError, match=r"give wXaY .* each 2 to 8, for example w4a8"):
         parse_bit_widths(text)
 
 
@@ -90,7 +90,7 @@ def test_running_range__is_that_of_the_first_batch_then_moves_and_zero_stays_zer
     quantised(clips(seed=2)), quantised(clips(seed=2))
     moved = torch.lerp(bounds_of(5 * clips()), bounds_of(clips(seed=2)), 1 / 2)
     torch.testing.assert_close(first.bounds, torch.lerp(moved, bounds_of(clips(seed=2)), 1 / 3))
-    values, scale, zero_point, bits = first.eval()(torch.tensor([[0.0, 1.0, -1e4, 1e4]]))
+    values, scale, _, bits = first.eval()(torch.tensor([[0.0, 1.0, -1e4, 1e4]]))
     assert values[0, 0] == 0 and bits == 8 and (values[0, 1] - 1).abs() <= 0.5 * scale
     low, high = first.bounds
     torch.testing.assert_close(values[0, 2:], torch.stack([low, high]), atol=float(scale.detach()), rtol=0)
