@@ -11,11 +11,11 @@ PROJECT_FOLDER = Path(__file__).resolve().parent.parent
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Where several workers share the cores, each computes on one: threads of torch would wait for each other."""
-    if hasattr(config, "workerinput"):
-        import torch
-
-        torch.set_num_threads(1)
+    """Where several workers share the cores, each keeps to one: threads of torch would wait for those of the others."""
+    worker = getattr(config, "workerinput", None)
+    if worker is not None and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker["workerid"].removeprefix("gw")) % len(cores)]})
 
 
 @pytest.fixture(scope="session")
