@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from crossdistill.encoders.base import Encoder
 from crossdistill.errors import UserError
@@ -28,6 +29,8 @@ OUTPUT_BITS = 8
 """Of what a convolution gives, after its normalisation: that is what lets a runtime stay with integers."""
 RANGE_MOMENTUM = 0.1
 NUM_NOISE_CLIPS = 2
+NOISE_FRAMES, NOISE_PX = 2, 8
+"""Between independent values of noise."""
 CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm2d, nn.BatchNorm3d)
 REPLACED = (*CONVOLUTIONS, nn.Linear, nn.MultiheadAttention)
@@ -161,6 +164,9 @@ def quantize(encoder: Encoder, widths: BitWidths) -> Encoder:
             _put(encoder.body, name, _quantised(layer, own, qnn, has_norm=name in norms))
         for convolution, norm in norms.items():
             _quantise_norm(encoder.body.get_submodule(norm), convolution, qnn)
+    for module in encoder.body.modules():
+        if hasattr(module, "fused_activation_quant_proxy"):
+            module.init_tensor_quant = _keep_range
     hand_on_scales(encoder, are_handed_on=False)
     _range_on_noise(encoder)
     encoder.quantize = str(widths)
@@ -220,20 +226,21 @@ def _can_fold(norm: nn.Module) -> bool:
     return type(norm) in NORMS and norm.running_mean is not None and norm.weight is not None
 
 
-def _embed_noise(encoder: Encoder, *, num_clips: int) -> None:
-    """Run the body in eval mode on clips of unit variance, the same each time; no generator moves."""
+def noise_clips(encoder: Encoder, num_clips: int) -> Tensor:
+    """[B, C, T, H, W] of mean 0 and deviation 1 on the CPU: smooth, as pictures are, and the same each time."""
     view = encoder.view
+    coarse = (max(1, view.num_frames // NOISE_FRAMES), *[max(1, view.size_px // NOISE_PX)] * 2)
+    grid = torch.randn(num_clips, view.kind.channels, *coarse, generator=torch.Generator().manual_seed(0))
+    clips = functional.interpolate(grid, (view.num_frames, view.size_px, view.size_px), mode="trilinear")
+    deviation, mean = torch.std_mean(clips, dim=(1, 2, 3, 4), keepdim=True)
+    return (clips - mean) / deviation
+
+
+def _embed_noise(encoder: Encoder, *, num_clips: int) -> None:
+    """Run the body in eval mode; no generator moves."""
     weight = next(encoder.body.parameters())
-    clip = torch.randn(
-        num_clips,
-        view.kind.channels,
-        view.num_frames,
-        view.size_px,
-        view.size_px,
-        generator=torch.Generator().manual_seed(0),
-    )
     with _mode_of(encoder.body, is_training=False), torch.no_grad():
-        encoder(clip.to(weight.device))
+        encoder(noise_clips(encoder, num_clips).to(weight.device))
 
 
 @contextlib.contextmanager
@@ -322,6 +329,13 @@ def _ranged(bits: int) -> type:
         "restrict_scaling_type": "fp",
     }
     return type("Activations", (base, solver), described)
+
+
+def _keep_range() -> None:
+    """Takes the place of what brevitas calls whenever a state is loaded.
+
+    That would make a new ``RunningRange``, and an optimizer would go on with the parameters of the old one.
+    """
 
 
 def _quantise_norm(norm: nn.Module, convolution: str, qnn: ModuleType) -> None:

@@ -21,7 +21,7 @@ cd "$here"
 distil() {
   if [ -f "$out/$1-seed$5/results.json" ]; then return; fi
   "$python" train.py --resume --out "$out/$1-seed$5" --seed "$5" --data "$out/data" --teacher "$2" \
-    --teacher-weights "$3" --teacher-size 112 --student "$4" --student-frames 8 --student-stride 4 --student-size 64 \
+    --teacher-weights "$3" --teacher-size 160 --student "$4" --student-frames 8 --student-stride 4 --student-size 64 \
     --objective compress-1q --bank-size 256 --epochs 30 --batch-size 12 --optimizer adamw --lr 0.002 \
     --weight-decay 0.05 --schedule cosine --warmup-epochs 2 --crop-area-min 0.4 --knn-clips 0 --workers 1
 }
