@@ -166,7 +166,7 @@ def quantize(encoder: Encoder, widths: BitWidths) -> Encoder:
             _quantise_norm(encoder.body.get_submodule(norm), convolution, qnn)
     for module in encoder.body.modules():
         if hasattr(module, "fused_activation_quant_proxy"):
-            module.init_tensor_quant = _keep_range
+            setattr(module, "init_tensor_quant", _keep_range)  # noqa: B010 - mypy takes it for a tensor
     hand_on_scales(encoder, are_handed_on=False)
     _range_on_noise(encoder)
     encoder.quantize = str(widths)
