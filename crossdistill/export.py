@@ -65,13 +65,14 @@ class Agreement:
         return sum(self.operators.get(name, 0) for name in INTEGER_OPERATORS)
 
 
-def export_onnx(encoder: Encoder, path: Path, clips: Tensor) -> Agreement:
+def export_onnx(encoder: Encoder, path: Path, clips: Tensor, *, min_cosine: float | None = None) -> Agreement:
     """Write a student as ONNX, if onnxruntime then gives PyTorch's embeddings.
 
     Args:
         encoder: On the CPU, float or quantised; not changed.
         path: Written over; untouched where the embeddings differ.
         clips: [B, C, T, H, W], normalised, to compare on.
+        min_cosine: Between both embeddings of every clip; if None ``MIN_COSINE``, or ``MIN_COSINE_OF_FEW_BITS``.
 
     Raises:
         UserError: A package is absent, PyTorch's exporter cannot write this network, or the embeddings differ.
@@ -91,7 +92,7 @@ def export_onnx(encoder: Encoder, path: Path, clips: Tensor) -> Agreement:
             max_difference=float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-12)),
             operators=operators,
         )
-        _require_agreement(encoder, agreement)
+        _require_agreement(encoder, agreement, min_cosine)
     return agreement
 
 
@@ -104,15 +105,17 @@ def _require(package: str) -> ModuleType:
         ) from error
 
 
-def _require_agreement(encoder: Encoder, agreement: Agreement) -> None:
+def _require_agreement(encoder: Encoder, agreement: Agreement, min_cosine: float | None) -> None:
     bits = MAX_BITS if encoder.quantize is None else parse_bit_widths(encoder.quantize).activation_bits
-    min_cosine = MIN_COSINE if bits == MAX_BITS else MIN_COSINE_OF_FEW_BITS
+    if min_cosine is None:
+        min_cosine = MIN_COSINE if bits == MAX_BITS else MIN_COSINE_OF_FEW_BITS
     max_difference = MAX_DIFFERENCE if encoder.quantize is None else float("inf")
     if agreement.min_cosine < min_cosine or agreement.max_difference > max_difference:
         raise UserError(
             f"onnxruntime's embeddings of {encoder.name} differ from PyTorch's (cosine {agreement.min_cosine:.4f}, "
             f"allowed {min_cosine}; largest difference {agreement.max_difference:.2g} of the largest value, allowed "
-            f"{max_difference:g}), so nothing was written: compare on real clips (--data), or with another onnxruntime"
+            f"{max_difference:g}), so nothing was written: compare on real clips (--data), train on, or allow it with "
+            "--min-cosine"
         )
 
 
@@ -188,6 +191,8 @@ class Options:
     """A prepared dataset whose clips are compared; noise if absent."""
     clips: int = 8
     """How many clips are compared."""
+    min_cosine: float | None = None
+    """Smallest allowed cosine between both embeddings of a clip; 0.99, or 0.9 if activations have fewer than 8 bits."""
     allow_code: bool = False
     """Run the Python file that a student of one's own network (path/to/file.py:function) names."""
 
@@ -205,7 +210,7 @@ def main(arguments: Sequence[str]) -> None:
         if options.data is None
         else real_clips(encoder, options.data, options.clips)
     )
-    agreement = export_onnx(encoder, options.out, clips)
+    agreement = export_onnx(encoder, options.out, clips, min_cosine=options.min_cosine)
     operators = ", ".join(f"{number} {name}" for name, number in agreement.operators.items())
     console.print(
         f"{options.out}: {encoder.name}{f' {encoder.quantize}' if encoder.quantize else ''}, "

@@ -110,7 +110,7 @@ class RunningRange(nn.Module):
         bits = self.bit_width_impl()
         num_steps = self.int_scaling_impl(bits)
         low, high = self.bounds[0], self.bounds[1]
-        span = (high - low).clamp(min=1e-6)
+        span = (high - low).clamp(min=1e-10)
         scale = span * self.gain.abs().clamp(min=1e-3) / num_steps
         zero_point = torch.round(-low / span * num_steps)
         return self.int_quant(scale, zero_point, bits, values), scale, zero_point, bits

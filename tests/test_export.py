@@ -1,5 +1,7 @@
 """Students in onnxruntime: the same embeddings, and integers where integers were asked for."""
 
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -8,7 +10,7 @@ from crossdistill import export
 from crossdistill.cli import main as cli
 from crossdistill.encoders import create_encoder, wrap_encoder
 from crossdistill.errors import UserError
-from crossdistill.export import FLOAT_OPERATORS, export_onnx
+from crossdistill.export import FLOAT_OPERATORS, export_onnx, real_clips
 from crossdistill.precision import BitWidths, noise_clips, quantize
 from crossdistill.student import save_student
 
@@ -17,16 +19,22 @@ pytest.importorskip("onnxoptimizer")
 runtime = pytest.importorskip("onnxruntime")
 
 
-def trained(name, widths=None, **view):
-    """An encoder whose statistics and ranges have seen a few batches, as after training."""
-    torch.manual_seed(0)
-    encoder = create_encoder(name, size_px=32, **view)
-    if widths is not None:
-        quantize(encoder, widths)
-    with torch.no_grad():
-        for seed in range(3):
-            encoder.train()(noise_clips(encoder, 16) * (1 + 0.1 * seed))
-    return encoder.eval()
+@pytest.fixture
+def trained(toy_folder):
+    """Makes an encoder whose statistics and ranges have seen real clips, as after training."""
+
+    def make(name, widths=None, *, num_frames=None):
+        torch.manual_seed(0)
+        encoder = create_encoder(name, size_px=48 if name.startswith("image") else 32, num_frames=num_frames)
+        if widths is not None:
+            quantize(encoder, widths)
+        clips = real_clips(encoder, toy_folder, 16)
+        with torch.no_grad():
+            for _ in range(3):
+                encoder.train()(clips)
+        return encoder.eval()
+
+    return make
 
 
 def embed(path, clips):
@@ -35,22 +43,23 @@ def embed(path, clips):
 
 
 @pytest.mark.parametrize(
-    ("name", "view", "widths", "num_convolutions", "min_cosine"),
+    ("name", "num_frames", "widths", "num_convolutions", "cosine"),
     [
-        ("rgb_r3d10", {"num_frames": 4}, BitWidths(8, 8), 12, 0.99),
-        ("rgb_tiny3d_8", {"num_frames": 16}, BitWidths(4, 4), 4, 0.95),  # steps of few bits are larger
-        ("image_resnet18", {}, BitWidths(8, 8), 20, 0.98),  # deep and untrained, on noise
+        ("rgb_r3d10", 4, BitWidths(8, 8), 12, 0.99),
+        ("image_squeezenet1_0", None, BitWidths(4, 8), 25, 0.99),
+        ("flow_tiny3d_8", 16, BitWidths(4, 4), 4, 0.95),
     ],
 )
 def test_export__a_quantised_network_runs_on_integers_with_the_same_embeddings(
-    tmp_path, name, view, widths, num_convolutions, min_cosine
+    tmp_path, toy_folder, trained, name, num_frames, widths, num_convolutions, cosine
 ):
-    encoder, path = trained(name, widths, **view), tmp_path / "student.onnx"
-    agreement = export_onnx(encoder, path, noise_clips(encoder, 4))
+    encoder, path = trained(name, widths, num_frames=num_frames), tmp_path / "student.onnx"
+    clips = real_clips(encoder, toy_folder, 7)
+    agreement = export_onnx(encoder, path, clips[:4])
     assert agreement.operators == {"QLinearConv": num_convolutions}
-    clips = noise_clips(encoder, 3) + 0.2  # neither those that were compared nor as many
-    similarity = nn.functional.cosine_similarity(embed(path, clips), encoder(clips).detach())
-    assert min(similarity.min(), agreement.min_cosine) >= min_cosine
+    assert agreement.min_cosine >= cosine
+    similarity = nn.functional.cosine_similarity(embed(path, clips[4:]), encoder(clips[4:]).detach())
+    assert similarity.min() >= cosine  # of neither those that were compared nor as many
 
 
 class Attention(nn.Module):
@@ -76,7 +85,7 @@ def test_export__attention_and_linear_layers_run_on_integers(tmp_path):
     assert agreement.min_cosine >= 0.99
 
 
-def test_export__a_float_network_agrees_closely_and_takes_any_batch(tmp_path):
+def test_export__a_float_network_agrees_closely_and_takes_any_batch(tmp_path, trained):
     encoder, path = trained("flow_r3d10", num_frames=4), tmp_path / "student.onnx"
     agreement = export_onnx(encoder, path, noise_clips(encoder, 2))
     assert agreement.max_difference < 1e-5 and agreement.num_integer == 0
@@ -84,7 +93,7 @@ def test_export__a_float_network_agrees_closely_and_takes_any_batch(tmp_path):
     torch.testing.assert_close(embed(path, clips), encoder(clips).detach(), atol=1e-5, rtol=1e-5)
 
 
-def test_export__refuses_what_differs_and_writes_nothing(tmp_path, monkeypatch):
+def test_export__refuses_what_differs_and_writes_nothing(tmp_path, trained, monkeypatch):
     encoder = trained("rgb_r3d10", num_frames=4)
     clips = noise_clips(encoder, 2)
     monkeypatch.setattr(export, "_run", lambda *given, **more: (encoder(clips).flip(1).detach(), {}))
@@ -93,7 +102,7 @@ def test_export__refuses_what_differs_and_writes_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_export__what_the_exporter_cannot_write_is_one_sentence(tmp_path):
+def test_export__what_the_exporter_cannot_write_is_one_sentence(tmp_path, trained):
     encoder = trained("flow_tiny3d_8", num_frames=8)  # two moments are stretched to four
     with pytest.raises(UserError, match=r"cannot write flow_tiny3d_8 as ONNX at 8 frames .*adaptive_avg_pool3d"):
         export_onnx(encoder, tmp_path / "student.onnx", noise_clips(encoder, 2))
@@ -101,13 +110,13 @@ def test_export__what_the_exporter_cannot_write_is_one_sentence(tmp_path):
 
 
 def test_export__without_its_packages_says_how_to_get_them(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
     encoder = create_encoder("rgb_r3d10", num_frames=4, size_px=32)
     with pytest.raises(UserError, match=r"need onnxruntime.*pip install 'crossdistill\[export\]'"):
         export_onnx(encoder, tmp_path / "student.onnx", noise_clips(encoder, 2))
 
 
-def test_command__compares_on_real_clips_and_says_what_it_found(tmp_path, toy_folder, capsys):
+def test_command__compares_on_real_clips_and_says_what_it_found(tmp_path, toy_folder, trained, capsys):
     save_student(trained("flow_tiny3d_8", BitWidths(4, 8), num_frames=16), tmp_path / "student", facts={})
     out = tmp_path / "student.onnx"
     cli(["export", str(tmp_path), "--to", "onnx", "--out", str(out), "--data", str(toy_folder), "--clips", "3"])
