@@ -18,8 +18,9 @@ from crossdistill.encoders import Encoder
 from crossdistill.errors import UserError, unknown_name
 
 NUM_ATTENTION_HEADS = 4
-Compares = Literal["features", "tokens", "logits"]
-"""What an objective is given: embeddings [B, D], tokens [B, E, T, H, W] on the teacher's grid, or logits [B, N]."""
+Compares = Literal["features", "tokens", "logits", "labels"]
+"""What an objective is given: embeddings [B, D], tokens [B, E, T, H, W] on the teacher's grid, logits [B, N], or of the
+student logits [B, N] and instead of a teacher labels [B]."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ class Adapter:
     takes_tokens: bool = False
     """Whether it is given the student's tokens, or its pooled features."""
     gives: Compares = "features"
-    """What comes out of it."""
+    """What it makes it possible to compare."""
     keeps_dim: bool = False
     """Whether its output has the student's number of features or channels; the teacher's otherwise."""
 
@@ -212,6 +213,7 @@ ADAPTERS: dict[str, Adapter] = {
     "classifier": Adapter(
         lambda student, teacher: nn.Linear(student.embed_dim, teacher.num_classes or 0), gives="logits"
     ),
+    "labels": Adapter(lambda student, labels: nn.Linear(student.embed_dim, labels.num_classes or 0), gives="labels"),
     "grid": Adapter(
         lambda student, teacher: GridResampler(_tokens(teacher)[1:]),
         takes_tokens=True,

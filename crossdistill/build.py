@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +14,30 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from crossdistill.config import RunConfig, to_dict
+from crossdistill.config import PairConfig, RunConfig, several, to_dict
 from crossdistill.console import console
 from crossdistill.data.dataset import Entry, PairedClips, check_entries, entries_of
+from crossdistill.data.distort import distort
 from crossdistill.data.manifest import MANIFEST_NAME, Manifest
 from crossdistill.data.transforms import Augmentation
-from crossdistill.distiller import Distiller, Tower
+from crossdistill.distiller import Distiller, FrozenTeacher, SelfTeacher, Teacher, Tower
 from crossdistill.distributed import decide_on_first
 from crossdistill.encoders import Encoder, create_encoder, is_from_file
 from crossdistill.encoders.weights import load_tensors, load_weights, read_public_weights
 from crossdistill.engine import TrainingPlan
 from crossdistill.errors import UserError
-from crossdistill.hardware import uses_bf16
+from crossdistill.hardware import free_memory_bytes, uses_bf16
 from crossdistill.objectives import Term, create_terms
 from crossdistill.precision import parse_bit_widths, quantize, require_brevitas
 from crossdistill.runner import Execution
 from crossdistill.schedule import learning_rate
+from crossdistill.standardize import standardize_teachers
 from crossdistill.student import find_student, load_student, read_facts
 from crossdistill.supervised import SupervisedTask
 from crossdistill.teacher_cache import CachedTeacher, TeacherCache, describe_clips, weights_source
 from crossdistill.types import ViewSpec
 
+BANK_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 RUNS_FOLDER = Path("runs")
 TOYACTIONS_FOLDER = Path("data/toyactions")
 AUTO = "auto"
@@ -45,6 +48,8 @@ NUM_IMAGE_TEACHER_FRAMES = 4
 HEAD_BASE_WIDTH = 128
 # Added to --seed for the heads, so that none begins with the numbers of the encoder's first layers.
 HEAD_SEED_SHIFT = 1 << 32
+# The name of the teacher that is the student's own EMA copy.
+SELF = "self"
 # Evaluations on held-out clips in one run, unless --knn-every-epochs says otherwise.
 NUM_EVALUATIONS = 5
 
@@ -61,7 +66,45 @@ def open_teacher_cache(config: RunConfig) -> tuple[TeacherCache | None, RunConfi
         raise UserError("--supervised learns from labels, not from a teacher: leave --teacher-cache out")
     cache = TeacherCache(config.pair.teacher_cache)
     cache.require_complete()
-    return cache, replace(config, pair=replace(config.pair, teacher=config.pair.teacher or cache.key["teacher"]))
+    if len(config.pair.teacher) > 1 or config.objective.standardize != "none":
+        raise UserError(
+            "--teacher-cache is for one teacher whose embeddings are taken as they are: leave it out, or give one "
+            "--teacher and --standardize none"
+        )
+    return cache, replace(config, pair=replace(config.pair, teacher=config.pair.teacher or (cache.key["teacher"],)))
+
+
+@dataclass(frozen=True)
+class TeacherOptions:
+    """What the command line says of one teacher."""
+
+    name: str
+    weights: str
+    num_frames: int | None = None
+    stride: int | None = None
+    size_px: int | None = None
+
+
+def chosen_teachers(config: RunConfig) -> list[TeacherOptions]:
+    """The teachers in the order in which they were given; options that were given once are all theirs.
+
+    Raises:
+        UserError: An option was given neither once nor once for each teacher.
+    """
+    pair = config.pair
+    names = {
+        "--teacher-weights": pair.teacher_weights,
+        "--teacher-frames": pair.teacher_frames or (None,),
+        "--teacher-stride": pair.teacher_stride or (None,),
+        "--teacher-size": pair.teacher_size or (None,),
+    }
+    for option, values in names.items():
+        if len(values) not in (1, len(pair.teacher)):
+            raise UserError(
+                f"{option} has {len(values)} values for {len(pair.teacher)} teachers: give one for all, or one for each"
+            )
+    each = [values * len(pair.teacher) if len(values) == 1 else values for values in names.values()]
+    return [TeacherOptions(name, *own) for name, *own in zip(pair.teacher, *each, strict=True)]
 
 
 def replay_cached_clips(config: RunConfig, cache: TeacherCache, dataset: PairedClips) -> PairedClips:
@@ -70,15 +113,15 @@ def replay_cached_clips(config: RunConfig, cache: TeacherCache, dataset: PairedC
     Raises:
         UserError: It was made of another teacher, other clips or other options; the sentence names the first.
     """
-    pair = config.pair
-    view = {"num_frames": pair.teacher_frames, "stride": pair.teacher_stride, "size_px": pair.teacher_size}
+    (teacher,) = chosen_teachers(config)
+    view = {"num_frames": teacher.num_frames, "stride": teacher.stride, "size_px": teacher.size_px}
     wants: dict[str, Any] = {
-        "teacher": pair.teacher,
+        "teacher": teacher.name,
         "teacher_view": {name: value for name, value in view.items() if value is not None},
         **describe_clips(dataset, split=config.data.split),
     }
-    if pair.teacher_weights != AUTO:
-        wants["teacher_weights"] = weights_source(pair.teacher_weights)
+    if teacher.weights != AUTO:
+        wants["teacher_weights"] = weights_source(teacher.weights)
     cache.require(wants)
     return dataset.replayed(cache.replay())
 
@@ -93,16 +136,18 @@ def check_pair(config: RunConfig, cache: TeacherCache | None = None) -> None:
     pair = config.pair
     if pair.student is None:
         raise UserError("no student was given: add for example --student flow_r3d18 (crossdistill encoders lists all)")
-    if pair.supervised and pair.teacher is not None:
+    if pair.supervised and pair.teacher:
         raise UserError(
-            f"--supervised learns from labels, not from the teacher {pair.teacher!r}: leave one of them out"
+            f"--supervised learns from labels, not from the teacher {pair.teacher[0]!r}: leave one of them out"
         )
-    if not pair.supervised and pair.teacher is None:
+    if not pair.supervised and not pair.teacher:
         raise UserError("no teacher was given: add for example --teacher rgb_r3d50, or --supervised to use labels")
-    if pair.quantize is not None:
-        parse_bit_widths(pair.quantize)
+    if pair.precision is not None:
+        parse_bit_widths(pair.precision)
         require_brevitas()
     terms = _terms(config)
+    if config.optimization.batch_size == 1 and any(term.adapter.startswith("mlp") for term in terms):
+        raise UserError("an MLP between student and loss normalises by the batch: give --batch-size 2 or more")
     student = _on_meta(
         pair.student,
         pair.student_weights,
@@ -110,33 +155,45 @@ def check_pair(config: RunConfig, cache: TeacherCache | None = None) -> None:
         stride=pair.student_stride,
         size_px=pair.student_size,
     )
-    teacher = None
+    if pair.student_weights is not None:
+        _check_weights_exist("--student-weights", pair.student_weights, student)
     if cache is not None:
         cache.require_fit(terms)
         for term in terms:
             term.require_fit(student=student, teacher=cache.encoder())
-    elif pair.teacher is not None:
-        teacher = _on_meta(
-            pair.teacher,
-            pair.teacher_weights,
-            num_frames=pair.teacher_frames,
-            stride=pair.teacher_stride,
-            size_px=pair.teacher_size,
-        )
-        for term in terms:
-            term.require_fit(student=student, teacher=teacher, is_loaded=False)
-    if config.optimization.batch_size == 1 and any(term.adapter.startswith("mlp") for term in terms):
-        raise UserError("an MLP between student and loss normalises by the batch: give --batch-size 2 or more")
-    if pair.teacher_weights == OWN and not is_from_file(pair.teacher or ""):
+        return
+    if SELF in pair.teacher:
+        _check_self(config, terms)
+        return
+    for teacher in chosen_teachers(config):
+        _check_teacher(teacher, student, terms)
+
+
+def _check_teacher(options: TeacherOptions, student: Encoder, terms: list[Term]) -> None:
+    view = {"num_frames": options.num_frames, "stride": options.stride, "size_px": options.size_px}
+    teacher = _on_meta(options.name, options.weights, **view)
+    for term in terms:
+        term.require_fit(student=student, teacher=teacher, is_loaded=False)
+    if options.weights == OWN and not is_from_file(options.name):
         raise UserError(
             f"--teacher-weights own is for a teacher path/to/file.py:function that loads its weights itself, not for "
-            f"{pair.teacher}: give a weight file or a run's folder"
+            f"{options.name}: give a weight file or a run's folder"
         )
-    teacher_weights = None if pair.teacher_weights in (AUTO, OWN) else pair.teacher_weights
-    given = (("--teacher-weights", teacher_weights, teacher), ("--student-weights", pair.student_weights, student))
-    for option, weights, encoder in given:
-        if weights is not None and encoder is not None:
-            _check_weights_exist(option, weights, encoder)
+    if options.weights not in (AUTO, OWN):
+        _check_weights_exist("--teacher-weights", options.weights, teacher)
+
+
+def _check_self(config: RunConfig, terms: list[Term]) -> None:
+    pair = config.pair
+    if len(pair.teacher) > 1 or pair.rounds > 1 or config.objective.standardize != "none":
+        raise UserError(
+            "--teacher self stands alone, with one round and --standardize none: what it gives changes while it trains"
+        )
+    if pair.teacher_weights != (AUTO,) or pair.teacher_frames or pair.teacher_stride or pair.teacher_size:
+        raise UserError("--teacher self begins as the student and sees what it sees: give --student-… options alone")
+    for term in terms:
+        if term.objective.compares == "logits":
+            raise UserError(f"the objective {term.name} needs a classifier, and --teacher self has none: try seed")
 
 
 def _on_meta(name: str, weights: str | None, **view: int | None) -> Encoder:
@@ -196,37 +253,35 @@ def create_student(config: RunConfig, *, is_fresh: bool = False) -> Encoder:
     )
     if pair.student_weights is not None and not is_fresh:
         _load_from(student, pair.student_weights, option="--student-weights", adapt_stem=True)
-    if pair.quantize is not None and student.quantize is None:
-        quantize(student, parse_bit_widths(pair.quantize))
-    if student.quantize != pair.quantize:
+    if pair.precision is not None and student.quantize is None:
+        quantize(student, parse_bit_widths(pair.precision))
+    if student.quantize != pair.precision:
         raise UserError(
             f"--student-weights {pair.student_weights} are of a student quantised to {student.quantize}: "
-            f"add --quantize {student.quantize}, or start from one that is not quantised"
+            f"add --precision {student.quantize}, or start from one that is not quantised"
         )
     return student
 
 
-def create_teacher(config: RunConfig, weights: str, student_view: ViewSpec) -> Encoder:
-    """Build the teacher with its weights.
+def create_teacher(options: TeacherOptions, student_view: ViewSpec) -> Encoder:
+    """Build a teacher with its weights.
 
     Args:
-        config: The run's.
-        weights: A weight file, a run's or student's folder, or ``own``.
+        options: With weights that are known: a weight file, a run's or student's folder, or ``own``.
         student_view: Tells an image teacher how long the student's clips are.
     """
-    pair = config.pair
-    assert pair.teacher is not None
+    weights = options.weights
     trained = _stored_view(weights)
-    num_frames = pair.teacher_frames or trained.get("num_frames")
-    stride = pair.teacher_stride or trained.get("stride")
-    size_px = pair.teacher_size or trained.get("size_px")
-    stored = _stored_config(pair.teacher, weights)
-    teacher = create_encoder(pair.teacher, num_frames=num_frames, stride=stride, size_px=size_px, config=stored)
+    num_frames = options.num_frames or trained.get("num_frames")
+    stride = options.stride or trained.get("stride")
+    size_px = options.size_px or trained.get("size_px")
+    stored = _stored_config(options.name, weights)
+    teacher = create_encoder(options.name, num_frames=num_frames, stride=stride, size_px=size_px, config=stored)
     if not teacher.view.kind.has_time and student_view.kind.has_time:
         own = teacher.view.num_frames if teacher.view.num_frames > 1 else NUM_IMAGE_TEACHER_FRAMES
-        num_frames = pair.teacher_frames or own
+        num_frames = options.num_frames or own
         span = student_view.num_frames * student_view.stride
-        stride = pair.teacher_stride or max(1, span // num_frames)
+        stride = options.stride or max(1, span // num_frames)
         teacher.view = replace(teacher.view, num_frames=num_frames, stride=stride)
     if weights != OWN:
         _load_from(teacher, weights, option="--teacher-weights")
@@ -290,44 +345,52 @@ def training_set(
     manifests: list[Manifest],
     *,
     student_view: ViewSpec,
-    teacher_view: ViewSpec | None,
+    teacher_views: Sequence[ViewSpec],
     accelerator: Accelerator,
 ) -> PairedClips:
     """The training clips of all datasets: the split's train part, and without --supervised what is in no split.
 
     How many of them the preparation had to skip is printed.
     """
-    uses_labels = config.pair.supervised
+    uses_labels = learns_from_labels(config)
+    option = "--supervised" if config.pair.supervised else "the objective cross-entropy"
+    views = [student_view, *teacher_views]
     entries: list[Entry] = []
     for manifest in manifests:
-        for view in (student_view, teacher_view):
-            if view is not None:
-                manifest.require_stream(view.kind.stream, wanted_by=f"a {view.modality} encoder")
+        for view in views:
+            manifest.require_stream(view.kind.stream, wanted_by=f"a {view.modality} encoder")
         if uses_labels and not manifest.classes:
-            raise UserError(f"--supervised needs labels, and the dataset {manifest.root} has none: leave it out")
+            raise UserError(f"{option} needs labels, and the dataset {manifest.root} has none: leave it out")
         entries += entries_of(manifest, _training_positions(manifest, config.data.split, uses_labels=uses_labels))
     usable = [entry for entry in entries if entry.video.is_usable]
-    check_evaluated_clips(config, manifests, [view for view in (student_view, teacher_view) if view is not None])
+    check_evaluated_clips(config, manifests, views)
     if len(usable) < len(entries):
         num_skipped = len(entries) - len(usable)
         announce(accelerator, f"{num_skipped} of {len(entries)} training videos were skipped in preparation: left out")
     if uses_labels and len(manifests) > 1:
-        raise UserError(f"--supervised takes one dataset, not {len(manifests)}: their classes differ")
+        raise UserError(f"{option} takes one dataset, not {len(manifests)}: their classes differ")
     is_mirrored = {
         "yes": True,
         "no": False,
         "auto": not uses_labels or all(manifest.flip_keeps_label for manifest in manifests),
     }[config.data.mirror]
+    augmentation = Augmentation(area_min=config.data.crop_area_min, mirror_probability=0.5 if is_mirrored else 0.0)
     return PairedClips(
         usable,
         student_view=student_view,
-        teacher_view=teacher_view,
-        augmentation=Augmentation(area_min=config.data.crop_area_min, mirror_probability=0.5 if is_mirrored else 0.0),
+        teacher_views=teacher_views,
+        augmentation=augmentation,
+        teacher_augmentation=augmentation if SELF in config.pair.teacher else None,
         seed=config.machine.seed,
         replace_unreadable=True,
         decoder=config.data.decoder,
         short_clips=config.data.short_clips,
     )
+
+
+def learns_from_labels(config: RunConfig) -> bool:
+    """Whether the run needs the clips' classes."""
+    return config.pair.supervised or any(term.objective.compares == "labels" for term in _terms(config))
 
 
 def check_evaluated_clips(config: RunConfig, manifests: list[Manifest], views: list[ViewSpec]) -> None:
@@ -357,7 +420,7 @@ def choose_execution(
         accelerator,
         lambda: uses_bf16(
             encoder,
-            setting=config.machine.precision,
+            setting=config.machine.mixed_precision,
             device=accelerator.device,
             training_batch_size=config.optimization.batch_size if is_trained else None,
         ),
@@ -382,9 +445,24 @@ def _terms(config: RunConfig) -> list[Term]:
 
 
 def create_distiller(
-    config: RunConfig, *, student: Encoder, teacher: Encoder | TeacherCache, accelerator: Accelerator
+    config: RunConfig,
+    *,
+    student: Encoder,
+    teachers: Sequence[Encoder] | TeacherCache,
+    dataset: PairedClips,
+    num_classes: int,
+    accelerator: Accelerator,
 ) -> Distiller:
-    """Student, teacher, objective and bank as configured."""
+    """Student, teachers, objectives and banks as configured.
+
+    Args:
+        config: The run's.
+        student: Trained.
+        teachers: Frozen in place; empty for ``--teacher self``.
+        dataset: The training clips, by which teachers are standardised.
+        num_classes: Of the labels; 0 without.
+        accelerator: Tells the processes apart.
+    """
 
     def gather(tensor: Tensor) -> Tensor:
         gathered: Tensor = accelerator.gather(tensor)
@@ -392,19 +470,63 @@ def create_distiller(
 
     objective = config.objective
     student_execution = choose_execution(config, student, accelerator, is_trained=True)
+    taught_by: list[Teacher]
+    if isinstance(teachers, TeacherCache):
+        taught_by = [CachedTeacher(teachers, accelerator.device)]
+    elif SELF in config.pair.teacher:
+        taught_by = [SelfTeacher(student, student_execution, momentum=objective.ema_momentum)]
+    else:
+        taught_by = [
+            FrozenTeacher(teacher, choose_execution(config, teacher, accelerator), number=number)
+            for number, teacher in enumerate(teachers)
+        ]
+    if objective.standardize != "none":
+        taught_by = standardize_teachers(
+            taught_by,
+            dataset,
+            method=objective.standardize,
+            accelerator=accelerator,
+            batch_size=config.optimization.batch_size,
+            num_workers=config.machine.workers,
+        )
+    check_bank_memory(config, student, taught_by, accelerator)
     # Heads begin with the same weights whatever was built before them: a teacher, or its cache.
     torch.manual_seed(config.machine.seed + HEAD_SEED_SHIFT)
     return Distiller(
         student=student,
-        teacher=teacher if isinstance(teacher, Encoder) else CachedTeacher(teacher, accelerator.device),
+        teachers=taught_by,
         terms=_terms(config),
         bank_size=objective.bank_size,
-        bank_dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[objective.bank_dtype],
+        bank_dtype=BANK_DTYPES[objective.bank_dtype],
         ema_momentum=objective.ema_momentum,
+        teacher_drop=objective.teacher_drop,
+        num_classes=num_classes or None,
+        distort=distort if config.data.strong_views else None,
         student_execution=student_execution,
-        teacher_execution=choose_execution(config, teacher, accelerator) if isinstance(teacher, Encoder) else None,
         gather=gather,
     )
+
+
+def check_bank_memory(
+    config: RunConfig, student: Encoder, teachers: Sequence[Teacher], accelerator: Accelerator
+) -> None:
+    """Raise a ``UserError`` before training if the memory banks have no room on the device."""
+    terms, size = _terms(config), config.objective.bank_size
+    if all(term.objective.student_anchors is None for term in terms):
+        return
+    has_student_side = any(term.fills_student_side for term in terms)
+    num_values = sum(
+        teacher.encoder.embed_dim + (max(student.embed_dim, teacher.encoder.embed_dim) if has_student_side else 0)
+        for teacher in teachers
+    )
+    num_bytes = size * num_values * BANK_DTYPES[config.objective.bank_dtype].itemsize
+    free = free_memory_bytes(accelerator.device)
+    if free is not None and num_bytes > free:
+        raise UserError(
+            f"a bank of {size} anchors needs {num_bytes / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free on "
+            f"{accelerator.device}: lower --bank-size"
+            + ("" if config.objective.bank_dtype == "bf16" else ", or choose --bank-dtype bf16")
+        )
 
 
 def create_supervised(
@@ -474,7 +596,7 @@ def run_folder(config: RunConfig) -> Path:
     """--out; if absent ``runs/<student>-from-<teacher>``, numbered so that no run is written over."""
     if config.machine.out is not None:
         return config.machine.out
-    source = "labels" if config.pair.supervised else _file_name(config.pair.teacher or "")
+    source = "labels" if config.pair.supervised else "-and-".join(_file_name(name) for name in config.pair.teacher)
     base = RUNS_FOLDER / f"{_file_name(config.pair.student or '')}-from-{source}"
     taken = [base, *(base.with_name(f"{base.name}-{i}") for i in range(2, 10_000))]
     first_free = next(i for i, path in enumerate(taken) if not path.exists())
@@ -489,42 +611,53 @@ def _file_name(encoder: str) -> str:
 def identity(config: RunConfig) -> dict[str, Any]:
     """What a resumed run must have in common with the run it goes on with."""
     values = to_dict(config)
-    kept = ("seed", "precision", "channels_last")
+    kept = ("seed", "mixed_precision", "channels_last")
     values["machine"] = {key: values["machine"][key] for key in kept}
     for key in ("max_unreadable", "decoder"):  # of no effect on what is learned: every decoder gives the same frames
         del values["data"][key]
     return values
 
 
-def teacher_config(config: RunConfig, folder: Path, manifests: list[Manifest]) -> RunConfig:
-    """The run that makes the teacher of this run, when there are no weights for it.
+def teacher_config(config: RunConfig, teacher: TeacherOptions, folder: Path, manifests: list[Manifest]) -> RunConfig:
+    """The run that makes a teacher of this run, when there are no weights for it.
 
     Its folder is named after its options and what the datasets hold, so that a teacher of other clips is never taken.
     """
     pair = replace(
-        config.pair,
-        teacher=None,
-        teacher_cache=None,
-        quantize=None,
+        PairConfig(),
         supervised=True,
-        teacher_weights=AUTO,
-        student=config.pair.teacher,
-        student_weights=None,
-        student_frames=config.pair.teacher_frames,
-        student_stride=config.pair.teacher_stride,
-        student_size=config.pair.teacher_size,
-        teacher_frames=None,
-        teacher_stride=None,
-        teacher_size=None,
+        student=teacher.name,
+        student_frames=teacher.num_frames,
+        student_stride=teacher.stride,
+        student_size=teacher.size_px,
     )
     recipe = config.teacher_training
     optimization = replace(config.optimization, epochs=recipe.teacher_epochs, lr=recipe.teacher_lr)
-    made = replace(config, pair=pair, optimization=optimization, objective=type(config.objective)())
+    data = replace(config.data, strong_views=False)
+    made = replace(config, pair=pair, data=data, optimization=optimization, objective=type(config.objective)())
     clips = [[video.to_json() for video in manifest.videos] for manifest in manifests]
     key = hashlib.sha256(json.dumps([identity(made), clips], sort_keys=True).encode()).hexdigest()[:8]
-    out = folder.parent / "teachers" / f"{_file_name(config.pair.teacher or '')}-{key}"
+    out = folder.parent / "teachers" / f"{_file_name(teacher.name)}-{key}"
     machine = replace(config.machine, out=out, resume=True, evaluate=False)
     return replace(made, machine=machine)
+
+
+def round_config(config: RunConfig, folder: Path, number: int) -> RunConfig:
+    """One round of self-distillation: its own folder and seed, and from the second on the last student as teacher."""
+    pair = replace(config.pair, rounds=1)
+    if number > 1:
+        pair = replace(
+            pair,
+            supervised=False,
+            teacher=several(pair.student),
+            teacher_weights=(str(folder / f"round-{number - 1}"),),
+            teacher_cache=None,
+            teacher_frames=(),
+            teacher_stride=(),
+            teacher_size=(),
+        )
+    machine = replace(config.machine, out=folder / f"round-{number}", seed=config.machine.seed + number - 1)
+    return replace(config, pair=pair, machine=machine)
 
 
 def trains_its_own_teacher(manifests: list[Manifest]) -> bool:
@@ -532,18 +665,20 @@ def trains_its_own_teacher(manifests: list[Manifest]) -> bool:
     return [manifest.dataset for manifest in manifests] == ["toyactions"]
 
 
-def published_teacher_weights(config: RunConfig) -> str:
-    """The name of the weights that the teacher's library publishes for its modality.
+def with_published_weights(options: TeacherOptions) -> TeacherOptions:
+    """For ``auto`` the weights that the teacher's library publishes for its modality.
 
     Raises:
         UserError: There are none.
     """
-    name = config.pair.teacher or ""
+    name = options.name
+    if options.weights != AUTO:
+        return options
     with contextlib.nullcontext() if is_from_file(name) else torch.device("meta"):
         teacher = create_encoder(name)
     for public in teacher.public_weights:
         if teacher.view.modality in public.modalities:
-            return public.name
+            return replace(options, weights=public.name)
     raise UserError(
         f"there are no known weights for the teacher {name}: give --teacher-weights FILE"
         f"{' (or own, if it loads them itself)' if is_from_file(name) else ''}, or train it with "

@@ -28,7 +28,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from crossdistill import build
-from crossdistill.config import DataConfig, MachineConfig, PairConfig, RunConfig
+from crossdistill.config import DataConfig, MachineConfig, PairConfig, RunConfig, several
 from crossdistill.console import console, progress_bar
 from crossdistill.data.dataset import PairedClips, make_loader
 from crossdistill.data.manifest import Manifest
@@ -92,7 +92,7 @@ class Options:
     """Processes that decode, per process."""
     decoder: Decoder = "pyav"
     """Which library reads the videos."""
-    precision: Precision = "auto"
+    mixed_precision: Precision = "auto"
     """In which the teacher runs; as in training."""
     max_unreadable: float = 0.05
     """Share of the clips of a file that may turn out unreadable before the command stops."""
@@ -105,12 +105,12 @@ class Options:
         """The training whose clips these are, as far as it matters to them."""
         return RunConfig(
             pair=PairConfig(
-                teacher=self.teacher,
+                teacher=several(self.teacher),
                 student=self.student,
-                teacher_weights=self.teacher_weights,
-                teacher_frames=self.teacher_frames,
-                teacher_stride=self.teacher_stride,
-                teacher_size=self.teacher_size,
+                teacher_weights=several(self.teacher_weights),
+                teacher_frames=several(self.teacher_frames),
+                teacher_stride=several(self.teacher_stride),
+                teacher_size=several(self.teacher_size),
                 student_frames=self.student_frames,
                 student_stride=self.student_stride,
             ),
@@ -122,7 +122,7 @@ class Options:
                 decoder=self.decoder,
                 short_clips=self.short_clips,
             ),
-            machine=_machine(seed=self.seed, precision=self.precision),
+            machine=_machine(seed=self.seed, mixed_precision=self.mixed_precision),
         )
 
 
@@ -158,9 +158,9 @@ def _require_at_least(options: Options | VerifyOptions, least: dict[str, int]) -
             raise UserError(f"{option} {getattr(options, name)} cannot work: give {smallest} or more")
 
 
-def _machine(*, seed: int, precision: Precision) -> MachineConfig:
+def _machine(*, seed: int, mixed_precision: Precision) -> MachineConfig:
     """That of a run that evaluates nothing."""
-    return MachineConfig(seed=seed, precision=precision, evaluate=False, knn_clips=0)
+    return MachineConfig(seed=seed, mixed_precision=mixed_precision, evaluate=False, knn_clips=0)
 
 
 @friendly_errors
@@ -218,11 +218,8 @@ def fill(options: Options, accelerator: Accelerator | None = None) -> Path:
     accelerator = accelerator or Accelerator(mixed_precision="no")
     use_all_cores(accelerator)
     manifests = build.open_datasets(config, accelerator)
-    weights = options.teacher_weights
-    if weights == build.AUTO:
-        weights = build.published_teacher_weights(config)
-    source, clips = _open_source(
-        config, manifests, weights, options, student_view=build.create_student(config).view, accelerator=accelerator
+    source, clips, weights = _open_source(
+        config, manifests, options, student_view=build.create_student(config).view, accelerator=accelerator
     )
     key: dict[str, Any] = {
         **describe_teacher(source.teacher.encoder, weights=weights, weights_sha256=source.teacher.identity[1]),
@@ -250,19 +247,20 @@ def fill(options: Options, accelerator: Accelerator | None = None) -> Path:
 def _open_source(
     config: RunConfig,
     manifests: list[Manifest],
-    weights: str,
     options: Options | VerifyOptions,
     *,
     student_view: ViewSpec,
     accelerator: Accelerator,
-) -> tuple[Source, PairedClips]:
-    """The teacher with its clips, and the clips of the training that they belong to."""
-    teacher = build.create_teacher(config, weights, student_view)
+) -> tuple[Source, PairedClips, str]:
+    """The teacher with its clips, the clips of the training that they belong to, and the name of its weights."""
+    (chosen,) = build.chosen_teachers(config)
+    chosen = build.with_published_weights(chosen)
+    teacher = build.create_teacher(chosen, student_view)
     clips = build.training_set(
-        config, manifests, student_view=student_view, teacher_view=teacher.view, accelerator=accelerator
+        config, manifests, student_view=student_view, teacher_views=[teacher.view], accelerator=accelerator
     )
     frozen = FrozenTeacher(teacher, build.choose_execution(config, teacher, accelerator))
-    return Source(frozen, clips.of_teacher(), options.batch_size, options.workers), clips
+    return Source(frozen, clips.of_teachers(), options.batch_size, options.workers), clips, chosen.weights
 
 
 def _announce_work(cache: TeacherCache, missing: Sequence[Shard], num_processes: int) -> None:
@@ -393,16 +391,13 @@ def verify(options: VerifyOptions) -> None:
     cache = TeacherCache(options.cache)
     cache.require_complete()
     config = _cached_config(cache, options)
-    weights = options.teacher_weights
-    if weights == build.AUTO:
-        weights = build.published_teacher_weights(config)
     accelerator = Accelerator(mixed_precision="no")
     seen = cache.key["student_view"]
     kind = get_modality(seen["modality"])
     student_view = ViewSpec(**seen, size_px=1, mean=kind.mean, std=kind.std)  # its pictures are never read
     manifests = build.open_datasets(config, accelerator)
-    source, clips = _open_source(
-        config, manifests, weights, options, student_view=student_view, accelerator=accelerator
+    source, clips, weights = _open_source(
+        config, manifests, options, student_view=student_view, accelerator=accelerator
     )
     live = describe_teacher(source.teacher.encoder, weights=weights, weights_sha256=source.teacher.identity[1])
     del live["teacher_weights"]  # a copy of the file, or another way to name it: the values are compared
@@ -427,11 +422,11 @@ def _cached_config(cache: TeacherCache, options: VerifyOptions) -> RunConfig:
     """The training that a cache was made for, with the teacher's own view as it was."""
     key, view = cache.key, cache.teacher_view
     pair = PairConfig(
-        teacher=options.teacher or key["teacher"],
-        teacher_weights=options.teacher_weights,
-        teacher_frames=view.num_frames,
-        teacher_stride=view.stride,
-        teacher_size=view.size_px,
+        teacher=several(options.teacher or key["teacher"]),
+        teacher_weights=several(options.teacher_weights),
+        teacher_frames=(view.num_frames,),
+        teacher_stride=(view.stride,),
+        teacher_size=(view.size_px,),
     )
     data = DataConfig(
         data=options.data,
@@ -441,7 +436,7 @@ def _cached_config(cache: TeacherCache, options: VerifyOptions) -> RunConfig:
         decoder=options.decoder,
         short_clips=key["short_clips"],
     )
-    return RunConfig(pair=pair, data=data, machine=_machine(seed=cache.seed, precision=key["precision"]))
+    return RunConfig(pair=pair, data=data, machine=_machine(seed=cache.seed, mixed_precision=key["precision"]))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from crossdistill.errors import UserError, unknown_name
 
@@ -27,30 +27,43 @@ NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
+def several(value: Any) -> tuple[Any, ...]:
+    """One value, several or none (None) as a tuple, so that a file may say ``teacher: rgb_r3d50``."""
+    if value is None:
+        return ()
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(several)]
+Counts = Annotated[tuple[Count, ...], BeforeValidator(several)]
+
+
 @dataclass(frozen=True)
 class PairConfig:
     """Who learns from whom."""
 
     __pydantic_config__ = STRICT
 
-    teacher: str | None = None
-    """Frozen encoder to learn from, for example rgb_r3d50, or path/to/file.py:function; see `crossdistill encoders`."""
+    teacher: Names = ()
+    """Frozen encoder to learn from, for example rgb_r3d50, or path/to/file.py:function; see `crossdistill encoders`.
+    Several may be given. self: the student's own EMA copy (ISD; see configs/isd.yaml)."""
     student: str | None = None
     """Encoder to train, for example flow_r3d18."""
     supervised: bool = False
     """Train the student with labels and no teacher: how teachers are made, and the baseline to beat."""
-    teacher_weights: str = "auto"
+    teacher_weights: Names = ("auto",)
     """A weight file, published weights by name (kinetics400, imagenet), a run's student folder, own (what
-    path/to/file.py:function itself loads), or auto: the published ones; on toyactions a teacher trained first."""
+    path/to/file.py:function itself loads), or auto: the published ones; on toyactions a teacher trained first.
+    One for all teachers, or one for each; so for the next three."""
     teacher_cache: Path | None = None
     """The teacher's embeddings, made by `crossdistill cache`: neither the teacher nor its stream is then needed."""
     student_weights: str | None = None
     """A weight file, published weights by name, or a student folder to start from; fresh weights if absent."""
-    teacher_frames: Count | None = None
+    teacher_frames: Counts = ()
     """Frames the teacher sees; if absent its own number (an image teacher of a clip student: 4)."""
-    teacher_stride: Count | None = None
+    teacher_stride: Counts = ()
     """Video frames between the teacher's frames; its own if absent."""
-    teacher_size: Count | None = None
+    teacher_size: Counts = ()
     """Height and width of the teacher's view in pixels; its own if absent."""
     student_frames: Count | None = None
     """Frames the student sees; its own number if absent."""
@@ -58,7 +71,9 @@ class PairConfig:
     """Video frames between the student's frames; its own if absent."""
     student_size: Count | None = None
     """Height and width of the student's view in pixels; its own if absent."""
-    quantize: str | None = None
+    rounds: Count = 1
+    """Self-distillation: so many students after each other, from the second on taught by the one before."""
+    precision: str | None = None
     """Train a student of few bits, for example w4a8: weights of 4 bits and activations of 8, each 2 to 8 (brevitas)."""
 
 
@@ -74,6 +89,9 @@ class DataConfig:
     """Which official split: trains on its train part, evaluates on its test part."""
     crop_area_min: Annotated[float, Field(gt=0, le=1)] = 0.2
     """Smallest share of the picture that a random crop keeps."""
+    strong_views: bool = False
+    """Distort what the student sees, not what the teachers see: other contrast and brightness, erased boxes. With
+    --teacher self both crop for themselves as well."""
     mirror: Literal["auto", "yes", "no"] = "auto"
     """Mirror half of the clips; auto: yes, unless labels are used and mirroring changes them."""
     max_unreadable: Share = 0.05
@@ -93,8 +111,9 @@ class ObjectiveConfig:
     objective: tuple[str, ...] = ("compress-2q",)
     """One or a sum of several, each name or name:weight, for example compress-1q simreg:0.5. By similarities to the
     bank: compress-2q (student anchors from its EMA copy), compress-2q-live (from itself), compress-1q (the teacher's),
-    seed, infonce. By embeddings: simreg, cosine, smooth-l1. By relations in the batch: rkd. By tokens: token-matching,
-    attention-transfer. By class probabilities, if the teacher has a classifier: kd, dkd, dist."""
+    seed, infonce, bingo. By embeddings: simreg, cosine, smooth-l1, mse. By relations in the batch: rkd. By tokens:
+    token-matching, attention-transfer. By class probabilities, if the teacher has a classifier: kd, dkd, dist. With
+    labels beside another: cross-entropy (MARS: cross-entropy mse:50)."""
     adapter: Literal["auto", "identity", "linear", "mlp2", "mlp3", "mlp4", "temporal-pool", "attention-pool"] = "auto"
     """Between the student's features and the loss, dropped after training; auto: each objective's own."""
     temperature: Positive | None = None
@@ -106,7 +125,12 @@ class ObjectiveConfig:
     bank_dtype: Literal["fp32", "bf16"] = "fp32"
     """How anchors are stored."""
     ema_momentum: Share = 0.999
-    """How much of the EMA copy stays at each step (compress-2q)."""
+    """How much of the EMA copy stays at each step (compress-2q, --teacher self)."""
+    standardize: Literal["none", "mean-variance", "phi-s"] = "none"
+    """Bring the embeddings of each teacher to mean 0 and variance 1 before they are compared: every feature by itself,
+    or phi-s: all by one factor after a rotation that makes them equal. For several teachers of different scales."""
+    teacher_drop: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Of several teachers, how often each is left out of a batch (the one that the student is worst at never is)."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +189,7 @@ class MachineConfig:
     """Go on from the newest whole checkpoint in --out."""
     seed: CountOrZero = 0
     """Seed of weights, order and augmentation."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    mixed_precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 on GPUs that have it, and on CPUs with AMX if its gradients repeat to the bit."""
     channels_last: Literal["auto", "yes", "no"] = "auto"
     """Channels last in memory; auto: on GPUs, and on CPUs for encoders that it makes faster."""

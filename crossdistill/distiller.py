@@ -1,12 +1,14 @@
-"""A student that is trained, a teacher that is frozen, and the bank between them.
+"""A student that is trained, its teachers, and the banks between them.
 
-Shapes: B batch, D student features, E teacher features.
+Shapes: B batch, D student features, E teacher features, N classes.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 
 from crossdistill.adapters import Compares, Sizes, get_adapter, require_trained_by_tokens
 from crossdistill.encoders import Encoder
+from crossdistill.encoders.base import Classifier
 from crossdistill.encoders.weights import weights_hash
 from crossdistill.errors import UserError
 from crossdistill.memory_bank import MemoryBank
@@ -32,14 +35,23 @@ class Task(Protocol):
 
     trainable: Tower
     """Wrapped for several processes by the engine, and nothing else is."""
-    bank: MemoryBank | None
+
+    @property
+    def bank_fill(self) -> float | None:
+        """Share of the memory bank that is filled; None without one."""
+        ...
+
+    @property
+    def classes(self) -> Classifier | None:
+        """A linear classifier on the student's features, if labels have trained one."""
+        ...
 
     def compute(self, model: nn.Module, batch: PairedBatch) -> StepOutput:
         """Loss of one batch; ``model`` is ``trainable``, wrapped."""
         ...
 
-    def after_step(self) -> None:
-        """Called when the optimizer has moved the weights."""
+    def after_step(self, outputs: Sequence[StepOutput]) -> None:
+        """Called when the optimizer has moved the weights, with the outputs of the step's batches."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -117,20 +129,22 @@ class FrozenTeacher:
     Args:
         encoder: Its weights are frozen in place.
         execution: How it runs.
+        number: Which of the teachers it is, and so which of a batch's views it sees.
     """
 
-    def __init__(self, encoder: Encoder, execution: Execution) -> None:
+    def __init__(self, encoder: Encoder, execution: Execution, *, number: int = 0) -> None:
         self.encoder = encoder.requires_grad_(False).eval()
         self.execution = execution
+        self.number = number
         self.identity = [encoder.name, weights_hash(encoder)]
         self.classes = classifier_of(encoder, execution.device)
 
     def embed(self, batch: PairedBatch, *, with_tokens: bool = False) -> dict[Compares, Tensor]:
         """See ``Teacher.embed``; the batch is on the encoder's device."""
         assert not self.encoder.training, "the teacher stays in eval mode"
-        assert batch.teacher is not None
+        view = batch.teachers[self.number]
         with torch.inference_mode():
-            features, tokens = self.execution.run(partial(embed, self.encoder, with_tokens=with_tokens), batch.teacher)
+            features, tokens = self.execution.run(partial(embed, self.encoder, with_tokens=with_tokens), view)
         # Clones are ordinary tensors, which autograd may read.
         outputs: dict[Compares, Tensor] = {"features": features.float().clone()}
         if tokens is not None:
@@ -140,19 +154,59 @@ class FrozenTeacher:
         return outputs
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """What a student learns from one teacher, or from labels."""
+
+    teacher: Teacher | None
+    """None for labels."""
+    terms: dict[str, Term]
+    """Head to term; with several teachers heads carry the teacher's number: ``simreg@2``."""
+    bank: MemoryBank | None
+    keyed: str | None
+    """The head that fills the student's side of the bank, if one does."""
+
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether the teacher is to give tokens."""
+        return any(term.objective.compares == "tokens" for term in self.terms.values())
+
+    def given(self, batch: PairedBatch) -> dict[Compares, Tensor]:
+        """What the terms compare the student with."""
+        if self.teacher is None:
+            return {"labels": batch.labels}
+        return self.teacher.embed(batch, with_tokens=self.needs_tokens)
+
+    def loss(self, student: dict[str, Tensor], given: dict[Compares, Tensor], log: dict[str, Tensor]) -> Tensor:
+        """The weighted sum of the terms; each one's own value goes into ``log``."""
+        losses = []
+        for name, term in self.terms.items():
+            output = term.objective(student=student[name], teacher=given[term.objective.compares], bank=self.bank)
+            losses.append(term.weight * output.loss)
+            # Two variants of CompRess in one sum are told apart; parts of an objective carry its name already.
+            number = name.removeprefix(term.name)
+            parts = {f"{part}{number}": value for part, value in output.terms.items()}
+            log |= {name: next(iter(parts.values()))} if len(parts) == 1 else parts
+        return torch.stack(losses).sum()
+
+
 class Distiller:
-    """Compresses a teacher into a student without labels.
+    """Compresses teachers into a student, without labels unless a term asks for them.
 
     Args:
         student: Trained.
-        teacher: An encoder, which is frozen in place, or whatever else knows its embeddings.
-        terms: Weighted objectives, whose sum is the loss.
-        bank_size: K.
+        teachers: Encoders, which are frozen in place, or whatever else knows its embeddings.
+        terms: Weighted objectives, whose sum is the loss; with several teachers every one of them for each teacher,
+            and the loss is the mean over teachers.
+        bank_size: K; every teacher has its own bank.
         bank_dtype: How anchors are stored.
         ema_momentum: How much of the student's EMA copy stays at each step, if an objective uses one.
+        teacher_drop: Probability with which a teacher is left out of a batch; the one with the largest loss never is
+            (Sariyildiz et al., UNIC, ECCV 2024, arXiv 2408.05088, sec. 3.3, there for each sample).
+        num_classes: N of the labels, for terms that compare with them.
+        distort: Changes normalised views [B, C, T, H, W] before the student sees them; nothing does if None.
         student_execution: How the student runs; chosen for where its weights are if None.
-        teacher_execution: How a teacher that is an encoder runs, likewise.
-        gather: Collects anchors of all processes, so that every process holds the same bank.
+        gather: Collects anchors of all processes, so that every process holds the same banks.
 
     Raises:
         UserError: A term cannot compare the two.
@@ -162,120 +216,235 @@ class Distiller:
         self,
         *,
         student: Encoder,
-        teacher: Encoder | Teacher,
+        teachers: Sequence[Encoder | Teacher],
         terms: Sequence[Term],
         bank_size: int,
         bank_dtype: torch.dtype = torch.float32,
         ema_momentum: float = 0.999,
+        teacher_drop: float = 0.0,
+        num_classes: int | None = None,
+        distort: Callable[[Tensor], Tensor] | None = None,
         student_execution: Execution | None = None,
-        teacher_execution: Execution | None = None,
         gather: Gather = lambda tensor: tensor,
     ) -> None:
-        self.terms = list(terms)
-        of_teacher = teacher if isinstance(teacher, Encoder) else teacher.encoder
-        for term in terms:
+        of_teachers = [teacher if isinstance(teacher, Encoder) else teacher.encoder for teacher in teachers]
+        for term, of_teacher in itertools.product(terms, of_teachers):
             term.require_fit(student=student, teacher=of_teacher)
         if all(get_adapter(term.adapter).takes_tokens for term in terms):
             require_trained_by_tokens(student)
-        heads, output_dims = _create_heads(terms, student=student, teacher=of_teacher)
-        self.teacher: Teacher
-        if isinstance(teacher, Encoder):
-            self.teacher = FrozenTeacher(teacher, teacher_execution or Execution.choose(teacher))
-        else:
-            self.teacher = teacher
         self.execution = execution = student_execution or Execution.choose(student)
-        self.ema_momentum = ema_momentum
-        self.gather = gather
-        self.trainable = Tower(student, {name: head.to(execution.device) for name, head in heads.items()})
-        self.needs_teacher_tokens = any(term.objective.compares == "tokens" for term in terms)
-        # The term that fills the student's side of the bank, if one does.
-        self.keyed = next((term for term in terms if term.objective.student_anchors in ("momentum", "live")), None)
-        self.ema: Tower | None = None
-        if self.keyed is not None and self.keyed.objective.student_anchors == "momentum":
-            own = Tower(student, {self.keyed.name: heads[self.keyed.name]})  # the other heads need no copy
-            self.ema = copy.deepcopy(own).requires_grad_(False)
-        self.bank: MemoryBank | None = None
-        if any(term.objective.student_anchors is not None for term in terms):
-            self.bank = MemoryBank(
-                size=bank_size,
-                teacher_dim=of_teacher.embed_dim,
-                student_dim=None if self.keyed is None else output_dims[self.keyed.name],
-                dtype=bank_dtype,
-                device=execution.device,
+        self.ema_momentum, self.teacher_drop, self.gather, self.distort = ema_momentum, teacher_drop, gather, distort
+        heads: dict[str, Head] = {}
+        self.lessons: list[Lesson] = []
+        of_labels = [term for term in terms if term.objective.compares == "labels"]
+        if of_labels:
+            if num_classes is None:
+                raise UserError(f"the objective {of_labels[0].name} needs labels, and the data has none: leave it out")
+            heads |= _create_heads({term.name: term for term in of_labels}, student, Sizes(0, num_classes=num_classes))
+            self.lessons.append(Lesson(None, {term.name: term for term in of_labels}, None, None))
+        for number, (teacher, of_teacher) in enumerate(zip(teachers, of_teachers, strict=True)):
+            suffix = f"@{number + 1}" if len(teachers) > 1 else ""
+            own = {f"{term.name}{suffix}": term for term in terms if term not in of_labels}
+            own_heads = _create_heads(own, student, _sizes_of_teacher(own.values(), of_teacher))
+            heads |= own_heads
+            if isinstance(teacher, Encoder):
+                teacher = FrozenTeacher(teacher, Execution.choose(teacher), number=number)
+            keyed = next((name for name, term in own.items() if term.fills_student_side), None)
+            dims = None if keyed is None else _output_dim(own[keyed], student, of_teacher)
+            bank = _create_bank(
+                own.values(), bank_size, of_teacher.embed_dim, dims, dtype=bank_dtype, device=execution.device
             )
+            self.lessons.append(Lesson(teacher, own, bank, keyed))
+        self.trainable = Tower(student, {name: head.to(execution.device) for name, head in heads.items()})
+        self.ema: Tower | None = None
+        keyed_heads = {
+            lesson.keyed: heads[lesson.keyed]
+            for lesson in self.lessons
+            if lesson.keyed is not None and lesson.terms[lesson.keyed].objective.student_anchors == "momentum"
+        }
+        if keyed_heads:  # the other heads need no copy
+            self.ema = copy.deepcopy(Tower(student, keyed_heads)).requires_grad_(False)
+
+    @property
+    def teachers(self) -> list[Teacher]:
+        """In the order in which they were given."""
+        return [lesson.teacher for lesson in self.lessons if lesson.teacher is not None]
+
+    @property
+    def bank_fill(self) -> float | None:
+        """Share of the banks that is filled; None without one."""
+        return next((lesson.bank.fill for lesson in self.lessons if lesson.bank is not None), None)
+
+    @property
+    def classes(self) -> Classifier | None:
+        """What a term with labels has trained."""
+        for lesson in self.lessons:
+            if lesson.teacher is None:
+                (head,) = (self.trainable.heads[name] for name in lesson.terms)
+                assert isinstance(head, Head) and isinstance(head.module, nn.Linear)
+                return Classifier(head.module.weight.detach().cpu(), head.module.bias.detach().cpu())
+        return None
 
     def compute(self, model: nn.Module, batch: PairedBatch) -> StepOutput:
-        """Loss of one batch, and the anchors that the engine enqueues after the step."""
-        teacher = self.teacher.embed(batch, with_tokens=self.needs_teacher_tokens)
-        student = self.execution.run(model, batch.student)
-        loss = torch.zeros((), device=self.execution.device)
-        terms: dict[str, Tensor] = {}
-        for term in self.terms:
-            objective = term.objective
-            output = objective(student=student[term.name], teacher=teacher[objective.compares], bank=self.bank)
-            loss = loss + term.weight * output.loss
-            # Two variants of CompRess in one sum are told apart; parts of an objective carry its name already.
-            terms |= {term.name: next(iter(output.terms.values()))} if len(output.terms) == 1 else output.terms
-        if self.bank is None:
-            return StepOutput(loss=loss, terms=terms)
-        keys = self._student_keys(student, batch)
-        anchors = Anchors(
-            teacher=self.gather(teacher["features"]),
-            student=None if keys is None else self.gather(keys),
-            sample_ids=self.gather(batch.sample_ids),
-        )
-        return StepOutput(loss=loss, terms=terms, anchors=anchors)
+        """Loss of one batch, and the anchors that are enqueued after the step."""
+        given = [lesson.given(batch) for lesson in self.lessons]
+        student = self.execution.run(self._distorted(model), batch.student)
+        log: dict[str, Tensor] = {}
+        losses = [lesson.loss(student, own, log) for lesson, own in zip(self.lessons, given, strict=True)]
+        of_labels = [loss for lesson, loss in zip(self.lessons, losses, strict=True) if lesson.teacher is None]
+        of_teachers = torch.stack(losses[len(of_labels) :])
+        loss = (self._teacher_weights(of_teachers) * of_teachers).sum() + sum(of_labels)
+        anchors: list[Anchors | None] = [None] * len(self.lessons)
+        if self.bank_fill is not None:
+            keys, sample_ids = self._student_keys(student, batch), self.gather(batch.sample_ids)
+            anchors = [
+                self._anchors(lesson, own, keys, sample_ids) for lesson, own in zip(self.lessons, given, strict=True)
+            ]
+        return StepOutput(loss=loss, terms=log, anchors=tuple(anchors))
 
-    @torch.no_grad()
-    def _student_keys(self, student: dict[str, Tensor], batch: PairedBatch) -> Tensor | None:
-        """[B, D] anchors of the student: from its EMA copy, from itself, or none."""
-        if self.keyed is None:
+    def _distorted(self, model: nn.Module) -> Callable[[Tensor], dict[str, Tensor]]:
+        """The student on views that it sees distorted while it learns."""
+        distort = self.distort
+        return model if distort is None else lambda clip: model(distort(clip))
+
+    def _teacher_weights(self, losses: Tensor) -> Tensor:
+        """[teachers] whose sum is 1: equal, but for those that are left out of this batch."""
+        if not self.teacher_drop or len(losses) == 1:
+            return torch.full_like(losses, 1 / len(losses))
+        is_kept = (
+            torch.rand(len(losses)).to(losses.device) >= self.teacher_drop
+        )  # drawn where checkpoints keep the state
+        is_kept[losses.detach().argmax()] = True
+        return is_kept / is_kept.sum()
+
+    def _anchors(
+        self, lesson: Lesson, given: dict[Compares, Tensor], keys: dict[str, Tensor], sample_ids: Tensor
+    ) -> Anchors | None:
+        if lesson.bank is None:
             return None
-        if self.ema is not None:
-            # As in the authors' code the copy stays in train mode: it normalises by its own batch.
-            student = self.execution.run(self.ema.train(), batch.student)
-        return student[self.keyed.name].detach().float()
+        student = None if lesson.keyed is None else self.gather(keys[lesson.keyed].detach().float())
+        return Anchors(teacher=self.gather(given["features"]), student=student, sample_ids=sample_ids)
 
     @torch.no_grad()
-    def after_step(self) -> None:
-        """Move the EMA copy a little towards the student."""
+    def _student_keys(self, student: dict[str, Tensor], batch: PairedBatch) -> dict[str, Tensor]:
+        """The student's outputs, and those of its EMA copy in their place where an objective wants them."""
+        if self.ema is None:
+            return student
+        # As in the authors' code the copy stays in train mode: it normalises by its own batch.
+        return {**student, **self.execution.run(self.ema.train(), batch.student)}
+
+    @torch.no_grad()
+    def after_step(self, outputs: Sequence[StepOutput]) -> None:
+        """Enqueue the anchors of a step, so that no sample of it was one; move the EMA copies towards the student."""
+        for output in outputs:
+            for lesson, anchors in zip(self.lessons, output.anchors, strict=True):
+                if lesson.bank is not None:
+                    assert anchors is not None
+                    lesson.bank.enqueue(anchors)
         if self.ema is not None:
-            trained = dict(self.trainable.named_parameters())
-            for name, slow in self.ema.named_parameters():
-                slow.lerp_(trained[name], 1 - self.ema_momentum)
+            follow(self.ema, self.trainable, momentum=self.ema_momentum)
+        for teacher in self.teachers:
+            if isinstance(teacher, SelfTeacher):
+                teacher.follow(self.trainable.encoder)
 
     def state_dict(self) -> dict[str, Any]:
-        """Bank and EMA copy. Of the teacher, which never changes, just its name and the hash of its weights."""
-        state: dict[str, Any] = {"teacher": self.teacher.identity}
-        if self.bank is not None:
-            state["bank"] = self.bank.state_dict()
+        """Banks, EMA copies. Of a teacher that never changes, just its name and the hash of its weights."""
+        state: dict[str, Any] = {"teachers": [teacher.identity for teacher in self.teachers]}
+        state["banks"] = [None if lesson.bank is None else lesson.bank.state_dict() for lesson in self.lessons]
         if self.ema is not None:
             state["ema"] = self.ema.state_dict()
-        return state
+        own = [teacher.encoder.state_dict() for teacher in self.teachers if isinstance(teacher, SelfTeacher)]
+        return {**state, "self": own[0]} if own else state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what ``state_dict`` gave."""
-        if state["teacher"] != self.teacher.identity:
+        now = [teacher.identity for teacher in self.teachers]
+        if state["teachers"] != now:
             raise UserError(
-                f"the run learned from the teacher {' with weights '.join(state['teacher'])}, now it is "
-                f"{' with weights '.join(self.teacher.identity)}: resume with the same teacher"
+                f"the run learned from {_named(state['teachers'])}, now it is {_named(now)}: resume with the same "
+                "teachers"
             )
-        if self.bank is not None:
-            self.bank.load_state_dict(state["bank"])
+        for lesson, bank in zip(self.lessons, state["banks"], strict=True):
+            if lesson.bank is not None:
+                lesson.bank.load_state_dict(bank)
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
+        for teacher in self.teachers:
+            if isinstance(teacher, SelfTeacher):
+                teacher.encoder.load_state_dict(state["self"])
 
 
-def _create_heads(
-    terms: Sequence[Term], *, student: Encoder, teacher: Encoder
-) -> tuple[dict[str, Head], dict[str, int]]:
-    """One head for each term, and how many features it gives."""
-    adapters = {term.name: get_adapter(term.adapter) for term in terms}
+def _named(identities: Sequence[Sequence[str]]) -> str:
+    return " and ".join(f"the teacher {' with weights '.join(identity)}" for identity in identities)
+
+
+@torch.no_grad()
+def follow(slow: nn.Module, fast: nn.Module, *, momentum: float) -> None:
+    """Move an EMA copy a little towards what it is a copy of, or a part of it; its buffers are its own."""
+    trained = dict(fast.named_parameters())
+    for name, value in slow.named_parameters():
+        value.lerp_(trained[name], 1 - momentum)
+
+
+class SelfTeacher:
+    """The student's own past: an EMA copy of it that sees another view of the moment (ISD).
+
+    Tejankar, Koohpayegani, Pillai, Favaro, Pirsiavash: ISD: Self-Supervised Learning by Iterative Similarity
+    Distillation, ICCV 2021, arXiv 2012.09259, sec. 3. The copy normalises by its own batch, as theirs does.
+
+    Args:
+        student: Copied.
+        execution: How both run.
+        momentum: How much of the copy stays at each step.
+    """
+
+    def __init__(self, student: Encoder, execution: Execution, *, momentum: float) -> None:
+        self.encoder = copy.deepcopy(student).requires_grad_(False).train()
+        self.execution = execution
+        self.momentum = momentum
+        self.identity = ["self"]
+
+    @torch.no_grad()
+    def embed(self, batch: PairedBatch, *, with_tokens: bool = False) -> dict[Compares, Tensor]:
+        """See ``Teacher.embed``."""
+        run = partial(embed, self.encoder, with_tokens=with_tokens)
+        features, tokens = self.execution.run(run, batch.teachers[0])
+        outputs: dict[Compares, Tensor] = {"features": features.float()}
+        return outputs if tokens is None else {**outputs, "tokens": tokens.float()}
+
+    def follow(self, student: Encoder) -> None:
+        """Move towards the student."""
+        follow(self.encoder, student, momentum=self.momentum)
+
+
+def _create_bank(
+    terms: Iterable[Term],
+    size: int,
+    teacher_dim: int,
+    student_dim: int | None,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> MemoryBank | None:
+    if all(term.objective.student_anchors is None for term in terms):
+        return None
+    return MemoryBank(size=size, teacher_dim=teacher_dim, student_dim=student_dim, dtype=dtype, device=device)
+
+
+def _sizes_of_teacher(terms: Iterable[Term], teacher: Encoder) -> Sizes:
+    return Sizes.of(teacher, with_tokens=any(get_adapter(term.adapter).gives == "tokens" for term in terms))
+
+
+def _output_dim(term: Term, student: Encoder, teacher: Encoder) -> int:
+    """How many features a term's head gives."""
+    return (student if get_adapter(term.adapter).keeps_dim else teacher).embed_dim
+
+
+def _create_heads(terms: Mapping[str, Term], student: Encoder, of_teacher: Sizes) -> dict[str, Head]:
+    """One head for each term."""
+    adapters = {name: get_adapter(term.adapter) for name, term in terms.items()}
     of_student = Sizes.of(student, with_tokens=any(adapter.takes_tokens for adapter in adapters.values()))
-    of_teacher = Sizes.of(teacher, with_tokens=any(adapter.gives == "tokens" for adapter in adapters.values()))
-    heads = {
+    return {
         name: Head(adapter.build(of_student, of_teacher), takes_tokens=adapter.takes_tokens)
         for name, adapter in adapters.items()
     }
-    dims = {name: (student if adapter.keeps_dim else teacher).embed_dim for name, adapter in adapters.items()}
-    return heads, dims

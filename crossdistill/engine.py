@@ -7,6 +7,7 @@ Accelerate does devices, processes, accumulation and clipping. Precision is chos
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from crossdistill.distiller import Task
 from crossdistill.distributed import decide_on_first, gather_objects
 from crossdistill.errors import OneProcessError, UserError
 from crossdistill.run_folder import MetricsLog
-from crossdistill.types import Anchors, PairedBatch, StepOutput
+from crossdistill.types import PairedBatch, StepOutput
 
 
 @dataclass(frozen=True)
@@ -109,26 +110,32 @@ def train(
     evaluate_every = plan.evaluate_every_steps(num_steps, steps_per_epoch) if evaluate else 0
     loader = make_loader(dataset, batches, num_workers=plan.num_workers, pin_memory=accelerator.device.type == "cuda")
     monitor = Monitor(
-        folder, plan=plan, accelerator=accelerator, description=description, start_step=state.step, num_steps=num_steps
+        folder,
+        checkpoints,
+        plan=plan,
+        accelerator=accelerator,
+        description=description,
+        start_step=state.step,
+        num_steps=num_steps,
     )
-    anchors: list[Anchors] = []
+    outputs: list[StepOutput] = []
     task.trainable.train()
     with monitor:
         for batch in loader if state.step < num_steps else ():
             _count_unreadable(state, batch, plan, accelerator, len(dataset))
             lr = plan.learning_rate(state.step, num_steps, steps_per_epoch)
             output = _descend(task, model, optimizer, batch, lr=lr, clip_norm=plan.clip_norm, accelerator=accelerator)
-            anchors += [output.anchors] if output.anchors is not None else []
+            outputs.append(output)
             monitor.add(output)
             if not accelerator.sync_gradients:
                 continue
-            _enqueue(task, anchors)  # after the step: no sample of a step is an anchor of that step
-            task.after_step()
+            task.after_step(outputs)
+            outputs.clear()
             state.step += 1
-            monitor.finish_step(state.step, lr=lr, bank_fill=task.bank.fill if task.bank is not None else None)
+            monitor.finish_step(state.step, lr=lr, bank_fill=task.bank_fill)
             # Evaluated before it is saved: whoever goes on after a step has its evaluation in the curves.
             if evaluate is not None and evaluate_every and state.step % evaluate_every == 0:
-                _require_finite(model.parameters(), state.step)
+                _require_finite(model.parameters(), state.step, checkpoints)
                 with monitor.pause():
                     monitor.note(state.step, evaluate())
             if state.step % checkpoint_every == 0 or state.step == num_steps:
@@ -174,21 +181,20 @@ def _count_steps(num_batches: int, accumulate: int) -> int:
     return num_batches // accumulate
 
 
-def _enqueue(task: Task, anchors: list[Anchors]) -> None:
-    """Move the anchors of a step's batches into the bank."""
-    for batch_anchors in anchors:
-        assert task.bank is not None
-        task.bank.enqueue(batch_anchors)
-    anchors.clear()
-
-
-def _require_finite(values: Iterable[Tensor], step: int) -> None:
+def _require_finite(weights: Iterable[Tensor], step: int, checkpoints: Checkpoints) -> None:
     """Stop before weights that are not numbers are saved over good ones."""
-    if not all(bool(torch.isfinite(value).all()) for value in values):
-        raise UserError(
-            f"loss or weights are not finite at step {step}: lower --lr, add --clip-norm 1 or choose --precision fp32, "
-            "and start again in another --out; checkpoints before this step are kept"
-        )
+    if not all(bool(torch.isfinite(value).all()) for value in weights):
+        raise _not_finite("weights are", step, checkpoints)
+
+
+def _not_finite(what: str, step: int, checkpoints: Checkpoints) -> UserError:
+    """An error that says what, when, and what is left of the run."""
+    steps = checkpoints.steps()
+    kept = f"the last good checkpoint is of step {steps[-1]}" if steps else "there is no checkpoint yet"
+    return UserError(
+        f"{what} not finite at step {step} ({kept}): lower --lr, add --clip-norm 1 or choose --mixed-precision fp32, "
+        "and start again in another --out"
+    )
 
 
 def _count_unreadable(
@@ -261,7 +267,7 @@ def _save(
     num_samples: int,
 ) -> None:
     """Write everything that a resumed run needs; on every process, because generators are gathered."""
-    _require_finite(model.parameters(), state.step)  # equal on all processes, so all stop or none
+    _require_finite(model.parameters(), state.step, checkpoints)  # equal on all processes, so all stop or none
     generators = gather_objects(accelerator, [_generator_state()])
     state.unreadable.update(gather_objects(accelerator, list(state.unreadable.items())))
     content: dict[str, Any] = {
@@ -295,6 +301,7 @@ class Monitor:
 
     Args:
         folder: The run's folder.
+        checkpoints: The run's, for the error of a loss that is no number.
         plan: Says how often to log.
         accelerator: Averages over processes.
         description: What the progress bar says.
@@ -305,6 +312,7 @@ class Monitor:
     def __init__(
         self,
         folder: Path,
+        checkpoints: Checkpoints,
         *,
         plan: TrainingPlan,
         accelerator: Accelerator,
@@ -312,6 +320,7 @@ class Monitor:
         start_step: int,
         num_steps: int,
     ) -> None:
+        self.checkpoints = checkpoints
         self.plan = plan
         self.accelerator = accelerator
         self.num_steps = num_steps
@@ -320,8 +329,7 @@ class Monitor:
         self.log = MetricsLog(folder, start_step=start_step + 1, tracker=plan.tracker) if self._is_main else None
         self.bar: Progress = progress_bar("fields", unit="steps", is_shown=self._is_main)
         self.task_id: TaskID | None = None
-        self.sums: dict[str, Tensor] = {}
-        self.count = 0
+        self.values: dict[str, list[Tensor]] = {}
         self.extra: dict[str, float] = {}
         self.notes = ""
         self.clock = time.perf_counter()
@@ -344,8 +352,7 @@ class Monitor:
     def add(self, output: StepOutput) -> None:
         """Take in one batch, without waiting for the device."""
         for name, value in {"loss": output.loss.detach(), **output.terms}.items():
-            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
-        self.count += 1
+            self.values.setdefault(name, []).append(value)
 
     def note(self, step: int, values: dict[str, float]) -> None:
         """Log the numbers of an evaluation at once, and show them from now on."""
@@ -369,18 +376,29 @@ class Monitor:
         self.bar.update(self.task_id, completed=step)
 
     def _flush(self, step: int) -> None:
-        names = sorted(self.sums)
-        local = torch.stack([self.sums[name].float() for name in names]) / self.count
+        names = sorted(self.values)
+        local = torch.stack([torch.stack(self.values[name]).float().mean() for name in names])
         means = self.accelerator.reduce(local, reduction="mean").tolist()
-        _require_finite([torch.tensor(means[names.index("loss")])], step)
+        self._require_finite(dict(zip(names, means, strict=True)), step)
         seconds = time.perf_counter() - self.clock
-        num_clips = self.count * self.plan.batch_size * self.accelerator.num_processes
+        num_clips = len(self.values["loss"]) * self.plan.batch_size * self.accelerator.num_processes
         values = {**dict(zip(names, means, strict=True)), **self.extra, "clips_per_second": num_clips / seconds}
         if self.log is not None:
             self.log.write(step, values)
         if self.task_id is not None:
             self.bar.update(self.task_id, fields=_short(values, self.notes))
-        self.sums, self.count, self.clock = {}, 0, time.perf_counter()
+        self.values, self.clock = {}, time.perf_counter()
+
+    def _require_finite(self, means: dict[str, float], step: int) -> None:
+        """Stop where a loss is no number, and name the first step and the terms; all processes do, or none."""
+        bad = [name for name, mean in means.items() if not math.isfinite(mean)]
+        if not bad:
+            return
+        is_bad = ~torch.stack([value.float() for value in self.values["loss"]]).isfinite()
+        num_since = int((~is_bad.cummax(dim=0).values).sum())  # batches before the first bad one of this process
+        first = step - (len(is_bad) - 1) // self.plan.accumulate + num_since // self.plan.accumulate
+        terms = " and ".join(name for name in bad if name != "loss") or "loss"
+        raise _not_finite(f"the loss ({terms}) is", min(first, step), self.checkpoints)
 
 
 def _short(values: dict[str, float], notes: str) -> str:

@@ -7,6 +7,7 @@ import copy
 import os
 from contextlib import AbstractContextManager
 
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -95,3 +96,10 @@ def channels_last(tensor: Tensor) -> Tensor:
     if tensor.dim() not in formats:
         return tensor
     return tensor.contiguous(memory_format=formats[tensor.dim()])
+
+
+def free_memory_bytes(device: torch.device) -> int | None:
+    """How much memory can still be taken on a device; None where nobody can say."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available) if device.type == "cpu" else None

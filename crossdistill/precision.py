@@ -58,7 +58,7 @@ def parse_bit_widths(text: str) -> BitWidths:
     widths = [int(digits) for digits in match.groups()] if match else []
     if not match or not all(MIN_BITS <= width <= MAX_BITS for width in widths):
         raise UserError(
-            f"--quantize {text!r} is no supported bit width: give wXaY with X bits for weights and Y for activations, "
+            f"--precision {text!r} is no supported bit width: give wXaY with X bits for weights and Y for activations, "
             f"each {MIN_BITS} to {MAX_BITS}, for example w4a8"
         )
     return BitWidths(*widths)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -11,7 +12,6 @@ from crossdistill.distiller import Head, Tower
 from crossdistill.encoders import Encoder
 from crossdistill.encoders.base import Classifier
 from crossdistill.errors import UserError
-from crossdistill.memory_bank import MemoryBank
 from crossdistill.runner import Execution
 from crossdistill.types import PairedBatch, StepOutput
 
@@ -33,7 +33,6 @@ class SupervisedTask:
         self.execution = execution
         self.layer = nn.Linear(encoder.embed_dim, num_classes).to(execution.device)
         self.trainable = Tower(encoder, {CLASSIFIER: Head(self.layer)})
-        self.bank: MemoryBank | None = None
 
     def compute(self, model: nn.Module, batch: PairedBatch) -> StepOutput:
         """Cross-entropy and accuracy of one batch."""
@@ -43,11 +42,16 @@ class SupervisedTask:
         return StepOutput(loss=loss, terms={"cross_entropy": loss.detach(), "accuracy": accuracy})
 
     @property
+    def bank_fill(self) -> float | None:
+        """There is no bank."""
+        return None
+
+    @property
     def classes(self) -> Classifier:
         """What has been learned of the labels."""
         return Classifier(self.layer.weight.detach().cpu(), self.layer.bias.detach().cpu())
 
-    def after_step(self) -> None:
+    def after_step(self, outputs: Sequence[StepOutput]) -> None:
         """Nothing follows a step."""
 
     def state_dict(self) -> dict[str, Any]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from crossdistill.config import RunConfig, parse
 from crossdistill.console import print_table
 from crossdistill.data.dataset import PairedClips
 from crossdistill.data.manifest import Manifest
-from crossdistill.distiller import FrozenTeacher, Task
+from crossdistill.distiller import Task
 from crossdistill.distributed import decide_on_first, use_all_cores
 from crossdistill.encoders import Encoder
 from crossdistill.engine import train
@@ -31,7 +32,6 @@ from crossdistill.files import write_text_atomically
 from crossdistill.run_folder import claim, release
 from crossdistill.runner import Execution
 from crossdistill.student import find_student, save_student
-from crossdistill.supervised import SupervisedTask
 from crossdistill.teacher_cache import TeacherCache
 
 RESULTS_NAME = "results.json"
@@ -73,6 +73,8 @@ def run(config: RunConfig, accelerator: Accelerator | None = None) -> Path:
     build.check_pair(config, cache)
     if accelerator is None:
         accelerator = Accelerator(mixed_precision="no", gradient_accumulation_steps=config.optimization.accumulate)
+    if config.pair.rounds > 1:
+        return _run_rounds(config, accelerator)
     use_all_cores(accelerator)
     manifests = build.open_datasets(config, accelerator)
     folder = decide_on_first(accelerator, lambda: build.run_folder(config))
@@ -82,18 +84,56 @@ def run(config: RunConfig, accelerator: Accelerator | None = None) -> Path:
         if config.pair.supervised:
             _learn_from_labels(this_run)
         else:
-            _learn_from_teacher(this_run)
+            _learn_from_teachers(this_run)
     finally:
         if accelerator.is_main_process:
             release(folder)  # a folder with work in it stays
     return folder
 
 
+def _run_rounds(config: RunConfig, accelerator: Accelerator) -> Path:
+    """Self-distillation in rounds: the first as configured, then each student taught by the one before.
+
+    Furlanello et al., Born Again Neural Networks, ICML 2018, arXiv 1805.04770, with other weights to begin with in each
+    round, and CompRess in place of class probabilities.
+
+    Returns:
+        A folder with one run for each round, the last one's student, and the numbers of all.
+    """
+    folder = decide_on_first(accelerator, lambda: build.run_folder(config))
+    results: dict[str, dict[str, Any]] = {}
+    for number in range(1, config.pair.rounds + 1):
+        build.announce(accelerator, f"round {number} of {config.pair.rounds}")
+        last = run(build.round_config(config, folder, number), accelerator)
+        if config.machine.evaluate and accelerator.is_main_process:
+            _collect_round(results, last, number)
+    if accelerator.is_main_process:
+        shutil.copytree(last / "student", folder / "student", dirs_exist_ok=True)
+        if results:
+            write_text_atomically(folder / RESULTS_NAME, json.dumps(results, indent=2) + "\n")
+            for dataset, by_role in results.items():
+                print_comparison(f"{Path(dataset).name}, {config.pair.rounds} rounds, top-1", by_role)
+    accelerator.wait_for_everyone()
+    return folder
+
+
+def _collect_round(results: dict[str, dict[str, Any]], folder: Path, number: int) -> None:
+    """Add the numbers of a round; its teacher, from the second on, is the student of the round before."""
+    for dataset, by_role in json.loads((folder / RESULTS_NAME).read_text(encoding="utf-8")).items():
+        kept = {role: value for role, value in by_role.items() if number == 1 or role.startswith("student, dist")}
+        renamed = {role if not _is_trained(role) else f"{role}, round {number}": value for role, value in kept.items()}
+        results.setdefault(dataset, {}).update(renamed)
+
+
+def _is_trained(role: str) -> bool:
+    return role in ("student, distilled", "student, supervised")
+
+
 def _learn_from_labels(run: Run) -> None:
     student = build.create_student(run.config)
     build.announce(run.accelerator, f"{student.name} learns from labels; the run is kept in {run.folder}")
     dataset = build.training_set(
-        run.config, run.manifests, student_view=student.view, teacher_view=None, accelerator=run.accelerator
+        run.config, run.manifests, student_view=student.view, teacher_views=[], accelerator=run.accelerator
     )
     num_classes = len(run.manifests[0].classes)
     task = build.create_supervised(run.config, student=student, num_classes=num_classes, accelerator=run.accelerator)
@@ -101,49 +141,70 @@ def _learn_from_labels(run: Run) -> None:
     _evaluate_all(run, {"student, supervised": (student, task.execution)})
 
 
-def _learn_from_teacher(run: Run) -> None:
-    weights = _teacher_weights(run) if run.cache is None else str(run.cache.folder)
-    student = build.create_student(run.config)
-    teacher = build.create_teacher(run.config, weights, student.view) if run.cache is None else run.cache
-    name, view = run.config.pair.teacher, teacher.teacher_view if isinstance(teacher, TeacherCache) else teacher.view
-    build.announce(run.accelerator, f"{student.name} learns from {name} ({weights}); the run is kept in {run.folder}")
+def _learn_from_teachers(run: Run) -> None:
+    config = run.config
+    student = build.create_student(config)
+    teachers: list[Encoder] | TeacherCache
+    if run.cache is not None:
+        teachers, sources, views = run.cache, [str(run.cache.folder)], [run.cache.teacher_view]
+    elif build.SELF in config.pair.teacher:
+        teachers, sources, views = [], ["its EMA copy"], [student.view]
+    else:
+        chosen = [_with_weights(run, options) for options in build.chosen_teachers(config)]
+        teachers = [build.create_teacher(options, student.view) for options in chosen]
+        sources, views = [options.weights for options in chosen], [teacher.view for teacher in teachers]
+    named = " and ".join(f"{name} ({source})" for name, source in zip(config.pair.teacher, sources, strict=True))
+    build.announce(run.accelerator, f"{student.name} learns from {named}; the run is kept in {run.folder}")
     dataset = build.training_set(
-        run.config, run.manifests, student_view=student.view, teacher_view=view, accelerator=run.accelerator
+        config, run.manifests, student_view=student.view, teacher_views=views, accelerator=run.accelerator
     )
     if run.cache is not None:
-        dataset = build.replay_cached_clips(run.config, run.cache, dataset)
-    distiller = build.create_distiller(run.config, student=student, teacher=teacher, accelerator=run.accelerator)
+        dataset = build.replay_cached_clips(config, run.cache, dataset)
+    distiller = build.create_distiller(
+        config,
+        student=student,
+        teachers=teachers,
+        dataset=dataset,
+        num_classes=len(run.manifests[0].classes),
+        accelerator=run.accelerator,
+    )
+    identities = [teacher.identity for teacher in distiller.teachers]
     facts = {
         "supervised": False,
-        "teacher": distiller.teacher.encoder.name,
-        "teacher_weights_sha256": distiller.teacher.identity[1],
-        "objective": list(run.config.objective.objective),
-        "adapters": {term.name: term.adapter for term in distiller.terms},
+        "teacher": " and ".join(identity[0] for identity in identities),
+        "teacher_weights_sha256": " and ".join(identity[1] for identity in identities if len(identity) > 1),
+        "objective": list(config.objective.objective),
+        "adapters": {term.name: term.adapter for lesson in distiller.lessons for term in lesson.terms.values()},
     }
     _train(run, distiller, distiller.execution, student, dataset, facts=facts)
-    random_student = build.create_student(run.config, is_fresh=True)
+    random_student = build.create_student(config, is_fresh=True)
     distiller.execution.place(random_student)  # the same precision for both students
     encoders = {"student, random": (random_student, distiller.execution)}
-    if isinstance(distiller.teacher, FrozenTeacher):  # of a cache there is none to evaluate
-        encoders = {"teacher": (distiller.teacher.encoder, distiller.teacher.execution), **encoders}
-    _evaluate_all(run, {**encoders, "student, distilled": (student, distiller.execution)})
+    frozen = [] if isinstance(teachers, TeacherCache) else teachers  # of a cache there is none to evaluate
+    of_teachers = {
+        "teacher" if len(frozen) == 1 else f"teacher {number}": (
+            teacher,
+            build.choose_execution(config, teacher, run.accelerator),
+        )
+        for number, teacher in enumerate(frozen, start=1)
+    }
+    _evaluate_all(run, {**of_teachers, **encoders, "student, distilled": (student, distiller.execution)})
 
 
-def _teacher_weights(run_: Run) -> str:
-    """The given weights; for ``auto`` on toyactions a teacher that is trained first and kept."""
-    pair = run_.config.pair
-    if pair.teacher_weights != build.AUTO:
-        return pair.teacher_weights
+def _with_weights(run_: Run, options: build.TeacherOptions) -> build.TeacherOptions:
+    """With the given weights; for ``auto`` on toyactions those of a teacher that is trained first and kept."""
+    if options.weights != build.AUTO:
+        return options
     if not build.trains_its_own_teacher(run_.manifests):
-        return build.published_teacher_weights(run_.config)
-    made = build.teacher_config(run_.config, run_.folder, run_.manifests)
+        return build.with_published_weights(options)
+    made = build.teacher_config(run_.config, options, run_.folder, run_.manifests)
     assert made.machine.out is not None
     out = made.machine.out
     if not decide_on_first(run_.accelerator, lambda: find_student(out) is not None):
         build.create_student(run_.config)  # wrong --student-weights are named before minutes of training
-        build.announce(run_.accelerator, f"no weights are known for {pair.teacher}: it is trained with labels first")
+        build.announce(run_.accelerator, f"no weights are known for {options.name}: it is trained with labels first")
         run(made, run_.accelerator)
-    return str(made.machine.out)
+    return replace(options, weights=str(made.machine.out))
 
 
 def _train(
@@ -161,7 +222,7 @@ def _train(
         description=student.name,
     )
     # That of the weights it started from does not belong to what it has become.
-    student.classes = task.classes if isinstance(task, SupervisedTask) else None
+    student.classes = task.classes
     facts = {
         **facts,
         "datasets": [manifest.dataset for manifest in run.manifests],
@@ -252,12 +313,14 @@ def _report(manifest: Manifest, split: str, evaluations: dict[str, Evaluation]) 
 
 def _warn_of_weak_teacher(evaluations: dict[str, Evaluation], num_classes: int) -> None:
     """Say so where the teacher is near chance: its neighbourhoods teach nothing."""
-    if "teacher" not in evaluations:
-        return
-    accuracy, chance = evaluations["teacher"].results["linear"].top1, 1 / num_classes
+    for role in (role for role in evaluations if role.startswith("teacher")):
+        _warn_if_weak(role, evaluations[role].results["linear"].top1, 1 / num_classes)
+
+
+def _warn_if_weak(role: str, accuracy: float, chance: float) -> None:
     if accuracy - chance < WEAK_TEACHER_SHARE * (1 - chance):
         print(
-            f"The teacher's linear accuracy ({accuracy:.1%}) is near chance ({chance:.1%}), so there is little to "
+            f"The {role}'s linear accuracy ({accuracy:.1%}) is near chance ({chance:.1%}), so there is little to "
             "learn from it: train it longer (--teacher-epochs), at a larger --teacher-size, or choose another teacher."
         )
 

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from crossdistill import build
-from crossdistill.config import MachineConfig, PairConfig, RunConfig
+from crossdistill.config import MachineConfig, PairConfig, RunConfig, several
 from crossdistill.console import progress_bar
 from crossdistill.data.dataset import Entry, PairedClips, entries_of, make_loader
 from crossdistill.data.manifest import Manifest
@@ -85,7 +85,7 @@ class Options:
     """Which library reads the videos; pyav reads what another cannot give exactly."""
     short_clips: Literal["repeat", "loop", "error"] = "repeat"
     """Videos shorter than a clip: repeat their end frames, loop (start them again), or error (refuse to start)."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    mixed_precision: Literal["auto", "fp32", "bf16"] = "auto"
     """As in training."""
     allow_code: bool = False
     """Run the Python file that a student's folder names (path/to/file.py:function)."""
@@ -191,9 +191,8 @@ def open_pair(options: Options) -> Pair:
         trained = build.create_student(config).eval()
     if trained is not None:
         fresh.view = trained.view
-    weights = options.teacher_weights
-    weights = build.published_teacher_weights(config) if weights == build.AUTO else weights
-    teacher = build.create_teacher(config, weights, fresh.view).eval()
+    (chosen,) = build.chosen_teachers(config)
+    teacher = build.create_teacher(build.with_published_weights(chosen), fresh.view).eval()
     students = {FRESH: fresh} if trained is None else {FRESH: fresh, TRAINED: trained}
     folder = folder or find_student(options.student_weights or "")
     return Pair(teacher, students, None if trained is None else _other_origin(folder, teacher))
@@ -208,11 +207,11 @@ def _run_config(
     options: Options, student: str, weights: str | None, *, frames: int | None, stride: int | None, size: int | None
 ) -> RunConfig:
     pair = PairConfig(
-        teacher=options.teacher,
-        teacher_weights=options.teacher_weights,
-        teacher_frames=options.teacher_frames,
-        teacher_stride=options.teacher_stride,
-        teacher_size=options.teacher_size,
+        teacher=several(options.teacher),
+        teacher_weights=several(options.teacher_weights),
+        teacher_frames=several(options.teacher_frames),
+        teacher_stride=several(options.teacher_stride),
+        teacher_size=several(options.teacher_size),
         student=student,
         student_weights=weights,
         student_frames=frames,
@@ -272,13 +271,13 @@ def embed_together(entries: Sequence[Entry], pair: Pair, options: Options, accel
     """
     networks = {TEACHER: pair.teacher, **pair.students}
     executions = {
-        role: Execution.choose(network, device=accelerator.device, precision=options.precision)
+        role: Execution.choose(network, device=accelerator.device, precision=options.mixed_precision)
         for role, network in networks.items()
     }
     dataset = PairedClips(
         entries,
         student_view=pair.students[FRESH].view,
-        teacher_view=pair.teacher.view,
+        teacher_views=[pair.teacher.view],
         decoder=options.decoder,
         short_clips=options.short_clips,
     )
@@ -303,8 +302,8 @@ def embed_together(entries: Sequence[Entry], pair: Pair, options: Options, accel
 def _embed(
     batch: PairedBatch, networks: Mapping[str, Encoder], executions: Mapping[str, Execution]
 ) -> dict[str, Tensor]:
-    assert batch.teacher is not None
-    views = {role: batch.teacher if role == TEACHER else batch.student for role in networks}
+    (teacher_view,) = batch.teachers
+    views = {role: teacher_view if role == TEACHER else batch.student for role in networks}
     return {role: executions[role].embed(network, views[role]).cpu() for role, network in networks.items()}
 
 

@@ -76,11 +76,11 @@ class View:
 
 @dataclass(frozen=True)
 class PairedBatch:
-    """Two views of the same moments of the same videos, under one geometry."""
+    """Views of the same moments of the same videos: the student's, and one for each teacher."""
 
     student: View
-    teacher: View | None
-    """None when nothing but the student is trained (``--supervised``, evaluation)."""
+    teachers: tuple[View, ...]
+    """Empty where none runs: ``--supervised``, a teacher cache, evaluation."""
     sample_ids: Tensor
     """[B] int64, position of the video in the dataset."""
     labels: Tensor
@@ -95,7 +95,7 @@ class PairedBatch:
         """Move every tensor to a device."""
         return PairedBatch(
             student=self.student.to(device),
-            teacher=self.teacher.to(device) if self.teacher is not None else None,
+            teachers=tuple(view.to(device) for view in self.teachers),
             sample_ids=self.sample_ids.to(device, non_blocking=True),
             labels=self.labels.to(device, non_blocking=True),
             unreadable=self.unreadable,
@@ -106,7 +106,7 @@ class PairedBatch:
         """Let the DataLoader pin the batch."""
         return PairedBatch(
             student=self.student.pin_memory(),
-            teacher=self.teacher.pin_memory() if self.teacher is not None else None,
+            teachers=tuple(view.pin_memory() for view in self.teachers),
             sample_ids=self.sample_ids.pin_memory(),
             labels=self.labels.pin_memory(),
             unreadable=self.unreadable,
@@ -137,4 +137,4 @@ class StepOutput:
     """Scalar, mean over the batch of this process."""
     terms: dict[str, Tensor] = field(default_factory=dict)
     """Detached scalars to log."""
-    anchors: Anchors | None = None
+    anchors: tuple[Anchors | None, ...] = ()

@@ -22,7 +22,7 @@ def test_adapters__give_what_they_say_and_every_weight_learns(kind):
     given = torch.randn(4, *(STUDENT.tokens if adapter.takes_tokens else (STUDENT.embed_dim,)), requires_grad=True)
     output = head(given)
     kept = STUDENT if adapter.keeps_dim else TEACHER
-    shapes = {"features": (kept.embed_dim,), "tokens": (kept.tokens[0], *TEACHER.tokens[1:]), "logits": (7,)}
+    shapes = {"features": (kept.embed_dim,), "tokens": (kept.tokens[0], *TEACHER.tokens[1:]), "logits": (7,), "labels": (7,)}
     assert output.shape == (4, *shapes[adapter.gives])
     (output * torch.linspace(-1, 1, output.numel()).view_as(output)).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
@@ -89,12 +89,12 @@ def test_every_adapter__distils(adapter, toy_folder):
     student = create_encoder("depth_tiny3d_8", num_frames=4, size_px=32)
     manifest = crossdistill.Manifest.load(toy_folder)
     clips = crossdistill.PairedClips(
-        crossdistill.entries_of(manifest, range(6)), student_view=student.view, teacher_view=teacher.view
+        crossdistill.entries_of(manifest, range(6)), student_view=student.view, teacher_views=[teacher.view]
     )
     terms = crossdistill.create_terms(["compress-1q:0.5", "simreg"], adapter=adapter)
-    distiller = crossdistill.Distiller(student=student, teacher=teacher, terms=terms, bank_size=8)
+    distiller = crossdistill.Distiller(student=student, teachers=[teacher], terms=terms, bank_size=8)
     batch = clips.read_batch([SampleKey(i, 0) for i in range(6)])
-    distiller.bank.enqueue(distiller.compute(distiller.trainable, batch).anchors)
+    distiller.after_step([distiller.compute(distiller.trainable, batch)])
     output = distiller.compute(distiller.trainable, batch)
     total = 0.5 * output.terms["compress-1q"] + output.terms["simreg"]
     torch.testing.assert_close(output.loss.detach(), total)
@@ -138,8 +138,8 @@ def test_tokens_alone__are_refused_where_they_leave_weights_untrained():
     student, teacher = create_encoder("rgb_x3d_xs", **view), create_encoder("rgb_tiny3d_8", num_frames=4, size_px=32)
     alone, beside = (crossdistill.create_terms(terms) for terms in (["token-matching"], ["token-matching", "simreg"]))
     with pytest.raises(UserError, match=r"rgb_x3d_xs has \d+ weights after its tokens .first: blocks.5.*simreg:1"):
-        crossdistill.Distiller(student=student, teacher=teacher, terms=alone, bank_size=4)
-    crossdistill.Distiller(student=student, teacher=teacher, terms=beside, bank_size=4)
+        crossdistill.Distiller(student=student, teachers=[teacher], terms=alone, bank_size=4)
+    crossdistill.Distiller(student=student, teachers=[teacher], terms=beside, bank_size=4)
 
 
 def test_adapter_that_nothing_uses__is_refused():

@@ -30,7 +30,7 @@ def paired(toy_folder, student="flow_r3d10", teacher="rgb_r3d10", **options):
     return PairedClips(
         entries_of(manifest, range(len(manifest.videos))),
         student_view=view_of(student),
-        teacher_view=None if teacher is None else view_of(teacher),
+        teacher_views=[] if teacher is None else [view_of(teacher)],
         **options,
     )
 
@@ -47,13 +47,13 @@ def test_batches__are_the_same_with_any_number_of_workers(toy_folder):
         for other in batches[1:]:
             assert torch.equal(batches[0].sample_ids, other.sample_ids)
             assert torch.equal(batches[0].student.values, other.student.values)
-            assert torch.equal(batches[0].teacher.values, other.teacher.values)
+            assert torch.equal(batches[0].teachers[0].values, other.teachers[0].values)
 
 
 def test_batches__shapes_and_types(toy_folder):
     batch = collate([paired(toy_folder, student="depth_r3d10")[SampleKey(i, 0)] for i in range(5)], num_items=5)
     assert batch.student.values.shape == (5, 1, 4, 32, 32) and batch.student.values.dtype == torch.uint16
-    assert batch.teacher.values.shape == (5, 3, 4, 32, 32) and batch.teacher.values.dtype == torch.uint8
+    assert batch.teachers[0].values.shape == (5, 3, 4, 32, 32) and batch.teachers[0].values.dtype == torch.uint8
     assert batch.sample_ids.tolist() == list(range(5)) and len(batch) == 5
     assert "uint16[5, 1, 4, 32, 32]" in repr(batch.student)
 
@@ -83,7 +83,7 @@ def test_flow_and_colour__show_the_same_motion(toy_folder):
     for i in range(len(dataset)):
         batch = collate([dataset[SampleKey(i, 0)]], num_items=1)
         flow = normalise(batch.student, flow_view)[0] * 2.0  # back to pixels: the deviation is 2
-        rgb = normalise(batch.teacher, rgb_view)[0]
+        rgb = normalise(batch.teachers[0], rgb_view)[0]
         now, following = rgb[:, 1], rgb[:, 2]
         y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
         for sign in moved:
@@ -147,7 +147,7 @@ def long_views(toy_folder, **options):
     return PairedClips(
         entries_of(manifest, range(3)),
         student_view=view_of("flow_r3d10", num_frames=10, size_px=16),
-        teacher_view=view_of("rgb_r3d10", num_frames=10, size_px=16),
+        teacher_views=[view_of("rgb_r3d10", num_frames=10, size_px=16)],
         **options,
     )
 
@@ -201,7 +201,7 @@ def test_short_clips__training_refuses_what_its_evaluation_would(toy_folder):
     videos = list(manifest.videos)
     videos[last] = replace(video, streams=cut)
     config = from_dict({"data": {"short_clips": "error"}}, source="test")
-    views = {"student_view": view_of("flow_r3d10"), "teacher_view": view_of("rgb_r3d10")}
+    views = {"student_view": view_of("flow_r3d10"), "teacher_views": [view_of("rgb_r3d10")]}
     options = {**views, "accelerator": Accelerator(mixed_precision="no")}
     assert training_set(config, [manifest], **options).short_clips == "error"
     with pytest.raises(UserError, match=f"1 of {len(videos)} videos .*{video.name}, has 3 frames"):

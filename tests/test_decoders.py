@@ -392,12 +392,12 @@ def test_dataset__two_views_of_one_stream_equal_each_alone(toy_folder, decoder):
     manifest = Manifest.load(toy_folder)
     entries = entries_of(manifest, range(3))
     wide, narrow = (create_encoder("rgb_r3d10", num_frames=n, stride=1, size_px=s).view for n, s in ((6, 32), (3, 16)))
-    both = PairedClips(entries, student_view=wide, teacher_view=narrow, decoder=decoder)
+    both = PairedClips(entries, student_view=wide, teacher_views=[narrow], decoder=decoder)
     for index in range(3):
         views = both[SampleKey(index, 0)].views
         assert [tuple(view.values.shape) for view in views] == [(3, 6, 32, 32), (3, 3, 16, 16)]
     alone = PairedClips(entries, student_view=wide, decoder=decoder)[SampleKey(0, 0)].views[0].values
-    twice = PairedClips(entries, student_view=wide, teacher_view=wide, decoder=decoder)[SampleKey(0, 0)].views
+    twice = PairedClips(entries, student_view=wide, teacher_views=[wide], decoder=decoder)[SampleKey(0, 0)].views
     for view in twice:
         np.testing.assert_array_equal(view.values, alone)
 
@@ -411,11 +411,11 @@ from crossdistill.encoders import create_encoder
 manifest = Manifest.load(sys.argv[1])
 views = [create_encoder(name, num_frames=4, stride=1, size_px=32).view for name in ("rgb_r3d10", "depth_r3d10")]
 for decoder in sys.argv[2:]:
-    clips = PairedClips(entries_of(manifest, range(4)), student_view=views[0], teacher_view=views[1], decoder=decoder)
+    clips = PairedClips(entries_of(manifest, range(4)), student_view=views[0], teacher_views=[views[1]], decoder=decoder)
     here = [clips[SampleKey(i, 0)].views for i in range(4)]
     for number, batch in enumerate(make_loader(clips, [[SampleKey(i, 0)] for i in range(4)], num_workers=2)):
         assert not batch.unreadable
-        for view, clip in zip((batch.student, batch.teacher), here[number]):
+        for view, clip in zip((batch.student, *batch.teachers), here[number]):
             assert (view.values[0] == clip.values).all()
     print(decoder)
 """

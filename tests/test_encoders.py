@@ -535,10 +535,13 @@ def test_every_architecture__is_a_teacher_and_a_student(architecture):
     views = [View(x.mul(20).add(100).clamp(0, 255).byte(), torch.ones(x.shape[:2])) for x in (clip, other_clip)]
     for student, teacher, (seen, shown) in ((encoder, other, views), (other, encoder, views[::-1])):
         distiller = crossdistill.Distiller(
-            student=student, teacher=teacher, terms=crossdistill.create_terms(["simreg"], adapter="linear"), bank_size=4
+            student=student,
+            teachers=[teacher],
+            terms=crossdistill.create_terms(["simreg"], adapter="linear"),
+            bank_size=4,
         )
         ids = torch.arange(len(clip))
-        batch = crossdistill.PairedBatch(student=seen, teacher=shown, sample_ids=ids, labels=ids)
+        batch = crossdistill.PairedBatch(student=seen, teachers=(shown,), sample_ids=ids, labels=ids)
         output = distiller.compute(distiller.trainable, batch)
         assert output.loss.isfinite()
         student.requires_grad_().zero_grad()

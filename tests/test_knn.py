@@ -374,4 +374,7 @@ def test_protocol_result__is_json():
         "mean_class": 0.25,
         "num_test": 4,
         "details": {"k": 1},
+        "coverage": 1.0,
+        "views": "1x1",
+        "intervals": {},
     }

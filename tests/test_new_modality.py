@@ -224,7 +224,7 @@ def test_crop_of_a_pair__is_drawn_for_the_picture(worked_example, order):
     entries = entries_of(manifest, positions)
     student, teacher = (views[name] for name in order)
     for augmentation in (None, Augmentation(area_min=0.99, ratio_min=0.99, ratio_max=1.01, mirror_probability=0.0)):
-        dataset = PairedClips(entries, student_view=student, teacher_view=teacher, augmentation=augmentation)
+        dataset = PairedClips(entries, student_view=student, teacher_views=[teacher], augmentation=augmentation)
         clip = dict(zip(order, dataset[SampleKey(0, 0)].views, strict=True))["depth"]
         crop = centre_crop(width_px=32, height_px=24)
         assert crop == Crop(0.125, 0, 0.75, 1)

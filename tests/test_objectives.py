@@ -10,11 +10,15 @@ import torch.nn.functional as F
 from crossdistill.memory_bank import MemoryBank
 from crossdistill.objectives import OBJECTIVES, create_objective
 from crossdistill.objectives.attention_transfer import attention_transfer_loss
+from crossdistill.errors import UserError
+from crossdistill.objectives import create_terms
+from crossdistill.objectives.bingo import bingo_loss
 from crossdistill.objectives.cosine import cosine_loss
 from crossdistill.objectives.dist import dist_loss
 from crossdistill.objectives.dkd import dkd_loss
 from crossdistill.objectives.infonce import infonce_loss
 from crossdistill.objectives.kd import kd_loss
+from crossdistill.objectives.mse import mse_loss
 from crossdistill.objectives.rkd import angle_loss, distance_loss
 from crossdistill.objectives.seed import seed_loss
 from crossdistill.objectives.simreg import simreg_loss
@@ -96,6 +100,24 @@ def naive_seed(s, t, anchors, tau_s=0.2, tau_t=0.05):
     return mean(losses)
 
 
+def naive_bingo(s, t, anchors, temperature=0.2, num_members=2):
+    own, bags = [], []
+    for a, b in zip(s, t, strict=True):
+        weights = [math.exp(dot(unit(a), x) / temperature) for x in (unit(b), *anchors.tolist())]
+        nearest = sorted(range(len(anchors)), key=lambda k: -dot(unit(b), anchors[k]))[:num_members]
+        own.append(-math.log(weights[0] / sum(weights)))
+        bags.append(mean(-math.log(weights[1 + k] / sum(weights)) for k in nearest))
+    return mean(own) + mean(bags)
+
+
+def bingo_sum(**options):
+    return sum(bingo_loss(num_members=2, **options))
+
+
+def naive_mse(s, t):
+    return mean(float(x - y) ** 2 for a, b in zip(s, t, strict=True) for x, y in zip(a, b, strict=True))
+
+
 def naive_tokens(s, t):
     return mean(
         1 - dot(unit(s[(b, slice(None), *place)]), unit(t[(b, slice(None), *place)]))
@@ -166,6 +188,8 @@ CASES = {
         FEATURES,
         {"anchors": ANCHORS, "student_temperature": 0.2, "teacher_temperature": 0.05},
     ),
+    "bingo": (bingo_sum, naive_bingo, FEATURES, {"anchors": ANCHORS, "temperature": 0.2}),
+    "mse": (mse_loss, naive_mse, FEATURES, {}),
     "kd": (kd_loss, naive_kd, FEATURES, {"temperature": 4.0}),
     "dkd": (dkd_loss, naive_dkd, FEATURES, {"temperature": 4.0, "target_weight": 1.0, "rest_weight": 8.0}),
     "dist": (dist_sum, naive_dist, FEATURES, {}),
@@ -194,7 +218,7 @@ def test_gradient__equals_finite_differences_and_the_teacher_gets_none(case):
     assert teacher.grad is None and student.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case != "infonce"])
+@pytest.mark.parametrize("case", [case for case in CASES if case not in ("infonce", "bingo")])
 def test_perfect_student__has_no_loss(case):
     loss, _, shape, options = CASES[case]
     if case == "seed":
@@ -219,14 +243,16 @@ def test_modules__say_what_they_need_and_never_change_the_bank(name):
     before = {} if bank is None else {key: value.clone() for key, value in bank.state_dict().items()}
     grid = (2, 2, 2) if objective.compares == "tokens" else ()
     student = random(BATCH, student_dim, *grid, seed=7).float().requires_grad_()
-    output = objective(student=student, teacher=random(BATCH, DIM, *grid, seed=8).float(), bank=bank)
+    teacher = random(BATCH, DIM, *grid, seed=8).float()
+    given = torch.arange(BATCH) if objective.compares == "labels" else teacher
+    output = objective(student=student, teacher=given, bank=bank)
     output.loss.backward()
     assert output.loss.shape == () and output.loss.item() > 0 and student.grad.abs().sum() > 0
     assert output.terms and all(not value.requires_grad for value in output.terms.values())
     assert all(torch.equal(value, before[key]) for key, value in (bank.state_dict() if bank else {}).items())
 
 
-@pytest.mark.parametrize(("name", "weakest"), [("seed", 0.0), ("infonce", 0.0), ("compress-1q", 0.0)])
+@pytest.mark.parametrize(("name", "weakest"), [("seed", 0.0), ("infonce", 0.0), ("compress-1q", 0.0), ("bingo", 0.0)])
 def test_empty_bank__gives_no_loss_and_no_nan(name, weakest):
     """At the first step nothing is in the bank yet."""
     bank = MemoryBank(size=8, teacher_dim=DIM, student_dim=None)
@@ -254,3 +280,13 @@ def test_rkd__of_a_single_sample_is_zero():
     output = create_objective("rkd")(student=torch.ones(1, 3, requires_grad=True), teacher=torch.ones(1, 4), bank=None)
     output.loss.backward()
     assert output.loss.item() == 0
+
+
+def test_cross_entropy__is_that_of_the_labels_and_never_stands_alone():
+    logits, labels = random(BATCH, DIM).float(), torch.tensor([0, 4, 2, 1])
+    expected = mean(-math.log(softened(row, 1.0)[label]) for row, label in zip(logits, labels, strict=True))
+    output = create_objective("cross-entropy")(student=logits, teacher=labels, bank=None)
+    assert output.loss.item() == pytest.approx(expected, rel=1e-6)
+    assert [term.name for term in create_terms(["cross-entropy", "mse:50"])] == ["cross-entropy", "mse"]
+    with pytest.raises(UserError, match="learns from labels alone: add one that learns from the teacher"):
+        create_terms(["cross-entropy"])

@@ -74,13 +74,13 @@ def test_layout_and_type_of_a_teacher__are_its_own(toy_folder):
     student = create_encoder("flow_tiny3d_8", num_frames=4, stride=2, size_px=32)
     manifest = crossdistill.Manifest.load(toy_folder)
     clips = crossdistill.PairedClips(
-        crossdistill.entries_of(manifest, range(4)), student_view=student.view, teacher_view=teacher.view
+        crossdistill.entries_of(manifest, range(4)), student_view=student.view, teacher_views=[teacher.view]
     )
     batch = clips.read_batch([SampleKey(i, 0) for i in range(4)])
     terms = crossdistill.create_terms(["simreg"])
-    distiller = crossdistill.Distiller(student=student, teacher=teacher, terms=terms, bank_size=8)
+    distiller = crossdistill.Distiller(student=student, teachers=[teacher], terms=terms, bank_size=8)
     output = distiller.compute(distiller.trainable, batch)
     assert module.seen.shape == (4, 6, 3, 24, 24) and module.seen.dtype == torch.bfloat16
-    expected = (batch.teacher.values.float() / 255 - 0.5) / 0.25
+    expected = (batch.teachers[0].values.float() / 255 - 0.5) / 0.25
     torch.testing.assert_close(module.seen.float(), expected.transpose(1, 2), atol=0.02, rtol=0.01)
-    assert output.loss.isfinite() and output.anchors is None
+    assert output.loss.isfinite() and output.anchors == (None,)

@@ -195,7 +195,7 @@ def test_student_files__hold_the_quantised_network_and_say_so(made, tmp_path):
 def distiller(objective="compress-2q"):
     student = quantize(small("rgb_tiny3d_8"), BitWidths(4, 8))
     made = crossdistill.Distiller(
-        student=student, teacher=small(seed=7), terms=crossdistill.create_terms([objective]), bank_size=8
+        student=student, teachers=[small(seed=7)], terms=crossdistill.create_terms([objective]), bank_size=8
     )
     return made, torch.optim.SGD(made.trainable.parameters(), lr=0.05, momentum=0.9)
 
@@ -205,14 +205,12 @@ def step(made, optimizer, seed):
     shown = View((clips(seed=seed) * 40 + 100).clamp(0, 255).byte(), torch.ones(4, 3))
     ids = torch.arange(4)
     output = made.compute(
-        made.trainable, crossdistill.PairedBatch(student=shown, teacher=shown, sample_ids=ids, labels=ids)
+        made.trainable, crossdistill.PairedBatch(student=shown, teachers=(shown,), sample_ids=ids, labels=ids)
     )
     output.loss.backward()
     optimizer.step()
     optimizer.zero_grad()
-    if output.anchors is not None:
-        made.bank.enqueue(output.anchors)
-    made.after_step()
+    made.after_step([output])
     return output.loss
 
 
@@ -249,15 +247,15 @@ def test_train__quantises_the_students_and_not_the_teacher(tmp_path, toy_folder,
     short = ["--epochs", "1", "--batch-size", "8", "--bank-size", "16", "--workers", "0", "--tracker", "none"]
     pair = ["--teacher", "rgb_r3d10_gn", "--teacher-weights", str(teacher_file), "--student", "flow_tiny3d_8"]
     command = [*pair, *sizes, *short, "--data", str(toy_folder), "--knn-clips", "0"]
-    train([*command, "--quantize", "w4a8", "--out", str(tmp_path / "run")])
+    train([*command, "--precision", "w4a8", "--out", str(tmp_path / "run")])
     student = load_student(tmp_path / "run")
     assert student.quantize == "w4a8" and float_layers(student) == []
     assert json.loads((tmp_path / "run" / "config.json").read_text())["configuration"]["pair"]["quantize"] == "w4a8"
     (results,) = json.loads((tmp_path / "run" / "results.json").read_text()).values()
     assert len(results) == 3
     for options, message in (
-        (["--quantize", "w9a8"], "'w9a8' is no supported bit width"),
-        (["--student-weights", str(tmp_path / "run")], "quantised to w4a8: add --quantize w4a8"),
+        (["--precision", "w9a8"], "'w9a8' is no supported bit width"),
+        (["--student-weights", str(tmp_path / "run")], "quantised to w4a8: add --precision w4a8"),
     ):
         with pytest.raises(SystemExit):
             train([*command, *options, "--out", str(tmp_path / "other")])

@@ -34,7 +34,7 @@ TEACHER_VIEW = ["--teacher-frames", 4, "--teacher-size", 32]
 STUDENT_VIEW = ["--student-frames", 4]
 TRAINING = [
     *(*STUDENT_VIEW, "--student-size", 32, "--batch-size", 8, "--bank-size", 24, "--workers", 0, "--tracker", "none"),
-    *("--no-evaluate", "--knn-clips", 0, "--log-every-steps", 1, "--precision", "fp32", "--lr", 0.002),
+    *("--no-evaluate", "--knn-clips", 0, "--log-every-steps", 1, "--mixed-precision", "fp32", "--lr", 0.002),
 ]
 NUM_VIEWS = 2
 
@@ -45,7 +45,7 @@ def strings(*options):
 
 def make_cache(folder, data, teacher_file, *options, teacher="rgb_r3d10_gn", student="flow_r3d10_gn"):
     pair = ["--teacher", teacher, "--teacher-weights", teacher_file, "--student", student, *TEACHER_VIEW, *STUDENT_VIEW]
-    rest = ["--data", data, "--out", folder, "--workers", 0, "--batch-size", 8, "--precision", "fp32", *options]
+    rest = ["--data", data, "--out", folder, "--workers", 0, "--batch-size", 8, "--mixed-precision", "fp32", *options]
     cache_command(strings(*pair, "--views", NUM_VIEWS, "--clips-per-shard", 20, *rest))
     return folder
 
@@ -213,8 +213,8 @@ def test_replay__a_stand_in_looks_as_it_does_in_its_own_place(data_folder, tmp_p
 def test_of_teacher__reads_the_teachers_view_alone(data_folder, tmp_path):
     data = Path(shutil.copytree(data_folder, tmp_path / "data", ignore=shutil.ignore_patterns("flow")))
     expected = paired(data_folder).read_batch([SampleKey(0, 1), SampleKey(1, 1)])
-    batch = paired(data).of_teacher().read_batch([SampleKey(0, 1), SampleKey(1, 1)])
-    assert torch.equal(batch.teacher.values, expected.teacher.values) and batch.student.values.numel() == 0
+    batch = paired(data).of_teachers().read_batch([SampleKey(0, 1), SampleKey(1, 1)])
+    assert torch.equal(batch.teachers[0].values, expected.teachers[0].values) and batch.student.values.numel() == 0
 
 
 # The command.
@@ -256,7 +256,7 @@ def test_command__killed_on_two_processes_leaves_whole_shards(data_folder, teach
     folder = tmp_path / "cache"
     pair = ["--teacher", "rgb_r3d10_gn", "--teacher-weights", teacher_file, "--student", "flow_r3d10_gn"]
     options = [*pair, *TEACHER_VIEW, *STUDENT_VIEW, "--data", data_folder, "--out", folder, "--workers", 0]
-    options += ["--views", NUM_VIEWS, "--clips-per-shard", 20, "--batch-size", 8, "--precision", "fp32"]
+    options += ["--views", NUM_VIEWS, "--clips-per-shard", 20, "--batch-size", 8, "--mixed-precision", "fp32"]
     launcher = ["torch.distributed.run", "--nproc_per_node", 2, "--rdzv_backend", "c10d"]
     launcher += ["--rdzv_endpoint", "localhost:0", "-m", "crossdistill.cache"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1", "PYTHONPATH": str(PROJECT)}
@@ -410,7 +410,7 @@ def test_cached_teacher__has_the_logits_of_its_classifier(tmp_path):
         cache.write(shard, torch.randn(shard.num_clips, 3), {})
     keys = torch.tensor([[4, 1], [0, 0]])
     empty = View(torch.empty(0), torch.empty(0))
-    batch = PairedBatch(student=empty, teacher=None, sample_ids=keys[:, 0], labels=keys[:, 0], sample_keys=keys)
+    batch = PairedBatch(student=empty, teachers=(), sample_ids=keys[:, 0], labels=keys[:, 0], sample_keys=keys)
     outputs = CachedTeacher(TeacherCache(tmp_path), torch.device("cpu")).embed(batch)
     torch.testing.assert_close(outputs["logits"], outputs["features"] @ layer.weight.T + layer.bias)
 

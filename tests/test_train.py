@@ -297,7 +297,7 @@ def test_videos_in_no_split__are_fuel_without_labels_only(toy_folder, tmp_path, 
     for supervised in ([], ["--supervised"]):
         config = parse(["--data", str(toy_folder), *supervised])
         clips = build.training_set(
-            config, [mixed], student_view=view, teacher_view=None, accelerator=Accelerator(mixed_precision="no")
+            config, [mixed], student_view=view, teacher_views=[], accelerator=Accelerator(mixed_precision="no")
         )
         sizes[bool(supervised)] = {entry.video.name for entry in clips.entries}
         assert "1 of" in capsys.readouterr().out

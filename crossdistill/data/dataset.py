@@ -1,4 +1,4 @@
-"""The map-style dataset: two views of the same moment of the same video, under one geometry."""
+"""The map-style dataset: views of the same moment of the same video for a student and its teachers."""
 
 from __future__ import annotations
 
@@ -88,13 +88,15 @@ class Replay:
 
 
 class PairedClips(Dataset[Item]):
-    """Clips of videos, one view for the student and (if asked for) one for the teacher.
+    """Clips of videos, one view for the student and one for each of its teachers.
 
     Args:
         entries: The videos.
         student_view: What the student sees.
-        teacher_view: What the teacher sees; None when there is no teacher.
+        teacher_views: What the teachers see; empty when there is none.
         augmentation: How moment, crop and mirroring are drawn; None for the middle of each video.
+        teacher_augmentation: How crop and mirroring of the teachers' views are drawn where they are not to be the
+            student's: a network that learns from itself sees two views of one moment. All share one geometry if None.
         seed: With (epoch, index) it determines every draw.
         replace_unreadable: Whether another video steps in for one that cannot be read (training), or
             the sample is left out and reported (evaluation).
@@ -110,8 +112,9 @@ class PairedClips(Dataset[Item]):
         entries: Sequence[Entry],
         *,
         student_view: ViewSpec,
-        teacher_view: ViewSpec | None = None,
+        teacher_views: Sequence[ViewSpec] = (),
         augmentation: Augmentation | None = None,
+        teacher_augmentation: Augmentation | None = None,
         seed: int = 0,
         replace_unreadable: bool = False,
         decoder: str = DEFAULT_DECODER,
@@ -120,8 +123,9 @@ class PairedClips(Dataset[Item]):
         if not entries:
             raise UserError("there are no clips in the data: check --data and --split")
         self.entries = list(entries)
-        self.views = [view for view in (student_view, teacher_view) if view is not None]
+        self.views = [student_view, *teacher_views]
         self.augmentation = augmentation
+        self.teacher_augmentation = teacher_augmentation
         self.seed = seed
         self.replace_unreadable = replace_unreadable
         self.decoder = get_decoder(decoder).name  # a library that is absent is named here, not in a worker
@@ -136,13 +140,15 @@ class PairedClips(Dataset[Item]):
     def replayed(self, replay: Replay) -> PairedClips:
         """The same videos with repeated draws, of which only the student's view is read."""
         clips = copy.copy(self)
-        clips.seed, clips.replay, clips.is_read = replay.seed, replay, (True, False)
+        clips.seed, clips.replay = replay.seed, replay
+        clips.is_read = (True, *(False for _ in self.views[1:]))
         return clips
 
-    def of_teacher(self) -> PairedClips:
-        """The same draws, of which only the teacher's view is read; nothing stands in for what is unreadable."""
+    def of_teachers(self) -> PairedClips:
+        """The same draws, of which only the teachers' views are read; nothing stands in for what is unreadable."""
         clips = copy.copy(self)
-        clips.is_read, clips.replace_unreadable = (False, True), False
+        clips.is_read = (False, *(True for _ in self.views[1:]))
+        clips.replace_unreadable = False
         return clips
 
     def __getitem__(self, key: SampleKey) -> Item:
@@ -181,23 +187,30 @@ class PairedClips(Dataset[Item]):
         if loop is not None:
             earliest = latest = loop.centre_seconds
         shown = next((s for s, view in zip(streams, self.views, strict=True) if view.kind.is_picture), streams[0])
-        crop: Crop
         if self.augmentation is None:
             centre_seconds = (earliest + latest) / 2
-            crop = centre_crop(
-                width_px=shown.width_px, height_px=shown.height_px, fraction=self.views[0].centre_fraction
-            )
         else:
             centre_seconds = float(generator.uniform(earliest, latest))
-            crop = self.augmentation.draw(generator, width_px=shown.width_px, height_px=shown.height_px)
+        crops = self._crops(generator, width_px=shown.width_px, height_px=shown.height_px)
         clips = [
             clip_frames(stream, view, centre_seconds, loop=loop).tolist()
             for stream, view in zip(streams, self.views, strict=True)
         ]
         return tuple(
             None if pictures is None else cut_view(pictures, crop, modality=view.kind, size_px=view.size_px)
-            for pictures, view in zip(self._read_pictures(entry, clips), self.views, strict=True)
+            for pictures, crop, view in zip(self._read_pictures(entry, clips), crops, self.views, strict=True)
         )
+
+    def _crops(self, generator: np.random.Generator, *, width_px: int, height_px: int) -> list[Crop]:
+        """One for each view."""
+        if self.augmentation is None:
+            fraction = self.views[0].centre_fraction
+            return [centre_crop(width_px=width_px, height_px=height_px, fraction=fraction)] * len(self.views)
+        shared = self.augmentation.draw(generator, width_px=width_px, height_px=height_px)
+        if self.teacher_augmentation is None:
+            return [shared] * len(self.views)
+        own = self.teacher_augmentation.draw(generator, width_px=width_px, height_px=height_px)
+        return [shared, *(own for _ in self.views[1:])]
 
     def _read_pictures(self, entry: Entry, clips: Sequence[list[int]]) -> list[Sequence[Picture] | None]:
         """The frames of each view; views of one stream are decoded together, which costs hardly more than one."""
@@ -273,7 +286,7 @@ def collate(items: Iterable[Item], *, num_items: int) -> PairedBatch:
     sample_keys = torch.tensor(keys, dtype=torch.int64).reshape(-1, 2)
     return PairedBatch(
         student=views[0].view() if views and not views[0].is_empty else empty,
-        teacher=views[1].view() if len(views) > 1 and not views[1].is_empty else None,
+        teachers=tuple(rows.view() for rows in views[1:] if not rows.is_empty),
         sample_ids=sample_keys[:, 0].clone(),
         labels=torch.tensor(labels, dtype=torch.int64),
         unreadable=tuple(unreadable),

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from crossdistill.errors import UserError
 from crossdistill.evaluation.checks import check_split, classes_without_training_clips
-from crossdistill.evaluation.results import ProtocolResult, accuracy_from_scores
+from crossdistill.evaluation.results import ProtocolResult, accuracy_from_scores, hits_from_scores, result_of
 
 NUM_ITERATIONS = 20
 
@@ -88,22 +88,15 @@ def evaluate_cluster(
         by_class[:, classes] = -kmeans.transform(features)
         return torch.from_numpy(by_class)
 
-    accuracies = accuracy_from_scores(scores(test), test_labels.cpu())
-    return ProtocolResult(
-        protocol="cluster",
-        top1=accuracies.top1,
-        top5=accuracies.top5,
-        mean_class=accuracies.mean_class,
-        num_test=len(test_features),
-        details={
-            "seed": seed,
-            "num_train": len(train_features),
-            "train_top1": accuracy_from_scores(scores(train), train_labels.cpu()).top1,
-            "classes_without_training_clips": classes_without_training_clips(
-                train_labels=train_labels, test_labels=test_labels
-            ),
-        },
-    )
+    details = {
+        "seed": seed,
+        "num_train": len(train_features),
+        "train_top1": accuracy_from_scores(scores(train), train_labels.cpu()).top1,
+        "classes_without_training_clips": classes_without_training_clips(
+            train_labels=train_labels, test_labels=test_labels
+        ),
+    }
+    return result_of("cluster", hits_from_scores(scores(test), test_labels), details)
 
 
 def _unit(features_nd: Tensor) -> NDArray[np.float64]:

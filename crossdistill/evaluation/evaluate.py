@@ -1,100 +1,107 @@
-"""``crossdistill evaluate``: protocols on the features of one split of a prepared dataset."""
+"""``crossdistill evaluate``: what a student is worth, by protocols on the features of a prepared dataset's splits."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import tyro
+import torch
 from accelerate import Accelerator
 
-from crossdistill.console import print_table
+from crossdistill.console import console
 from crossdistill.data.dataset import Entry, check_entries, entries_of
 from crossdistill.data.decoders import DEFAULT_DECODER
 from crossdistill.data.manifest import Manifest
+from crossdistill.distributed import decide_on_first, use_all_cores
 from crossdistill.encoders import Encoder
 from crossdistill.errors import UserError, unknown_name
-from crossdistill.evaluation.cluster import evaluate_cluster
-from crossdistill.evaluation.features import Features, extract_features
-from crossdistill.evaluation.knn import evaluate_knn
-from crossdistill.evaluation.linear import evaluate_linear
-from crossdistill.evaluation.results import ProtocolResult
+from crossdistill.evaluation.features import Features
+from crossdistill.evaluation.finetune import classify
+from crossdistill.evaluation.fusion import agree, common_videos, fuse
+from crossdistill.evaluation.intervals import units_of
+from crossdistill.evaluation.options import Options, parse
+from crossdistill.evaluation.probes import Sets
+from crossdistill.evaluation.protocols import (
+    FINETUNE,
+    JOINT_PROTOCOLS,
+    PROTOCOLS,
+    Settings,
+    apply_protocols,
+    bootstrap_of,
+    mean_of_splits,
+    with_facts,
+)
+from crossdistill.evaluation.results import Evaluation, ProtocolResult
+from crossdistill.evaluation.store import FOLDER_NAME, kept_features
+from crossdistill.evaluation.tables import print_evaluation
+from crossdistill.evaluation.views import TestViews
 from crossdistill.files import write_text_atomically
+from crossdistill.modalities import get_modality
 from crossdistill.runner import Execution
-from crossdistill.student import load_student
+from crossdistill.student import load_student, read_facts
+from crossdistill.types import ViewSpec
 
-Protocol = Callable[[Features, Features, int, Sequence[int]], list[ProtocolResult]]
-
-
-def _knn(train: Features, test: Features, num_classes: int, ks: Sequence[int]) -> list[ProtocolResult]:
-    results = evaluate_knn(
-        train_features=train.features,
-        train_labels=train.labels,
-        test_features=test.features,
-        test_labels=test.labels,
-        num_classes=num_classes,
-        ks=ks,
-    )
-    return list(results.values())
-
-
-def _linear(train: Features, test: Features, num_classes: int, ks: Sequence[int]) -> list[ProtocolResult]:
-    return [
-        evaluate_linear(
-            train_features=train.features,
-            train_labels=train.labels,
-            test_features=test.features,
-            test_labels=test.labels,
-            num_classes=num_classes,
-        )
-    ]
-
-
-def _cluster(train: Features, test: Features, num_classes: int, ks: Sequence[int]) -> list[ProtocolResult]:
-    return [
-        evaluate_cluster(
-            train_features=train.features,
-            train_labels=train.labels,
-            test_features=test.features,
-            test_labels=test.labels,
-            num_classes=num_classes,
-        )
-    ]
-
-
-PROTOCOLS: dict[str, Protocol] = {"knn": _knn, "linear": _linear, "cluster": _cluster}
+__all__ = ["PROTOCOLS", "Evaluation", "Options", "evaluate_encoder", "main", "print_evaluation"]
+# Of the members of a fusion, so that the table shows what fusing them gains.
+MEMBER_PROTOCOLS = ("knn", "linear", "retrieval")
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """The outcome of some protocols for one encoder on one split."""
+class Reading:
+    """How videos become features."""
 
-    encoder: str
-    dataset: str
-    split: str
-    num_train: int
-    """Training clips that were embedded."""
-    num_test: int
-    """Test clips that were embedded and so evaluated."""
-    unreadable: dict[str, str]
-    """Videos of either part that could not be read, with the reason; they are left out."""
-    results: dict[str, ProtocolResult]
+    views: TestViews = field(default_factory=TestViews)
+    train_views: TestViews = field(default_factory=TestViews)
+    max_clips: int | None = None
+    """Most clips of either part, spread evenly over it."""
+    num_workers: int = 2
+    decoder: str = DEFAULT_DECODER
+    short_clips: str = "repeat"
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for a JSON file."""
-        return {
-            "encoder": self.encoder,
-            "dataset": self.dataset,
-            "split": self.split,
-            "num_train": self.num_train,
-            "num_test": self.num_test,
-            "num_unreadable": len(self.unreadable),
-            "unreadable": self.unreadable,
-            "results": {name: result.to_json() for name, result in self.results.items()},
-        }
+
+@dataclass(frozen=True)
+class Student:
+    """An encoder as it is evaluated."""
+
+    name: str
+    """As results call it."""
+    encoder: Encoder
+    execution: Execution
+    folder: Path | None = None
+    """With its weights, where it has one."""
+    features_folder: Path | None = None
+    """Of the feature store; None to keep nothing."""
+    description: str | None = None
+    """Starts the progress bars' text; no bars if None."""
+
+    def embed(self, manifest: Manifest, split: str, reading: Reading, accelerator: Accelerator) -> Sets:
+        """Both parts of a split; complete on the first process."""
+        entries = {part: evaluated_entries(manifest, split, part, reading.max_clips) for part in ("train", "test")}
+        # Of both parts before the first is embedded.
+        check_entries([*entries["train"], *entries["test"]], [self.encoder.view], short_clips=reading.short_clips)
+
+        def part(name: str, views: TestViews) -> Features:
+            return kept_features(
+                self.encoder,
+                entries[name],
+                folder=self.features_folder,
+                dataset=manifest.dataset,
+                execution=self.execution,
+                accelerator=accelerator,
+                views=views,
+                num_workers=reading.num_workers,
+                decoder=reading.decoder,
+                short_clips=reading.short_clips,
+                description=None if self.description is None else f"{self.description}, {name} clips",
+            )
+
+        return Sets(part("train", reading.train_views), part("test", reading.views), len(manifest.classes))
 
 
 def evaluate_encoder(
@@ -111,11 +118,15 @@ def evaluate_encoder(
     decoder: str = DEFAULT_DECODER,
     short_clips: str = "repeat",
     description: str | None = None,
+    views: TestViews | None = None,
+    train_views: TestViews | None = None,
+    settings: Settings | None = None,
+    features_folder: Path | None = None,
 ) -> Evaluation:
     """Embed both parts of a split once and apply protocols to the features.
 
     Args:
-        encoder: Embeds the middle of every video.
+        encoder: Embeds the middle of every video, or several views of it.
         manifest: A labelled dataset with the encoder's stream.
         split: Trains on its ``train`` part, tests on its ``test`` part.
         execution: How the encoder runs.
@@ -127,42 +138,106 @@ def evaluate_encoder(
         decoder: Which library reads the videos.
         short_clips: What becomes of videos that are shorter than the encoder's view: one of ``SHORT_CLIPS``.
         description: Starts the progress bars' text; no bars if None.
+        views: Of every test video; its middle if None.
+        train_views: Of every training video; as ``views`` if None.
+        settings: Of the protocols, in place of ``ks``.
+        features_folder: Where features are kept for the next evaluation; None to keep nothing.
+
+    Raises:
+        UserError: An unknown protocol or split, a dataset without labels or without the encoder's stream, an empty
+            part, or views that do not fit.
     """
-    for protocol in protocols:
-        if protocol not in PROTOCOLS:
-            raise unknown_name("protocol", protocol, PROTOCOLS)
-    if not manifest.classes:
-        raise UserError(f"the dataset {manifest.root} has no labels: evaluate on one that has")
-    manifest.require_stream(encoder.view.kind.stream, wanted_by=encoder.name)
-    entries = {part: _evaluated_entries(manifest, split, part, max_clips) for part in ("train", "test")}
-    # Of both parts before the first is embedded.
-    check_entries([*entries["train"], *entries["test"]], [encoder.view], short_clips=short_clips)
-    train, test = (
-        extract_features(
-            encoder,
-            entries[part],
-            execution=execution,
-            accelerator=accelerator,
-            num_workers=num_workers,
-            decoder=decoder,
-            short_clips=short_clips,
-            description=None if description is None else f"{description}, {part} clips",
-        )
-        for part in ("train", "test")
-    )
-    results = [result for name in protocols for result in PROTOCOLS[name](train, test, len(manifest.classes), ks)]
+    check_names("protocol", protocols, PROTOCOLS)
+    check_dataset(manifest, encoder.view, split, wanted_by=encoder.name)
+    views = views or TestViews()
+    views.require_fit(encoder.view)
+    reading = Reading(views, train_views or views, max_clips, num_workers, decoder, short_clips)
+    student = Student(encoder.name, encoder, execution, features_folder=features_folder, description=description)
+    settings = settings or Settings(ks=tuple(ks))
+    sets = student.embed(manifest, split, reading, accelerator)
+
+    def evaluate() -> Evaluation:
+        results = apply_protocols(sets, protocols, settings)
+        return describe(encoder.name, manifest, split, sets, results, settings)
+
+    return on_first(accelerator, evaluate)
+
+
+def on_first(accelerator: Accelerator, evaluate: Any) -> Any:
+    """Compute on the first process with every core that all of them have on its machine, for all of them.
+
+    So the numbers of one and of several processes are the same to the last digit: products of matrices may differ in
+    it with the number of threads.
+    """
+
+    def with_all_threads() -> Any:
+        with _threads_of_all(accelerator):
+            return evaluate()
+
+    return decide_on_first(accelerator, with_all_threads)
+
+
+@contextlib.contextmanager
+def _threads_of_all(accelerator: Accelerator) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if accelerator.num_processes > 1 and accelerator.device.type == "cpu":
+        torch.set_num_threads(before * accelerator.num_processes)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def describe(
+    encoder: str, manifest: Manifest, split: str, sets: Sets, results: Sequence[ProtocolResult], settings: Settings
+) -> Evaluation:
+    """Results with all that has to stand beside them."""
+    unreadable = {**sets.train.unreadable, **sets.test.unreadable}
     return Evaluation(
-        encoder=encoder.name,
+        encoder=encoder,
         dataset=manifest.dataset,
         split=split,
-        num_train=train.num_clips,
-        num_test=test.num_clips,
-        unreadable={**train.unreadable, **test.unreadable},
-        results={result.protocol: result for result in results},
+        num_train=sets.train.num_clips,
+        num_test=sets.test.num_clips,
+        unreadable=unreadable,
+        results=with_facts(results, sets, settings),
+        coverage=sets.test.coverage,
+        views=str(sets.test.views),
+        train_views=str(sets.train.views),
+        bootstrap=bootstrap_of([units_of(sets.test.videos, sets.test.groups)], settings),
+        num_unreadable=len(unreadable),
     )
 
 
-def _evaluated_entries(manifest: Manifest, split: str, part: str, max_clips: int | None) -> list[Entry]:
+def check_names(kind: str, given: Sequence[str], allowed: Any) -> None:
+    """Raise a ``UserError`` for the first name that is not in a closed list, or where none is given."""
+    if not given:
+        raise UserError(f"no {kind} was given: choose of {', '.join(sorted(allowed))}")
+    for name in given:
+        if name not in allowed:
+            raise unknown_name(kind, name, allowed)
+
+
+def check_dataset(manifest: Manifest, view: ViewSpec, split: str, *, wanted_by: str) -> None:
+    """Raise a ``UserError`` unless a dataset has labels, the stream, and clips in both parts of the split."""
+    if not manifest.classes:
+        raise UserError(f"the dataset {manifest.root} has no labels: evaluate on one that has")
+    manifest.require_stream(view.kind.stream, wanted_by=wanted_by)
+    for part in ("train", "test"):
+        entries = evaluated_entries(manifest, split, part, None)
+        if not any(entry.video.is_usable for entry in entries):
+            raise UserError(
+                f"all {len(entries)} {part} clips of split {split!r} of {manifest.root} were skipped in preparation: "
+                "see python -m data_prep verify, or choose another --split"
+            )
+
+
+def evaluated_entries(manifest: Manifest, split: str, part: str, max_clips: int | None) -> list[Entry]:
+    """The videos of one part of a split.
+
+    Raises:
+        UserError: There is no such split, or nothing in this part of it.
+    """
     positions = manifest.select(split=split, part=part)
     if not positions:
         raise UserError(f"split {split!r} of {manifest.root} has no {part} clips: choose another --split")
@@ -171,58 +246,24 @@ def _evaluated_entries(manifest: Manifest, split: str, part: str, max_clips: int
     return entries_of(manifest, positions)
 
 
-@dataclass(frozen=True)
-class Options:
-    """Evaluate a trained student on one split of a prepared, labelled dataset."""
-
-    student: tyro.conf.Positional[Path]
-    """A run's folder, or the folder with student.safetensors."""
-    data: Path
-    """A prepared dataset (see python -m data_prep)."""
-    split: str = "1"
-    """Which official split."""
-    protocols: tuple[str, ...] = ("knn", "linear")
-    """knn: nearest neighbours by cosine similarity; linear: a linear layer on frozen features; cluster: k-means, and
-    each cluster one class."""
-    k: tuple[int, ...] = (1, 5, 20)
-    """Numbers of neighbours for knn."""
-    json: Path | None = None
-    """Write the results there as well."""
-    workers: int = 2
-    """Processes that decode."""
-    decoder: Literal["pyav", "decord", "torchcodec"] = "pyav"
-    """Which library reads the videos; pyav reads what another cannot give exactly."""
-    short_clips: Literal["repeat", "loop", "error"] = "repeat"
-    """Videos shorter than a clip: repeat their end frames, loop (start them again), or error (refuse to start)."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """As in training."""
-    allow_code: bool = False
-    """Run the Python file that a student of one's own network (path/to/file.py:function) names."""
-
-    def __post_init__(self) -> None:
-        if self.workers < 0:
-            raise UserError(f"--workers is {self.workers}: give 0 (decode in this process) or more")
+def classes_nobody_shows(manifest: Manifest, split: str) -> list[str]:
+    """Names of the test set's classes that no usable training clip shows."""
+    shown = {
+        part: {e.label for e in evaluated_entries(manifest, split, part, None) if e.video.is_usable}
+        for part in ("train", "test")
+    }
+    return [manifest.classes[label] for label in sorted(shown["test"] - shown["train"]) if label >= 0]
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run the command."""
-    options = tyro.cli(Options, args=arguments, prog="crossdistill evaluate", description=Options.__doc__)
+    options = parse(arguments)
+    manifest = Manifest.load(options.data)
+    _check(options, manifest)
     accelerator = Accelerator(mixed_precision="no")
-    encoder = load_student(options.student, allow_code=options.allow_code)
-    execution = Execution.choose(encoder, device=accelerator.device, precision=options.precision, layout="auto")
-    evaluation = evaluate_encoder(
-        encoder,
-        Manifest.load(options.data),
-        split=options.split,
-        execution=execution,
-        accelerator=accelerator,
-        protocols=options.protocols,
-        ks=options.k,
-        num_workers=options.workers,
-        decoder=options.decoder,
-        short_clips=options.short_clips,
-        description=encoder.name,
-    )
+    use_all_cores(accelerator)
+    command = _Command(options, manifest, accelerator, [_open(path, options, accelerator) for path in options.students])
+    evaluation = command.run()
     if not accelerator.is_main_process:
         return
     print_evaluation(evaluation)
@@ -230,17 +271,138 @@ def main(arguments: Sequence[str]) -> None:
         write_text_atomically(options.json, json.dumps(evaluation.to_json(), indent=2) + "\n")
 
 
-def print_evaluation(evaluation: Evaluation) -> None:
-    """Print the table, and the coverage under it."""
-    rows = [
-        (name, f"{result.top1:.1%}", f"{result.top5:.1%}", f"{result.mean_class:.1%}")
-        for name, result in evaluation.results.items()
-    ]
-    title = f"{evaluation.encoder} on {evaluation.dataset}, split {evaluation.split}"
-    print_table(title, ("protocol", "top-1", "top-5", "mean class"), rows)
-    print(
-        f"{evaluation.num_test} test clips evaluated against {evaluation.num_train} training clips; "
-        f"{len(evaluation.unreadable)} could not be read"
+def _check(options: Options, manifest: Manifest) -> None:
+    """Raise a ``UserError`` for everything that is known to be wrong before a weight is read."""
+    check_names("protocol", options.protocols, (*PROTOCOLS, FINETUNE, *JOINT_PROTOCOLS))
+    joint = [name for name in options.protocols if name in JOINT_PROTOCOLS]
+    if joint and len(options.students) < 2:
+        raise UserError(f"--protocols {joint[0]} compares students, and one was given: name two or more")
+    if len(set(options.split)) < len(options.split):
+        raise UserError(f"--split {' '.join(options.split)} names a split twice: leave one out")
+    for path in options.students:
+        facts = read_facts(path)[1]
+        stored = facts["view"]
+        get_modality(stored["modality"])
+        view = ViewSpec(**{**stored, "mean": tuple(stored["mean"]), "std": tuple(stored["std"])})
+        for split in options.split:
+            check_dataset(manifest, view, split, wanted_by=f"the student {path} ({facts['encoder']})")
+        options.test_views.require_fit(view)
+        options.training_views.require_fit(view)
+    for split in options.split:
+        absent = classes_nobody_shows(manifest, split)
+        if absent:
+            console.print(
+                f"no training clip of split {split} shows {', '.join(absent)}: test clips of "
+                f"{'this class' if len(absent) == 1 else 'these classes'} count as wrong",
+                soft_wrap=True,
+                highlight=False,
+            )
+
+
+def _open(path: Path, options: Options, accelerator: Accelerator) -> Student:
+    encoder = load_student(path, allow_code=options.allow_code)
+    execution = Execution.choose(encoder, device=accelerator.device, precision=options.precision, layout="auto")
+    folder = read_facts(path)[0]
+    beside = folder.parent if folder.name == "student" else folder
+    return Student(
+        name=str(path),
+        encoder=encoder,
+        execution=execution,
+        folder=folder,
+        features_folder=options.features or beside / FOLDER_NAME,
+        description=encoder.name,
     )
-    for video, reason in sorted(evaluation.unreadable.items()):
-        print(f"  {video}: {reason}")
+
+
+@dataclass(frozen=True)
+class _Command:
+    """The students, splits and protocols of one command."""
+
+    options: Options
+    manifest: Manifest
+    accelerator: Accelerator
+    students: list[Student]
+
+    def run(self) -> Evaluation:
+        """Every student by itself, and all together where there are several."""
+        options = self.options
+        settings = options.settings
+        reading = Reading(
+            options.test_views, options.training_views, None, options.workers, options.decoder, options.short_clips
+        )
+        sets = {
+            (student.name, split): student.embed(self.manifest, split, reading, self.accelerator)
+            for student in self.students
+            for split in options.split
+        }
+        alone = {
+            student.name: {
+                split: self._alone(student, split, sets[student.name, split], reading) for split in options.split
+            }
+            for student in self.students
+        }
+        if len(self.students) == 1:
+            return mean_of_splits(alone[self.students[0].name], settings)
+        together = {
+            split: on_first(
+                self.accelerator,
+                lambda split=split: self._together(split, {s.name: sets[s.name, split] for s in self.students}),
+            )
+            for split in options.split
+        }
+        students = {name: mean_of_splits(by_split, settings) for name, by_split in alone.items()}
+        return replace(mean_of_splits(together, settings), students=students)
+
+    def _alone(self, student: Student, split: str, sets: Sets, reading: Reading) -> Evaluation:
+        options = self.options
+        names = [name for name in options.protocols if name in PROTOCOLS]
+        if not names and "fusion" in options.protocols:
+            names = list(MEMBER_PROTOCOLS)
+        tuned = self._fine_tuned(student, split, reading) if FINETUNE in options.protocols else None
+
+        def evaluate() -> Evaluation:
+            results = apply_protocols(sets, names, options.settings)
+            results += [tuned()] if tuned is not None else []
+            return describe(student.encoder.name, self.manifest, split, sets, results, options.settings)
+
+        evaluation: Evaluation = on_first(self.accelerator, evaluate)
+        return evaluation
+
+    def _fine_tuned(self, student: Student, split: str, reading: Reading) -> Callable[[], ProtocolResult]:
+        """Train and embed now, on every process; classify later, on the first."""
+        fine_tuning = self.options.fine_tuning
+        assert student.folder is not None
+        run = fine_tuning.run(student.folder, data=self.manifest.root, split=split, accelerator=self.accelerator)
+        tuned = _open(run, self.options, self.accelerator)
+        sets = tuned.embed(self.manifest, split, reading, self.accelerator)
+        classes = tuned.encoder.classes
+        assert classes is not None
+        details = {**dataclasses.asdict(fine_tuning), "run": run.name}
+        for name in ("workers", "decoder"):  # change nothing in the numbers
+            del details[name]
+        return lambda: classify(sets, classes, protocol=FINETUNE, details=details)
+
+    def _together(self, split: str, sets: dict[str, Sets]) -> Evaluation:
+        """Fusion and agreement of all students on the videos that all could read."""
+        settings = self.options.settings
+        members = dict(zip(sets, common_videos(list(sets.values())), strict=True))
+        first = next(iter(members.values()))
+        results = []
+        if "fusion" in self.options.protocols:
+            results = fuse(list(members.values()), ks=settings.ks, seed=settings.seed)
+        encoders = " + ".join(student.encoder.name for student in self.students)
+        evaluation = describe(encoders, self.manifest, split, first, results, settings)
+        if "agreement" not in self.options.protocols:
+            return evaluation
+        pairs = [
+            agree(
+                (a, b),
+                members[a].test,
+                members[b].test,
+                classes=self.manifest.classes,
+                num_draws=settings.num_bootstrap_draws,
+                seed=settings.seed,
+            )
+            for a, b in combinations(members, 2)
+        ]
+        return replace(evaluation, agreement=pairs)

@@ -1,41 +1,91 @@
 """Features of a part of a dataset, each video once, on one or several processes.
 
-Shapes: N clips, D features.
+Shapes: N videos, V views of a video, D features.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from crossdistill.console import progress_bar
-from crossdistill.data.dataset import Entry, PairedClips, make_loader
+from crossdistill.data.dataset import Entry, make_loader
 from crossdistill.data.decoders import DEFAULT_DECODER
 from crossdistill.data.sampling import SampleKey
 from crossdistill.distributed import broadcast_buffers, gather_objects
 from crossdistill.encoders import Encoder
+from crossdistill.evaluation.views import MultiViewClips, TestViews
 from crossdistill.runner import Execution
+
+CLIPS_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
 class Features:
     """Embeddings of the videos that could be read, in the order of the dataset."""
 
-    features: Tensor
-    """[N, D] float32 on the CPU."""
+    views_nvd: Tensor
+    """[N, V, D] float32 on the CPU: clip by clip, and in each crop by crop."""
     labels: Tensor
     """[N] int64, -1 where a video has none."""
     unreadable: dict[str, str]
     """Dataset/video to reason: left out, never replaced."""
+    videos: tuple[str, ...]
+    """[N] names."""
+    groups: tuple[str | None, ...]
+    """[N], None where a video has none."""
+    views: TestViews = TestViews()  # noqa: RUF009 - frozen
+
+    @property
+    def features(self) -> Tensor:
+        """[N, D] mean over a video's views."""
+        return self.views_nvd[:, 0] if self.views_nvd.shape[1] == 1 else self.views_nvd.mean(1)
 
     @property
     def num_clips(self) -> int:
-        """How many were embedded."""
+        """How many videos were embedded."""
         return len(self.labels)
+
+    @property
+    def coverage(self) -> float:
+        """Share of the videos that could be read, in [0, 1]."""
+        return self.num_clips / max(1, self.num_clips + len(self.unreadable))
+
+    def select(self, positions: Sequence[int]) -> Features:
+        """Some of the videos; what is unreadable stays."""
+        rows = torch.tensor(positions, dtype=torch.int64)
+        return replace(
+            self,
+            views_nvd=self.views_nvd[rows],
+            labels=self.labels[rows],
+            videos=tuple(self.videos[i] for i in positions),
+            groups=tuple(self.groups[i] for i in positions),
+        )
+
+
+def assemble(rows: dict[int, Tensor], entries: Sequence[Entry], unreadable: dict[str, str], like: Features) -> Features:
+    """Put rows of some of the videos together, in the dataset's order.
+
+    Args:
+        rows: Position in ``entries`` to [V, D].
+        entries: The videos.
+        unreadable: Dataset/video to reason.
+        like: Says the shape of a video without rows, and the views.
+    """
+    order = sorted(rows)
+    chosen = [entries[i] for i in order]
+    return Features(
+        views_nvd=torch.stack([rows[i] for i in order]) if rows else like.views_nvd[:0],
+        labels=torch.tensor([entry.label for entry in chosen], dtype=torch.int64),
+        unreadable=unreadable,
+        videos=tuple(entry.video.name for entry in chosen),
+        groups=tuple(entry.video.group for entry in chosen),
+        views=like.views,
+    )
 
 
 def extract_features(
@@ -44,33 +94,38 @@ def extract_features(
     *,
     execution: Execution,
     accelerator: Accelerator,
-    batch_size: int = 32,
+    views: TestViews | None = None,
+    batch_size: int = CLIPS_AT_ONCE,
     num_workers: int = 2,
     decoder: str = DEFAULT_DECODER,
     short_clips: str = "repeat",
     description: str | None = None,
 ) -> Features:
-    """Embed the middle of every video.
+    """Embed the views of every video.
+
+    Which videos share a batch does not depend on the number of processes: whole batches are dealt out. So the features
+    are the same to the bit, and every video counts once.
 
     Args:
         encoder: Put into eval mode for the time being.
         entries: The videos; every process takes its share of them.
         execution: How the encoder runs.
         accelerator: Tells the processes apart.
-        batch_size: Clips at a time.
+        views: Of every video; its middle if None.
+        batch_size: Clips at a time; at least one video.
         num_workers: Processes that decode.
         decoder: Which library reads the videos.
         short_clips: What becomes of videos that are shorter than the view: one of ``SHORT_CLIPS``.
         description: What the progress bar says; no bar if None.
     """
-    dataset = PairedClips(entries, student_view=encoder.view, decoder=decoder, short_clips=short_clips)
-    mine = range(accelerator.process_index, len(entries), accelerator.num_processes)
-    keys = [SampleKey(i, epoch=0) for i in mine]
-    batches = [keys[i : i + batch_size] for i in range(0, len(keys), batch_size)]
+    views = views or TestViews()
+    dataset = MultiViewClips(entries, view=encoder.view, views=views, decoder=decoder, short_clips=short_clips)
+    keys = [SampleKey(i, epoch=0) for i in range(len(entries))]
+    videos_at_once = max(1, batch_size // views.num_views)
+    batches = [keys[start : start + videos_at_once] for start in range(0, len(keys), videos_at_once)]
+    batches = batches[accelerator.process_index :: accelerator.num_processes]
     loader = make_loader(dataset, batches, num_workers=num_workers, pin_memory=accelerator.device.type == "cuda")
-    ids: list[int] = []
-    labels: list[int] = []
-    chunks: list[Tensor] = [torch.empty(0, encoder.embed_dim)]
+    rows: list[tuple[int, Tensor]] = []
     unreadable: list[tuple[str, str]] = []
     broadcast_buffers(accelerator, encoder)
     was_training = encoder.training
@@ -81,14 +136,16 @@ def extract_features(
             unreadable += batch.unreadable
             if len(batch) == 0:
                 continue
-            chunks.append(execution.embed(encoder, batch.student.to(execution.device)).cpu())
-            ids += batch.sample_ids.tolist()
-            labels += batch.labels.tolist()
+            embedded = execution.embed(encoder, batch.student.to(execution.device)).cpu()
+            ids = batch.sample_ids[:: views.num_views].tolist()
+            rows += zip(ids, embedded.unflatten(0, (len(ids), views.num_views)), strict=True)
     encoder.train(was_training)
-    parts = gather_objects(accelerator, [(ids, labels, torch.cat(chunks))])
-    order = torch.tensor([i for part in parts for i in part[0]], dtype=torch.int64).argsort()
-    return Features(
-        features=torch.cat([part[2] for part in parts])[order],
-        labels=torch.tensor([label for part in parts for label in part[1]], dtype=torch.int64)[order],
-        unreadable=dict(gather_objects(accelerator, unreadable)),
-    )
+    parts = gather_objects(accelerator, [(torch.tensor([i for i, _ in rows]), _stack([row for _, row in rows]))])
+    empty = Features(torch.empty(0, views.num_views, encoder.embed_dim), torch.empty(0).long(), {}, (), (), views)
+    found = {int(i): row for ids, stacked in parts for i, row in zip(ids, stacked, strict=True)}
+    return assemble(found, entries, dict(gather_objects(accelerator, unreadable)), empty)
+
+
+def _stack(rows: list[Tensor]) -> Tensor:
+    """One tensor travels faster than many."""
+    return torch.stack(rows) if rows else torch.empty(0)

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from crossdistill.errors import UserError
 from crossdistill.evaluation.checks import check_features, check_labels, check_split, classes_without_training_clips
-from crossdistill.evaluation.results import NUM_RANKED, ProtocolResult, accuracy_from_scores
+from crossdistill.evaluation.results import NUM_RANKED, ProtocolResult, hits_from_scores, result_of
 
 QUERY_CHUNK = 512
 GALLERY_CHUNK = 32_768
@@ -209,19 +209,14 @@ def evaluate_knn(
     missing = classes_without_training_clips(train_labels=train_labels, test_labels=test_labels)
     results = {}
     for k in ks:
-        accuracies = accuracy_from_scores(_scores_of(neighbours, train_labels, k), test_labels)
-        results[k] = ProtocolResult(
-            protocol=f"{k}-nn",
-            top1=accuracies.top1,
-            top5=accuracies.top5,
-            mean_class=accuracies.mean_class,
-            num_test=len(test_features),
-            details={
-                "k": k,
-                "effective_k": min(k, len(train_features)),
-                "num_train": len(train_features),
-                "classes_without_training_clips": missing,
-            },
+        details = {
+            "k": k,
+            "effective_k": min(k, len(train_features)),
+            "num_train": len(train_features),
+            "classes_without_training_clips": missing,
+        }
+        results[k] = result_of(
+            f"{k}-nn", hits_from_scores(_scores_of(neighbours, train_labels, k), test_labels), details
         )
     return results
 

@@ -27,7 +27,7 @@ from crossdistill.evaluation.checks import (
     check_split,
     classes_without_training_clips,
 )
-from crossdistill.evaluation.results import ProtocolResult, accuracy_from_scores
+from crossdistill.evaluation.results import ProtocolResult, accuracy_from_scores, hits_from_scores, result_of
 
 LEARNING_RATE = 0.01
 MOMENTUM = 0.9
@@ -75,7 +75,14 @@ def batch_size_for(num_clips: int) -> int:
 
 @torch.no_grad()
 def train_linear_probe(
-    *, features_nd: Tensor, labels_n: Tensor, num_classes: int, seed: int = 0, batch_size: int | None = None
+    *,
+    features_nd: Tensor,
+    labels_n: Tensor,
+    num_classes: int,
+    seed: int = 0,
+    batch_size: int | None = None,
+    lr: float = LEARNING_RATE,
+    weight_decay: float = WEIGHT_DECAY,
 ) -> LinearProbe:
     """Train a linear layer by the protocol that the head of this file describes.
 
@@ -88,6 +95,8 @@ def train_linear_probe(
         num_classes: C.
         seed: Of the order of clips.
         batch_size: None for ``batch_size_for(N)``.
+        lr: Before its two drops; the paper's, unless a sweep has found another.
+        weight_decay: Likewise.
 
     Raises:
         UserError: Features or labels that ``check_features`` and ``check_labels`` reject, or a batch below 1.
@@ -101,7 +110,8 @@ def train_linear_probe(
     variance_d, mean_d = torch.var_mean(unit_nd, dim=0, correction=min(1, len(unit_nd) - 1))
     inverse_std_d = (variance_d + VARIANCE_OFFSET).rsqrt()
     inputs_nd = unit_nd.sub_(mean_d).mul_(inverse_std_d)
-    weight_dc, bias_c = _descend(inputs_nd, labels_n.to(inputs_nd.device).long(), num_classes, seed, batch_size)
+    descent = _Descent(num_classes, seed, batch_size, lr, weight_decay)
+    weight_dc, bias_c = descent.run(inputs_nd, labels_n.to(inputs_nd.device).long())
     return LinearProbe(mean_d=mean_d, inverse_std_d=inverse_std_d, weight_dc=weight_dc, bias_c=bias_c)
 
 
@@ -138,23 +148,16 @@ def evaluate_linear(
         num_classes=num_classes,
     )
     probe = train_linear_probe(features_nd=train_features, labels_n=train_labels, num_classes=num_classes, seed=seed)
-    accuracies = accuracy_from_scores(probe.scores(test_features), test_labels)
-    return ProtocolResult(
-        protocol="linear",
-        top1=accuracies.top1,
-        top5=accuracies.top5,
-        mean_class=accuracies.mean_class,
-        num_test=len(test_features),
-        details={
-            "seed": seed,
-            "batch_size": batch_size_for(len(train_features)),
-            "num_train": len(train_features),
-            "train_top1": accuracy_from_scores(probe.scores(train_features), train_labels).top1,
-            "classes_without_training_clips": classes_without_training_clips(
-                train_labels=train_labels, test_labels=test_labels
-            ),
-        },
-    )
+    details = {
+        "seed": seed,
+        "batch_size": batch_size_for(len(train_features)),
+        "num_train": len(train_features),
+        "train_top1": accuracy_from_scores(probe.scores(train_features), train_labels).top1,
+        "classes_without_training_clips": classes_without_training_clips(
+            train_labels=train_labels, test_labels=test_labels
+        ),
+    }
+    return result_of("linear", hits_from_scores(probe.scores(test_features), test_labels), details)
 
 
 def _unit(features_nd: Tensor) -> Tensor:
@@ -162,26 +165,34 @@ def _unit(features_nd: Tensor) -> Tensor:
     return torch.nn.functional.normalize(features_nd, dim=1)
 
 
-def _descend(
-    inputs_nd: Tensor, labels_n: Tensor, num_classes: int, seed: int, batch_size: int
-) -> tuple[Tensor, Tensor]:
-    """Run SGD with momentum, ``torch.optim.SGD``'s formula, with the gradient of cross-entropy written out.
+@dataclass(frozen=True)
+class _Descent:
+    """SGD with momentum, ``torch.optim.SGD``'s formula, with the gradient of cross-entropy written out.
 
     The gradient by the logits is (softmax - one-hot) / B; without autograd a step is a handful of small operations.
     """
-    num_clips, dim = inputs_nd.shape
-    weight_dc, bias_c = inputs_nd.new_zeros(dim, num_classes), inputs_nd.new_zeros(num_classes)
-    weight_velocity_dc, bias_velocity_c = torch.zeros_like(weight_dc), torch.zeros_like(bias_c)
-    generator = torch.Generator().manual_seed(seed)
-    for epoch in range(NUM_EPOCHS):
-        lr = LEARNING_RATE * 0.1 ** sum(epoch >= milestone for milestone in MILESTONES)
-        order_n = torch.randperm(num_clips, generator=generator).to(inputs_nd.device)
-        for batch in order_n.split(batch_size):
-            batch_bd, labels_b1 = inputs_nd[batch], labels_n[batch, None]
-            slope_bc = torch.addmm(bias_c, batch_bd, weight_dc).softmax(1)
-            slope_bc.scatter_add_(1, labels_b1, slope_bc.new_full(labels_b1.shape, -1.0)).div_(len(batch))
-            weight_velocity_dc.mul_(MOMENTUM).addmm_(batch_bd.T, slope_bc).add_(weight_dc, alpha=WEIGHT_DECAY)
-            bias_velocity_c.mul_(MOMENTUM).add_(slope_bc.sum(0)).add_(bias_c, alpha=WEIGHT_DECAY)
-            weight_dc.sub_(weight_velocity_dc, alpha=lr)
-            bias_c.sub_(bias_velocity_c, alpha=lr)
-    return weight_dc, bias_c
+
+    num_classes: int
+    seed: int
+    batch_size: int
+    lr: float
+    weight_decay: float
+
+    def run(self, inputs_nd: Tensor, labels_n: Tensor) -> tuple[Tensor, Tensor]:
+        """From zero to the end of the last epoch: weight [D, C] and bias [C]."""
+        num_clips, dim = inputs_nd.shape
+        weight_dc, bias_c = inputs_nd.new_zeros(dim, self.num_classes), inputs_nd.new_zeros(self.num_classes)
+        weight_velocity_dc, bias_velocity_c = torch.zeros_like(weight_dc), torch.zeros_like(bias_c)
+        generator = torch.Generator().manual_seed(self.seed)
+        for epoch in range(NUM_EPOCHS):
+            lr = self.lr * 0.1 ** sum(epoch >= milestone for milestone in MILESTONES)
+            order_n = torch.randperm(num_clips, generator=generator).to(inputs_nd.device)
+            for batch in order_n.split(self.batch_size):
+                batch_bd, labels_b1 = inputs_nd[batch], labels_n[batch, None]
+                slope_bc = torch.addmm(bias_c, batch_bd, weight_dc).softmax(1)
+                slope_bc.scatter_add_(1, labels_b1, slope_bc.new_full(labels_b1.shape, -1.0)).div_(len(batch))
+                weight_velocity_dc.mul_(MOMENTUM).addmm_(batch_bd.T, slope_bc).add_(weight_dc, alpha=self.weight_decay)
+                bias_velocity_c.mul_(MOMENTUM).add_(slope_bc.sum(0)).add_(bias_c, alpha=self.weight_decay)
+                weight_dc.sub_(weight_velocity_dc, alpha=lr)
+                bias_c.sub_(bias_velocity_c, alpha=lr)
+        return weight_dc, bias_c

@@ -1,5 +1,9 @@
 """What a protocol reports: accuracies, how they follow from class scores, and how they are stored.
 
+The JSON of an evaluation is ``Evaluation.to_json()``; ``docs/results_schema.md`` explains it field by field, and
+``json_schema`` gives it to machines. Fields are added, never renamed; ``SCHEMA_VERSION`` rises when one changes its
+meaning.
+
 Shapes: B test clips, C classes.
 """
 
@@ -10,10 +14,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.json_schema import SkipJsonSchema
 from torch import Tensor
 
+from crossdistill.errors import UserError
+
+SCHEMA_FORMAT = "crossdistill-evaluation"
+SCHEMA_VERSION = 1
 NUM_RANKED = 5
 """Ranks that count for top-5 accuracy."""
+TOP1, TOP5, MEAN_CLASS = "top1", "top5", "mean_class"
+_STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
 
 @dataclass(frozen=True)
@@ -29,27 +41,214 @@ class Accuracies:
 
 
 @dataclass(frozen=True)
+class Units:
+    """What a bootstrap draws, by name: test sets that share videos or groups are then drawn together."""
+
+    kind: str
+    """``video`` or ``group``."""
+    names: tuple[str, ...]
+    """[B], the unit of each test clip."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a protocol got right, clip by clip: everything that accuracies and their intervals follow from."""
+
+    hits: dict[str, Tensor]
+    """Measure to [B] float64 in [0, 1]: 1 where a clip is right by it; between them for means over several draws."""
+    labels_b: Tensor
+    """[B] int64 on the CPU."""
+    predicted_b: Tensor | None = None
+    """[B] int64, the best class of each clip; None where a protocol predicts no class."""
+    units: Units | None = None
+    """What the bootstrap draws; added by whoever knows the videos."""
+
+    def accuracies(self) -> Accuracies:
+        """The means of hits, and of top-1 within classes."""
+        top1_b = self.hits[TOP1]
+        count_c = torch.bincount(self.labels_b)
+        hits_c = torch.zeros(len(count_c), dtype=torch.float64).index_add_(0, self.labels_b, top1_b)
+        recall = hits_c[count_c > 0] / count_c[count_c > 0]
+        return Accuracies(top1_b.mean().item(), self.hits[TOP5].mean().item(), recall.mean().item())
+
+
+@dataclass(frozen=True)
 class ProtocolResult:
     """The outcome of one protocol on one test set; accuracies are fractions in [0, 1]."""
+
+    __pydantic_config__ = _STRICT
 
     protocol: str
     """For example ``1-nn`` or ``linear``."""
     top1: float
+    """Share of test clips whose best class is the right one; of retrieval R@1."""
     top5: float
-    """With fewer than five classes: among the best min(5, C), which is 1 where no class is absent from training."""
+    """With fewer than five classes: among the best min(5, C), which is 1 where no class is absent from training. Of
+    retrieval R@5."""
     mean_class: float
     """Top-1 within each class, averaged over the classes that the test set holds."""
     num_test: int
+    """Test clips that were evaluated."""
     details: dict[str, Any] = field(default_factory=dict)
     """What else the number depends on; every value can be written as JSON."""
+    coverage: float = 1.0
+    """Share of the test videos that could be read and so were evaluated, in [0, 1]."""
+    views: str = "1x1"
+    """Clips x crops of every test video that were averaged."""
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Measure (``top1``, ``top5``, ``mean_class``, of retrieval ``recall_at_10`` …) to the ends of its confidence
+    interval; ``Evaluation.bootstrap`` says how they were made."""
+    outcome: SkipJsonSchema[Any] = field(default=None, compare=False, repr=False)
+    """An ``Outcome``, which is not written as JSON."""
 
     def to_json(self) -> dict[str, Any]:
         """Give a plain dictionary that ``json.dumps`` takes."""
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(dataclasses.replace(self, outcome=None))
+        del values["outcome"]
+        return {**values, "intervals": {name: list(ends) for name, ends in self.intervals.items()}}
 
 
-def accuracy_from_scores(scores_bc: Tensor, labels_b: Tensor) -> Accuracies:
-    """Compute top-1, top-5 and mean-class accuracy.
+@dataclass(frozen=True)
+class Bootstrap:
+    """How confidence intervals were made: percentiles of the same measure on resampled test sets."""
+
+    __pydantic_config__ = _STRICT
+
+    unit: str
+    """What is drawn with replacement: ``video``, or ``group`` where every test video has a group (performers, source
+    films): clips of one group are alike, so they are drawn together."""
+    num_units: int
+    """With few units (fewer than about 20) an interval is itself rough."""
+    num_draws: int
+    level: float
+    """0.95: from the 2.5th to the 97.5th percentile."""
+    seed: int
+
+
+@dataclass(frozen=True)
+class AgreementResult:
+    """How alike two students arrange the same test clips."""
+
+    __pydantic_config__ = _STRICT
+
+    students: tuple[str, str]
+    """Which two, by their names in ``Evaluation.students``."""
+    num_test: int
+    coverage: float
+    """Share of the test videos that both could read."""
+    views: str
+    k: int
+    """Number of neighbours that are compared."""
+    overlap: float
+    """Mean share of a clip's k nearest other test clips that are the same for both."""
+    overlap_interval: tuple[float, float] | None
+    """Confidence interval of the overlap: clips are drawn, their neighbours stay; None without a bootstrap."""
+    chance_overlap: float
+    """Overlap of spaces that have nothing in common."""
+    cka: float
+    """Linear CKA, unbiased; 1 for equal spaces, about 0 for unrelated ones. It has no interval: a clip that is drawn
+    twice would be its own perfect neighbour."""
+    overlap_by_class: dict[str, float]
+    """Class name to the mean overlap of its clips."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for a JSON file."""
+        ends = self.overlap_interval
+        values = {"students": list(self.students), "overlap_interval": None if ends is None else list(ends)}
+        return {**dataclasses.asdict(self), **values}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The outcome of some protocols for one encoder on one split; or a mean of splits, or students together."""
+
+    __pydantic_config__ = _STRICT
+
+    encoder: str
+    """Name of the encoder; of several students their names, joined by ``+``."""
+    dataset: str
+    split: str
+    """Name of the split; of a mean of splits their names, joined by ``+``."""
+    num_train: int
+    """Training clips that were embedded."""
+    num_test: int
+    """Test clips that were embedded and so evaluated; of several splits the sum."""
+    unreadable: dict[str, str]
+    """Videos of either part that could not be read, with the reason; they are left out."""
+    results: dict[str, ProtocolResult]
+    """By protocol; of several students those of their fusion."""
+    coverage: float = 1.0
+    """Share of the test videos that were evaluated, in [0, 1]."""
+    views: str = "1x1"
+    """Clips x crops of every test video."""
+    train_views: str = "1x1"
+    """Clips x crops of every training video."""
+    bootstrap: Bootstrap | None = None
+    """How the intervals of all results were made; None if there are none."""
+    agreement: list[AgreementResult] = field(default_factory=list)
+    """One for each two students."""
+    splits: dict[str, Evaluation] = field(default_factory=dict)
+    """Of a mean of splits: the evaluation of each."""
+    students: dict[str, Evaluation] = field(default_factory=dict)
+    """Of several students: the evaluation of each, by its folder."""
+    num_unreadable: int = 0
+    """Length of ``unreadable``."""
+    format: str = SCHEMA_FORMAT
+    version: int = SCHEMA_VERSION
+    """Of this schema."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for a JSON file."""
+        bootstrap = None if self.bootstrap is None else dataclasses.asdict(self.bootstrap)
+        return {
+            "format": self.format,
+            "version": self.version,
+            "encoder": self.encoder,
+            "dataset": self.dataset,
+            "split": self.split,
+            "views": self.views,
+            "train_views": self.train_views,
+            "num_train": self.num_train,
+            "num_test": self.num_test,
+            "coverage": self.coverage,
+            "num_unreadable": len(self.unreadable),
+            "unreadable": self.unreadable,
+            "bootstrap": bootstrap,
+            "results": {name: result.to_json() for name, result in self.results.items()},
+            "agreement": [agreement.to_json() for agreement in self.agreement],
+            "splits": {name: evaluation.to_json() for name, evaluation in self.splits.items()},
+            "students": {name: evaluation.to_json() for name, evaluation in self.students.items()},
+        }
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of ``Evaluation.to_json``."""
+    return TypeAdapter(Evaluation).json_schema()
+
+
+def read_evaluation(values: dict[str, Any]) -> Evaluation:
+    """Check what ``Evaluation.to_json`` gave after a way through a file, and give it as objects.
+
+    Raises:
+        UserError: It does not fit the schema, or a newer version wrote it; the sentence names the first field.
+    """
+    if isinstance(values.get("version"), int) and values["version"] > SCHEMA_VERSION:
+        raise UserError(
+            f"these results have schema version {values['version']}, this crossdistill reads up to {SCHEMA_VERSION}: "
+            "update it"
+        )
+    try:
+        return TypeAdapter(Evaluation).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(str(part) for part in first["loc"])
+        raise UserError(
+            f"these results do not fit the schema: {path}: {first['msg'].lower()}; evaluate again"
+        ) from error
+
+
+def hits_from_scores(scores_bc: Tensor, labels_b: Tensor) -> Outcome:
+    """Say for every clip whether it is right among the first, and among the first five classes.
 
     The rank of the right class is the number of classes with a higher score, plus the number of
     lower class indices with an equal score: of equal scores the lower index comes first, on every
@@ -64,11 +263,35 @@ def accuracy_from_scores(scores_bc: Tensor, labels_b: Tensor) -> Accuracies:
     right_b1 = scores_bc.gather(1, labels_b[:, None])
     is_lower_index_bc = torch.arange(num_classes, device=scores_bc.device) < labels_b[:, None]
     is_ahead_bc = (scores_bc > right_b1) | ((scores_bc == right_b1) & is_lower_index_bc)
-    can_hit_b = (right_b1[:, 0] > -torch.inf).double()
+    can_hit_b = right_b1[:, 0] > -torch.inf
     rank_b = is_ahead_bc.sum(1)
-    hit1_b = (rank_b < 1) * can_hit_b
-    hit5_b = (rank_b < NUM_RANKED) * can_hit_b
-    count_c = torch.bincount(labels_b, minlength=num_classes)
-    hits_c = torch.zeros(num_classes, dtype=torch.float64, device=scores_bc.device).index_add_(0, labels_b, hit1_b)
-    recall = hits_c[count_c > 0] / count_c[count_c > 0]
-    return Accuracies(top1=hit1_b.mean().item(), top5=hit5_b.mean().item(), mean_class=recall.mean().item())
+    hits = {TOP1: (rank_b < 1) & can_hit_b, TOP5: (rank_b < NUM_RANKED) & can_hit_b}
+    return Outcome(
+        hits={name: hit_b.cpu().double() for name, hit_b in hits.items()},
+        labels_b=labels_b.cpu(),
+        predicted_b=scores_bc.argmax(1).cpu(),
+    )
+
+
+def accuracy_from_scores(scores_bc: Tensor, labels_b: Tensor) -> Accuracies:
+    """Compute top-1, top-5 and mean-class accuracy.
+
+    Args:
+        scores_bc: [B, C] class scores, higher is better; ``hits_from_scores`` says how equal ones are ranked.
+        labels_b: [B] int64 in [0, C).
+    """
+    return hits_from_scores(scores_bc, labels_b).accuracies()
+
+
+def result_of(protocol: str, outcome: Outcome, details: dict[str, Any]) -> ProtocolResult:
+    """The result that follows from hits; coverage, views and intervals are added by whoever knows them."""
+    accuracies = outcome.accuracies()
+    return ProtocolResult(
+        protocol=protocol,
+        top1=accuracies.top1,
+        top5=accuracies.top5,
+        mean_class=accuracies.mean_class,
+        num_test=len(outcome.labels_b),
+        details=details,
+        outcome=outcome,
+    )

@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from crossdistill.errors import UserError, unknown_name
 from crossdistill.objectives.attention_transfer import AttentionTransfer
 from crossdistill.objectives.base import AnchorSource, Objective, Term
+from crossdistill.objectives.bingo import BINGO
 from crossdistill.objectives.compress import CompRess, compress_loss
 from crossdistill.objectives.cosine import Cosine
+from crossdistill.objectives.cross_entropy import CrossEntropy
 from crossdistill.objectives.dist import DIST
 from crossdistill.objectives.dkd import DKD
 from crossdistill.objectives.infonce import InfoNCE
 from crossdistill.objectives.kd import KD
+from crossdistill.objectives.mse import MSE
 from crossdistill.objectives.rkd import RKD
 from crossdistill.objectives.seed import SEED
 from crossdistill.objectives.simreg import SimReg
@@ -56,6 +59,10 @@ def _seed(settings: Settings) -> Objective:
     return SEED(**settings.of(student_temperature="temperature", teacher_temperature="teacher_temperature"))
 
 
+def _bingo(settings: Settings) -> Objective:
+    return BINGO() if settings.temperature is None else BINGO(temperature=settings.temperature)
+
+
 OBJECTIVES: dict[str, Callable[[Settings], Objective]] = {
     "compress-2q": _compress("momentum"),
     "compress-2q-live": _compress("live"),
@@ -63,14 +70,17 @@ OBJECTIVES: dict[str, Callable[[Settings], Objective]] = {
     "simreg": lambda settings: SimReg(),
     "seed": _seed,
     "infonce": lambda settings: InfoNCE(**settings.of(temperature="temperature")),
+    "bingo": _bingo,
     "cosine": lambda settings: Cosine(),
     "smooth-l1": lambda settings: SmoothL1(),
+    "mse": lambda settings: MSE(),
     "rkd": lambda settings: RKD(),
     "kd": lambda settings: KD(**settings.of(temperature="temperature")),
     "dkd": lambda settings: DKD(**settings.of(temperature="temperature")),
     "dist": lambda settings: DIST(**settings.of(temperature="temperature")),
     "token-matching": lambda settings: TokenMatching(),
     "attention-transfer": lambda settings: AttentionTransfer(),
+    "cross-entropy": lambda settings: CrossEntropy(),
 }
 
 
@@ -115,7 +125,12 @@ def create_terms(
             f"--adapter {adapter} has nothing to adapt: {', '.join(term.name for term in built)} brings its own head, "
             "so leave --adapter out"
         )
-    of_student = [term.name for term in built if term.objective.student_anchors in ("momentum", "live")]
+    if all(term.objective.compares == "labels" for term in built):
+        raise UserError(
+            f"--objective {' '.join(terms)} learns from labels alone: add one that learns from the teacher, for "
+            "example mse:50, or train with --supervised"
+        )
+    of_student = [term.name for term in built if term.fills_student_side]
     if len(of_student) > 1:
         raise UserError(
             f"--objective {' '.join(terms)} fills the student's side of the bank twice ({' and '.join(of_student)}): "

@@ -42,6 +42,11 @@ class Term:
     adapter: str
     """The objective's own, or the one that was asked for."""
 
+    @property
+    def fills_student_side(self) -> bool:
+        """Whether the bank keeps anchors of the student for it."""
+        return self.objective.student_anchors in ("momentum", "live")
+
     def require_fit(self, *, student: Encoder, teacher: Encoder, is_loaded: bool = True) -> None:
         """Raise a ``UserError`` if the term cannot compare two encoders.
 

@@ -1,0 +1,144 @@
+"""Confidence intervals: percentiles of a measure over test sets that are drawn with replacement.
+
+Videos are drawn, or groups of them where the set has groups: clips of one performer or one source film are alike, and
+an interval that takes them for independent is too narrow. The percentile method is that of Efron and Tibshirani, "An
+Introduction to the Bootstrap", 1993, section 13.3.
+
+Shapes: B test clips, U units, C classes, R draws at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossdistill.evaluation.results import MEAN_CLASS, TOP1, Bootstrap, Outcome, Units
+
+NUM_DRAWS = 2000
+LEVEL = 0.95
+# Draws x units at once: bounds the memory.
+_NUM_WEIGHTS_AT_ONCE = 2**22
+
+Floats = NDArray[np.float64]
+
+
+def units_of(videos: Sequence[str], groups: Sequence[str | None]) -> Units:
+    """Groups if every video has one and they are at least two, else the videos themselves."""
+    named = [group for group in groups if group is not None]
+    if len(named) == len(videos) and len(set(named)) > 1:
+        return Units("group", tuple(named))
+    return Units("video", tuple(videos))
+
+
+def describe(units: Sequence[Units], *, num_draws: int, seed: int) -> Bootstrap:
+    """What a result has to say about its intervals.
+
+    Args:
+        units: Of each test set.
+        num_draws: How many test sets are drawn.
+        seed: Of the draws.
+    """
+    kinds = {part.kind for part in units}
+    num_units = len({name for part in units for name in part.names})
+    return Bootstrap(" and ".join(sorted(kinds)), num_units, num_draws, LEVEL, seed)
+
+
+def bootstrap_intervals(
+    outcomes: Sequence[Outcome], *, num_draws: int = NUM_DRAWS, seed: int = 0
+) -> dict[str, tuple[float, float]]:
+    """Compute an interval for every measure of an outcome, and for mean-class accuracy.
+
+    Args:
+        outcomes: Of one test set, or of several (splits) whose measures are averaged; with units.
+        num_draws: How many test sets are drawn.
+        seed: Same seed and units give the same draws, whatever the protocol: differences are of the protocols.
+
+    Returns:
+        Measure to the ends of its interval, rounded to 1e-10.
+    """
+    units = [outcome.units for outcome in outcomes if outcome.units is not None]
+    assert len(units) == len(outcomes)
+    position = {name: i for i, name in enumerate(sorted({name for part in units for name in part.names}))}
+    measures = list(outcomes[0].hits)
+    sums = [
+        _Sums.of(outcome, np.array([position[name] for name in part.names]), len(position), measures)
+        for outcome, part in zip(outcomes, units, strict=True)
+    ]
+    drawn: dict[str, list[Floats]] = {name: [] for name in (*measures, MEAN_CLASS)}
+    for weights_ru in _draws(len(position), num_draws, seed):
+        by_set = [part.measure(weights_ru) for part in sums]
+        for name in drawn:
+            drawn[name].append(_mean([values[name] for values in by_set]))
+    ends = (100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2)
+    return {name: _ends(np.concatenate(values), ends) for name, values in drawn.items()}
+
+
+def _ends(values: Floats, percentiles: tuple[float, float]) -> tuple[float, float]:
+    low, high = np.nanpercentile(values, percentiles)
+    return round(float(low), 10), round(float(high), 10)
+
+
+def _mean(values: list[Floats]) -> Floats:
+    """Over sets; one of which a draw holds no clip does not count in it."""
+    if len(values) == 1:
+        return values[0]
+    stacked = np.stack(values)
+    is_there = ~np.isnan(stacked)
+    return _ratio(np.where(is_there, stacked, 0).sum(0), is_there.sum(0))
+
+
+def _draws(num_units: int, num_draws: int, seed: int) -> Iterator[Floats]:
+    """[R, U] how often each unit was drawn; R changes nothing in the numbers."""
+    generator = np.random.default_rng(seed)
+    at_once = max(1, _NUM_WEIGHTS_AT_ONCE // num_units)
+    for start in range(0, num_draws, at_once):
+        rows = min(at_once, num_draws - start)
+        drawn = generator.integers(num_units, size=(rows, num_units))
+        drawn += num_units * np.arange(rows)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=rows * num_units).reshape(rows, num_units).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """A test set by units: a draw's measures are ratios of weighted sums, so clips are needed no more."""
+
+    clips_u: Floats
+    hits_u: dict[str, Floats]
+    clips_uc: Floats
+    """Of the classes that the test set holds."""
+    hits_uc: Floats
+
+    @staticmethod
+    def of(outcome: Outcome, unit_b: NDArray[np.int64], num_units: int, measures: Sequence[str]) -> _Sums:
+        """Add up the clips of each unit."""
+        classes, class_b = np.unique(outcome.labels_b.numpy(), return_inverse=True)
+        hits = {name: outcome.hits[name].numpy() for name in measures}
+        clips_uc, hits_uc = (np.zeros((num_units, len(classes))) for _ in range(2))
+        np.add.at(clips_uc, (unit_b, class_b), 1)
+        np.add.at(hits_uc, (unit_b, class_b), hits[TOP1])
+        return _Sums(
+            clips_u=np.bincount(unit_b, minlength=num_units).astype(np.float64),
+            hits_u={
+                name: np.bincount(unit_b, weights=hit_b, minlength=num_units).astype(np.float64)
+                for name, hit_b in hits.items()
+            },
+            clips_uc=clips_uc,
+            hits_uc=hits_uc,
+        )
+
+    def measure(self, weights_ru: Floats) -> dict[str, Floats]:
+        """[R] for every measure; NaN where a draw holds no clip. A class of which it holds none does not count."""
+        num_r = weights_ru @ self.clips_u
+        values = {name: _ratio(weights_ru @ hits_u, num_r) for name, hits_u in self.hits_u.items()}
+        recall_rc = _ratio(weights_ru @ self.hits_uc, weights_ru @ self.clips_uc)
+        is_there = ~np.isnan(recall_rc)
+        values[MEAN_CLASS] = _ratio(np.where(is_there, recall_rc, 0).sum(1), is_there.sum(1))
+        return values
+
+
+def _ratio(above: Floats, below: NDArray[np.generic]) -> Floats:
+    """NaN where there is nothing to divide by."""
+    return np.divide(above, below, out=np.full(above.shape, np.nan), where=np.asarray(below) > 0)

@@ -1,0 +1,92 @@
+"""Results as people see them in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from crossdistill.console import console, print_table
+from crossdistill.evaluation.results import TOP1, Evaluation, ProtocolResult
+
+# Below this an interval by percentiles is itself rough.
+FEW_UNITS = 20
+
+
+def print_evaluation(evaluation: Evaluation) -> None:
+    """Print the tables of an evaluation and of what it is made of, with coverage and how the intervals were made."""
+    for part in (*evaluation.students.values(), *evaluation.splits.values()):
+        print_evaluation(part)
+    title = f"{evaluation.encoder} on {evaluation.dataset}, split {evaluation.split}, views {evaluation.views}"
+    if evaluation.splits:
+        title += " (mean)"
+    if evaluation.results:
+        rows = [_row(name, result) for name, result in evaluation.results.items()]
+        interval = f"{evaluation.bootstrap.level:.0%} interval" if evaluation.bootstrap else "interval"
+        print_table(title, ("protocol", "top-1", interval, "top-5", "mean class", "coverage"), rows)
+        _print_recalls(list(evaluation.results.values()))
+    _print_agreement(evaluation)
+    _print_notes(evaluation)
+
+
+def _row(name: str, result: ProtocolResult) -> tuple[str, ...]:
+    top1 = f"{result.top1:.1%}"
+    if "sd" in result.details:
+        top1 += f" ± {100 * result.details['sd']:.1f}"
+    return name, top1, _ends(result), f"{result.top5:.1%}", f"{result.mean_class:.1%}", f"{result.coverage:.1%}"
+
+
+def _ends(result: ProtocolResult) -> str:
+    if TOP1 not in result.intervals:
+        return "–"
+    low, high = result.intervals[TOP1]
+    return f"{100 * low:.1f}–{100 * high:.1f}"
+
+
+def _print_recalls(results: Sequence[ProtocolResult]) -> None:
+    found = [result for result in results if "recall" in result.details]
+    if found:
+        ks = list(found[0].details["recall"])
+        rows = [(r.protocol, *(f"{r.details['recall'][k]:.1%}" for k in ks)) for r in found]
+        print_table("a video of the query's class among the k nearest", ("retrieval", *(f"R@{k}" for k in ks)), rows)
+
+
+def _print_agreement(evaluation: Evaluation) -> None:
+    if not evaluation.agreement:
+        return
+    rows = [
+        (
+            " – ".join(agreement.students),
+            f"{agreement.overlap:.1%}",
+            "–"
+            if agreement.overlap_interval is None
+            else "–".join(f"{100 * x:.1f}" for x in agreement.overlap_interval),
+            f"{agreement.chance_overlap:.1%}",
+            f"{agreement.cka:.3f}",
+            f"{agreement.coverage:.1%}",
+        )
+        for agreement in evaluation.agreement
+    ]
+    header = (
+        "students",
+        f"common of {evaluation.agreement[0].k} neighbours",
+        "interval",
+        "by chance",
+        "CKA",
+        "coverage",
+    )
+    print_table(f"agreement on {evaluation.dataset}, split {evaluation.split}, views {evaluation.views}", header, rows)
+
+
+def _print_notes(evaluation: Evaluation) -> None:
+    lines = [
+        f"{evaluation.num_test} test clips evaluated against {evaluation.num_train} training clips; "
+        f"{len(evaluation.unreadable)} could not be read"
+    ]
+    bootstrap = evaluation.bootstrap
+    if bootstrap is not None:
+        rough = "; so few make an interval rough" if bootstrap.num_units < FEW_UNITS else ""
+        lines.append(
+            f"intervals: {bootstrap.num_draws} test sets drawn from {bootstrap.num_units} {bootstrap.unit}s{rough}"
+        )
+    lines += [f"  {video}: {reason}" for video, reason in sorted(evaluation.unreadable.items())]
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)

@@ -1,0 +1,84 @@
+"""BINGO: the student pulls in the sample's own teacher embedding and its bag, the teacher's nearest neighbours.
+
+Xu, Zhang, Zhang, Xie, Tian: Bag of Instances Aggregation Boosts Self-supervised Distillation, ICLR 2022,
+arXiv 2107.01691, equations 4 to 6. There bags are found once over the whole dataset and a member is sampled for each
+batch; here the bag is found among the anchors of the bank and all of it is pulled in.
+
+Shapes: B batch, K anchors, M members of a bag, E teacher features.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from crossdistill.adapters import Compares
+from crossdistill.memory_bank import MemoryBank
+from crossdistill.objectives.base import AnchorSource
+from crossdistill.types import StepOutput
+
+TEMPERATURE = 0.2
+NUM_MEMBERS = 5
+
+
+def bingo_loss(
+    *, student: Tensor, teacher: Tensor, anchors: Tensor, temperature: float, num_members: int
+) -> tuple[Tensor, Tensor]:
+    """Contrast of the sample's own embedding, and of its bag, each against all anchors.
+
+    With ``p(x) = e^{s·x/τ} / (e^{s·t_b/τ} + Σ_k e^{s·a_k/τ})`` the first is ``mean_b -log p(t_b)`` and the second
+    ``mean_b mean_{m in bag(b)} -log p(a_m)``, where the bag are the M anchors nearest to ``t_b``.
+
+    Args:
+        student: [B, E], any length; gradients flow into it alone.
+        teacher: [B, E], any length.
+        anchors: [K, E], L2-normalised, of other samples.
+        temperature: τ.
+        num_members: M; all anchors where the bank has fewer.
+
+    Returns:
+        Both, the second zero while there is no anchor.
+    """
+    query, own = F.normalize(student, dim=1), F.normalize(teacher.detach(), dim=1)
+    anchors = anchors.to(query.dtype)
+    positive = (query * own).sum(dim=1, keepdim=True)
+    log_p = F.log_softmax(torch.cat([positive, query @ anchors.T], dim=1) / temperature, dim=1)
+    intra = -log_p[:, 0].mean()
+    if len(anchors) == 0:
+        return intra, torch.zeros_like(intra)
+    bag = (own @ anchors.T).topk(min(num_members, len(anchors)), dim=1).indices
+    return intra, -log_p[:, 1:].gather(1, bag).mean()
+
+
+class BINGO(nn.Module):
+    """BINGO as an objective; the paper's head is an MLP of two layers.
+
+    Args:
+        temperature: τ.
+        num_members: M.
+    """
+
+    adapter = "mlp2"
+    compares: Compares = "features"
+    needs_teacher_dim = True
+    student_anchors: AnchorSource | None = "teacher"
+
+    def __init__(self, *, temperature: float = TEMPERATURE, num_members: int = NUM_MEMBERS) -> None:
+        super().__init__()
+        self.temperature = temperature
+        self.num_members = num_members
+
+    def forward(self, *, student: Tensor, teacher: Tensor, bank: MemoryBank | None) -> StepOutput:
+        """Compare embeddings [B, E] with each other and with the bank's valid anchors."""
+        assert bank is not None
+        with torch.autocast(student.device.type, enabled=False):
+            intra, inter = bingo_loss(
+                student=student.float(),
+                teacher=teacher.float(),
+                anchors=bank.teacher_anchors,
+                temperature=self.temperature,
+                num_members=self.num_members,
+            )
+        terms = {"bingo_own": intra.detach(), "bingo_bag": inter.detach()}
+        return StepOutput(loss=intra + inter, terms=terms)
