@@ -1,41 +1,68 @@
 #!/usr/bin/env bash
-# UTD-MHAD, cross-subject, three seeds: depth teaches flow, flow teaches depth, depth teaches a depth network of 1/16 of
-# its parameters. Teachers learn from labels, students from their teacher alone; beside each stands its supervised twin.
+# The five uses of docs/results.md on UTD-MHAD, cross-subject. Teachers learn from labels, students from their teacher
+# alone; beside each stands its twin, the same network trained with labels.
 #
 #   scripts/reproduce_utd_mhad.sh DATA OUT [SEED…]
 #
-# DATA  prepared by: python -m data_prep utd_mhad --depth Depth --out DATA        OUT  folder for the runs
+# DATA  prepared by: python -m data_prep utd_mhad --depth Depth --skeleton Skeleton --modalities depth flow skeleton \
+#                      --short-side 80 --out DATA
+# OUT   folder for the runs
 #
-# What is finished is not done again, so seeds may run side by side. About 25 minutes a seed on one CPU core.
+# What is finished is not done again, so seeds may run side by side, and one may stop and go on. About 70 minutes a seed
+# on one CPU core.
 set -euo pipefail
-if [ $# -lt 2 ]; then sed -n '2,9p' "$0"; exit 2; fi
+if [ $# -lt 2 ]; then sed -n '2,13p' "$0"; exit 2; fi
 data=$1 out=$2
 seeds=${*:3}
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 python="${PYTHON:-$here/.venv/bin/python}"
 cd "$here"
 
-# run NAME OPTIONS…: 16 frames of 48x48 pixels over 48 frames of the video
+# run NAME SEED EPOCHS OPTIONS…: 16 frames over 48 frames of the video
 run() {
-  if [ -f "$out/$1/results.json" ]; then return; fi
-  "$python" train.py --resume --out "$out/$1" --data "$data" --student-stride 3 --student-size 48 --epochs 40 \
+  if [ -f "$out/$1-seed$2/results.json" ]; then return; fi
+  "$python" train.py --resume --out "$out/$1-seed$2" --seed "$2" --epochs "$3" --data "$data" --student-stride 3 \
     --batch-size 16 --optimizer adamw --lr 0.002 --weight-decay 0.05 --schedule cosine --warmup-epochs 2 \
-    --crop-area-min 0.5 --mirror no --knn-clips 0 "${@:2}"
+    --crop-area-min 0.5 --mirror no --knn-clips 0 --workers 0 "${@:4}"
 }
+teacher() { run "$1, labels" "$3" 40 --supervised --student "$2" --student-size "$4"; }
+twin() { run "$1, labels" "$3" 30 --supervised --student "$2" "${@:4}"; }
 
-# distil NAME TEACHER TEACHER_RUN STUDENT SEED
+# distil NAME TEACHER TEACHER_RUN STUDENT SEED OPTIONS…
 distil() {
-  run "$1-seed$5" --seed "$5" --teacher "$2" --teacher-weights "$out/$3-seed$5" --student "$4" \
-    --objective compress-1q:1.0 simreg:1.0 --bank-size 400
+  run "$1" "$5" 30 --teacher "$2" --teacher-weights "$out/$3-seed$5" --student "$4" \
+    --objective compress-1q simreg --bank-size 400 "${@:6}"
 }
+px48=(--student-size 48) px20=(--student-size 20) small=(--student-size 32 --student-frames 8 --student-stride 6)
 
 for seed in ${seeds:-0 1 2}; do
-  run "depth 32, labels-seed$seed" --seed "$seed" --supervised --student depth_tiny3d_32
-  run "flow 16, labels-seed$seed" --seed "$seed" --supervised --student flow_tiny3d_16
-  distil "depth 32 to flow 16" depth_tiny3d_32 "depth 32, labels" flow_tiny3d_16 "$seed"
-  distil "depth 32 to depth 8" depth_tiny3d_32 "depth 32, labels" depth_tiny3d_8 "$seed"
-  run "depth 8, labels-seed$seed" --seed "$seed" --supervised --student depth_tiny3d_8
-  distil "flow 16 to depth 16" flow_tiny3d_16 "flow 16, labels" depth_tiny3d_16 "$seed"
-  run "depth 16, labels-seed$seed" --seed "$seed" --supervised --student depth_tiny3d_16
+  teacher "skeleton 10" skeleton_r3d10 "$seed" 20
+  teacher "depth 32" depth_tiny3d_32 "$seed" 48
+  teacher "flow 16" flow_tiny3d_16 "$seed" 48
+  twin "depth 8" depth_tiny3d_8 "$seed" "${px48[@]}"
+  # Across modalities.
+  distil "skeleton 10 to depth 8" skeleton_r3d10 "skeleton 10, labels" depth_tiny3d_8 "$seed" "${px48[@]}"
+  twin "flow 8" flow_tiny3d_8 "$seed" "${px48[@]}"
+  distil "skeleton 10 to flow 8" skeleton_r3d10 "skeleton 10, labels" flow_tiny3d_8 "$seed" "${px48[@]}"
+  # Shallower: 1/16 of the parameters; 1/12.
+  distil "depth 32 to depth 8" depth_tiny3d_32 "depth 32, labels" depth_tiny3d_8 "$seed" "${px48[@]}"
+  twin "skeleton 8" skeleton_tiny3d_8 "$seed" "${px20[@]}"
+  distil "skeleton 10 to skeleton 8" skeleton_r3d10 "skeleton 10, labels" skeleton_tiny3d_8 "$seed" "${px20[@]}"
+  # Small video models: fewer parameters, half of the frames, a smaller picture.
+  twin "small depth 8" depth_tiny3d_8 "$seed" "${small[@]}"
+  distil "depth 32 to small depth 8" depth_tiny3d_32 "depth 32, labels" depth_tiny3d_8 "$seed" "${small[@]}"
+  # Itself: the labelled network teaches the next, that the next; and no teacher at all.
+  distil "depth 8 to itself" depth_tiny3d_8 "depth 8, labels" depth_tiny3d_8 "$seed" "${px48[@]}" --rounds 2
+  run "depth 8, ISD" "$seed" 60 --config configs/isd.yaml --bank-size 400 --student depth_tiny3d_8 "${px48[@]}"
+  # Lower precision: the network of 32 bits teaches the same one of few.
+  for bits in w2a4 w4a4 w8a8; do
+    twin "depth 8 $bits" depth_tiny3d_8 "$seed" "${px48[@]}" --precision $bits
+    distil "depth 8 to $bits" depth_tiny3d_8 "skeleton 10 to depth 8" depth_tiny3d_8 "$seed" "${px48[@]}" --precision $bits
+  done
+  # The other pairs across modalities.
+  distil "depth 32 to flow 8" depth_tiny3d_32 "depth 32, labels" flow_tiny3d_8 "$seed" "${px48[@]}"
+  distil "flow 16 to depth 8" flow_tiny3d_16 "flow 16, labels" depth_tiny3d_8 "$seed" "${px48[@]}"
+  distil "depth 32 to skeleton 8" depth_tiny3d_32 "depth 32, labels" skeleton_tiny3d_8 "$seed" "${px20[@]}"
+  distil "flow 16 to skeleton 8" flow_tiny3d_16 "flow 16, labels" skeleton_tiny3d_8 "$seed" "${px20[@]}"
 done
 "$python" scripts/results_table.py "$out"
