@@ -14,7 +14,10 @@ COMMANDS = {
     "evaluate": ("crossdistill.evaluation.evaluate", "k-NN and linear accuracy of a trained student"),
     "transfer": ("crossdistill.transfer", "will it help? teacher and student compared on a sample of clips"),
     "cache": ("crossdistill.cache", "keep a teacher's embeddings for train --teacher-cache; cache verify checks them"),
-    "export": ("crossdistill.export", "a trained student as ONNX, TorchScript, torch.export, safetensors or for transformers"),
+    "export": (
+        "crossdistill.export",
+        "a trained student as ONNX, TorchScript, .pt2, safetensors or for transformers",
+    ),
     "predict": ("crossdistill.predict", "classes or nearest training clips of any video file or camera"),
     "encoders": ("crossdistill.encoders.listing", "list the encoders with view, size and source"),
 }

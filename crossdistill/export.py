@@ -91,8 +91,9 @@ def default_path(student: Path, to: str) -> Path:
 def _report(encoder: Encoder, agreement: Agreement, out: Path, *, to: str, source: str) -> None:
     outputs = ", ".join(f"{name} [B, {width}]" for name, width in describe(encoder).outputs.items())
     operators = ", ".join(f"{number} {name}" for name, number in agreement.operators.items())
+    name = f"{encoder.name}{f' {encoder.quantize}' if encoder.quantize else ''}"
     console.print(
-        f"{out}: {encoder.name}{f' {encoder.quantize}' if encoder.quantize else ''}, {to}, {size_of(out) / 1e6:.1f} MB, "
+        f"{out}: {name}, {to}, {size_of(out) / 1e6:.1f} MB, "
         f"gives {outputs}; on {agreement.num_clips} clips of {source}, in batches of two sizes, cosine "
         f"{agreement.min_cosine:.5f} at least, largest difference {agreement.max_difference:.2g} of the largest value"
         f"{f'; onnxruntime executes {operators}' if operators else ''}",

@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from crossdistill import export
 from crossdistill.cli import main as cli
+from crossdistill.data.manifest import Manifest
 from crossdistill.encoders import create_encoder, wrap_encoder
 from crossdistill.errors import UserError
-from crossdistill.export import FLOAT_OPERATORS, export_onnx, real_clips
+from crossdistill.export import real_clips
+from crossdistill.exports import export_student, onnx
+from crossdistill.exports.onnx import FLOAT_OPERATORS
 from crossdistill.precision import BitWidths, noise_clips, quantize
 from crossdistill.student import save_student
 
@@ -28,7 +30,7 @@ def trained(toy_folder):
         encoder = create_encoder(name, size_px=48 if name.startswith("image") else 32, num_frames=num_frames)
         if widths is not None:
             quantize(encoder, widths)
-        clips = real_clips(encoder, toy_folder, 16)
+        clips = real_clips(encoder, Manifest.load(toy_folder), 16)
         with torch.no_grad():
             for _ in range(3):
                 encoder.train()(clips)
@@ -54,8 +56,8 @@ def test_export__a_quantised_network_runs_on_integers_with_the_same_embeddings(
     tmp_path, toy_folder, trained, name, num_frames, widths, num_convolutions, cosine
 ):
     encoder, path = trained(name, widths, num_frames=num_frames), tmp_path / "student.onnx"
-    clips = real_clips(encoder, toy_folder, 7)
-    agreement = export_onnx(encoder, path, clips[:4])
+    clips = real_clips(encoder, Manifest.load(toy_folder), 7)
+    agreement = export_student(encoder, path, clips[:4])
     assert agreement.operators == {"QLinearConv": num_convolutions}
     assert agreement.min_cosine >= cosine
     similarity = nn.functional.cosine_similarity(embed(path, clips[4:]), encoder(clips[4:]).detach())
@@ -79,7 +81,7 @@ def test_export__attention_and_linear_layers_run_on_integers(tmp_path):
     torch.manual_seed(0)
     view = create_encoder("image_resnet18", size_px=32).view
     encoder = quantize(wrap_encoder(Attention(), view=view, embed_dim=24, stem="patches").eval(), BitWidths(4, 8))
-    agreement = export_onnx(encoder, tmp_path / "student.onnx", noise_clips(encoder, 4))
+    agreement = export_student(encoder, tmp_path / "student.onnx", noise_clips(encoder, 4))
     # One convolution; two projections, two products of attention, two layers of the MLP, the last layer.
     assert agreement.num_integer == 8 and not set(agreement.operators) & set(FLOAT_OPERATORS)
     assert agreement.min_cosine >= 0.99
@@ -87,7 +89,7 @@ def test_export__attention_and_linear_layers_run_on_integers(tmp_path):
 
 def test_export__a_float_network_agrees_closely_and_takes_any_batch(tmp_path, trained):
     encoder, path = trained("flow_r3d10", num_frames=4), tmp_path / "student.onnx"
-    agreement = export_onnx(encoder, path, noise_clips(encoder, 2))
+    agreement = export_student(encoder, path, noise_clips(encoder, 2))
     assert agreement.max_difference < 1e-5 and agreement.num_integer == 0
     clips = noise_clips(encoder, 5)
     torch.testing.assert_close(embed(path, clips), encoder(clips).detach(), atol=1e-5, rtol=1e-5)
@@ -96,24 +98,25 @@ def test_export__a_float_network_agrees_closely_and_takes_any_batch(tmp_path, tr
 def test_export__refuses_what_differs_and_writes_nothing(tmp_path, trained, monkeypatch):
     encoder = trained("rgb_r3d10", num_frames=4)
     clips = noise_clips(encoder, 2)
-    monkeypatch.setattr(export, "_run", lambda *given, **more: (encoder(clips).flip(1).detach(), {}))
-    with pytest.raises(UserError, match=r"onnxruntime's embeddings of rgb_r3d10 differ .* nothing was written"):
-        export_onnx(encoder, tmp_path / "student.onnx", clips)
+    run = onnx.run_session
+    monkeypatch.setattr(onnx, "run_session", lambda *given: {name: v.flip(1) for name, v in run(*given).items()})
+    with pytest.raises(UserError, match=r"onnxruntime's outputs of rgb_r3d10 differ .* nothing was written"):
+        export_student(encoder, tmp_path / "student.onnx", clips)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_export__what_the_exporter_cannot_write_is_one_sentence(tmp_path, trained):
     encoder = trained("flow_tiny3d_8", num_frames=8)  # two moments are stretched to four
     with pytest.raises(UserError, match=r"cannot write flow_tiny3d_8 as ONNX at 8 frames .*adaptive_avg_pool3d"):
-        export_onnx(encoder, tmp_path / "student.onnx", noise_clips(encoder, 2))
+        export_student(encoder, tmp_path / "student.onnx", noise_clips(encoder, 2))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_export__without_its_packages_says_how_to_get_them(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     encoder = create_encoder("rgb_r3d10", num_frames=4, size_px=32)
-    with pytest.raises(UserError, match=r"need onnxruntime.*pip install 'crossdistill\[export\]'"):
-        export_onnx(encoder, tmp_path / "student.onnx", noise_clips(encoder, 2))
+    with pytest.raises(UserError, match=r"needs onnxruntime.*pip install 'crossdistill\[export\]'"):
+        export_student(encoder, tmp_path / "student.onnx", noise_clips(encoder, 2))
 
 
 def test_command__compares_on_real_clips_and_says_what_it_found(tmp_path, toy_folder, trained, capsys):

@@ -77,11 +77,19 @@ def feature_key(
 
 
 def video_digest(entry: Entry, stream: str) -> str:
-    """Tells two preparations of a video apart: the file's content where it is known, else its frames' times."""
+    """Tells two preparations of a video apart, and a file that is there from one that is lost or cut short.
+
+    Returns:
+        Empty where there is nothing to read: nothing kept stands in for that.
+    """
     if stream not in entry.video.streams:
         return ""
     kept = entry.video.streams[stream]
-    facts = [kept.path, kept.sha256, kept.num_bytes, kept.width_px, kept.height_px, str(kept.time_base)]
+    try:
+        num_bytes = (entry.root / kept.path).stat().st_size
+    except OSError:
+        return ""
+    facts = [kept.path, kept.sha256, num_bytes, kept.width_px, kept.height_px, str(kept.time_base)]
     digest = hashlib.sha256(json.dumps(facts).encode())
     digest.update(kept.pts.tobytes())
     return digest.hexdigest()[:16]
@@ -184,7 +192,7 @@ def kept_features(
     kept = store.read() if accelerator.is_main_process else {}
     digests = [video_digest(entry, stream) for entry in entries]
     is_kept = [
-        entry.video.name in kept and kept[entry.video.name][0] == digest
+        digest != "" and entry.video.name in kept and kept[entry.video.name][0] == digest
         for entry, digest in zip(entries, digests, strict=True)
     ]
     is_kept = decide_on_first(accelerator, lambda: is_kept)

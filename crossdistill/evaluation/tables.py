@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from crossdistill.console import console, print_table
 from crossdistill.evaluation.results import TOP1, Evaluation, ProtocolResult
@@ -54,7 +55,7 @@ def _print_agreement(evaluation: Evaluation) -> None:
         return
     rows = [
         (
-            " – ".join(agreement.students),
+            " – ".join(Path(student).name for student in agreement.students),
             f"{agreement.overlap:.1%}",
             "–"
             if agreement.overlap_interval is None
@@ -65,15 +66,11 @@ def _print_agreement(evaluation: Evaluation) -> None:
         )
         for agreement in evaluation.agreement
     ]
-    header = (
-        "students",
-        f"common of {evaluation.agreement[0].k} neighbours",
-        "interval",
-        "by chance",
-        "CKA",
-        "coverage",
+    title = (
+        f"common ones of a test clip's {evaluation.agreement[0].k} neighbours, and linear CKA: {evaluation.dataset}, "
+        f"split {evaluation.split}, views {evaluation.views}"
     )
-    print_table(f"agreement on {evaluation.dataset}, split {evaluation.split}, views {evaluation.views}", header, rows)
+    print_table(title, ("students", "common", "interval", "chance", "CKA", "coverage"), rows)
 
 
 def _print_notes(evaluation: Evaluation) -> None:

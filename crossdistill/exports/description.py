@@ -6,7 +6,7 @@ One JSON text, kept where each format keeps metadata: whoever has the file alone
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,11 +21,10 @@ METADATA_KEY = "crossdistill"
 EMBEDDINGS, LOGITS = "embeddings", "logits"
 INPUT = "clips"
 PREPROCESSING_STEPS = (
-    "take num_frames frames of the modality, every stride-th; cut the centred square of centre_fraction of the shorter "
-    "side (all of it where is_picture is false); resize to size_px by area where the picture shrinks, linearly where it "
-    "grows, by the nearest pixel where interpolation says so; value = stored * value_scale + value_offset (of bytes, "
-    "or of 16 bits), times the stretch of the resizing in the channels that scale with the picture; then "
-    "(value - mean) / std for each channel"
+    "take num_frames frames of the modality, every stride-th; cut the centred square of centre_fraction of the "
+    "shorter side (all of it where is_picture is false); resize to size_px by area where the picture shrinks, linearly "
+    "where it grows, by the nearest pixel where interpolation says so; value = stored * value_scale + value_offset; "
+    "multiply each channel by the stretch of its axis in stretched_axes; do per_clip; (value - mean) / std"
 )
 
 
@@ -75,6 +74,8 @@ class Description:
                 "value_offset": kind.value_offset,
                 "interpolation": kind.interpolation,
                 "is_picture": kind.is_picture,
+                "stretched_axes": list(kind.resize_axes),
+                "per_clip": _first_line(kind.normalise_clip),
                 "steps": PREPROCESSING_STEPS,
             },
             "classes": list(self.classes),
@@ -131,6 +132,10 @@ class Description:
             return Description.from_json(data)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise UserError(f"the description in {source} is damaged ({error}): {advice}") from error
+
+
+def _first_line(function: Callable[..., Any] | None) -> str | None:
+    return None if function is None else str(function.__doc__).strip().split("\n", 1)[0]
 
 
 def describe(encoder: Encoder, classes: Sequence[str] = ()) -> Description:

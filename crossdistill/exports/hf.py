@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from crossdistill.encoders.weights import load_tensors
 from crossdistill.errors import UserError
 from crossdistill.exports.description import EMBEDDINGS, LOGITS, METADATA_KEY, Description
 from crossdistill.exports.network import ExportedStudent, Outputs, Runner, logits_of
-from crossdistill.exports.safetensors import rebuild, write_classifier
+from crossdistill.exports.safetensors import classifier_path, rebuild, write_classifier
 
 WEIGHTS_NAME = "model.safetensors"
 CARD_NAME = "README.md"
@@ -93,8 +94,8 @@ def open_file(path: Path, encoder: Encoder) -> Runner:
 def _open_of_library(path: Path, encoder: Encoder) -> Runner:
     from crossdistill.encoders.huggingface import FAMILIES, OTHER
 
-    model_type = getattr(encoder.body.config, "model_type", "")
-    model = _load(path, **FAMILIES.get(model_type, OTHER).build)
+    body: Any = encoder.body
+    model = _load(path, **FAMILIES.get(body.config.model_type, OTHER).build)
     fresh = rebuild(encoder)  # which knows what features of the model's output are
     load_tensors(fresh, model.state_dict(), source=str(path))
     classes = encoder.classes
@@ -144,8 +145,6 @@ def _quiet() -> Iterator[None]:
 
 def read_description(path: Path) -> Description:
     """What a folder says of itself; a ``UserError`` if it says nothing."""
-    import json
-
     try:
         content = json.loads((path / "config.json").read_text(encoding="utf-8")).get(METADATA_KEY)
     except (OSError, ValueError, AttributeError) as error:
@@ -156,19 +155,30 @@ def read_description(path: Path) -> Description:
 def _card(encoder: Encoder, description: Description) -> str:
     """How to load it, for whoever finds the folder."""
     view = description.view
-    lines = [f"# {encoder.name}", "", "A network that was trained with crossdistill.", "", "```python", "import transformers"]
+    load = 'model = transformers.AutoModel.from_pretrained("this folder")'
     if is_of_library(encoder):
-        from crossdistill.encoders.huggingface import FAMILIES, OTHER
-
-        pooling = FAMILIES.get(encoder.body.config.model_type, OTHER).features  # type: ignore[union-attr]
-        lines += ['model = transformers.AutoModel.from_pretrained("this folder")', "```", ""]
-        lines += [f"Its features are: {str(pooling.__doc__).strip().lower().rstrip('.')} of its output."]
+        code, notes = [load], [f"Its features are {_pooling(encoder)} of its output."]
         if encoder.classes is not None:
-            lines += ["`model.classifier.safetensors` holds the layer from them to classes: weight [N, D] and bias [N]."]
+            notes.append(f"`{classifier_path(Path(WEIGHTS_NAME))}` holds the layer from them to classes.")
     else:
-        lines += ["import crossdistill.exports.hf_model  # makes AutoModel know this kind; the folder holds no code"]
-        lines += ['model = transformers.AutoModel.from_pretrained("this folder")']
-        lines += ["model(clips).embeddings  # clips [B, C, T, H, W]; .logits where it has a classifier", "```"]
-    lines += ["", f"It sees {view.modality}: {view.num_frames} frames, every {view.stride}th, {view.size_px} pixels square,"]
-    lines += [f"mean {list(view.mean)}, deviation {list(view.std)}; all of it is in `config.json` under `{METADATA_KEY}`."]
-    return "\n".join(lines) + "\n"
+        code = [
+            "import crossdistill.exports.hf_model  # AutoModel then knows this kind; the folder holds no code",
+            load,
+            "model(clips).embeddings  # clips [B, C, T, H, W]; .logits where it has a classifier",
+        ]
+        notes = []
+    notes += [
+        f"It sees {view.modality}: {view.num_frames} frames of stride {view.stride}, {view.size_px} pixels square, mean "
+        f"{list(view.mean)}, deviation {list(view.std)}; `config.json` says all of it under `{METADATA_KEY}`."
+    ]
+    head = [f"# {encoder.name}", "", "A network that was trained with crossdistill.", ""]
+    return "\n".join([*head, "```python", "import transformers", *code, "```", "", *notes]) + "\n"
+
+
+def _pooling(encoder: Encoder) -> str:
+    from crossdistill.encoders.huggingface import FAMILIES, OTHER
+
+    model: Any = encoder.body
+    family = FAMILIES.get(model.config.model_type, OTHER)
+    sentence = str(family.features.__doc__).strip().split("\n", 1)[0].rstrip(".")
+    return sentence[0].lower() + sentence[1:]

@@ -28,7 +28,7 @@ from crossdistill.precision import parse_bit_widths, quantize
 MODEL_TYPE = "crossdistill"
 
 
-class CrossDistillConfig(PretrainedConfig):  # type: ignore[misc]
+class CrossDistillConfig(PretrainedConfig):
     """Which network it is and what it wants to see.
 
     Args:
@@ -48,7 +48,7 @@ class CrossDistillConfig(PretrainedConfig):  # type: ignore[misc]
 
 
 @dataclass
-class CrossDistillOutput(ModelOutput):  # type: ignore[misc]
+class CrossDistillOutput(ModelOutput):
     """What the model gives."""
 
     embeddings: Tensor | None = None
@@ -57,7 +57,7 @@ class CrossDistillOutput(ModelOutput):  # type: ignore[misc]
     """[B, N]; None of a student without a classifier."""
 
 
-class CrossDistillModel(PreTrainedModel):  # type: ignore[misc]
+class CrossDistillModel(PreTrainedModel):
     """A trained student, and the classifier that it learned labels with.
 
     Args:
@@ -97,7 +97,8 @@ class CrossDistillModel(PreTrainedModel):  # type: ignore[misc]
         """Normalised clips [B, C, T, H, W] to embeddings [B, D] and logits [B, N]."""
         embeddings = self.student(clips)
         layer = self.classifier
-        output = CrossDistillOutput(embeddings, None if layer is None else F.linear(embeddings, layer.weight, layer.bias))
+        logits = None if layer is None else F.linear(embeddings, layer.weight, layer.bias)
+        output = CrossDistillOutput(embeddings, logits)
         return output.to_tuple() if return_dict is False else output
 
 

@@ -90,9 +90,10 @@ def explained(encoder: Encoder, what: str, *errors: type[BaseException]) -> Iter
         what: The format, for example ``as ONNX``.
         errors: What the exporter raises, beside ``RuntimeError``.
     """
+    expected: tuple[type[BaseException], ...] = (RuntimeError, *errors)
     try:
         yield
-    except (RuntimeError, *errors) as error:
+    except expected as error:
         reason = " ".join(str(error).partition("Please feel free")[0].strip().split("\n", 1)[0].split())
         raise UserError(
             f"PyTorch cannot write {encoder.name} {what} at {encoder.view.num_frames} frames of "

@@ -23,7 +23,11 @@ EXTRA_FILE = "crossdistill.json"
 def write(student: ExportedStudent, path: Path, examples: Tensor, description: Description) -> None:
     """Capture the graph with a batch of any size and write it."""
     batch = torch.export.Dim("batch")
-    with explained(student.encoder, "by torch.export", ValueError, TypeError), warnings.catch_warnings(), torch.no_grad():
+    with (
+        explained(student.encoder, "by torch.export", ValueError, TypeError),
+        warnings.catch_warnings(),
+        torch.no_grad(),
+    ):
         warnings.simplefilter("ignore")
         program = torch.export.export(student, (examples,), dynamic_shapes=({0: batch},))
         with open(path, "wb") as file:  # given a path, it wants that to end in .pt2

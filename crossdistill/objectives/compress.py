@@ -24,7 +24,7 @@ from crossdistill.objectives.base import AnchorSource
 from crossdistill.types import StepOutput
 
 # Elements of one chunk of similarities [B, chunk]: two such buffers stay inside a CPU core's cache
-# share while the matrix products are large enough to run at full speed (scripts/bench_loss.py).
+# share while the matrix products are large enough to run at full speed (scripts/bench_distill.py).
 CHUNK_ELEMENTS = 2**20
 
 
