@@ -12,6 +12,7 @@ from crossdistill.errors import friendly_errors, unknown_name
 COMMANDS = {
     "train": ("crossdistill.train", "train a student from a teacher, or with labels"),
     "evaluate": ("crossdistill.evaluation.evaluate", "k-NN and linear accuracy of a trained student"),
+    "report": ("crossdistill.report.command", "one HTML page about a run, or a comparison of several"),
     "transfer": ("crossdistill.transfer", "will it help? teacher and student compared on a sample of clips"),
     "cache": ("crossdistill.cache", "keep a teacher's embeddings for train --teacher-cache; cache verify checks them"),
     "export": (

@@ -29,6 +29,8 @@ from crossdistill.errors import OneProcessError, UserError
 from crossdistill.run_folder import MetricsLog
 from crossdistill.types import PairedBatch, StepOutput
 
+CHECKPOINTS_NAME = "checkpoints"
+
 
 @dataclass(frozen=True)
 class TrainingPlan:
@@ -91,7 +93,7 @@ def train(
         The final state, with the videos that could not be read.
     """
     started = time.perf_counter()
-    checkpoints = Checkpoints(folder / "checkpoints")
+    checkpoints = Checkpoints(folder / CHECKPOINTS_NAME)
     model, optimizer = accelerator.prepare(task.trainable, optimizer)
     state = _resume(checkpoints, task, model, optimizer, accelerator, seed=plan.seed, num_samples=len(dataset))
     batches = TrainingBatches(
@@ -110,13 +112,7 @@ def train(
     evaluate_every = plan.evaluate_every_steps(num_steps, steps_per_epoch) if evaluate else 0
     loader = make_loader(dataset, batches, num_workers=plan.num_workers, pin_memory=accelerator.device.type == "cuda")
     monitor = Monitor(
-        folder,
-        checkpoints,
-        plan=plan,
-        accelerator=accelerator,
-        description=description,
-        start_step=state.step,
-        num_steps=num_steps,
+        folder, plan=plan, accelerator=accelerator, description=description, start_step=state.step, num_steps=num_steps
     )
     outputs: list[StepOutput] = []
     task.trainable.train()
@@ -301,7 +297,6 @@ class Monitor:
 
     Args:
         folder: The run's folder.
-        checkpoints: The run's, for the error of a loss that is no number.
         plan: Says how often to log.
         accelerator: Averages over processes.
         description: What the progress bar says.
@@ -312,7 +307,6 @@ class Monitor:
     def __init__(
         self,
         folder: Path,
-        checkpoints: Checkpoints,
         *,
         plan: TrainingPlan,
         accelerator: Accelerator,
@@ -320,7 +314,7 @@ class Monitor:
         start_step: int,
         num_steps: int,
     ) -> None:
-        self.checkpoints = checkpoints
+        self.checkpoints = Checkpoints(folder / CHECKPOINTS_NAME)
         self.plan = plan
         self.accelerator = accelerator
         self.num_steps = num_steps

@@ -37,7 +37,9 @@ from crossdistill.teacher_cache import TeacherCache
 RESULTS_NAME = "results.json"
 # A teacher that has gone less than this share of the way from chance to perfect gets a warning.
 WEAK_TEACHER_SHARE = 0.1
-TABLE_PROTOCOLS = {"1-nn": "1-NN", "linear": "linear"}
+# Training clips above which k-means would take minutes and gigabytes at the end of a run.
+MAX_CLUSTERED_CLIPS = 100_000
+TABLE_PROTOCOLS = {"1-nn": "1-NN", "linear": "linear", "cluster": "cluster"}
 
 
 @dataclass(frozen=True)
@@ -273,6 +275,7 @@ def _evaluate_all(run: Run, encoders: dict[str, tuple[Encoder, Execution]]) -> N
                 split=run.config.data.split,
                 execution=execution,
                 accelerator=run.accelerator,
+                protocols=_protocols(manifest, run.config.data.split),
                 num_workers=run.config.machine.workers,
                 decoder=run.config.data.decoder,
                 short_clips=run.config.data.short_clips,
@@ -288,6 +291,13 @@ def _evaluate_all(run: Run, encoders: dict[str, tuple[Encoder, Execution]]) -> N
         build.announce(run.accelerator, f"numbers: {run.folder / RESULTS_NAME}; student: {run.folder / 'student'}")
 
 
+def _protocols(manifest: Manifest, split: str) -> tuple[str, ...]:
+    """What a run ends with: k-NN, linear, and clusters where there is a clip for each."""
+    num_clips = sum(manifest.videos[i].is_usable for i in manifest.select(split=split, part="train"))
+    can_cluster = 2 * len(manifest.classes) <= num_clips <= MAX_CLUSTERED_CLIPS
+    return ("knn", "linear", "cluster") if can_cluster else ("knn", "linear")
+
+
 def print_comparison(title: str, by_role: dict[str, dict[str, Any]]) -> None:
     """Print one row a network.
 
@@ -295,11 +305,16 @@ def print_comparison(title: str, by_role: dict[str, dict[str, Any]]) -> None:
         title: Above the table.
         by_role: Role to what ``Evaluation.to_json`` gives, as ``results.json`` keeps it for each dataset.
     """
+    shown = {
+        name: title
+        for name, title in TABLE_PROTOCOLS.items()
+        if any(name in evaluation["results"] for evaluation in by_role.values())
+    }
     rows = [
-        (role, evaluation["encoder"], *(f"{evaluation['results'][name]['top1']:.1%}" for name in TABLE_PROTOCOLS))
+        (role, evaluation["encoder"], *(f"{evaluation['results'][name]['top1']:.1%}" for name in shown))
         for role, evaluation in by_role.items()
     ]
-    print_table(title, ("", "encoder", *TABLE_PROTOCOLS.values()), rows)
+    print_table(title, ("", "encoder", *shown.values()), rows)
 
 
 def _report(manifest: Manifest, split: str, evaluations: dict[str, Evaluation]) -> None:

@@ -68,8 +68,7 @@ def recipe_for(view: ViewSpec, manifest: Manifest | None) -> Recipe:
     known = {field.name for field in dataclasses.fields(Recipe)}
     kept = {} if manifest is None else manifest.facts.get("recipe", {})
     recipe = Recipe(**{name: value for name, value in kept.items() if name in known})
-    # The file is read as it is: shrinking it twice would only cost.
-    return dataclasses.replace(recipe, keep_original=True, min_frames=min(Recipe.min_frames, view.num_frames))
+    return dataclasses.replace(recipe, min_frames=min(Recipe.min_frames, view.num_frames))
 
 
 def require_source(path: Path, view: ViewSpec, recipe: Recipe) -> None:
@@ -100,10 +99,14 @@ def read_video_clips(path: Path, view: ViewSpec, *, num_clips: int, recipe: Reci
         UnreadableVideoError: The file is missing, damaged or too short.
         UserError: The view's stream cannot be made of it.
     """
+    if not path.is_file():
+        raise UnreadableVideoError(f"{path}: {'is a folder' if path.is_dir() else 'there is no such file'}")
     stored, wanted = find_stored(path), view.kind.stream
     if stored is not None and stored[1] == wanted:
         return _cut(stored[0], stored[2], view, num_clips=num_clips, note="")
     source = stored[1] if stored else COLOUR_VIDEO
+    # A colour video is read as it is: shrinking it before the view is cut would only cost.
+    recipe = dataclasses.replace(recipe, keep_original=source == wanted)
     with tempfile.TemporaryDirectory(prefix="crossdistill-") as folder:
         root = Path(folder)
         outcome = transcode({source: Input(str(path))}, {wanted: f"{wanted}.mp4"}, root=root, recipe=recipe)

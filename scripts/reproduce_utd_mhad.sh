@@ -8,7 +8,7 @@
 #                      --short-side 80 --out DATA
 # OUT   folder for the runs
 #
-# What is finished is not done again, so seeds may run side by side, and one may stop and go on. About 70 minutes a seed
+# What is finished is not done again, so seeds may run side by side, and one may stop and go on. About 50 minutes a seed
 # on one CPU core.
 set -euo pipefail
 if [ $# -lt 2 ]; then sed -n '2,13p' "$0"; exit 2; fi
@@ -39,11 +39,9 @@ for seed in ${seeds:-0 1 2}; do
   teacher "skeleton 10" skeleton_r3d10 "$seed" 20
   teacher "depth 32" depth_tiny3d_32 "$seed" 48
   teacher "flow 16" flow_tiny3d_16 "$seed" 48
-  twin "depth 8" depth_tiny3d_8 "$seed" "${px48[@]}"
   # Across modalities.
+  twin "depth 8" depth_tiny3d_8 "$seed" "${px48[@]}"
   distil "skeleton 10 to depth 8" skeleton_r3d10 "skeleton 10, labels" depth_tiny3d_8 "$seed" "${px48[@]}"
-  twin "flow 8" flow_tiny3d_8 "$seed" "${px48[@]}"
-  distil "skeleton 10 to flow 8" skeleton_r3d10 "skeleton 10, labels" flow_tiny3d_8 "$seed" "${px48[@]}"
   # Shallower: 1/16 of the parameters; 1/12.
   distil "depth 32 to depth 8" depth_tiny3d_32 "depth 32, labels" depth_tiny3d_8 "$seed" "${px48[@]}"
   twin "skeleton 8" skeleton_tiny3d_8 "$seed" "${px20[@]}"
@@ -51,18 +49,22 @@ for seed in ${seeds:-0 1 2}; do
   # Small video models: fewer parameters, half of the frames, a smaller picture.
   twin "small depth 8" depth_tiny3d_8 "$seed" "${small[@]}"
   distil "depth 32 to small depth 8" depth_tiny3d_32 "depth 32, labels" depth_tiny3d_8 "$seed" "${small[@]}"
+  distil "skeleton 10 to small depth 8" skeleton_r3d10 "skeleton 10, labels" depth_tiny3d_8 "$seed" "${small[@]}"
   # Itself: the labelled network teaches the next, that the next; and no teacher at all.
-  distil "depth 8 to itself" depth_tiny3d_8 "depth 8, labels" depth_tiny3d_8 "$seed" "${px48[@]}" --rounds 2
-  run "depth 8, ISD" "$seed" 60 --config configs/isd.yaml --bank-size 400 --student depth_tiny3d_8 "${px48[@]}"
-  # Lower precision: the network of 32 bits teaches the same one of few.
+  distil "small depth 8 to itself" depth_tiny3d_8 "small depth 8, labels" depth_tiny3d_8 "$seed" "${small[@]}" --rounds 2
+  run "small depth 8, ISD" "$seed" 60 --config configs/isd.yaml --bank-size 400 --student depth_tiny3d_8 "${small[@]}"
+  # Lower precision: the network of 32 bits, itself taught by the skeleton, teaches the same one of few bits.
   for bits in w2a4 w4a4 w8a8; do
-    twin "depth 8 $bits" depth_tiny3d_8 "$seed" "${px48[@]}" --precision $bits
-    distil "depth 8 to $bits" depth_tiny3d_8 "skeleton 10 to depth 8" depth_tiny3d_8 "$seed" "${px48[@]}" --precision $bits
+    twin "small depth 8 $bits" depth_tiny3d_8 "$seed" "${small[@]}" --precision $bits
+    distil "small depth 8 to $bits" depth_tiny3d_8 "skeleton 10 to small depth 8" depth_tiny3d_8 "$seed" \
+      "${small[@]}" --precision $bits
   done
   # The other pairs across modalities.
-  distil "depth 32 to flow 8" depth_tiny3d_32 "depth 32, labels" flow_tiny3d_8 "$seed" "${px48[@]}"
+  twin "flow 8" flow_tiny3d_8 "$seed" "${px48[@]}"
+  distil "skeleton 10 to flow 8" skeleton_r3d10 "skeleton 10, labels" flow_tiny3d_8 "$seed" "${px48[@]}"
   distil "flow 16 to depth 8" flow_tiny3d_16 "flow 16, labels" depth_tiny3d_8 "$seed" "${px48[@]}"
+  distil "depth 32 to flow 8" depth_tiny3d_32 "depth 32, labels" flow_tiny3d_8 "$seed" "${px48[@]}"
   distil "depth 32 to skeleton 8" depth_tiny3d_32 "depth 32, labels" skeleton_tiny3d_8 "$seed" "${px20[@]}"
   distil "flow 16 to skeleton 8" flow_tiny3d_16 "flow 16, labels" skeleton_tiny3d_8 "$seed" "${px20[@]}"
 done
-"$python" scripts/results_table.py "$out"
+"$python" scripts/results_table.py "$out" --rows scripts/rows_utd_mhad.yaml

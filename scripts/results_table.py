@@ -1,8 +1,10 @@
-"""Collect runs into a table: mean ± standard deviation over seeds of every role's 1-NN and linear accuracy.
+"""Collect runs into tables: mean ± standard deviation over seeds of 1-NN, linear accuracy and cluster alignment.
 
-python scripts/results_table.py OUT
+    python scripts/results_table.py OUT [--rows scripts/rows_utd_mhad.yaml]
 
-OUT holds one folder for each run, named ``<row>-seed<n>``, as ``scripts/reproduce_utd_mhad.sh`` makes them.
+OUT holds one folder for each run, named ``<row>-seed<n>``, as ``scripts/reproduce_*.sh`` make them. Without --rows
+every network of every run is a line. With it, every line is one student: beside its teacher, its twin that learned from
+labels and itself untrained, in the groups and under the titles of the file.
 """
 
 from __future__ import annotations
@@ -12,49 +14,117 @@ import json
 import re
 import statistics
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 RUN_NAME = re.compile(r"(?P<row>.+)-seed(?P<seed>\d+)")
-PROTOCOLS = ("1-nn", "linear")
-Key = tuple[str, str, str]
-"""Row, role, encoder."""
+PROTOCOLS = {"1-nn": "1-NN", "linear": "linear", "cluster": "cluster"}
+Accuracies = dict[str, dict[int, float]]
+"""Protocol to seed to top-1 accuracy in percent."""
 
 
-def collect(folder: Path) -> dict[Key, dict[str, list[float]]]:
-    """Row, role and encoder to protocol to one accuracy for each seed."""
-    found: dict[Key, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+@dataclass(frozen=True)
+class Network:
+    """One role in the runs of one row."""
+
+    encoder: str
+    accuracies: Accuracies
+
+
+def collect(folder: Path) -> dict[str, dict[str, Network]]:
+    """Row to role to what was measured."""
+    found: dict[str, dict[str, Network]] = defaultdict(dict)
     for path in sorted(folder.glob("*/results.json")):
         name = RUN_NAME.fullmatch(path.parent.name)
         if name is None:
             continue
         for by_role in json.loads(path.read_text(encoding="utf-8")).values():
             for role, evaluation in by_role.items():
-                key = (name["row"], role, evaluation["encoder"])
-                for protocol in PROTOCOLS:
-                    found[key][protocol].append(evaluation["results"][protocol]["top1"])
-    return found
+                network = found[name["row"]].setdefault(role, Network(evaluation["encoder"], defaultdict(dict)))
+                for protocol in PROTOCOLS.keys() & evaluation["results"].keys():
+                    top1 = evaluation["results"][protocol]["top1"]
+                    network.accuracies[protocol][int(name["seed"])] = 100 * top1
+    return dict(found)
 
 
 def cell(values: list[float]) -> str:
-    """Mean and sample deviation in percent, and over how many seeds where it is one."""
-    mean = f"{100 * statistics.mean(values):.1f}"
-    return f"{mean} ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else f"{mean} (1 seed)"
+    """Mean and sample deviation, and a note where there is one seed alone."""
+    if not values:
+        return "–"
+    mean = f"{statistics.mean(values):.1f}"
+    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else f"{mean} (1 seed)"
+
+
+def cells(network: Network | None) -> str:
+    """All protocols of a network in one cell of a table."""
+    if network is None:
+        return "–"
+    return " / ".join(cell(list(network.accuracies[protocol].values())) for protocol in PROTOCOLS)
+
+
+def difference(student: Network, twin: Network | None) -> str:
+    """By how many points the student passes its twin, over the seeds that both have."""
+    if twin is None:
+        return "–"
+    parts = []
+    for protocol in ("1-nn", "linear"):
+        ours, theirs = student.accuracies[protocol], twin.accuracies[protocol]
+        shared = sorted(ours.keys() & theirs.keys())
+        parts.append(f"{statistics.mean(ours[seed] - theirs[seed] for seed in shared):+.1f}" if shared else "–")
+    return " / ".join(parts)
+
+
+def print_all(found: dict[str, dict[str, Network]]) -> None:
+    """One line for each network of each run."""
+    print(f"| run | network | encoder | {' | '.join(PROTOCOLS.values())} | seeds |\n|---|---|---|---|---|---|---|")
+    for row, by_role in sorted(found.items()):
+        for role, network in by_role.items():
+            values = " | ".join(cell(list(network.accuracies[protocol].values())) for protocol in PROTOCOLS)
+            print(f"| {row} | {role} | {network.encoder} | {values} | {len(network.accuracies['linear'])} |")
+
+
+def print_groups(found: dict[str, dict[str, Network]], rows: dict[str, list[dict[str, str]]]) -> None:
+    """One line for each student, in groups."""
+    for title, lines in rows.items():
+        print(f"\n### {title}\n")
+        print("| student | teacher | with labels | untrained | distilled | distilled − with labels | seeds |")
+        print("|---|---|---|---|---|---|---|")
+        for line in lines:
+            print_line(found, line)
+
+
+def print_line(found: dict[str, dict[str, Network]], line: dict[str, str]) -> None:
+    """One student: ``run`` and ``twin`` are rows, ``role`` the student's where it is not the usual one."""
+    by_role, twin = found.get(line["run"], {}), found.get(line.get("twin", ""), {})
+    student = by_role.get(line.get("role", "student, distilled"))
+    if student is None:
+        print(f"| {line['title']} | not run | | | | | 0 |")
+        return
+    with_labels = twin.get("student, supervised")
+    teacher, untrained = cells(by_role.get("teacher")), cells(by_role.get("student, random"))
+    print(
+        f"| {line['title']} | {teacher} | {cells(with_labels)} | {untrained} | {cells(student)} "
+        f"| {difference(student, with_labels)} | {len(student.accuracies['linear'])} |"
+    )
 
 
 def main() -> None:
-    """Print the table in Markdown."""
+    """Print the tables in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="with the runs")
-    found = collect(parser.parse_args().folder)
+    parser.add_argument("--rows", type=Path, help="YAML: group to lines of title, run, twin and role")
+    options = parser.parse_args()
+    found = collect(options.folder)
     if not found:
         raise SystemExit(
             "no run named <row>-seed<n> with results.json is there: run scripts/reproduce_utd_mhad.sh first"
         )
-    print("| run | network | encoder | 1-NN | linear | seeds |")
-    print("|---|---|---|---|---|---|")
-    for (row, role, encoder), by_protocol in sorted(found.items()):
-        cells = " | ".join(cell(by_protocol[protocol]) for protocol in PROTOCOLS)
-        print(f"| {row} | {role} | {encoder} | {cells} | {len(by_protocol['linear'])} |")
+    if options.rows is None:
+        print_all(found)
+    else:
+        print_groups(found, yaml.safe_load(options.rows.read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,12 @@ def test_adapters__give_what_they_say_and_every_weight_learns(kind):
     given = torch.randn(4, *(STUDENT.tokens if adapter.takes_tokens else (STUDENT.embed_dim,)), requires_grad=True)
     output = head(given)
     kept = STUDENT if adapter.keeps_dim else TEACHER
-    shapes = {"features": (kept.embed_dim,), "tokens": (kept.tokens[0], *TEACHER.tokens[1:]), "logits": (7,), "labels": (7,)}
+    shapes = {
+        "features": (kept.embed_dim,),
+        "tokens": (kept.tokens[0], *TEACHER.tokens[1:]),
+        "logits": (7,),
+        "labels": (7,),
+    }
     assert output.shape == (4, *shapes[adapter.gives])
     (output * torch.linspace(-1, 1, output.numel()).view_as(output)).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())

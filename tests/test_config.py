@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from crossdistill.build import check_pair, create_plan, teacher_config
+from crossdistill.build import check_pair, chosen_teachers, create_plan, teacher_config
 from crossdistill.config import from_dict, load_yaml, parse, save_yaml, to_dict
 from crossdistill.data.manifest import Manifest
 from crossdistill.errors import UserError
@@ -110,7 +110,9 @@ def test_teacher_config__another_content_of_the_data_is_another_teacher(toy_fold
     stream = replace(video.streams["rgb"], pts=video.streams["rgb"].pts + 1)
     changed = replace(video, streams={**video.streams, "rgb": stream})
     others = [manifest, Manifest.load(toy_folder), replace(manifest, videos=(changed, *manifest.videos[1:]))]
-    one, same, other = (teacher_config(config, tmp_path / "run", [each]).machine.out for each in others)
+    one, same, other = (
+        teacher_config(config, chosen_teachers(config)[0], tmp_path / "run", [each]).machine.out for each in others
+    )
     assert one == same != other
 
 

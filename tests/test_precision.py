@@ -250,7 +250,7 @@ def test_train__quantises_the_students_and_not_the_teacher(tmp_path, toy_folder,
     train([*command, "--precision", "w4a8", "--out", str(tmp_path / "run")])
     student = load_student(tmp_path / "run")
     assert student.quantize == "w4a8" and float_layers(student) == []
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["configuration"]["pair"]["quantize"] == "w4a8"
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["configuration"]["pair"]["precision"] == "w4a8"
     (results,) = json.loads((tmp_path / "run" / "results.json").read_text()).values()
     assert len(results) == 3
     for options, message in (

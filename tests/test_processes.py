@@ -138,7 +138,7 @@ def test_two_processes_with_half_the_batch__do_what_one_process_does(tmp_path, t
     for step, loss in curve_one.items():
         assert curve_two[step] == pytest.approx(loss, abs=1e-5), step
     assert max(curve_one.values()) > 0.01
-    banks = [Checkpoints(folder / "checkpoints").load_newest()[1]["task"]["bank"] for folder in (one, two)]
+    banks = [Checkpoints(folder / "checkpoints").load_newest()[1]["task"]["banks"][0] for folder in (one, two)]
     assert torch.equal(banks[0]["sample_ids"], banks[1]["sample_ids"])
     assert torch.equal(banks[0]["position"], banks[1]["position"])
     for name in ("teacher", "student"):

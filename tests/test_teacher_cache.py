@@ -174,7 +174,7 @@ def paired(folder, **options):
     return PairedClips(
         entries_of(manifest, range(8)),
         student_view=student,
-        teacher_view=teacher,
+        teacher_views=[teacher],
         augmentation=Augmentation(),
         seed=3,
         replace_unreadable=True,

@@ -76,7 +76,9 @@ def test_check_before_training__builds_it_on_the_meta_device_with_its_tokens(nam
 
 
 def test_check_before_training__knows_the_published_weights():
-    pair = PairConfig(student="flow_timm:test_vit", teacher="image_timm:test_resnet", teacher_weights="pretrained")
+    pair = PairConfig(
+        student="flow_timm:test_vit", teacher=("image_timm:test_resnet",), teacher_weights=("pretrained",)
+    )
     check_pair(RunConfig(pair=pair))
 
 
@@ -169,7 +171,7 @@ def test_hub_out_of_reach__says_to_give_a_file(monkeypatch, tmp_path):
 def test_network_without_published_weights__offers_none():
     with torch.device("meta"):
         assert create_encoder("image_timm:test_vit4").public_weights == ()
-    pair = PairConfig(student="flow_r3d10", teacher="image_timm:test_vit4", teacher_weights="pretrained")
+    pair = PairConfig(student="flow_r3d10", teacher=("image_timm:test_vit4",), teacher_weights=("pretrained",))
     with pytest.raises(UserError, match="pretrained does not exist: give a weight file"):
         check_pair(RunConfig(pair=pair))
 

@@ -81,7 +81,18 @@ def test_student__says_what_it_is(run_folder):
 
 def test_evaluate_command__gives_the_runs_own_numbers(run_folder, toy_folder, tmp_path, capsys):
     path = tmp_path / "numbers.json"
-    options = ["--data", str(toy_folder), "--split", "1", "--protocols", "knn", "linear", "--json", str(path)]
+    options = [
+        "--data",
+        str(toy_folder),
+        "--split",
+        "1",
+        "--protocols",
+        "knn",
+        "linear",
+        "cluster",
+        "--json",
+        str(path),
+    ]
     cli(["evaluate", str(run_folder), *options, "--workers", "0"])
     output = capsys.readouterr().out
     assert "test clips evaluated" in output and "0 could not be read" in output
@@ -130,7 +141,7 @@ def labels_folder(tmp_path_factory, toy_folder):
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_objective__changes_the_student(toy_folder, labels_folder, tmp_path, objective):
-    beside = ["simreg:0.1"] if objective in ("token-matching", "attention-transfer") else []
+    beside = ["simreg:0.1"] if objective in ("token-matching", "attention-transfer", "cross-entropy") else []
     teacher = ["--teacher", "rgb_tiny3d_8", "--teacher-weights", labels_folder, "--objective", objective, *beside]
     options = ["--student", "flow_r3d10", "--data", toy_folder, "--no-evaluate", "--knn-clips", 0, "--lr", 0.1]
     train(*teacher, *options, "--out", tmp_path / "run")

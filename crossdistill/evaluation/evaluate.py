@@ -261,7 +261,8 @@ def main(arguments: Sequence[str]) -> None:
     manifest = Manifest.load(options.data)
     _check(options, manifest)
     accelerator = Accelerator(mixed_precision="no")
-    use_all_cores(accelerator)
+    if accelerator.num_processes > 1:
+        use_all_cores(accelerator)
     command = _Command(options, manifest, accelerator, [_open(path, options, accelerator) for path in options.students])
     evaluation = command.run()
     if not accelerator.is_main_process:
@@ -301,7 +302,7 @@ def _check(options: Options, manifest: Manifest) -> None:
 
 def _open(path: Path, options: Options, accelerator: Accelerator) -> Student:
     encoder = load_student(path, allow_code=options.allow_code)
-    execution = Execution.choose(encoder, device=accelerator.device, precision=options.precision, layout="auto")
+    execution = Execution.choose(encoder, device=accelerator.device, precision=options.mixed_precision, layout="auto")
     folder = read_facts(path)[0]
     beside = folder.parent if folder.name == "student" else folder
     return Student(

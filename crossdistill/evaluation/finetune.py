@@ -17,11 +17,13 @@ from typing import Any
 from accelerate import Accelerator
 
 from crossdistill.config import RunConfig, from_dict
+from crossdistill.distributed import decide_on_first
 from crossdistill.encoders.base import Classifier
 from crossdistill.errors import UserError
 from crossdistill.evaluation.probes import Sets, mean_probabilities
 from crossdistill.evaluation.results import ProtocolResult, hits_from_scores, result_of
-from crossdistill.student import read_facts
+from crossdistill.files import sha256_of
+from crossdistill.student import WEIGHTS_NAME, find_student, read_facts
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class FineTuning:
     batch_size: int = 16
     """Clips per batch of one process."""
     workers: int = 2
-    precision: str = "auto"
+    mixed_precision: str = "auto"
     decoder: str = "pyav"
     short_clips: str = "repeat"
     seed: int = 0
@@ -59,7 +61,7 @@ class FineTuning:
                 "student": facts["encoder"],
                 "supervised": True,
                 "student_weights": str(student),
-                "quantize": facts.get("quantize"),
+                "precision": facts.get("quantize"),
             },
             "data": {"data": [str(data)], "split": split, "decoder": self.decoder, "short_clips": self.short_clips},
             "optimization": {
@@ -71,9 +73,9 @@ class FineTuning:
                 "schedule": "cosine",
                 "warmup_epochs": 1.0 if self.epochs > 1 else 0.0,
             },
-            "machine": {"seed": self.seed, "precision": self.precision},
+            "machine": {"seed": self.seed, "mixed_precision": self.mixed_precision},
         }
-        described = json.dumps([values, facts["training"]], sort_keys=True)
+        described = json.dumps([values, sha256_of(student / WEIGHTS_NAME)], sort_keys=True)
         name = f"finetune-{split}-{hashlib.sha256(described.encode()).hexdigest()[:8]}"
         parent = student.parent if student.name == "student" else student
         values["machine"] |= {
@@ -90,7 +92,12 @@ class FineTuning:
         """Fine-tune, or find that it was done; gives the run's folder."""
         from crossdistill.train import run  # which imports this package
 
-        return run(self.config(student, data=data, split=split), accelerator)
+        config = self.config(student, data=data, split=split)
+        out = config.machine.out
+        assert out is not None
+        if decide_on_first(accelerator, lambda: find_student(out) is not None):
+            return out
+        return run(config, accelerator)
 
 
 def classify(sets: Sets, classifier: Classifier, *, protocol: str, details: dict[str, Any]) -> ProtocolResult:

@@ -37,6 +37,8 @@ MILESTONES = (15, 30)
 PAPER_BATCH_SIZE = 256
 SMALLEST_BATCH_SIZE = 8
 STEPS_PER_EPOCH = 32
+SMALLEST_SHARED_PRODUCT = 2**21
+"""Multiply-adds of a step that are worth more than one thread of a CPU: below, threads wait for each other."""
 VARIANCE_OFFSET = 1e-5
 """Added to each feature's variance before the root, as the authors do: a constant feature becomes 0, not NaN."""
 
@@ -180,6 +182,15 @@ class _Descent:
 
     def run(self, inputs_nd: Tensor, labels_n: Tensor) -> tuple[Tensor, Tensor]:
         """From zero to the end of the last epoch: weight [D, C] and bias [C]."""
+        num_threads = torch.get_num_threads()
+        if self.batch_size * inputs_nd.shape[1] * self.num_classes < SMALLEST_SHARED_PRODUCT:
+            torch.set_num_threads(1)
+        try:
+            return self._run(inputs_nd, labels_n)
+        finally:
+            torch.set_num_threads(num_threads)
+
+    def _run(self, inputs_nd: Tensor, labels_n: Tensor) -> tuple[Tensor, Tensor]:
         num_clips, dim = inputs_nd.shape
         weight_dc, bias_c = inputs_nd.new_zeros(dim, self.num_classes), inputs_nd.new_zeros(self.num_classes)
         weight_velocity_dc, bias_velocity_c = torch.zeros_like(weight_dc), torch.zeros_like(bias_c)

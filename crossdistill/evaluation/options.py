@@ -76,12 +76,13 @@ class Options:
     """Which library reads the videos; pyav reads what another cannot give exactly."""
     short_clips: Literal["repeat", "loop", "error"] = "repeat"
     """Videos shorter than a clip: repeat their end frames, loop (start them again), or error (refuse to start)."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    mixed_precision: Literal["auto", "fp32", "bf16"] = "auto"
     """As in training."""
     allow_code: bool = False
     """Run the Python file that a student of one's own network (path/to/file.py:function) names."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raise a ``UserError`` for the first wrong value; not while tyro parses, which would put it into a box."""
         if self.workers < 0:
             raise UserError(f"--workers is {self.workers}: give 0 (decode in this process) or more")
         if not self.students:
@@ -129,7 +130,7 @@ class Options:
             lr=self.finetune_lr,
             batch_size=self.finetune_batch_size,
             workers=self.workers,
-            precision=self.precision,
+            mixed_precision=self.mixed_precision,
             decoder=self.decoder,
             short_clips=self.short_clips,
             seed=self.seed,
@@ -138,4 +139,6 @@ class Options:
 
 def parse(arguments: Sequence[str]) -> Options:
     """The command line as options; ``--help`` explains them."""
-    return tyro.cli(Options, args=arguments, prog="crossdistill evaluate", description=DESCRIPTION)
+    options = tyro.cli(Options, args=arguments, prog="crossdistill evaluate", description=DESCRIPTION)
+    options.check()
+    return options

@@ -168,8 +168,8 @@ def _card(encoder: Encoder, description: Description) -> str:
         ]
         notes = []
     notes += [
-        f"It sees {view.modality}: {view.num_frames} frames of stride {view.stride}, {view.size_px} pixels square, mean "
-        f"{list(view.mean)}, deviation {list(view.std)}; `config.json` says all of it under `{METADATA_KEY}`."
+        f"It sees {view.modality}: {view.num_frames} frames of stride {view.stride}, {view.size_px} pixels square, "
+        f"mean {list(view.mean)}, deviation {list(view.std)}; `config.json` says all of it under `{METADATA_KEY}`."
     ]
     head = [f"# {encoder.name}", "", "A network that was trained with crossdistill.", ""]
     return "\n".join([*head, "```python", "import transformers", *code, "```", "", *notes]) + "\n"

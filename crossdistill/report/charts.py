@@ -1,0 +1,215 @@
+"""Charts of numbers: lines, intervals, and cost against accuracy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from crossdistill.report.svg import Scale, element, join, percent, picture, short_number, text
+
+MAX_POINTS = 400
+NUM_COLOURS = 8
+"""Of the style sheet's classes ``series-0`` …"""
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line, with the class of its colour."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    colour: str
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A measured share, with its interval where it has one."""
+
+    name: str
+    value: float
+    ends: tuple[float, float] | None
+    colour: str
+
+
+@dataclass(frozen=True)
+class CostDot:
+    """What a network costs and what it gets right."""
+
+    name: str
+    cost: float
+    accuracy: float
+    ends: tuple[float, float] | None
+    colour: str
+
+
+def colour_of(position: int) -> str:
+    """The class of the n-th of several things of equal rank."""
+    return f"series-{position % NUM_COLOURS}"
+
+
+def legend(items: Sequence[tuple[str, str]]) -> Markup:
+    """Names with their colours, as HTML; of one thing alone there is nothing to tell apart."""
+    parts = [element("span", element("i", class_=f"key {colour}"), name) for name, colour in items]
+    return element("p", *parts, class_="legend") if len(parts) > 1 else Markup("")
+
+
+def thinned(series: Series) -> Series:
+    """Means of neighbouring points where there are more than a picture can show."""
+    size = math.ceil(len(series.x) / MAX_POINTS)
+    if size <= 1:
+        return series
+    starts = range(0, len(series.x), size)
+    x, y = ([sum(values[i : i + size]) / len(values[i : i + size]) for i in starts] for values in (series.x, series.y))
+    return Series(series.name, x, y, series.colour)
+
+
+def line_chart(
+    series: Sequence[Series],
+    *,
+    title: str,
+    x_label: str,
+    y_format: Callable[[float], str] = short_number,
+    width_px: int = 460,
+    height_px: int = 240,
+    is_log_x: bool = False,
+    from_zero: bool = True,
+) -> Markup:
+    """Lines over a common axis, with a title and a legend.
+
+    Args:
+        series: At least one, of finite values.
+        title: Above it.
+        x_label: Below it.
+        y_format: How the values of the vertical axis are written.
+        width_px: Of the picture.
+        height_px: Of the picture.
+        is_log_x: Whether the horizontal axis is logarithmic.
+        from_zero: Whether the vertical axis begins at 0.
+    """
+    lines = [thinned(one) for one in series]
+    xs, ys = [x for one in lines for x in one.x], [y for one in lines for y in one.y]
+    low = min(0.0, *ys) if from_zero else min(ys)
+    high = max(ys) if max(ys) > low else low + 1
+    across = Scale(min(xs), max(xs), 52, width_px - 12, is_log_x)
+    up = Scale(low, high + 0.04 * (high - low), height_px - 38, 10)
+    parts = [horizontal_grid(up, left=52, right=width_px - 12, text_of=y_format)]
+    parts += [x_axis(across, y=height_px - 38, label=x_label, height_px=height_px)]
+    for one in lines:
+        points = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in zip(one.x, one.y, strict=True))
+        name = element("title", one.name)
+        if len(one.x) <= 12:
+            marks = [
+                element("circle", name, cx=across(x), cy=up(y), r=2.5, class_=f"dot {one.colour}")
+                for x, y in zip(one.x, one.y, strict=True)
+            ]
+            parts += marks
+        parts.append(element("polyline", name, points=points, class_=f"line {one.colour}"))
+    chart = picture(width_px, height_px, *parts, label=title)
+    return element("figure", element("h3", title), legend([(s.name, s.colour) for s in series]), chart)
+
+
+def horizontal_grid(up: Scale, *, left: float, right: float, text_of: Callable[[float], str]) -> Markup:
+    """Lines at the ticks of a vertical axis, with their values on the left."""
+    parts = []
+    for tick in up.ticks(4):
+        parts.append(element("line", x1=left, x2=right, y1=up(tick), y2=up(tick), class_="grid"))
+        parts.append(text(left - 7, up(tick) + 4, text_of(tick), anchor="end", class_="tick"))
+    return join(parts)
+
+
+def x_axis(across: Scale, *, y: float, label: str, height_px: float) -> Markup:
+    """The horizontal axis."""
+    parts = [element("line", x1=across.start_px, x2=across.end_px, y1=y, y2=y, class_="axis")]
+    parts += [text(across(tick), y + 16, short_number(tick), anchor="middle", class_="tick") for tick in across.ticks()]
+    middle = (across.start_px + across.end_px) / 2
+    return join([*parts, text(middle, height_px - 4, label, anchor="middle", class_="label")])
+
+
+def interval_chart(groups: Sequence[tuple[str, Sequence[Dot]]], *, label: str, width_px: int = 880) -> Markup:
+    """Shares with their intervals, in groups: one line for each dot.
+
+    Args:
+        groups: Title of the group (a protocol, say) and its dots.
+        label: What the chart shows.
+        width_px: Of the picture.
+    """
+    row_px, gap_px, left = 17, 12, 150
+    across = Scale(0, _round_up(max(_high(dot) for _, dots in groups for dot in dots)), left, width_px - 64)
+    y = 8.0
+    parts: list[Markup] = []
+    for title, dots in groups:
+        parts.append(text(left - 14, y + row_px * len(dots) / 2 + 4, title, anchor="end", class_="group"))
+        for dot in dots:
+            parts.append(_interval(dot, across, y + row_px / 2))
+            y += row_px
+        y += gap_px
+    lines = [
+        element("line", x1=across(tick), x2=across(tick), y1=4, y2=y - 4, class_="grid") for tick in across.ticks(6)
+    ]
+    names = [text(across(tick), y + 12, percent(tick, 0), anchor="middle", class_="tick") for tick in across.ticks(6)]
+    chart = picture(width_px, y + 18, *lines, *parts, *names, label=label)
+    colours = {dot.name: dot.colour for _, dots in groups for dot in dots}
+    return element("figure", legend(list(colours.items())), chart, class_="wide")
+
+
+def _interval(dot: Dot, across: Scale, y: float) -> Markup:
+    at = across(dot.value)
+    parts = [element("circle", cx=at, cy=y, r=4.5, class_=f"dot {dot.colour}")]
+    end = at
+    said = f"{dot.name}: {percent(dot.value)}"
+    if dot.ends is not None:
+        low, end = (across(value) for value in dot.ends)
+        parts.insert(0, element("line", x1=low, x2=end, y1=y, y2=y, class_=f"whisker {dot.colour}"))
+        said += f" ({100 * dot.ends[0]:.1f}–{100 * dot.ends[1]:.1f})"
+    parts.append(text(max(end, at) + 9, y + 4, f"{100 * dot.value:.1f}", class_="value"))
+    return element("g", element("title", said), *parts)
+
+
+def _high(dot: Dot) -> float:
+    return dot.value if dot.ends is None else max(dot.value, dot.ends[1])
+
+
+def _round_up(share: float) -> float:
+    """To the next tenth, at most 1."""
+    return min(1.0, math.ceil(share * 10 + 1e-9) / 10)
+
+
+def cost_chart(dots: Sequence[CostDot], *, title: str, x_label: str, width_px: int = 460) -> Markup:
+    """Accuracy over cost, the cost on a logarithmic axis; names stand beside the dots."""
+    height_px = 320
+    costs = [dot.cost for dot in dots]
+    across = Scale(min(costs) / 1.6, max(costs) * 1.6, 52, width_px - 14, is_log=True)
+    bounds = [value for dot in dots for value in (dot.accuracy, *(dot.ends or ()))]
+    up = Scale(math.floor(min(bounds) * 10) / 10, _round_up(max(bounds)), height_px - 40, 12)
+    parts = [
+        horizontal_grid(up, left=52, right=width_px - 14, text_of=lambda share: percent(share, 0)),
+        x_axis(across, y=height_px - 40, label=x_label, height_px=height_px),
+    ]
+    taken: list[tuple[float, float]] = []
+    for dot in sorted(dots, key=lambda one: -one.accuracy):
+        x, y = across(dot.cost), up(dot.accuracy)
+        if dot.ends is not None:
+            low, high = (up(value) for value in dot.ends)
+            parts.append(element("line", x1=x, x2=x, y1=low, y2=high, class_=f"whisker {dot.colour}"))
+        said = element("title", f"{dot.name}: {percent(dot.accuracy)}, {short_number(dot.cost)}")
+        parts.append(element("circle", said, cx=x, cy=y, r=5.5, class_=f"dot {dot.colour}"))
+        is_right = x > (52 + width_px) * 0.55
+        text_y = _free_place(y + 4, x, taken)
+        parts.append(
+            text(
+                x - 10 if is_right else x + 10, text_y, dot.name, anchor="end" if is_right else "start", class_="value"
+            )
+        )
+    return element("figure", element("h3", title), picture(width_px, height_px, *parts, label=title))
+
+
+def _free_place(y: float, x: float, taken: list[tuple[float, float]]) -> float:
+    """A height at which a name does not lie on another; remembered in ``taken``."""
+    while any(abs(y - other) < 13 and abs(x - at) < 150 for at, other in taken):
+        y += 4
+    taken.append((x, y))
+    return y

@@ -1,0 +1,205 @@
+"""Charts of classes: confusion, bars for each class, and the map of an embedding.
+
+Shapes: N clips, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from crossdistill.report.svg import Scale, element, percent, picture, text
+
+# Classes up to which every row and column has its name beside it.
+MAX_NAMED_CLASSES = 45
+MAX_BARS = 60
+MAX_NAME_LETTERS = 26
+# Readable on light and on dark ground; with the shapes, 27 classes look different.
+COLOURS = ("#4c78d8", "#e0803a", "#3a9e6e", "#d0495a", "#8a63c9", "#b08a2a", "#2a9db5", "#d067a8", "#7d8790")
+SHAPES = ("circle", "square", "triangle")
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A class's value, and another one to stand beside it as a tick."""
+
+    name: str
+    value: float
+    tick: float | None = None
+    said: str = ""
+    """What the bar says when it is pointed at."""
+
+
+def shortened(name: str) -> str:
+    """A name that fits beside a row."""
+    return name if len(name) <= MAX_NAME_LETTERS else name[: MAX_NAME_LETTERS - 1] + "…"
+
+
+def confusion_chart(counts_cc: NDArray, classes: Sequence[str]) -> Markup:
+    """Which class is taken for which.
+
+    Args:
+        counts_cc: [C, C] clips, of the row's class and taken for the column's.
+        classes: [C] names.
+    """
+    num = len(classes)
+    is_named = num <= MAX_NAMED_CLASSES
+    cell = max(4.0, min(24.0, 560 / num))
+    left, top = (max(len(shortened(name)) for name in classes) * 6.3 + 14, 0) if is_named else (14, 0)
+    side = cell * num
+    parts = [element("rect", x=left, y=top, width=side, height=side, class_="plane")]
+    for row in range(num):
+        total = counts_cc[row].sum()
+        for column in counts_cc[row].nonzero()[0].tolist():
+            count = int(counts_cc[row, column])
+            said = f"{classes[row]} → {classes[column]}: {count} of {int(total)}"
+            parts.append(
+                element(
+                    "rect",
+                    element("title", said),
+                    x=left + column * cell + 0.5,
+                    y=top + row * cell + 0.5,
+                    width=cell - 1,
+                    height=cell - 1,
+                    class_="right" if row == column else "wrong",
+                    fill_opacity=0.12 + 0.88 * float(count / total),
+                )
+            )
+    height = side + 8.0
+    if is_named:
+        parts += [text(left - 8, (i + 0.5) * cell + 4, shortened(classes[i]), anchor="end") for i in range(num)]
+        parts += [_slanted(left + (i + 0.62) * cell, side + 10, shortened(classes[i])) for i in range(num)]
+        height = side + max(len(shortened(name)) for name in classes) * 5.2 + 22
+    label = f"confusion matrix of {num} classes; rows are the true classes"
+    return picture(left + side + 12, height, *parts, label=label)
+
+
+def _slanted(x: float, y: float, content: str) -> Markup:
+    return element("text", content, x=x, y=y, text_anchor="end", transform=f"rotate(-58 {x:.1f} {y:.1f})")
+
+
+def change_chart(bars: Sequence[Bar], *, label: str) -> Markup:
+    """Changes from -1 to 1, best first: bars to the right of the middle are gains."""
+    row_px, left, width_px = 19, 200, 680
+    shown = _ends_of(bars)
+    reach = max(0.05, *(abs(bar.value) for bar in shown))
+    across = Scale(-reach, reach, left + 46, width_px - 46)
+    height = row_px * len(shown) + 6
+    parts = [element("line", x1=across(0), x2=across(0), y1=0, y2=height, class_="axis")]
+    for i, bar in enumerate(shown):
+        start, end = sorted((across(0), across(bar.value)))
+        y = i * row_px + 3
+        parts.append(text(left - 4, y + 13, shortened(bar.name), anchor="end"))
+        kind = "gain" if bar.value >= 0 else "loss"
+        drawn = element(
+            "rect",
+            element("title", bar.said),
+            x=start,
+            y=y + 2,
+            width=max(1.0, end - start),
+            height=13,
+            rx=2,
+            class_=kind,
+        )
+        words = f"{100 * bar.value:+.0f}".replace("-", "−") if bar.value else "0"
+        is_gain = bar.value >= 0
+        number = text(
+            end + 6 if is_gain else start - 6, y + 13, words, anchor="start" if is_gain else "end", class_="value"
+        )
+        parts += [drawn, number]
+    return picture(width_px, height, *parts, label=label)
+
+
+def bar_chart(bars: Sequence[Bar], *, label: str, colour: str) -> Markup:
+    """Shares from 0 to 1 for each class, with a tick where something else stands."""
+    row_px, left, width_px = 19, 200, 680
+    shown = _ends_of(bars)
+    across = Scale(0, 1, left, width_px - 50)
+    height = row_px * len(shown) + 22
+    lines = [
+        element("line", x1=across(tick), x2=across(tick), y1=0, y2=height - 18, class_="grid")
+        for tick in across.ticks()
+    ]
+    names = [
+        text(across(tick), height - 4, percent(tick, 0), anchor="middle", class_="tick") for tick in across.ticks()
+    ]
+    parts = []
+    for i, bar in enumerate(shown):
+        y = i * row_px + 2
+        drawn = element(
+            "rect",
+            element("title", bar.said),
+            x=left,
+            y=y + 2,
+            width=max(1.0, across(bar.value) - left),
+            height=13,
+            rx=2,
+            class_=f"bar {colour}",
+        )
+        parts += [text(left - 8, y + 13, shortened(bar.name), anchor="end"), drawn]
+        if bar.tick is not None:
+            at = across(bar.tick)
+            parts.append(element("line", x1=at, x2=at, y1=y, y2=y + 17, class_="mark"))
+    return picture(width_px, height, *lines, *names, *parts, label=label)
+
+
+def _ends_of(bars: Sequence[Bar]) -> list[Bar]:
+    """Best first; of very many the best and the worst."""
+    ordered = sorted(bars, key=lambda bar: -bar.value)
+    half = MAX_BARS // 2
+    return ordered if len(ordered) <= MAX_BARS else [*ordered[:half], *ordered[-half:]]
+
+
+def map_chart(points_n2: NDArray, labels: Sequence[int], names: Sequence[str], *, title: str, note: str) -> Markup:
+    """Clips as marks on a plane.
+
+    Args:
+        points_n2: [N, 2], any scale.
+        labels: [N] class of each; -1 without.
+        names: [N] what each says when it is pointed at.
+        title: Above it.
+        note: Below the title.
+    """
+    size, margin = 430, 12
+    low, high = points_n2.min(0), points_n2.max(0)
+    spread = (high - low).clip(min=1e-9)
+    places = margin + (points_n2 - low) / spread * (size - 2 * margin)
+    marks = [mark(float(x), float(y), label, name) for (x, y), label, name in zip(places, labels, names, strict=True)]
+    frame = element("rect", x=0.5, y=0.5, width=size - 1, height=size - 1, rx=6, class_="plane")
+    heading = element("h3", title, " ", element("small", note))
+    return element("figure", heading, picture(size, size, frame, *marks, label=title))
+
+
+def mark(x: float, y: float, label: int, said: str, radius: float = 4.2) -> Markup:
+    """One clip: a class has a colour and a shape, which together repeat after 27 classes."""
+    title = element("title", said) if said else ""
+    shape = SHAPES[label // len(COLOURS) % len(SHAPES)] if label >= 0 else SHAPES[0]
+    look = {"fill": COLOURS[label % len(COLOURS)] if label >= 0 else COLOURS[-1], "class_": f"clip-mark c{label}"}
+    if shape == "square":
+        side = radius * 1.75
+        return element("rect", title, x=x - side / 2, y=y - side / 2, width=side, height=side, **look)
+    if shape == "triangle":
+        height = radius * 1.25
+        points = (
+            f"{x:.1f},{y - height:.1f} {x - height:.1f},{y + height * 0.8:.1f} {x + height:.1f},{y + height * 0.8:.1f}"
+        )
+        return element("polygon", title, points=points, **look)
+    return element("circle", title, cx=x, cy=y, r=radius, **look)
+
+
+def class_legend(classes: Sequence[str]) -> Markup:
+    """Every class with its mark; pointing at one makes the others step back, by the style that comes with it."""
+    items = [
+        element(
+            "li",
+            element("svg", mark(7, 7, i, ""), viewBox="0 0 14 14", width=14, height=14, aria_hidden="true"),
+            name,
+            class_=f"c{i}",
+        )
+        for i, name in enumerate(classes)
+    ]
+    rules = "".join(f".maps:has(.c{i}:hover) .clip-mark:not(.c{i}){{opacity:.1}}" for i in range(len(classes)))
+    return element("ul", *items, class_="classes") + element("style", Markup(rules))

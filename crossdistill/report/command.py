@@ -1,0 +1,92 @@
+"""``crossdistill report``: one HTML page about a run, or about several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from crossdistill.console import console
+from crossdistill.errors import UserError
+from crossdistill.files import write_text_atomically
+from crossdistill.report import spaces
+from crossdistill.report.comparison import comparison_page
+from crossdistill.report.page import Page, render_page
+from crossdistill.report.record import RunRecord, read_run
+from crossdistill.report.sections import run_page
+from crossdistill.report.subject import gather
+
+REPORT_NAME, COMPARISON_NAME = "report.html", "comparison.html"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Write one HTML page about a run: numbers, curves, confusions, a map, neighbours, cost. Several runs are compared."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Runs' folders, as train.py --out names them."""
+    out: Path | None = None
+    """The file; report.html in the run's folder if absent, of several runs comparison.html here."""
+    data: Path | None = None
+    """The prepared dataset, where it is not where the run found it."""
+    twin: Path | None = None
+    """The run of the same student trained from labels."""
+    gallery: int = 12
+    """How many test clips are shown with their neighbours."""
+    teacher: bool = True
+    """Load and embed the teacher as well; --no-teacher leaves it out."""
+    clips: int = 5000
+    """Most clips of either part that are embedded; features are kept in the run's folder."""
+    workers: int = 2
+    """Processes that decode."""
+    allow_code: bool = False
+    """Run the Python file that a network of one's own (path/to/file.py:function) names."""
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise UserError("no run was given: give the folder that train.py --out names, or several")
+        if self.gallery < 0 or self.workers < 0:
+            raise UserError("--gallery and --workers must be 0 or more")
+        if self.clips < 1:
+            raise UserError(f"--clips is {self.clips}: give 1 or more")
+        if self.twin is not None and len(self.runs) > 1:
+            raise UserError("--twin is for the page of one run: name the twin among the runs that are compared")
+        if self.out is not None and self.out.is_dir():
+            raise UserError(f"--out {self.out} is a folder: name a file in it, for example {self.out / REPORT_NAME}")
+
+    @property
+    def file(self) -> Path:
+        """Where the page goes."""
+        return self.out or (Path(COMPARISON_NAME) if len(self.runs) > 1 else self.runs[0] / REPORT_NAME)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the command."""
+    options = tyro.cli(Options, args=arguments, prog="crossdistill report", description=Options.__doc__)
+    records = [read_run(path) for path in options.runs]
+    twin = None if options.twin is None else read_run(options.twin)
+    page = make_page(records, twin, options)
+    write_text_atomically(options.file, render_page(page))
+    absent = [section.title for section in page.sections if section.absent]
+    size = f"{options.file.stat().st_size / 1e6:.1f} MB"
+    left_out = f"; without {', '.join(absent)} (the page says why)" if absent else ""
+    console.print(f"report: {options.file} ({size}){left_out}", soft_wrap=True, highlight=False, markup=False)
+
+
+def make_page(records: Sequence[RunRecord], twin: RunRecord | None, options: Options) -> Page:
+    """The page of one run, or the comparison of several."""
+    reading = spaces.Options(
+        num_clips=options.clips,
+        num_workers=options.workers,
+        has_teacher=options.teacher,
+        allow_code=options.allow_code,
+    )
+    if len(records) == 1:
+        subject = gather(records[0], twin=twin, data=options.data, options=reading)
+        return run_page(subject, num_queries=options.gallery)
+    subjects = [
+        gather(record, twin=None, data=options.data, options=reading, kinds=(spaces.STUDENT,)) for record in records
+    ]
+    return comparison_page(subjects)

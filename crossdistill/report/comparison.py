@@ -1,0 +1,207 @@
+"""The page of several runs beside each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from crossdistill.evaluation.results import Evaluation
+from crossdistill.report import facts
+from crossdistill.report.charts import CostDot, Dot, Series, colour_of, cost_chart, interval_chart, line_chart
+from crossdistill.report.class_charts import MAX_BARS
+from crossdistill.report.cost import Cost
+from crossdistill.report.findings import class_accuracies, confusion_of
+from crossdistill.report.page import Page, Tile, render, section
+from crossdistill.report.record import AbsentError
+from crossdistill.report.sections import cost_cells, protocol_of
+from crossdistill.report.spaces import STUDENT
+from crossdistill.report.subject import Subject, Table, main_result, tables_of
+from crossdistill.report.svg import element, percent, short_number
+from crossdistill.report.tables import figures_of, notes_of, row_names, title_of
+
+SHOWN_ROWS = ("linear", "1-nn", "20-nn", "retrieval, R@5", "cluster")
+"""Of the table over runs; the chart has all."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A run as the comparison shows it."""
+
+    name: str
+    colour: str
+    subject: Subject
+    table: Table | None
+    evaluation: Evaluation | None
+    """Of its trained student."""
+
+    @property
+    def cost(self) -> Cost | None:
+        """Of its student."""
+        return self.subject.costs[0] if self.subject.costs else None
+
+
+def comparison_page(subjects: Sequence[Subject]) -> Page:
+    """Several runs, in the order in which they were given."""
+    runs = [_compared(subject, position) for position, subject in enumerate(subjects)]
+    datasets = dict.fromkeys(run.table.dataset for run in runs if run.table)
+    notes = [f"{run.name}: {note}" for run in runs for note in run.subject.record.notes]
+    notes += [f"{run.name}: {reason}" for run in runs for reason in dict.fromkeys(run.subject.reasons.values())]
+    on = f" on {', '.join(datasets)}" if datasets else ""
+    return Page(
+        title=f"{len(runs)} runs compared",
+        headline=f"{', '.join(run.name for run in runs)}{on}.",
+        tiles=_tiles(runs),
+        sections=[
+            section("runs", "Runs", RUNS_LEAD, lambda: _table(runs)),
+            section("accuracy", "Accuracy with intervals", ACCURACY_LEAD, lambda: _intervals(runs)),
+            section("cost", "Cost against accuracy", COST_LEAD, lambda: _costs(runs)),
+            section("curves", "Curves", CURVES_LEAD, lambda: _curves(runs)),
+            section("classes", "By class", CLASSES_LEAD, lambda: _classes(runs)),
+        ],
+        notes=notes,
+    )
+
+
+RUNS_LEAD = "The students of all runs: top-1 on the test part in percent, and what they cost on this machine."
+ACCURACY_LEAD = "Intervals that overlap much do not prove equality, but they do not show a difference either."
+COST_LEAD = "Better is up, cheaper is left; costs are on a logarithmic axis."
+CURVES_LEAD = "Losses of different objectives have different units: compare their shape, not their height."
+CLASSES_LEAD = "Accuracy within each class; classes in which the runs differ most come first."
+
+
+def _compared(subject: Subject, position: int) -> Compared:
+    tables = tables_of(subject)
+    table = tables[0] if tables else None
+    evaluation = None if table is None else table.by_role.get(subject.record.role)
+    return Compared(subject.record.name, colour_of(position), subject, table, evaluation)
+
+
+def _tiles(runs: Sequence[Compared]) -> list[Tile]:
+    results = [(run, main_result(run.evaluation)) for run in runs if run.evaluation is not None]
+    measured = [(run, result) for run, result in results if result is not None]
+    tiles = []
+    if measured:
+        run, best = max(measured, key=lambda pair: pair[1].top1)
+        tiles.append(Tile(percent(best.top1), f"best top-1, {best.protocol}", run.name))
+    for title, value_of, text_of in COSTS:
+        costed = [(run, value_of(run.cost)) for run in runs if run.cost is not None]
+        if costed:
+            run, value = min(costed, key=lambda pair: pair[1])
+            tiles.append(
+                Tile(text_of(value), f"fewest {title}" if "seconds" not in title else "fastest, one clip", run.name)
+            )
+    return tiles
+
+
+COSTS: tuple[tuple[str, Callable[[Cost], float], Callable[[float], str]], ...] = (
+    ("parameters", lambda cost: float(cost.num_parameters), short_number),
+    ("multiply-adds of one clip", lambda cost: cost.gmacs * 1e9, short_number),
+    ("milliseconds for one clip", lambda cost: 1000 * cost.latency_seconds, lambda value: f"{value:.3g} ms"),
+)
+
+
+def _table(runs: Sequence[Compared]) -> Markup:
+    evaluations = [run.evaluation for run in runs if run.evaluation is not None]
+    names = [name for name in row_names(evaluations) if name in SHOWN_ROWS]
+    rows: list[dict[str, Any]] = []
+    none = dict.fromkeys(("parameters", "macs", "latency", "rate", "size"), "–")
+    for run in runs:
+        figures = {} if run.evaluation is None else figures_of(run.evaluation)
+        record = run.subject.record
+        rows.append(
+            {
+                "name": run.name,
+                "colour": run.colour,
+                "student": record.encoder,
+                "teacher": "labels" if record.is_supervised else record.teachers or "–",
+                "cells": [figures.get(name) for name in names],
+                **(none if run.cost is None else cost_cells(run.cost)),
+            }
+        )
+    tables = {table.dataset: table for run in runs if (table := run.table) is not None}
+    notes = [f"{dataset}: {note}" for dataset, table in tables.items() for note in notes_of(table)]
+    if len(tables) > 1:
+        notes.append("The runs were evaluated on different datasets: their accuracies are not of the same test clips.")
+    return render("runs.html", protocols=[title_of(name) for name in names], rows=rows, notes=notes)
+
+
+def _measured(runs: Sequence[Compared]) -> list[tuple[Compared, Evaluation]]:
+    found = [(run, run.evaluation) for run in runs if run.evaluation is not None]
+    if not found:
+        raise AbsentError("none of the runs was evaluated, and none could be now.")
+    return found
+
+
+def _intervals(runs: Sequence[Compared]) -> Markup:
+    measured = _measured(runs)
+    groups = []
+    for name in row_names([evaluation for _, evaluation in measured]):
+        if name not in SHOWN_ROWS:
+            continue
+        figures = [(run, figures_of(evaluation).get(name)) for run, evaluation in measured]
+        dots = [Dot(run.name, figure.value, figure.ends, run.colour) for run, figure in figures if figure is not None]
+        groups.append((title_of(name), dots))
+    return interval_chart(groups, label="accuracies of all runs")
+
+
+def _costs(runs: Sequence[Compared]) -> Markup:
+    charts = []
+    for title, value_of, _ in COSTS:
+        dots = []
+        for run in runs:
+            result = None if run.evaluation is None else main_result(run.evaluation)
+            if result is not None and run.cost is not None:
+                ends = result.intervals.get("top1")
+                dots.append(CostDot(run.name, value_of(run.cost), result.top1, ends, run.colour))
+        if dots:
+            charts.append(cost_chart(dots, title=f"Accuracy over {title}", x_label=title))
+    if not charts:
+        raise AbsentError("no run has both an accuracy and a student that can be loaded.")
+    return element("div", *charts, class_="pictures")
+
+
+def _curves(runs: Sequence[Compared]) -> Markup:
+    charts = []
+    wanted = (("Loss", "loss", short_number), ("1-NN of held-out clips", facts.KNN, lambda share: percent(share, 0)))
+    for title, key, y_format in wanted:
+        series = [
+            Series(run.name, *points, run.colour)
+            for run in runs
+            if (points := facts.points_of(run.subject.record.metrics, key))[0]
+        ]
+        if series:
+            charts.append(line_chart(series, title=title, x_label="step", y_format=y_format))
+    if not charts:
+        raise AbsentError("no run has a metrics.jsonl with a whole line.")
+    return element("div", *charts, class_="pictures")
+
+
+def _classes(runs: Sequence[Compared]) -> Markup:
+    """A table of colours, a row for each class."""
+    shown = [(run, run.subject.of_kind(STUDENT)[0]) for run in runs if run.subject.of_kind(STUDENT)]
+    sets = {run.subject.manifest.classes for run, _ in shown if run.subject.manifest is not None}
+    if len(shown) < 2 or len(sets) != 1:
+        raise AbsentError("fewer than two runs could be embedded on datasets of the same classes.")
+    protocol = protocol_of(shown[0][1])
+    accuracies_rc = np.stack([class_accuracies(confusion_of(space, protocol)) for _, space in shown])
+    classes = next(iter(sets))
+    seen = [i for i in range(len(classes)) if not np.isnan(accuracies_rc[:, i]).any()]
+    order = sorted(seen, key=lambda i: (-float(np.ptp(accuracies_rc[:, i])), i))[:MAX_BARS]
+    head = [element("th", "class"), *(element("th", run.name) for run, _ in shown)]
+    rows = [
+        element("tr", element("th", classes[i]), *(_heat_cell(float(value)) for value in accuracies_rc[:, i]))
+        for i in order
+    ]
+    table = element("table", element("thead", element("tr", *head)), element("tbody", *rows), class_="heat")
+    return element("div", table, class_="scroll") + element(
+        "p", f"By the protocol {protocol}, in percent.", class_="note"
+    )
+
+
+def _heat_cell(share: float) -> Markup:
+    style = f"background:color-mix(in srgb, var(--student) {round(62 * share)}%, transparent)"
+    return element("td", f"{100 * share:.0f}", style=style)

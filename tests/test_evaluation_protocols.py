@@ -1,0 +1,215 @@
+"""Protocols of several students, few labels and sweeps, against independent implementations on random features."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import softmax
+from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
+from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
+
+from crossdistill.errors import UserError
+from crossdistill.evaluation.features import Features
+from crossdistill.evaluation.fusion import agree, common_videos, fuse
+from crossdistill.evaluation.held_out import Shots, held_out_part
+from crossdistill.evaluation.probes import Sets, class_scores, linear, linear_sweep, low_shot
+from crossdistill.evaluation.results import accuracy_from_scores
+from crossdistill.evaluation.retrieval import centred_unit, evaluate_retrieval
+from crossdistill.evaluation.views import TestViews
+
+NUM_CLASSES = 6
+
+
+def features(num, *, seed, dim=12, num_views=1, distance=0.6, with_groups=True):
+    """Gaussian classes; the centres are those of every seed."""
+    generator = torch.Generator().manual_seed(99)
+    centres = distance * torch.randn(NUM_CLASSES, dim, generator=generator)
+    generator.manual_seed(seed)
+    labels = torch.arange(num) % NUM_CLASSES
+    views = centres[labels][:, None] + torch.randn(num, num_views, dim, generator=generator)
+    groups = tuple(f"g{i // NUM_CLASSES % 5}" if with_groups else None for i in range(num))
+    names = tuple(f"v{i}" for i in range(num))
+    return Features(views, labels, {}, names, groups, TestViews(num_views, 1))
+
+
+def sets(*, seed=0, num_train=120, num_test=90, **options):
+    return Sets(features(num_train, seed=seed, **options), features(num_test, seed=seed + 1, **options), NUM_CLASSES)
+
+
+def retrieve(train, test, **options):
+    return evaluate_retrieval(
+        train_features=[train.features],
+        train_labels=train.labels,
+        test_features=[test.features],
+        test_labels=test.labels,
+        num_classes=NUM_CLASSES,
+        **options,
+    )
+
+
+def test_accuracy__equals_scikit_learn():
+    generator = torch.Generator().manual_seed(1)
+    scores, labels = torch.randn(200, 9, generator=generator), torch.randint(0, 9, (200,), generator=generator)
+    found = accuracy_from_scores(scores, labels)
+    assert found.top1 == pytest.approx(top_k_accuracy_score(labels, scores, k=1), abs=1e-15)
+    assert found.top5 == pytest.approx(top_k_accuracy_score(labels, scores, k=5), abs=1e-15)
+    assert found.mean_class == pytest.approx(balanced_accuracy_score(labels, scores.argmax(1)), abs=1e-15)
+
+
+def test_accuracy__equals_torchmetrics():
+    metrics = pytest.importorskip("torchmetrics.functional.classification")
+    generator = torch.Generator().manual_seed(2)
+    scores, labels = torch.randn(200, 9, generator=generator), torch.randint(0, 9, (200,), generator=generator)
+    found, options = accuracy_from_scores(scores, labels), {"num_classes": 9}
+    for ours, average, k in ((found.top1, "micro", 1), (found.top5, "micro", 5), (found.mean_class, "macro", 1)):
+        theirs = metrics.multiclass_accuracy(scores, labels, average=average, top_k=k, **options)
+        assert ours == pytest.approx(theirs.item(), abs=1e-7)  # float32 there
+
+
+def test_retrieval__equals_scikit_learn_and_numpy():
+    both = sets(num_views=3)
+    result = retrieve(both.train, both.test)
+    gallery, queries = (x.views_nvd.numpy().astype(np.float64).mean(1) for x in (both.train, both.test))
+    gallery, queries = gallery - gallery.mean(0), queries - queries.mean(0)
+    near = NearestNeighbors(metric="cosine", algorithm="brute").fit(gallery).kneighbors(queries, 50)[1]
+    is_right = both.train.labels.numpy()[near] == both.test.labels.numpy()[:, None]
+    expected = {str(k): is_right[:, :k].any(1).mean() for k in (1, 5, 10, 20, 50)}
+    assert result.details["recall"] == pytest.approx(expected, abs=1e-15)
+    assert 0.3 < expected["1"] < expected["5"] < 1
+    assert (result.top1, result.top5) == (result.details["recall"]["1"], result.details["recall"]["5"])
+    by_class = [is_right[both.test.labels.numpy() == c, 0].mean() for c in range(NUM_CLASSES)]
+    assert result.mean_class == pytest.approx(np.mean(by_class), abs=1e-15)
+
+
+def test_retrieval__each_set_loses_its_own_offset():
+    both = sets()
+    moved = both.test.views_nvd + 50
+    result = retrieve(both.train, both.test)
+    assert retrieve(both.train, Features(moved, *_rest(both.test))).details == result.details
+    assert centred_unit(torch.ones(1, 3)).norm() == pytest.approx(1)
+
+
+def _rest(part):
+    return part.labels, part.unreadable, part.videos, part.groups, part.views
+
+
+def test_linear__several_views_average_probabilities():
+    both = sets(num_views=3)
+    probe = both.probe(seed=4)
+    logits = np.stack([probe.scores(both.test.views_nvd[:, v]).numpy() for v in range(3)])
+    expected = softmax(logits.astype(np.float64), axis=2).mean(0)
+    np.testing.assert_allclose(class_scores(probe, both.test.views_nvd).exp().numpy() / 3, expected, atol=1e-6)
+    result = linear(both, seed=4)
+    assert result.top1 == pytest.approx(np.mean(expected.argmax(1) == both.test.labels.numpy()), abs=1e-15)
+    one = linear(Sets(_centre(both.train), _centre(both.test), NUM_CLASSES), seed=4)
+    assert result.top1 > one.top1  # three looks say more than one
+
+
+def _centre(part):
+    return Features(part.views_nvd[:, :1], *_rest(part))
+
+
+def test_linear_sweep__never_sees_the_test_set_and_holds_groups_out():
+    both = sets()
+    lrs = {"lrs": (1e-4, 0.03), "weight_decays": (0.0, 1e-3)}
+    result = linear_sweep(both, seed=0, **lrs)
+    assert (result.details["lr"], result.details["held_out_by"], result.details["num_held_out"]) == (0.03, "group", 24)
+    shuffled = Features(both.test.views_nvd.flip(0), *_rest(both.test))
+    other = linear_sweep(Sets(both.train, shuffled, NUM_CLASSES), seed=0, **lrs)
+    assert {k: other.details[k] for k in ("lr", "weight_decay", "held_out_top1")} == {
+        k: result.details[k] for k in ("lr", "weight_decay", "held_out_top1")
+    }
+    assert other.top1 < result.top1
+
+
+def test_held_out_part__of_ungrouped_clips_is_a_fifth_of_every_class():
+    labels = torch.arange(NUM_CLASSES).repeat_interleave(10)
+    is_held, by = held_out_part(labels, [None] * 60, seed=0)
+    assert by == "video" and labels[is_held].bincount().tolist() == [2] * NUM_CLASSES
+    groups = [f"g{i % 10}" for i in range(60)]
+    is_held, by = held_out_part(labels, groups, seed=0)
+    held, kept = ({g for g, h in zip(groups, is_held.tolist(), strict=True) if h is side} for side in (True, False))
+    assert by == "group" and len(held) == 2 and not held & kept
+    with pytest.raises(UserError, match="2 clips are too few"):
+        held_out_part(torch.tensor([0, 1]), [None, None], seed=0)
+
+
+@pytest.mark.parametrize(("text", "each"), [("1%", 1), ("10%", 3), ("25%", 8), ("4", 4), ("99", 30), ("100%", 30)])
+def test_shots__are_drawn_from_every_class(text, each):
+    labels = torch.arange(3).repeat_interleave(30)
+    drawn = Shots.parse(text).draw(labels, seed=1)
+    assert labels[drawn].bincount().tolist() == [each] * 3 and len(drawn.unique()) == len(drawn)
+    assert str(Shots.parse(text)) == text
+    assert torch.equal(drawn, Shots.parse(text).draw(labels, seed=1))
+
+
+@pytest.mark.parametrize("text", ["0", "0%", "101%", "x", "-1", "1.5", ""])
+def test_shots__other_texts_are_one_sentence(text):
+    with pytest.raises(UserError, match="neither a share nor a number"):
+        Shots.parse(text)
+
+
+def test_low_shot__is_the_mean_of_its_draws_and_all_labels_are_linear():
+    both = sets(with_groups=False)
+    result = low_shot(both, Shots(number=2), num_draws=3, seed=5)
+    draws = [low_shot(both, Shots(number=2), num_draws=1, seed=seed).top1 for seed in (5, 6, 7)]
+    assert result.details["draws"] == draws and len(set(draws)) > 1
+    assert result.top1 == pytest.approx(np.mean(draws), abs=1e-12)
+    assert result.details["sd"] == pytest.approx(np.std(draws, ddof=1), abs=1e-12)
+    assert result.details["num_labelled"] == 2 * NUM_CLASSES and result.protocol == "lowshot-2"
+    whole = low_shot(both, Shots(share=1.0), num_draws=1, seed=0)
+    assert whole.top1 == linear(both, seed=0).top1 > result.top1
+
+
+def test_low_shot__a_class_without_training_clips_is_counted_wrong():
+    both = sets(with_groups=False)
+    kept = (both.train.labels != 2).nonzero()[:, 0].tolist()
+    result = low_shot(Sets(both.train.select(kept), both.test, NUM_CLASSES), Shots(number=1), num_draws=1, seed=0)
+    assert result.details["classes_without_training_clips"] == [2]
+    assert not result.outcome.hits["top1"][both.test.labels == 2].any()
+
+
+def unit(rows):
+    rows = rows.numpy().astype(np.float64)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def test_fusion__sums_similarities_and_averages_probabilities():
+    a, b = sets(seed=0), sets(seed=10, dim=7)
+    found = {result.protocol: result for result in fuse([a, b], ks=(1, 5), seed=0)}
+    assert list(found) == ["fusion-1-nn", "fusion-5-nn", "fusion-linear", "fusion-retrieval"]
+    train, test = (np.hstack([unit(x.features) for x in side]) for side in ((a.train, b.train), (a.test, b.test)))
+    labels, right = a.train.labels.numpy(), a.test.labels.numpy()
+    nearest = KNeighborsClassifier(1, metric="cosine", algorithm="brute").fit(train, labels)
+    assert found["fusion-1-nn"].top1 == pytest.approx(nearest.score(test, right), abs=1e-15)
+    logits = [x.probe(seed=0).scores(x.test.features).numpy().astype(np.float64) for x in (a, b)]
+    probabilities = sum(softmax(each, axis=1) for each in logits) / 2
+    expected = top_k_accuracy_score(right, probabilities, k=1)
+    assert found["fusion-linear"].top1 == pytest.approx(expected, abs=1e-15)
+    sums = sum(centred_unit(x.test.features) @ centred_unit(x.train.features).T for x in (a, b)).numpy()
+    is_right = labels[(-sums).argsort(1, kind="stable")] == right[:, None]
+    recall = {str(k): is_right[:, :k].any(1).mean() for k in (1, 5, 10, 20, 50)}
+    assert found["fusion-retrieval"].details["recall"] == pytest.approx(recall, abs=1e-15)
+    assert found["fusion-linear"].top1 > max(linear(x, seed=0).top1 for x in (a, b))
+
+
+def test_common_videos__leaves_out_what_one_student_could_not_read():
+    a, b = sets(seed=0), sets(seed=10)
+    lacking = Sets(b.train, b.test.select(range(1, 90)), NUM_CLASSES)
+    lacking.test.unreadable["data/v0"] = "cut short"
+    both = common_videos([a, lacking])
+    assert all(each.test.videos == tuple(f"v{i}" for i in range(1, 90)) for each in both)
+    assert both[0].test.unreadable == {"data/v0": "cut short"} and both[0].test.coverage == 89 / 90
+    assert torch.equal(both[0].test.views_nvd, a.test.views_nvd[1:])
+
+
+def test_agreement__of_a_space_with_its_rotation_is_whole():
+    part = features(40, seed=3)
+    rotation = torch.linalg.qr(torch.randn(12, 12, generator=torch.Generator().manual_seed(0)))[0]
+    turned = Features(part.views_nvd @ rotation * 5, *_rest(part))
+    names = [f"class {c}" for c in range(NUM_CLASSES)]
+    same = agree(("a", "b"), part, turned, classes=names, num_draws=100, seed=0)
+    assert same.overlap == 1 and same.cka == pytest.approx(1) and same.overlap_interval == (1, 1)
+    other = agree(("a", "b"), part, features(40, seed=4, distance=0), classes=names, num_draws=100, seed=0)
+    low, high = other.overlap_interval
+    assert low < other.overlap < high and other.overlap == pytest.approx(other.chance_overlap, abs=0.1)
+    assert set(other.overlap_by_class) == set(names)
