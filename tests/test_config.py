@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from crossdistill.build import check_pair, chosen_teachers, create_plan, teacher_config
-from crossdistill.config import from_dict, load_yaml, parse, save_yaml, to_dict
+from crossdistill.config import from_dict, load_yaml, parse, save_yaml, several, to_dict
 from crossdistill.data.manifest import Manifest
 from crossdistill.errors import UserError
 
@@ -128,3 +128,9 @@ def test_every_file_in_configs__loads_and_builds(path):
 
 def test_configs__are_there():
     assert CONFIGS
+
+
+def test_several__takes_one_none_and_many():
+    assert [several(value) for value in (None, "a", ["a", "b"], (1,))] == [(), ("a",), ("a", "b"), (1,)]
+    from_file = from_dict({"pair": {"teacher": "rgb_r3d50", "teacher_size": 32}}, source="a file").pair
+    assert (from_file.teacher, from_file.teacher_size) == (("rgb_r3d50",), (32,))

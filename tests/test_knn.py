@@ -147,6 +147,26 @@ def test_search__first_pass_changes_nothing(spread):
         assert [order[:5] for order in ranked[0]] == [order[:5] for order in ranked[1]]
 
 
+@pytest.mark.parametrize("make", [lambda n, s: features(n, 24, s), many_ties], ids=["gaussian", "many ties"])
+def test_nearest_neighbours__with_faiss_and_without_are_the_same(make, monkeypatch):
+    faiss = pytest.importorskip("faiss")
+    queries, gallery = make(60, 20), make(300, 21)
+    searched, index = [], faiss.IndexFlatIP
+
+    def counting(dim):
+        searched.append(dim)
+        return index(dim)
+
+    monkeypatch.setattr(faiss, "IndexFlatIP", counting)
+    found = nearest_neighbours(queries_bd=queries, gallery_nd=gallery, k=7, query_chunk=17)
+    assert len(searched) == 1
+    monkeypatch.setattr(knn, "_find_faiss", lambda: None)
+    alone = nearest_neighbours(queries_bd=queries, gallery_nd=gallery, k=7, query_chunk=17)
+    assert len(searched) == 1
+    assert torch.equal(found.indices_bk, alone.indices_bk)
+    assert torch.equal(found.similarities_bk, alone.similarities_bk)
+
+
 def test_search__proof_is_granted_on_ordinary_features_and_refused_on_collapsed_ones():
     def proven(gallery: torch.Tensor) -> float:
         search = knn._Search(gallery_nd=knn.unit_rows(gallery), labels_n=None, num_classes=0, k=5, gallery_chunk=10_000)

@@ -13,6 +13,9 @@ summation or the device. Equal rows have equal similarities wherever they stand,
 query, their similarities are computed exactly, and a bound on the float32 error proves that no other row can belong
 to the answer. The few queries that lack the proof (many near-equal neighbours) are scanned again in float64.
 
+On a CPU faiss proposes the candidates where it is installed and where no class similarities are asked for, which need
+every row; what is proven is the same, so the answer is, to the bit.
+
 **Order of classes.** By votes among the k neighbours; equal votes, and all classes without a vote, by the similarity
 of the class's nearest gallery sample; equal similarities by the lower class index. For k = 1 this is the order of
 classes by nearest neighbour. Classes that the gallery lacks come last and cannot be hit.
@@ -22,8 +25,12 @@ Shapes: B queries, N gallery, D features, K neighbours, C classes, G members of 
 
 from __future__ import annotations
 
+import functools
+import importlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -251,6 +258,16 @@ class _Search:
     k: int
     gallery_chunk: int
 
+    @functools.cached_property
+    def _faiss_index(self) -> Any:
+        """The gallery as faiss holds it; None on other devices than a CPU and where faiss is not installed."""
+        faiss = _find_faiss()
+        if faiss is None or self.gallery_nd.device.type != "cpu":
+            return None
+        index = faiss.IndexFlatIP(self.gallery_nd.shape[1])
+        index.add(self.gallery_nd.numpy())
+        return index
+
     def run(self, queries_bd: Tensor, query_chunk: int) -> Neighbours:
         """Propose in float32, prove, and scan in float64 the queries without proof."""
         if not _multiplies_in_float32(queries_bd.device):
@@ -302,7 +319,12 @@ class _Search:
         at most ``floor`` = lowest candidate + e. So the answer is proven where the k-th exact similarity is above it.
         """
         num_candidates = min(self.k + _NUM_SPARE, len(self.gallery_nd))
-        coarse_bk, indices_bk, class_bc = self._scan(queries_bd, num_candidates, _select_any, buffer)
+        class_bc: Tensor | None = None
+        if self.labels_n is None and self._faiss_index is not None:
+            coarse, indices = self._faiss_index.search(queries_bd.numpy(), num_candidates)
+            coarse_bk, indices_bk = torch.from_numpy(coarse), torch.from_numpy(indices)
+        else:
+            coarse_bk, indices_bk, class_bc = self._scan(queries_bd, num_candidates, _select_any, buffer)
         error = _float32_error(queries_bd.shape[1])
         floor_b1 = coarse_bk.amin(1, keepdim=True).double() + error
         if num_candidates == len(self.gallery_nd):
@@ -395,6 +417,14 @@ def _scores_of(neighbours: Neighbours, labels_n: Tensor, k: int) -> Tensor:
     score_c = torch.arange(num_classes, 0, -1, device=class_bc.device, dtype=class_bc.dtype)
     scores_bc = torch.empty_like(class_bc).scatter_(1, order_bc, score_c.expand_as(order_bc))
     return scores_bc.masked_fill_(class_bc == -torch.inf, -torch.inf)
+
+
+@functools.cache
+def _find_faiss() -> ModuleType | None:
+    try:
+        return importlib.import_module("faiss")
+    except ImportError:
+        return None
 
 
 def _float32_error(dim: int) -> float:

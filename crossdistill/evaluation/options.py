@@ -18,7 +18,7 @@ from crossdistill.evaluation.views import TestViews
 
 DESCRIPTION = """Evaluate trained students on the splits of a prepared, labelled dataset.
 
-Every number stands beside a 95 %% confidence interval (bootstrap over test videos, or over groups where the dataset has
+Every number stands beside a 95 % confidence interval (bootstrap over test videos, or over groups where the dataset has
 them: performers, source films) and the share of the test videos that could be read. Features are computed once and
 kept beside the student, so a second protocol costs seconds. For example:
 

@@ -59,10 +59,12 @@ CURVES_LEAD = "As metrics.jsonl has them; of long runs means over neighbouring l
 CONFUSION_LEAD = "Rows are the true classes, columns what the student takes them for. Point at a cell for its numbers."
 CHANGE_LEAD = "Points of accuracy that the student gains or loses within each class against its supervised twin."
 MAP_LEAD = (
-    "t-SNE of the test clips: near is alike, distances between far groups mean nothing. Point at a clip or at a class to "
-    "single it out."
+    "t-SNE of the test clips: near is alike, distances between far groups mean nothing. Point at a class to single it "
+    "out, at a clip for its name."
 )
-GALLERY_LEAD = "Test clips, drawn by a fixed seed, and the training clips that the student finds nearest. Point at a row to play it."
+GALLERY_LEAD = (
+    "Test clips, drawn by a fixed seed, and the training clips that the student finds nearest. Point at a row to play."
+)
 AGREEMENT_LEAD = (
     "Which share of a test clip's nearest neighbours in the teacher's space are neighbours in the other's too."
 )
@@ -280,8 +282,8 @@ def _cost(subject: Subject) -> Markup:
     ]
     missing = [subject.reasons[TEACHER]] if TEACHER in subject.reasons and not subject.record.is_supervised else []
     note = (
-        f"On {subject.costs[0].device}: one clip is the median of passes of batch 1, from stored frames to the embedding; "
-        "multiply-adds are of convolutions and matrix products of one clip."
+        f"On {subject.costs[0].device}: one clip is the median of passes of batch 1, from stored frames to the "
+        "embedding; multiply-adds are of convolutions and matrix products of one clip."
     )
     note += f" The teacher is not here: {missing[0]}" if missing else ""
     return render("cost.html", costs=costs, batch_size=BATCH_SIZE, note=note)

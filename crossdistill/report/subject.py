@@ -102,7 +102,7 @@ def _networks(subject: Subject, kinds: set[str], options: Options) -> Iterable[N
         if subject.twin is None:
             subject.reasons[TWIN] = "no twin was given: add --twin RUN with the same student trained from labels."
         else:
-            yield from _try(subject, TWIN, lambda twin=subject.twin: load_trained(twin, TWIN_ROLE, options))  # type: ignore[misc]
+            yield from _try(subject, TWIN, lambda twin=subject.twin: load_trained(twin, TWIN_ROLE, options))
     if record.is_supervised:
         subject.reasons[TEACHER] = "the run learned from labels, not from a teacher."
         return

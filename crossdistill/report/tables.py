@@ -110,7 +110,8 @@ def notes_of(table: Table) -> list[str]:
     first = max(evaluations, key=lambda evaluation: evaluation.num_test)
     worst = max(evaluations, key=lambda evaluation: len(evaluation.unreadable))
     notes = [
-        f"{first.num_test} test clips against {first.num_train} training clips; {len(worst.unreadable)} could not be read."
+        f"{first.num_test} test clips against {first.num_train} training clips; "
+        f"{len(worst.unreadable)} could not be read."
     ]
     made = next((evaluation.bootstrap for evaluation in evaluations if evaluation.bootstrap), None)
     if made is not None:
