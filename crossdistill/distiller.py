@@ -202,7 +202,7 @@ class Distiller:
         bank_dtype: How anchors are stored.
         ema_momentum: How much of the student's EMA copy stays at each step, if an objective uses one.
         teacher_drop: Probability with which a teacher is left out of a batch; the one with the largest loss never is
-            (Sariyildiz et al., UNIC, ECCV 2024, arXiv 2408.05088, sec. 3.3, there for each sample).
+            (Sariyildiz et al., UNIC, ECCV 2024, arXiv 2408.05088; there for each sample).
         num_classes: N of the labels, for terms that compare with them.
         distort: Changes normalised views [B, C, T, H, W] before the student sees them; nothing does if None.
         student_execution: How the student runs; chosen for where its weights are if None.
@@ -245,8 +245,7 @@ class Distiller:
         for number, (teacher, of_teacher) in enumerate(zip(teachers, of_teachers, strict=True)):
             suffix = f"@{number + 1}" if len(teachers) > 1 else ""
             own = {f"{term.name}{suffix}": term for term in terms if term not in of_labels}
-            own_heads = _create_heads(own, student, _sizes_of_teacher(own.values(), of_teacher))
-            heads |= own_heads
+            heads |= _create_heads(own, student, _sizes_of_teacher(own.values(), of_teacher))
             if isinstance(teacher, Encoder):
                 teacher = FrozenTeacher(teacher, Execution.choose(teacher), number=number)
             keyed = next((name for name, term in own.items() if term.fills_student_side), None)
@@ -269,6 +268,11 @@ class Distiller:
     def teachers(self) -> list[Teacher]:
         """In the order in which they were given."""
         return [lesson.teacher for lesson in self.lessons if lesson.teacher is not None]
+
+    @property
+    def _self_teacher(self) -> SelfTeacher | None:
+        """The one teacher that changes, if there is one."""
+        return next((teacher for teacher in self.teachers if isinstance(teacher, SelfTeacher)), None)
 
     @property
     def bank_fill(self) -> float | None:
@@ -311,9 +315,8 @@ class Distiller:
         """[teachers] whose sum is 1: equal, but for those that are left out of this batch."""
         if not self.teacher_drop or len(losses) == 1:
             return torch.full_like(losses, 1 / len(losses))
-        is_kept = (
-            torch.rand(len(losses)).to(losses.device) >= self.teacher_drop
-        )  # drawn where checkpoints keep the state
+        # Drawn on the CPU, from the generator whose state checkpoints keep.
+        is_kept = torch.rand(len(losses)).to(losses.device) >= self.teacher_drop
         is_kept[losses.detach().argmax()] = True
         return is_kept / is_kept.sum()
 
@@ -343,9 +346,8 @@ class Distiller:
                     lesson.bank.enqueue(anchors)
         if self.ema is not None:
             follow(self.ema, self.trainable, momentum=self.ema_momentum)
-        for teacher in self.teachers:
-            if isinstance(teacher, SelfTeacher):
-                teacher.follow(self.trainable.encoder)
+        if self._self_teacher is not None:
+            self._self_teacher.follow(self.trainable.encoder)
 
     def state_dict(self) -> dict[str, Any]:
         """Banks, EMA copies. Of a teacher that never changes, just its name and the hash of its weights."""
@@ -353,8 +355,9 @@ class Distiller:
         state["banks"] = [None if lesson.bank is None else lesson.bank.state_dict() for lesson in self.lessons]
         if self.ema is not None:
             state["ema"] = self.ema.state_dict()
-        own = [teacher.encoder.state_dict() for teacher in self.teachers if isinstance(teacher, SelfTeacher)]
-        return {**state, "self": own[0]} if own else state
+        if self._self_teacher is not None:
+            state["self"] = self._self_teacher.encoder.state_dict()
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what ``state_dict`` gave."""
@@ -369,9 +372,8 @@ class Distiller:
                 lesson.bank.load_state_dict(bank)
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
-        for teacher in self.teachers:
-            if isinstance(teacher, SelfTeacher):
-                teacher.encoder.load_state_dict(state["self"])
+        if self._self_teacher is not None:
+            self._self_teacher.encoder.load_state_dict(state["self"])
 
 
 def _named(identities: Sequence[Sequence[str]]) -> str:
@@ -390,7 +392,7 @@ class SelfTeacher:
     """The student's own past: an EMA copy of it that sees another view of the moment (ISD).
 
     Tejankar, Koohpayegani, Pillai, Favaro, Pirsiavash: ISD: Self-Supervised Learning by Iterative Similarity
-    Distillation, ICCV 2021, arXiv 2012.09259, sec. 3. The copy normalises by its own batch, as theirs does.
+    Distillation, ICCV 2021, arXiv 2012.09259. The copy normalises by its own batch, as theirs does.
 
     Args:
         student: Copied.

@@ -56,7 +56,7 @@ class Standardizer:
 def fit_standardizer(features: Tensor, *, method: Method) -> Standardizer:
     """Find the map after which every feature has mean 0 and variance 1.
 
-    ``mean-variance`` divides every feature by its own deviation. ``phi-s`` (Ranzinger et al., sec. 3.3) turns the
+    ``mean-variance`` divides every feature by its own deviation. ``phi-s`` (Ranzinger et al.) turns the
     principal axes so that all features have the same variance, and divides by one deviation: distances keep their
     proportions.
 

@@ -1,8 +1,8 @@
 """Exported students against PyTorch: agreement and clips/s of ONNX, TorchScript and torch.export on this CPU.
 
-python scripts/bench_export.py [--threads 1] [--seconds 1]  prints a table; one 2D CNN, two 3D CNNs, one video
-transformer, all of fresh weights and on noise. Runtimes take turns; with one thread the clock counts this process's
-own seconds, which other work on the machine changes little.
+python scripts/bench_export.py [NAME ...] [--threads 1] [--seconds 1]  prints a table; one 2D CNN, two 3D CNNs, one
+video transformer, all of fresh weights and on noise. Runtimes take turns; with one thread the clock counts this
+process's own seconds, which other work on the machine changes little.
 """
 
 from __future__ import annotations
@@ -83,6 +83,7 @@ def clips_per_second(
 def main() -> None:
     """Export, compare and time every case."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each runtime and network")
     options = parser.parse_args(sys.argv[1:])
@@ -95,6 +96,8 @@ def main() -> None:
     )
     print("| student | view | PyTorch | " + " | ".join(RUNTIMES) + " |\n|---|---|---|" + "---|" * len(RUNTIMES))
     for name, num_frames, size_px in CASES:
+        if options.names and name not in options.names:
+            continue
         with tempfile.TemporaryDirectory() as folder:
             encoder = make_encoder(name, num_frames, size_px, Path(folder))
             clips = noise_clips(encoder, BATCH)

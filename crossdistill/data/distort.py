@@ -2,7 +2,7 @@
 
 They know nothing of modalities: values are normalised, so that a gain changes the contrast of pictures and the speed of
 flow alike, and zero is the mean. With crops and mirroring they stand for the strong augmentation of Tejankar et al.,
-ISD, ICCV 2021, sec. 4.1, whose changes of hue have no meaning for flow and depth.
+ISD, ICCV 2021, whose changes of hue have no meaning for flow and depth.
 
 Shapes: B batch, C channels, T frames, H height, W width.
 """

@@ -1,7 +1,7 @@
 """BINGO: the student pulls in the sample's own teacher embedding and its bag, the teacher's nearest neighbours.
 
 Xu, Zhang, Zhang, Xie, Tian: Bag of Instances Aggregation Boosts Self-supervised Distillation, ICLR 2022,
-arXiv 2107.01691, equations 4 to 6. There bags are found once over the whole dataset and a member is sampled for each
+arXiv 2107.01691. There bags are found once over the whole dataset and a member is sampled for each
 batch; here the bag is found among the anchors of the bank and all of it is pulled in.
 
 Shapes: B batch, K anchors, M members of a bag, E teacher features.

@@ -1,6 +1,6 @@
 """Cross-entropy with labels, for sums in which a teacher helps a supervised student (MARS).
 
-Crasto, Weinzaepfel, Alahari, Schmid: MARS: Motion-Augmented RGB Stream for Action Recognition, CVPR 2019, equation 2
+Crasto, Weinzaepfel, Alahari, Schmid: MARS: Motion-Augmented RGB Stream for Action Recognition, CVPR 2019
 (with ``mse:50`` beside it).
 
 Shapes: B batch, N classes.

@@ -1,6 +1,6 @@
 """Mean squared error of embeddings as they are, their length included.
 
-Crasto, Weinzaepfel, Alahari, Schmid: MARS: Motion-Augmented RGB Stream for Action Recognition, CVPR 2019, equation 1:
+Crasto, Weinzaepfel, Alahari, Schmid: MARS: Motion-Augmented RGB Stream for Action Recognition, CVPR 2019:
 an RGB student gives the features of a flow teacher; there 50 times, beside cross-entropy, between features before the
 last layer.
 

@@ -129,7 +129,7 @@ def x_axis(across: Scale, *, y: float, label: str, height_px: float) -> Markup:
     return join([*parts, text(middle, height_px - 4, label, anchor="middle", class_="label")])
 
 
-def interval_chart(groups: Sequence[tuple[str, Sequence[Dot]]], *, label: str, width_px: int = 880) -> Markup:
+def interval_chart(groups: Sequence[tuple[str, Sequence[Dot]]], *, label: str, width_px: int = 976) -> Markup:
     """Shares with their intervals, in groups: one line for each dot.
 
     Args:

@@ -16,7 +16,7 @@ from crossdistill.report.svg import Scale, element, percent, picture, text
 # Classes up to which every row and column has its name beside it.
 MAX_NAMED_CLASSES = 45
 MAX_BARS = 60
-MAX_NAME_LETTERS = 26
+MAX_NAME_LETTERS = 32
 # Readable on light and on dark ground; with the shapes, 27 classes look different.
 COLOURS = ("#4c78d8", "#e0803a", "#3a9e6e", "#d0495a", "#8a63c9", "#b08a2a", "#2a9db5", "#d067a8", "#7d8790")
 SHAPES = ("circle", "square", "triangle")
@@ -83,7 +83,7 @@ def _slanted(x: float, y: float, content: str) -> Markup:
 
 def change_chart(bars: Sequence[Bar], *, label: str) -> Markup:
     """Changes from -1 to 1, best first: bars to the right of the middle are gains."""
-    row_px, left, width_px = 19, 200, 680
+    row_px, left, width_px = 19, 224, 760
     shown = _ends_of(bars)
     reach = max(0.05, *(abs(bar.value) for bar in shown))
     across = Scale(-reach, reach, left + 46, width_px - 46)
@@ -115,7 +115,7 @@ def change_chart(bars: Sequence[Bar], *, label: str) -> Markup:
 
 def bar_chart(bars: Sequence[Bar], *, label: str, colour: str) -> Markup:
     """Shares from 0 to 1 for each class, with a tick where something else stands."""
-    row_px, left, width_px = 19, 200, 680
+    row_px, left, width_px = 19, 224, 760
     shown = _ends_of(bars)
     across = Scale(0, 1, left, width_px - 50)
     height = row_px * len(shown) + 22

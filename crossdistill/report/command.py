@@ -23,7 +23,7 @@ REPORT_NAME, COMPARISON_NAME = "report.html", "comparison.html"
 
 @dataclass(frozen=True)
 class Options:
-    """Write one HTML page about a run: numbers, curves, confusions, map, neighbours, cost. Several runs are compared."""
+    """Write one HTML page about a run: numbers, curves, confusions, map, neighbours, cost. Several are compared."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Runs' folders, as train.py --out names them."""

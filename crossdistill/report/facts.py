@@ -89,7 +89,8 @@ def _environment_facts(record: RunRecord) -> Pairs:
     rest = [key for key in environment if key not in ("cpu", "num_cpu_cores", "gpus", "git_commit")]
     pairs: Pairs = []
     if "cpu" in environment:
-        pairs.append(("CPU", f"{environment['cpu']}, {environment.get('num_cpu_cores', '?')} cores"))
+        num_cores = environment.get("num_cpu_cores", "?")
+        pairs.append(("CPU", f"{environment['cpu']}, {num_cores} {'core' if num_cores == 1 else 'cores'}"))
     if environment:
         pairs.append(("GPU", ", ".join(map(str, gpus)) or "none"))
     if environment.get("git_commit"):

@@ -198,7 +198,7 @@ def _maps(subject: Subject) -> Markup:
         ]
         note = f"{space.network.encoder.name}, {len(names)} clips"
         drawn.append(map_chart(found.points_n2, found.labels, names, title=space.role, note=note))
-    return element("div", element("div", *drawn, class_="pictures"), class_legend(classes), class_="maps")
+    return element("div", element("div", *drawn, class_="pictures thirds"), class_legend(classes), class_="maps")
 
 
 def _gallery(subject: Subject, num_queries: int) -> Markup:
