@@ -35,6 +35,7 @@ from crossdistill.standardize import standardize_teachers
 from crossdistill.student import find_student, load_student, read_facts
 from crossdistill.supervised import SupervisedTask
 from crossdistill.teacher_cache import CachedTeacher, TeacherCache, describe_clips, weights_source
+from crossdistill.trackers import require_tracker
 from crossdistill.types import ViewSpec
 
 BANK_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -142,6 +143,7 @@ def check_pair(config: RunConfig, cache: TeacherCache | None = None) -> None:
         )
     if not pair.supervised and not pair.teacher:
         raise UserError("no teacher was given: add for example --teacher rgb_r3d50, or --supervised to use labels")
+    require_tracker(config.machine.tracker)
     if pair.precision is not None:
         parse_bit_widths(pair.precision)
         require_brevitas()

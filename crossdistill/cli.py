@@ -11,7 +11,10 @@ from crossdistill.errors import friendly_errors, unknown_name
 # Command to module with main(arguments), and what it does in one line.
 COMMANDS = {
     "train": ("crossdistill.train", "train a student from a teacher, or with labels"),
-    "evaluate": ("crossdistill.evaluation.evaluate", "k-NN and linear accuracy of a trained student"),
+    "evaluate": (
+        "crossdistill.evaluation.evaluate",
+        "k-NN, linear, retrieval, few labels, fine-tuning: what a trained student is worth",
+    ),
     "report": ("crossdistill.report.command", "one HTML page about a run, or a comparison of several"),
     "transfer": ("crossdistill.transfer", "will it help? teacher and student compared on a sample of clips"),
     "cache": ("crossdistill.cache", "keep a teacher's embeddings for train --teacher-cache; cache verify checks them"),

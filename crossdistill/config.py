@@ -18,6 +18,7 @@ import yaml
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from crossdistill.errors import UserError, unknown_name
+from crossdistill.trackers import TrackerName
 
 STRICT = ConfigDict(extra="forbid")
 Count = Annotated[int, Field(ge=1)]
@@ -203,8 +204,8 @@ class MachineConfig:
     """Epochs between k-NN evaluations on held-out clips; 0: five in the whole run. Needs labels."""
     knn_clips: CountOrZero = 400
     """Most clips of either part used by the k-NN evaluations while training; 0 switches them off."""
-    tracker: Literal["tensorboard", "none"] = "tensorboard"
-    """Where curves go besides metrics.jsonl."""
+    tracker: TrackerName = "tensorboard"
+    """Where curves and results go besides metrics.jsonl and results.json."""
     evaluate: bool = True
     """Evaluate teacher, random student and trained student when training ends (needs labels)."""
 

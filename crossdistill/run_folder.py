@@ -6,11 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from accelerate.tracking import TensorBoardTracker
-
 from crossdistill.environment import describe_environment
 from crossdistill.errors import UserError
 from crossdistill.files import write_text_atomically
+from crossdistill.trackers import open_tracker
 
 CONFIG_NAME = "config.json"
 METRICS_NAME = "metrics.jsonl"
@@ -70,12 +69,12 @@ def _first_difference(earlier: dict[str, Any], now: dict[str, Any], path: str = 
 
 
 class MetricsLog:
-    """Curves of a run: one JSON object a line, and TensorBoard if asked for.
+    """Curves of a run: one JSON object a line, and a tracker if asked for.
 
     Args:
         folder: The run's folder.
         start_step: Lines of this step and later, left by a run that was killed, are dropped.
-        tracker: ``tensorboard`` or ``none``.
+        tracker: See ``trackers.open_tracker``.
     """
 
     def __init__(self, folder: Path, *, start_step: int, tracker: str) -> None:
@@ -85,23 +84,20 @@ class MetricsLog:
             kept = [line for line in lines if _step_of(line) < start_step]
             write_text_atomically(self.path, "".join(line + "\n" for line in kept))
         self._file = self.path.open("a", encoding="utf-8")
-        self._board = None
-        if tracker == "tensorboard":
-            self._board = TensorBoardTracker("tensorboard", logging_dir=str(folder), purge_step=start_step)
-            self._board.start()
+        self._tracker = open_tracker(tracker, folder, purge_step=start_step)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Append the values of one step."""
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
-        if self._board is not None:
-            self._board.log(values, step=step)
+        if self._tracker is not None:
+            self._tracker.log(values, step=step)
 
     def close(self) -> None:
         """Flush and close."""
         self._file.close()
-        if self._board is not None:
-            self._board.finish()
+        if self._tracker is not None:
+            self._tracker.finish()
 
 
 def _step_of(line: str) -> float:

@@ -33,6 +33,7 @@ from crossdistill.run_folder import claim, release
 from crossdistill.runner import Execution
 from crossdistill.student import find_student, save_student
 from crossdistill.teacher_cache import TeacherCache
+from crossdistill.trackers import track_results
 
 RESULTS_NAME = "results.json"
 # A teacher that has gone less than this share of the way from chance to perfect gets a warning.
@@ -139,8 +140,8 @@ def _learn_from_labels(run: Run) -> None:
     )
     num_classes = len(run.manifests[0].classes)
     task = build.create_supervised(run.config, student=student, num_classes=num_classes, accelerator=run.accelerator)
-    _train(run, task, task.execution, student, dataset, facts={"supervised": True})
-    _evaluate_all(run, {"student, supervised": (student, task.execution)})
+    step = _train(run, task, task.execution, student, dataset, facts={"supervised": True})
+    _evaluate_all(run, {"student, supervised": (student, task.execution)}, step=step)
 
 
 def _learn_from_teachers(run: Run) -> None:
@@ -178,7 +179,7 @@ def _learn_from_teachers(run: Run) -> None:
         "objective": list(config.objective.objective),
         "adapters": {term.name: term.adapter for lesson in distiller.lessons for term in lesson.terms.values()},
     }
-    _train(run, distiller, distiller.execution, student, dataset, facts=facts)
+    step = _train(run, distiller, distiller.execution, student, dataset, facts=facts)
     random_student = build.create_student(config, is_fresh=True)
     distiller.execution.place(random_student)  # the same precision for both students
     encoders = {"student, random": (random_student, distiller.execution)}
@@ -190,7 +191,8 @@ def _learn_from_teachers(run: Run) -> None:
         )
         for number, teacher in enumerate(frozen, start=1)
     }
-    _evaluate_all(run, {**of_teachers, **encoders, "student, distilled": (student, distiller.execution)})
+    encoders = {**of_teachers, **encoders, "student, distilled": (student, distiller.execution)}
+    _evaluate_all(run, encoders, step=step)
 
 
 def _with_weights(run_: Run, options: build.TeacherOptions) -> build.TeacherOptions:
@@ -211,8 +213,8 @@ def _with_weights(run_: Run, options: build.TeacherOptions) -> build.TeacherOpti
 
 def _train(
     run: Run, task: Task, execution: Execution, student: Encoder, dataset: PairedClips, *, facts: dict[str, Any]
-) -> None:
-    """Train to the end and export the student."""
+) -> int:
+    """Train to the end and export the student; gives the last step."""
     state = train(
         task,
         dataset,
@@ -234,6 +236,7 @@ def _train(
         "seconds": round(state.seconds, 1),
     }
     decide_on_first(run.accelerator, lambda: save_student(student, run.folder / "student", facts=facts))
+    return state.step
 
 
 def _periodic_knn(run: Run, student: Encoder, execution: Execution) -> Callable[[], dict[str, float]] | None:
@@ -262,7 +265,7 @@ def _periodic_knn(run: Run, student: Encoder, execution: Execution) -> Callable[
     return evaluate
 
 
-def _evaluate_all(run: Run, encoders: dict[str, tuple[Encoder, Execution]]) -> None:
+def _evaluate_all(run: Run, encoders: dict[str, tuple[Encoder, Execution]], *, step: int) -> None:
     """Evaluate on every labelled dataset; print one table each and keep all numbers in ``results.json``."""
     if not run.config.machine.evaluate:
         return
@@ -285,6 +288,7 @@ def _evaluate_all(run: Run, encoders: dict[str, tuple[Encoder, Execution]]) -> N
         }
         results[str(manifest.root)] = {role: evaluation.to_json() for role, evaluation in evaluations.items()}
         if run.accelerator.is_main_process:
+            track_results(run.config.machine.tracker, run.folder, results[str(manifest.root)], step=step)
             _report(manifest, run.config.data.split, evaluations)
     if run.accelerator.is_main_process:
         write_text_atomically(run.folder / RESULTS_NAME, json.dumps(results, indent=2) + "\n")

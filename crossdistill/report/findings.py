@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from crossdistill.evaluation.agreement import chance_overlap, linear_cka, nearest_others, share_of_common
@@ -155,5 +156,7 @@ def map_of(space: Space) -> Map:
     if not np.ptp(reduced, axis=0).max() > 0:
         raise AbsentError("all clips have the same embedding.")
     perplexity = min(PERPLEXITY, (test.num_clips - 1) / 3)
-    placed = TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(reduced)
+    # So few clips gain nothing from threads, and on a busy machine those would wait for each other at every step.
+    with threadpool_limits(1):
+        placed = TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(reduced)
     return Map(np.asarray(placed, dtype=np.float64), test.labels.tolist(), test.videos)

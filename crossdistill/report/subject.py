@@ -173,17 +173,16 @@ def _with_twin(table: Table, subject: Subject) -> Table:
 
 def _with_more(tables: list[Table], evaluation: Evaluation, role: str) -> list[Table]:
     """With what ``crossdistill evaluate --json`` left in the run's folder."""
-    places = [i for i, table in enumerate(tables) if table.dataset == evaluation.dataset]
-    if not places:
-        return [*tables, Table(evaluation.dataset, evaluation.split, {role: evaluation})]
-    table = tables[places[0]]
+    if all(table.dataset != evaluation.dataset for table in tables):
+        tables = [*tables, Table(evaluation.dataset, evaluation.split, {})]
+    place = next(i for i, table in enumerate(tables) if table.dataset == evaluation.dataset)
+    table = tables[place]
     own = table.by_role.get(role, replace(evaluation, results={}, split=table.split))
     named = {
         _full_name(name, result, evaluation.split, table.split): result for name, result in evaluation.results.items()
     }
     merged = replace(own, results={**own.results, **named}, bootstrap=own.bootstrap or evaluation.bootstrap)
-    tables[places[0]] = replace(table, by_role={**table.by_role, role: merged})
-    return tables
+    return [*tables[:place], replace(table, by_role={**table.by_role, role: merged}), *tables[place + 1 :]]
 
 
 def _full_name(name: str, result: ProtocolResult, split: str, usual_split: str) -> str:
