@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,16 @@ ADVICE = "free space there and start again; a training goes on with --resume"
 CLASSIFIER_NAME = "classifier.safetensors"
 
 
-def save_student(encoder: Encoder, folder: Path, *, facts: dict[str, Any]) -> None:
+def save_student(
+    encoder: Encoder, folder: Path, *, facts: dict[str, Any], class_names: Sequence[str] | None = None
+) -> None:
     """Write an encoder's weights and what a reader has to know.
 
     Args:
         encoder: Adapters are not part of it and are not written; the classifier that it learned labels with is, apart.
         folder: Made if absent.
         facts: How it was trained; anything JSON can hold.
+        class_names: Of the classifier's outputs, if it has one.
 
     Raises:
         UserError: The disk is full or cannot be written.
@@ -60,6 +64,8 @@ def save_student(encoder: Encoder, folder: Path, *, facts: dict[str, Any]) -> No
         "config": encoder.config,
         "training": facts,
     }
+    if encoder.classes is not None and class_names is not None:
+        description["classes"] = list(class_names)
     if encoder.quantize is not None:
         description |= {
             "quantize": encoder.quantize,
@@ -89,8 +95,10 @@ def read_facts(path: str | Path) -> tuple[Path, dict[str, Any]]:
     try:
         description: dict[str, Any] = json.loads((folder / FACTS_NAME).read_text(encoding="utf-8"))
         version = int(description["version"])
-    except (json.JSONDecodeError, KeyError, ValueError) as error:
-        raise UserError(f"{folder / FACTS_NAME} is damaged ({error}): export the student again") from error
+        if not isinstance(description["encoder"], str):
+            raise TypeError("encoder is no name")
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(folder, error) from error
     if version > FORMAT_VERSION:
         raise UserError(
             f"{folder} has format version {version}, this crossdistill reads up to {FORMAT_VERSION}: update it"
@@ -114,19 +122,33 @@ def load_student(path: str | Path, *, allow_code: bool = False) -> Encoder:
             f"the student in {folder} is built by the Python file {description['encoder']}, which would be run: look "
             "at it, then pass allow_code=True (--allow-code on the command line)"
         )
-    view = description["view"]
+    view = _read_view(folder, description)
     encoder = create_encoder(
         description["encoder"],
-        num_frames=view["num_frames"],
-        stride=view["stride"],
-        size_px=view["size_px"],
+        num_frames=view.num_frames,
+        stride=view.stride,
+        size_px=view.size_px,
         config=description.get("config"),
     )
-    encoder.view = ViewSpec(**{**view, "mean": tuple(view["mean"]), "std": tuple(view["std"])})
+    encoder.view = view
     if description.get("quantize") is not None:
         quantize(encoder, parse_bit_widths(description["quantize"]))
     load_weights(encoder, folder / WEIGHTS_NAME)
     if (folder / CLASSIFIER_NAME).is_file():
         layer = read_weights(folder / CLASSIFIER_NAME)
+        if not {"weight", "bias"} <= layer.keys():
+            raise UserError(f"{folder / CLASSIFIER_NAME} holds no classifier (weight, bias): get it again")
         encoder.classes = find_classifier([layer["weight"], layer["bias"]], embed_dim=encoder.embed_dim)
     return encoder.eval()
+
+
+def _read_view(folder: Path, description: dict[str, Any]) -> ViewSpec:
+    try:
+        view = description["view"]
+        return ViewSpec(**{**view, "mean": tuple(view["mean"]), "std": tuple(view["std"])})
+    except (KeyError, TypeError) as error:
+        raise _damaged(folder, error) from error
+
+
+def _damaged(folder: Path, error: Exception) -> UserError:
+    return UserError(f"{folder / FACTS_NAME} is damaged ({error}): export the student again")

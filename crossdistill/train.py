@@ -235,7 +235,10 @@ def _train(
         "steps": state.step,
         "seconds": round(state.seconds, 1),
     }
-    decide_on_first(run.accelerator, lambda: save_student(student, run.folder / "student", facts=facts))
+    names = run.manifests[0].classes
+    decide_on_first(
+        run.accelerator, lambda: save_student(student, run.folder / "student", facts=facts, class_names=names)
+    )
     return state.step
 
 

@@ -411,7 +411,8 @@ from crossdistill.encoders import create_encoder
 manifest = Manifest.load(sys.argv[1])
 views = [create_encoder(name, num_frames=4, stride=1, size_px=32).view for name in ("rgb_r3d10", "depth_r3d10")]
 for decoder in sys.argv[2:]:
-    clips = PairedClips(entries_of(manifest, range(4)), student_view=views[0], teacher_views=[views[1]], decoder=decoder)
+    entries = entries_of(manifest, range(4))
+    clips = PairedClips(entries, student_view=views[0], teacher_views=[views[1]], decoder=decoder)
     here = [clips[SampleKey(i, 0)].views for i in range(4)]
     for number, batch in enumerate(make_loader(clips, [[SampleKey(i, 0)] for i in range(4)], num_workers=2)):
         assert not batch.unreadable

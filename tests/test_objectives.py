@@ -7,11 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from crossdistill.memory_bank import MemoryBank
-from crossdistill.objectives import OBJECTIVES, create_objective
-from crossdistill.objectives.attention_transfer import attention_transfer_loss
 from crossdistill.errors import UserError
-from crossdistill.objectives import create_terms
+from crossdistill.memory_bank import MemoryBank
+from crossdistill.objectives import OBJECTIVES, create_objective, create_terms
+from crossdistill.objectives.attention_transfer import attention_transfer_loss
 from crossdistill.objectives.bingo import bingo_loss
 from crossdistill.objectives.cosine import cosine_loss
 from crossdistill.objectives.dist import dist_loss

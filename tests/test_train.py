@@ -415,3 +415,23 @@ def test_encoders_command__lists_the_registry(capsys):
     assert {card["name"] for card in cards} == set(crossdistill.encoder_names())
     (card,) = [card for card in cards if card["name"] == "rgb_r3d50"]
     assert card["embed_dim"] == 2048 and card["num_parameters"] == 46_198_976
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"version": None},
+        {"encoder": None},
+        {"view": None},
+        {"view": {"num_frames": 4}},
+        {"view": {"modality": "flow"}},
+        [],
+    ],
+    ids=str,
+)
+def test_damaged_student_json__is_one_sentence(run_folder, tmp_path, change):
+    folder = shutil.copytree(run_folder / "student", tmp_path / "student")
+    facts = json.loads((folder / "student.json").read_text())
+    (folder / "student.json").write_text(json.dumps({**facts, **change} if change else []))
+    with pytest.raises(crossdistill.UserError, match=r"is damaged .*: export the student again"):
+        crossdistill.load_student(folder)

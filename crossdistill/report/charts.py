@@ -13,6 +13,10 @@ from crossdistill.report.svg import Scale, element, join, percent, picture, shor
 MAX_POINTS = 400
 NUM_COLOURS = 8
 """Of the style sheet's classes ``series-0`` …"""
+LETTER_PX = 5.9
+"""Of a name beside a dot, about."""
+DODGE_PX = 12.0
+"""Between dots of the same cost."""
 
 
 @dataclass(frozen=True)
@@ -189,27 +193,39 @@ def cost_chart(dots: Sequence[CostDot], *, title: str, x_label: str, width_px: i
         horizontal_grid(up, left=52, right=width_px - 14, text_of=lambda share: percent(share, 0)),
         x_axis(across, y=height_px - 40, label=x_label, height_px=height_px),
     ]
-    taken: list[tuple[float, float]] = []
-    for dot in sorted(dots, key=lambda one: -one.accuracy):
-        x, y = across(dot.cost), up(dot.accuracy)
+    ordered = sorted(dots, key=lambda one: -one.accuracy)
+    places = _side_by_side([across(dot.cost) for dot in ordered])
+    # What a name must not lie on: (left, right, height) of dots and of other names.
+    taken = [(x - 6, x + 6, up(dot.accuracy)) for x, dot in zip(places, ordered, strict=True)]
+    for x, dot in zip(places, ordered, strict=True):
+        y = up(dot.accuracy)
         if dot.ends is not None:
             low, high = (up(value) for value in dot.ends)
             parts.append(element("line", x1=x, x2=x, y1=low, y2=high, class_=f"whisker {dot.colour}"))
         said = element("title", f"{dot.name}: {percent(dot.accuracy)}, {short_number(dot.cost)}")
         parts.append(element("circle", said, cx=x, cy=y, r=5.5, class_=f"dot {dot.colour}"))
-        is_right = x > (52 + width_px) * 0.55
-        text_y = _free_place(y + 4, x, taken)
-        parts.append(
-            text(
-                x - 10 if is_right else x + 10, text_y, dot.name, anchor="end" if is_right else "start", class_="value"
-            )
-        )
+        is_left = x > (52 + width_px) * 0.55
+        length = len(dot.name) * LETTER_PX
+        start = x - 10 - length if is_left else x + 10
+        name_y = _free_height(y, start, start + length, taken)
+        anchor = "end" if is_left else "start"
+        parts.append(text(x - 10 if is_left else x + 10, name_y + 4, dot.name, anchor=anchor, class_="value"))
     return element("figure", element("h3", title), picture(width_px, height_px, *parts, label=title))
 
 
-def _free_place(y: float, x: float, taken: list[tuple[float, float]]) -> float:
-    """A height at which a name does not lie on another; remembered in ``taken``."""
-    while any(abs(y - other) < 13 and abs(x - at) < 150 for at, other in taken):
-        y += 4
-    taken.append((x, y))
-    return y
+def _side_by_side(places: Sequence[float]) -> list[float]:
+    """Moved apart where several would stand on each other."""
+    moved: list[float] = []
+    for place in places:
+        near = sum(abs(place - other) < DODGE_PX for other in places[: len(moved)])
+        moved.append(place + DODGE_PX * ((near + 1) // 2) * (1 if near % 2 else -1))
+    return moved
+
+
+def _free_height(y: float, left: float, right: float, taken: list[tuple[float, float, float]]) -> float:
+    """A height at which a name lies on nothing that is there; remembered in ``taken``."""
+    for shift in (0, *(sign * step for step in range(6, 150, 3) for sign in (1, -1))):
+        if all(abs(y + shift - other) >= 12 or right < start or left > end for start, end, other in taken):
+            break
+    taken.append((left, right, y + shift))
+    return y + shift

@@ -13,11 +13,11 @@ from crossdistill.evaluation.results import Evaluation
 from crossdistill.report import facts
 from crossdistill.report.charts import CostDot, Dot, Series, colour_of, cost_chart, interval_chart, line_chart
 from crossdistill.report.class_charts import MAX_BARS
-from crossdistill.report.cost import Cost
+from crossdistill.report.cost import BATCH_SIZE, Cost
 from crossdistill.report.findings import class_accuracies, confusion_of
 from crossdistill.report.page import Page, Tile, render, section
 from crossdistill.report.record import AbsentError
-from crossdistill.report.sections import cost_cells, protocol_of
+from crossdistill.report.sections import cost_cells, cost_note, protocol_of
 from crossdistill.report.spaces import STUDENT
 from crossdistill.report.subject import Subject, Table, main_result, tables_of
 from crossdistill.report.svg import element, percent, short_number
@@ -53,7 +53,7 @@ def comparison_page(subjects: Sequence[Subject]) -> Page:
     on = f" on {', '.join(datasets)}" if datasets else ""
     return Page(
         title=f"{len(runs)} runs compared",
-        headline=f"{', '.join(run.name for run in runs)}{on}.",
+        headline=f"{', '.join(dict.fromkeys(run.subject.record.encoder for run in runs))}{on}.",
         tiles=_tiles(runs),
         sections=[
             section("runs", "Runs", RUNS_LEAD, lambda: _table(runs)),
@@ -66,9 +66,9 @@ def comparison_page(subjects: Sequence[Subject]) -> Page:
     )
 
 
-RUNS_LEAD = "The students of all runs: top-1 on the test part in percent, and what they cost on this machine."
+RUNS_LEAD = "The students of all runs: top-1 on the test part in percent."
 ACCURACY_LEAD = "Intervals that overlap much do not prove equality, but they do not show a difference either."
-COST_LEAD = "Better is up, cheaper is left; costs are on a logarithmic axis."
+COST_LEAD = "Better is up, cheaper is left, on a logarithmic axis. Runs of equal cost stand beside each other."
 CURVES_LEAD = "Losses of different objectives have different units: compare their shape, not their height."
 CLASSES_LEAD = "Accuracy within each class; classes in which the runs differ most come first."
 
@@ -91,9 +91,7 @@ def _tiles(runs: Sequence[Compared]) -> list[Tile]:
         costed = [(run, value_of(run.cost)) for run in runs if run.cost is not None]
         if costed:
             run, value = min(costed, key=lambda pair: pair[1])
-            tiles.append(
-                Tile(text_of(value), f"fewest {title}" if "seconds" not in title else "fastest, one clip", run.name)
-            )
+            tiles.append(Tile(text_of(value), f"fewest {title}", run.name))
     return tiles
 
 
@@ -101,6 +99,7 @@ COSTS: tuple[tuple[str, Callable[[Cost], float], Callable[[float], str]], ...] =
     ("parameters", lambda cost: float(cost.num_parameters), short_number),
     ("multiply-adds of one clip", lambda cost: cost.gmacs * 1e9, short_number),
     ("milliseconds for one clip", lambda cost: 1000 * cost.latency_seconds, lambda value: f"{value:.3g} ms"),
+    ("bytes of the weight file", lambda cost: float(cost.num_bytes or 0), lambda value: f"{short_number(value)}B"),
 )
 
 
@@ -108,7 +107,6 @@ def _table(runs: Sequence[Compared]) -> Markup:
     evaluations = [run.evaluation for run in runs if run.evaluation is not None]
     names = [name for name in row_names(evaluations) if name in SHOWN_ROWS]
     rows: list[dict[str, Any]] = []
-    none = dict.fromkeys(("parameters", "macs", "latency", "rate", "size"), "–")
     for run in runs:
         figures = {} if run.evaluation is None else figures_of(run.evaluation)
         record = run.subject.record
@@ -119,7 +117,6 @@ def _table(runs: Sequence[Compared]) -> Markup:
                 "student": record.encoder,
                 "teacher": "labels" if record.is_supervised else record.teachers or "–",
                 "cells": [figures.get(name) for name in names],
-                **(none if run.cost is None else cost_cells(run.cost)),
             }
         )
     tables = {table.dataset: table for run in runs if (table := run.table) is not None}
@@ -149,19 +146,23 @@ def _intervals(runs: Sequence[Compared]) -> Markup:
 
 
 def _costs(runs: Sequence[Compared]) -> Markup:
+    costs = [(run, run.cost) for run in runs if run.cost is not None]
+    if not costs:
+        raise AbsentError("no run has a student that can be loaded.")
+    cells = [{"role": run.name, "kind": run.colour, "encoder": cost.encoder, **cost_cells(cost)} for run, cost in costs]
     charts = []
     for title, value_of, _ in COSTS:
         dots = []
         for run in runs:
             result = None if run.evaluation is None else main_result(run.evaluation)
-            if result is not None and run.cost is not None:
+            value = None if run.cost is None else value_of(run.cost)
+            if result is not None and value:
                 ends = result.intervals.get("top1")
-                dots.append(CostDot(run.name, value_of(run.cost), result.top1, ends, run.colour))
+                dots.append(CostDot(run.name, value, result.top1, ends, run.colour))
         if dots:
             charts.append(cost_chart(dots, title=f"Accuracy over {title}", x_label=title))
-    if not charts:
-        raise AbsentError("no run has both an accuracy and a student that can be loaded.")
-    return element("div", *charts, class_="pictures")
+    table = render("cost.html", costs=cells, batch_size=BATCH_SIZE, note=cost_note(costs[0][1]))
+    return element("div", *charts, class_="pictures") + table
 
 
 def _curves(runs: Sequence[Compared]) -> Markup:
@@ -174,10 +175,15 @@ def _curves(runs: Sequence[Compared]) -> Markup:
             if (points := facts.points_of(run.subject.record.metrics, key))[0]
         ]
         if series:
-            charts.append(line_chart(series, title=title, x_label="step", y_format=y_format))
+            charts.append((series, title, y_format))
     if not charts:
         raise AbsentError("no run has a metrics.jsonl with a whole line.")
-    return element("div", *charts, class_="pictures")
+    width_px = 976 if len(charts) == 1 else 460
+    drawn = [
+        line_chart(series, title=title, x_label="step", y_format=y_format, width_px=width_px, height_px=280)
+        for series, title, y_format in charts
+    ]
+    return element("div", *drawn, class_="pictures")
 
 
 def _classes(runs: Sequence[Compared]) -> Markup:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from dataclasses import dataclass
 
@@ -30,7 +29,7 @@ class Cost:
     gmacs: float
     """Multiply-adds of convolutions and matrix products for one clip, in thousand millions."""
     latency_seconds: float
-    """Median of passes with one clip, normalisation included, decoding not."""
+    """Of one clip, normalisation included, decoding not."""
     clips_per_second: float
     """In batches of ``BATCH_SIZE``."""
     num_bytes: int | None
@@ -39,7 +38,7 @@ class Cost:
 
 
 def measure(network: Network) -> Cost:
-    """Count and time one network."""
+    """Count and time one network: the fastest of several passes, which other work on the machine disturbs least."""
     encoder = network.encoder.eval()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     execution = Execution.choose(encoder, device=device)
@@ -52,8 +51,8 @@ def measure(network: Network) -> Cost:
         encoder=encoder.name,
         num_parameters=encoder.num_parameters,
         gmacs=count_gmacs(encoder, execution),
-        latency_seconds=statistics.median(seconds),
-        clips_per_second=BATCH_SIZE / statistics.median(batch_seconds),
+        latency_seconds=min(seconds),
+        clips_per_second=BATCH_SIZE / min(batch_seconds),
         num_bytes=path.stat().st_size if path is not None and path.is_file() else None,
         device=named.replace(" 1 threads", " 1 thread"),
     )

@@ -228,7 +228,7 @@ def _one_agreement(found: Agreement, subject: Subject) -> Markup:
         Series(overlap.role, list(overlap.by_count), list(overlap.by_count.values()), overlap.kind)
         for overlap in found.overlaps
     ]
-    series.append(Series("chance", list(found.chance), list(found.chance.values()), "series-7"))
+    series.append(Series("chance", list(found.chance), list(found.chance.values()), "chance"))
     chart = line_chart(
         series,
         title=f"Common neighbours with the {found.teacher}",
@@ -272,6 +272,14 @@ def cost_cells(cost: Cost) -> dict[str, str]:
     }
 
 
+def cost_note(cost: Cost) -> str:
+    """How the figures of a table of costs were measured."""
+    return (
+        f"On {cost.device}: the fastest of several passes, from stored frames to the embedding; multiply-adds are of "
+        "convolutions and matrix products of one clip."
+    )
+
+
 def _cost(subject: Subject) -> Markup:
     if not subject.costs:
         raise AbsentError(subject.reasons.get(STUDENT, "no network could be loaded."))
@@ -281,10 +289,7 @@ def _cost(subject: Subject) -> Markup:
         if kind_of(cost.role) not in (RANDOM, TWIN) or (kind_of(cost.role) == TWIN and _differs(cost, subject.costs[0]))
     ]
     missing = [subject.reasons[TEACHER]] if TEACHER in subject.reasons and not subject.record.is_supervised else []
-    note = (
-        f"On {subject.costs[0].device}: one clip is the median of passes of batch 1, from stored frames to the "
-        "embedding; multiply-adds are of convolutions and matrix products of one clip."
-    )
+    note = cost_note(subject.costs[0])
     note += f" The teacher is not here: {missing[0]}" if missing else ""
     return render("cost.html", costs=costs, batch_size=BATCH_SIZE, note=note)
 

@@ -137,8 +137,8 @@ class Table:
     dataset: str
     split: str
     by_role: dict[str, Evaluation]
-    num_computed: int = 0
-    """Results that were computed for the page, because the run's own lack them or their interval."""
+    computed: tuple[str, ...] = ()
+    """Protocols that were computed for the page, because the run's own results lack them or their interval."""
 
 
 def tables_of(subject: Subject) -> list[Table]:
@@ -191,7 +191,7 @@ def _full_name(name: str, result: ProtocolResult, split: str, usual_split: str) 
 
 
 def _with_computed(table: Table, spaces: list[Space]) -> Table:
-    by_role, num = dict(table.by_role), 0
+    by_role, added = dict(table.by_role), dict.fromkeys(table.computed)
     for space in spaces:
         computed = space.evaluation
         if computed is None or computed.split != table.split:
@@ -199,9 +199,9 @@ def _with_computed(table: Table, spaces: list[Space]) -> Table:
         own = by_role.get(space.role, replace(computed, results={}))
         kept = {name: result for name, result in own.results.items() if result.intervals}
         results = {**own.results, **computed.results, **kept}
-        num += sum(1 for name in computed.results if name not in kept)
+        added |= dict.fromkeys(name for name in computed.results if name not in kept)
         by_role[space.role] = replace(own, results=results, bootstrap=own.bootstrap or computed.bootstrap)
-    return replace(table, by_role=by_role, num_computed=num)
+    return replace(table, by_role=by_role, computed=tuple(added))
 
 
 def main_result(evaluation: Evaluation) -> ProtocolResult | None:

@@ -120,10 +120,10 @@ def notes_of(table: Table) -> list[str]:
             f"Below each number its {made.level:.0%} interval: {made.num_draws} test sets drawn from {made.num_units} "
             f"{made.unit}s{rough}."
         )
-    if table.num_computed:
+    if table.computed:
         notes.append(
-            f"{table.num_computed} numbers were computed for this page from the networks' features, because the run's "
-            "results.json lacks them or their interval."
+            "Computed for this page from the networks' features, because results.json lacks them or their interval: "
+            f"{', '.join(title_of(name) for name in table.computed)}."
         )
     return [" ".join(notes)]
 
