@@ -44,27 +44,30 @@ class Options:
     allow_code: bool = False
     """Run the Python file that a network of one's own (path/to/file.py:function) names."""
 
-    def __post_init__(self) -> None:
-        if not self.runs:
-            raise UserError("no run was given: give the folder that train.py --out names, or several")
-        if self.gallery < 0 or self.workers < 0:
-            raise UserError("--gallery and --workers must be 0 or more")
-        if self.clips < 1:
-            raise UserError(f"--clips is {self.clips}: give 1 or more")
-        if self.twin is not None and len(self.runs) > 1:
-            raise UserError("--twin is for the page of one run: name the twin among the runs that are compared")
-        if self.out is not None and self.out.is_dir():
-            raise UserError(f"--out {self.out} is a folder: name a file in it, for example {self.out / REPORT_NAME}")
-
     @property
     def file(self) -> Path:
         """Where the page goes."""
         return self.out or (Path(COMPARISON_NAME) if len(self.runs) > 1 else self.runs[0] / REPORT_NAME)
 
 
+def check(options: Options) -> None:
+    """Raise a ``UserError`` for what cannot work, before anything is read."""
+    if not options.runs:
+        raise UserError("no run was given: give the folder that train.py --out names, or several")
+    if options.gallery < 0 or options.workers < 0:
+        raise UserError("--gallery and --workers must be 0 or more")
+    if options.clips < 1:
+        raise UserError(f"--clips is {options.clips}: give 1 or more")
+    if options.twin is not None and len(options.runs) > 1:
+        raise UserError("--twin is for the page of one run: name the twin among the runs that are compared")
+    if options.out is not None and options.out.is_dir():
+        raise UserError(f"--out {options.out} is a folder: name a file in it, for example {options.out / REPORT_NAME}")
+
+
 def main(arguments: Sequence[str]) -> None:
     """Run the command."""
     options = tyro.cli(Options, args=arguments, prog="crossdistill report", description=Options.__doc__)
+    check(options)
     records = [read_run(path) for path in options.runs]
     twin = None if options.twin is None else read_run(options.twin)
     page = make_page(records, twin, options)
