@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -38,6 +39,9 @@ from crossdistill.teacher_cache import CachedTeacher, TeacherCache, describe_cli
 from crossdistill.trackers import require_tracker
 from crossdistill.types import ViewSpec
 
+# How names of parameters end that are ranges of quantised values.
+QUANTISER_GAIN = "tensor_quant.gain"
+STANDARDIZER_NAME = "standardize.safetensors"
 BANK_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 RUNS_FOLDER = Path("runs")
 TOYACTIONS_FOLDER = Path("data/toyactions")
@@ -148,6 +152,7 @@ def check_pair(config: RunConfig, cache: TeacherCache | None = None) -> None:
         parse_bit_widths(pair.precision)
         require_brevitas()
     terms = _terms(config)
+    _check_of_use(config, terms)
     if config.optimization.batch_size == 1 and any(term.adapter.startswith("mlp") for term in terms):
         raise UserError("an MLP between student and loss normalises by the batch: give --batch-size 2 or more")
     student = _on_meta(
@@ -169,6 +174,26 @@ def check_pair(config: RunConfig, cache: TeacherCache | None = None) -> None:
         return
     for teacher in chosen_teachers(config):
         _check_teacher(teacher, student, terms)
+
+
+def _check_of_use(config: RunConfig, terms: list[Term]) -> None:
+    """Raise a ``UserError`` for options that would do nothing, or fail when hours have passed."""
+    pair, objective = config.pair, config.objective
+    compared = {term.objective.compares for term in terms}
+    if objective.standardize != "none" and "features" not in compared:
+        raise UserError(
+            f"--standardize is of embeddings, and --objective {' '.join(objective.objective)} compares none: leave it "
+            "out"
+        )
+    if objective.teacher_drop and len(pair.teacher) < 2:
+        raise UserError("--teacher-drop leaves out one of several teachers: give two or more, or leave it out")
+    if pair.supervised and config.data.strong_views and pair.rounds == 1:
+        raise UserError("--strong-views is for students of a teacher, and --supervised has none: leave it out")
+    if pair.rounds > 1 and "logits" in compared and "labels" not in compared:
+        raise UserError(
+            f"--rounds wants a classifier of each student, and --objective {' '.join(objective.objective)} leaves none:"
+            " add cross-entropy, or choose an objective on embeddings, for example compress-1q"
+        )
 
 
 def _check_teacher(options: TeacherOptions, student: Encoder, terms: list[Term]) -> None:
@@ -365,6 +390,12 @@ def training_set(
             raise UserError(f"{option} needs labels, and the dataset {manifest.root} has none: leave it out")
         entries += entries_of(manifest, _training_positions(manifest, config.data.split, uses_labels=uses_labels))
     usable = [entry for entry in entries if entry.video.is_usable]
+    unlabelled = [entry for entry in usable if entry.label < 0]
+    if uses_labels and unlabelled:
+        raise UserError(
+            f"{option} needs labels, and {len(unlabelled)} of {len(usable)} training clips have none (first: "
+            f"{unlabelled[0].key}): leave it out, or prepare the dataset with classes"
+        )
     check_evaluated_clips(config, manifests, views)
     if len(usable) < len(entries):
         num_skipped = len(entries) - len(usable)
@@ -453,6 +484,7 @@ def create_distiller(
     teachers: Sequence[Encoder] | TeacherCache,
     dataset: PairedClips,
     num_classes: int,
+    folder: Path,
     accelerator: Accelerator,
 ) -> Distiller:
     """Student, teachers, objectives and banks as configured.
@@ -463,6 +495,7 @@ def create_distiller(
         teachers: Frozen in place; empty for ``--teacher self``.
         dataset: The training clips, by which teachers are standardised.
         num_classes: Of the labels; 0 without.
+        folder: The run's.
         accelerator: Tells the processes apart.
     """
 
@@ -483,6 +516,8 @@ def create_distiller(
             for number, teacher in enumerate(teachers)
         ]
     if objective.standardize != "none":
+        for term, teacher in itertools.product(_terms(config), taught_by):  # before minutes of embedding
+            term.require_fit(student=student, teacher=teacher.encoder)
         taught_by = standardize_teachers(
             taught_by,
             dataset,
@@ -490,8 +525,8 @@ def create_distiller(
             accelerator=accelerator,
             batch_size=config.optimization.batch_size,
             num_workers=config.machine.workers,
+            kept_in=folder / STANDARDIZER_NAME,
         )
-    check_bank_memory(config, student, taught_by, accelerator)
     # Heads begin with the same weights whatever was built before them: a teacher, or its cache.
     torch.manual_seed(config.machine.seed + HEAD_SEED_SHIFT)
     return Distiller(
@@ -509,19 +544,46 @@ def create_distiller(
     )
 
 
-def check_bank_memory(
-    config: RunConfig, student: Encoder, teachers: Sequence[Teacher], accelerator: Accelerator
+def check_data_and_memory(
+    config: RunConfig, manifests: Sequence[Manifest], cache: TeacherCache | None, accelerator: Accelerator
 ) -> None:
-    """Raise a ``UserError`` before training if the memory banks have no room on the device."""
+    """Raise a ``UserError`` before anything is trained, a teacher for this run included.
+
+    Args:
+        config: The run's.
+        manifests: Its datasets, of which every one needs the streams of all encoders.
+        cache: In place of the teachers, if there is one.
+        accelerator: Says where the memory banks are.
+    """
+    pair = config.pair
+    assert pair.student is not None
+    student = _on_meta(pair.student, pair.student_weights)
+    if cache is not None:
+        teachers = [cache.encoder()]
+    elif SELF in pair.teacher:
+        teachers = [student]
+    else:
+        teachers = [_on_meta(options.name, options.weights) for options in chosen_teachers(config)]
+    for manifest, encoder in itertools.product(manifests, [student, *teachers]):
+        view = encoder.view
+        manifest.require_stream(view.kind.stream, wanted_by=f"a {view.modality} encoder")
+    _check_bank_memory(config, student, teachers, accelerator)
+
+
+def _check_bank_memory(
+    config: RunConfig, student: Encoder, teachers: Sequence[Encoder], accelerator: Accelerator
+) -> None:
     terms, size = _terms(config), config.objective.bank_size
     if all(term.objective.student_anchors is None for term in terms):
         return
     has_student_side = any(term.fills_student_side for term in terms)
     num_values = sum(
-        teacher.encoder.embed_dim + (max(student.embed_dim, teacher.encoder.embed_dim) if has_student_side else 0)
+        teacher.embed_dim + (max(student.embed_dim, teacher.embed_dim) if has_student_side else 0)
         for teacher in teachers
     )
     num_bytes = size * num_values * BANK_DTYPES[config.objective.bank_dtype].itemsize
+    if accelerator.device.type == "cpu":  # whose processes share the memory
+        num_bytes *= accelerator.num_processes
     free = free_memory_bytes(accelerator.device)
     if free is not None and num_bytes > free:
         raise UserError(
@@ -548,11 +610,21 @@ def create_optimizer(config: RunConfig, tower: Tower) -> torch.optim.Optimizer:
     """
     options = config.optimization
     encoder, head = list(tower.encoder.parameters()), list(tower.heads.parameters())
+    # Ranges of a quantised student are learned, and would be decayed towards nothing.
+    ranges = [value for name, value in tower.encoder.named_parameters() if name.endswith(QUANTISER_GAIN)]
+    encoder = [value for value in encoder if all(value is not other for other in ranges)]
+    own: list[dict[str, Any]] = [{"params": ranges, "weight_decay": 0.0}] if ranges else []
+    groups: list[dict[str, Any]]
     if options.optimizer == "sgd":
+        groups = [{"params": [*encoder, *head]}, *own]
         return torch.optim.SGD(
-            [*encoder, *head], lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay, fused=True
+            groups,
+            lr=options.lr,
+            momentum=options.momentum,
+            weight_decay=options.weight_decay,
+            fused=True,
         )
-    groups: list[dict[str, Any]] = [{"params": encoder, "lr_scale": 1.0}]
+    groups = [{"params": encoder, "lr_scale": 1.0}, *own]
     if head:
         groups.append({"params": head, "lr_scale": min(1.0, HEAD_BASE_WIDTH / tower.encoder.embed_dim)})
     return torch.optim.AdamW(groups, lr=options.lr, weight_decay=options.weight_decay, fused=True)

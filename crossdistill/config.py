@@ -294,7 +294,8 @@ def parse(arguments: list[str] | None = None, *, prog: str = "train.py") -> RunC
     if config.data.data:
         return config
     preset = toyactions_preset()
-    if config.pair.teacher_weights != "auto" or config.pair.teacher_cache is not None:
+    pair = config.pair
+    if set(pair.teacher_weights) != {"auto"} or pair.teacher_cache is not None or "self" in pair.teacher:
         # a teacher that exists brings its own view
         preset["pair"] = {key: value for key, value in preset["pair"].items() if not key.startswith("teacher_")}
     values = merge(preset, file_values)

@@ -177,11 +177,21 @@ class Lesson:
             return {"labels": batch.labels}
         return self.teacher.embed(batch, with_tokens=self.needs_tokens)
 
-    def loss(self, student: dict[str, Tensor], given: dict[Compares, Tensor], log: dict[str, Tensor]) -> Tensor:
+    def loss(
+        self,
+        student: dict[str, Tensor],
+        given: dict[Compares, Tensor],
+        sample_ids: Tensor,
+        log: dict[str, Tensor],
+    ) -> Tensor:
         """The weighted sum of the terms; each one's own value goes into ``log``."""
         losses = []
         for name, term in self.terms.items():
-            output = term.objective(student=student[name], teacher=given[term.objective.compares], bank=self.bank)
+            more: dict[str, Any] = {}
+            if term.needs_own_anchors and self.bank is not None:
+                more["is_own"] = self.bank.is_own(sample_ids)
+            compared = given[term.objective.compares]
+            output = term.objective(student=student[name], teacher=compared, bank=self.bank, **more)
             losses.append(term.weight * output.loss)
             # Two variants of CompRess in one sum are told apart; parts of an objective carry its name already.
             number = name.removeprefix(term.name)
@@ -294,7 +304,9 @@ class Distiller:
         given = [lesson.given(batch) for lesson in self.lessons]
         student = self.execution.run(self._distorted(model), batch.student)
         log: dict[str, Tensor] = {}
-        losses = [lesson.loss(student, own, log) for lesson, own in zip(self.lessons, given, strict=True)]
+        losses = [
+            lesson.loss(student, own, batch.sample_ids, log) for lesson, own in zip(self.lessons, given, strict=True)
+        ]
         of_labels = [loss for lesson, loss in zip(self.lessons, losses, strict=True) if lesson.teacher is None]
         of_teachers = torch.stack(losses[len(of_labels) :])
         loss = (self._teacher_weights(of_teachers) * of_teachers).sum() + sum(of_labels)

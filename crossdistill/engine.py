@@ -131,11 +131,13 @@ def train(
             monitor.finish_step(state.step, lr=lr, bank_fill=task.bank_fill)
             # Evaluated before it is saved: whoever goes on after a step has its evaluation in the curves.
             if evaluate is not None and evaluate_every and state.step % evaluate_every == 0:
+                monitor.require_finite(state.step)
                 _require_finite(model.parameters(), state.step, checkpoints)
                 with monitor.pause():
                     monitor.note(state.step, evaluate())
             if state.step % checkpoint_every == 0 or state.step == num_steps:
                 state.seconds = time.perf_counter() - started
+                monitor.require_finite(state.step)
                 _save(checkpoints, state, task, model, optimizer, accelerator, len(dataset))
             if state.step == num_steps:
                 break
@@ -370,27 +372,31 @@ class Monitor:
         self.bar.update(self.task_id, completed=step)
 
     def _flush(self, step: int) -> None:
-        names = sorted(self.values)
-        local = torch.stack([torch.stack(self.values[name]).float().mean() for name in names])
-        means = self.accelerator.reduce(local, reduction="mean").tolist()
-        self._require_finite(dict(zip(names, means, strict=True)), step)
+        means = self.require_finite(step)
         seconds = time.perf_counter() - self.clock
         num_clips = len(self.values["loss"]) * self.plan.batch_size * self.accelerator.num_processes
-        values = {**dict(zip(names, means, strict=True)), **self.extra, "clips_per_second": num_clips / seconds}
+        values = {**means, **self.extra, "clips_per_second": num_clips / seconds}
         if self.log is not None:
             self.log.write(step, values)
         if self.task_id is not None:
             self.bar.update(self.task_id, fields=_short(values, self.notes))
         self.values, self.clock = {}, time.perf_counter()
 
-    def _require_finite(self, means: dict[str, float], step: int) -> None:
-        """Stop where a loss is no number, and name the first step and the terms; all processes do, or none."""
+    def require_finite(self, step: int) -> dict[str, float]:
+        """Means over processes since the last line; stops where one is no number, on all processes or none."""
+        if not self.values:
+            return {}
+        names = sorted(self.values)
+        local = torch.stack([torch.stack(self.values[name]).float().mean() for name in names])
+        means = dict(zip(names, self.accelerator.reduce(local, reduction="mean").tolist(), strict=True))
         bad = [name for name, mean in means.items() if not math.isfinite(mean)]
         if not bad:
-            return
+            return means
         is_bad = ~torch.stack([value.float() for value in self.values["loss"]]).isfinite()
         num_since = int((~is_bad.cummax(dim=0).values).sum())  # batches before the first bad one of this process
         first = step - (len(is_bad) - 1) // self.plan.accumulate + num_since // self.plan.accumulate
+        if num_since < len(is_bad):  # else another process was first
+            bad = [name for name, values in self.values.items() if not bool(values[num_since].isfinite())]
         terms = " and ".join(name for name in bad if name != "loss") or "loss"
         raise _not_finite(f"the loss ({terms}) is", min(first, step), self.checkpoints)
 

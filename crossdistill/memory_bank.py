@@ -60,6 +60,10 @@ class MemoryBank:
         """[valid] int64: which sample each anchor is of."""
         return self._sample_ids[: self.num_valid]
 
+    def is_own(self, sample_ids: Tensor) -> Tensor:
+        """[B, valid] bool: which anchors are of the very samples [B], from an earlier epoch."""
+        return self.sample_ids == sample_ids.to(self.sample_ids.device)[:, None]
+
     @property
     def fill(self) -> float:
         """Share of the bank that is filled."""

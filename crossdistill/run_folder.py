@@ -25,7 +25,7 @@ def claim(folder: Path, configuration: dict[str, Any], *, resume: bool) -> None:
             is lost or another one; the sentence names the first key that differs.
     """
     path = folder / CONFIG_NAME
-    has_work = any((folder / name).exists() for name in ("checkpoints", "student"))
+    has_work = any((folder / name).exists() for name in ("checkpoints", "student", "round-1"))
     if has_work:
         if not path.is_file():
             raise UserError(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -19,12 +20,14 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from crossdistill.adapters import Compares
+from crossdistill.checkpoint import write_tensors
 from crossdistill.console import progress_bar
 from crossdistill.data.dataset import PairedClips, make_loader
 from crossdistill.data.sampling import SampleKey
 from crossdistill.distiller import Teacher
-from crossdistill.distributed import gather_objects
+from crossdistill.distributed import decide_on_first, gather_objects
 from crossdistill.encoders import Encoder
+from crossdistill.encoders.weights import read_weights
 from crossdistill.types import PairedBatch
 
 Method = Literal["mean-variance", "phi-s"]
@@ -69,8 +72,9 @@ def fit_standardizer(features: Tensor, *, method: Method) -> Standardizer:
     centred = features - mean
     if method == "mean-variance":
         variance = centred.square().mean(dim=0)
-        least = max(float(variance.mean()) * MIN_VARIANCE_SHARE, 1e-12)
-        return Standardizer(mean, variance.clamp(min=least).rsqrt())
+        usual = variance.mean().clamp(min=1e-12)
+        # A feature that never moved has no scale of its own: with the usual one it stays small if it ever does.
+        return Standardizer(mean, torch.where(variance < usual * MIN_VARIANCE_SHARE, usual, variance).rsqrt())
     variances, axes = torch.linalg.eigh(centred.T @ centred / len(centred))
     scale = variances.clamp(min=0).mean().clamp(min=1e-12).rsqrt()
     return Standardizer(mean, scale * equalising_rotation(variances.clamp(min=0)) @ axes.T)
@@ -148,17 +152,41 @@ def standardize_teachers(
     accelerator: Accelerator,
     batch_size: int,
     num_workers: int,
+    kept_in: Path,
 ) -> list[Teacher]:
     """Embed training clips once, shared among the processes, and standardise every teacher by them.
+
+    The maps are found on the first process and kept in a file, because another machine, or another number of threads,
+    may turn principal axes another way: a resumed run goes on with the very maps that it began with.
 
     Args:
         teachers: Which run on the views of the dataset.
         dataset: The training clips; at most ``MAX_CLIPS`` of them, as they look in the first epoch.
         method: See ``fit_standardizer``.
-        accelerator: Tells the processes apart; all find the same maps.
+        accelerator: Tells the processes apart.
         batch_size: Clips at a time.
         num_workers: Processes that decode.
+        kept_in: The file, in the run's folder.
     """
+    kept = decide_on_first(accelerator, lambda: read_weights(kept_in) if kept_in.is_file() else {})
+    if not kept:
+        found = _embed_clips(teachers, dataset, accelerator, batch_size=batch_size, num_workers=num_workers)
+        kept = decide_on_first(accelerator, lambda: _fit_and_keep(found, method, kept_in))
+    return [
+        StandardizedTeacher(teacher, Standardizer(kept[f"{i}.mean"], kept[f"{i}.matrix"]).to(accelerator.device))
+        for i, teacher in enumerate(teachers)
+    ]
+
+
+def _embed_clips(
+    teachers: Sequence[Teacher],
+    dataset: PairedClips,
+    accelerator: Accelerator,
+    *,
+    batch_size: int,
+    num_workers: int,
+) -> list[Tensor]:
+    """[N, E] of every teacher, of all processes."""
     num_clips = min(len(dataset), MAX_CLIPS)
     positions = [i * len(dataset) // num_clips for i in range(num_clips)]
     mine = [SampleKey(i, epoch=0) for i in positions[accelerator.process_index :: accelerator.num_processes]]
@@ -171,9 +199,13 @@ def standardize_teachers(
                 on_device = batch.to(accelerator.device)
                 for features, teacher in zip(found, teachers, strict=True):
                     features.append(teacher.embed(on_device)["features"].cpu())
-    standardized: list[Teacher] = []
-    for features, teacher in zip(found, teachers, strict=True):
-        of_all = torch.cat(gather_objects(accelerator, features))
-        standardizer = fit_standardizer(of_all, method=method).to(accelerator.device)
-        standardized.append(StandardizedTeacher(teacher, standardizer))
-    return standardized
+    return [torch.cat(gather_objects(accelerator, features)) for features in found]
+
+
+def _fit_and_keep(found: Sequence[Tensor], method: Method, path: Path) -> dict[str, Tensor]:
+    maps: dict[str, Tensor] = {}
+    for i, features in enumerate(found):
+        standardizer = fit_standardizer(features, method=method)
+        maps |= {f"{i}.mean": standardizer.mean.float(), f"{i}.matrix": standardizer.matrix.float()}
+    write_tensors(path, maps, metadata={"format": "pt"}, advice="free space there and start again")
+    return maps

@@ -104,6 +104,7 @@ def _run_rounds(config: RunConfig, accelerator: Accelerator) -> Path:
         A folder with one run for each round, the last one's student, and the numbers of all.
     """
     folder = decide_on_first(accelerator, lambda: build.run_folder(config))
+    decide_on_first(accelerator, lambda: claim(folder, build.identity(config), resume=config.machine.resume))
     results: dict[str, dict[str, Any]] = {}
     for number in range(1, config.pair.rounds + 1):
         build.announce(accelerator, f"round {number} of {config.pair.rounds}")
@@ -146,6 +147,7 @@ def _learn_from_labels(run: Run) -> None:
 
 def _learn_from_teachers(run: Run) -> None:
     config = run.config
+    build.check_data_and_memory(config, run.manifests, run.cache, run.accelerator)
     student = build.create_student(config)
     teachers: list[Encoder] | TeacherCache
     if run.cache is not None:
@@ -169,6 +171,7 @@ def _learn_from_teachers(run: Run) -> None:
         teachers=teachers,
         dataset=dataset,
         num_classes=len(run.manifests[0].classes),
+        folder=run.folder,
         accelerator=run.accelerator,
     )
     identities = [teacher.identity for teacher in distiller.teachers]

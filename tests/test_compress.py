@@ -228,3 +228,22 @@ def test_objectives__never_change_the_bank():
     output.loss.backward()
     for name, value in bank.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+def test_teacher_temperature__softens_the_teachers_side_alone():
+    """ISD: value against the formula, gradient against finite differences; equal temperatures give the usual loss."""
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(3, 5, generator=generator, dtype=torch.float64) for _ in range(2))
+    anchors = F.normalize(torch.randn(7, 5, generator=generator, dtype=torch.float64), dim=1)
+
+    def loss(s, chunk_size=3, **temperatures):
+        sides = {"student_anchors": anchors, "teacher_anchors": anchors}
+        return compress_loss(student=s, teacher=teacher, **sides, chunk_size=chunk_size, **temperatures)
+
+    log_p_t = (F.normalize(teacher, dim=1) @ anchors.T / 0.05).log_softmax(dim=1)
+    log_p_s = (F.normalize(student, dim=1) @ anchors.T / 0.2).log_softmax(dim=1)
+    expected = F.kl_div(log_p_s, log_p_t, log_target=True, reduction="batchmean")
+    torch.testing.assert_close(loss(student, temperature=0.2, teacher_temperature=0.05), expected)
+    student.requires_grad_()
+    assert torch.autograd.gradcheck(lambda s: loss(s, temperature=0.2, teacher_temperature=0.05), (student,))
+    torch.testing.assert_close(loss(student, temperature=0.2, teacher_temperature=0.2), loss(student, temperature=0.2))

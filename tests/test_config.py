@@ -134,3 +134,17 @@ def test_several__takes_one_none_and_many():
     assert [several(value) for value in (None, "a", ["a", "b"], (1,))] == [(), ("a",), ("a", "b"), (1,)]
     from_file = from_dict({"pair": {"teacher": "rgb_r3d50", "teacher_size": 32}}, source="a file").pair
     assert (from_file.teacher, from_file.teacher_size) == (("rgb_r3d50",), (32,))
+
+
+@pytest.mark.parametrize(
+    ("options", "num_frames"),
+    [
+        ([], (6,)),
+        (["--teacher-weights", "FILE"], ()),
+        (["--teacher-cache", "FOLDER"], ()),
+    ],
+)
+def test_toyactions_preset__gives_a_view_to_teachers_that_are_trained_first_alone(options, num_frames):
+    config = parse(["--teacher", "rgb_r3d10", "--student", "flow_r3d10", *options])
+    assert config.pair.teacher_frames == num_frames and config.pair.student_frames == 6
+    assert parse(["--teacher", "self", "--student", "flow_r3d10"]).pair.teacher_frames == ()

@@ -289,3 +289,24 @@ def test_cross_entropy__is_that_of_the_labels_and_never_stands_alone():
     assert [term.name for term in create_terms(["cross-entropy", "mse:50"])] == ["cross-entropy", "mse"]
     with pytest.raises(UserError, match="learns from labels alone: add one that learns from the teacher"):
         create_terms(["cross-entropy"])
+
+
+@pytest.mark.parametrize("name", ["infonce", "bingo"])
+def test_own_anchors__of_earlier_epochs_are_neither_negatives_nor_members(name):
+    """A bank that also holds the samples themselves gives what a bank without them gives."""
+    student, teacher = random(BATCH, DIM).float(), random(BATCH, DIM, seed=1).float()
+    others, objective = random(3, DIM, seed=2).float(), create_objective(name)
+    losses = []
+    for num_own in (0, 1):
+        bank = MemoryBank(size=16, teacher_dim=DIM, student_dim=None)
+        ids = torch.tensor([0] * num_own + [10, 11, 12])
+        anchors = torch.cat([teacher[:num_own], others])
+        bank.enqueue(Anchors(teacher=anchors, student=None, sample_ids=ids))
+        query = student[:1].clone().requires_grad_()
+        is_own = bank.is_own(torch.tensor([0]))
+        assert is_own.sum() == num_own
+        loss = objective(student=query, teacher=teacher[:1], bank=bank, is_own=is_own).loss
+        loss.backward()
+        assert query.grad.isfinite().all()
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)

@@ -49,3 +49,12 @@ def test_constant_features_and_few_clips__stay_finite(method):
     features = correlated(3, 8)
     features[:, 2] = 5.0
     assert fit_standardizer(features, method=method)(features).isfinite().all()
+
+
+def test_a_feature_that_never_moved__stays_of_the_others_size_when_it_does():
+    features = correlated(200, 8)
+    features[:, 2] = 5.0
+    standardizer = fit_standardizer(features, method="mean-variance")
+    moved = features[:1].clone()
+    moved[:, 2] += features[:, [0, 1, 3, 4, 5, 6, 7]].std()
+    assert standardizer(moved).abs().max() < 6

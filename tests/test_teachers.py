@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -102,7 +103,7 @@ def test_teacher_drop__leaves_out_all_but_the_one_with_the_largest_loss(toy_fold
 
 
 @pytest.mark.parametrize("standardize", ["none", "mean-variance", "phi-s"])
-def test_several_teachers__train_resume_and_evaluate(standardize, taught_by, toy_folder, tmp_path):
+def test_several_teachers__train_resume_and_evaluate(standardize, taught_by, toy_folder, tmp_path, monkeypatch):
     options = [*taught_by, "--data", toy_folder, "--objective", "smooth-l1", "--teacher-drop", 0.5]
     options += ["--standardize", standardize, "--epochs", 2]
     train(*options, "--out", tmp_path / "whole")
@@ -113,6 +114,8 @@ def test_several_teachers__train_resume_and_evaluate(standardize, taught_by, toy
     newest = sorted(checkpoints.iterdir())[-1]
     expected = weights(tmp_path / "whole")
     newest.unlink()
+    assert (tmp_path / "whole" / "standardize.safetensors").is_file() is (standardize != "none")
+    monkeypatch.setattr("crossdistill.standardize.fit_standardizer", None)  # the kept maps serve, not new ones
     train(*options, "--out", tmp_path / "whole", "--resume")
     assert all(torch.equal(value, expected[name]) for name, value in weights(tmp_path / "whole").items())
 
@@ -211,6 +214,12 @@ def test_labels_beside_a_teacher__train_a_classifier(taught_by, toy_folder, tmp_
         (["--teacher", "self", "--objective", "kd"], "kd needs a classifier, and --teacher self has none"),
         (["--teacher", "self", "--teacher-weights", "x"], "--teacher self begins as the student"),
         (["--teacher", "self", "--teacher-cache", "x"], "there is no teacher cache in x"),
+        ([*TWO, "--objective", "mse", "--temperature", 0.1], "--temperature is of no use to --objective mse"),
+        ([*TWO, "--objective", "token-matching", "--standardize", "phi-s"], "--standardize is of embeddings"),
+        ([TWO[0], TWO[1], "--teacher-drop", 0.5], "--teacher-drop leaves out one of several teachers"),
+        (["--supervised", "--strong-views"], "--strong-views is for students of a teacher"),
+        ([TWO[0], TWO[1], "--rounds", 2, "--objective", "kd"], "--rounds wants a classifier of each student"),
+        ([*TWO, "--bank-size", 10**12], r"a bank of 1000000000000 anchors needs [\d.]+ GB"),
         ([*TWO, "--teacher-drop", 1.0], "teacher_drop is 1.0: input should be less than 1"),
         (["--teacher", "self", "--bank-size", 10**12], r"a bank of 1000000000000 anchors needs [\d.]+ GB"),
     ],
@@ -228,17 +237,40 @@ def test_teachers_whose_data_lacks_a_modality__are_named(taught_by, toy_folder, 
     for entry in entries[1:]:
         del entry["streams"]["flow"]
     (folder / "manifest.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-    refused = "flow"
+    refused = r"a flow encoder needs the stream 'flow', but the dataset .* has only"
     assert_refused(lambda: train("--data", folder, "--out", tmp_path / "x", *taught_by), refused)
 
 
-def test_not_finite__names_step_term_and_the_last_good_checkpoint(taught_by, toy_folder, tmp_path, assert_refused):
+def test_not_finite__names_the_first_step_its_term_and_the_last_good_checkpoint(
+    taught_by, toy_folder, tmp_path, assert_refused, monkeypatch
+):
+    calls = []
+
+    def broken_at_the_sixth(*, student, teacher):
+        calls.append(1)
+        return student.square().mean() * (float("nan") if len(calls) == 6 else 1.0)
+
+    monkeypatch.setattr("crossdistill.objectives.mse.mse_loss", broken_at_the_sixth)
     options = [*TWO[:2], *TWO[3:], "--teacher-weights", taught_by[-2], "--objective", "compress-1q", "mse:1"]
-    refused = r"the loss \(compress-1q and mse\) is not finite at step \d+ \(the last good checkpoint is of step \d+\)"
-    assert_refused(
-        lambda: train(
-            *(*options, "--data", toy_folder, "--out", tmp_path / "x", "--lr", 1e18, "--epochs", 6),
-            *("--checkpoint-every-steps", 1, "--no-evaluate"),
-        ),
-        refused,
-    )
+    more = ["--epochs", 3, "--checkpoint-every-steps", 4, "--log-every-steps", 10, "--no-evaluate"]
+    refused = r"the loss \(mse\) is not finite at step 6 \(the last good checkpoint is of step 4\)"
+    assert_refused(lambda: train(*options, *more, "--data", toy_folder, "--out", tmp_path / "x"), refused)
+
+
+def test_clips_without_a_label__are_refused_where_labels_are_needed(taught_by, toy_folder, tmp_path, assert_refused):
+    folder = shutil.copytree(toy_folder, tmp_path / "half")
+    header, *entries = (json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines())
+    for entry in entries[::2]:
+        entry["label"] = None
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in (header, *entries)))
+    refused = r"the objective cross-entropy needs labels, and \d+ of \d+ training clips have none \(first: "
+    terms = ["--objective", "cross-entropy", "mse"]
+    assert_refused(lambda: train("--data", folder, "--out", tmp_path / "x", *taught_by, *terms), refused)
+
+
+def test_rounds__leave_a_finished_run_alone(toy_folder, tmp_path, assert_refused):
+    options = ["--supervised", "--data", toy_folder, "--out", tmp_path / "run", "--no-evaluate"]
+    train(*options)
+    before = weights(tmp_path / "run")
+    assert_refused(lambda: train(*options, "--rounds", 2), "holds a run already: add --resume to go on with it")
+    assert all(torch.equal(value, before[name]) for name, value in weights(tmp_path / "run").items())

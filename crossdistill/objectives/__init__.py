@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from crossdistill.errors import UserError, unknown_name
 from crossdistill.objectives.attention_transfer import AttentionTransfer
@@ -43,16 +43,20 @@ class Settings:
     temperature: float | None = None
     """Of the softmax over similarities; the student's where both sides have their own."""
     teacher_temperature: float | None = None
-    """Of the teacher, where it has its own (SEED)."""
+    """Of the teacher, where it has its own (SEED, CompRess)."""
+    taken: set[str] = field(default_factory=set)
+    """Which of them an objective has asked for."""
 
     def of(self, **names: str) -> dict[str, float]:
         """The settings that were given, under the names of an objective's arguments."""
+        self.taken.update(names.values())
         values = {argument: getattr(self, name) for argument, name in names.items()}
         return {argument: value for argument, value in values.items() if value is not None}
 
 
 def _compress(student_anchors: AnchorSource) -> Callable[[Settings], Objective]:
-    return lambda settings: CompRess(student_anchors=student_anchors, **settings.of(temperature="temperature"))
+    names = {"temperature": "temperature", "teacher_temperature": "teacher_temperature"}
+    return lambda settings: CompRess(student_anchors=student_anchors, **settings.of(**names))
 
 
 def _seed(settings: Settings) -> Objective:
@@ -60,7 +64,8 @@ def _seed(settings: Settings) -> Objective:
 
 
 def _bingo(settings: Settings) -> Objective:
-    return BINGO() if settings.temperature is None else BINGO(temperature=settings.temperature)
+    given = settings.of(temperature="temperature")
+    return BINGO(temperature=given["temperature"]) if given else BINGO()
 
 
 OBJECTIVES: dict[str, Callable[[Settings], Objective]] = {
@@ -88,9 +93,13 @@ def create_objective(
     name: str, *, temperature: float | None = None, teacher_temperature: float | None = None
 ) -> Objective:
     """Build an objective by name; temperatures are its paper's own if None."""
+    return _create(name, Settings(temperature=temperature, teacher_temperature=teacher_temperature))
+
+
+def _create(name: str, settings: Settings) -> Objective:
     if name not in OBJECTIVES:
         raise unknown_name("objective", name, OBJECTIVES)
-    return OBJECTIVES[name](Settings(temperature=temperature, teacher_temperature=teacher_temperature))
+    return OBJECTIVES[name](settings)
 
 
 def create_terms(
@@ -113,9 +122,10 @@ def create_terms(
             student's side of the bank.
     """
     built: list[Term] = []
+    settings = Settings(temperature=temperature, teacher_temperature=teacher_temperature)
     for text in terms:
         name, _, weight = text.partition(":")
-        objective = create_objective(name, temperature=temperature, teacher_temperature=teacher_temperature)
+        objective = _create(name, settings)
         own = adapter is None or objective.compares != "features"
         built.append(Term(name, _weight(text, weight), objective, objective.adapter if own else str(adapter)))
     if not built or len({term.name for term in built}) < len(built):
@@ -125,6 +135,9 @@ def create_terms(
             f"--adapter {adapter} has nothing to adapt: {', '.join(term.name for term in built)} brings its own head, "
             "so leave --adapter out"
         )
+    for name in ("temperature", "teacher_temperature"):
+        if getattr(settings, name) is not None and name not in settings.taken:
+            raise UserError(f"--{name.replace('_', '-')} is of no use to --objective {' '.join(terms)}: leave it out")
     if all(term.objective.compares == "labels" for term in built):
         raise UserError(
             f"--objective {' '.join(terms)} learns from labels alone: add one that learns from the teacher, for "

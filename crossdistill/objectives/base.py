@@ -28,7 +28,10 @@ class Objective(Protocol):
     """None if it needs no bank."""
 
     def __call__(self, *, student: Tensor, teacher: Tensor, bank: MemoryBank | None) -> StepOutput:
-        """Compare both sides, see ``compares``; the bank is read, never changed."""
+        """Compare both sides, see ``compares``; the bank is read, never changed.
+
+        An objective with ``needs_own_anchors = True`` also takes ``is_own``, see ``MemoryBank.is_own``.
+        """
         ...
 
 
@@ -41,6 +44,11 @@ class Term:
     objective: Objective
     adapter: str
     """The objective's own, or the one that was asked for."""
+
+    @property
+    def needs_own_anchors(self) -> bool:
+        """Whether the objective has to know which anchors are of the samples themselves."""
+        return bool(getattr(self.objective, "needs_own_anchors", False))
 
     @property
     def fills_student_side(self) -> bool:

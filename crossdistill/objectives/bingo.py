@@ -23,7 +23,13 @@ NUM_MEMBERS = 5
 
 
 def bingo_loss(
-    *, student: Tensor, teacher: Tensor, anchors: Tensor, temperature: float, num_members: int
+    *,
+    student: Tensor,
+    teacher: Tensor,
+    anchors: Tensor,
+    temperature: float,
+    num_members: int,
+    is_own: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Contrast of the sample's own embedding, and of its bag, each against all anchors.
 
@@ -33,9 +39,10 @@ def bingo_loss(
     Args:
         student: [B, E], any length; gradients flow into it alone.
         teacher: [B, E], any length.
-        anchors: [K, E], L2-normalised, of other samples.
+        anchors: [K, E], L2-normalised.
         temperature: τ.
         num_members: M; all anchors where the bank has fewer.
+        is_own: [B, K] bool, which anchors are of the sample itself in an earlier epoch: neither members nor negatives.
 
     Returns:
         Both, the second zero while there is no anchor.
@@ -43,12 +50,19 @@ def bingo_loss(
     query, own = F.normalize(student, dim=1), F.normalize(teacher.detach(), dim=1)
     anchors = anchors.to(query.dtype)
     positive = (query * own).sum(dim=1, keepdim=True)
-    log_p = F.log_softmax(torch.cat([positive, query @ anchors.T], dim=1) / temperature, dim=1)
+    to_student, to_teacher = query @ anchors.T, own @ anchors.T
+    if is_own is not None:
+        to_student, to_teacher = (values.masked_fill(is_own, -torch.inf) for values in (to_student, to_teacher))
+    log_p = F.log_softmax(torch.cat([positive, to_student], dim=1) / temperature, dim=1)
     intra = -log_p[:, 0].mean()
-    if len(anchors) == 0:
+    nearness, bag = to_teacher.topk(min(num_members, len(anchors)), dim=1)
+    is_member = nearness > -torch.inf
+    if not bool(is_member.any()):
         return intra, torch.zeros_like(intra)
-    bag = (own @ anchors.T).topk(min(num_members, len(anchors)), dim=1).indices
-    return intra, -log_p[:, 1:].gather(1, bag).mean()
+    # Before the mean, so that what is no member has no gradient either.
+    members = log_p[:, 1:].gather(1, bag).masked_fill(~is_member, 0.0)
+    counts = is_member.sum(dim=1).clamp(min=1)
+    return intra, -(members.sum(dim=1) / counts).mean()
 
 
 class BINGO(nn.Module):
@@ -63,14 +77,17 @@ class BINGO(nn.Module):
     compares: Compares = "features"
     needs_teacher_dim = True
     student_anchors: AnchorSource | None = "teacher"
+    needs_own_anchors = True
 
     def __init__(self, *, temperature: float = TEMPERATURE, num_members: int = NUM_MEMBERS) -> None:
         super().__init__()
         self.temperature = temperature
         self.num_members = num_members
 
-    def forward(self, *, student: Tensor, teacher: Tensor, bank: MemoryBank | None) -> StepOutput:
-        """Compare embeddings [B, E] with each other and with the bank's valid anchors."""
+    def forward(
+        self, *, student: Tensor, teacher: Tensor, bank: MemoryBank | None, is_own: Tensor | None = None
+    ) -> StepOutput:
+        """Compare embeddings [B, E] with each other and with the bank's valid anchors of other samples."""
         assert bank is not None
         with torch.autocast(student.device.type, enabled=False):
             intra, inter = bingo_loss(
@@ -79,6 +96,7 @@ class BINGO(nn.Module):
                 anchors=bank.teacher_anchors,
                 temperature=self.temperature,
                 num_members=self.num_members,
+                is_own=is_own,
             )
         terms = {"bingo_own": intra.detach(), "bingo_bag": inter.detach()}
         return StepOutput(loss=intra + inter, terms=terms)

@@ -35,6 +35,7 @@ def compress_loss(
     student_anchors: Tensor,
     teacher_anchors: Tensor,
     temperature: float,
+    teacher_temperature: float | None = None,
     chunk_size: int | None = None,
 ) -> Tensor:
     """KL divergence between teacher's and student's similarity distributions over the anchors.
@@ -47,7 +48,8 @@ def compress_loss(
         teacher: [B, E], any length.
         student_anchors: [K, D], L2-normalised, the same samples in the same order as the teacher's.
         teacher_anchors: [K, E], L2-normalised.
-        temperature: τ, the same for both.
+        temperature: τ.
+        teacher_temperature: The teacher's, where it has its own (ISD); τ if None.
         chunk_size: Anchors per chunk; chosen by the batch size if None.
 
     Returns:
@@ -61,7 +63,13 @@ def compress_loss(
     if chunk_size is None:
         chunk_size = max(256, CHUNK_ELEMENTS // len(student))
     loss: Tensor = _StreamedKL.apply(
-        student_unit, teacher_unit, student_anchors, teacher_anchors, temperature, chunk_size
+        student_unit,
+        teacher_unit,
+        student_anchors,
+        teacher_anchors,
+        temperature,
+        temperature if teacher_temperature is None else teacher_temperature,
+        chunk_size,
     )
     return loss
 
@@ -118,7 +126,7 @@ class _StreamedKL(torch.autograd.Function):
     With ``l`` the logits, ``Z`` the partition sums and ``p`` the softmaxes of teacher (t) and student (s):
 
         KL = Σ_j p_t,j (l_t,j - l_s,j) - log Z_t + log Z_s
-        ∂KL/∂s = (Σ_j p_s,j A_s,j - Σ_j p_t,j A_s,j) / τ
+        ∂KL/∂s = (Σ_j p_s,j A_s,j - Σ_j p_t,j A_s,j) / τ_s
 
     Every sum over j is kept relative to a running maximum, so chunks can come in any number.
     """
@@ -131,12 +139,13 @@ class _StreamedKL(torch.autograd.Function):
         student_anchors_kd: Tensor,
         teacher_anchors_ke: Tensor,
         temperature: float,
+        teacher_temperature: float,
         chunk_size: int,
     ) -> Tensor:
         batch, num_anchors = len(student_bd), len(student_anchors_kd)
         pull_dim = student_bd.shape[1] if ctx.needs_input_grad[0] else None
         student = _Side.start(student_bd / temperature, pull_dim)
-        teacher = _Side.start(teacher_be / temperature, pull_dim)
+        teacher = _Side.start(teacher_be / teacher_temperature, pull_dim)
         gap_b = student_bd.new_zeros(batch)  # Σ exp(l_t - maximum) (l_t - l_s)
         for start in range(0, num_anchors, chunk_size):
             anchors_s = student_anchors_kd[start : start + chunk_size].to(student_bd.dtype)
@@ -154,9 +163,9 @@ class _StreamedKL(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None, None, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad_loss, None, None, None, None, None
+        return gradient * grad_loss, None, None, None, None, None, None
 
 
 class CompRess(nn.Module):
@@ -167,15 +176,19 @@ class CompRess(nn.Module):
             without momentum: from the student itself) or ``teacher`` (1q: the student is compared with
             the teacher's anchors, through a linear layer to the teacher's dimension).
         temperature: τ; the paper's 0.04.
+        teacher_temperature: The teacher's, where it has its own; τ if None.
     """
 
-    def __init__(self, *, student_anchors: AnchorSource, temperature: float = 0.04) -> None:
+    def __init__(
+        self, *, student_anchors: AnchorSource, temperature: float = 0.04, teacher_temperature: float | None = None
+    ) -> None:
         super().__init__()
         self.student_anchors: AnchorSource | None = student_anchors
         self.adapter = "linear" if student_anchors == "teacher" else "identity"
         self.compares: Compares = "features"
         self.needs_teacher_dim = student_anchors == "teacher"
         self.temperature = temperature
+        self.teacher_temperature = teacher_temperature
 
     def forward(self, *, student: Tensor, teacher: Tensor, bank: MemoryBank | None) -> StepOutput:
         """Compare embeddings [B, D] and [B, E] through the bank's valid anchors."""
@@ -187,5 +200,6 @@ class CompRess(nn.Module):
                 student_anchors=bank.teacher_anchors if self.student_anchors == "teacher" else bank.student_anchors,
                 teacher_anchors=bank.teacher_anchors,
                 temperature=self.temperature,
+                teacher_temperature=self.teacher_temperature,
             )
         return StepOutput(loss=loss, terms={"compress": loss.detach()})

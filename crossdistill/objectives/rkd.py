@@ -1,7 +1,7 @@
 """Relational knowledge distillation: the student keeps distances and angles between the samples of a batch.
 
 Park, Kim, Lu, Cho: Relational Knowledge Distillation, CVPR 2019, arXiv 1904.05068, equations 5 to 9; weights 25 for
-distances and 50 for angles as in the paper's metric learning.
+distances and 50 for angles, a pair that the paper's experiments use; so in a sum its values are that much larger.
 
 Shapes: B batch, D student features, E teacher features.
 """

@@ -13,8 +13,6 @@ from crossdistill.report.svg import Scale, element, join, percent, picture, shor
 MAX_POINTS = 400
 NUM_COLOURS = 8
 """Of the style sheet's classes ``series-0`` …"""
-LETTER_PX = 5.9
-"""Of a name beside a dot, about."""
 DODGE_PX = 12.0
 """Between dots of the same cost."""
 
@@ -183,7 +181,7 @@ def _round_up(share: float) -> float:
 
 
 def cost_chart(dots: Sequence[CostDot], *, title: str, x_label: str, width_px: int = 460) -> Markup:
-    """Accuracy over cost, the cost on a logarithmic axis; names stand beside the dots."""
+    """Accuracy over cost, the cost on a logarithmic axis; a legend has to say which dot is which."""
     height_px = 320
     costs = [dot.cost for dot in dots]
     across = Scale(min(costs) / 1.6, max(costs) * 1.6, 52, width_px - 14, is_log=True)
@@ -195,8 +193,6 @@ def cost_chart(dots: Sequence[CostDot], *, title: str, x_label: str, width_px: i
     ]
     ordered = sorted(dots, key=lambda one: -one.accuracy)
     places = _side_by_side([across(dot.cost) for dot in ordered])
-    # What a name must not lie on: (left, right, height) of dots and of other names.
-    taken = [(x - 6, x + 6, up(dot.accuracy)) for x, dot in zip(places, ordered, strict=True)]
     for x, dot in zip(places, ordered, strict=True):
         y = up(dot.accuracy)
         if dot.ends is not None:
@@ -204,12 +200,6 @@ def cost_chart(dots: Sequence[CostDot], *, title: str, x_label: str, width_px: i
             parts.append(element("line", x1=x, x2=x, y1=low, y2=high, class_=f"whisker {dot.colour}"))
         said = element("title", f"{dot.name}: {percent(dot.accuracy)}, {short_number(dot.cost)}")
         parts.append(element("circle", said, cx=x, cy=y, r=5.5, class_=f"dot {dot.colour}"))
-        is_left = x > (52 + width_px) * 0.55
-        length = len(dot.name) * LETTER_PX
-        start = x - 10 - length if is_left else x + 10
-        name_y = _free_height(y, start, start + length, taken)
-        anchor = "end" if is_left else "start"
-        parts.append(text(x - 10 if is_left else x + 10, name_y + 4, dot.name, anchor=anchor, class_="value"))
     return element("figure", element("h3", title), picture(width_px, height_px, *parts, label=title))
 
 
@@ -220,12 +210,3 @@ def _side_by_side(places: Sequence[float]) -> list[float]:
         near = sum(abs(place - other) < DODGE_PX for other in places[: len(moved)])
         moved.append(place + DODGE_PX * ((near + 1) // 2) * (1 if near % 2 else -1))
     return moved
-
-
-def _free_height(y: float, left: float, right: float, taken: list[tuple[float, float, float]]) -> float:
-    """A height at which a name lies on nothing that is there; remembered in ``taken``."""
-    for shift in (0, *(sign * step for step in range(6, 150, 3) for sign in (1, -1))):
-        if all(abs(y + shift - other) >= 12 or right < start or left > end for start, end, other in taken):
-            break
-    taken.append((left, right, y + shift))
-    return y + shift

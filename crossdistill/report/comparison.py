@@ -11,12 +11,12 @@ from markupsafe import Markup
 
 from crossdistill.evaluation.results import Evaluation
 from crossdistill.report import facts
-from crossdistill.report.charts import CostDot, Dot, Series, colour_of, cost_chart, interval_chart, line_chart
+from crossdistill.report.charts import CostDot, Dot, Series, colour_of, cost_chart, interval_chart, legend, line_chart
 from crossdistill.report.class_charts import MAX_BARS
 from crossdistill.report.cost import BATCH_SIZE, Cost
 from crossdistill.report.findings import class_accuracies, confusion_of
 from crossdistill.report.page import Page, Tile, render, section
-from crossdistill.report.record import AbsentError
+from crossdistill.report.record import AbsentError, short_name
 from crossdistill.report.sections import cost_cells, cost_note, protocol_of
 from crossdistill.report.spaces import STUDENT
 from crossdistill.report.subject import Subject, Table, main_result, tables_of
@@ -149,7 +149,10 @@ def _costs(runs: Sequence[Compared]) -> Markup:
     costs = [(run, run.cost) for run in runs if run.cost is not None]
     if not costs:
         raise AbsentError("no run has a student that can be loaded.")
-    cells = [{"role": run.name, "kind": run.colour, "encoder": cost.encoder, **cost_cells(cost)} for run, cost in costs]
+    cells = [
+        {"role": run.name, "kind": run.colour, "encoder": short_name(cost.encoder), **cost_cells(cost)}
+        for run, cost in costs
+    ]
     charts = []
     for title, value_of, _ in COSTS:
         dots = []
@@ -162,7 +165,8 @@ def _costs(runs: Sequence[Compared]) -> Markup:
         if dots:
             charts.append(cost_chart(dots, title=f"Accuracy over {title}", x_label=title))
     table = render("cost.html", costs=cells, batch_size=BATCH_SIZE, note=cost_note(costs[0][1]))
-    return element("div", *charts, class_="pictures") + table
+    names = legend([(run.name, run.colour) for run, _ in costs])
+    return names + element("div", *charts, class_="pictures") + table
 
 
 def _curves(runs: Sequence[Compared]) -> Markup:

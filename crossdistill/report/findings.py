@@ -25,6 +25,8 @@ MAX_MAPPED_CLIPS = 1000
 MAX_COMPARED_CLIPS = 4000
 MIN_MAPPED_CLIPS = 5
 PERPLEXITY = 30.0
+NUM_ITERATIONS = 1000
+"""Of t-SNE."""
 NUM_COMPONENTS = 50
 """Principal components that t-SNE sees."""
 
@@ -158,5 +160,7 @@ def map_of(space: Space) -> Map:
     perplexity = min(PERPLEXITY, (test.num_clips - 1) / 3)
     # So few clips gain nothing from threads, and on a busy machine those would wait for each other at every step.
     with threadpool_limits(1):
-        placed = TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(reduced)
+        placed = TSNE(2, perplexity=perplexity, init="pca", max_iter=NUM_ITERATIONS, random_state=0).fit_transform(
+            reduced
+        )
     return Map(np.asarray(placed, dtype=np.float64), test.labels.tolist(), test.videos)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from crossdistill.config import RunConfig, from_dict
+from crossdistill.encoders import is_from_file
 from crossdistill.errors import UserError
 from crossdistill.evaluation.results import SCHEMA_FORMAT, Evaluation, read_evaluation
 from crossdistill.run_folder import CONFIG_NAME, METRICS_NAME
@@ -19,6 +20,11 @@ from crossdistill.train import RESULTS_NAME
 DISTILLED, SUPERVISED = "student, distilled", "student, supervised"
 Row = dict[str, float]
 """Name to value of one line of ``metrics.jsonl``."""
+
+
+def short_name(encoder: str) -> str:
+    """An encoder's name without the folders of the Python file that builds it."""
+    return Path(encoder).name if is_from_file(encoder) else encoder
 
 
 class AbsentError(Exception):
@@ -70,12 +76,12 @@ class RunRecord:
     def encoder(self) -> str:
         """The student's network, as far as it is known."""
         configured = None if self.config is None else self.config.pair.student
-        return str(self.facts.get("encoder") or configured or "a student")
+        return short_name(str(self.facts.get("encoder") or configured or "a student"))
 
     @property
     def teachers(self) -> str:
         """Their names in words; empty if it learned from labels."""
-        return "" if self.config is None else " and ".join(self.config.pair.teacher)
+        return "" if self.config is None else " and ".join(short_name(name) for name in self.config.pair.teacher)
 
     @property
     def datasets(self) -> tuple[Path, ...]:

@@ -18,7 +18,7 @@ from crossdistill.report.findings import (
 )
 from crossdistill.report.gallery import build_gallery
 from crossdistill.report.page import Page, Tile, render, section
-from crossdistill.report.record import AbsentError
+from crossdistill.report.record import AbsentError, short_name
 from crossdistill.report.spaces import RANDOM, STUDENT, TEACHER, TWIN, Space, kind_of
 from crossdistill.report.subject import MAIN_PROTOCOLS, Subject, main_result, tables_of
 from crossdistill.report.svg import element, join, percent, short_number
@@ -196,7 +196,7 @@ def _maps(subject: Subject) -> Markup:
             f"{classes[label] if label >= 0 else ''} – {video}"
             for label, video in zip(found.labels, found.videos, strict=True)
         ]
-        note = f"{space.network.encoder.name}, {len(names)} clips"
+        note = f"{short_name(space.network.encoder.name)}, {len(names)} clips"
         drawn.append(map_chart(found.points_n2, found.labels, names, title=space.role, note=note))
     return element("div", element("div", *drawn, class_="pictures thirds"), class_legend(classes), class_="maps")
 
@@ -284,7 +284,7 @@ def _cost(subject: Subject) -> Markup:
     if not subject.costs:
         raise AbsentError(subject.reasons.get(STUDENT, "no network could be loaded."))
     costs = [
-        {"role": cost.role, "kind": kind_of(cost.role), "encoder": cost.encoder, **cost_cells(cost)}
+        {"role": cost.role, "kind": kind_of(cost.role), "encoder": short_name(cost.encoder), **cost_cells(cost)}
         for cost in subject.costs
         if kind_of(cost.role) not in (RANDOM, TWIN) or (kind_of(cost.role) == TWIN and _differs(cost, subject.costs[0]))
     ]

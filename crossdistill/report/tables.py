@@ -9,6 +9,7 @@ from typing import Any
 from crossdistill.evaluation.results import TOP1, TOP5, Evaluation, ProtocolResult
 from crossdistill.evaluation.tables import FEW_UNITS
 from crossdistill.report.charts import Dot
+from crossdistill.report.record import short_name
 from crossdistill.report.spaces import kind_of
 from crossdistill.report.subject import Table
 
@@ -94,7 +95,9 @@ def table_values(table: Table) -> dict[str, Any]:
         for role in roles
         for name, result in table.by_role[role].results.items()
     ]
-    heads = [{"name": role, "kind": kind_of(role), "encoder": table.by_role[role].encoder} for role in roles]
+    heads = [
+        {"name": role, "kind": kind_of(role), "encoder": short_name(table.by_role[role].encoder)} for role in roles
+    ]
     return {
         "title": f"{table.dataset}, split {table.split}, top-1 in percent",
         "roles": heads,
