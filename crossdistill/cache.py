@@ -97,7 +97,8 @@ class Options:
     max_unreadable: float = 0.05
     """Share of the clips of a file that may turn out unreadable before the command stops."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raise a ``UserError`` for values that cannot work; after parsing, which would put its own words around it."""
         least = {"views": 1, "clips_per_shard": 1, "batch_size": 1, "workers": 0, "seed": 0}
         _require_at_least(self, least)
 
@@ -147,7 +148,8 @@ class VerifyOptions:
     decoder: Decoder = "pyav"
     """Which library reads the videos."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raise a ``UserError`` for values that cannot work; after parsing, which would put its own words around it."""
         _require_at_least(self, {"clips": 1, "batch_size": 1, "workers": 0})
 
 
@@ -171,10 +173,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     prog = "crossdistill cache"
     if arguments[:1] == ["verify"]:
         options = tyro.cli(VerifyOptions, args=arguments[1:], prog=f"{prog} verify", description=VerifyOptions.__doc__)
+        options.check()
         verify(options)
         return
     about = f"{Options.__doc__} `crossdistill cache verify --help` is about checking a cache."
-    fill(tyro.cli(Options, args=arguments, prog=prog, description=about))
+    to_fill = tyro.cli(Options, args=arguments, prog=prog, description=about)
+    to_fill.check()
+    fill(to_fill)
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,8 @@ class Options:
     allow_code: bool = False
     """Run the Python file that a student of one's own network (path/to/file.py:function) names."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raise a ``UserError`` for values that cannot work; after parsing, which would put its own words around it."""
         if self.clips < 1:
             raise UserError(f"--clips is {self.clips}: give 1 or more")
 
@@ -72,6 +73,7 @@ class Options:
 def main(arguments: Sequence[str]) -> None:
     """Run the command."""
     options = tyro.cli(Options, args=arguments, prog="crossdistill export", description=Options.__doc__)
+    options.check()
     encoder = load_student(options.student, allow_code=options.allow_code)
     out = options.out or default_path(options.student, options.to)
     manifest = None if options.data is None else Manifest.load(options.data)

@@ -67,7 +67,8 @@ class Options:
     allow_code: bool = False
     """Run the Python file that a student of one's own network (path/to/file.py:function) names."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raise a ``UserError`` for values that cannot work; after parsing, which would put its own words around it."""
         for name in ("k", "clips", "top"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} is {getattr(self, name)}: give 1 or more")
@@ -113,6 +114,7 @@ class Answer:
 def main(arguments: Sequence[str]) -> None:
     """Run the command."""
     options = tyro.cli(Options, args=arguments, prog="crossdistill predict", description=Options.__doc__)
+    options.check()
     manifest = None if options.data is None else Manifest.load(options.data)
     network = open_network(options, manifest)
     recipe = recipe_for(network.view, manifest)

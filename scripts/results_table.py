@@ -96,14 +96,16 @@ def print_groups(found: dict[str, dict[str, Network]], rows: dict[str, list[dict
 
 
 def print_line(found: dict[str, dict[str, Network]], line: dict[str, str]) -> None:
-    """One student: ``run`` and ``twin`` are rows, ``role`` the student's where it is not the usual one."""
+    """One student: ``run`` and ``twin`` are rows, ``role`` and ``teachers`` roles that are not the usual."""
     by_role, twin = found.get(line["run"], {}), found.get(line.get("twin", ""), {})
     student = by_role.get(line.get("role", "student, distilled"))
     if student is None:
         print(f"| {line['title']} | not run | | | | | 0 |")
         return
     with_labels = twin.get("student, supervised")
-    teacher, untrained = cells(by_role.get("teacher")), cells(by_role.get("student, random"))
+    roles = line.get("teachers", "teacher").split(", ")
+    teacher = "; ".join(cells(by_role.get(role)) for role in roles)
+    untrained = cells(by_role.get("student, random"))
     print(
         f"| {line['title']} | {teacher} | {cells(with_labels)} | {untrained} | {cells(student)} "
         f"| {difference(student, with_labels)} | {len(student.accuracies['linear'])} |"

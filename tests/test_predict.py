@@ -265,7 +265,7 @@ def test_camera__without_a_picture_or_not_there_is_one_sentence(tmp_path, monkey
 )
 def test_options__that_cannot_be_are_refused(tmp_path, options, says):
     with pytest.raises(UserError, match=says):
-        Options(**{**options, "paths": tuple(tmp_path / name for name in options["paths"])})
+        Options(**{**options, "paths": tuple(tmp_path / name for name in options["paths"])}).check()
 
 
 def test_student__a_file_in_its_place_is_named(tmp_path, capsys):
