@@ -612,3 +612,11 @@ def test_encoder_from_a_file__may_import_its_neighbours_and_hold_dataclasses(tmp
     assert create_encoder(f"{path}:make", num_frames=2).view.num_frames == 2
     with pytest.raises(UserError, match="embed_dim says 128"):
         create_encoder(f"{path}:make", num_frames=4)
+
+
+@pytest.mark.parametrize("num_frames", [4, 8, 12, 20])
+def test_tiny3d__pools_any_number_of_times_to_four_moments(num_frames):
+    encoder = create_encoder("depth_tiny3d_8", num_frames=num_frames, size_px=16).eval()
+    clip = torch.randn(2, 1, num_frames, 16, 16)
+    pooled = torch.nn.functional.adaptive_avg_pool3d(encoder.body.features(clip), (4, 1, 1)).flatten(1)
+    torch.testing.assert_close(encoder(clip), pooled)

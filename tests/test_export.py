@@ -105,11 +105,30 @@ def test_export__refuses_what_differs_and_writes_nothing(tmp_path, trained, monk
     assert list(tmp_path.iterdir()) == []
 
 
-def test_export__what_the_exporter_cannot_write_is_one_sentence(tmp_path, trained):
-    encoder = trained("flow_tiny3d_8", num_frames=8)  # two moments are stretched to four
-    with pytest.raises(UserError, match=r"cannot write flow_tiny3d_8 as ONNX at 8 frames .*adaptive_avg_pool3d"):
+class UnevenPool(nn.Module):
+    """Three parts of four frames: what ONNX has no operator for."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv3d(2, 8, 1)
+
+    def forward(self, clip):
+        return nn.functional.adaptive_avg_pool3d(self.layer(clip), (3, 1, 1)).flatten(1)
+
+
+def test_export__what_the_exporter_cannot_write_is_one_sentence(tmp_path, capfd):
+    view = create_encoder("flow_r3d10", num_frames=4, size_px=16).view
+    encoder = wrap_encoder(UnevenPool(), view=view, embed_dim=24, name="flow_uneven").eval()
+    with pytest.raises(UserError, match=r"cannot write flow_uneven as ONNX at 4 frames .*adaptive_avg_pool3d"):
         export_student(encoder, tmp_path / "student.onnx", noise_clips(encoder, 2))
     assert list(tmp_path.iterdir()) == []
+    assert "prim::" not in "".join(capfd.readouterr())  # the graph, which PyTorch prints, helps nobody
+
+
+def test_export__moments_of_unequal_length_are_written(tmp_path, trained):
+    encoder = trained("flow_tiny3d_8", num_frames=12)  # three times become four moments
+    agreement = export_student(encoder, tmp_path / "student.onnx", noise_clips(encoder, 2))
+    assert agreement.max_difference < 1e-5
 
 
 def test_export__without_its_packages_says_how_to_get_them(tmp_path, monkeypatch):

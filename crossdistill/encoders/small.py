@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 from torchvision.models.video.resnet import BasicBlock, Conv3DSimple
 
@@ -100,8 +101,22 @@ class Tiny3D(nn.Module):
 
     def forward(self, clip_bcthw: Tensor) -> Tensor:
         """[B, C, T, H, W] to [B, 32 * width]."""
-        pooled: Tensor = self.pool(self.features(clip_bcthw))
+        features: Tensor = self.features(clip_bcthw)
+        num_times = features.shape[2]
+        if num_times % self.NUM_MOMENTS == 0:
+            pooled: Tensor = self.pool(features)
+        else:  # the same as a product, because ONNX knows no moments of unequal length
+            pooled = features.mean(dim=(3, 4)) @ _shares(num_times, self.NUM_MOMENTS).to(features)
         return pooled.flatten(1)
+
+
+def _shares(num_times: int, num_moments: int) -> Tensor:
+    """[times, moments]: what each time gives to each moment, as adaptive pooling shares them out."""
+    rows = []
+    for moment in range(num_moments):
+        start, stop = moment * num_times // num_moments, -(-(moment + 1) * num_times // num_moments)
+        rows.append([1 / (stop - start) if start <= time < stop else 0.0 for time in range(num_times)])
+    return torch.tensor(rows).T
 
 
 def build_tiny3d(view: ViewSpec, *, width: int) -> nn.Module:

@@ -8,10 +8,14 @@ DequantizeLinear, with a Clip where they have fewer than 8 bits. onnxruntime tur
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
+import sys
 import tempfile
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -58,7 +62,7 @@ def write(student: ExportedStudent, path: Path, examples: Tensor, description: D
         "dynamo": False,  # the other exporter writes weights of brevitas in floating point
     }
     encoder = student.encoder
-    with explained(encoder, "as ONNX", torch.onnx.errors.OnnxExporterError), warnings.catch_warnings():
+    with explained(encoder, "as ONNX", torch.onnx.errors.OnnxExporterError), warnings.catch_warnings(), _mute_stdout():
         warnings.simplefilter("ignore")
         if encoder.quantize is None:
             torch.onnx.export(student, (examples,), str(path), **options)
@@ -69,6 +73,20 @@ def write(student: ExportedStudent, path: Path, examples: Tensor, description: D
             export_qcdq = importlib.import_module("brevitas.export").export_onnx_qcdq
             export_qcdq(student, args=examples, export_path=str(path), **options)
     _add_metadata(path, description)
+
+
+@contextlib.contextmanager
+def _mute_stdout() -> Iterator[None]:
+    """On an error PyTorch prints its whole graph, from C++, which helps nobody."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 1)
+            os.close(kept)
 
 
 def _add_metadata(path: Path, description: Description) -> None:
