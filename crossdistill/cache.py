@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from crossdistill.environment import require_matched_torch
 from crossdistill.errors import friendly_errors
+from crossdistill.options import parse_options
 
 if __name__ == "__main__":  # before what follows imports a torchvision that perhaps cannot be
     friendly_errors(require_matched_torch)()
@@ -172,12 +173,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     prog = "crossdistill cache"
     if arguments[:1] == ["verify"]:
-        options = tyro.cli(VerifyOptions, args=arguments[1:], prog=f"{prog} verify", description=VerifyOptions.__doc__)
+        options = parse_options(VerifyOptions, arguments[1:], prog=f"{prog} verify")
         options.check()
         verify(options)
         return
     about = f"{Options.__doc__} `crossdistill cache verify --help` is about checking a cache."
-    to_fill = tyro.cli(Options, args=arguments, prog=prog, description=about)
+    to_fill = parse_options(Options, arguments, prog=prog, description=about)
     to_fill.check()
     fill(to_fill)
 

@@ -30,6 +30,8 @@ def open_camera(index: int, *, capture: Callable[[int], Any] = cv2.VideoCapture)
     Raises:
         UserError: It cannot be opened.
     """
+    # Its warnings about each way to open a camera say less than the one sentence below.
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
     device = capture(index)
     try:
         if not device.isOpened():

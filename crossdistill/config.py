@@ -18,6 +18,7 @@ import yaml
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from crossdistill.errors import UserError, unknown_name
+from crossdistill.options import parse_options
 from crossdistill.trackers import TrackerName
 
 STRICT = ConfigDict(extra="forbid")
@@ -323,13 +324,7 @@ DESCRIPTION = (
 
 
 def _parse_options(default: RunConfig, arguments: list[str], prog: str) -> RunConfig:
-    config = tyro.cli(
-        RunConfig,
-        default=default,
-        args=arguments,
-        prog=prog,
-        description=DESCRIPTION,
-    )
+    config = parse_options(RunConfig, arguments, prog=prog, description=DESCRIPTION, default=default)
     return from_dict(to_dict(config), source="the command line")
 
 

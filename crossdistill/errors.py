@@ -82,6 +82,8 @@ def _sentence(error: BaseException) -> str | None:
             f"the disk is full{where}: free space and start again; finished work is kept, and a training goes on with "
             "--resume"
         )
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename} cannot be read or written ({error.strerror.lower()}): give another path"
     # By name: this module is imported before it is known whether torch can be. The CPU's allocator has no type.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or CPU_MEMORY_ERROR in str(error):
         reason = str(error).partition("\n")[0]

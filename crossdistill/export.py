@@ -20,6 +20,8 @@ from crossdistill.encoders import Encoder
 from crossdistill.errors import UserError
 from crossdistill.exports import FORMATS, Agreement, export_student, size_of
 from crossdistill.exports.description import describe
+from crossdistill.files import require_writable
+from crossdistill.options import parse_options
 from crossdistill.precision import noise_clips
 from crossdistill.student import FACTS_NAME, find_student, load_student
 
@@ -68,11 +70,15 @@ class Options:
         """Raise a ``UserError`` for values that cannot work; after parsing, which would put its own words around it."""
         if self.clips < 1:
             raise UserError(f"--clips is {self.clips}: give 1 or more")
+        if self.min_cosine is not None and not -1 < self.min_cosine <= 1:
+            raise UserError(f"--min-cosine is {self.min_cosine}: give a cosine, above -1 and at most 1")
+        if self.out is not None and self.to != "hf":  # which is a folder
+            require_writable(self.out)
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run the command."""
-    options = tyro.cli(Options, args=arguments, prog="crossdistill export", description=Options.__doc__)
+    options = parse_options(Options, arguments, prog="crossdistill export")
     options.check()
     encoder = load_student(options.student, allow_code=options.allow_code)
     out = options.out or default_path(options.student, options.to)

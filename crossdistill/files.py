@@ -8,6 +8,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from crossdistill.errors import UserError
+
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -31,6 +33,15 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.close(folder)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def require_writable(path: Path) -> None:
+    """Raise a ``UserError`` before any work if a file cannot be written at a path."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: give the name of a file")
+    parent = next(parent for parent in path.absolute().parents if parent.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UserError(f"{path} cannot be written, because {parent} is no folder that you may write to")
 
 
 def sha256_of(path: Path) -> str:

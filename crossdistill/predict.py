@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json as json_format
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +12,20 @@ from typing import Any
 
 import torch
 import tyro
+from accelerate import Accelerator
+from torch import Tensor
 
 from crossdistill.camera import open_camera, recordings
 from crossdistill.class_names import find_class_names
 from crossdistill.console import console, progress_bar
-from crossdistill.data.dataset import PairedClips, entries_of, make_loader
+from crossdistill.data.dataset import Entry, PairedClips, entries_of, make_loader
 from crossdistill.data.manifest import Manifest
 from crossdistill.data.sampling import SampleKey
 from crossdistill.errors import UnreadableVideoError, UserError
+from crossdistill.evaluation.store import FOLDER_NAME, kept_features
 from crossdistill.exports.description import EMBEDDINGS
-from crossdistill.files import write_text_atomically
+from crossdistill.files import require_writable, write_text_atomically
+from crossdistill.options import parse_options
 from crossdistill.predictor import (
     ByClassifier,
     ByNeighbours,
@@ -31,7 +36,7 @@ from crossdistill.predictor import (
     TorchNetwork,
     run_in_parts,
 )
-from crossdistill.student import load_student
+from crossdistill.student import find_student, load_student
 from crossdistill.video_clips import VideoClips, read_video_clips, recipe_for, require_source
 from data_prep.recipe import Recipe
 
@@ -72,6 +77,8 @@ class Options:
         for name in ("k", "clips", "top"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} is {getattr(self, name)}: give 1 or more")
+        if self.json is not None:
+            require_writable(self.json)
         if self.workers < 0:
             raise UserError(f"--workers is {self.workers}: give 0 (decode in this process) or more")
         if not self.seconds > 0:
@@ -113,22 +120,19 @@ class Answer:
 
 def main(arguments: Sequence[str]) -> None:
     """Run the command."""
-    options = tyro.cli(Options, args=arguments, prog="crossdistill predict", description=Options.__doc__)
+    options = parse_options(Options, arguments, prog="crossdistill predict")
     options.check()
     manifest = None if options.data is None else Manifest.load(options.data)
     network = open_network(options, manifest)
     recipe = recipe_for(network.view, manifest)
+    check_files(options.videos)
     for path in options.videos or [Path(f"camera {options.camera}")]:
         require_source(path, network.view, recipe)
-    judge = choose_judge(network, manifest, options)
-    found = answers_of_files(network, judge, recipe, options)
-    if options.camera is not None:
-        found = answers_of_camera(network, judge, recipe, options)
-    answers = []
-    with contextlib.suppress(KeyboardInterrupt) if options.camera is not None else contextlib.nullcontext():
-        for answer in found:
-            show(answer)
-            answers.append(answer)
+    with contextlib.ExitStack() as stack:
+        # Before the gallery is embedded, which may take long.
+        device = None if options.camera is None else stack.enter_context(open_camera(options.camera))
+        judge = choose_judge(network, manifest, options)
+        answers = show_all(answers_of(network, judge, recipe, options, device), is_endless=device is not None)
     if options.json is not None:
         content = {"student": network.name, "answers": [answer.to_json() for answer in answers]}
         write_text_atomically(options.json, json_format.dumps(content, indent=2) + "\n")
@@ -136,6 +140,24 @@ def main(arguments: Sequence[str]) -> None:
     # What a camera shows last before it is unplugged may be too short.
     if num_failed and (options.camera is None or num_failed == len(answers)):
         raise UserError(f"{num_failed} of {len(answers)} videos could not be read, for the reasons above: mend them")
+
+
+def check_files(paths: Sequence[Path]) -> None:
+    """Raise a ``UserError`` for the first file that is not there; one that is damaged is an answer of its own."""
+    for path in paths:
+        if not path.is_file():
+            what = "is a folder" if path.is_dir() else "is not there"
+            raise UserError(f"the video {path} {what}: give video files after the student")
+
+
+def show_all(found: Iterable[Answer], *, is_endless: bool) -> list[Answer]:
+    """Print answers as they come; Ctrl-C ends what has no end."""
+    answers = []
+    with contextlib.suppress(KeyboardInterrupt) if is_endless else contextlib.nullcontext():
+        for answer in found:
+            show(answer)
+            answers.append(answer)
+    return answers
 
 
 def open_network(options: Options, manifest: Manifest | None) -> Network:
@@ -165,17 +187,43 @@ def choose_judge(network: Network, manifest: Manifest | None, options: Options) 
         names = network.classes
         if not names and manifest is not None and len(manifest.classes) == network.num_classes:
             names = manifest.classes
+        if not names:
+            console.print(
+                f"nothing names the {network.num_classes} classes of {network.name}, so they are numbers: --data with "
+                "the dataset that it was trained on gives their names",
+                soft_wrap=True,
+                highlight=False,
+                markup=False,
+            )
         return ByClassifier(names)
     if manifest is None:
         raise UserError(
             f"{network.name} learned without labels and names no classes: give --data with a prepared dataset, whose "
             "nearest clips are then named"
         )
-    return embed_gallery(network, manifest, split=options.split, k=options.k, num_workers=options.workers)
+    kept_in = None if options.student is None else folder_of_features(options.student)
+    return embed_gallery(network, manifest, split=options.split, k=options.k, workers=options.workers, kept_in=kept_in)
 
 
-def embed_gallery(network: Network, manifest: Manifest, *, split: str, k: int, num_workers: int) -> ByNeighbours:
+def folder_of_features(student: Path) -> Path | None:
+    """Where ``crossdistill evaluate`` keeps a student's features; None if nothing can be written there."""
+    folder = find_student(student) or student
+    kept_in = (folder.parent if folder.name == "student" else folder) / FOLDER_NAME
+    return kept_in if os.access(kept_in if kept_in.is_dir() else kept_in.parent, os.W_OK) else None
+
+
+def embed_gallery(
+    network: Network, manifest: Manifest, *, split: str, k: int, workers: int, kept_in: Path | None = None
+) -> ByNeighbours:
     """Embed the middle of every training clip of a dataset; of one without splits, of every clip.
+
+    Args:
+        network: A student; features of one in PyTorch are kept for the next time.
+        manifest: The dataset.
+        split: Whose training clips are embedded.
+        k: How many of them vote.
+        workers: Processes that decode.
+        kept_in: Folder of the feature store; None to keep nothing.
 
     Raises:
         UserError: There is no such split, stream or clip.
@@ -183,24 +231,48 @@ def embed_gallery(network: Network, manifest: Manifest, *, split: str, k: int, n
     manifest.require_stream(network.view.kind.stream, wanted_by=network.name)
     positions = manifest.select(split=split, part="train") if manifest.splits else range(len(manifest.videos))
     entries = [entry for entry in entries_of(manifest, list(positions)) if entry.video.is_usable]
+    description = f"clips of {manifest.dataset}"
+    if isinstance(network, TorchNetwork):
+        found = kept_features(
+            network.encoder,
+            entries,
+            folder=kept_in,
+            dataset=manifest.dataset,
+            execution=network.execution,
+            accelerator=Accelerator(mixed_precision="no"),
+            num_workers=workers,
+            description=description,
+        )
+        features, labels, names = found.features, found.labels.tolist(), found.videos
+    else:
+        features, ids = embed_clips(network, entries, num_workers=workers, description=description)
+        labels, names = [entries[i].label for i in ids], tuple(entries[i].video.name for i in ids)
+    if not names:
+        raise UserError(f"no training clip of {manifest.root} can be read: check it with python -m data_prep verify")
+    return ByNeighbours(features_gd=features, labels=labels, names=names, classes=manifest.classes, k=k)
+
+
+def embed_clips(
+    network: Network, entries: Sequence[Entry], *, num_workers: int, description: str
+) -> tuple[Tensor, list[int]]:
+    """Features [G, D] of the middles of the clips that can be read, and which these are."""
     keys = [SampleKey(i, epoch=0) for i in range(len(entries))]
     batches = [keys[i : i + BATCH_SIZE] for i in range(0, len(keys), BATCH_SIZE)]
     loader = make_loader(PairedClips(entries, student_view=network.view), batches, num_workers=num_workers)
     features, ids = [], []
     with progress_bar(unit="batches") as bar:
-        for batch in bar.track(loader, total=len(batches), description=f"clips of {manifest.dataset}"):
+        for batch in bar.track(loader, total=len(batches), description=description):
             if len(batch):
                 features.append(network.run(batch.student)[EMBEDDINGS])
                 ids += batch.sample_ids.tolist()
-    if not ids:
-        raise UserError(f"no training clip of {manifest.root} can be read: check it with python -m data_prep verify")
-    return ByNeighbours(
-        features_gd=torch.cat(features),
-        labels=[entries[i].label for i in ids],
-        names=[entries[i].video.name for i in ids],
-        classes=manifest.classes,
-        k=k,
-    )
+    return torch.cat(features) if features else torch.empty(0), ids
+
+
+def answers_of(network: Network, judge: Judge, recipe: Recipe, options: Options, device: Any) -> Iterator[Answer]:
+    """Of the files, or of what a camera sees, if one was opened."""
+    if device is None:
+        return answers_of_files(network, judge, recipe, options)
+    return answers_of_camera(device, network, judge, recipe, options)
 
 
 def answers_of_files(network: Network, judge: Judge, recipe: Recipe, options: Options) -> Iterator[Answer]:
@@ -210,17 +282,17 @@ def answers_of_files(network: Network, judge: Judge, recipe: Recipe, options: Op
             yield answer_of(path, network, judge, recipe, options, name=str(path))
 
 
-def answers_of_camera(network: Network, judge: Judge, recipe: Recipe, options: Options) -> Iterator[Answer]:
+def answers_of_camera(
+    device: Any, network: Network, judge: Judge, recipe: Recipe, options: Options
+) -> Iterator[Answer]:
     """Look at what a camera sees, a few seconds at a time, until it gives no more."""
-    assert options.camera is not None
-    with open_camera(options.camera) as device:
-        console.print(f"camera {options.camera}: an answer every {options.seconds:g} s, until Ctrl-C", highlight=False)
-        path = None
-        for path in recordings(device, seconds=options.seconds):
-            yield answer_of(path, network, judge, recipe, options, name=f"camera {options.camera}")
-        if path is None:
-            raise UserError(f"camera {options.camera} gives no picture: check it with another program")
-        console.print(f"camera {options.camera} gives no more pictures", highlight=False)
+    console.print(f"camera {options.camera}: an answer every {options.seconds:g} s, until Ctrl-C", highlight=False)
+    path = None
+    for path in recordings(device, seconds=options.seconds):
+        yield answer_of(path, network, judge, recipe, options, name=f"camera {options.camera}")
+    if path is None:
+        raise UserError(f"camera {options.camera} gives no picture: check it with another program")
+    console.print(f"camera {options.camera} gives no more pictures", highlight=False)
 
 
 def answer_of(path: Path, network: Network, judge: Judge, recipe: Recipe, options: Options, *, name: str) -> Answer:

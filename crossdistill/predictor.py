@@ -53,8 +53,8 @@ class TorchNetwork:
 
     def __init__(self, encoder: Encoder, classes: tuple[str, ...] = ()) -> None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._execution = Execution.choose(encoder, device=device, precision="fp32", layout="auto")
-        self._encoder = encoder.eval()
+        self.execution = Execution.choose(encoder, device=device, precision="fp32", layout="auto")
+        self.encoder = encoder.eval()
         layer = encoder.classes
         self._layer = None if layer is None else {"weight": layer.weight.cpu(), "bias": layer.bias.cpu()}
         self.name, self.view, self.classes = encoder.name, encoder.view, classes
@@ -63,7 +63,7 @@ class TorchNetwork:
     def run(self, view: View) -> Outputs:
         """See ``Network``."""
         with torch.inference_mode():
-            embeddings = self._execution.embed(self._encoder, view.to(self._execution.device)).cpu()
+            embeddings = self.execution.embed(self.encoder, view.to(self.execution.device)).cpu()
             return logits_of(embeddings, self._layer)
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import tyro
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -36,6 +35,7 @@ from crossdistill.evaluation.agreement import (
     shuffled_overlaps,
 )
 from crossdistill.files import write_text_atomically
+from crossdistill.options import parse_options
 from crossdistill.runner import Execution
 from crossdistill.student import find_student, load_student, read_facts
 from crossdistill.transfer_report import FRESH, NUM_SHUFFLES, TRAINED, Agreement, ClassOverlap, Report, print_report
@@ -121,7 +121,7 @@ class Embedded:
 
 def main(arguments: Sequence[str]) -> None:
     """Run the command."""
-    options = tyro.cli(Options, args=arguments, prog="crossdistill transfer", description=Options.__doc__)
+    options = parse_options(Options, arguments, prog="crossdistill transfer")
     accelerator = Accelerator(mixed_precision="no")
     report = examine(options, accelerator)
     if not accelerator.is_main_process:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import importlib
 import sys
 
-import tyro
-
 from crossdistill.errors import friendly_errors, unknown_name
+from crossdistill.options import parse_options
 from data_prep.prepare import PrepareOptions, check_out_is_apart
 
 # Dataset to what it is, in one line. Each is a module of this package with a dataclass ``Options``
@@ -70,7 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
         act = module.prepare
     else:
         raise unknown_name("dataset or command", name, [*DATASETS, *COMMANDS])
-    options = tyro.cli(module.Options, args=rest, prog=f"python -m data_prep {name}", description=module.__doc__)
+    options = parse_options(module.Options, rest, prog=f"python -m data_prep {name}", description=module.__doc__)
     if isinstance(options, PrepareOptions):
         check_out_is_apart(options)
     act(options)

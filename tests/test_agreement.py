@@ -272,7 +272,7 @@ def test_command__one_sentence_for_each_mistake(run_folder, toy_folder, teacher,
     )
     assert "--k 40 needs 42" in wrong(capsys, *teacher, *STUDENT, *data, "--k", 40)
     assert "--clips is 5: give 12 (k + 2" in wrong(capsys, *teacher, *STUDENT, *data, "--clips", 5)
-    assert "unknown split" in wrong(capsys, *teacher, *STUDENT, *data, "--split", 9)
+    assert "has no split" in wrong(capsys, *teacher, *STUDENT, *data, "--split", 9)
     assert "no known weights for the teacher" in wrong(capsys, *TEACHER, *STUDENT, *data)
     assert "leave out --student-weights" in wrong(
         capsys, *teacher, "--student", run_folder, *data, "--student-frames", 4

@@ -48,3 +48,23 @@ def test_friendly_errors__other_errors_keep_their_trace(monkeypatch):
     monkeypatch.setenv("CROSSDISTILL_TRACEBACK", "1")
     with pytest.raises(UserError):
         friendly_errors(lambda: (_ for _ in ()).throw(UserError("no")))()
+
+
+def test_paths_that_cannot_be_written__are_found_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("x")
+    require_writable(tmp_path / "new" / "folder" / "numbers.json")
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(UserError, match="is a folder: give the name of a file"):
+        require_writable(tmp_path)
+    with pytest.raises(UserError, match=r"file/numbers.json cannot be written, because .*/file is no folder"):
+        require_writable(tmp_path / "file" / "numbers.json")
+
+
+def test_os_errors_with_a_path__are_one_sentence(tmp_path, capsys):
+    @friendly_errors
+    def main():
+        (tmp_path / "absent" / "x").read_text()
+
+    with pytest.raises(SystemExit):
+        main()
+    assert "absent/x cannot be read or written (no such file or directory)" in capsys.readouterr().err

@@ -212,7 +212,20 @@ def test_command__two_students_are_fused_and_compared(student, small_folder, tmp
     assert list(values["students"][str(other)]["results"]) == ["1-nn", "linear", "retrieval"]
     (agreement,) = values["agreement"]
     assert 0 <= agreement["overlap"] < 1 and agreement["students"] == [str(student), str(other)]
-    assert "run – other" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "run – other" in printed and printed.count("test clips evaluated") == 3
+    for title in ("run (rgb_tiny3d_8) on", "other (flow_tiny3d_8) on", "run + other (rgb_tiny3d_8 + flow_tiny3d_8)"):
+        assert title in " ".join(printed.split())
+    evaluate(student, other, "--data", small_folder, "--protocols", "agreement", "knn", "--k", 1)
+    assert "features centred" in printed and capsys.readouterr().out.count("could not be read") == 3
+
+
+def test_command__fusion_shows_the_members_own_results_besides_those_asked_for(student, small_folder, tmp_path):
+    other, path = tmp_path / "other", tmp_path / "numbers.json"
+    save_student(make_encoder(seed=1), other / "student", facts={})
+    options = ["--protocols", "cluster", "fusion", "--k", 1, "--bootstrap", 0]
+    evaluate(student, other, "--data", small_folder, *options, "--json", path)
+    assert list(numbers(path)["students"][str(other)]["results"]) == ["cluster", "1-nn", "linear", "retrieval"]
 
 
 def test_command__finetune_learns_the_labels_and_is_not_done_twice(student, small_folder, tmp_path, capsys):
@@ -249,7 +262,7 @@ def nothing_is_loaded(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--split", "7"], "unknown split of .* '7': choose one of 1, 2, 3, 4"),
+        (["--split", "7"], "has no split '7': choose one of 1, 2, 3, 4"),
         (["--split", "3"], "split '3' of .* has no test clips: choose another --split"),
         (["--split", "1", "1"], "--split 1 1: name one or more, each once"),
         (["--protocols", "fusion"], "--protocols fusion compares students, and one was given: name two or more"),
@@ -257,7 +270,9 @@ def nothing_is_loaded(monkeypatch):
         (["--views", "3"], "--views 3 is not CLIPSxCROPS"),
         (["--shots", "0"], "--shots 0 is neither a share nor a number"),
         (["--k", "0"], "--k is 0: give numbers of neighbours from 1 on"),
-        (["--draws", "0"], "--draws must be 1 or more"),
+        (["--draws", "0"], "--draws is 0: give 1 or more"),
+        (["--bootstrap", "-1"], r"--bootstrap is -1: give 0 \(no intervals\) or more"),
+        (["--protocols"], "--protocols is empty: name one or more"),
         (["--finetune-epochs", "0"], "--finetune-epochs 0.* must be above 0"),
     ],
 )

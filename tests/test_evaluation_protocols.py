@@ -166,6 +166,10 @@ def test_low_shot__a_class_without_training_clips_is_counted_wrong():
     result = low_shot(Sets(both.train.select(kept), both.test, NUM_CLASSES), Shots(number=1), num_draws=1, seed=0)
     assert result.details["classes_without_training_clips"] == [2]
     assert not result.outcome.hits["top1"][both.test.labels == 2].any()
+    assert not result.outcome.hits["top5"][both.test.labels == 2].any()
+    fewer = Sets(both.train.select(kept), both.test, NUM_CLASSES)
+    fused = {result.protocol: result for result in fuse([fewer, fewer], ks=(1,), seed=0)}["fusion-linear"]
+    assert not fused.outcome.hits["top5"][both.test.labels == 2].any()
 
 
 def unit(rows):

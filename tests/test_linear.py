@@ -127,7 +127,7 @@ def test_train_linear_probe__constant_features_zero_rows_and_one_clip_stay_finit
     features[5] = 0
     for rows in (slice(None), slice(1)):
         probe = train_linear_probe(features_nd=features[rows], labels_n=labels[rows], num_classes=6)
-        assert torch.isfinite(probe.scores(features)).all()
+        assert torch.isfinite(probe.scores(features)[:, labels[rows].unique()]).all()
 
 
 def test_linear_probe__does_not_see_the_scale_of_features():
@@ -150,6 +150,8 @@ def test_evaluate_linear__half_precision_and_class_without_training_clips():
     assert result.details["classes_without_training_clips"] == [4]
     assert result.top1 == pytest.approx((test_labels != 4).double().mean().item(), abs=0.03)
     assert result.mean_class == pytest.approx(5 / 6, abs=0.03)
+    assert not result.outcome.hits["top5"][test_labels == 4].any()  # five classes are left, and it is none of them
+    assert result.top5 == pytest.approx((test_labels != 4).double().mean().item())
     assert json.loads(json.dumps(result.to_json()))["protocol"] == "linear"
 
 

@@ -170,7 +170,7 @@ def test_command__onnx_says_the_same_without_a_network_of_pytorch(tmp_path, monk
     assert [c["share"] for c in torch_says[0]] == pytest.approx([c["share"] for c in onnx_says[0]], abs=1e-4)
 
 
-def test_command__a_student_without_classes_names_the_nearest_training_clips(tmp_path, toy_folder, capsys):
+def test_command__a_student_without_classes_names_the_nearest_training_clips(tmp_path, toy_folder, capsys, monkeypatch):
     make_student(tmp_path / "student", num_classes=0)
     manifest = Manifest.load(toy_folder)
     video = manifest.videos[manifest.select(split="1", part="train")[0]]
@@ -186,9 +186,36 @@ def test_command__a_student_without_classes_names_the_nearest_training_clips(tmp
     cli([*arguments, "--data", str(toy_folder), "--k", "1"])
     said = capsys.readouterr().out
     assert f"1.000  near {video.name} ({manifest.classes[video.label]})" in said and "100.0%" in said
+    assert len(list((tmp_path / "features").iterdir())) == 1
+    monkeypatch.setattr("crossdistill.evaluation.store.extract_features", lambda *_, **__: pytest.fail("embeds again"))
+    cli([*arguments, "--data", str(toy_folder), "--k", "1"])
+    assert f"1.000  near {video.name} (" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         cli(arguments)
     assert "learned without labels and names no classes: give --data" in capsys.readouterr().err
+
+
+def test_command__missing_files_and_cameras_are_named_before_the_gallery_is_embedded(
+    tmp_path, toy_folder, capsys, monkeypatch
+):
+    make_student(tmp_path / "student", num_classes=0)
+    monkeypatch.setattr(predict, "embed_gallery", lambda *_, **__: pytest.fail("too late"))
+    camera = FakeCamera(0)
+    camera.isOpened = lambda: False
+    watch(monkeypatch, camera)
+    given = {("missing.mp4",): "the video missing.mp4 is not there", ("--camera", "0"): "camera 0 cannot be opened"}
+    for arguments, expected in given.items():
+        with pytest.raises(SystemExit):
+            cli(["predict", str(tmp_path), *arguments, "--data", str(toy_folder)])
+        assert expected in capsys.readouterr().err
+
+
+def test_command__says_once_that_classes_have_no_names(tmp_path, capsys):
+    make_student(tmp_path / "student", classes=())
+    video = write_video(tmp_path / "a.mp4", moving_frames(30))
+    cli(["predict", str(tmp_path), str(video), str(video), "--clips", "1"])
+    said = capsys.readouterr().out
+    assert said.count("nothing names the 3 classes of rgb_tiny3d_8") == 1 and "class 2" in said
 
 
 class FakeCamera:

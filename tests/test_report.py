@@ -19,7 +19,7 @@ from crossdistill.data.dataset import entries_of
 from crossdistill.data.manifest import Manifest
 from crossdistill.encoders import create_encoder
 from crossdistill.modalities import MODALITIES
-from crossdistill.report import command, cost, findings, frames, gallery, record
+from crossdistill.report import command, comparison, cost, findings, frames, gallery, record
 from crossdistill.report.charts import Series, line_chart, thinned
 from crossdistill.report.class_charts import confusion_chart, map_chart
 from crossdistill.report.spaces import kind_of
@@ -210,6 +210,11 @@ def test_comparison__without_a_dataset_or_results_still_shows_costs(runs, tmp_pa
     assert "flow_tiny3d_8" in found.text
 
 
+@pytest.mark.parametrize(("times", "is_close"), [([1.0], False), ([1.0, 1.09, 3.0], True), ([1.0, 1.2], False)])
+def test_comparison__calls_no_time_the_lowest_that_another_nearly_has(times, is_close):
+    assert comparison._is_close(times) is is_close
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -218,7 +223,8 @@ def test_comparison__without_a_dataset_or_results_still_shows_costs(runs, tmp_pa
         ([], "no run was given"),
         (["a", "b", "--twin", "c"], "--twin is for the page of one run"),
         (["a", "--clips", "0"], "--clips is 0"),
-        (["a", "--gallery", "-1"], "must be 0 or more"),
+        (["a", "--gallery", "-1"], "--gallery is -1: give 0"),
+        (["a", "b", "./a"], "the run a was named twice"),
         (["a", "--out", "."], "is a folder"),
     ],
 )

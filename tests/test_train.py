@@ -210,7 +210,7 @@ def test_bad_input__one_sentence_each(toy_folder, teacher_file, run_folder, tmp_
     assert "unknown encoder 'sound_r3d10'" in wrong(capsys, *known, "--student", "sound_r3d10", *data, *out)
     assert "unknown objective 'compres-2q'" in wrong(capsys, *known, *flow, *data, *out, "--objective", "compres-2q")
     assert "not a prepared dataset" in wrong(capsys, *known, *flow, "--data", tmp_path, *out)
-    assert "unknown split" in wrong(capsys, *known, *flow, *data, *out, "--split", "7")
+    assert "has no split" in wrong(capsys, *known, *flow, *data, *out, "--split", "7")
     other = ["--teacher", "rgb_r3d18", "--teacher-weights", teacher_file]
     assert "does not exist" in wrong(capsys, *known[:2], "--teacher-weights", tmp_path / "x", *flow, *data, *out)
     assert "does not hold the weights of rgb_r3d18" in wrong(capsys, *other, *flow, *data, *out)

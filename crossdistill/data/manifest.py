@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossdistill.errors import UserError, unknown_name
+from crossdistill.errors import UserError
 from crossdistill.files import write_text_atomically
 
 MANIFEST_NAME = "manifest.jsonl"
@@ -182,7 +182,7 @@ class Manifest:
             part: For example ``"train"``.
         """
         if split not in self.splits:
-            raise unknown_name(f"split of {self.root}", split, self.splits)
+            raise UserError(f"{self.root} has no split {split!r}: choose one of {', '.join(sorted(self.splits))}")
         return [i for i, video in enumerate(self.videos) if video.splits.get(split) == part]
 
     def require_stream(self, stream: str, *, wanted_by: str) -> None:

@@ -18,6 +18,7 @@ from crossdistill.encoders import ARCHITECTURES, Encoder, create_encoder, encode
 from crossdistill.encoders.base import PublicWeights
 from crossdistill.encoders.sizes import SizesOnly
 from crossdistill.modalities import get_modality
+from crossdistill.options import parse_options
 from crossdistill.types import ViewSpec
 
 LEGEND = (
@@ -44,7 +45,7 @@ class Options:
 
 def main(arguments: Sequence[str]) -> None:
     """Run the command."""
-    options = tyro.cli(Options, args=arguments, prog="crossdistill encoders", description=Options.__doc__)
+    options = parse_options(Options, arguments, prog="crossdistill encoders")
     if options.modality is not None:
         get_modality(options.modality)
     names = [name for name in options.names or encoder_names() if options.modality in (None, name.partition("_")[0])]

@@ -6,6 +6,7 @@ import hashlib
 import pickle
 import re
 import urllib.parse
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -39,7 +40,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         except SafetensorError as error:
             raise UserError(f"{path} is not a whole safetensors file ({error}): get it again") from error
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch's own about pickles; the sentence below says it
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} holds more than tensors, and loading it could run a stranger's code: save its state_dict() "

@@ -357,8 +357,8 @@ class _Command:
     def _alone(self, student: Student, split: str, sets: Sets, reading: Reading) -> Evaluation:
         options = self.options
         names = [name for name in options.protocols if name in PROTOCOLS]
-        if not names and "fusion" in options.protocols:
-            names = list(MEMBER_PROTOCOLS)
+        if "fusion" in options.protocols:
+            names += [name for name in MEMBER_PROTOCOLS if name not in names]
         tuned = self._fine_tuned(student, split, reading) if FINETUNE in options.protocols else None
 
         def evaluate() -> Evaluation:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 
 from crossdistill.config import RunConfig, from_dict
@@ -110,6 +111,7 @@ def classify(sets: Sets, classifier: Classifier, *, protocol: str, details: dict
     if num_own != sets.num_classes:
         raise UserError(f"the student's classifier has {num_own} classes and the dataset {sets.num_classes}")
     logits_nvc = sets.test.views_nvd @ classifier.weight.T + classifier.bias
+    logits_nvc[..., sets.absent_classes()] = -torch.inf  # so that they are no hit, as in all protocols
     details = {
         **details,
         "num_train": sets.train.num_clips,

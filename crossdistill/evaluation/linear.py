@@ -54,7 +54,7 @@ class LinearProbe:
     weight_dc: Tensor
     """[D, C]."""
     bias_c: Tensor
-    """[C]."""
+    """[C]; -inf of a class without training clips, which is then never predicted and never a hit."""
 
     def scores(self, features_nd: Tensor) -> Tensor:
         """Give [N, C] logits of raw features, on the probe's device."""
@@ -113,7 +113,9 @@ def train_linear_probe(
     inverse_std_d = (variance_d + VARIANCE_OFFSET).rsqrt()
     inputs_nd = unit_nd.sub_(mean_d).mul_(inverse_std_d)
     descent = _Descent(num_classes, seed, batch_size, lr, weight_decay)
-    weight_dc, bias_c = descent.run(inputs_nd, labels_n.to(inputs_nd.device).long())
+    labels_n = labels_n.to(inputs_nd.device).long()
+    weight_dc, bias_c = descent.run(inputs_nd, labels_n)
+    bias_c[torch.bincount(labels_n, minlength=num_classes) == 0] = -torch.inf
     return LinearProbe(mean_d=mean_d, inverse_std_d=inverse_std_d, weight_dc=weight_dc, bias_c=bias_c)
 
 

@@ -15,6 +15,8 @@ from crossdistill.evaluation.held_out import Shots
 from crossdistill.evaluation.intervals import NUM_DRAWS
 from crossdistill.evaluation.protocols import Settings
 from crossdistill.evaluation.views import TestViews
+from crossdistill.files import require_writable
+from crossdistill.options import parse_options
 
 DESCRIPTION = """Evaluate trained students on the splits of a prepared, labelled dataset.
 
@@ -83,6 +85,8 @@ class Options:
 
     def check(self) -> None:
         """Raise a ``UserError`` for the first wrong value; not while tyro parses, which would put it into a box."""
+        if self.json is not None:
+            require_writable(self.json)
         if self.workers < 0:
             raise UserError(f"--workers is {self.workers}: give 0 (decode in this process) or more")
         if not self.students:
@@ -90,8 +94,11 @@ class Options:
         if len(set(self.students)) < len(self.students):
             raise UserError("a student was named twice: leave one out")
         for name in ("split", "protocols"):
-            if len(set(getattr(self, name))) < len(getattr(self, name)) or not getattr(self, name):
-                raise UserError(f"--{name} {' '.join(getattr(self, name))}: name one or more, each once")
+            given = getattr(self, name)
+            if not given:
+                raise UserError(f"--{name} is empty: name one or more")
+            if len(set(given)) < len(given):
+                raise UserError(f"--{name} {' '.join(given)}: name one or more, each once")
         for path in self.students:
             if path.is_file():
                 raise UserError(
@@ -139,6 +146,6 @@ class Options:
 
 def parse(arguments: Sequence[str]) -> Options:
     """The command line as options; ``--help`` explains them."""
-    options = tyro.cli(Options, args=arguments, prog="crossdistill evaluate", description=DESCRIPTION)
+    options = parse_options(Options, arguments, prog="crossdistill evaluate", description=DESCRIPTION)
     options.check()
     return options

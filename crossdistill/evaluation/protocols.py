@@ -35,8 +35,10 @@ class Settings:
     def __post_init__(self) -> None:
         if not self.ks or min(self.ks) < 1:
             raise UserError(f"--k is {' '.join(map(str, self.ks)) or 'empty'}: give numbers of neighbours from 1 on")
-        if self.num_low_shot_draws < 1 or self.num_bootstrap_draws < 0:
-            raise UserError("--draws must be 1 or more, and --bootstrap 0 (no intervals) or more")
+        if self.num_low_shot_draws < 1:
+            raise UserError(f"--draws is {self.num_low_shot_draws}: give 1 or more")
+        if self.num_bootstrap_draws < 0:
+            raise UserError(f"--bootstrap is {self.num_bootstrap_draws}: give 0 (no intervals) or more")
 
 
 def _knn(sets: Sets, settings: Settings) -> list[ProtocolResult]:

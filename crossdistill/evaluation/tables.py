@@ -12,20 +12,37 @@ from crossdistill.evaluation.results import TOP1, Evaluation, ProtocolResult
 FEW_UNITS = 20
 
 
-def print_evaluation(evaluation: Evaluation) -> None:
-    """Print the tables of an evaluation and of what it is made of, with coverage and how the intervals were made."""
-    for part in (*evaluation.students.values(), *evaluation.splits.values()):
-        print_evaluation(part)
-    title = f"{evaluation.encoder} on {evaluation.dataset}, split {evaluation.split}, views {evaluation.views}"
+def print_evaluation(evaluation: Evaluation, name: str = "") -> None:
+    """Print the tables of an evaluation and of what it is made of, with coverage and how the intervals were made.
+
+    Args:
+        evaluation: Of one student, of the mean of splits, or of several students.
+        name: Starts every title; the encoder alone if empty.
+    """
+    names = short_names(list(evaluation.students))
+    for folder, student in evaluation.students.items():
+        print_evaluation(student, names[folder])
+    name = name or " + ".join(names.values())
+    for split in evaluation.splits.values():
+        print_evaluation(split, name)
+    who = f"{name} ({evaluation.encoder})" if name else evaluation.encoder
+    title = f"{who} on {evaluation.dataset}, split {evaluation.split}, views {evaluation.views}"
     if evaluation.splits:
         title += " (mean)"
-    if evaluation.results:
-        rows = [_row(name, result) for name, result in evaluation.results.items()]
-        interval = f"{evaluation.bootstrap.level:.0%} interval" if evaluation.bootstrap else "interval"
+    interval = f"{evaluation.bootstrap.level:.0%} interval" if evaluation.bootstrap else "interval"
+    rows = [_row(name, result) for name, result in evaluation.results.items() if "recall" not in result.details]
+    if rows:
         print_table(title, ("protocol", "top-1", interval, "top-5", "mean class", "coverage"), rows)
-        _print_recalls(list(evaluation.results.values()))
+    _print_recalls(title, list(evaluation.results.values()), interval)
     _print_agreement(evaluation)
-    _print_notes(evaluation)
+    if evaluation.results or evaluation.agreement:
+        _print_notes(evaluation)
+
+
+def short_names(folders: Sequence[str]) -> dict[str, str]:
+    """Folder to its last part; to all of it where two end alike."""
+    last = [Path(folder).name for folder in folders]
+    return dict(zip(folders, last if len(set(last)) == len(last) else folders, strict=True))
 
 
 def _row(name: str, result: ProtocolResult) -> tuple[str, ...]:
@@ -42,20 +59,27 @@ def _ends(result: ProtocolResult) -> str:
     return f"{100 * low:.1f}–{100 * high:.1f}"
 
 
-def _print_recalls(results: Sequence[ProtocolResult]) -> None:
+def _print_recalls(title: str, results: Sequence[ProtocolResult], interval: str) -> None:
     found = [result for result in results if "recall" in result.details]
     if found:
         ks = list(found[0].details["recall"])
-        rows = [(r.protocol, *(f"{r.details['recall'][k]:.1%}" for k in ks)) for r in found]
-        print_table("a video of the query's class among the k nearest", ("retrieval", *(f"R@{k}" for k in ks)), rows)
+        rows = [
+            (r.protocol, *(f"{r.details['recall'][k]:.1%}" for k in ks), _ends(r), f"{r.coverage:.1%}") for r in found
+        ]
+        print_table(
+            f"{title}: a video of the query's class among the k nearest, features centred",
+            ("protocol", *(f"R@{k}" for k in ks), f"{interval} of R@1", "coverage"),
+            rows,
+        )
 
 
 def _print_agreement(evaluation: Evaluation) -> None:
     if not evaluation.agreement:
         return
+    names = short_names(sorted({student for agreement in evaluation.agreement for student in agreement.students}))
     rows = [
         (
-            " – ".join(Path(student).name for student in agreement.students),
+            " – ".join(names[student] for student in agreement.students),
             f"{agreement.overlap:.1%}",
             "–"
             if agreement.overlap_interval is None

@@ -120,7 +120,7 @@ def open_session(path: Path, *, optimised: Path | None = None, num_threads: int 
     try:
         return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except errors as error:
-        reason = " ".join(str(error).split("\n", 1)[0].split())
+        reason = " ".join(str(error).split("\n", 1)[0].split()).rsplit(" : ", 1)[-1]
         raise UserError(
             f"{path} is no ONNX file that onnxruntime {runtime.__version__} can run ({reason}): export the student "
             "again, or update onnxruntime"

@@ -10,7 +10,8 @@ import tyro
 
 from crossdistill.console import console
 from crossdistill.errors import UserError
-from crossdistill.files import write_text_atomically
+from crossdistill.files import require_writable, write_text_atomically
+from crossdistill.options import parse_options
 from crossdistill.report import spaces
 from crossdistill.report.comparison import comparison_page
 from crossdistill.report.page import Page, render_page
@@ -54,8 +55,16 @@ def check(options: Options) -> None:
     """Raise a ``UserError`` for what cannot work, before anything is read."""
     if not options.runs:
         raise UserError("no run was given: give the folder that train.py --out names, or several")
-    if options.gallery < 0 or options.workers < 0:
-        raise UserError("--gallery and --workers must be 0 or more")
+    if options.out is not None:
+        require_writable(options.out)
+    folders = [path.resolve() for path in options.runs]
+    for path, folder in zip(options.runs, folders, strict=True):
+        if folders.count(folder) > 1:
+            raise UserError(f"the run {path} was named twice: name each run once")
+    if options.gallery < 0:
+        raise UserError(f"--gallery is {options.gallery}: give 0 (no clips) or more")
+    if options.workers < 0:
+        raise UserError(f"--workers is {options.workers}: give 0 (decode in this process) or more")
     if options.clips < 1:
         raise UserError(f"--clips is {options.clips}: give 1 or more")
     if options.twin is not None and len(options.runs) > 1:
@@ -66,7 +75,7 @@ def check(options: Options) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """Run the command."""
-    options = tyro.cli(Options, args=arguments, prog="crossdistill report", description=Options.__doc__)
+    options = parse_options(Options, arguments, prog="crossdistill report")
     check(options)
     records = [read_run(path) for path in options.runs]
     twin = None if options.twin is None else read_run(options.twin)

@@ -68,7 +68,10 @@ def comparison_page(subjects: Sequence[Subject]) -> Page:
 
 RUNS_LEAD = "The students of all runs: top-1 on the test part in percent."
 ACCURACY_LEAD = "Intervals that overlap much do not prove equality, but they do not show a difference either."
-COST_LEAD = "Better is up, cheaper is left, on a logarithmic axis. Runs of equal cost stand beside each other."
+COST_LEAD = (
+    "Better is up, cheaper is left, on a logarithmic axis. Runs of equal cost stand beside each other. Times were "
+    "measured one after the other: on a busy machine they differ even between equal students."
+)
 CURVES_LEAD = "Losses of different objectives have different units: compare their shape, not their height."
 CLASSES_LEAD = "Accuracy within each class; classes in which the runs differ most come first."
 
@@ -89,16 +92,24 @@ def _tiles(runs: Sequence[Compared]) -> list[Tile]:
         tiles.append(Tile(percent(best.top1), f"best top-1, {best.protocol}", run.name))
     for title, value_of, text_of in COSTS:
         costed = [(run, value_of(run.cost)) for run in runs if run.cost is not None]
-        if costed:
+        if costed and not (title == TIME and _is_close(sorted(value for _, value in costed))):
             run, value = min(costed, key=lambda pair: pair[1])
             tiles.append(Tile(text_of(value), f"fewest {title}", run.name))
     return tiles
 
 
+def _is_close(ascending: Sequence[float]) -> bool:
+    """Whether two measured times are too near to each other to call one the lowest."""
+    return len(ascending) > 1 and ascending[1] <= (1 + CLOSE_TIMES) * ascending[0]
+
+
+TIME = "milliseconds for one clip"
+CLOSE_TIMES = 0.1
+"""Share by which a measured time may differ by itself."""
 COSTS: tuple[tuple[str, Callable[[Cost], float], Callable[[float], str]], ...] = (
     ("parameters", lambda cost: float(cost.num_parameters), short_number),
     ("multiply-adds of one clip", lambda cost: cost.gmacs * 1e9, short_number),
-    ("milliseconds for one clip", lambda cost: 1000 * cost.latency_seconds, lambda value: f"{value:.3g} ms"),
+    (TIME, lambda cost: 1000 * cost.latency_seconds, lambda value: f"{value:.3g} ms"),
     ("bytes of the weight file", lambda cost: float(cost.num_bytes or 0), lambda value: f"{short_number(value)}B"),
 )
 
