@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from crossdistill.errors import OneProcessError, UserError, friendly_errors
+from crossdistill.files import require_writable
 
 
 def said(capsys, error):
