@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# Toyactions rows of docs/results.md: RGB, flow and depth teach each other, and RGB and flow together teach RGB. Teachers
-# (r3d10) learn from labels, students (tiny3d_8, 1/12 of their parameters) from their teachers alone; beside each stands
+# Toyactions rows of docs/results.md: RGB teaches flow, flow RGB and itself, and RGB and flow together RGB. Teachers (r3d10) learn from labels, students (tiny3d_8, 1/12 of their parameters) from their teachers alone; beside each stands
 # its twin with labels.
 #
 #   scripts/reproduce_toyactions.sh OUT [SEED…]

@@ -8,8 +8,8 @@
 #                      --short-side 80 --out DATA
 # OUT   folder for the runs
 #
-# What is finished is not done again, so seeds may run side by side, and one may stop and go on. About 50 minutes a seed
-# on one CPU core.
+# What is finished is not done again, so seeds may run side by side, and one may stop and go on. Estimated at 50
+# minutes a seed on one CPU core; never timed without other work beside it.
 set -euo pipefail
 if [ $# -lt 2 ]; then sed -n '2,13p' "$0"; exit 2; fi
 data=$1 out=$2
