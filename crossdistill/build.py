@@ -29,7 +29,7 @@ from crossdistill.engine import TrainingPlan
 from crossdistill.errors import UserError
 from crossdistill.hardware import free_memory_bytes, uses_bf16
 from crossdistill.objectives import Term, create_terms
-from crossdistill.precision import parse_bit_widths, quantize, require_brevitas
+from crossdistill.precision import is_range, parse_bit_widths, quantize, require_brevitas
 from crossdistill.runner import Execution
 from crossdistill.schedule import learning_rate
 from crossdistill.standardize import standardize_teachers
@@ -39,9 +39,6 @@ from crossdistill.teacher_cache import CachedTeacher, TeacherCache, describe_cli
 from crossdistill.trackers import require_tracker
 from crossdistill.types import ViewSpec
 
-# How names of parameters end that are ranges of quantised values.
-QUANTISER_GAIN = "tensor_quant.gain"
-STANDARDIZER_NAME = "standardize.safetensors"
 BANK_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 RUNS_FOLDER = Path("runs")
 TOYACTIONS_FOLDER = Path("data/toyactions")
@@ -525,7 +522,7 @@ def create_distiller(
             accelerator=accelerator,
             batch_size=config.optimization.batch_size,
             num_workers=config.machine.workers,
-            kept_in=folder / STANDARDIZER_NAME,
+            folder=folder,
         )
     # Heads begin with the same weights whatever was built before them: a teacher, or its cache.
     torch.manual_seed(config.machine.seed + HEAD_SEED_SHIFT)
@@ -609,10 +606,11 @@ def create_optimizer(config: RunConfig, tower: Tower) -> torch.optim.Optimizer:
     (Yang et al., Tensor Programs V, arXiv 2203.03466, table 3: Adam's rate of output weights goes with 1 / fan-in).
     """
     options = config.optimization
-    encoder, head = list(tower.encoder.parameters()), list(tower.heads.parameters())
     # Ranges of a quantised student are learned, and would be decayed towards nothing.
-    ranges = [value for name, value in tower.encoder.named_parameters() if name.endswith(QUANTISER_GAIN)]
-    encoder = [value for value in encoder if all(value is not other for other in ranges)]
+    named = list(tower.encoder.named_parameters())
+    ranges = [value for name, value in named if is_range(name)]
+    encoder = [value for name, value in named if not is_range(name)]
+    head = list(tower.heads.parameters())
     own: list[dict[str, Any]] = [{"params": ranges, "weight_decay": 0.0}] if ranges else []
     groups: list[dict[str, Any]]
     if options.optimizer == "sgd":

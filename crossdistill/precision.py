@@ -37,6 +37,11 @@ REPLACED = (*CONVOLUTIONS, nn.Linear, nn.MultiheadAttention)
 _SPEC = re.compile(r"w(\d+)a(\d+)")
 
 
+def is_range(parameter_name: str) -> bool:
+    """Whether a parameter of a quantised network, by its full name, is the learned range of a quantiser."""
+    return parameter_name.endswith("tensor_quant.gain")
+
+
 @dataclass(frozen=True)
 class BitWidths:
     """How many bits weights and activations have."""

@@ -9,6 +9,8 @@ Shapes: N clips, E teacher features.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -152,7 +154,7 @@ def standardize_teachers(
     accelerator: Accelerator,
     batch_size: int,
     num_workers: int,
-    kept_in: Path,
+    folder: Path,
 ) -> list[Teacher]:
     """Embed training clips once, shared among the processes, and standardise every teacher by them.
 
@@ -166,8 +168,9 @@ def standardize_teachers(
         accelerator: Tells the processes apart.
         batch_size: Clips at a time.
         num_workers: Processes that decode.
-        kept_in: The file, in the run's folder.
+        folder: The run's, which keeps the maps in a file that is named after what they are of.
     """
+    kept_in = folder / f"standardize-{_key(teachers, dataset, method)}.safetensors"
     kept = decide_on_first(accelerator, lambda: read_weights(kept_in) if kept_in.is_file() else {})
     if not kept:
         found = _embed_clips(teachers, dataset, accelerator, batch_size=batch_size, num_workers=num_workers)
@@ -176,6 +179,12 @@ def standardize_teachers(
         StandardizedTeacher(teacher, Standardizer(kept[f"{i}.mean"], kept[f"{i}.matrix"]).to(accelerator.device))
         for i, teacher in enumerate(teachers)
     ]
+
+
+def _key(teachers: Sequence[Teacher], dataset: PairedClips, method: Method) -> str:
+    """What decides the maps: maps that another start in the same folder left are not taken for these."""
+    facts = [method, dataset.seed, [teacher.identity for teacher in teachers], [e.key for e in dataset.entries]]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
 
 
 def _embed_clips(

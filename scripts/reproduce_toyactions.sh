@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Toyactions rows of docs/results.md: RGB teaches flow, flow RGB and itself, and RGB and flow together RGB. Teachers (r3d10) learn from labels, students (tiny3d_8, 1/12 of their parameters) from their teachers alone; beside each stands
-# its twin with labels.
+# Toyactions rows of docs/results.md: RGB teaches flow, flow teaches RGB and itself, RGB and flow together teach RGB.
+# Teachers (r3d10) learn from labels, students (tiny3d_8, 1/12 of their parameters) from their teachers alone; beside each
+# stands its twin with labels.
 #
 #   scripts/reproduce_toyactions.sh OUT [SEED…]
 #
 # OUT  folder for the runs. The dataset is made at first use (data/toyactions). What is finished is not done again.
 set -euo pipefail
-if [ $# -lt 1 ]; then sed -n '2,8p' "$0"; exit 2; fi
+if [ $# -lt 1 ]; then sed -n '2,9p' "$0"; exit 2; fi
 out=$1
 seeds=${*:2}
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"

@@ -10,7 +10,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 import crossdistill
+from crossdistill.build import create_optimizer
 from crossdistill.checkpoint import Checkpoints, load_optimizer_state, optimizer_state
+from crossdistill.config import parse
 from crossdistill.encoders import create_encoder, wrap_encoder
 from crossdistill.errors import UserError
 from crossdistill.precision import (
@@ -260,3 +262,15 @@ def test_train__quantises_the_students_and_not_the_teacher(tmp_path, toy_folder,
         with pytest.raises(SystemExit):
             train([*command, *options, "--out", str(tmp_path / "other")])
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_optimizer__never_decays_learned_ranges(optimizer):
+    config = parse(["--student", "rgb_tiny3d_8", "--optimizer", optimizer, "--weight-decay", "0.1"])
+    tower = distiller()[0].trainable
+    ranges = [value for name, value in tower.named_parameters() if name.endswith("gain")]
+    groups = create_optimizer(config, tower).param_groups
+    decays = {id(value): group["weight_decay"] for group in groups for value in group["params"]}
+    assert len(ranges) == 8 and all(decays[id(value)] == 0 for value in ranges)
+    assert sum(decay == 0.1 for decay in decays.values()) == len(decays) - len(ranges)
+    assert decays.keys() == {id(value) for value in tower.parameters()}

@@ -57,8 +57,6 @@ def bingo_loss(
     intra = -log_p[:, 0].mean()
     nearness, bag = to_teacher.topk(min(num_members, len(anchors)), dim=1)
     is_member = nearness > -torch.inf
-    if not bool(is_member.any()):
-        return intra, torch.zeros_like(intra)
     # Before the mean, so that what is no member has no gradient either.
     members = log_p[:, 1:].gather(1, bag).masked_fill(~is_member, 0.0)
     counts = is_member.sum(dim=1).clamp(min=1)
