@@ -25,7 +25,7 @@ from crossdistill.encoders import Encoder, is_from_file
 from crossdistill.encoders.weights import load_tensors
 from crossdistill.errors import UserError
 from crossdistill.exports.description import EMBEDDINGS, LOGITS, METADATA_KEY, Description
-from crossdistill.exports.network import ExportedStudent, Outputs, Runner, logits_of
+from crossdistill.exports.network import ExportedStudent, Outputs, Runner, body_runner
 from crossdistill.exports.safetensors import classifier_path, rebuild, write_classifier
 
 WEIGHTS_NAME = "model.safetensors"
@@ -98,14 +98,7 @@ def _open_of_library(path: Path, encoder: Encoder) -> Runner:
     model = _load(path, **FAMILIES.get(body.config.model_type, OTHER).build)
     fresh = rebuild(encoder)  # which knows what features of the model's output are
     load_tensors(fresh, model.state_dict(), source=str(path))
-    classes = encoder.classes
-    layer = None if classes is None else {"weight": classes.weight, "bias": classes.bias}
-
-    def run(clips: Tensor) -> Outputs:
-        with torch.no_grad():
-            return logits_of(fresh(clips), layer)
-
-    return run
+    return body_runner(fresh, encoder.classes)
 
 
 def _open_of_ours(path: Path) -> Runner:

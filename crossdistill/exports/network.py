@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crossdistill.encoders import Encoder
+from crossdistill.encoders.base import Classifier
 from crossdistill.errors import UserError
 from crossdistill.exports.description import EMBEDDINGS, LOGITS
 
@@ -74,6 +75,17 @@ def logits_of(embeddings: Tensor, classifier: Mapping[str, Tensor] | None) -> Ou
     if classifier is None:
         return {EMBEDDINGS: embeddings}
     return {EMBEDDINGS: embeddings, LOGITS: F.linear(embeddings, classifier["weight"], classifier["bias"])}
+
+
+def body_runner(network: Callable[[Tensor], Tensor], classes: Classifier | None) -> Runner:
+    """Run a network without gradients, and the classifier that lies beside its weights."""
+    layer = None if classes is None else {"weight": classes.weight, "bias": classes.bias}
+
+    def run(clips: Tensor) -> Outputs:
+        with torch.no_grad():
+            return logits_of(network(clips), layer)
+
+    return run
 
 
 def cycled(clips: Tensor, num_clips: int) -> Tensor:

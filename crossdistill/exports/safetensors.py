@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -18,7 +17,7 @@ from crossdistill.checkpoint import write_tensors
 from crossdistill.encoders import Encoder, create_encoder
 from crossdistill.encoders.weights import load_tensors
 from crossdistill.exports.description import METADATA_KEY, Description
-from crossdistill.exports.network import ExportedStudent, Outputs, Runner, logits_of
+from crossdistill.exports.network import ExportedStudent, Runner, body_runner
 from crossdistill.precision import parse_bit_widths, quantize
 
 ADVICE = "free space there and start again"
@@ -60,14 +59,7 @@ def open_file(path: Path, encoder: Encoder) -> Runner:
     """The weights in a freshly built network, into which they have to load strictly."""
     fresh = rebuild(encoder)
     load_tensors(fresh, load_file(path), source=str(path))
-    classes = encoder.classes
-    layer = None if classes is None else {"weight": classes.weight, "bias": classes.bias}
-
-    def run(clips: Tensor) -> Outputs:
-        with torch.no_grad():
-            return logits_of(fresh(clips), layer)
-
-    return run
+    return body_runner(fresh, encoder.classes)
 
 
 def read_description(path: Path) -> Description:
