@@ -122,7 +122,7 @@ def load_student(path: str | Path, *, allow_code: bool = False) -> Encoder:
             f"the student in {folder} is built by the Python file {description['encoder']}, which would be run: look "
             "at it, then pass allow_code=True (--allow-code on the command line)"
         )
-    view = _read_view(folder, description)
+    view = read_view(folder, description)
     encoder = create_encoder(
         description["encoder"],
         num_frames=view.num_frames,
@@ -142,7 +142,16 @@ def load_student(path: str | Path, *, allow_code: bool = False) -> Encoder:
     return encoder.eval()
 
 
-def _read_view(folder: Path, description: dict[str, Any]) -> ViewSpec:
+def read_view(folder: Path, description: dict[str, Any]) -> ViewSpec:
+    """What a student wants to see.
+
+    Args:
+        folder: Of the student, and with it its ``student.json``, as ``read_facts`` gives them.
+        description: See there.
+
+    Raises:
+        UserError: ``student.json`` is damaged.
+    """
     try:
         view = description["view"]
         return ViewSpec(**{**view, "mean": tuple(view["mean"]), "std": tuple(view["std"])})

@@ -42,9 +42,8 @@ from crossdistill.evaluation.store import FOLDER_NAME, kept_features
 from crossdistill.evaluation.tables import print_evaluation
 from crossdistill.evaluation.views import TestViews
 from crossdistill.files import write_text_atomically
-from crossdistill.modalities import get_modality
 from crossdistill.runner import Execution
-from crossdistill.student import load_student, read_facts
+from crossdistill.student import load_student, read_facts, read_view
 from crossdistill.types import ViewSpec
 
 __all__ = ["PROTOCOLS", "Evaluation", "Options", "evaluate_encoder", "main", "print_evaluation"]
@@ -281,10 +280,8 @@ def _check(options: Options, manifest: Manifest) -> None:
     if len(set(options.split)) < len(options.split):
         raise UserError(f"--split {' '.join(options.split)} names a split twice: leave one out")
     for path in options.students:
-        facts = read_facts(path)[1]
-        stored = facts["view"]
-        get_modality(stored["modality"])
-        view = ViewSpec(**{**stored, "mean": tuple(stored["mean"]), "std": tuple(stored["std"])})
+        folder, facts = read_facts(path)
+        view = read_view(folder, facts)
         for split in options.split:
             check_dataset(manifest, view, split, wanted_by=f"the student {path} ({facts['encoder']})")
         options.test_views.require_fit(view)

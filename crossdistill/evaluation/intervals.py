@@ -2,7 +2,7 @@
 
 Videos are drawn, or groups of them where the set has groups: clips of one performer or one source film are alike, and
 an interval that takes them for independent is too narrow. The percentile method is that of Efron and Tibshirani, "An
-Introduction to the Bootstrap", 1993, section 13.3.
+Introduction to the Bootstrap", 1993, chapter 13.
 
 Shapes: B test clips, U units, C classes, R draws at once.
 """

@@ -1,7 +1,7 @@
 """Video retrieval: does one of the k nearest training videos show the query's class?
 
 The protocol of CoCLR (Han, Xie, Zisserman, "Self-supervised Co-training for Video Representation Learning", NeurIPS
-2020, section 4.4, "Nearest neighbour retrieval"): the query is a test video, the gallery the train part; features are
+2020): the query is a test video, the gallery the train part; features are
 means over a video's clips; each set is centred by its own mean, rows are L2-normalised, similarity is the cosine.
 R@k is the share of queries with a video of their class among the k nearest.
 
