@@ -33,7 +33,7 @@ from crossdistill.precision import is_range, parse_bit_widths, quantize, require
 from crossdistill.runner import Execution
 from crossdistill.schedule import learning_rate
 from crossdistill.standardize import standardize_teachers
-from crossdistill.student import find_student, load_student, read_facts
+from crossdistill.student import find_student, load_student, read_facts, read_view
 from crossdistill.supervised import SupervisedTask
 from crossdistill.teacher_cache import CachedTeacher, TeacherCache, describe_clips, weights_source
 from crossdistill.trackers import require_tracker
@@ -315,7 +315,7 @@ def create_teacher(options: TeacherOptions, student_view: ViewSpec) -> Encoder:
 def _stored_view(weights: str | None) -> dict[str, Any]:
     """The view that the weights of a student's folder were trained with; empty for other weights."""
     folder = find_student(weights) if weights is not None else None
-    return {} if folder is None else dict(read_facts(folder)[1]["view"])
+    return {} if folder is None else vars(read_view(*read_facts(folder)))
 
 
 def _stored_config(name: str, weights: str | None) -> dict[str, Any] | None:

@@ -1,6 +1,5 @@
 """Real processes: SIGKILL and resume to the bit, and two processes that do what one does."""
 
-import contextlib
 import json
 import os
 import subprocess
@@ -8,9 +7,9 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
+from killing import kill_tree
 from safetensors.torch import load_file
 
 from crossdistill.checkpoint import Checkpoints
@@ -70,13 +69,7 @@ def kill_after(process, folder, step):
         assert process.poll() is None, process.stdout.read()
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    everyone = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    for each in everyone:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            each.kill()
-    process.communicate()
-    psutil.wait_procs(everyone[1:], timeout=10)
-    assert not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in everyone[1:])
+    kill_tree(process)
 
 
 PAIR = ["--teacher", "rgb_r3d10_gn", "--student", "flow_r3d10"]

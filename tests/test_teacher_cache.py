@@ -1,6 +1,5 @@
 """Embeddings that are kept: training with them is training with the teacher, without it."""
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -11,9 +10,9 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
+from killing import kill_tree
 from safetensors.torch import save_file
 
 from crossdistill import encoders
@@ -272,12 +271,7 @@ def test_command__killed_on_two_processes_leaves_whole_shards(data_folder, teach
         assert process.poll() is None, process.stdout.read()
         assert time.monotonic() < deadline
         time.sleep(0.002)
-    everyone = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    for each in everyone:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            each.kill()
-    process.communicate()
-    psutil.wait_procs(everyone[1:], timeout=10)
+    kill_tree(process)
     finished = set(shard_bytes(folder)) & set(shard_bytes(half_folder))
     assert len(finished) > 0
     make_cache(folder, data_folder, teacher_file)

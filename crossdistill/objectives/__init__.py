@@ -11,17 +11,18 @@ from crossdistill.objectives.attention_transfer import AttentionTransfer
 from crossdistill.objectives.base import AnchorSource, Objective, Term
 from crossdistill.objectives.bingo import BINGO
 from crossdistill.objectives.compress import CompRess, compress_loss
-from crossdistill.objectives.cosine import Cosine
+from crossdistill.objectives.cosine import cosine_loss
 from crossdistill.objectives.cross_entropy import CrossEntropy
 from crossdistill.objectives.dist import DIST
 from crossdistill.objectives.dkd import DKD
 from crossdistill.objectives.infonce import InfoNCE
 from crossdistill.objectives.kd import KD
-from crossdistill.objectives.mse import MSE
+from crossdistill.objectives.mse import mse_loss
+from crossdistill.objectives.regression import Regression
 from crossdistill.objectives.rkd import RKD
 from crossdistill.objectives.seed import SEED
 from crossdistill.objectives.simreg import SimReg
-from crossdistill.objectives.smooth_l1 import SmoothL1
+from crossdistill.objectives.smooth_l1 import smooth_l1_loss
 from crossdistill.objectives.token_matching import TokenMatching
 
 __all__ = [
@@ -76,9 +77,9 @@ OBJECTIVES: dict[str, Callable[[Settings], Objective]] = {
     "seed": _seed,
     "infonce": lambda settings: InfoNCE(**settings.of(temperature="temperature")),
     "bingo": _bingo,
-    "cosine": lambda settings: Cosine(),
-    "smooth-l1": lambda settings: SmoothL1(),
-    "mse": lambda settings: MSE(),
+    "cosine": lambda settings: Regression("cosine", cosine_loss),
+    "smooth-l1": lambda settings: Regression("smooth_l1", smooth_l1_loss),
+    "mse": lambda settings: Regression("mse", mse_loss),
     "rkd": lambda settings: RKD(),
     "kd": lambda settings: KD(**settings.of(temperature="temperature")),
     "dkd": lambda settings: DKD(**settings.of(temperature="temperature")),

@@ -8,14 +8,8 @@ Shapes: B batch, E teacher features.
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
-from crossdistill.adapters import Compares
-from crossdistill.memory_bank import MemoryBank
-from crossdistill.objectives.base import AnchorSource
-from crossdistill.types import StepOutput
+from torch import Tensor
 
 
 def cosine_loss(*, student: Tensor, teacher: Tensor) -> Tensor:
@@ -26,18 +20,3 @@ def cosine_loss(*, student: Tensor, teacher: Tensor) -> Tensor:
         teacher: [B, E], any length.
     """
     return 1 - F.cosine_similarity(student, teacher.detach(), dim=1).mean()
-
-
-class Cosine(nn.Module):
-    """Cosine distance as an objective."""
-
-    adapter = "linear"
-    compares: Compares = "features"
-    needs_teacher_dim = True
-    student_anchors: AnchorSource | None = None
-
-    def forward(self, *, student: Tensor, teacher: Tensor, bank: MemoryBank | None) -> StepOutput:
-        """Compare embeddings [B, E]."""
-        with torch.autocast(student.device.type, enabled=False):
-            loss = cosine_loss(student=student.float(), teacher=teacher.float())
-        return StepOutput(loss=loss, terms={"cosine": loss.detach()})

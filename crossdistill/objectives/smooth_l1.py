@@ -7,14 +7,8 @@ Shapes: B batch, E teacher features.
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
-from crossdistill.adapters import Compares
-from crossdistill.memory_bank import MemoryBank
-from crossdistill.objectives.base import AnchorSource
-from crossdistill.types import StepOutput
+from torch import Tensor
 
 
 def smooth_l1_loss(*, student: Tensor, teacher: Tensor) -> Tensor:
@@ -25,18 +19,3 @@ def smooth_l1_loss(*, student: Tensor, teacher: Tensor) -> Tensor:
         teacher: [B, E], not normalised: its length is part of what is matched.
     """
     return F.smooth_l1_loss(student, teacher.detach())
-
-
-class SmoothL1(nn.Module):
-    """Smooth-L1 as an objective."""
-
-    adapter = "linear"
-    compares: Compares = "features"
-    needs_teacher_dim = True
-    student_anchors: AnchorSource | None = None
-
-    def forward(self, *, student: Tensor, teacher: Tensor, bank: MemoryBank | None) -> StepOutput:
-        """Compare embeddings [B, E]."""
-        with torch.autocast(student.device.type, enabled=False):
-            loss = smooth_l1_loss(student=student.float(), teacher=teacher.float())
-        return StepOutput(loss=loss, terms={"smooth_l1": loss.detach()})

@@ -69,8 +69,6 @@ def check(options: Options) -> None:
         raise UserError(f"--clips is {options.clips}: give 1 or more")
     if options.twin is not None and len(options.runs) > 1:
         raise UserError("--twin is for the page of one run: name the twin among the runs that are compared")
-    if options.out is not None and options.out.is_dir():
-        raise UserError(f"--out {options.out} is a folder: name a file in it, for example {options.out / REPORT_NAME}")
 
 
 def main(arguments: Sequence[str]) -> None:
