@@ -8,8 +8,7 @@
 #                      --short-side 80 --out DATA
 # OUT   folder for the runs
 #
-# What is finished is not done again, so seeds may run side by side, and one may stop and go on. Estimated at 50
-# minutes a seed on one CPU core; never timed without other work beside it.
+# What is finished is not done again, so seeds may run side by side, and one may stop and go on.
 set -euo pipefail
 if [ $# -lt 2 ]; then sed -n '2,13p' "$0"; exit 2; fi
 data=$1 out=$2
@@ -18,49 +17,53 @@ here="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 python="${PYTHON:-$here/.venv/bin/python}"
 cd "$here"
 
+epochs=50 quantised_epochs=20
+
 # run NAME SEED EPOCHS OPTIONS…: 16 frames over 48 frames of the video
 run() {
   if [ -f "$out/$1-seed$2/results.json" ]; then return; fi
   "$python" train.py --resume --out "$out/$1-seed$2" --seed "$2" --epochs "$3" --data "$data" --student-stride 3 \
     --batch-size 16 --optimizer adamw --lr 0.002 --weight-decay 0.05 --schedule cosine --warmup-epochs 2 \
-    --crop-area-min 0.5 --mirror no --knn-clips 0 --workers 0 "${@:4}"
+    --crop-area-min 0.8 --mirror no --knn-clips 0 --workers 0 "${@:4}"
 }
-teacher() { run "$1, labels" "$3" 40 --supervised --student "$2" --student-size "$4"; }
-twin() { run "$1, labels" "$3" 30 --supervised --student "$2" "${@:4}"; }
+# labels NAME ENCODER SEED OPTIONS…: teachers, and the twins of students
+labels() { run "$1, labels" "$3" "$epochs" --supervised --student "$2" "${@:4}"; }
 
 # distil NAME TEACHER TEACHER_RUN STUDENT SEED OPTIONS…
 distil() {
-  run "$1" "$5" 30 --teacher "$2" --teacher-weights "$out/$3-seed$5" --student "$4" \
-    --objective compress-1q simreg --bank-size 400 "${@:6}"
+  run "$1" "$5" "$epochs" --teacher "$2" --teacher-weights "$out/$3-seed$5" --student "$4" \
+    --objective compress-2q-live simreg --bank-size 400 "${@:6}"
 }
 px48=(--student-size 48) px20=(--student-size 20) small=(--student-size 32 --student-frames 8 --student-stride 6)
 
 for seed in ${seeds:-0 1 2}; do
-  teacher "skeleton 10" skeleton_r3d10 "$seed" 20
-  teacher "depth 32" depth_tiny3d_32 "$seed" 48
-  teacher "flow 16" flow_tiny3d_16 "$seed" 48
+  labels "skeleton 10" skeleton_r3d10 "$seed" "${px20[@]}"
+  labels "depth 32" depth_tiny3d_32 "$seed" "${px48[@]}"
+  labels "flow 16" flow_tiny3d_16 "$seed" "${px48[@]}"
   # Across modalities.
-  twin "depth 8" depth_tiny3d_8 "$seed" "${px48[@]}"
+  labels "depth 8" depth_tiny3d_8 "$seed" "${px48[@]}"
   distil "skeleton 10 to depth 8" skeleton_r3d10 "skeleton 10, labels" depth_tiny3d_8 "$seed" "${px48[@]}"
   # Shallower: 1/16 of the parameters; 1/12.
   distil "depth 32 to depth 8" depth_tiny3d_32 "depth 32, labels" depth_tiny3d_8 "$seed" "${px48[@]}"
-  twin "skeleton 8" skeleton_tiny3d_8 "$seed" "${px20[@]}"
+  labels "skeleton 8" skeleton_tiny3d_8 "$seed" "${px20[@]}"
   distil "skeleton 10 to skeleton 8" skeleton_r3d10 "skeleton 10, labels" skeleton_tiny3d_8 "$seed" "${px20[@]}"
   # Small video models: fewer parameters, half of the frames, a smaller picture.
-  twin "small depth 8" depth_tiny3d_8 "$seed" "${small[@]}"
+  labels "small depth 8" depth_tiny3d_8 "$seed" "${small[@]}"
   distil "depth 32 to small depth 8" depth_tiny3d_32 "depth 32, labels" depth_tiny3d_8 "$seed" "${small[@]}"
   distil "skeleton 10 to small depth 8" skeleton_r3d10 "skeleton 10, labels" depth_tiny3d_8 "$seed" "${small[@]}"
   # Itself: the labelled network teaches the next, that the next; and no teacher at all.
   distil "small depth 8 to itself" depth_tiny3d_8 "small depth 8, labels" depth_tiny3d_8 "$seed" "${small[@]}" --rounds 2
-  run "small depth 8, ISD" "$seed" 60 --config configs/isd.yaml --bank-size 400 --student depth_tiny3d_8 "${small[@]}"
-  # Lower precision: the network of 32 bits, itself taught by the skeleton, teaches the same one of few bits.
+  run "small depth 8, ISD" "$seed" 100 --config configs/isd.yaml --crop-area-min 0.4 --bank-size 400 \
+    --student depth_tiny3d_8 "${small[@]}"
+  # Lower precision: both go on from their network of 32 bits, with labels, or with the 32 bit student as teacher.
   for bits in w2a4 w4a4 w8a8; do
-    twin "small depth 8 $bits" depth_tiny3d_8 "$seed" "${small[@]}" --precision $bits
-    distil "small depth 8 to $bits" depth_tiny3d_8 "skeleton 10 to small depth 8" depth_tiny3d_8 "$seed" \
-      "${small[@]}" --precision $bits
+    run "small depth 8 $bits, labels" "$seed" "$quantised_epochs" --supervised --student depth_tiny3d_8 "${small[@]}" \
+      --student-weights "$out/small depth 8, labels-seed$seed" --precision $bits
+    distil "small depth 8 to $bits" depth_tiny3d_8 "skeleton 10 to small depth 8" depth_tiny3d_8 "$seed" "${small[@]}" \
+      --student-weights "$out/skeleton 10 to small depth 8-seed$seed" --precision $bits --epochs "$quantised_epochs"
   done
   # The other pairs across modalities.
-  twin "flow 8" flow_tiny3d_8 "$seed" "${px48[@]}"
+  labels "flow 8" flow_tiny3d_8 "$seed" "${px48[@]}"
   distil "skeleton 10 to flow 8" skeleton_r3d10 "skeleton 10, labels" flow_tiny3d_8 "$seed" "${px48[@]}"
   distil "flow 16 to depth 8" flow_tiny3d_16 "flow 16, labels" depth_tiny3d_8 "$seed" "${px48[@]}"
   distil "depth 32 to flow 8" depth_tiny3d_32 "depth 32, labels" flow_tiny3d_8 "$seed" "${px48[@]}"
