@@ -6,11 +6,12 @@ import itertools
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from video_files import decode_everything, mark_rotated, moving_frames, truncate, write_video
 
-from crossdistill.data.decode import decode_all, index_video, nearest_frames, read_frames
+from crossdistill.data.decode import decode_all, index_video, nearest_frames, open_video, read_frames
 from crossdistill.data.manifest import Stream
 from crossdistill.errors import UnreadableVideoError
 
@@ -161,6 +162,15 @@ def test_no_video_stream__is_named(tmp_path):
     (tmp_path / "text.srt").write_text("1\n00:00:00,000 --> 00:00:01,000\nhello\n")
     with pytest.raises(UnreadableVideoError, match=r"text\.srt: has no video stream"):
         index_video(tmp_path / "text.srt")
+
+
+def test_text__is_no_video_although_ffmpeg_would_draw_it(tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("What was filmed on Monday.\n" * 400, encoding="utf-8")
+    with av.open(str(path)) as container:
+        assert container.streams.video  # else this test shows nothing
+    with pytest.raises(UnreadableVideoError, match=r"notes\.txt: has no video stream"):
+        open_video(path)
 
 
 def test_truncated_after_indexing__names_how_many_are_lacking(tmp_path):

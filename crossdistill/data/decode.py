@@ -35,6 +35,8 @@ from crossdistill.files import sha256_of
 DECODE_ERRORS = (av.FFmpegError, OSError, ValueError, IndexError)
 # How far apart two swapped timestamps may stand (XviD's packed frames swap neighbours).
 REORDER_WINDOW_FRAMES = 8
+# FFmpeg draws any text file as pictures of letters.
+TEXT_FORMAT = "tty"
 FALLBACK_TIME_BASE = Fraction(1, 1000)
 
 _log = logging.getLogger(__name__)
@@ -46,7 +48,7 @@ def open_video(path: Path) -> tuple[av.container.InputContainer, av.VideoStream]
         container = av.open(str(path))
     except DECODE_ERRORS as error:
         raise UnreadableVideoError(f"{path}: cannot be opened ({reason_of(error)})") from error
-    if not container.streams.video:
+    if not container.streams.video or container.format.name == TEXT_FORMAT:
         container.close()
         raise UnreadableVideoError(f"{path}: has no video stream")
     video = container.streams.video[0]
