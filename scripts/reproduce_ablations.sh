@@ -7,7 +7,7 @@
 # DATA  as for scripts/reproduce_utd_mhad.sh       OUT  folder for the runs; "skeleton 10, labels-seed<n>" of that script
 #                                                       are its teachers and must be there
 #
-# What is finished is not done again. A row took about a minute on a CPU core that had nothing else to do.
+# What is finished is not done again.
 set -euo pipefail
 if [ $# -lt 2 ]; then sed -n '2,11p' "$0"; exit 2; fi
 data=$1 out=$2
@@ -22,20 +22,22 @@ train() {
   if [ -f "$out/$1-seed$2/results.json" ]; then return; fi
   local objective
   read -ra objective <<< "$3"
-  "$python" train.py --resume --out "$out/$1-seed$2" --seed "$2" --epochs 30 --data "$data" --student depth_tiny3d_8 \
+  "$python" train.py --resume --out "$out/$1-seed$2" --seed "$2" --epochs 40 --data "$data" --student depth_tiny3d_8 \
     "${views[@]}" --student-size 32 --batch-size 16 --optimizer adamw --lr 0.002 --weight-decay 0.05 --schedule cosine \
-    --warmup-epochs 2 --crop-area-min 0.5 --mirror no --knn-clips 0 --workers 0 --bank-size 400 \
+    --warmup-epochs 2 --crop-area-min 0.8 --mirror no --knn-clips 0 --workers 0 --bank-size 400 \
     --teacher-cache "$out/cache-seed$2" --objective "${objective[@]}" "${@:4}"
 }
 
 for seed in ${seeds:-0 1 2}; do
   "$python" -m crossdistill.cli cache --teacher skeleton_r3d10 --teacher-weights "$out/skeleton 10, labels-seed$seed" \
-    --student depth_tiny3d_8 "${views[@]}" --data "$data" --crop-area-min 0.5 --mirror no --seed "$seed" --views 10 \
+    --student depth_tiny3d_8 "${views[@]}" --data "$data" --crop-area-min 0.8 --mirror no --seed "$seed" --views 10 \
     --workers 0 --out "$out/cache-seed$seed"
+  train "compress-2q-live + simreg" "$seed" "compress-2q-live simreg"
   train "compress-1q + simreg" "$seed" "compress-1q simreg"
   for objective in compress-1q compress-2q compress-2q-live simreg seed infonce bingo cosine smooth-l1 mse rkd kd dkd dist; do
     train "$objective" "$seed" "$objective"
   done
+  train "compress-2q, momentum 0.99" "$seed" compress-2q --ema-momentum 0.99
   for temperature in 0.02 0.1 0.2; do
     train "compress-1q, temperature $temperature" "$seed" compress-1q --temperature "$temperature"
   done
@@ -43,4 +45,4 @@ for seed in ${seeds:-0 1 2}; do
     train "compress-1q, bank $size" "$seed" compress-1q --bank-size "$size"
   done
 done
-"$python" scripts/results_table.py "$out"
+"$python" scripts/results_table.py "$out" --students

@@ -1,10 +1,11 @@
 """Collect runs into tables: mean ± standard deviation over seeds of 1-NN, linear accuracy and cluster alignment.
 
-    python scripts/results_table.py OUT [--rows scripts/rows_utd_mhad.yaml]
+    python scripts/results_table.py OUT [--rows scripts/rows_utd_mhad.yaml | --students]
 
 OUT holds one folder for each run, named ``<row>-seed<n>``, as ``scripts/reproduce_*.sh`` make them. Without --rows
 every network of every run is a line. With it, every line is one student: beside its teacher, its twin that learned from
-labels and itself untrained, in the groups and under the titles of the file.
+labels and itself untrained, in the groups and under the titles of the file. With --students every distilled student is
+a line, the best in linear accuracy first.
 """
 
 from __future__ import annotations
@@ -71,8 +72,9 @@ def difference(student: Network, twin: Network | None) -> str:
     parts = []
     for protocol in ("1-nn", "linear"):
         ours, theirs = student.accuracies[protocol], twin.accuracies[protocol]
-        shared = sorted(ours.keys() & theirs.keys())
-        parts.append(f"{statistics.mean(ours[seed] - theirs[seed] for seed in shared):+.1f}" if shared else "–")
+        gains = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
+        deviation = f" ± {statistics.stdev(gains):.1f}" if len(gains) > 1 else ""
+        parts.append(f"{statistics.mean(gains):+.1f}{deviation}" if gains else "–")
     return " / ".join(parts)
 
 
@@ -83,6 +85,16 @@ def print_all(found: dict[str, dict[str, Network]]) -> None:
         for role, network in by_role.items():
             values = " | ".join(cell(list(network.accuracies[protocol].values())) for protocol in PROTOCOLS)
             print(f"| {row} | {role} | {network.encoder} | {values} | {len(network.accuracies['linear'])} |")
+
+
+def print_students(found: dict[str, dict[str, Network]]) -> None:
+    """One line for each distilled student, the best first."""
+    students = {row: by_role["student, distilled"] for row, by_role in found.items() if "student, distilled" in by_role}
+    best_first = sorted(students.items(), key=lambda item: -statistics.mean(item[1].accuracies["linear"].values()))
+    print(f"| run | {' | '.join(PROTOCOLS.values())} | seeds |\n|---|---|---|---|---|")
+    for row, network in best_first:
+        values = " | ".join(cell(list(network.accuracies[protocol].values())) for protocol in PROTOCOLS)
+        print(f"| {row} | {values} | {len(network.accuracies['linear'])} |")
 
 
 def print_groups(found: dict[str, dict[str, Network]], rows: dict[str, list[dict[str, str]]]) -> None:
@@ -116,17 +128,21 @@ def main() -> None:
     """Print the tables in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="with the runs")
-    parser.add_argument("--rows", type=Path, help="YAML: group to lines of title, run, twin and role")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--students", action="store_true", help="distilled students alone, the best first")
+    what.add_argument("--rows", type=Path, help="YAML: group to lines of title, run, twin and role")
     options = parser.parse_args()
     found = collect(options.folder)
     if not found:
         raise SystemExit(
             "no run named <row>-seed<n> with results.json is there: run scripts/reproduce_utd_mhad.sh first"
         )
-    if options.rows is None:
-        print_all(found)
-    else:
+    if options.rows is not None:
         print_groups(found, yaml.safe_load(options.rows.read_text(encoding="utf-8")))
+    elif options.students:
+        print_students(found)
+    else:
+        print_all(found)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from crossdistill.checkpoint import Checkpoints
 
 PROJECT = Path(__file__).resolve().parent.parent
 TINY = [
-    *("--student-frames", 4, "--student-size", 32, "--teacher-frames", 4, "--teacher-size", 32),
+    *("--student-frames", 4, "--student-size", 32),
     *("--optimizer", "adamw", "--lr", 0.003, "--schedule", "cosine", "--bank-size", 40, "--clip-norm", 1.0),
     *("--mixed-precision", "fp32", "--workers", 1, "--no-evaluate", "--knn-clips", 0),
     *("--tracker", "none", "--log-every-steps", 1),
@@ -72,9 +72,11 @@ def kill_after(process, folder, step):
     kill_tree(process)
 
 
-PAIR = ["--teacher", "rgb_r3d10_gn", "--student", "flow_r3d10"]
+TEACHER = ["--teacher", "rgb_r3d10_gn", "--teacher-frames", 4, "--teacher-size", 32]
+PAIR = [*TEACHER, "--student", "flow_r3d10"]
+TWO_TEACHERS = [TEACHER[0], "rgb_r3d10_gn", *TEACHER[1:], "--student", "flow_r3d10"]
 # AlexNet's body drops features out, and its stem has the fewest pixels at 64.
-DROPOUT_PAIR = ["--teacher", "rgb_r3d10_gn", "--student", "image_alexnet", "--student-size", 64]
+DROPOUT_PAIR = [*TEACHER, "--student", "image_alexnet", "--student-size", 64]
 # An evaluation at every step of a checkpoint and between them.
 KNN = ["--knn-clips", 12, "--knn-every-epochs", 0.25]
 RESUME_CASES = {
@@ -83,6 +85,17 @@ RESUME_CASES = {
     "live, accumulation": ([*PAIR, "--objective", "compress-2q-live", "--accumulate", 2], 1, (3,)),
     "labels": (["--supervised", "--student", "flow_r3d10"], 1, (5,)),
     "two processes": ([*PAIR, "--objective", "compress-2q"], 2, (3,)),
+    "two processes, two teachers": (
+        [*TWO_TEACHERS, "--objective", "compress-1q", "--standardize", "phi-s", "--teacher-drop", 0.5],
+        2,
+        (3,),
+    ),
+    "two processes, its own EMA copy": (
+        ["--teacher", "self", "--student", "flow_r3d10", "--objective", "seed", "--strong-views"],
+        2,
+        (3,),
+    ),
+    "two processes, few bits, bags": ([*PAIR, "--objective", "bingo", "--precision", "w4a8"], 2, (3,)),
 }
 
 
@@ -92,7 +105,7 @@ def test_resume__killed_runs_end_with_the_same_bits(tmp_path, toy_folder, teache
     pair, processes, kill_steps = RESUME_CASES[case]
     options = [*pair, "--data", toy_folder, "--batch-size", 8 // processes, "--epochs", 3]
     options += ["--checkpoint-every-steps", 2]
-    if "--teacher" in pair:
+    if "rgb_r3d10_gn" in pair:
         options += ["--teacher-weights", teacher_file]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     killed_at = []
@@ -118,7 +131,7 @@ def test_resume__killed_runs_end_with_the_same_bits(tmp_path, toy_folder, teache
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_two_processes_with_half_the_batch__do_what_one_process_does(tmp_path, toy_folder, teacher_file, accumulate):
-    options = ["--teacher", "rgb_r3d10_gn", "--student", "flow_r3d10_gn", "--teacher-weights", teacher_file]
+    options = [*TEACHER, "--student", "flow_r3d10_gn", "--teacher-weights", teacher_file]
     options += ["--data", toy_folder, "--epochs", 2, "--objective", "compress-2q", "--accumulate", accumulate]
     # SGD: AdamW divides by the size of the gradient and so turns rounding into steps of full length.
     options += ["--optimizer", "sgd", "--lr", 0.05]
