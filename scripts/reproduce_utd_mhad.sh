@@ -53,6 +53,7 @@ for seed in ${seeds:-0 1 2}; do
   distil "skeleton 10 to small depth 8" skeleton_r3d10 "skeleton 10, labels" depth_tiny3d_8 "$seed" "${small[@]}"
   # Itself: the labelled network teaches the next, that the next; and no teacher at all.
   distil "small depth 8 to itself" depth_tiny3d_8 "small depth 8, labels" depth_tiny3d_8 "$seed" "${small[@]}" --rounds 2
+  distil "skeleton 8 to itself" skeleton_tiny3d_8 "skeleton 8, labels" skeleton_tiny3d_8 "$seed" "${px20[@]}" --rounds 2
   run "small depth 8, ISD" "$seed" 100 --config configs/isd.yaml --crop-area-min 0.4 --bank-size 400 \
     --student depth_tiny3d_8 "${small[@]}"
   # Lower precision: both go on from their network of 32 bits, with labels, or with the 32 bit student as teacher.
