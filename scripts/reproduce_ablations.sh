@@ -22,7 +22,7 @@ train() {
   if [ -f "$out/$1-seed$2/results.json" ]; then return; fi
   local objective
   read -ra objective <<< "$3"
-  "$python" train.py --resume --out "$out/$1-seed$2" --seed "$2" --epochs 40 --data "$data" --student depth_tiny3d_8 \
+  "$python" train.py --resume --out "$out/$1-seed$2" --seed "$2" --epochs 30 --data "$data" --student depth_tiny3d_8 \
     "${views[@]}" --student-size 32 --batch-size 16 --optimizer adamw --lr 0.002 --weight-decay 0.05 --schedule cosine \
     --warmup-epochs 2 --crop-area-min 0.8 --mirror no --knn-clips 0 --workers 0 --bank-size 400 \
     --teacher-cache "$out/cache-seed$2" --objective "${objective[@]}" "${@:4}"

@@ -56,12 +56,12 @@ for seed in ${seeds:-0 1 2}; do
   distil "skeleton 8 to itself" skeleton_tiny3d_8 "skeleton 8, labels" skeleton_tiny3d_8 "$seed" "${px20[@]}" --rounds 2
   run "small depth 8, ISD" "$seed" 100 --config configs/isd.yaml --crop-area-min 0.4 --bank-size 400 \
     --student depth_tiny3d_8 "${small[@]}"
-  # Lower precision: both go on from their network of 32 bits, with labels, or with the 32 bit student as teacher.
+  # Lower precision: twin and student go on from their network of 32 bits, with labels or with the teacher.
   for bits in w2a4 w4a4 w8a8; do
     run "small depth 8 $bits, labels" "$seed" "$quantised_epochs" --supervised --student depth_tiny3d_8 "${small[@]}" \
       --student-weights "$out/small depth 8, labels-seed$seed" --precision $bits
-    distil "small depth 8 to $bits" depth_tiny3d_8 "skeleton 10 to small depth 8" depth_tiny3d_8 "$seed" "${small[@]}" \
-      --student-weights "$out/skeleton 10 to small depth 8-seed$seed" --precision $bits --epochs "$quantised_epochs"
+    distil "depth 32 to small depth 8 $bits" depth_tiny3d_32 "depth 32, labels" depth_tiny3d_8 "$seed" "${small[@]}" \
+      --student-weights "$out/depth 32 to small depth 8-seed$seed" --precision $bits --epochs "$quantised_epochs"
   done
   # The other pairs across modalities.
   labels "flow 8" flow_tiny3d_8 "$seed" "${px48[@]}"
