@@ -380,9 +380,7 @@ def _report(cache: TeacherCache) -> None:
     unreadable = cache.unreadable()
     if unreadable:
         samples = {sample: reason for (sample, _), reason in sorted(unreadable.items())}
-        console.print(
-            f"[yellow]{len(samples)} videos could not be read; in training others stand in for them:[/yellow]"
-        )
+        console.print(f"{len(samples)} videos could not be read; in training others stand in for them:", style="yellow")
         for sample, reason in list(samples.items())[:MANY_UNREADABLE]:
             console.print(f"  sample {sample}: {reason}", highlight=False)
     console.print(f"the cache is {cache.folder}: train.py --teacher-cache {cache.folder} …", highlight=False)

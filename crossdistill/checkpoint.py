@@ -129,9 +129,7 @@ class Checkpoints:
             try:
                 return step, _read(self.path(step))
             except (SafetensorError, json.JSONDecodeError, KeyError, OSError) as error:
-                console.print(
-                    f"[yellow]passing over the checkpoint {self.path(step)}: it is damaged ({error})[/yellow]"
-                )
+                console.print(f"passing over the checkpoint {self.path(step)}: it is damaged ({error})", style="yellow")
         return None
 
 

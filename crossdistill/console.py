@@ -8,8 +8,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
-console = Console()
+console = Console(markup=False)  # names of runs and classes are no markup
 
 
 def progress_bar(*fields: str, unit: str = "", is_shown: bool = True) -> Progress:
@@ -20,9 +21,9 @@ def progress_bar(*fields: str, unit: str = "", is_shown: bool = True) -> Progres
         unit: What is counted, for example ``clips``.
         is_shown: False on all processes but the first.
     """
-    extra = [TextColumn(f"{{task.fields[{name}]}}") for name in fields]
+    extra = [TextColumn(f"{{task.fields[{name}]}}", markup=False) for name in fields]
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TextColumn(unit),
@@ -41,6 +42,6 @@ def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]
     for i, name in enumerate(header):
         table.add_column(name, justify="left" if i == 0 else "right", no_wrap=i == 0, overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(cell) for cell in row))  # names are no markup
     console.print(title, highlight=False)  # not the table's own, which is wrapped where the table is narrow
     console.print(table)

@@ -23,6 +23,7 @@ from crossdistill.encoders.weights import weights_hash
 from crossdistill.errors import UserError
 from crossdistill.memory_bank import MemoryBank
 from crossdistill.objectives import Term
+from crossdistill.precision import share_ranges
 from crossdistill.runner import Execution
 from crossdistill.types import Anchors, PairedBatch, StepOutput
 
@@ -358,8 +359,10 @@ class Distiller:
                     lesson.bank.enqueue(anchors)
         if self.ema is not None:
             follow(self.ema, self.trainable, momentum=self.ema_momentum)
+            share_ranges(self.ema, self.gather)
         if self._self_teacher is not None:
             self._self_teacher.follow(self.trainable.encoder)
+            share_ranges(self._self_teacher.encoder, self.gather)
 
     def state_dict(self) -> dict[str, Any]:
         """Banks, EMA copies. Of a teacher that never changes, just its name and the hash of its weights."""

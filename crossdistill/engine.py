@@ -212,7 +212,7 @@ def _count_unreadable(
 
 def _report_unreadable(state: TrainingState, accelerator: Accelerator) -> None:
     if state.unreadable and accelerator.is_main_process:
-        console.print(f"[yellow]{len(state.unreadable)} clips could not be read; others stood in for them:[/yellow]")
+        console.print(f"{len(state.unreadable)} clips could not be read; others stood in for them:", style="yellow")
         for video, reason in sorted(state.unreadable.items())[:20]:
             console.print(f"  {video}: {reason}", highlight=False)
 

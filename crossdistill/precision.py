@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -125,6 +125,22 @@ class RunningRange(nn.Module):
         """Move the running bounds towards those of a batch [B, ...]."""
         self.num_batches += 1
         self.bounds.lerp_(bounds_of(values), (1 / self.num_batches).clamp(min=RANGE_MOMENTUM))
+
+
+@torch.no_grad()
+def share_ranges(module: nn.Module, gather: Callable[[Tensor], Tensor]) -> None:
+    """Give every process the mean of all processes' running bounds; DDP does as much for what it wraps, and no other.
+
+    Args:
+        module: Not wrapped by DDP, and in train mode, for example an EMA copy; nothing changes where none is quantised.
+        gather: Concatenates all processes' tensors along their first axis.
+    """
+    ranges = [layer for layer in module.modules() if isinstance(layer, RunningRange)]
+    if not ranges:
+        return
+    shared = gather(torch.stack([layer.bounds for layer in ranges])[None]).mean(dim=0)
+    for layer, bounds in zip(ranges, shared, strict=True):
+        layer.bounds.copy_(bounds)
 
 
 def bounds_of(values: Tensor) -> Tensor:

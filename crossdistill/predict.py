@@ -193,7 +193,13 @@ def choose_judge(network: Network, manifest: Manifest | None, options: Options) 
                 "the dataset that it was trained on gives their names",
                 soft_wrap=True,
                 highlight=False,
-                markup=False,
+            )
+        elif manifest is not None and tuple(names) != manifest.classes:
+            console.print(
+                f"{network.name} names the {len(names)} classes that it was trained on; --data, which has others, "
+                "--split and --k are not used",
+                soft_wrap=True,
+                highlight=False,
             )
         return ByClassifier(names)
     if manifest is None:

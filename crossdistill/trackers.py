@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ TrackerName = Literal["tensorboard", "wandb", "mlflow", "none"]
 PROJECT = "crossdistill"
 # Which run of MLflow a resumed run goes on with.
 MLFLOW_RUN_NAME = "mlflow_run_id.txt"
+MEASURES = ("top1", "top5", "mean_class")
 PACKAGES = {"wandb": "wandb", "mlflow": "mlflow"}
 
 
@@ -60,16 +62,30 @@ def open_tracker(name: str, folder: Path, *, purge_step: int | None = None) -> G
 
 
 def flatten_results(by_role: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """Accuracies of an evaluation under names that trackers show in groups: ``evaluation/student distilled/linear``.
+    """Accuracies of an evaluation, under names that trackers group.
+
+    For example ``evaluation/ucf101 1/student distilled/linear top1``: dataset and split, role, protocol and measure.
 
     Args:
         by_role: Role to what ``Evaluation.to_json`` gives.
     """
     return {
-        f"evaluation/{role.replace(',', '')}/{protocol}": float(result["top1"])
+        _allowed(
+            f"evaluation/{evaluation['dataset']} {evaluation['split']}/{role}/{_named(protocol, result)} {measure}"
+        ): (float(result[measure]))
         for role, evaluation in by_role.items()
         for protocol, result in evaluation["results"].items()
+        for measure in MEASURES
     }
+
+
+def _named(protocol: str, result: dict[str, Any]) -> str:
+    return protocol if result["views"] == "1x1" else f"{protocol} {result['views']}"
+
+
+def _allowed(name: str) -> str:
+    """A name that every tracker takes."""
+    return re.sub(r"[^\w ./-]", "", name)
 
 
 def track_results(name: str, folder: Path, by_role: dict[str, dict[str, Any]], *, step: int) -> None:

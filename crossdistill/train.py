@@ -28,6 +28,7 @@ from crossdistill.distributed import decide_on_first, use_all_cores
 from crossdistill.encoders import Encoder
 from crossdistill.engine import train
 from crossdistill.evaluation.evaluate import Evaluation, evaluate_encoder
+from crossdistill.evaluation.store import FOLDER_NAME
 from crossdistill.files import write_text_atomically
 from crossdistill.run_folder import claim, release
 from crossdistill.runner import Execution
@@ -288,6 +289,7 @@ def _evaluate_all(run: Run, encoders: dict[str, tuple[Encoder, Execution]], *, s
                 num_workers=run.config.machine.workers,
                 decoder=run.config.data.decoder,
                 short_clips=run.config.data.short_clips,
+                features_folder=run.folder / FOLDER_NAME,
                 description=role,
             )
             for role, (encoder, execution) in encoders.items()

@@ -29,7 +29,7 @@ class ListedVideo:
     label: int | None
     """From 0."""
     group: str | None = None
-    """Within a class, clips of one group are cut from one film."""
+    """Clips of one group are cut from one film: the unit of bootstrap intervals, whatever the classes."""
     splits: dict[str, str] = field(default_factory=dict)
 
 

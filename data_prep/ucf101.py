@@ -110,7 +110,7 @@ def _read_video_list(path: Path, split: str, part: str, classes: Sequence[str], 
         if match["name"].casefold() in seen:
             raise UserError(f"{place} names {match['name']}, which an earlier line does too: remove one of them")
         seen.add(match["name"].casefold())
-        new = ListedVideo(match["name"], classes[label], label, match["group"])
+        new = ListedVideo(match["name"], classes[label], label, f"{classes[label]}_{match['group']}")
         video = videos.setdefault(match["name"].casefold(), new)
         if video.splits.setdefault(split, part) != part:
             raise UserError(f"{place} names {match['name']}, which is in split {split}'s other list too")

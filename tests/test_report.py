@@ -1,10 +1,12 @@
 """The report's page: what it holds, that it escapes, what it says where something is missing, and in a browser."""
 
+import http.server
 import json
 import os
 import re
 import shutil
 import subprocess
+import threading
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -19,11 +21,13 @@ from crossdistill.data.dataset import entries_of
 from crossdistill.data.manifest import Manifest
 from crossdistill.encoders import create_encoder
 from crossdistill.modalities import MODALITIES
+from crossdistill.precision import parse_bit_widths, quantize
 from crossdistill.report import command, comparison, cost, findings, frames, gallery, record
 from crossdistill.report.charts import Series, line_chart, thinned
 from crossdistill.report.class_charts import confusion_chart, map_chart
 from crossdistill.report.spaces import kind_of
 from crossdistill.report.svg import Scale, element, nice_ticks, percent, short_number
+from crossdistill.runner import Execution
 from crossdistill.train import main as train
 from crossdistill.types import ViewSpec
 
@@ -242,16 +246,39 @@ def test_dataset_that_is_none__stops_with_a_sentence(runs, tmp_path, capsys):
     assert "is not a prepared dataset" in capsys.readouterr().err
 
 
+def open_in_browser(content, folder):
+    """The browser's exit, and the hosts that it asked for: every name leads to a server of this test."""
+    asked = []
+
+    class Recorder(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.headers["Host"])
+            self.send_error(404)
+
+        def log_message(self, *_):
+            pass
+
+    (folder / "page.html").write_text(content, encoding="utf-8")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Recorder) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
+        options += [f"--host-resolver-rules=MAP * 127.0.0.1:{server.server_address[1]}", "--window-size=1100,900"]
+        options += ["--disable-background-networking", "--disable-component-update"]
+        options += [f"--screenshot={folder / 'page.png'}", "--dump-dom", (folder / "page.html").as_uri()]
+        environment = {**os.environ, "HOME": str(folder)}
+        done = subprocess.run([CHROMIUM, *options], capture_output=True, text=True, timeout=60, env=environment)
+        server.shutdown()
+    return done, asked
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
 def test_page__renders_in_a_browser_that_reaches_nothing(page, tmp_path):
-    (tmp_path / "page.html").write_text(page, encoding="utf-8")
-    log = tmp_path / "net.json"
-    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-    options += ["--host-resolver-rules=MAP * ~NOTFOUND", f"--log-net-log={log}", "--window-size=1100,900"]
-    options += [f"--screenshot={tmp_path / 'page.png'}", "--dump-dom", (tmp_path / "page.html").as_uri()]
-    done = subprocess.run(
-        [CHROMIUM, *options], capture_output=True, text=True, timeout=60, env={**os.environ, "HOME": str(tmp_path)}
-    )
+    (tmp_path / "control").mkdir()
+    outside = "<p>hello</p><img src='http://pictures.example/a.png'>"
+    control = set(open_in_browser(outside, tmp_path / "control")[1])
+    assert "pictures.example" in control  # so it would be seen
+    done, asked = open_in_browser(page, tmp_path)
+    assert set(asked) <= control - {"pictures.example"}  # what the browser asks for by itself
     dom = Page(done.stdout)
     assert done.returncode == 0, done.stderr[-500:]
     assert "script" not in dom.tags and dom.tags.count("section") == len(SECTIONS)
@@ -264,6 +291,16 @@ def test_page__renders_in_a_browser_that_reaches_nothing(page, tmp_path):
 
 
 # Parts.
+
+
+def test_cost__of_few_bits_is_counted_like_the_network_of_many():
+    pytest.importorskip("brevitas")
+    encoder = create_encoder("depth_tiny3d_8", num_frames=4, size_px=16).eval()
+    execution = Execution.choose(encoder, device=torch.device("cpu"))
+    counted = cost.count_gmacs(encoder, execution)
+    quantize(encoder, parse_bit_widths("w4a8"))
+    assert counted > 0 and cost.count_gmacs(encoder, execution) == pytest.approx(counted)
+    assert all(parameter.requires_grad for parameter in encoder.parameters())
 
 
 def test_element__escapes_text_and_attributes():

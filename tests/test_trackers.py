@@ -12,11 +12,15 @@ from crossdistill.run_folder import MetricsLog
 from crossdistill.trackers import flatten_results, track_results
 from crossdistill.train import main
 
-BY_ROLE = {"student, distilled": {"results": {"1-nn": {"top1": 0.5}, "linear": {"top1": 0.75}}}}
+NN = {"top1": 0.5, "top5": 0.75, "mean_class": 0.25, "views": "1x1"}
+LINEAR = {"top1": 0.75, "top5": 1.0, "mean_class": 0.5, "views": "10x3"}
+BY_ROLE = {"student, distilled": {"dataset": "ucf101", "split": "1 + 2", "results": {"1-nn": NN, "linear": LINEAR}}}
 
 
-def test_results__have_names_that_group_by_role():
-    expected = {"evaluation/student distilled/1-nn": 0.5, "evaluation/student distilled/linear": 0.75}
+def test_results__have_names_of_their_own_for_dataset_split_role_protocol_views_and_measure():
+    start = "evaluation/ucf101 1  2/student distilled"
+    expected = {f"{start}/1-nn {name}": value for name, value in NN.items() if name != "views"}
+    expected |= {f"{start}/linear 10x3 {name}": value for name, value in LINEAR.items() if name != "views"}
     assert flatten_results(BY_ROLE) == expected
 
 
@@ -48,7 +52,10 @@ def test_mlflow__a_resumed_run_goes_on_in_the_same_run(tmp_path, monkeypatch):
     client = mlflow.tracking.MlflowClient()
     (run,) = client.search_runs([client.get_experiment_by_name("crossdistill").experiment_id])
     assert [metric.value for metric in client.get_metric_history(run.info.run_id, "loss")] == [1.0, 0.5]
-    assert run.data.metrics["evaluation/student distilled/linear"] == 0.75 and run.info.run_name == "run"
+    assert (
+        run.data.metrics["evaluation/ucf101 1  2/student distilled/linear 10x3 top1"] == 0.75
+        and run.info.run_name == "run"
+    )
 
 
 def test_wandb__writes_a_run_offline(tmp_path, monkeypatch):

@@ -74,9 +74,9 @@ def test_read_lists__official_format(small_set):
     classes, videos = read_lists(small_set.annotations)
     assert classes == list(CLASSES)
     assert [(v.name, v.action, v.label, v.group, v.splits) for v in videos] == [
-        ("v_Archery_g01_c01", "Archery", 0, "g01", {"1": "test"}),
-        ("v_Archery_g08_c01", "Archery", 0, "g08", {"1": "train"}),
-        ("v_HandstandPushups_g08_c02", "HandstandPushups", 1, "g08", {"1": "train"}),
+        ("v_Archery_g01_c01", "Archery", 0, "Archery_g01", {"1": "test"}),
+        ("v_Archery_g08_c01", "Archery", 0, "Archery_g08", {"1": "train"}),
+        ("v_HandstandPushups_g08_c02", "HandstandPushups", 1, "HandstandPushups_g08", {"1": "train"}),
     ]
 
 

@@ -81,11 +81,13 @@ def evaluate_cluster(
     kmeans = KMeans(num_classes, init="k-means++", n_init=1, max_iter=NUM_ITERATIONS, random_state=seed).fit(train)
     labels = train_labels.cpu().numpy().astype(np.int64)
     classes = match_clusters(kmeans.labels_.astype(np.int64), labels, num_classes)
+    is_absent = np.bincount(labels, minlength=num_classes) == 0  # such a class has a cluster, but by chance alone
 
     def scores(features: NDArray[np.float64]) -> Tensor:
         """[B, C]: minus the distance to the cluster of each class."""
         by_class = np.empty((len(features), num_classes))
         by_class[:, classes] = -kmeans.transform(features)
+        by_class[:, is_absent] = -np.inf
         return torch.from_numpy(by_class)
 
     details = {

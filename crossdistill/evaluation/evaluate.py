@@ -42,8 +42,10 @@ from crossdistill.evaluation.store import FOLDER_NAME, kept_features
 from crossdistill.evaluation.tables import print_evaluation
 from crossdistill.evaluation.views import TestViews
 from crossdistill.files import write_text_atomically
+from crossdistill.run_folder import CONFIG_NAME
 from crossdistill.runner import Execution
 from crossdistill.student import load_student, read_facts, read_view
+from crossdistill.trackers import require_tracker, track_results
 from crossdistill.types import ViewSpec
 
 __all__ = ["PROTOCOLS", "Evaluation", "Options", "evaluate_encoder", "main", "print_evaluation"]
@@ -221,7 +223,6 @@ def check_dataset(manifest: Manifest, view: ViewSpec, split: str, *, wanted_by: 
     """Raise a ``UserError`` unless a dataset has labels, the stream, and clips in both parts of the split."""
     if not manifest.classes:
         raise UserError(f"the dataset {manifest.root} has no labels: evaluate on one that has")
-    manifest.require_stream(view.kind.stream, wanted_by=wanted_by)
     for part in ("train", "test"):
         entries = evaluated_entries(manifest, split, part, None)
         if not any(entry.video.is_usable for entry in entries):
@@ -229,6 +230,7 @@ def check_dataset(manifest: Manifest, view: ViewSpec, split: str, *, wanted_by: 
                 f"all {len(entries)} {part} clips of split {split!r} of {manifest.root} were skipped in preparation: "
                 "see python -m data_prep verify, or choose another --split"
             )
+    manifest.require_stream(view.kind.stream, wanted_by=wanted_by)
 
 
 def evaluated_entries(manifest: Manifest, split: str, part: str, max_clips: int | None) -> list[Entry]:
@@ -269,10 +271,24 @@ def main(arguments: Sequence[str]) -> None:
     print_evaluation(evaluation)
     if options.json is not None:
         write_text_atomically(options.json, json.dumps(evaluation.to_json(), indent=2) + "\n")
+    _track(options, evaluation)
+
+
+def _track(options: Options, evaluation: Evaluation) -> None:
+    """Put the numbers beside the curves of the runs that the students are of."""
+    alone = evaluation.students or {str(options.students[0]): evaluation}
+    for student, own in alone.items():
+        folder, facts = read_facts(Path(student))
+        run, training = folder.parent, facts.get("training", {})
+        if folder.name != "student" or not (run / CONFIG_NAME).is_file() or not own.results:
+            continue
+        role = "student, supervised" if training.get("supervised") else "student, distilled"
+        track_results(options.tracker, run, {role: own.to_json()}, step=int(training.get("steps", 0)))
 
 
 def _check(options: Options, manifest: Manifest) -> None:
     """Raise a ``UserError`` for everything that is known to be wrong before a weight is read."""
+    require_tracker(options.tracker)
     check_names("protocol", options.protocols, (*PROTOCOLS, FINETUNE, *JOINT_PROTOCOLS))
     joint = [name for name in options.protocols if name in JOINT_PROTOCOLS]
     if joint and len(options.students) < 2:

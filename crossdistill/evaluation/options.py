@@ -17,6 +17,7 @@ from crossdistill.evaluation.protocols import Settings
 from crossdistill.evaluation.views import TestViews
 from crossdistill.files import require_writable
 from crossdistill.options import parse_options
+from crossdistill.trackers import TrackerName
 
 DESCRIPTION = """Evaluate trained students on the splits of a prepared, labelled dataset.
 
@@ -80,6 +81,8 @@ class Options:
     """Videos shorter than a clip: repeat their end frames, loop (start them again), or error (refuse to start)."""
     mixed_precision: Literal["auto", "fp32", "bf16"] = "auto"
     """As in training."""
+    tracker: TrackerName = "tensorboard"
+    """Where the numbers of a run's student go as well, beside the run's curves."""
     allow_code: bool = False
     """Run the Python file that a student of one's own network (path/to/file.py:function) names."""
 
@@ -116,7 +119,9 @@ class Options:
     @property
     def training_views(self) -> TestViews:
         """Of every training video."""
-        return self.test_views if self.train_views is None else TestViews.parse(self.train_views)
+        return (
+            self.test_views if self.train_views is None else TestViews.parse(self.train_views, option="--train-views")
+        )
 
     @property
     def settings(self) -> Settings:

@@ -39,6 +39,8 @@ class Settings:
             raise UserError(f"--draws is {self.num_low_shot_draws}: give 1 or more")
         if self.num_bootstrap_draws < 0:
             raise UserError(f"--bootstrap is {self.num_bootstrap_draws}: give 0 (no intervals) or more")
+        if self.seed < 0:
+            raise UserError(f"--seed is {self.seed}: give 0 or more")
 
 
 def _knn(sets: Sets, settings: Settings) -> list[ProtocolResult]:
@@ -108,7 +110,18 @@ FINETUNE = "finetune"
 
 
 def apply_protocols(sets: Sets, protocols: Sequence[str], settings: Settings) -> list[ProtocolResult]:
-    """Apply protocols of ``PROTOCOLS``; intervals are not yet added."""
+    """Apply protocols of ``PROTOCOLS``; intervals are not yet added.
+
+    Raises:
+        UserError: No clip of one part could be read.
+    """
+    for part, features in (("train", sets.train), ("test", sets.test)):
+        if not features.num_clips and features.unreadable:
+            video, reason = next(iter(features.unreadable.items()))
+            raise UserError(
+                f"none of the {len(features.unreadable)} {part} clips could be read (first: {video}: {reason}): see "
+                "python -m data_prep verify"
+            )
     return [result for name in protocols for result in PROTOCOLS[name](sets, settings)]
 
 

@@ -47,7 +47,7 @@ def short_names(folders: Sequence[str]) -> dict[str, str]:
 
 def _row(name: str, result: ProtocolResult) -> tuple[str, ...]:
     top1 = f"{result.top1:.1%}"
-    if "sd" in result.details:
+    if len(result.details.get("draws", ())) > 1:
         top1 += f" ± {100 * result.details['sd']:.1f}"
     return name, top1, _ends(result), f"{result.top5:.1%}", f"{result.mean_class:.1%}", f"{result.coverage:.1%}"
 

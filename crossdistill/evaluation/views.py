@@ -34,15 +34,19 @@ class TestViews:
     num_crops: int = 1
 
     @staticmethod
-    def parse(text: str) -> TestViews:
+    def parse(text: str, *, option: str = "--views") -> TestViews:
         """Read ``10x3``.
+
+        Args:
+            text: What was given.
+            option: As what, for the error.
 
         Raises:
             UserError: Two whole numbers from 1 on are not what is given.
         """
         match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
         if match is None:
-            raise UserError(f"--views {text} is not CLIPSxCROPS: give for example 1x1, 10x1 or 10x3")
+            raise UserError(f"{option} {text} is not CLIPSxCROPS: give for example 1x1, 10x1 or 10x3")
         return TestViews(int(match[1]), int(match[2]))
 
     @property

@@ -13,8 +13,10 @@ from crossdistill.report.svg import Scale, element, join, percent, picture, shor
 MAX_POINTS = 400
 NUM_COLOURS = 8
 """Of the style sheet's classes ``series-0`` …"""
-DODGE_PX = 12.0
-"""Between dots of the same cost."""
+DODGE_PX = 3.0
+"""Between dots of the same cost: less than a dot, so that none seems to be elsewhere."""
+CHARACTER_PX = 7
+"""Of a group's title, at most."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,8 @@ def interval_chart(groups: Sequence[tuple[str, Sequence[Dot]]], *, label: str, w
         label: What the chart shows.
         width_px: Of the picture.
     """
-    row_px, gap_px, left = 17, 12, 150
+    row_px, gap_px = 17, 12
+    left = max(150, min(width_px // 2, 28 + CHARACTER_PX * max(len(title) for title, _ in groups)))
     across = Scale(0, _round_up(max(_high(dot) for _, dots in groups for dot in dots)), left, width_px - 64)
     y = 8.0
     parts: list[Markup] = []

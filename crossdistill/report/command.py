@@ -77,6 +77,10 @@ def main(arguments: Sequence[str]) -> None:
     check(options)
     records = [read_run(path) for path in options.runs]
     twin = None if options.twin is None else read_run(options.twin)
+    if twin is not None and not twin.is_supervised:
+        raise UserError(
+            f"--twin {options.twin} learned from a teacher: give the run of the same student with --supervised"
+        )
     page = make_page(records, twin, options)
     write_text_atomically(options.file, render_page(page))
     absent = [section.title for section in page.sections if section.absent]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,8 @@ from crossdistill.report.class_charts import MAX_BARS
 from crossdistill.report.cost import BATCH_SIZE, Cost
 from crossdistill.report.findings import class_accuracies, confusion_of
 from crossdistill.report.page import Page, Tile, render, section
-from crossdistill.report.record import AbsentError, short_name
-from crossdistill.report.sections import cost_cells, cost_note, protocol_of
+from crossdistill.report.record import AbsentError
+from crossdistill.report.sections import cost_cells, cost_note, name_of_network, protocol_of
 from crossdistill.report.spaces import STUDENT
 from crossdistill.report.subject import Subject, Table, main_result, tables_of
 from crossdistill.report.svg import element, percent, short_number
@@ -87,15 +87,22 @@ def _tiles(runs: Sequence[Compared]) -> list[Tile]:
     results = [(run, main_result(run.evaluation)) for run in runs if run.evaluation is not None]
     measured = [(run, result) for run, result in results if result is not None]
     tiles = []
-    if measured:
-        run, best = max(measured, key=lambda pair: pair[1].top1)
-        tiles.append(Tile(percent(best.top1), f"best top-1, {best.protocol}", run.name))
+    if measured and len({run.table.dataset for run, _ in measured if run.table}) == 1:
+        top1, names = _extreme([(run.name, result.top1) for run, result in measured], max)
+        tiles.append(Tile(percent(top1), f"best top-1, {measured[0][1].protocol}", names))
     for title, value_of, text_of in COSTS:
         costed = [(run, value_of(run.cost)) for run in runs if run.cost is not None]
         if costed and not (title == TIME and _is_close(sorted(value for _, value in costed))):
-            run, value = min(costed, key=lambda pair: pair[1])
-            tiles.append(Tile(text_of(value), f"fewest {title}", run.name))
+            value, names = _extreme([(run.name, value) for run, value in costed], min)
+            tiles.append(Tile(text_of(value), f"fewest {title}", names))
     return tiles
+
+
+def _extreme(values: Sequence[tuple[str, float]], choose: Callable[[Iterable[float]], float]) -> tuple[float, str]:
+    """The largest or smallest of several values, and who has it."""
+    found = choose(value for _, value in values)
+    names = [name for name, value in values if value == found]
+    return found, names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def _is_close(ascending: Sequence[float]) -> bool:
@@ -128,11 +135,12 @@ def _table(runs: Sequence[Compared]) -> Markup:
                 "student": record.encoder,
                 "teacher": "labels" if record.is_supervised else record.teachers or "–",
                 "cells": [figures.get(name) for name in names],
+                "coverage": min((figures[name].coverage for name in names if name in figures), default=None),
             }
         )
-    tables = {table.dataset: table for run in runs if (table := run.table) is not None}
-    notes = [f"{dataset}: {note}" for dataset, table in tables.items() for note in notes_of(table)]
-    if len(tables) > 1:
+    tables = [run.table for run in runs if run.table is not None]
+    notes = list(dict.fromkeys(f"{table.dataset}: {note}" for table in tables for note in notes_of(table)))
+    if len({table.dataset for table in tables}) > 1:
         notes.append("The runs were evaluated on different datasets: their accuracies are not of the same test clips.")
     return render("runs.html", protocols=[title_of(name) for name in names], rows=rows, notes=notes)
 
@@ -161,7 +169,7 @@ def _costs(runs: Sequence[Compared]) -> Markup:
     if not costs:
         raise AbsentError("no run has a student that can be loaded.")
     cells = [
-        {"role": run.name, "kind": run.colour, "encoder": short_name(cost.encoder), **cost_cells(cost)}
+        {"role": run.name, "kind": run.colour, "encoder": name_of_network(cost), **cost_cells(cost)}
         for run, cost in costs
     ]
     charts = []
@@ -175,7 +183,7 @@ def _costs(runs: Sequence[Compared]) -> Markup:
                 dots.append(CostDot(run.name, value, result.top1, ends, run.colour))
         if dots:
             charts.append(cost_chart(dots, title=f"Accuracy over {title}", x_label=title))
-    table = render("cost.html", costs=cells, batch_size=BATCH_SIZE, note=cost_note(costs[0][1]))
+    table = render("cost.html", costs=cells, batch_size=BATCH_SIZE, note=cost_note([cost for _, cost in costs]))
     names = legend([(run.name, run.colour) for run, _ in costs])
     return names + element("div", *charts, class_="pictures") + table
 

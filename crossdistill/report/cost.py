@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from dataclasses import dataclass
 
@@ -25,6 +26,8 @@ class Cost:
 
     role: str
     encoder: str
+    bits: str | None
+    """Of a quantised network, for example ``w4a8``."""
     num_parameters: int
     gmacs: float
     """Multiply-adds of convolutions and matrix products for one clip, in thousand millions."""
@@ -49,6 +52,7 @@ def measure(network: Network) -> Cost:
     return Cost(
         role=network.role,
         encoder=encoder.name,
+        bits=encoder.quantize,
         num_parameters=encoder.num_parameters,
         gmacs=count_gmacs(encoder, execution),
         latency_seconds=min(seconds),
@@ -60,8 +64,11 @@ def measure(network: Network) -> Cost:
 
 def count_gmacs(encoder: Encoder, execution: Execution) -> float:
     """Multiply-adds of one clip, by a pass of the network as it is."""
+    frozen = copy.deepcopy(encoder).requires_grad_(
+        False
+    )  # the counter follows gradients, and brevitas' weights have some
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        execution.embed(encoder, _clips(encoder, 1).to(execution.device))
+        execution.embed(frozen, _clips(encoder, 1).to(execution.device))
     return counter.get_total_flops() / 2e9
 
 

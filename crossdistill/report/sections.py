@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from markupsafe import Markup
 
 from crossdistill.report import facts
@@ -169,19 +171,14 @@ def _change(subject: Subject) -> Markup:
     ]
     num_better = sum(bar.value > LEAST_CHANGE for bar in bars)
     num_worse = sum(bar.value < -LEAST_CHANGE for bar in bars)
-    num_clips = int(counts[0].sum(1).min())
+    num_clips = min((int(number) for number in counts[0].sum(1) if number), default=0)
     note = (
         f"By the protocol {protocol}: better in {num_better} classes, worse in {num_worse}, equal in "
         f"{len(bars) - num_better - num_worse}. The smallest class has {num_clips} test clips, so one clip of it is "
         f"{100 / max(1, num_clips):.1f} points."
     )
-    kind = (
-        ""
-        if subject.twin is None or subject.twin.is_supervised
-        else " The twin that was given did not learn from labels."
-    )
     chart = change_chart(bars, label="change of accuracy within each class")
-    return element("figure", chart) + element("p", note + kind, class_="note")
+    return element("figure", chart) + element("p", note, class_="note")
 
 
 def _maps(subject: Subject) -> Markup:
@@ -272,24 +269,35 @@ def cost_cells(cost: Cost) -> dict[str, str]:
     }
 
 
-def cost_note(cost: Cost) -> str:
+def name_of_network(cost: Cost) -> str:
+    """A network's name as people write it, with its bits."""
+    return short_name(cost.encoder) + (f" {cost.bits}" if cost.bits else "")
+
+
+def cost_note(costs: Sequence[Cost]) -> str:
     """How the figures of a table of costs were measured."""
-    return (
-        f"On {cost.device}: the fastest of several passes, from stored frames to the embedding; multiply-adds are of "
-        "convolutions and matrix products of one clip."
+    note = (
+        f"On {costs[0].device}: the fastest of several passes, from stored frames to the embedding; multiply-adds are "
+        "of convolutions and matrix products of one clip."
     )
+    if any(cost.bits for cost in costs):
+        note += (
+            " Networks of few bits are timed as PyTorch trains them, in floating point, and so are their files; with "
+            "int8 arithmetic they run as crossdistill export --to onnx writes them."
+        )
+    return note
 
 
 def _cost(subject: Subject) -> Markup:
     if not subject.costs:
         raise AbsentError(subject.reasons.get(STUDENT, "no network could be loaded."))
     costs = [
-        {"role": cost.role, "kind": kind_of(cost.role), "encoder": short_name(cost.encoder), **cost_cells(cost)}
+        {"role": cost.role, "kind": kind_of(cost.role), "encoder": name_of_network(cost), **cost_cells(cost)}
         for cost in subject.costs
         if kind_of(cost.role) not in (RANDOM, TWIN) or (kind_of(cost.role) == TWIN and _differs(cost, subject.costs[0]))
     ]
     missing = [subject.reasons[TEACHER]] if TEACHER in subject.reasons and not subject.record.is_supervised else []
-    note = cost_note(subject.costs[0])
+    note = cost_note(subject.costs)
     note += f" The teacher is not here: {missing[0]}" if missing else ""
     return render("cost.html", costs=costs, batch_size=BATCH_SIZE, note=note)
 

@@ -165,8 +165,8 @@ def tables_of(subject: Subject) -> list[Table]:
 
 def _with_twin(table: Table, subject: Subject) -> Table:
     for by_role in () if subject.twin is None else subject.twin.results.values():
-        role = SUPERVISED if SUPERVISED in by_role else next(iter(by_role), "")
-        if role and by_role[role].dataset == table.dataset and by_role[role].split == table.split:
+        role = SUPERVISED
+        if role in by_role and by_role[role].dataset == table.dataset and by_role[role].split == table.split:
             return replace(table, by_role={**table.by_role, TWIN_ROLE: by_role[role]})
     return table
 
@@ -197,10 +197,13 @@ def _with_computed(table: Table, spaces: list[Space]) -> Table:
         if computed is None or computed.split != table.split:
             continue
         own = by_role.get(space.role, replace(computed, results={}))
-        kept = {name: result for name, result in own.results.items() if result.intervals}
+        # Numbers of other test clips than can be read now are computed anew, where they can be.
+        is_same_set = own.num_test == computed.num_test
+        kept = {name: result for name, result in own.results.items() if result.intervals and is_same_set}
         results = {**own.results, **computed.results, **kept}
         added |= dict.fromkeys(name for name in computed.results if name not in kept)
-        by_role[space.role] = replace(own, results=results, bootstrap=own.bootstrap or computed.bootstrap)
+        base = own if is_same_set else computed
+        by_role[space.role] = replace(base, results=results, bootstrap=base.bootstrap or computed.bootstrap)
     return replace(table, by_role=by_role, computed=tuple(added))
 
 

@@ -26,16 +26,18 @@ class Figure:
     value: float
     ends: tuple[float, float] | None
     note: str = ""
-    """What stands below the number: its interval, or the spread over draws."""
+    """What stands below the number: its interval, and the spread over draws."""
+    coverage: float = 1.0
+    """Share of the test clips that could be read."""
 
 
 def figure_of(result: ProtocolResult, measure: str = TOP1, value: float | None = None) -> Figure:
     """A measure of a result with its interval."""
     ends = result.intervals.get(measure)
     note = "" if ends is None else f"{100 * ends[0]:.1f}–{100 * ends[1]:.1f}"
-    if measure == TOP1 and "sd" in result.details:
-        note = f"± {100 * result.details['sd']:.1f} over draws"
-    return Figure(result.top1 if value is None else value, ends, note)
+    if measure == TOP1 and len(result.details.get("draws", ())) > 1:
+        note += f"{'; ' if note else ''}draws ± {100 * result.details['sd']:.1f}"
+    return Figure(result.top1 if value is None else value, ends, note, result.coverage)
 
 
 def figures_of(evaluation: Evaluation) -> dict[str, Figure]:
@@ -77,11 +79,11 @@ def table_values(table: Table) -> dict[str, Any]:
     """What the template ``results.html`` wants to know of a table, without its chart."""
     roles = ordered_roles(table)
     figures = {role: figures_of(table.by_role[role]) for role in roles}
-    coverage = min((evaluation.coverage for evaluation in table.by_role.values()), default=1.0)
-    rows = [
-        {"name": title_of(name), "cells": [figures[role].get(name) for role in roles], "coverage": coverage}
-        for name in row_names(table.by_role.values())
-    ]
+    rows = []
+    for name in row_names(table.by_role.values()):
+        cells = [figures[role].get(name) for role in roles]
+        coverage = min(figure.coverage for figure in cells if figure is not None)
+        rows.append({"name": title_of(name), "cells": cells, "coverage": coverage})
     details = [
         {
             "role": role,
