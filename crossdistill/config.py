@@ -106,16 +106,16 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """How student and teacher are compared; defaults are the paper's."""
+    """How student and teacher are compared; defaults are the paper's but for the objective (docs/results.md)."""
 
     __pydantic_config__ = STRICT
 
-    objective: tuple[str, ...] = ("compress-2q",)
+    objective: tuple[str, ...] = ("compress-2q-live", "simreg")
     """One or a sum of several, each name or name:weight, for example compress-1q simreg:0.5. By similarities to the
-    bank: compress-2q (student anchors from its EMA copy), compress-2q-live (from itself), compress-1q (the teacher's),
-    seed, infonce, bingo. By embeddings: simreg, cosine, smooth-l1, mse. By relations in the batch: rkd. By tokens:
-    token-matching, attention-transfer. By class probabilities, if the teacher has a classifier: kd, dkd, dist. With
-    labels beside another: cross-entropy (MARS: cross-entropy mse:50)."""
+    bank: compress-2q (the paper's: student anchors from its EMA copy), compress-2q-live (from itself), compress-1q (the
+    teacher's), seed, infonce, bingo. By embeddings: simreg, cosine, smooth-l1, mse. By relations in the batch: rkd. By
+    tokens: token-matching, attention-transfer. By class probabilities, if the teacher has a classifier: kd, dkd, dist.
+    With labels beside another: cross-entropy (MARS: cross-entropy mse:50)."""
     adapter: Literal["auto", "identity", "linear", "mlp2", "mlp3", "mlp4", "temporal-pool", "attention-pool"] = "auto"
     """Between the student's features and the loss, dropped after training; auto: each objective's own."""
     temperature: Positive | None = None
@@ -318,7 +318,7 @@ def _take_config_option(arguments: list[str]) -> tuple[dict[str, Any], list[str]
 
 DESCRIPTION = (
     "Train a student from a teacher without labels, or (--supervised) an encoder with labels. --config FILE reads a "
-    "YAML file of configs/ first; options override it. The defaults below are the paper's; with no --data the embedded "
+    "YAML file of configs/ first; options override it. The defaults below are the paper's but for the objective; with no --data the embedded "
     "dataset toyactions is prepared and a preset for laptops (crossdistill/toyactions.yaml) replaces them."
 )
 
