@@ -318,8 +318,9 @@ def _take_config_option(arguments: list[str]) -> tuple[dict[str, Any], list[str]
 
 DESCRIPTION = (
     "Train a student from a teacher without labels, or (--supervised) an encoder with labels. --config FILE reads a "
-    "YAML file of configs/ first; options override it. The defaults below are the paper's but for the objective; with no --data the embedded "
-    "dataset toyactions is prepared and a preset for laptops (crossdistill/toyactions.yaml) replaces them."
+    "YAML file of configs/ first; options override it. The defaults below are the paper's but for the objective; with "
+    "no --data the embedded dataset toyactions is prepared and a preset for laptops (crossdistill/toyactions.yaml) "
+    "replaces them."
 )
 
 
