@@ -23,6 +23,7 @@ from crossdistill.precision import (
     fold_norms,
     parse_bit_widths,
     quantize,
+    share_ranges,
 )
 from crossdistill.runner import Execution
 from crossdistill.student import load_student, save_student
@@ -274,3 +275,23 @@ def test_optimizer__never_decays_learned_ranges(optimizer):
     assert len(ranges) == 8 and all(decays[id(value)] == 0 for value in ranges)
     assert sum(decay == 0.1 for decay in decays.values()) == len(decays) - len(ranges)
     assert decays.keys() == {id(value) for value in tower.parameters()}
+
+
+def test_ranges__of_all_processes_become_their_mean():
+    """An EMA copy is not wrapped by DDP: without this a resumed run would go on with the first process's ranges."""
+    processes = [quantize(small("rgb_tiny3d_8"), BitWidths(4, 8)).train() for _ in range(2)]
+    for seed, encoder in enumerate(processes):
+        encoder(clips(seed=seed) * (1 + seed))
+    before = [[layer.bounds.clone() for layer in ranges_of(encoder)] for encoder in processes]
+    stacked = [torch.stack(bounds)[None] for bounds in before]
+    for encoder in processes:
+        share_ranges(encoder, lambda mine: torch.cat(stacked))
+    for one, two, *both in zip(*map(ranges_of, processes), *before, strict=True):
+        assert not torch.equal(*both)
+        torch.testing.assert_close(one.bounds, (both[0] + both[1]) / 2, rtol=1e-6, atol=0)
+        assert torch.equal(one.bounds, two.bounds)
+    share_ranges(nn.Linear(2, 2), pytest.fail)  # nothing to share, nothing is gathered
+
+
+def ranges_of(encoder):
+    return [module for module in encoder.modules() if isinstance(module, RunningRange)]
