@@ -36,11 +36,18 @@ def progress_bar(*fields: str, unit: str = "", is_shown: bool = True) -> Progres
     )
 
 
-def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table; the first column is left-aligned and never cut, numbers are right-aligned."""
+def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], *, folds_names: bool = False) -> None:
+    """Print a table, the first column left-aligned, numbers right-aligned.
+
+    Args:
+        title: Above it.
+        header: Names of the columns.
+        rows: Texts.
+        folds_names: Where the terminal is too narrow, whether the first column is folded in place of the others.
+    """
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for i, name in enumerate(header):
-        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=i == 0, overflow="fold")
+        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=(i == 0) != folds_names, overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))  # names are no markup
     console.print(title, highlight=False)  # not the table's own, which is wrapped where the table is narrow

@@ -94,7 +94,7 @@ def _print_agreement(evaluation: Evaluation) -> None:
         f"common ones of a test clip's {evaluation.agreement[0].k} neighbours, and linear CKA: {evaluation.dataset}, "
         f"split {evaluation.split}, views {evaluation.views}"
     )
-    print_table(title, ("students", "common", "interval", "chance", "CKA", "coverage"), rows)
+    print_table(title, ("students", "common", "interval", "chance", "CKA", "coverage"), rows, folds_names=True)
 
 
 def _print_notes(evaluation: Evaluation) -> None:

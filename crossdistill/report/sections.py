@@ -34,6 +34,8 @@ def run_page(subject: Subject, *, num_queries: int) -> Page:
     """Everything about one run."""
     record = subject.record
     notes = [*record.notes, *(f"Of the twin: {note}" for note in (subject.twin.notes if subject.twin else ()))]
+    if not all(space.is_whole for space in subject.spaces):
+        notes.append("Pictures of the embedding are of a part of the clips: more with --clips.")
     return Page(
         title=record.name,
         headline=facts.headline(record),
