@@ -716,8 +716,11 @@ def teacher_config(config: RunConfig, teacher: TeacherOptions, folder: Path, man
 
 def round_config(config: RunConfig, folder: Path, number: int) -> RunConfig:
     """One round of self-distillation: its own folder and seed, and from the second on the last student as teacher."""
-    pair = replace(config.pair, rounds=1)
+    pair, data, objective = replace(config.pair, rounds=1), config.data, config.objective
+    if number == 1 and pair.supervised:
+        data = replace(data, strong_views=False)  # they are for students of a teacher, which the next rounds have
     if number > 1:
+        objective = replace(objective, teacher_drop=0.0)
         pair = replace(
             pair,
             supervised=False,
@@ -729,7 +732,7 @@ def round_config(config: RunConfig, folder: Path, number: int) -> RunConfig:
             teacher_size=(),
         )
     machine = replace(config.machine, out=folder / f"round-{number}", seed=config.machine.seed + number - 1)
-    return replace(config, pair=pair, machine=machine)
+    return replace(config, pair=pair, data=data, objective=objective, machine=machine)
 
 
 def trains_its_own_teacher(manifests: list[Manifest]) -> bool:

@@ -29,16 +29,24 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from crossdistill import build
-from crossdistill.config import DataConfig, MachineConfig, PairConfig, RunConfig, several
+from crossdistill.config import DataConfig, MachineConfig, PairConfig, RunConfig, from_dict, several, to_dict
 from crossdistill.console import console, progress_bar
 from crossdistill.data.dataset import PairedClips, make_loader
 from crossdistill.data.manifest import Manifest
 from crossdistill.data.sampling import SampleKey
 from crossdistill.distiller import FrozenTeacher
-from crossdistill.distributed import decide_on_first, use_all_cores
+from crossdistill.distributed import create_accelerator, decide_on_first, use_all_cores
 from crossdistill.errors import OneProcessError, UserError
 from crossdistill.modalities import get_modality
-from crossdistill.teacher_cache import Shard, TeacherCache, describe_clips, describe_teacher, spread
+from crossdistill.teacher_cache import (
+    DTYPES,
+    SHARDS_NAME,
+    Shard,
+    TeacherCache,
+    describe_clips,
+    describe_teacher,
+    spread,
+)
 from crossdistill.types import PairedBatch, ViewSpec
 
 # Batches after which the time is estimated; the first of them, which starts workers, is not counted.
@@ -105,7 +113,7 @@ class Options:
 
     def run_config(self) -> RunConfig:
         """The training whose clips these are, as far as it matters to them."""
-        return RunConfig(
+        config = RunConfig(
             pair=PairConfig(
                 teacher=several(self.teacher),
                 student=self.student,
@@ -123,9 +131,11 @@ class Options:
                 mirror=self.mirror,
                 decoder=self.decoder,
                 short_clips=self.short_clips,
+                max_unreadable=self.max_unreadable,
             ),
             machine=_machine(seed=self.seed, mixed_precision=self.mixed_precision),
         )
+        return from_dict(to_dict(config), source="the command line")  # which validates
 
 
 @dataclass(frozen=True)
@@ -221,7 +231,7 @@ def fill(options: Options, accelerator: Accelerator | None = None) -> Path:
     """
     config = options.run_config()
     build.check_pair(config)
-    accelerator = accelerator or Accelerator(mixed_precision="no")
+    accelerator = accelerator or create_accelerator()
     use_all_cores(accelerator)
     manifests = build.open_datasets(config, accelerator)
     source, clips, weights = _open_source(
@@ -237,6 +247,8 @@ def fill(options: Options, accelerator: Accelerator | None = None) -> Path:
     }
 
     def open_cache() -> list[Shard]:
+        bytes_per_clip = source.teacher.encoder.embed_dim * DTYPES[options.dtype][1].itemsize
+        _require_space(options.out, num_bytes=len(clips) * options.views * bytes_per_clip)  # before anything is written
         TeacherCache.create(options.out, key, num_views=options.views, teacher=source.teacher.encoder)
         return TeacherCache(options.out).missing()
 
@@ -270,7 +282,7 @@ def _open_source(
 
 
 def _announce_work(cache: TeacherCache, missing: Sequence[Shard], num_processes: int) -> None:
-    """Say how much there is to do, and refuse what the disk has no room for."""
+    """Say how much there is to do."""
     shards = cache.shards()
     num_left = sum(shard.num_clips for shard in missing)
     num_bytes = num_left * cache.bytes_per_clip
@@ -282,10 +294,16 @@ def _announce_work(cache: TeacherCache, missing: Sequence[Shard], num_processes:
         f"{num_processes} process{'es' if num_processes > 1 else ''}",
         highlight=False,
     )
-    free = shutil.disk_usage(cache.folder).free
-    if num_bytes > free:
+
+
+def _require_space(folder: Path, *, num_bytes: int) -> None:
+    """Raise a ``UserError`` if the disk has no room for what a cache of so many bytes still lacks."""
+    num_left = num_bytes - sum(path.stat().st_size for path in (folder / SHARDS_NAME).glob("*"))
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(there).free
+    if num_left > free:
         raise UserError(
-            f"the teacher cache needs {_size(num_bytes)} more in {cache.folder}, and {_size(free)} are free there: "
+            f"the teacher cache needs {_size(num_left)} more in {folder}, and {_size(free)} are free there: "
             "make room, or choose fewer --views, --dtype fp16 or another --out"
         )
 
@@ -395,7 +413,7 @@ def verify(options: VerifyOptions) -> None:
     cache = TeacherCache(options.cache)
     cache.require_complete()
     config = _cached_config(cache, options)
-    accelerator = Accelerator(mixed_precision="no")
+    accelerator = create_accelerator()
     seen = cache.key["student_view"]
     kind = get_modality(seen["modality"])
     student_view = ViewSpec(**seen, size_px=1, mean=kind.mean, std=kind.std)  # its pictures are never read

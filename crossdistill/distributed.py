@@ -11,7 +11,32 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
+from crossdistill.errors import UserError
+
 Result = TypeVar("Result")
+
+
+def create_accelerator(*, accumulate: int = 1) -> Accelerator:
+    """Accelerate's view of the processes, without its mixed precision, which ``runner.Execution`` chooses.
+
+    Without a GPU the processes of ``torchrun`` form a group of CPUs; Accelerate by itself would take each for the only
+    one, and all would write into one folder.
+
+    Args:
+        accumulate: Batches per optimizer step.
+
+    Raises:
+        UserError: More processes were started than Accelerate joins.
+    """
+    num_started = int(os.environ.get("WORLD_SIZE", "1"))
+    is_cpu_group = num_started > 1 and not torch.cuda.is_available()
+    accelerator = Accelerator(mixed_precision="no", gradient_accumulation_steps=accumulate, cpu=is_cpu_group)
+    if accelerator.num_processes != num_started:
+        raise UserError(
+            f"{num_started} processes were started, and Accelerate joins {accelerator.num_processes}: start them with "
+            "accelerate launch and a file of configs/accelerate, or with torchrun"
+        )
+    return accelerator
 
 
 def gather_objects(accelerator: Accelerator, items: list[Any]) -> list[Any]:

@@ -34,7 +34,7 @@ NOISE_FRAMES, NOISE_PX = 2, 8
 CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm2d, nn.BatchNorm3d)
 REPLACED = (*CONVOLUTIONS, nn.Linear, nn.MultiheadAttention)
-_SPEC = re.compile(r"w(\d+)a(\d+)")
+_SPEC = re.compile(r"w([1-9]\d*)a([1-9]\d*)")
 
 
 def is_range(parameter_name: str) -> bool:

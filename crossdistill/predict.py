@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 import tyro
-from accelerate import Accelerator
 from torch import Tensor
 
 from crossdistill.camera import open_camera, recordings
@@ -21,6 +20,7 @@ from crossdistill.console import console, progress_bar
 from crossdistill.data.dataset import Entry, PairedClips, entries_of, make_loader
 from crossdistill.data.manifest import Manifest
 from crossdistill.data.sampling import SampleKey
+from crossdistill.distributed import create_accelerator
 from crossdistill.errors import UnreadableVideoError, UserError
 from crossdistill.evaluation.store import FOLDER_NAME, kept_features
 from crossdistill.exports.description import EMBEDDINGS
@@ -245,7 +245,7 @@ def embed_gallery(
             folder=kept_in,
             dataset=manifest.dataset,
             execution=network.execution,
-            accelerator=Accelerator(mixed_precision="no"),
+            accelerator=create_accelerator(),
             num_workers=workers,
             description=description,
         )

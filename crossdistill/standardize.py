@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +30,7 @@ from crossdistill.distiller import Teacher
 from crossdistill.distributed import decide_on_first, gather_objects
 from crossdistill.encoders import Encoder
 from crossdistill.encoders.weights import read_weights
+from crossdistill.errors import UserError
 from crossdistill.types import PairedBatch
 
 Method = Literal["mean-variance", "phi-s"]
@@ -183,7 +184,13 @@ def standardize_teachers(
 
 def _key(teachers: Sequence[Teacher], dataset: PairedClips, method: Method) -> str:
     """What decides the maps: maps that another start in the same folder left are not taken for these."""
-    facts = [method, dataset.seed, [teacher.identity for teacher in teachers], [e.key for e in dataset.entries]]
+    facts: list[object] = [
+        method,
+        dataset.seed,
+        [teacher.identity for teacher in teachers],
+        [e.key for e in dataset.entries],
+    ]
+    facts += [[asdict(view) for view in dataset.views], repr(dataset.augmentation), dataset.short_clips]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
 
 
@@ -208,7 +215,13 @@ def _embed_clips(
                 on_device = batch.to(accelerator.device)
                 for features, teacher in zip(found, teachers, strict=True):
                     features.append(teacher.embed(on_device)["features"].cpu())
-    return [torch.cat(gather_objects(accelerator, features)) for features in found]
+    of_all = [gather_objects(accelerator, features) for features in found]
+    if not all(of_all):
+        raise UserError(
+            f"none of the {num_clips} clips by which --standardize would scale the teachers could be read: see "
+            "python -m data_prep verify"
+        )
+    return [torch.cat(features) for features in of_all]
 
 
 def _fit_and_keep(found: Sequence[Tensor], method: Method, path: Path) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ from crossdistill.console import print_table
 from crossdistill.data.dataset import PairedClips
 from crossdistill.data.manifest import Manifest
 from crossdistill.distiller import Task
-from crossdistill.distributed import decide_on_first, use_all_cores
+from crossdistill.distributed import create_accelerator, decide_on_first, use_all_cores
 from crossdistill.encoders import Encoder
 from crossdistill.engine import train
 from crossdistill.evaluation.evaluate import Evaluation, evaluate_encoder
@@ -76,7 +76,7 @@ def run(config: RunConfig, accelerator: Accelerator | None = None) -> Path:
     cache, config = build.open_teacher_cache(config)
     build.check_pair(config, cache)
     if accelerator is None:
-        accelerator = Accelerator(mixed_precision="no", gradient_accumulation_steps=config.optimization.accumulate)
+        accelerator = create_accelerator(accumulate=config.optimization.accumulate)
     if config.pair.rounds > 1:
         return _run_rounds(config, accelerator)
     use_all_cores(accelerator)

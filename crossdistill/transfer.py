@@ -21,6 +21,7 @@ from crossdistill.console import progress_bar
 from crossdistill.data.dataset import Entry, PairedClips, entries_of, make_loader
 from crossdistill.data.manifest import Manifest
 from crossdistill.data.sampling import SampleKey
+from crossdistill.distributed import create_accelerator
 from crossdistill.encoders import Encoder
 from crossdistill.encoders.weights import weights_hash
 from crossdistill.errors import UserError
@@ -122,7 +123,7 @@ class Embedded:
 def main(arguments: Sequence[str]) -> None:
     """Run the command."""
     options = parse_options(Options, arguments, prog="crossdistill transfer")
-    accelerator = Accelerator(mixed_precision="no")
+    accelerator = create_accelerator()
     report = examine(options, accelerator)
     if not accelerator.is_main_process:
         return
@@ -226,8 +227,12 @@ def _other_origin(folder: Path | None, teacher: Encoder) -> str | None:
     if folder is None:
         return "What these student weights learned from is not known here: the figures compare two networks, no more."
     training = read_facts(folder)[1].get("training", {})
+    names = str(training.get("teacher")).split(" and ")
+    hashes = str(training.get("teacher_weights_sha256")).split(" and ")
     if training.get("supervised"):
         source = "labels"
+    elif len(names) > 1 and (teacher.name, weights_hash(teacher)) in zip(names, hashes, strict=False):
+        return None
     elif training.get("teacher") in (None, teacher.name):
         if training.get("teacher_weights_sha256") in (None, weights_hash(teacher)):
             return None

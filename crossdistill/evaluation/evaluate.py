@@ -18,7 +18,7 @@ from crossdistill.console import console
 from crossdistill.data.dataset import Entry, check_entries, entries_of
 from crossdistill.data.decoders import DEFAULT_DECODER
 from crossdistill.data.manifest import Manifest
-from crossdistill.distributed import decide_on_first, use_all_cores
+from crossdistill.distributed import create_accelerator, decide_on_first, use_all_cores
 from crossdistill.encoders import Encoder
 from crossdistill.errors import UserError, unknown_name
 from crossdistill.evaluation.features import Features
@@ -261,7 +261,7 @@ def main(arguments: Sequence[str]) -> None:
     options = parse(arguments)
     manifest = Manifest.load(options.data)
     _check(options, manifest)
-    accelerator = Accelerator(mixed_precision="no")
+    accelerator = create_accelerator()
     if accelerator.num_processes > 1:
         use_all_cores(accelerator)
     command = _Command(options, manifest, accelerator, [_open(path, options, accelerator) for path in options.students])

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from crossdistill import build
 from crossdistill.config import RunConfig
 from crossdistill.data.manifest import MANIFEST_NAME, Manifest
+from crossdistill.distributed import create_accelerator
 from crossdistill.encoders import Encoder, is_from_file
 from crossdistill.errors import UserError
 from crossdistill.evaluation.evaluate import Reading, Student, check_dataset, describe
@@ -193,7 +193,7 @@ def embed(network: Network, manifest: Manifest, config: RunConfig | None, option
         AbsentError: The dataset lacks labels, the split or the network's stream, or a clip is too short.
     """
     split = "1" if config is None else config.data.split
-    accelerator = Accelerator(mixed_precision="no")
+    accelerator = create_accelerator()
     setting = "auto" if config is None else config.machine.mixed_precision
     execution = Execution.choose(network.encoder, device=accelerator.device, precision=setting)
     student = Student(
