@@ -281,6 +281,14 @@ def test_rkd__of_a_single_sample_is_zero():
     assert output.loss.item() == 0
 
 
+def test_cross_entropy__gradient_is_the_probabilities_minus_the_labels():
+    logits = torch.randn(4, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    labels = torch.tensor([0, 3, 3, 1])
+    create_objective("cross-entropy")(student=logits, teacher=labels, bank=None).loss.backward()
+    expected = (logits.detach().softmax(dim=1) - torch.nn.functional.one_hot(labels, 5)) / 4
+    torch.testing.assert_close(logits.grad, expected)
+
+
 def test_cross_entropy__is_that_of_the_labels_and_never_stands_alone():
     logits, labels = random(BATCH, DIM).float(), torch.tensor([0, 4, 2, 1])
     expected = mean(-math.log(softened(row, 1.0)[label]) for row, label in zip(logits, labels, strict=True))
