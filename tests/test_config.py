@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from crossdistill.build import check_pair, chosen_teachers, create_plan, teacher_config
+from crossdistill.build import check_pair, chosen_teachers, create_plan, round_config, teacher_config
 from crossdistill.config import from_dict, load_yaml, parse, save_yaml, several, to_dict
 from crossdistill.data.manifest import Manifest
 from crossdistill.errors import UserError
@@ -146,3 +146,13 @@ def test_toyactions_preset__gives_a_view_to_teachers_that_are_trained_first_alon
     config = parse(["--teacher", "rgb_r3d10", "--student", "flow_r3d10", *options])
     assert config.pair.teacher_frames == num_frames and config.pair.student_frames == 6
     assert parse(["--teacher", "self", "--student", "flow_r3d10"]).pair.teacher_frames == ()
+
+
+def test_round_config__gives_each_round_what_it_can_use(tmp_path):
+    config = parse(["--data", "x", "--student", "flow_r3d10", "--supervised", "--strong-views", "--rounds", "2"])
+    first, second = (round_config(config, tmp_path, number) for number in (1, 2))
+    assert first.pair.supervised and not first.data.strong_views
+    assert second.pair.teacher == ("flow_r3d10",) and second.data.strong_views
+    several = parse(["--data", "x", "--student", "a", "--teacher", "b", "c", "--teacher-drop", "0.5", "--rounds", "2"])
+    drops = [round_config(several, tmp_path, number).objective.teacher_drop for number in (1, 2)]
+    assert drops == [0.5, 0.0]

@@ -49,7 +49,7 @@ def made():
     return encoder, quantize(copy.deepcopy(encoder), BitWidths(4, 8))
 
 
-@pytest.mark.parametrize("text", ["w1a8", "w4a9", "w4", "4,8", "w4a8x", ""])
+@pytest.mark.parametrize("text", ["w1a8", "w4a9", "w4", "4,8", "w4a8x", "w04a8", ""])
 def test_bit_widths__are_two_to_eight(text):
     assert parse_bit_widths("w2a8") == BitWidths(2, 8) and str(BitWidths(2, 8)) == "w2a8"
     with pytest.raises(UserError, match=r"give wXaY .* each 2 to 8, for example w4a8"):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -281,6 +282,18 @@ def test_command__killed_on_two_processes_leaves_whole_shards(data_folder, teach
     keys = torch.tensor([(i, v) for v in range(NUM_VIEWS) for i in range(36)])
     torch.testing.assert_close(one.read(keys), other.read(keys), atol=1e-3, rtol=1e-3)
     assert one.unreadable().keys() == other.unreadable().keys()
+
+
+def test_command__without_room_changes_nothing(data_folder, teacher_file, cache_folder, tmp_path, capsys, monkeypatch):
+    folder = shutil.copytree(cache_folder, tmp_path / "cache")
+    description = (folder / "cache.json").read_bytes()
+    monkeypatch.setattr("crossdistill.cache.shutil.disk_usage", lambda path: SimpleNamespace(free=0))
+    make_cache(folder, data_folder, teacher_file, "--dtype", "fp32")  # complete, so it needs no room
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        make_cache(folder, data_folder, teacher_file, "--dtype", "fp32", "--views", 10**12)
+    assert "and 0 B are free there: make room" in " ".join(capsys.readouterr().err.split())
+    assert (folder / "cache.json").read_bytes() == description
 
 
 def test_command__stops_where_too_much_is_unreadable(data_folder, teacher_file, tmp_path, capsys):
