@@ -234,6 +234,7 @@ def _train(
     facts = {
         **facts,
         "datasets": [manifest.dataset for manifest in run.manifests],
+        "split": run.config.data.split,
         "num_clips": len(dataset),
         "num_unreadable": len(state.unreadable),
         "steps": state.step,

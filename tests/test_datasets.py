@@ -562,6 +562,7 @@ def test_utd_mhad__all_recordings(tmp_path):
     assert len({source.name for source in sources}) == 861
     assert [source.name for source in sources if source.inputs] == ["a27_s8_t3"]
     assert Counter(source.splits["1"] for source in sources) == {"train": 431, "test": 430}
+    assert all({source.splits["1"], source.splits["2"]} == {"train", "test"} for source in sources)
     assert {source.label for source in sources} == set(range(27))
     assert len(set(utd_mhad.CLASSES)) == 27
 
@@ -583,9 +584,9 @@ def test_utd_mhad__three_real_recordings(shared_folder, tmp_path):
     manifest = utd_mhad.prepare(options)
     usable = {v.name: (v.status, v.label, v.group, v.splits) for v in manifest.videos if v.is_usable}
     assert usable == {
-        "a1_s1_t1": ("ok", 0, "s1", {"1": "train"}),
-        "a14_s2_t3": ("ok", 13, "s2", {"1": "test"}),
-        "a27_s8_t3": ("ok", 26, "s8", {"1": "test"}),
+        "a1_s1_t1": ("ok", 0, "s1", {"1": "train", "2": "test"}),
+        "a14_s2_t3": ("ok", 13, "s2", {"1": "test", "2": "train"}),
+        "a27_s8_t3": ("ok", 26, "s8", {"1": "test", "2": "train"}),
     }
     assert (len(manifest.videos), manifest.streams, manifest.flip_keeps_label) == (861, ("depth", "flow"), False)
 

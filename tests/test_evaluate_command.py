@@ -201,6 +201,66 @@ def test_command__splits_and_their_mean_embed_each_video_once(student, small_fol
     assert sum(embedded) == len(Manifest.load(small_folder).videos)
 
 
+def learned_from(folder, split, *, seed=0, dataset="toyactions", name="rgb_tiny3d_8"):
+    """A run's folder, whose student says that it learned from a split's training part."""
+    facts = {"supervised": False, "datasets": [dataset], "split": split}
+    save_student(make_encoder(name, seed=seed), folder / "student", facts=facts)
+    return folder
+
+
+def test_command__test_clips_that_the_student_learned_from_are_counted_and_said(small_folder, tmp_path, capsys):
+    run, path = learned_from(tmp_path / "run", "1"), tmp_path / "numbers.json"
+    evaluate(run, "--data", small_folder, "--split", 1, 2, "--protocols", "knn", "--json", path)
+    values = numbers(path)
+    num_seen = values["splits"]["2"]["num_test"]  # split 2 swaps the parts
+    assert values["splits"]["1"]["num_test_seen"] == 0
+    assert values["splits"]["2"]["num_test_seen"] == values["num_test_seen"] == num_seen > 0
+    printed = capsys.readouterr().out
+    assert printed.count("no test: the student learned from") == 2  # of split 2, and of the mean
+    assert f"learned from {num_seen} of these test clips" in printed
+    other = learned_from(tmp_path / "other", "1", dataset="kinetics")
+    evaluate(other, "--data", small_folder, "--split", 2, "--protocols", "knn", "--json", path)
+    assert numbers(path)["num_test_seen"] == 0 and "no test:" not in capsys.readouterr().out
+
+
+def test_command__a_student_for_each_split(small_folder, tmp_path, capsys):
+    """The mean of students that never saw a test clip: each is tested on its own split alone."""
+    path = tmp_path / "numbers.json"
+    runs = {split: learned_from(tmp_path / f"run-{split}", split, seed=int(split)) for split in "12"}
+    options = ["--data", small_folder, "--protocols", "knn", "--json", path]
+    evaluate(tmp_path / "run-{split}", "--split", 1, 2, *options)
+    mean = numbers(path)
+    assert mean["num_test_seen"] == 0 and "no test:" not in capsys.readouterr().out
+    for split, run in runs.items():
+        evaluate(run, "--split", split, *options)
+        assert numbers(path) == mean["splits"][split]
+    assert mean["splits"]["1"]["results"]["1-nn"]["top1"] != mean["splits"]["2"]["results"]["1-nn"]["top1"]
+    assert (runs["1"] / "features").is_dir() and (runs["2"] / "features").is_dir()
+
+
+def test_command__fuses_students_of_each_split(small_folder, tmp_path):
+    path = tmp_path / "numbers.json"
+    for split in "12":
+        learned_from(tmp_path / f"rgb-{split}", split, seed=int(split))
+        learned_from(tmp_path / f"flow-{split}", split, name="flow_tiny3d_8")
+    names = [str(tmp_path / "rgb-{split}"), str(tmp_path / "flow-{split}")]
+    evaluate(*names, "--data", small_folder, "--split", 1, 2, "--protocols", "fusion", "agreement", "--json", path)
+    values = numbers(path)
+    assert list(values["students"]) == names and list(values["splits"]) == ["1", "2"]
+    assert values["num_test_seen"] == 0
+    evaluate(tmp_path / "rgb-2", tmp_path / "flow-2", "--data", small_folder, "--split", 2, "--protocols", "fusion",
+             "agreement", "--json", path)  # fmt: skip
+    assert numbers(path)["results"] == values["splits"]["2"]["results"]
+
+
+def test_command__students_of_each_split_are_one_network(small_folder, tmp_path, capsys):
+    learned_from(tmp_path / "run-1", "1")
+    learned_from(tmp_path / "run-2", "2", name="flow_tiny3d_8")
+    error = error_of(capsys, tmp_path / "run-{split}", "--data", small_folder, "--split", 1, 2)
+    assert "run-{split} stands for different networks (rgb_tiny3d_8, flow_tiny3d_8)" in error
+    assert "run-3" in error_of(capsys, tmp_path / "run-{split}", "--data", small_folder, "--split", 3)
+
+
 def test_command__two_students_are_fused_and_compared(student, small_folder, tmp_path, capsys):
     other, path = tmp_path / "other", tmp_path / "numbers.json"
     save_student(make_encoder("flow_tiny3d_8", seed=1), other / "student", facts={})

@@ -25,7 +25,7 @@ from crossdistill.evaluation.features import Features
 from crossdistill.evaluation.finetune import classify
 from crossdistill.evaluation.fusion import agree, common_videos, fuse
 from crossdistill.evaluation.intervals import units_of
-from crossdistill.evaluation.options import Options, parse
+from crossdistill.evaluation.options import SPLIT_MARK, Options, folder_for, parse
 from crossdistill.evaluation.probes import Sets
 from crossdistill.evaluation.protocols import (
     FINETUNE,
@@ -190,7 +190,14 @@ def _threads_of_all(accelerator: Accelerator) -> Iterator[None]:
 
 
 def describe(
-    encoder: str, manifest: Manifest, split: str, sets: Sets, results: Sequence[ProtocolResult], settings: Settings
+    encoder: str,
+    manifest: Manifest,
+    split: str,
+    sets: Sets,
+    results: Sequence[ProtocolResult],
+    settings: Settings,
+    *,
+    num_test_seen: int = 0,
 ) -> Evaluation:
     """Results with all that has to stand beside them."""
     unreadable = {**sets.train.unreadable, **sets.test.unreadable}
@@ -207,7 +214,24 @@ def describe(
         train_views=str(sets.train.views),
         bootstrap=bootstrap_of([units_of(sets.test.videos, sets.test.groups)], settings),
         num_unreadable=len(unreadable),
+        num_test_seen=num_test_seen,
     )
+
+
+def num_seen_in_training(manifest: Manifest, split: str, training: dict[str, Any]) -> int:
+    """How many test clips of a split the student learned from, because they are training clips of its own split.
+
+    Args:
+        manifest: The dataset of the evaluation.
+        split: Whose test part.
+        training: What the student's folder says of its training (``training`` of student.json); what weights that it
+            started from, or its teacher, had seen is not known.
+    """
+    learned = training.get("split")
+    if manifest.dataset not in training.get("datasets", ()) or learned not in manifest.splits:
+        return 0
+    seen = set(manifest.select(split=learned, part="train"))
+    return sum(manifest.videos[i].is_usable for i in manifest.select(split=split, part="test") if i in seen)
 
 
 def check_names(kind: str, given: Sequence[str], allowed: Any) -> None:
@@ -264,7 +288,9 @@ def main(arguments: Sequence[str]) -> None:
     accelerator = create_accelerator()
     if accelerator.num_processes > 1:
         use_all_cores(accelerator)
-    command = _Command(options, manifest, accelerator, [_open(path, options, accelerator) for path in options.students])
+    command = _Command(
+        options, manifest, accelerator, {path: _open(path, options, accelerator) for path in options.folders}
+    )
     evaluation = command.run()
     if not accelerator.is_main_process:
         return
@@ -277,13 +303,20 @@ def main(arguments: Sequence[str]) -> None:
 def _track(options: Options, evaluation: Evaluation) -> None:
     """Put the numbers beside the curves of the runs that the students are of."""
     alone = evaluation.students or {str(options.students[0]): evaluation}
-    for student, own in alone.items():
-        folder, facts = read_facts(Path(student))
+    for path, own in _by_folder(alone):
+        folder, facts = read_facts(path)
         run, training = folder.parent, facts.get("training", {})
         if folder.name != "student" or not (run / CONFIG_NAME).is_file() or not own.results:
             continue
         role = "student, supervised" if training.get("supervised") else "student, distilled"
         track_results(options.tracker, run, {role: own.to_json()}, step=int(training.get("steps", 0)))
+
+
+def _by_folder(alone: dict[str, Evaluation]) -> Iterator[tuple[Path, Evaluation]]:
+    """Each student's folder with its evaluation; of a name with {split} each split's own."""
+    for name, own in alone.items():
+        for each in own.splits.values() if SPLIT_MARK in name and own.splits else (own,):
+            yield folder_for(Path(name), each.split), each
 
 
 def _check(options: Options, manifest: Manifest) -> None:
@@ -295,13 +328,20 @@ def _check(options: Options, manifest: Manifest) -> None:
         raise UserError(f"--protocols {joint[0]} compares students, and one was given: name two or more")
     if len(set(options.split)) < len(options.split):
         raise UserError(f"--split {' '.join(options.split)} names a split twice: leave one out")
-    for path in options.students:
+    for path, splits in options.folders.items():
         folder, facts = read_facts(path)
         view = read_view(folder, facts)
-        for split in options.split:
+        for split in splits:
             check_dataset(manifest, view, split, wanted_by=f"the student {path} ({facts['encoder']})")
         options.test_views.require_fit(view)
         options.training_views.require_fit(view)
+    for name in options.students:
+        encoders = {read_facts(folder_for(name, split))[1]["encoder"]: None for split in options.split}
+        if len(encoders) > 1:
+            raise UserError(
+                f"{name} stands for different networks ({', '.join(encoders)}): a mean over splits is one network's, "
+                "so name students of one kind"
+            )
     for split in options.split:
         absent = classes_nobody_shows(manifest, split)
         if absent:
@@ -335,7 +375,11 @@ class _Command:
     options: Options
     manifest: Manifest
     accelerator: Accelerator
-    students: list[Student]
+    opened: dict[Path, Student]
+
+    def student(self, name: Path, split: str) -> Student:
+        """The student that a name stands for, on a split."""
+        return self.opened[folder_for(name, split)]
 
     def run(self) -> Evaluation:
         """Every student by itself, and all together where there are several."""
@@ -345,26 +389,27 @@ class _Command:
             options.test_views, options.training_views, None, options.workers, options.decoder, options.short_clips
         )
         sets = {
-            (student.name, split): student.embed(self.manifest, split, reading, self.accelerator)
-            for student in self.students
+            (name, split): self.student(name, split).embed(self.manifest, split, reading, self.accelerator)
+            for name in options.students
             for split in options.split
         }
         alone = {
-            student.name: {
-                split: self._alone(student, split, sets[student.name, split], reading) for split in options.split
+            str(name): {
+                split: self._alone(self.student(name, split), split, sets[name, split], reading)
+                for split in options.split
             }
-            for student in self.students
+            for name in options.students
         }
-        if len(self.students) == 1:
-            return mean_of_splits(alone[self.students[0].name], settings)
+        students = {name: mean_of_splits(by_split, settings) for name, by_split in alone.items()}
+        if len(students) == 1:
+            return students[str(options.students[0])]
         together = {
             split: on_first(
                 self.accelerator,
-                lambda split=split: self._together(split, {s.name: sets[s.name, split] for s in self.students}),
+                lambda split=split: self._together(split, {str(n): sets[n, split] for n in options.students}),
             )
             for split in options.split
         }
-        students = {name: mean_of_splits(by_split, settings) for name, by_split in alone.items()}
         return replace(mean_of_splits(together, settings), students=students)
 
     def _alone(self, student: Student, split: str, sets: Sets, reading: Reading) -> Evaluation:
@@ -377,10 +422,22 @@ class _Command:
         def evaluate() -> Evaluation:
             results = apply_protocols(sets, names, options.settings)
             results += [tuned()] if tuned is not None else []
-            return describe(student.encoder.name, self.manifest, split, sets, results, options.settings)
+            return describe(
+                student.encoder.name,
+                self.manifest,
+                split,
+                sets,
+                results,
+                options.settings,
+                num_test_seen=self._num_seen(student, split),
+            )
 
         evaluation: Evaluation = on_first(self.accelerator, evaluate)
         return evaluation
+
+    def _num_seen(self, student: Student, split: str) -> int:
+        assert student.folder is not None
+        return num_seen_in_training(self.manifest, split, read_facts(student.folder)[1].get("training", {}))
 
     def _fine_tuned(self, student: Student, split: str, reading: Reading) -> Callable[[], ProtocolResult]:
         """Train and embed now, on every process; classify later, on the first."""
@@ -404,8 +461,10 @@ class _Command:
         results = []
         if "fusion" in self.options.protocols:
             results = fuse(list(members.values()), ks=settings.ks, seed=settings.seed)
-        encoders = " + ".join(student.encoder.name for student in self.students)
-        evaluation = describe(encoders, self.manifest, split, first, results, settings)
+        students = [self.student(name, split) for name in self.options.students]
+        encoders = " + ".join(student.encoder.name for student in students)
+        num_test_seen = max(self._num_seen(student, split) for student in students)
+        evaluation = describe(encoders, self.manifest, split, first, results, settings, num_test_seen=num_test_seen)
         if "agreement" not in self.options.protocols:
             return evaluation
         pairs = [

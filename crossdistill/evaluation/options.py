@@ -19,6 +19,7 @@ from crossdistill.files import require_writable
 from crossdistill.options import parse_options
 from crossdistill.trackers import TrackerName
 
+SPLIT_MARK = "{split}"
 DESCRIPTION = """Evaluate trained students on the splits of a prepared, labelled dataset.
 
 Every number stands beside a 95 % confidence interval (bootstrap over test videos, or over groups where the dataset has
@@ -27,7 +28,7 @@ kept beside the student, so a second protocol costs seconds. For example:
 
 crossdistill evaluate runs/mine --data data/ucf101 --protocols knn linear retrieval
 
-crossdistill evaluate runs/mine --data data/ucf101 --split 1 2 3 --views 10x3
+crossdistill evaluate "runs/mine-{split}" --data data/ucf101 --split 1 2 3 --views 10x3
 
 crossdistill evaluate runs/rgb runs/flow --data data/ucf101 --protocols fusion agreement"""
 
@@ -37,7 +38,8 @@ class Options:
     """Evaluate trained students on the splits of a prepared, labelled dataset."""
 
     students: tyro.conf.Positional[tuple[Path, ...]]
-    """A run's folder, or the folder with student.safetensors; several for fusion and agreement."""
+    """A run's folder, or the folder with student.safetensors; several for fusion and agreement. {split} in a name
+    stands for the split: runs/flow-{split} with --split 1 2 3 are three students, each tested on its own split."""
     data: Path
     """A prepared dataset (see python -m data_prep)."""
     split: tuple[str, ...] = ("1",)
@@ -102,7 +104,7 @@ class Options:
                 raise UserError(f"--{name} is empty: name one or more")
             if len(set(given)) < len(given):
                 raise UserError(f"--{name} {' '.join(given)}: name one or more, each once")
-        for path in self.students:
+        for path in self.folders:
             if path.is_file():
                 raise UserError(
                     f"{path} is a file, and a student is a folder with student.json and student.safetensors: give a "
@@ -110,6 +112,16 @@ class Options:
                 )
         # Wrong values are named before anything is read.
         _ = (self.test_views, self.training_views, self.settings, self.fine_tuning)
+
+    @property
+    def folders(self) -> dict[Path, tuple[str, ...]]:
+        """Student's folder to the splits that it is tested on."""
+        splits: dict[Path, tuple[str, ...]] = {}
+        for path in self.students:
+            for split in self.split:
+                folder = folder_for(path, split)
+                splits[folder] = (*splits.get(folder, ()), split)
+        return splits
 
     @property
     def test_views(self) -> TestViews:
@@ -147,6 +159,11 @@ class Options:
             short_clips=self.short_clips,
             seed=self.seed,
         )
+
+
+def folder_for(path: Path, split: str) -> Path:
+    """The student of a split: {split} in a folder's name stands for the split's."""
+    return Path(str(path).replace(SPLIT_MARK, split))
 
 
 def parse(arguments: Sequence[str]) -> Options:

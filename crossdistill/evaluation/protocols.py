@@ -177,6 +177,7 @@ def mean_of_splits(by_split: dict[str, Evaluation], settings: Settings) -> Evalu
         split=" + ".join(by_split),
         num_train=sum(each.num_train for each in evaluations),
         num_test=sum(each.num_test for each in evaluations),
+        num_test_seen=sum(each.num_test_seen for each in evaluations),
         coverage=_coverage([(each.num_test, each.coverage) for each in evaluations]),
         unreadable=unreadable,
         num_unreadable=len(unreadable),

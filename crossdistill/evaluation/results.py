@@ -193,6 +193,9 @@ class Evaluation:
     """Of several students: the evaluation of each, by its folder."""
     num_unreadable: int = 0
     """Length of ``unreadable``."""
+    num_test_seen: int = 0
+    """Test clips that the student's own training used, which were training clips of another split: such numbers are
+    no test. Of several splits the sum; of several students that of the worst."""
     format: str = SCHEMA_FORMAT
     version: int = SCHEMA_VERSION
     """Of this schema."""
@@ -212,6 +215,7 @@ class Evaluation:
             "num_test": self.num_test,
             "coverage": self.coverage,
             "num_unreadable": len(self.unreadable),
+            "num_test_seen": self.num_test_seen,
             "unreadable": self.unreadable,
             "bootstrap": bootstrap,
             "results": {name: result.to_json() for name, result in self.results.items()},

@@ -102,6 +102,11 @@ def _print_notes(evaluation: Evaluation) -> None:
         f"{evaluation.num_test} test clips evaluated against {evaluation.num_train} training clips; "
         f"{len(evaluation.unreadable)} could not be read"
     ]
+    if evaluation.num_test_seen:
+        lines.append(
+            f"no test: the student learned from {evaluation.num_test_seen} of these test clips, as training clips of "
+            "another split; for numbers to publish, train one student for each split (docs/evaluation.md)"
+        )
     bootstrap = evaluation.bootstrap
     if bootstrap is not None:
         rough = "; so few make an interval rough" if bootstrap.num_units < FEW_UNITS else ""
