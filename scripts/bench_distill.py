@@ -76,19 +76,23 @@ def peak_bytes(function: Callable[..., None], inputs: list[Tensor]) -> int:
     return peak
 
 
-def median_seconds(
+def timed_seconds(
     functions: dict[str, Callable[[], object]], *, repeats: int, device: torch.device
-) -> dict[str, float]:
-    """Median time of each function; repeats are interleaved, and the first is a warm-up."""
+) -> dict[str, list[float]]:
+    """Each function's time in every repeat; repeats are interleaved, and a first one is a warm-up.
+
+    On a CPU it is the processor's time, of all threads together, so that other work on the machine does not count.
+    """
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(repeats + 1):
         for name, function in functions.items():
-            started = time.perf_counter()
+            started = clock()
             function()
             if device.type == "cuda":
                 torch.cuda.synchronize()
-            seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values[1:]) for name, values in seconds.items()}
+            seconds[name].append(clock() - started)
+    return {name: values[1:] for name, values in seconds.items()}
 
 
 def bench_loss(options: argparse.Namespace, device: torch.device) -> None:
@@ -102,7 +106,8 @@ def bench_loss(options: argparse.Namespace, device: torch.device) -> None:
     print(
         f"loss: B {options.batch}, D {options.dim}, K {options.bank}, forward + backward, median of {options.repeats}"
     )
-    median = median_seconds(calls, repeats=options.repeats, device=device)
+    seconds = timed_seconds(calls, repeats=options.repeats, device=device)
+    median = {name: statistics.median(values) for name, values in seconds.items()}
     for name, function in functions.items():
         megabytes = peak_bytes(function, inputs) / 2**20
         ratio = median[name] / median["products"]
@@ -162,16 +167,23 @@ def bench_step(options: argparse.Namespace, device: torch.device) -> None:
             "live": distillation_step(student, frozen, execution, batch, options.step_bank),
             "teacher": lambda: frozen.embed(batch),
         }
-        median = median_seconds(steps, repeats=options.repeats, device=device)
+        seconds = timed_seconds(steps, repeats=options.repeats, device=device)
+    median = {name: statistics.median(values) for name, values in seconds.items()}
     print(
         f"step: {options.student} from {options.teacher}, {options.step_batch} clips of {options.frames} frames, "
         f"{options.size} px, compress-1q, bank {options.step_bank} (full), median of {options.repeats}"
     )
     print(f"  bare training step      {median['bare']:.3f} s  forward, backward, optimizer")
     print(f"  with a cached teacher   {median['cached']:.3f} s  {median['cached'] / median['bare']:.3f} x bare")
-    overhead = (median["live"] - median["cached"]) / median["teacher"]
+    # Steps that were timed next to each other, because each is long beside the difference that is asked for.
+    overheads = sorted(
+        (live - cached) / median["teacher"] for live, cached in zip(seconds["live"], seconds["cached"], strict=True)
+    )
     print(f"  teacher's forward pass  {median['teacher']:.3f} s")
-    print(f"  with a live teacher     {median['live']:.3f} s  {overhead:.3f} x that pass more than with a cached one")
+    print(
+        f"  with a live teacher     {median['live']:.3f} s  {statistics.median(overheads):.3f} x that pass more than "
+        f"with a cached one ({overheads[0]:.3f} to {overheads[-1]:.3f})"
+    )
 
 
 def bare_step(student: Encoder, execution: Execution, batch: PairedBatch) -> Callable[[], None]:
@@ -240,6 +252,7 @@ def main() -> None:
     torch.manual_seed(0)
     environment = describe_environment()
     print({key: environment[key] for key in ("cpu", "cores", "gpus", "torch") if key in environment})
+    print(f"{'processor time' if device.type == 'cpu' else 'wall-clock time'}, {torch.get_num_threads()} threads")
     for name in options.what:
         benches[name](options, device)
 
