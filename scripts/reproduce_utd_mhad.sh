@@ -34,6 +34,11 @@ distil() {
   run "$1" "$5" "$epochs" --teacher "$2" --teacher-weights "$out/$3-seed$5" --student "$4" \
     --objective compress-2q-live simreg --bank-size 400 "${@:6}"
 }
+# both NAME STUDENT SEED OPTIONS…: from two teachers of two modalities at once
+both() {
+  run "$1" "$3" "$epochs" --teacher skeleton_r3d10 depth_tiny3d_32 --student "$2" --objective compress-2q-live simreg \
+    --teacher-weights "$out/skeleton 10, labels-seed$3" "$out/depth 32, labels-seed$3" --bank-size 400 "${@:4}"
+}
 px48=(--student-size 48) px20=(--student-size 20) small=(--student-size 32 --student-frames 8 --student-stride 6)
 
 for seed in ${seeds:-0 1 2}; do
@@ -70,5 +75,9 @@ for seed in ${seeds:-0 1 2}; do
   distil "depth 32 to flow 8" depth_tiny3d_32 "depth 32, labels" flow_tiny3d_8 "$seed" "${px48[@]}"
   distil "depth 32 to skeleton 8" depth_tiny3d_32 "depth 32, labels" skeleton_tiny3d_8 "$seed" "${px20[@]}"
   distil "flow 16 to skeleton 8" flow_tiny3d_16 "flow 16, labels" skeleton_tiny3d_8 "$seed" "${px20[@]}"
+  # Two teachers.
+  both "skeleton 10 and depth 32 to small depth 8" depth_tiny3d_8 "$seed" "${small[@]}"
+  both "skeleton 10 and depth 32 to depth 8" depth_tiny3d_8 "$seed" "${px48[@]}"
+  both "skeleton 10 and depth 32 to flow 8" flow_tiny3d_8 "$seed" "${px48[@]}"
 done
 "$python" scripts/results_table.py "$out" --rows scripts/rows_utd_mhad.yaml
