@@ -203,6 +203,16 @@ def test_comparison__has_every_run_once_in_its_table(runs, tmp_path):
     assert found.tags.count("svg") >= 6
 
 
+def test_command__shows_how_far_it_is(runs, tmp_path, capsys):
+    distilled, twin = runs
+    run_report(distilled, "--out", tmp_path / "one.html")
+    printed = capsys.readouterr().out
+    assert re.search(r"cost [━]* 3/3 networks", printed) and re.search(r"page [━]* 9/9 sections", printed)
+    run_report(distilled, twin, "--out", tmp_path / "two.html")
+    printed = capsys.readouterr().out
+    assert len(re.findall(r"cost [━]* 1/1 networks", printed)) == 2 and re.search(r"page [━]* 5/5 sections", printed)
+
+
 def test_comparison__without_a_dataset_or_results_still_shows_costs(runs, tmp_path, monkeypatch):
     folders = [tmp_path / "a", tmp_path / "b"]
     for folder in folders:
