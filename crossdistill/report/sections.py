@@ -8,7 +8,15 @@ from markupsafe import Markup
 
 from crossdistill.report import facts
 from crossdistill.report.charts import Series, interval_chart, line_chart
-from crossdistill.report.class_charts import Bar, bar_chart, change_chart, class_legend, confusion_chart, map_chart
+from crossdistill.report.class_charts import (
+    Bar,
+    bar_chart,
+    change_chart,
+    class_legend,
+    confusion_chart,
+    confusion_scale,
+    map_chart,
+)
 from crossdistill.report.cost import BATCH_SIZE, Cost
 from crossdistill.report.findings import (
     Agreement,
@@ -155,7 +163,7 @@ def _confusion(subject: Subject) -> Markup:
     said = f"By the protocol {protocol}: {int(counts.trace())} of {int(counts.sum())} test clips are right. "
     worst = "Most often confused: " + "; ".join(pairs) + "." if pairs else "No clip is confused."
     note = element("p", said + worst, class_="note")
-    return element("div", confusion_chart(counts, classes), class_="scroll") + note
+    return confusion_scale() + element("div", confusion_chart(counts, classes), class_="scroll") + note
 
 
 def _classes(subject: Subject) -> tuple[str, ...]:
