@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import tyro
 from torch import Tensor
 
@@ -22,7 +21,8 @@ from crossdistill.data.manifest import Manifest
 from crossdistill.data.sampling import SampleKey
 from crossdistill.distributed import create_accelerator
 from crossdistill.errors import UnreadableVideoError, UserError
-from crossdistill.evaluation.store import FOLDER_NAME, kept_features
+from crossdistill.evaluation.features import Features, assemble, no_features
+from crossdistill.evaluation.store import FOLDER_NAME, FeatureStore, complete, exported_key, kept_features
 from crossdistill.exports.description import EMBEDDINGS
 from crossdistill.files import require_writable, write_text_atomically
 from crossdistill.options import parse_options
@@ -67,6 +67,9 @@ class Options:
     """How many classes, or nearest clips, are shown."""
     json: Path | None = None
     """Write the answers there as well."""
+    features: Path | None = None
+    """Folder in which the features of the training clips are kept; the folder features beside the student if absent,
+    or beside the file of --onnx where no student is given."""
     workers: int = 2
     """Processes that decode the training clips."""
     allow_code: bool = False
@@ -79,6 +82,8 @@ class Options:
                 raise UserError(f"--{name} is {getattr(self, name)}: give 1 or more")
         if self.json is not None:
             require_writable(self.json)
+        if self.features is not None:
+            require_writable(self.features / "features")
         if self.workers < 0:
             raise UserError(f"--workers is {self.workers}: give 0 (decode in this process) or more")
         if not self.seconds > 0:
@@ -207,15 +212,26 @@ def choose_judge(network: Network, manifest: Manifest | None, options: Options) 
             f"{network.name} learned without labels and names no classes: give --data with a prepared dataset, whose "
             "nearest clips are then named"
         )
-    kept_in = None if options.student is None else folder_of_features(options.student)
+    kept_in = folder_of_features(options)
     return embed_gallery(network, manifest, split=options.split, k=options.k, workers=options.workers, kept_in=kept_in)
 
 
-def folder_of_features(student: Path) -> Path | None:
-    """Where ``crossdistill evaluate`` keeps a student's features; None if nothing can be written there."""
-    folder = find_student(student) or student
-    kept_in = (folder.parent if folder.name == "student" else folder) / FOLDER_NAME
-    return kept_in if os.access(kept_in if kept_in.is_dir() else kept_in.parent, os.W_OK) else None
+def folder_of_features(options: Options) -> Path | None:
+    """Where features are kept: as ``crossdistill evaluate`` does it, or beside the ONNX file if that is all there is.
+
+    Returns:
+        None if nothing can be written there.
+    """
+    if options.features is not None:
+        return options.features
+    if options.student is not None:
+        folder = find_student(options.student) or options.student
+        beside = folder.parent if folder.name == "student" else folder
+    else:
+        assert options.onnx is not None
+        beside = options.onnx.parent
+    kept_in = beside / FOLDER_NAME
+    return kept_in if os.access(kept_in if kept_in.is_dir() else beside, os.W_OK) else None
 
 
 def embed_gallery(
@@ -224,12 +240,12 @@ def embed_gallery(
     """Embed the middle of every training clip of a dataset; of one without splits, of every clip.
 
     Args:
-        network: A student; features of one in PyTorch are kept for the next time.
+        network: A student.
         manifest: The dataset.
         split: Whose training clips are embedded.
         k: How many of them vote.
         workers: Processes that decode.
-        kept_in: Folder of the feature store; None to keep nothing.
+        kept_in: Folder of the feature store, which gives what was embedded before; None to keep nothing.
 
     Raises:
         UserError: There is no such split, stream or clip.
@@ -249,29 +265,56 @@ def embed_gallery(
             num_workers=workers,
             description=description,
         )
-        features, labels, names = found.features, found.labels.tolist(), found.videos
     else:
-        features, ids = embed_clips(network, entries, num_workers=workers, description=description)
-        labels, names = [entries[i].label for i in ids], tuple(entries[i].video.name for i in ids)
-    if not names:
+        assert isinstance(network, OnnxNetwork)
+        found = embed_with_file(network, entries, manifest.dataset, kept_in, workers, description)
+    if not found.num_clips:
         raise UserError(f"no training clip of {manifest.root} can be read: check it with python -m data_prep verify")
-    return ByNeighbours(features_gd=features, labels=labels, names=names, classes=manifest.classes, k=k)
+    return ByNeighbours(found.features, found.labels.tolist(), found.videos, manifest.classes, k=k)
 
 
-def embed_clips(
-    network: Network, entries: Sequence[Entry], *, num_workers: int, description: str
-) -> tuple[Tensor, list[int]]:
-    """Features [G, D] of the middles of the clips that can be read, and which these are."""
+def embed_with_file(
+    network: OnnxNetwork, entries: Sequence[Entry], dataset: str, kept_in: Path | None, workers: int, description: str
+) -> Features:
+    """The features that an exported file gives of the middles of clips, as ``kept_features`` does it in PyTorch.
+
+    Args:
+        network: The file in onnxruntime.
+        entries: The clips.
+        dataset: Name of the dataset.
+        kept_in: Folder of the feature store; None to keep nothing.
+        workers: Processes that decode.
+        description: What the progress bar says.
+    """
+
+    def extract(chosen: Sequence[Entry]) -> Features:
+        return embed_clips(network, chosen, num_workers=workers, description=description)
+
+    if kept_in is None:
+        return extract(entries)
+    key = exported_key(
+        network.path, encoder=network.name, view=network.view, embed_dim=network.embed_dim, dataset=dataset
+    )
+    store = FeatureStore(kept_in, key)
+    return complete(
+        store, entries, extract, accelerator=create_accelerator(), view=network.view, description=description
+    )
+
+
+def embed_clips(network: OnnxNetwork, entries: Sequence[Entry], *, num_workers: int, description: str) -> Features:
+    """Features of the middles of the clips that can be read."""
     keys = [SampleKey(i, epoch=0) for i in range(len(entries))]
     batches = [keys[i : i + BATCH_SIZE] for i in range(0, len(keys), BATCH_SIZE)]
     loader = make_loader(PairedClips(entries, student_view=network.view), batches, num_workers=num_workers)
-    features, ids = [], []
+    rows: dict[int, Tensor] = {}
+    unreadable: dict[str, str] = {}
     with progress_bar(unit="batches") as bar:
         for batch in bar.track(loader, total=len(batches), description=description):
+            unreadable |= dict(batch.unreadable)
             if len(batch):
-                features.append(network.run(batch.student)[EMBEDDINGS])
-                ids += batch.sample_ids.tolist()
-    return torch.cat(features) if features else torch.empty(0), ids
+                embedded_n1d = network.run(batch.student)[EMBEDDINGS][:, None]
+                rows |= dict(zip(batch.sample_ids.tolist(), embedded_n1d, strict=True))
+    return assemble(rows, entries, unreadable, no_features(network.embed_dim))
 
 
 def answers_of(network: Network, judge: Judge, recipe: Recipe, options: Options, device: Any) -> Iterator[Answer]:

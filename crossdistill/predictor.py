@@ -82,6 +82,7 @@ class OnnxNetwork:
         description = read_description(self._session, path)
         self.name, self.view = description.encoder, description.view
         self.num_classes, self.classes = description.num_classes, description.classes
+        self.path, self.embed_dim = path, description.embed_dim
 
     def run(self, view: View) -> Outputs:
         """See ``Network``."""

@@ -168,6 +168,8 @@ def test_command__all_protocols_stand_with_interval_coverage_and_views(student, 
     names = ["1-nn", "3-nn", "linear", "linear-sweep", "cluster", "retrieval", "lowshot-1%", "lowshot-2"]
     assert list(values["results"]) == names
     printed = capsys.readouterr().out
+    for bar, num_layers in (("linear-sweep", 18), ("lowshot-1%", 2), ("lowshot-2", 2)):
+        assert re.search(rf", {bar} [━]* {num_layers}/{num_layers} layers", printed)
     for name in names:
         result = values["results"][name]
         assert result["num_test"] == values["num_test"] and result["coverage"] == 1 and result["views"] == "2x1"

@@ -1,5 +1,7 @@
 """Protocols of several students, few labels and sweeps, against independent implementations on random features."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -158,6 +160,14 @@ def test_low_shot__is_the_mean_of_its_draws_and_all_labels_are_linear():
     assert result.details["num_labelled"] == 2 * NUM_CLASSES and result.protocol == "lowshot-2"
     whole = low_shot(both, Shots(share=1.0), num_draws=1, seed=0)
     assert whole.top1 == linear(both, seed=0).top1 > result.top1
+
+
+def test_low_shot_and_sweep__without_a_description_print_nothing(capsys):
+    low_shot(sets(), Shots(number=1), num_draws=2, seed=0)
+    linear_sweep(sets(), seed=0, lrs=(0.1,), weight_decays=(0.0,))
+    assert capsys.readouterr().out == ""
+    low_shot(replace(sets(), description="a student"), Shots(number=1), num_draws=2, seed=0)
+    assert "a student, lowshot-1" in capsys.readouterr().out
 
 
 def test_low_shot__a_class_without_training_clips_is_counted_wrong():

@@ -4,6 +4,7 @@ import functools
 import itertools
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -195,6 +196,66 @@ def test_command__a_student_without_classes_names_the_nearest_training_clips(tmp
     assert "learned without labels and names no classes: give --data" in capsys.readouterr().err
 
 
+@pytest.fixture
+def clips_run(monkeypatch):
+    """How many clips each call of the ONNX file was given."""
+    pytest.importorskip("onnxruntime")
+    run, counts = predict.OnnxNetwork.run, []
+
+    def counting(self, view):
+        counts.append(len(view.values))
+        return run(self, view)
+
+    monkeypatch.setattr(predict.OnnxNetwork, "run", counting)
+    return counts
+
+
+def test_command__onnx_embeds_each_training_clip_once_for_a_file(tmp_path, toy_folder, capsys, clips_run):
+    encoder = make_student(tmp_path / "run" / "student", num_classes=0)
+    onnx = tmp_path / "files" / "a.onnx"
+    onnx.parent.mkdir()
+    export_student(encoder, onnx, noise_clips(encoder, 2))
+    manifest = Manifest.load(toy_folder)
+    parts = {split: set(manifest.select(split=split, part="train")) for split in "12"}
+    video = toy_folder / manifest.videos[min(parts["1"])].streams["rgb"].path
+    common = ["--onnx", str(onnx), "--data", str(toy_folder), "--clips", "1", "--workers", "0"]
+
+    def predicted(*arguments):
+        clips_run.clear()
+        cli(["predict", *map(str, arguments), *common])
+        return [line for line in capsys.readouterr().out.splitlines() if not line.startswith("clips of")]
+
+    first = predicted(video)
+    assert sum(clips_run) == len(parts["1"]) + 1 and f"near {manifest.videos[min(parts['1'])].name}" in "".join(first)
+    (kept,) = (tmp_path / "files" / "features").iterdir()
+    assert predicted(video) == first and clips_run == [1]
+    cli(["predict", str(video), *common])
+    assert f": features read from {kept}\n" in capsys.readouterr().out
+    predicted(video, "--split", "2")
+    assert sum(clips_run) == len(parts["2"] - parts["1"]) + 1  # whichever split a clip is of, it is the same clip
+    assert predicted(tmp_path / "run", video) == first  # the file's features, beside the student
+    assert sum(clips_run) == len(parts["1"]) + 1 and len(list((tmp_path / "run" / "features").iterdir())) == 1
+    assert predicted(tmp_path / "run", video, "--features", tmp_path / "files" / "features") == first
+    assert clips_run == [1]
+    with torch.no_grad():
+        next(encoder.body.parameters()).mul_(2)
+    onnx.unlink()
+    export_student(encoder, onnx, noise_clips(encoder, 2))
+    predicted(video)
+    assert sum(clips_run) == len(parts["1"]) + 1  # another file of the same name
+    assert len(list((tmp_path / "files" / "features").iterdir())) == 2
+
+
+def test_command__onnx_in_a_folder_that_cannot_be_written_keeps_nothing(tmp_path, toy_folder, monkeypatch, clips_run):
+    encoder = make_student(tmp_path / "student", num_classes=0)
+    export_student(encoder, tmp_path / "a.onnx", noise_clips(encoder, 2))
+    video = write_video(tmp_path / "a.mp4", moving_frames(30))
+    monkeypatch.setattr(predict.os, "access", lambda path, _: False)
+    before = sorted(tmp_path.iterdir())
+    cli(["predict", str(video), "--onnx", str(tmp_path / "a.onnx"), "--data", str(toy_folder), "--workers", "0"])
+    assert sorted(tmp_path.iterdir()) == before and len(clips_run) > 1
+
+
 def test_command__missing_files_and_cameras_are_named_before_the_gallery_is_embedded(
     tmp_path, toy_folder, capsys, monkeypatch
 ):
@@ -287,6 +348,7 @@ def test_camera__without_a_picture_or_not_there_is_one_sentence(tmp_path, monkey
         ({"paths": ("s", "v"), "camera": 0}, "give one or the other"),
         ({"paths": ("s", "v"), "clips": 0}, "--clips is 0"),
         ({"paths": ("s", "v"), "workers": -1}, "--workers is -1"),
+        ({"paths": ("s", "v"), "features": Path(__file__)}, "is no folder that you may write to"),
         ({"paths": ("s",), "camera": 0, "seconds": 0.0}, "--seconds is 0"),
     ],
 )

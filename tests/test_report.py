@@ -23,8 +23,18 @@ from crossdistill.encoders import create_encoder
 from crossdistill.modalities import MODALITIES
 from crossdistill.precision import parse_bit_widths, quantize
 from crossdistill.report import command, comparison, cost, findings, frames, gallery, record
-from crossdistill.report.charts import Series, line_chart, thinned
-from crossdistill.report.class_charts import confusion_chart, map_chart
+from crossdistill.report.charts import (
+    MAX_TOLD_APART,
+    CostDot,
+    Dot,
+    Series,
+    colour_of,
+    cost_chart,
+    interval_chart,
+    line_chart,
+    thinned,
+)
+from crossdistill.report.class_charts import confusion_chart, confusion_scale, map_chart
 from crossdistill.report.spaces import kind_of
 from crossdistill.report.svg import Scale, element, nice_ticks, percent, short_number
 from crossdistill.runner import Execution
@@ -135,6 +145,7 @@ def test_page__has_all_sections_and_nothing_from_outside(page):
     assert re.findall(r'<section id="([^"]+)"', page) == SECTIONS
     assert found.absent == {}
     assert found.tags.count("svg") > 10 and page.count("data:image/webp;base64,") >= 3 * 6
+    assert page.index("colours of the confusion matrix") < page.index("rows are the true classes")
     for role in ("teacher", "supervised twin", "student, distilled", "student, random"):
         assert role in found.text
     for words in ("retrieval, R@10", "95% interval", "Linear CKA", "whole configuration", "simreg"):
@@ -203,6 +214,16 @@ def test_comparison__has_every_run_once_in_its_table(runs, tmp_path):
     assert found.tags.count("svg") >= 6
 
 
+def test_command__shows_how_far_it_is(runs, tmp_path, capsys):
+    distilled, twin = runs
+    run_report(distilled, "--out", tmp_path / "one.html")
+    printed = capsys.readouterr().out
+    assert re.search(r"cost [━]* 3/3 networks", printed) and re.search(r"page [━]* 9/9 sections", printed)
+    run_report(distilled, twin, "--out", tmp_path / "two.html")
+    printed = capsys.readouterr().out
+    assert len(re.findall(r"cost [━]* 1/1 networks", printed)) == 2 and re.search(r"page [━]* 5/5 sections", printed)
+
+
 def test_comparison__without_a_dataset_or_results_still_shows_costs(runs, tmp_path, monkeypatch):
     folders = [tmp_path / "a", tmp_path / "b"]
     for folder in folders:
@@ -230,6 +251,7 @@ def test_comparison__calls_no_time_the_lowest_that_another_nearly_has(times, is_
         (["a", "--gallery", "-1"], "--gallery is -1: give 0"),
         (["a", "b", "./a"], "the run a was named twice"),
         (["a", "--out", "."], "is a folder"),
+        ([f"r{i}" for i in range(33)], "33 runs were given, and colours and shapes tell 32 apart"),
     ],
 )
 def test_wrong_options__are_one_sentence(options, said, tmp_path, monkeypatch, capsys):
@@ -334,6 +356,39 @@ def test_confusion__counts_and_accuracies():
     ]
     chart = confusion_chart(counts, ["a", "b", "c", "d"])
     assert chart.count('class="right"') == 2 and chart.count('class="wrong"') == 2 and "c → a: 1 of 3" in chart
+
+
+def looks_of(chart):
+    """Tag and classes of every mark: what an eye can tell apart."""
+    return set(re.findall(r'<(circle|rect|polygon)[^>]* class="dot ([^"]+)"', str(chart)))
+
+
+def test_charts__of_more_runs_than_colours_give_every_run_a_look_of_its_own():
+    looks = [colour_of(i) for i in range(MAX_TOLD_APART)]
+    assert len(set(looks)) == MAX_TOLD_APART > 8
+    intervals = interval_chart([("linear", [Dot(f"r{i}", 0.5, None, look) for i, look in enumerate(looks)])], label="")
+    costs = cost_chart(
+        [CostDot(f"r{i}", 10.0 + i, 0.5, None, look) for i, look in enumerate(looks)], title="", x_label=""
+    )
+    xs = list(range(100))
+    lines = line_chart([Series(f"r{i}", xs, xs, look) for i, look in enumerate(looks)], title="", x_label="")
+    for chart in (intervals, costs):
+        assert len(looks_of(chart)) == MAX_TOLD_APART
+        assert {tag for tag, _ in looks_of(chart)} == {"circle", "rect", "polygon"}
+    assert len(looks_of(lines)) == MAX_TOLD_APART - 8  # a smooth line has no marks, any other has
+    style = (Path(command.__file__).parent / "templates" / "style.css").read_text()
+    for name in ("square", "triangle", "diamond"):
+        assert f".line.{name} {{ stroke-dasharray" in style and f".key.{name}" in style
+
+
+def test_confusion_scale__has_the_colours_of_the_cells():
+    cells = str(confusion_chart(np.array([[1, 1], [0, 3]]), ["a", "b"]))
+    scale = str(confusion_scale())
+    for title, kind, share in (("a → b: 1 of 2", "wrong", "50 %"), ("b → b: 3 of 3", "right", "100 %")):
+        (opacity,) = re.findall(rf'class="{kind}" fill-opacity="([\d.]+)"><title>{title}', cells)
+        (same,) = re.findall(rf'class="{kind}" fill-opacity="([\d.]+)"><title>[^<]*: {share}', scale)
+        assert opacity == same
+    assert all(words in scale for words in ("taken for itself", "taken for another", "share of the row"))
 
 
 def test_map_chart__places_every_clip_inside():

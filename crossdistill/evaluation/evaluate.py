@@ -102,7 +102,8 @@ class Student:
                 description=None if self.description is None else f"{self.description}, {name} clips",
             )
 
-        return Sets(part("train", reading.train_views), part("test", reading.views), len(manifest.classes))
+        train, test = part("train", reading.train_views), part("test", reading.views)
+        return Sets(train, test, len(manifest.classes), description=self.description)
 
 
 def evaluate_encoder(

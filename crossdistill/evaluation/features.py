@@ -67,6 +67,17 @@ class Features:
         )
 
 
+def no_features(embed_dim: int, views: TestViews | None = None) -> Features:
+    """Those of no video.
+
+    Args:
+        embed_dim: Numbers of an embedding.
+        views: Of every video; its middle if None.
+    """
+    views = views or TestViews()
+    return Features(torch.empty(0, views.num_views, embed_dim), torch.empty(0).long(), {}, (), (), views)
+
+
 def assemble(rows: dict[int, Tensor], entries: Sequence[Entry], unreadable: dict[str, str], like: Features) -> Features:
     """Put rows of some of the videos together, in the dataset's order.
 
@@ -141,9 +152,10 @@ def extract_features(
             rows += zip(ids, embedded.unflatten(0, (len(ids), views.num_views)), strict=True)
     encoder.train(was_training)
     parts = gather_objects(accelerator, [(torch.tensor([i for i, _ in rows]), _stack([row for _, row in rows]))])
-    empty = Features(torch.empty(0, views.num_views, encoder.embed_dim), torch.empty(0).long(), {}, (), (), views)
     found = {int(i): row for ids, stacked in parts for i, row in zip(ids, stacked, strict=True)}
-    return assemble(found, entries, dict(gather_objects(accelerator, unreadable)), empty)
+    return assemble(
+        found, entries, dict(gather_objects(accelerator, unreadable)), no_features(encoder.embed_dim, views)
+    )
 
 
 def _stack(rows: list[Tensor]) -> Tensor:

@@ -8,14 +8,17 @@ Shapes: N videos, V views of a video, D features, C classes.
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from rich.progress import Progress
 from torch import Tensor
 
+from crossdistill.console import progress_bar
 from crossdistill.evaluation.checks import check_split, classes_without_training_clips
 from crossdistill.evaluation.features import Features
 from crossdistill.evaluation.held_out import Shots, held_out_part
@@ -33,6 +36,8 @@ class Sets:
     train: Features
     test: Features
     num_classes: int
+    description: str | None = None
+    """Starts the text of the progress bars of protocols that train many layers; no bars if None."""
 
     def check(self) -> None:
         """Raise a ``UserError`` for what no protocol can use."""
@@ -43,6 +48,10 @@ class Sets:
             test_labels=self.test.labels,
             num_classes=self.num_classes,
         )
+
+    def progress(self) -> Progress:
+        """A progress bar of layers, silent where there is no description."""
+        return progress_bar(unit="layers", is_shown=self.description is not None)
 
     def absent_classes(self) -> list[int]:
         """Classes of the test set that no training clip shows."""
@@ -112,13 +121,12 @@ def linear_sweep(
     sets.check()
     is_held_n, held_out_by = held_out_part(sets.train.labels, sets.train.groups, seed=seed)
     held, kept = (sets.train.select(mask.nonzero()[:, 0].tolist()) for mask in (is_held_n, ~is_held_n))
-    tried = {
-        (lr, weight_decay): accuracy_from_scores(
-            class_scores(sets.probe(kept, seed=seed, lr=lr, weight_decay=weight_decay), held.views_nvd), held.labels
-        ).top1
-        for lr in lrs
-        for weight_decay in weight_decays
-    }
+    pairs, tried = list(itertools.product(lrs, weight_decays)), {}
+    with sets.progress() as bar:
+        for lr, weight_decay in bar.track(pairs, description=f"{sets.description}, linear-sweep"):
+            probe = sets.probe(kept, seed=seed, lr=lr, weight_decay=weight_decay)
+            scores = class_scores(probe, held.views_nvd)
+            tried[lr, weight_decay] = accuracy_from_scores(scores, held.labels).top1
     lr, weight_decay = max(tried, key=lambda pair: tried[pair])
     probe = sets.probe(seed=seed, lr=lr, weight_decay=weight_decay)
     details = {
@@ -148,10 +156,11 @@ def low_shot(sets: Sets, shots: Shots, *, num_draws: int, seed: int) -> Protocol
     """
     sets.check()
     outcomes = []
-    for draw in range(seed, seed + num_draws):
-        labelled = sets.train.select(shots.draw(sets.train.labels, seed=draw).tolist())
-        probe = sets.probe(labelled, seed=draw)
-        outcomes.append(hits_from_scores(class_scores(probe, sets.test.views_nvd), sets.test.labels))
+    with sets.progress() as bar:
+        for draw in bar.track(range(seed, seed + num_draws), description=f"{sets.description}, lowshot-{shots}"):
+            labelled = sets.train.select(shots.draw(sets.train.labels, seed=draw).tolist())
+            probe = sets.probe(labelled, seed=draw)
+            outcomes.append(hits_from_scores(class_scores(probe, sets.test.views_nvd), sets.test.labels))
     draws = [outcome.accuracies().top1 for outcome in outcomes]
     mean = Outcome(
         hits={name: torch.stack([outcome.hits[name] for outcome in outcomes]).mean(0) for name in outcomes[0].hits},

@@ -15,7 +15,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,11 @@ from crossdistill.data.decoders import DEFAULT_DECODER
 from crossdistill.distributed import decide_on_first
 from crossdistill.encoders import Encoder, is_from_file
 from crossdistill.encoders.weights import weights_hash
-from crossdistill.evaluation.features import Features, assemble, extract_features
+from crossdistill.evaluation.features import Features, assemble, extract_features, no_features
 from crossdistill.evaluation.views import TestViews
 from crossdistill.files import sha256_of
 from crossdistill.runner import Execution
+from crossdistill.types import ViewSpec
 
 FORMAT = "crossdistill-features"
 FORMAT_VERSION = 1
@@ -76,6 +77,31 @@ def feature_key(
     return plain
 
 
+def exported_key(path: Path, *, encoder: str, view: ViewSpec, embed_dim: int, dataset: str) -> dict[str, Any]:
+    """What decides the features that an exported file gives of the middles of videos, besides the video.
+
+    Args:
+        path: The file, whose content counts.
+        encoder: Name of the encoder in it.
+        view: What it sees.
+        embed_dim: Numbers of an embedding.
+        dataset: Name of the dataset.
+    """
+    key = {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "encoder": encoder,
+        "file_sha256": sha256_of(path),
+        "view": dataclasses.asdict(view),
+        "embed_dim": embed_dim,
+        "dataset": dataset,
+        "views": str(TestViews()),
+        "short_clips": "repeat",
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(key))
+    return plain
+
+
 def video_digest(entry: Entry, stream: str) -> str:
     """Tells two preparations of a video apart, and a file that is there from one that is lost or cut short.
 
@@ -108,6 +134,11 @@ class FeatureStore:
         digest = hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()[:16]
         name = re.sub(r"[^\w.-]+", "-", self.key["encoder"]).strip("-.")
         return self.folder / f"{name}-{self.key['views']}-{digest}.safetensors"
+
+    @property
+    def nothing(self) -> Features:
+        """The features of no video, in the shape of this key."""
+        return no_features(self.key["embed_dim"], TestViews.parse(self.key["views"]))
 
     def read(self) -> dict[str, tuple[str, Tensor]]:
         """Video to its digest and [V, D]; empty where there is no file, or one that cannot be used, which is said."""
@@ -176,31 +207,62 @@ def kept_features(
         Complete on the first process; with a store, elsewhere what was embedded now.
     """
     views = views or TestViews()
-    options: dict[str, Any] = {
-        "execution": execution,
-        "accelerator": accelerator,
-        "views": views,
-        "num_workers": num_workers,
-        "decoder": decoder,
-        "short_clips": short_clips,
-        "description": description,
-    }
+
+    def extract(chosen: Sequence[Entry]) -> Features:
+        return extract_features(
+            encoder,
+            chosen,
+            execution=execution,
+            accelerator=accelerator,
+            views=views,
+            num_workers=num_workers,
+            decoder=decoder,
+            short_clips=short_clips,
+            description=description,
+        )
+
     if folder is None:
-        return extract_features(encoder, entries, **options)
+        return extract(entries)
     key = feature_key(encoder, execution=execution, dataset=dataset, views=views, short_clips=short_clips)
-    store, stream = FeatureStore(folder, key), encoder.view.kind.stream
+    store = FeatureStore(folder, key)
+    return complete(store, entries, extract, accelerator=accelerator, view=encoder.view, description=description)
+
+
+def complete(
+    store: FeatureStore,
+    entries: Sequence[Entry],
+    extract: Callable[[Sequence[Entry]], Features],
+    *,
+    accelerator: Accelerator,
+    view: ViewSpec,
+    description: str | None,
+) -> Features:
+    """Give the features of videos: those that a store has, and the others from ``extract``, which are then kept.
+
+    Args:
+        store: Read and written by the first process alone.
+        entries: The videos.
+        extract: Embeds some of them; called by every process, and not at all where the store has all.
+        accelerator: Tells the processes apart.
+        view: What is embedded of a video.
+        description: Starts the line that says where all features were read from; no line if None.
+
+    Returns:
+        Complete on the first process; elsewhere what was embedded now.
+    """
     kept = store.read() if accelerator.is_main_process else {}
-    digests = [video_digest(entry, stream) for entry in entries]
+    digests = [video_digest(entry, view.kind.stream) for entry in entries]
     is_kept = [
         digest != "" and entry.video.name in kept and kept[entry.video.name][0] == digest
         for entry, digest in zip(entries, digests, strict=True)
     ]
     is_kept = decide_on_first(accelerator, lambda: is_kept)
     missing = [i for i in range(len(entries)) if not is_kept[i]]
-    empty = Features(torch.empty(0, views.num_views, encoder.embed_dim), torch.empty(0).long(), {}, (), (), views)
-    new = extract_features(encoder, [entries[i] for i in missing], **options) if missing else empty
+    new = extract([entries[i] for i in missing]) if missing else store.nothing
     if not accelerator.is_main_process:
         return new
+    if entries and not missing and description is not None:
+        console.print(f"{description}: features read from {store.path}", soft_wrap=True, highlight=False)
     by_name = dict(zip(new.videos, new.views_nvd, strict=True))
     added = {
         entries[i].video.name: (digests[i], by_name[entries[i].video.name])
@@ -214,4 +276,4 @@ def kept_features(
         for i, entry in enumerate(entries)
         if is_kept[i] or entry.video.name in by_name
     }
-    return assemble(found, entries, new.unreadable, empty)
+    return assemble(found, entries, new.unreadable, store.nothing)

@@ -8,11 +8,16 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from crossdistill.report.svg import Scale, element, join, percent, picture, short_number, text
+from crossdistill.report.svg import SHAPES, Scale, element, join, percent, picture, shape, short_number, text
 
 MAX_POINTS = 400
+MAX_MARKED_POINTS = 12
 NUM_COLOURS = 8
 """Of the style sheet's classes ``series-0`` …"""
+MAX_TOLD_APART = NUM_COLOURS * len(SHAPES)
+"""Things of equal rank that look different."""
+NUM_MARKS = 6
+"""Along a long line of a shape of its own."""
 DODGE_PX = 3.0
 """Between dots of the same cost: less than a dot, so that none seems to be elsewhere."""
 CHARACTER_PX = 7
@@ -21,7 +26,7 @@ CHARACTER_PX = 7
 
 @dataclass(frozen=True)
 class Series:
-    """A line, with the class of its colour."""
+    """A line, with the classes of its colour and shape."""
 
     name: str
     x: Sequence[float]
@@ -51,8 +56,22 @@ class CostDot:
 
 
 def colour_of(position: int) -> str:
-    """The class of the n-th of several things of equal rank."""
-    return f"series-{position % NUM_COLOURS}"
+    """The classes of the n-th of several things of equal rank: a colour, and where colours begin anew the next shape.
+
+    Args:
+        position: Below ``MAX_TOLD_APART``.
+    """
+    colour, name = f"series-{position % NUM_COLOURS}", SHAPES[position // NUM_COLOURS]
+    return colour if name == SHAPES[0] else f"{colour} {name}"
+
+
+def draw_dot(x: float, y: float, radius: float, *children: str | Markup, colour: str) -> Markup:
+    """A mark of the shape and colour that the classes ``colour`` name."""
+    return shape(_shape_of(colour), x, y, radius, *children, class_=f"dot {colour}")
+
+
+def _shape_of(colour: str) -> str:
+    return next((name for name in SHAPES if name in colour.split()), SHAPES[0])
 
 
 def legend(items: Sequence[tuple[str, str]]) -> Markup:
@@ -105,15 +124,19 @@ def line_chart(
     for one in lines:
         points = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in zip(one.x, one.y, strict=True))
         name = element("title", one.name)
-        if len(one.x) <= 12:
-            marks = [
-                element("circle", name, cx=across(x), cy=up(y), r=2.5, class_=f"dot {one.colour}")
-                for x, y in zip(one.x, one.y, strict=True)
-            ]
-            parts += marks
         parts.append(element("polyline", name, points=points, class_=f"line {one.colour}"))
+        parts += [draw_dot(across(one.x[i]), up(one.y[i]), 3.2, name, colour=one.colour) for i in _marked(one)]
     chart = picture(width_px, height_px, *parts, label=title)
     return element("figure", element("h3", title), legend([(s.name, s.colour) for s in series]), chart)
+
+
+def _marked(series: Series) -> Sequence[int]:
+    """Positions of the points with a mark: all of a short line, some of a long one whose colour another line has."""
+    num = len(series.x)
+    if num <= MAX_MARKED_POINTS:
+        return range(num)
+    is_first_shape = _shape_of(series.colour) == SHAPES[0]
+    return [] if is_first_shape else [(2 * i + 1) * num // (2 * NUM_MARKS) for i in range(NUM_MARKS)]
 
 
 def horizontal_grid(up: Scale, *, left: float, right: float, text_of: Callable[[float], str]) -> Markup:
@@ -163,7 +186,7 @@ def interval_chart(groups: Sequence[tuple[str, Sequence[Dot]]], *, label: str, w
 
 def _interval(dot: Dot, across: Scale, y: float) -> Markup:
     at = across(dot.value)
-    parts = [element("circle", cx=at, cy=y, r=4.5, class_=f"dot {dot.colour}")]
+    parts = [draw_dot(at, y, 4.5, colour=dot.colour)]
     end = at
     said = f"{dot.name}: {percent(dot.value)}"
     if dot.ends is not None:
@@ -202,7 +225,7 @@ def cost_chart(dots: Sequence[CostDot], *, title: str, x_label: str, width_px: i
             low, high = (up(value) for value in dot.ends)
             parts.append(element("line", x1=x, x2=x, y1=low, y2=high, class_=f"whisker {dot.colour}"))
         said = element("title", f"{dot.name}: {percent(dot.accuracy)}, {short_number(dot.cost)}")
-        parts.append(element("circle", said, cx=x, cy=y, r=5.5, class_=f"dot {dot.colour}"))
+        parts.append(draw_dot(x, y, 5.5, said, colour=dot.colour))
     return element("figure", element("h3", title), picture(width_px, height_px, *parts, label=title))
 
 

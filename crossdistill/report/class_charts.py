@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from crossdistill.report.svg import Scale, element, percent, picture, text
+from crossdistill.report.svg import SHAPES, Scale, element, join, percent, picture, shape, text
 
 # Classes up to which every row and column has its name beside it.
 MAX_NAMED_CLASSES = 45
 MAX_BARS = 60
+SCALE_STEPS = 10
 MAX_NAME_LETTERS = 32
-# Readable on light and on dark ground; with the shapes, 27 classes look different.
+# Readable on light and on dark ground; with the shapes, 36 classes look different.
 COLOURS = ("#4c78d8", "#e0803a", "#3a9e6e", "#d0495a", "#8a63c9", "#b08a2a", "#2a9db5", "#d067a8", "#7d8790")
-SHAPES = ("circle", "square", "triangle")
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def confusion_chart(counts_cc: NDArray, classes: Sequence[str]) -> Markup:
                     width=cell - 1,
                     height=cell - 1,
                     class_="right" if row == column else "wrong",
-                    fill_opacity=0.12 + 0.88 * float(count / total),
+                    fill_opacity=_opacity(float(count / total)),
                 )
             )
     height = side + 8.0
@@ -75,6 +75,33 @@ def confusion_chart(counts_cc: NDArray, classes: Sequence[str]) -> Markup:
         height = side + max(len(shortened(name)) for name in classes) * 5.2 + 22
     label = f"confusion matrix of {num} classes; rows are the true classes"
     return picture(left + side + 12, height, *parts, label=label)
+
+
+def confusion_scale() -> Markup:
+    """What the colours of ``confusion_chart`` mean, as a picture of its own."""
+    cell, left, top = 22, 150, 2
+    shares = [step / SCALE_STEPS for step in range(1, SCALE_STEPS + 1)]
+    parts = []
+    for row, (kind, said) in enumerate((("right", "taken for itself"), ("wrong", "taken for another"))):
+        y = top + row * (cell + 2)
+        parts.append(text(left - 8, y + cell / 2 + 4, said, anchor="end"))
+        for i, share in enumerate(shares):
+            title = element("title", f"{said}: {percent(share, 0)}")
+            place = {"x": left + i * cell, "y": y, "width": cell - 1, "height": cell}
+            parts.append(element("rect", title, **place, class_=kind, fill_opacity=_opacity(share)))
+    right, below = left + SCALE_STEPS * cell, top + 2 * (cell + 2)
+    words = "share of the row's clips; none: no colour"
+    numbers = [
+        text(left + (i + 0.5) * cell, below + 12, percent(shares[i], 0), anchor="middle", class_="tick")
+        for i in (0, SCALE_STEPS // 2 - 1, SCALE_STEPS - 1)
+    ]
+    parts.append(text(right + 18, top + cell + 5, words, class_="label"))
+    return picture(right + 270, below + 28, join(parts), *numbers, label="colours of the confusion matrix")
+
+
+def _opacity(share: float) -> float:
+    """Of a cell with this share of its row's clips: the smallest is seen, and the rest grows evenly."""
+    return 0.12 + 0.88 * share
 
 
 def _slanted(x: float, y: float, content: str) -> Markup:
@@ -174,20 +201,11 @@ def map_chart(points_n2: NDArray, labels: Sequence[int], names: Sequence[str], *
 
 
 def mark(x: float, y: float, label: int, said: str, radius: float = 4.2) -> Markup:
-    """One clip: a class has a colour and a shape, which together repeat after 27 classes."""
+    """One clip: a class has a colour and a shape, which together repeat after 36 classes."""
     title = element("title", said) if said else ""
-    shape = SHAPES[label // len(COLOURS) % len(SHAPES)] if label >= 0 else SHAPES[0]
     look = {"fill": COLOURS[label % len(COLOURS)] if label >= 0 else COLOURS[-1], "class_": f"clip-mark c{label}"}
-    if shape == "square":
-        side = radius * 1.75
-        return element("rect", title, x=x - side / 2, y=y - side / 2, width=side, height=side, **look)
-    if shape == "triangle":
-        height = radius * 1.25
-        points = (
-            f"{x:.1f},{y - height:.1f} {x - height:.1f},{y + height * 0.8:.1f} {x + height:.1f},{y + height * 0.8:.1f}"
-        )
-        return element("polygon", title, points=points, **look)
-    return element("circle", title, cx=x, cy=y, r=radius, **look)
+    name = SHAPES[label // len(COLOURS) % len(SHAPES)] if label >= 0 else SHAPES[0]
+    return shape(name, x, y, radius, title, **look)
 
 
 def class_legend(classes: Sequence[str]) -> Markup:

@@ -13,6 +13,7 @@ from crossdistill.errors import UserError
 from crossdistill.files import require_writable, write_text_atomically
 from crossdistill.options import parse_options
 from crossdistill.report import spaces
+from crossdistill.report.charts import MAX_TOLD_APART
 from crossdistill.report.comparison import comparison_page
 from crossdistill.report.page import Page, render_page
 from crossdistill.report.record import RunRecord, read_run
@@ -57,6 +58,11 @@ def check(options: Options) -> None:
         raise UserError("no run was given: give the folder that train.py --out names, or several")
     if options.out is not None:
         require_writable(options.out)
+    if len(options.runs) > MAX_TOLD_APART:
+        raise UserError(
+            f"{len(options.runs)} runs were given, and colours and shapes tell {MAX_TOLD_APART} apart: leave some out, "
+            "or write several comparisons"
+        )
     folders = [path.resolve() for path in options.runs]
     for path, folder in zip(options.runs, folders, strict=True):
         if folders.count(folder) > 1:

@@ -15,7 +15,7 @@ from crossdistill.report.charts import CostDot, Dot, Series, colour_of, cost_cha
 from crossdistill.report.class_charts import MAX_BARS
 from crossdistill.report.cost import BATCH_SIZE, Cost
 from crossdistill.report.findings import class_accuracies, confusion_of
-from crossdistill.report.page import Page, Tile, render, section
+from crossdistill.report.page import Draft, Page, Tile, make_sections, render
 from crossdistill.report.record import AbsentError
 from crossdistill.report.sections import cost_cells, cost_note, name_of_network, protocol_of
 from crossdistill.report.spaces import STUDENT
@@ -55,13 +55,15 @@ def comparison_page(subjects: Sequence[Subject]) -> Page:
         title=f"{len(runs)} runs compared",
         headline=f"{', '.join(dict.fromkeys(run.subject.record.encoder for run in runs))}{on}.",
         tiles=_tiles(runs),
-        sections=[
-            section("runs", "Runs", RUNS_LEAD, lambda: _table(runs)),
-            section("accuracy", "Accuracy with intervals", ACCURACY_LEAD, lambda: _intervals(runs)),
-            section("cost", "Cost against accuracy", COST_LEAD, lambda: _costs(runs)),
-            section("curves", "Curves", CURVES_LEAD, lambda: _curves(runs)),
-            section("classes", "By class", CLASSES_LEAD, lambda: _classes(runs)),
-        ],
+        sections=make_sections(
+            [
+                Draft("runs", "Runs", RUNS_LEAD, lambda: _table(runs)),
+                Draft("accuracy", "Accuracy with intervals", ACCURACY_LEAD, lambda: _intervals(runs)),
+                Draft("cost", "Cost against accuracy", COST_LEAD, lambda: _costs(runs)),
+                Draft("curves", "Curves", CURVES_LEAD, lambda: _curves(runs)),
+                Draft("classes", "By class", CLASSES_LEAD, lambda: _classes(runs)),
+            ]
+        ),
         notes=notes,
     )
 

@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from crossdistill.console import progress_bar
 from crossdistill.report.record import AbsentError
 from crossdistill.report.svg import percent, short_number
 
@@ -46,12 +47,28 @@ class Page:
     notes: Sequence[str] = ()
 
 
-def section(name: str, title: str, lead: str, make: Callable[[], Markup]) -> Section:
-    """A section with what ``make`` gives, or with the sentence of its ``AbsentError``."""
-    try:
-        return Section(name, title, lead, body=make())
-    except AbsentError as error:
-        return Section(name, title, lead, absent=f"Not here: {error}")
+@dataclass(frozen=True)
+class Draft:
+    """A section that is not yet made."""
+
+    name: str
+    title: str
+    lead: str
+    make: Callable[[], Markup]
+    """Gives the body, or raises an ``AbsentError`` with the sentence in its place."""
+
+    def finished(self) -> Section:
+        """The section; some take seconds."""
+        try:
+            return Section(self.name, self.title, self.lead, body=self.make())
+        except AbsentError as error:
+            return Section(self.name, self.title, self.lead, absent=f"Not here: {error}")
+
+
+def make_sections(drafts: Sequence[Draft]) -> list[Section]:
+    """Make one section after the other, with a progress bar."""
+    with progress_bar(unit="sections") as bar:
+        return [draft.finished() for draft in bar.track(drafts, description="page")]
 
 
 @cache

@@ -8,7 +8,15 @@ from markupsafe import Markup
 
 from crossdistill.report import facts
 from crossdistill.report.charts import Series, interval_chart, line_chart
-from crossdistill.report.class_charts import Bar, bar_chart, change_chart, class_legend, confusion_chart, map_chart
+from crossdistill.report.class_charts import (
+    Bar,
+    bar_chart,
+    change_chart,
+    class_legend,
+    confusion_chart,
+    confusion_scale,
+    map_chart,
+)
 from crossdistill.report.cost import BATCH_SIZE, Cost
 from crossdistill.report.findings import (
     Agreement,
@@ -19,7 +27,7 @@ from crossdistill.report.findings import (
     worst_confusions,
 )
 from crossdistill.report.gallery import build_gallery
-from crossdistill.report.page import Page, Tile, render, section
+from crossdistill.report.page import Draft, Page, Tile, make_sections, render
 from crossdistill.report.record import AbsentError, short_name
 from crossdistill.report.spaces import RANDOM, STUDENT, TEACHER, TWIN, Space, kind_of
 from crossdistill.report.subject import MAIN_PROTOCOLS, Subject, main_result, tables_of
@@ -40,17 +48,19 @@ def run_page(subject: Subject, *, num_queries: int) -> Page:
         title=record.name,
         headline=facts.headline(record),
         tiles=_tiles(subject),
-        sections=[
-            section("accuracy", "Accuracy", ACCURACY_LEAD, lambda: _accuracy(subject)),
-            section("run", "What was run", RUN_LEAD, lambda: facts.what_was_run(record)),
-            section("curves", "Curves", CURVES_LEAD, lambda: facts.curves(record)),
-            section("confusion", "Confusion", CONFUSION_LEAD, lambda: _confusion(subject)),
-            section("change", "Against the twin, by class", CHANGE_LEAD, lambda: _change(subject)),
-            section("map", "Map of the embedding", MAP_LEAD, lambda: _maps(subject)),
-            section("gallery", "Nearest neighbours", GALLERY_LEAD, lambda: _gallery(subject, num_queries)),
-            section("agreement", "Agreement with the teacher", AGREEMENT_LEAD, lambda: _agreement(subject)),
-            section("cost", "Cost", COST_LEAD, lambda: _cost(subject)),
-        ],
+        sections=make_sections(
+            [
+                Draft("accuracy", "Accuracy", ACCURACY_LEAD, lambda: _accuracy(subject)),
+                Draft("run", "What was run", RUN_LEAD, lambda: facts.what_was_run(record)),
+                Draft("curves", "Curves", CURVES_LEAD, lambda: facts.curves(record)),
+                Draft("confusion", "Confusion", CONFUSION_LEAD, lambda: _confusion(subject)),
+                Draft("change", "Against the twin, by class", CHANGE_LEAD, lambda: _change(subject)),
+                Draft("map", "Map of the embedding", MAP_LEAD, lambda: _maps(subject)),
+                Draft("gallery", "Nearest neighbours", GALLERY_LEAD, lambda: _gallery(subject, num_queries)),
+                Draft("agreement", "Agreement with the teacher", AGREEMENT_LEAD, lambda: _agreement(subject)),
+                Draft("cost", "Cost", COST_LEAD, lambda: _cost(subject)),
+            ]
+        ),
         notes=notes,
     )
 
@@ -153,7 +163,7 @@ def _confusion(subject: Subject) -> Markup:
     said = f"By the protocol {protocol}: {int(counts.trace())} of {int(counts.sum())} test clips are right. "
     worst = "Most often confused: " + "; ".join(pairs) + "." if pairs else "No clip is confused."
     note = element("p", said + worst, class_="note")
-    return element("div", confusion_chart(counts, classes), class_="scroll") + note
+    return confusion_scale() + element("div", confusion_chart(counts, classes), class_="scroll") + note
 
 
 def _classes(subject: Subject) -> tuple[str, ...]:

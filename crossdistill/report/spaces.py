@@ -186,8 +186,17 @@ def _loading(load: Callable[[], Loaded]) -> Loaded:
         raise AbsentError(f"it cannot be loaded: {error}.") from error
 
 
-def embed(network: Network, manifest: Manifest, config: RunConfig | None, options: Options) -> Space:
+def embed(
+    network: Network, manifest: Manifest, config: RunConfig | None, options: Options, *, description: str
+) -> Space:
     """Embed both parts of the run's split and apply the protocols that need no more than features.
+
+    Args:
+        network: With its weights.
+        manifest: The dataset.
+        config: Of the run that trained it; None where it is lost.
+        options: How clips are read.
+        description: Starts the progress bars' text.
 
     Raises:
         AbsentError: The dataset lacks labels, the split or the network's stream, or a clip is too short.
@@ -201,7 +210,7 @@ def embed(network: Network, manifest: Manifest, config: RunConfig | None, option
         network.encoder,
         execution,
         features_folder=network.features_folder,
-        description=network.role,
+        description=description,
     )
     reading = Reading(
         max_clips=options.num_clips,

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from crossdistill.console import progress_bar
 from crossdistill.data.manifest import Manifest
 from crossdistill.evaluation.results import Evaluation, ProtocolResult
 from crossdistill.report.cost import Cost, measure
@@ -76,13 +77,18 @@ def gather(
         subject.manifest = find_dataset(record, data)
     except AbsentError as error:
         subject.reasons["dataset"] = str(error)
-    for network in _networks(subject, set(kinds), options):
-        subject.costs.append(measure(network))
+    wanted = set(kinds)
+    networks = list(_networks(subject, wanted, options))
+    with progress_bar(unit="networks") as bar:
+        subject.costs = [measure(network) for network in bar.track(networks, description=f"{record.name}, cost")]
+    for network in networks:
         if subject.manifest is None:
             continue
+        # Of several runs the student alone is embedded, and its role would say the same of each.
+        description = network.role if len(wanted) > 1 else record.name
         config = twin.config if twin is not None and network.role == TWIN_ROLE else record.config
         try:
-            subject.spaces.append(embed(network, subject.manifest, config, options))
+            subject.spaces.append(embed(network, subject.manifest, config, options, description=description))
         except AbsentError as error:
             subject.reasons[network.kind] = str(error)
     return subject

@@ -39,6 +39,35 @@ def text(x: float, y: float, content: str, *, anchor: str = "start", class_: str
     return element("text", content, x=x, y=y, text_anchor=anchor, class_=class_)
 
 
+SHAPES = ("circle", "square", "triangle", "diamond")
+"""Of marks; also classes of the style sheet."""
+
+
+def shape(name: str, x: float, y: float, radius: float, *children: str | Markup, **look: Attribute) -> Markup:
+    """A mark around a point, of about the same area in every shape.
+
+    Args:
+        name: One of ``SHAPES``.
+        x: Of its middle.
+        y: Of its middle.
+        radius: Of the circle.
+        children: Inside of it, for example its title.
+        look: More attributes.
+    """
+    if name == "circle":
+        return element("circle", *children, cx=x, cy=y, r=radius, **look)
+    if name == "square":
+        side = radius * 1.75
+        return element("rect", *children, x=x - side / 2, y=y - side / 2, width=side, height=side, **look)
+    reach = radius * 1.25
+    corners = {
+        "triangle": ((0, -reach), (-reach, 0.8 * reach), (reach, 0.8 * reach)),
+        "diamond": ((0, -reach), (reach, 0), (0, reach), (-reach, 0)),
+    }[name]
+    points = " ".join(f"{x + right:.1f},{y + down:.1f}" for right, down in corners)
+    return element("polygon", *children, points=points, **look)
+
+
 def picture(width_px: float, height_px: float, *parts: str | Markup, label: str) -> Markup:
     """A whole SVG, never shown larger than it is.
 
