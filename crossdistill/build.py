@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from crossdistill.adapters import get_adapter, require_trained_by_tokens
 from crossdistill.config import PairConfig, RunConfig, several, to_dict
 from crossdistill.console import console
 from crossdistill.data.dataset import Entry, PairedClips, check_entries, entries_of
@@ -161,6 +162,8 @@ def check_pair(config: RunConfig, cache: TeacherCache | None = None) -> None:
     )
     if pair.student_weights is not None:
         _check_weights_exist("--student-weights", pair.student_weights, student)
+    if not pair.supervised and all(get_adapter(term.adapter).takes_tokens for term in terms):
+        require_trained_by_tokens(student)
     if cache is not None:
         cache.require_fit(terms)
         for term in terms:
@@ -171,6 +174,22 @@ def check_pair(config: RunConfig, cache: TeacherCache | None = None) -> None:
         return
     for teacher in chosen_teachers(config):
         _check_teacher(teacher, student, terms)
+
+
+def later_round(config: RunConfig) -> RunConfig:
+    """What every round after the first has in common, before there is a student to teach it: for checks alone."""
+    pair = config.pair
+    later = round_config(config, Path(), 2)
+    return replace(
+        later,
+        pair=replace(
+            later.pair,
+            teacher_weights=(AUTO,),
+            teacher_frames=several(pair.student_frames),
+            teacher_stride=several(pair.student_stride),
+            teacher_size=several(pair.student_size),
+        ),
+    )
 
 
 def _check_of_use(config: RunConfig, terms: list[Term]) -> None:

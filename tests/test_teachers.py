@@ -193,6 +193,21 @@ def test_rounds__each_student_teaches_the_next(toy_folder, tmp_path):
     assert weights_hash(last) == weights_hash(crossdistill.load_student(tmp_path / "rounds" / "round-3"))
 
 
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--objective", "compress-1q", "--bank-size", 10**12], r"a bank of 1000000000000 anchors needs [\d.]+ GB"),
+        (["--student", "rgb_x3d_s", "--objective", "attention-transfer"], "rgb_x3d_s has 4 weights after its tokens"),
+    ],
+)
+def test_rounds__what_a_later_one_refuses_is_said_before_the_first(
+    options, sentence, toy_folder, tmp_path, assert_refused
+):
+    run = ["--supervised", "--rounds", 2, "--data", toy_folder, "--out", tmp_path / "x", "--no-evaluate"]
+    assert_refused(lambda: train(*run, *options), sentence)
+    assert not (tmp_path / "x").exists()
+
+
 def test_labels_beside_a_teacher__train_a_classifier(taught_by, toy_folder, tmp_path):
     options = ["--config", CONFIGS / "mars.yaml", *TWO[:1], *TWO[2:], "--teacher-weights", taught_by[-1]]
     train(*options, "--data", toy_folder, "--out", tmp_path / "mars", "--epochs", 12, "--lr", 0.01)
