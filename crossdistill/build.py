@@ -598,15 +598,18 @@ def _check_bank_memory(
         for teacher in teachers
     )
     num_bytes = size * num_values * BANK_DTYPES[config.objective.bank_dtype].itemsize
-    if accelerator.device.type == "cpu":  # whose processes share the memory
-        num_bytes *= accelerator.num_processes
-    free = free_memory_bytes(accelerator.device)
-    if free is not None and num_bytes > free:
-        raise UserError(
-            f"a bank of {size} anchors needs {num_bytes / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free on "
-            f"{accelerator.device}: lower --bank-size"
-            + ("" if config.objective.bank_dtype == "bf16" else ", or choose --bank-dtype bf16")
-        )
+    device, host = accelerator.device, torch.device("cpu")
+    # Processes of a machine share its memory. A checkpoint is written from there: from a bank that is there without a
+    # copy, from one on a GPU through a whole copy.
+    needed = {host: num_bytes * accelerator.num_processes} if device == host else {device: num_bytes, host: num_bytes}
+    for where, num_needed in needed.items():
+        free = free_memory_bytes(where)
+        if free is not None and num_needed > free:
+            raise UserError(
+                f"a bank of {size} anchors needs {num_needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free on "
+                f"{where}{'' if where == device else ', through which its checkpoints go'}: lower --bank-size"
+                + ("" if config.objective.bank_dtype == "bf16" else ", or choose --bank-dtype bf16")
+            )
 
 
 def create_supervised(
