@@ -110,6 +110,11 @@ class Options:
         """Raise a ``UserError`` for values that cannot work; after parsing, which would put its own words around it."""
         least = {"views": 1, "clips_per_shard": 1, "batch_size": 1, "workers": 0, "seed": 0}
         _require_at_least(self, least)
+        if self.teacher == build.SELF:
+            raise UserError(
+                "--teacher self changes while it trains, so that there is nothing to keep: name a frozen encoder, or "
+                "train with --teacher self and without a cache"
+            )
 
     def run_config(self) -> RunConfig:
         """The training whose clips these are, as far as it matters to them."""

@@ -374,6 +374,7 @@ def test_command__refuses_another_folder(data_folder, cache_folder, teacher_file
         (cache_folder, ("--dtype", "fp32", "--seed", 4), "has seed 0, and this command wants 4"),
         (cache_folder, ("--dtype", "fp32", "--views", 1), "has 2 views, and this command wants 1"),
         (tmp_path / "new", ("--views", 0), "--views 0 cannot work"),
+        (tmp_path / "new", ("--teacher", "self"), "--teacher self changes while it trains"),
     ):
         with pytest.raises(SystemExit):
             make_cache(folder, data_folder, teacher_file, *options)
