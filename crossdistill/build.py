@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from crossdistill.adapters import get_adapter, require_trained_by_tokens
 from crossdistill.config import PairConfig, RunConfig, several, to_dict
 from crossdistill.console import console
 from crossdistill.data.dataset import Entry, PairedClips, check_entries, entries_of
@@ -161,6 +162,8 @@ def check_pair(config: RunConfig, cache: TeacherCache | None = None) -> None:
     )
     if pair.student_weights is not None:
         _check_weights_exist("--student-weights", pair.student_weights, student)
+    if not pair.supervised and all(get_adapter(term.adapter).takes_tokens for term in terms):
+        require_trained_by_tokens(student)
     if cache is not None:
         cache.require_fit(terms)
         for term in terms:
@@ -171,6 +174,22 @@ def check_pair(config: RunConfig, cache: TeacherCache | None = None) -> None:
         return
     for teacher in chosen_teachers(config):
         _check_teacher(teacher, student, terms)
+
+
+def later_round(config: RunConfig) -> RunConfig:
+    """What every round after the first has in common, before there is a student to teach it: for checks alone."""
+    pair = config.pair
+    later = round_config(config, Path(), 2)
+    return replace(
+        later,
+        pair=replace(
+            later.pair,
+            teacher_weights=(AUTO,),
+            teacher_frames=several(pair.student_frames),
+            teacher_stride=several(pair.student_stride),
+            teacher_size=several(pair.student_size),
+        ),
+    )
 
 
 def _check_of_use(config: RunConfig, terms: list[Term]) -> None:
@@ -579,15 +598,18 @@ def _check_bank_memory(
         for teacher in teachers
     )
     num_bytes = size * num_values * BANK_DTYPES[config.objective.bank_dtype].itemsize
-    if accelerator.device.type == "cpu":  # whose processes share the memory
-        num_bytes *= accelerator.num_processes
-    free = free_memory_bytes(accelerator.device)
-    if free is not None and num_bytes > free:
-        raise UserError(
-            f"a bank of {size} anchors needs {num_bytes / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free on "
-            f"{accelerator.device}: lower --bank-size"
-            + ("" if config.objective.bank_dtype == "bf16" else ", or choose --bank-dtype bf16")
-        )
+    device, host = accelerator.device, torch.device("cpu")
+    # Processes of a machine share its memory. A checkpoint is written from there: from a bank that is there without a
+    # copy, from one on a GPU through a whole copy.
+    needed = {host: num_bytes * accelerator.num_processes} if device == host else {device: num_bytes, host: num_bytes}
+    for where, num_needed in needed.items():
+        free = free_memory_bytes(where)
+        if free is not None and num_needed > free:
+            raise UserError(
+                f"a bank of {size} anchors needs {num_needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free on "
+                f"{where}{'' if where == device else ', through which its checkpoints go'}: lower --bank-size"
+                + ("" if config.objective.bank_dtype == "bf16" else ", or choose --bank-dtype bf16")
+            )
 
 
 def create_supervised(

@@ -23,7 +23,6 @@ if __name__ == "__main__":  # before what follows imports a torchvision that per
 import shutil
 
 import torch
-import torch.nn.functional as F
 import tyro
 from accelerate import Accelerator
 from torch import Tensor
@@ -40,9 +39,11 @@ from crossdistill.errors import OneProcessError, UserError
 from crossdistill.modalities import get_modality
 from crossdistill.teacher_cache import (
     DTYPES,
+    MIN_COSINE,
     SHARDS_NAME,
     Shard,
     TeacherCache,
+    cosines,
     describe_clips,
     describe_teacher,
     spread,
@@ -51,8 +52,6 @@ from crossdistill.types import PairedBatch, ViewSpec
 
 # Batches after which the time is estimated; the first of them, which starts workers, is not counted.
 NUM_TIMED_BATCHES = 4
-# A cosine below this is no rounding: fp16 keeps eleven bits of every value.
-MIN_COSINE = 0.9999
 MANY_UNREADABLE = 20
 
 Decoder = Literal["pyav", "decord", "torchcodec"]
@@ -110,6 +109,11 @@ class Options:
         """Raise a ``UserError`` for values that cannot work; after parsing, which would put its own words around it."""
         least = {"views": 1, "clips_per_shard": 1, "batch_size": 1, "workers": 0, "seed": 0}
         _require_at_least(self, least)
+        if self.teacher == build.SELF:
+            raise UserError(
+                "--teacher self changes while it trains, so that there is nothing to keep: name a frozen encoder, or "
+                "train with --teacher self and without a cache"
+            )
 
     def run_config(self) -> RunConfig:
         """The training whose clips these are, as far as it matters to them."""
@@ -427,11 +431,11 @@ def verify(options: VerifyOptions) -> None:
     known = cache.unreadable()
     drawn = spread(cache.shards(), num_clips=options.clips, seed=0)
     keys = [SampleKey(sample, view) for sample, view in drawn if (sample, view) not in known]
-    cosines = [torch.empty(0)]
+    measured = [torch.empty(0)]
     for batch, embedded in source.embed(source.batches_of(keys)):
         assert batch.sample_keys is not None
-        cosines.append(F.cosine_similarity(embedded, cache.read(batch.sample_keys), dim=1))
-    found = torch.cat(cosines)
+        measured.append(cosines(cache.read(batch.sample_keys), embedded))
+    found = torch.cat(measured)
     if not len(found):
         raise UserError(f"none of the {len(drawn)} clips could be read: look at --data")
     text = f"{len(found)} clips of {cache.folder}: cosine to the live teacher at least {found.min():.6f}"

@@ -64,13 +64,26 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], *, metadata: dict[str,
     Raises:
         UserError: The disk is full or cannot be written.
     """
-    # Clones: safetensors refuses tensors that share memory, and wants them contiguous.
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     try:
         with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata=metadata)
+            save_file(_apart(tensors), temporary, metadata=metadata)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write {path} ({error}); {advice}") from error
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU as safetensors wants them: contiguous, and none in the memory of another.
+
+    What is so already is no copy: a memory bank may take more than half of the machine's memory.
+    """
+    found: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        here = tensor.detach().cpu().contiguous()
+        storage = here.untyped_storage().data_ptr()
+        found[name] = here.clone() if storage in taken else here
+        taken.add(storage)
+    return found
 
 
 class Checkpoints:

@@ -30,7 +30,7 @@ from crossdistill.data.dataset import PairedClips, Replay
 from crossdistill.distiller import classifier_of
 from crossdistill.encoders import Encoder
 from crossdistill.encoders.weights import find_classifier, read_weights
-from crossdistill.errors import UserError
+from crossdistill.errors import OneProcessError, UserError
 from crossdistill.files import sha256_of, write_text_atomically
 from crossdistill.objectives import Term
 from crossdistill.student import WEIGHTS_NAME, find_student
@@ -50,7 +50,16 @@ DTYPES: dict[str, tuple[torch.dtype, np.dtype[Any], str]] = {
 }
 # Shards that one process keeps open; each holds a file descriptor, of which there are often 1024.
 NUM_OPEN_SHARDS = 256
+# A cosine below this is no rounding: fp16 keeps eleven bits of every value above 6e-5, and fewer and fewer below.
+MIN_COSINE = 0.9999
 ADVICE = "free space there and start again: finished shards are kept"
+
+
+def cosines(kept: Tensor, live: Tensor) -> Tensor:
+    """[n] between rows [n, E] of a cache and the teacher's own, in float64; 1 where both are zero."""
+    kept, live = kept.double(), live.double()
+    both_zero = (kept == 0).all(dim=1) & (live == 0).all(dim=1)
+    return F.cosine_similarity(kept, live, dim=1, eps=1e-300).masked_fill(both_zero, 1.0)
 
 
 @dataclass(frozen=True)
@@ -216,14 +225,22 @@ class TeacherCache:
             unreadable: Sample to the reason why it could not be read.
 
         Raises:
-            UserError: The disk is full, or an embedding has no finite values in the cache's type.
+            UserError: The disk is full, or the cache's type does not hold an embedding: too large, or so small that
+                its direction is lost.
         """
         stored = features.to(self._dtype[0])
+        where = f"(view {shard.view}, samples {shard.start} to {shard.stop - 1})"
         if not bool(torch.isfinite(stored).all()):
             remedy = "choose --dtype fp32" if bool(torch.isfinite(features).all()) else "look at its weights"
-            raise UserError(
-                f"the teacher {self.key['teacher']} gives embeddings that are not finite in {self.key['dtype']} (view "
-                f"{shard.view}, samples {shard.start} to {shard.stop - 1}): {remedy}"
+            raise OneProcessError(  # as others write other shards
+                f"the teacher {self.key['teacher']} gives embeddings that are not finite in {self.key['dtype']} "
+                f"{where}: {remedy}"
+            )
+        cosine = float(cosines(stored, features).min())
+        if cosine < MIN_COSINE:
+            raise OneProcessError(
+                f"{self.key['dtype']} does not keep the direction of embeddings that the teacher {self.key['teacher']} "
+                f"gives (cosine {cosine:.4f}, allowed {MIN_COSINE}) {where}: choose --dtype fp32"
             )
         reasons = json.dumps({str(sample): reason for sample, reason in unreadable.items()})
         write_tensors(self.path(shard), {FEATURES: stored}, metadata={UNREADABLE: reasons}, advice=ADVICE)

@@ -75,6 +75,8 @@ def run(config: RunConfig, accelerator: Accelerator | None = None) -> Path:
     """
     cache, config = build.open_teacher_cache(config)
     build.check_pair(config, cache)
+    if config.pair.rounds > 1:
+        build.check_pair(build.later_round(config))
     if accelerator is None:
         accelerator = create_accelerator(accumulate=config.optimization.accumulate)
     if config.pair.rounds > 1:
@@ -104,6 +106,10 @@ def _run_rounds(config: RunConfig, accelerator: Accelerator) -> Path:
     Returns:
         A folder with one run for each round, the last one's student, and the numbers of all.
     """
+    # The first round checks its own, before anything is trained.
+    build.check_data_and_memory(
+        build.later_round(config), build.open_datasets(config, accelerator), cache=None, accelerator=accelerator
+    )
     folder = decide_on_first(accelerator, lambda: build.run_folder(config))
     decide_on_first(accelerator, lambda: claim(folder, build.identity(config), resume=config.machine.resume))
     results: dict[str, dict[str, Any]] = {}

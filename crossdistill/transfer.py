@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -60,6 +60,8 @@ class Options:
     """As in training; auto: the ones that the teacher's library publishes."""
     student_weights: str | None = None
     """Weights of the student; fresh if absent."""
+    precision: str | None = None
+    """As in training, for example w4a8; a student's folder brings its own."""
     split: str = "1"
     """Which official split; of no effect on data without splits."""
     part: Literal["auto", "train", "test"] = "auto"
@@ -147,6 +149,10 @@ def check_numbers(options: Options) -> None:
 def examine(options: Options, accelerator: Accelerator) -> Report:
     """Build the pair, embed the sample and compare."""
     check_numbers(options)
+    if options.teacher == build.SELF:
+        raise UserError(
+            "--teacher self begins as the student, so that there are no two networks to compare: name a frozen encoder"
+        )
     manifest = Manifest.load(options.data)
     pair = open_pair(options)
     for encoder in (pair.teacher, pair.students[FRESH]):
@@ -166,26 +172,28 @@ def open_pair(options: Options) -> Pair:
     """Teacher and students with their weights, as a training would build them."""
     folder = find_student(options.student)
     if folder is not None or _is_path(options.student):
-        if any((options.student_weights, options.student_frames, options.student_stride, options.student_size)):
+        brought = ("student_weights", "precision", "student_frames", "student_stride", "student_size")
+        if any(getattr(options, name) for name in brought):
             raise UserError(
-                f"--student {options.student} is a trained student with weights and view of its own: leave out "
-                "--student-weights, --student-frames, --student-stride and --student-size, or name an encoder"
+                f"--student {options.student} is a trained student with weights, view and precision of its own: leave "
+                "out --student-weights, --student-frames, --student-stride, --student-size and --precision, or name an "
+                "encoder"
             )
         trained = load_student(options.student, allow_code=options.allow_code)
         view = trained.view
-        config = _run_config(
-            options, trained.name, str(folder), frames=view.num_frames, stride=view.stride, size=view.size_px
+        own = replace(
+            options,
+            student=trained.name,
+            student_weights=str(folder),
+            precision=trained.quantize,
+            student_frames=view.num_frames,
+            student_stride=view.stride,
+            student_size=view.size_px,
         )
+        config = _run_config(own)
     else:
         trained = None
-        config = _run_config(
-            options,
-            options.student,
-            options.student_weights,
-            frames=options.student_frames,
-            stride=options.student_stride,
-            size=options.student_size,
-        )
+        config = _run_config(options)
     build.check_pair(config)
     fresh = build.create_student(config, is_fresh=True).eval()
     if trained is None and options.student_weights is not None:
@@ -204,20 +212,19 @@ def _is_path(student: str) -> bool:
     return Path(student).exists() or ("/" in student and ":" not in student)
 
 
-def _run_config(
-    options: Options, student: str, weights: str | None, *, frames: int | None, stride: int | None, size: int | None
-) -> RunConfig:
+def _run_config(options: Options) -> RunConfig:
     pair = PairConfig(
         teacher=several(options.teacher),
         teacher_weights=several(options.teacher_weights),
         teacher_frames=several(options.teacher_frames),
         teacher_stride=several(options.teacher_stride),
         teacher_size=several(options.teacher_size),
-        student=student,
-        student_weights=weights,
-        student_frames=frames,
-        student_stride=stride,
-        student_size=size,
+        student=options.student,
+        student_weights=options.student_weights,
+        student_frames=options.student_frames,
+        student_stride=options.student_stride,
+        student_size=options.student_size,
+        precision=options.precision,
     )
     return RunConfig(pair=pair, machine=MachineConfig(seed=options.seed))
 

@@ -25,6 +25,8 @@ from crossdistill.evaluation.agreement import (
     share_of_common,
     shuffled_overlaps,
 )
+from crossdistill.precision import BitWidths, quantize
+from crossdistill.student import save_student
 from crossdistill.train import main as train
 from crossdistill.transfer_report import FRESH, TRAINED, Agreement, Report, conclude
 
@@ -228,6 +230,21 @@ def test_command__of_a_trained_run(run_folder, toy_folder, teacher, tmp_path, ca
     assert same == found
 
 
+def test_command__judges_a_quantised_student_against_a_fresh_one_of_as_many_bits(toy_folder, teacher, tmp_path):
+    pytest.importorskip("brevitas")
+    torch.manual_seed(5)
+    student = create_encoder("flow_tiny3d_8", num_frames=4, size_px=32)
+    save_student(quantize(student, BitWidths(2, 2)), tmp_path / "student", facts={})
+    rest = [*teacher, "--data", toy_folder]
+    before, coarse = (figures(tmp_path, *rest, *STUDENT, *options) for options in ((), ("--precision", "w2a2")))
+    named = figures(tmp_path, *rest, *STUDENT, "--student-weights", tmp_path / "student", "--precision", "w2a2")
+    folder = figures(tmp_path, *rest, "--student", tmp_path / "student", "--part", "test")
+    assert coarse["agreements"][FRESH] != before["agreements"][FRESH]
+    assert named["agreements"] == folder["agreements"] and set(named["agreements"]) == {FRESH, TRAINED}
+    both = figures(tmp_path, *rest, "--student", tmp_path / "student", "--part", "train")
+    assert both["agreements"][FRESH] == coarse["agreements"][FRESH]
+
+
 def test_command__names_another_origin(run_folder, toy_folder, teacher, tmp_path):
     weights = tmp_path / "other.safetensors"
     save_file(create_encoder("rgb_tiny3d_8").body.state_dict(), weights)
@@ -277,6 +294,10 @@ def test_command__one_sentence_for_each_mistake(run_folder, toy_folder, teacher,
     assert "leave out --student-weights" in wrong(
         capsys, *teacher, "--student", run_folder, *data, "--student-frames", 4
     )
+    assert "leave out --student-weights" in wrong(
+        capsys, *teacher, "--student", run_folder, *data, "--precision", "w4a8"
+    )
+    assert "--teacher self begins as the student" in wrong(capsys, "--teacher", "self", *STUDENT, *data)
     assert "there is no student in" in wrong(capsys, *teacher, "--student", tmp_path / "no_run", *data)
     assert "unknown encoder 'flo_r3d18'" in wrong(capsys, *teacher, "--student", "flo_r3d18", *data)
 

@@ -17,6 +17,7 @@ from crossdistill import checkpoint
 from crossdistill.checkpoint import Checkpoints, join_tensors, load_optimizer_state, optimizer_state, split_tensors
 from crossdistill.encoders import create_encoder
 from crossdistill.errors import UserError
+from crossdistill.memory_bank import MemoryBank
 from crossdistill.student import save_student
 
 
@@ -44,6 +45,31 @@ def test_checkpoints__newest_two_are_kept_and_the_newest_is_loaded(tmp_path):
     assert checkpoints.steps() == [10, 200]
     step, content = checkpoints.load_newest()
     assert step == 200 and content["trainable"]["w"][0, 0] == 200 and content["unreadable"] == {"a": "b"}
+
+
+def test_save__copies_only_what_shares_memory(tmp_path, monkeypatch):
+    """A copy of a memory bank would need as much memory as the bank, at the first checkpoint."""
+    bank = MemoryBank(size=7, teacher_dim=3, student_dim=2)
+    layer = nn.Linear(2, 2)
+    content = {
+        "bank": bank.state_dict(),
+        "one": layer.state_dict(),
+        "tied": layer.state_dict(),
+        "turned": bank._teacher.T,
+    }
+    written = {}
+
+    def note(tensors, path, metadata):
+        written.update({name: tensor.data_ptr() for name, tensor in tensors.items()})
+        save_file(tensors, path, metadata=metadata)
+
+    monkeypatch.setattr(checkpoint, "save_file", note)
+    Checkpoints(tmp_path).save(1, content)
+    named = {"bank/teacher": bank._teacher, "bank/student": bank._student, "one/weight": layer.weight}
+    assert {name: written[name] for name in named} == {name: tensor.data_ptr() for name, tensor in named.items()}
+    assert len(set(written.values())) == len(written) == 9
+    _, again = Checkpoints(tmp_path).load_newest()
+    assert torch.equal(again["tied"]["weight"], layer.weight) and torch.equal(again["turned"], bank._teacher.T)
 
 
 @pytest.mark.parametrize("num_bytes", [0, 4, 100, 20_000, -1])

@@ -374,6 +374,7 @@ def test_command__refuses_another_folder(data_folder, cache_folder, teacher_file
         (cache_folder, ("--dtype", "fp32", "--seed", 4), "has seed 0, and this command wants 4"),
         (cache_folder, ("--dtype", "fp32", "--views", 1), "has 2 views, and this command wants 1"),
         (tmp_path / "new", ("--views", 0), "--views 0 cannot work"),
+        (tmp_path / "new", ("--teacher", "self"), "--teacher self changes while it trains"),
     ):
         with pytest.raises(SystemExit):
             make_cache(folder, data_folder, teacher_file, *options)
@@ -403,11 +404,29 @@ def test_rows__come_back_as_they_were_written(tmp_path):
     assert torch.equal(cache.read(keys), table.half().float()[keys[:, 1], keys[:, 0]])
 
 
-def test_write__refuses_what_fp16_cannot_hold(tmp_path):
+@pytest.mark.parametrize(
+    ("scale", "said"),
+    [
+        (1e6, "embeddings that are not finite in fp16"),  # beyond 65504
+        (1e-7, r"fp16 does not keep the direction .* \(cosine 0\.\d+, allowed 0.9999\)"),  # multiples of 6e-8
+        (1e-9, r"fp16 does not keep the direction .* \(cosine 0\.0000, allowed 0.9999\)"),  # all zeros
+    ],
+)
+def test_write__refuses_what_fp16_cannot_hold(tmp_path, scale, said):
     cache = small_cache(tmp_path)
-    with pytest.raises(UserError, match="choose --dtype fp32"):
-        cache.write(Shard(0, 0, 2), torch.full((2, 3), 1e6), {})
+    rows = torch.tensor([[1.0, 2.0, 3.0], [1.03, -2.01, 3.07]])
+    rows[1] *= scale
+    with pytest.raises(UserError, match=rf"{said} \(view 0, samples 0 to 1\): choose --dtype fp32"):
+        cache.write(Shard(0, 0, 2), rows, {})
     assert len(cache.missing()) == len(cache.shards())
+
+
+def test_write__takes_rows_of_any_size_that_fp16_holds(tmp_path):
+    cache = small_cache(tmp_path)
+    rows = torch.tensor([[2e4, -6e4, 1e4], [3e-3, 1e-2, -7e-3]])
+    cache.write(Shard(0, 0, 2), rows, {})
+    cache.write(Shard(1, 0, 2), torch.zeros(2, 3), {1: "it could not be read"})
+    torch.testing.assert_close(cache.read(torch.tensor([[0, 0], [1, 0]])), rows, rtol=1e-3, atol=0)
 
 
 def test_cached_teacher__has_the_logits_of_its_classifier(tmp_path):

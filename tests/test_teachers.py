@@ -3,18 +3,25 @@
 import json
 import re
 import shutil
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import crossdistill
+from crossdistill import build
+from crossdistill.config import parse
 from crossdistill.data.distort import distort
+from crossdistill.data.manifest import Manifest
 from crossdistill.data.sampling import SampleKey
 from crossdistill.data.transforms import Augmentation
 from crossdistill.distiller import follow
 from crossdistill.encoders.weights import weights_hash
+from crossdistill.errors import UserError
 from crossdistill.train import main
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -193,6 +200,21 @@ def test_rounds__each_student_teaches_the_next(toy_folder, tmp_path):
     assert weights_hash(last) == weights_hash(crossdistill.load_student(tmp_path / "rounds" / "round-3"))
 
 
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--objective", "compress-1q", "--bank-size", 10**12], r"a bank of 1000000000000 anchors needs [\d.]+ GB"),
+        (["--student", "rgb_x3d_s", "--objective", "attention-transfer"], "rgb_x3d_s has 4 weights after its tokens"),
+    ],
+)
+def test_rounds__what_a_later_one_refuses_is_said_before_the_first(
+    options, sentence, toy_folder, tmp_path, assert_refused
+):
+    run = ["--supervised", "--rounds", 2, "--data", toy_folder, "--out", tmp_path / "x", "--no-evaluate"]
+    assert_refused(lambda: train(*run, *options), sentence)
+    assert not (tmp_path / "x").exists()
+
+
 def test_labels_beside_a_teacher__train_a_classifier(taught_by, toy_folder, tmp_path):
     options = ["--config", CONFIGS / "mars.yaml", *TWO[:1], *TWO[2:], "--teacher-weights", taught_by[-1]]
     train(*options, "--data", toy_folder, "--out", tmp_path / "mars", "--epochs", 12, "--lr", 0.01)
@@ -227,6 +249,25 @@ def test_labels_beside_a_teacher__train_a_classifier(taught_by, toy_folder, tmp_
 def test_nonsense__is_one_sentence(options, sentence, toy_folder, tmp_path, assert_refused):
     objective = [] if "--objective" in options else ["--objective", "compress-1q"]
     assert_refused(lambda: train("--data", toy_folder, "--out", tmp_path / "x", *objective, *options), sentence)
+
+
+@pytest.mark.parametrize(
+    ("device", "free_gb", "sentence"),
+    [
+        ("cpu", {"cpu": 1.1}, "needs 2.0 GB, and 1.1 GB are free on cpu: lower"),  # two processes
+        ("cpu", {"cpu": 2.1}, None),
+        ("cuda", {"cpu": 0.9, "cuda": 1.1}, "needs 1.0 GB, and 0.9 GB are free on cpu, through which its checkpoints"),
+        ("cuda", {"cpu": 1.1, "cuda": 0.9}, "needs 1.0 GB, and 0.9 GB are free on cuda: lower"),
+        ("cuda", {"cpu": 1.1, "cuda": 1.1}, None),
+    ],
+)
+def test_bank__fits_where_it_is_and_where_it_is_written_from(device, free_gb, sentence, toy_folder, monkeypatch):
+    monkeypatch.setattr(build, "free_memory_bytes", lambda where: int(free_gb[where.type] * 1e9))
+    accelerator = SimpleNamespace(device=torch.device(device), num_processes=2)
+    options = [*TINY, TWO[0], TWO[1], "--data", toy_folder, "--objective", "compress-1q", "--bank-size", 10**9 // 1024]
+    check = partial(build.check_data_and_memory, parse([str(option) for option in options]))
+    with nullcontext() if sentence is None else pytest.raises(UserError, match=sentence):
+        check([Manifest.load(toy_folder)], None, accelerator)
 
 
 def test_teachers_whose_data_lacks_a_modality__are_named(taught_by, toy_folder, tmp_path, assert_refused):
