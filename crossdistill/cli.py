@@ -7,6 +7,7 @@ import sys
 
 from crossdistill.environment import require_matched_torch
 from crossdistill.errors import friendly_errors, unknown_name
+from crossdistill.options import flowed, rows_of
 
 # Command to module with main(arguments), and what it does in one line.
 COMMANDS = {
@@ -32,10 +33,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Dispatch to a command."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: crossdistill COMMAND [options]\n\ncommands:")
-        for name, (_, what) in COMMANDS.items():
-            print(f"  {name:<10} {what}")
-        print("\ncrossdistill COMMAND --help lists its options; python -m data_prep prepares datasets.")
+        meanings = rows_of({name: what for name, (_, what) in COMMANDS.items()})
+        more = flowed("crossdistill COMMAND --help lists its options; python -m data_prep prepares datasets.")
+        print(f"usage: crossdistill COMMAND [options]\n\ncommands:\n{meanings}\n\n{more}")
         return
     command, *rest = arguments
     if command not in COMMANDS:

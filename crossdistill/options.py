@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import inspect
 import io
 import re
-from collections.abc import Sequence
+import shutil
+import textwrap
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import tyro
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 from crossdistill.errors import UserError
 
 Options = TypeVar("Options")
 HELP = ("-h", "--help")
+_registry = ConstructorRegistry()
+_ASKED = "asked"
+"""Marks what tyro is asked about a dataclass from within its own question."""
 
 
 def parse_options(
@@ -25,16 +33,19 @@ def parse_options(
         kind: A dataclass; its docstrings are the help.
         arguments: What follows the command's name.
         prog: The command's name.
-        description: Above the options in its help; the class's docstring if None.
+        description: At the top of its help; the class's docstring if None.
         more: For ``tyro.cli``, for example ``default``.
 
     Raises:
         UserError: An option is unknown, absent or wrong.
         SystemExit: Help was asked for, and printed.
     """
-    given = {"args": list(arguments), "prog": prog, "description": description or kind.__doc__, **more}
+    # The description is printed here, because tyro does not break its lines.
+    given = {"args": list(arguments), "prog": prog, "description": "", **more}
     if any(argument in HELP for argument in arguments):
-        options: Options = tyro.cli(kind, **given)
+        print(flowed(description or kind.__doc__ or ""), end="\n\n")
+        with _registry:
+            options: Options = tyro.cli(kind, **given)
         return options
     said = io.StringIO()
     try:
@@ -43,6 +54,50 @@ def parse_options(
     except SystemExit as error:
         raise UserError(f"{_first_part(said.getvalue())}; {prog} --help lists the options") from error
     return options
+
+
+def flowed(text: str) -> str:
+    """Paragraphs, and lists of items with a star, broken at the terminal's width wherever they were broken before."""
+    paragraphs = re.split(r"\n\s*\n", inspect.cleandoc(text))
+    return "\n\n".join("\n".join(map(_filled, re.split(r"\n(?=\* )", paragraph))) for paragraph in paragraphs)
+
+
+def rows_of(meanings: Mapping[str, str]) -> str:
+    """Names with what they mean, in two columns as wide as the terminal."""
+    width = max(map(len, meanings)) + 3
+    return "\n".join(_filled(what, f"  {name:<{width}}") for name, what in meanings.items())
+
+
+def _filled(text: str, start: str = "") -> str:
+    indent = " " * len(start) if start else "  " * text.startswith("* ")
+    columns = shutil.get_terminal_size().columns
+    return textwrap.fill(
+        " ".join(text.split()),
+        columns,
+        initial_indent=start,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,  # names of options have some
+    )
+
+
+@_registry.struct_rule
+def _with_joined_lines(info: StructTypeInfo) -> StructConstructorSpec | None:
+    """What tyro makes of a dataclass, with one line for each paragraph of help.
+
+    Tyro joins the lines of a field's docstring only where they begin with a letter, which indented lines do not.
+    """
+    if not dataclasses.is_dataclass(info.type) or _ASKED in info.markers:
+        return None
+    found = ConstructorRegistry.get_struct_spec(dataclasses.replace(info, markers=(*info.markers, _ASKED)))
+    assert isinstance(found, StructConstructorSpec)
+    fields = (dataclasses.replace(field, helptext=_joined(field)) for field in found.fields)
+    return dataclasses.replace(found, fields=tuple(fields))
+
+
+def _joined(field: StructFieldSpec) -> str | None:
+    text = field.helptext() if callable(field.helptext) else field.helptext
+    return None if text is None else "\n\n".join(" ".join(part.split()) for part in re.split(r"\n\s*\n", text))
 
 
 def _first_part(text: str) -> str:

@@ -6,7 +6,7 @@ import importlib
 import sys
 
 from crossdistill.errors import friendly_errors, unknown_name
-from crossdistill.options import parse_options
+from crossdistill.options import flowed, parse_options, rows_of
 from data_prep.prepare import PrepareOptions, check_out_is_apart
 
 # Dataset to what it is, in one line. Each is a module of this package with a dataclass ``Options``
@@ -37,7 +37,7 @@ COMMANDS = {
 USAGE = """usage: python -m data_prep DATASET --out DIR [options]
        python -m data_prep COMMAND DIR [options]
 
-Prepares a dataset: streams that decode fast (RGB, flow, depth) and a manifest that training reads.
+{purpose}
 
 datasets:
 {datasets}
@@ -45,7 +45,9 @@ datasets:
 commands over a prepared dataset:
 {commands}
 
-python -m data_prep DATASET --help says which files a dataset wants, and lists its options."""
+{more}"""
+PURPOSE = "Prepares a dataset: streams that decode fast (RGB, flow, depth) and a manifest that training reads."
+MORE = "python -m data_prep DATASET --help says which files a dataset wants, and lists its options."
 
 
 @friendly_errors
@@ -55,8 +57,10 @@ def main(arguments: list[str] | None = None) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(
             USAGE.format(
-                datasets="\n".join(f"  {name:<12} {what}" for name, what in DATASETS.items()),
-                commands="\n".join(f"  {name:<12} {what}" for name, (_, what) in COMMANDS.items()),
+                purpose=flowed(PURPOSE),
+                datasets=rows_of(DATASETS),
+                commands=rows_of({name: what for name, (_, what) in COMMANDS.items()}),
+                more=flowed(MORE),
             )
         )
         return

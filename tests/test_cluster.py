@@ -5,6 +5,9 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
+from sklearn.cluster import kmeans_plusplus
+from sklearn.metrics.cluster import contingency_matrix
 
 from crossdistill.errors import UserError
 from crossdistill.evaluation.cluster import evaluate_cluster, match_clusters
@@ -39,6 +42,49 @@ def test_cluster__finds_classes_that_lie_apart():
     assert evaluate_cluster(**sets, test_labels=test_labels) == result
     wrong = evaluate_cluster(**sets, test_labels=(test_labels + 1) % 3)
     assert wrong.top1 == 0
+
+
+def naive_clusters(rows, num_clusters, seed):
+    """Lloyd's iterations in numpy from scikit-learn's first centres, up to 20 or until centres hardly move."""
+    centres, _ = kmeans_plusplus(rows, num_clusters, random_state=seed)
+    clusters = None
+    for _ in range(20):
+        nearest = ((rows[:, None] - centres) ** 2).sum(2).argmin(1)
+        moved = np.stack([rows[nearest == c].mean(0) for c in range(num_clusters)])
+        shift = ((moved - centres) ** 2).sum()
+        centres = moved
+        if (clusters is not None and (nearest == clusters).all()) or shift <= 1e-4 * rows.var(0).mean():
+            break
+        clusters = nearest
+    return centres
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_cluster__equals_numpy_and_scipy_on_overlapping_classes(seed):
+    """Twelve classes that flow into each other: the answer to every clip is that of an implementation of its own."""
+    generator = np.random.default_rng(seed)
+    middles = 0.6 * generator.standard_normal((12, 10))
+    labels, test_labels = generator.integers(0, 12, 400), generator.integers(0, 12, 150)
+    train, test = (middles[part] + generator.standard_normal((len(part), 10)) for part in (labels, test_labels))
+    result = evaluate_cluster(
+        train_features=torch.from_numpy(train),
+        train_labels=torch.from_numpy(labels),
+        test_features=torch.from_numpy(test),
+        test_labels=torch.from_numpy(test_labels),
+        num_classes=12,
+        seed=seed,
+    )
+
+    rows, others = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in (train, test))
+    centres = naive_clusters(rows, 12, seed)
+    nearest, answers = (((part[:, None] - centres) ** 2).sum(2).argmin(1) for part in (rows, others))
+    counts = contingency_matrix(nearest, labels)
+    class_of = linear_sum_assignment(counts / counts.sum(1, keepdims=True), maximize=True)[1]
+    assert result.outcome.predicted_b.tolist() == class_of[answers].tolist()
+    assert result.outcome.hits["top1"].tolist() == (class_of[answers] == test_labels).astype(float).tolist()
+    assert result.top1 == pytest.approx(np.mean(class_of[answers] == test_labels), abs=1e-15)
+    assert result.details["train_top1"] == pytest.approx(np.mean(class_of[nearest] == labels), abs=1e-15)
+    assert 0.1 < result.top1 < 0.6  # so it is not decided by which clusters lie apart
 
 
 def test_cluster__labels_do_not_move_the_clusters():

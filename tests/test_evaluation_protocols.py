@@ -1,5 +1,6 @@
 """Protocols of several students, few labels and sweeps, against independent implementations on random features."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -9,8 +10,10 @@ from scipy.special import softmax
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
+from crossdistill.encoders.base import Classifier
 from crossdistill.errors import UserError
 from crossdistill.evaluation.features import Features
+from crossdistill.evaluation.finetune import classify
 from crossdistill.evaluation.fusion import agree, common_videos, fuse
 from crossdistill.evaluation.held_out import Shots, held_out_part
 from crossdistill.evaluation.probes import Sets, class_scores, linear, linear_sweep, low_shot
@@ -160,6 +163,105 @@ def test_low_shot__is_the_mean_of_its_draws_and_all_labels_are_linear():
     assert result.details["num_labelled"] == 2 * NUM_CLASSES and result.protocol == "lowshot-2"
     whole = low_shot(both, Shots(share=1.0), num_draws=1, seed=0)
     assert whole.top1 == linear(both, seed=0).top1 > result.top1
+
+
+def naive_draw(labels, shots, seed):
+    """Of every class, in order, the first clips of a shuffled list of its own."""
+    generator, drawn = torch.Generator().manual_seed(seed), []
+    for label in sorted(set(labels)):
+        clips = [i for i, other in enumerate(labels) if other == label]
+        wanted = int(shots) if "%" not in shots else max(1, round(float(shots[:-1]) / 100 * len(clips)))
+        drawn += [clips[i] for i in torch.randperm(len(clips), generator=generator).tolist()[:wanted]]
+    return sorted(drawn)
+
+
+def naive_layer(rows, labels, num_classes, seed):
+    """The head of linear.py line by line in numpy: [N, D] rows to a function from rows to logits."""
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    mean, std = unit.mean(0), np.sqrt(unit.var(0, ddof=1) + 1e-5)
+    inputs, targets = (unit - mean) / std, np.eye(num_classes)[labels]
+    weight = np.zeros((num_classes, rows.shape[1] + 1))  # the bias is the last column
+    speed, inputs = np.zeros_like(weight), np.hstack([inputs, np.ones((len(inputs), 1))])
+    size = min(256, max(8, len(rows) // 32))
+    generator = torch.Generator().manual_seed(seed)
+    for epoch in range(40):
+        lr = 0.01 if epoch < 15 else 0.001 if epoch < 30 else 0.0001
+        order = torch.randperm(len(rows), generator=generator).numpy()
+        for start in range(0, len(rows), size):
+            batch = order[start : start + size]
+            gradient = (softmax(inputs[batch] @ weight.T, axis=1) - targets[batch]).T @ inputs[batch] / len(batch)
+            speed = 0.9 * speed + gradient + 1e-4 * weight
+            weight -= lr * speed
+
+    def logits(others):
+        scaled = (others / np.linalg.norm(others, axis=-1, keepdims=True) - mean) / std
+        return scaled @ weight[:, :-1].T + weight[:, -1]
+
+    return logits
+
+
+@pytest.mark.parametrize(("shots", "num_views"), [("1%", 1), ("10%", 1), ("3", 2)])
+def test_low_shot__equals_a_naive_implementation_of_its_definition(shots, num_views):
+    """Classes of unequal size and overlapping clips: per clip, the share of draws in which it is right."""
+    both = sets(num_train=310, num_test=97, num_views=num_views, distance=0.4, with_groups=False)
+    few = [i for i in range(310) if int(both.train.labels[i]) != 4 or i % 4 == 0]  # class 4 has half of its clips
+    train = both.train.select(few)
+    train, test = (replace(part, views_nvd=part.views_nvd.double()) for part in (train, both.test))
+    result = low_shot(replace(both, train=train, test=test), Shots.parse(shots), num_draws=3, seed=7)
+
+    labels, right = test.labels.numpy(), {"top1": [], "top5": []}
+    recalls = []
+    for seed in (7, 8, 9):
+        drawn = naive_draw(train.labels.tolist(), shots, seed)
+        rows = train.views_nvd.numpy()[drawn].reshape(-1, 12)
+        layer = naive_layer(rows, np.repeat(train.labels.numpy()[drawn], num_views), NUM_CLASSES, seed)
+        shares = softmax(layer(test.views_nvd.numpy()), axis=2).mean(1)
+        ranked = np.argsort(-shares, axis=1)
+        right["top1"].append(ranked[:, 0] == labels)
+        right["top5"].append((ranked[:, :5] == labels[:, None]).any(1))
+        recalls.append(balanced_accuracy_score(labels, ranked[:, 0]))
+    for name, draws in right.items():
+        assert result.outcome.hits[name].tolist() == np.mean(draws, axis=0).tolist()
+    assert result.details["draws"] == np.mean(right["top1"], axis=1).tolist()
+    assert result.details["num_labelled"] == len(drawn)
+    assert (result.top1, result.top5) == pytest.approx((np.mean(right["top1"]), np.mean(right["top5"])), abs=1e-15)
+    assert result.mean_class == pytest.approx(np.mean(recalls), abs=1e-15)
+    assert 0.2 < result.top1 < 0.95
+
+
+def test_classify__equals_a_naive_loop_over_videos_views_and_classes():
+    """A layer with classes that no training clip shows: they are never the answer, and take no probability."""
+    both = sets(num_test=300, num_views=3)
+    kept = (both.train.labels != 1).nonzero()[:, 0].tolist()
+    both = replace(both, train=both.train.select(kept))
+    generator = torch.Generator().manual_seed(5)
+    layer = Classifier(torch.randn(NUM_CLASSES, 12, generator=generator), torch.randn(NUM_CLASSES, generator=generator))
+    result = classify(both, layer, protocol="finetune", details={"epochs": 3})
+
+    allowed = [c for c in range(NUM_CLASSES) if c != 1]
+    right, near, by_class = [], [], {}
+    for views, label in zip(both.test.views_nvd.double().tolist(), both.test.labels.tolist(), strict=True):
+        total = dict.fromkeys(allowed, 0.0)
+        for view in views:
+            powers = {
+                c: math.exp(
+                    sum(w * x for w, x in zip(layer.weight[c].tolist(), view, strict=True)) + float(layer.bias[c])
+                )
+                for c in allowed
+            }
+            for c in allowed:
+                total[c] += powers[c] / sum(powers.values()) / len(views)
+        ranked = sorted(allowed, key=lambda c: -total[c])
+        right.append(float(ranked[0] == label))
+        near.append(float(label in ranked[:5]))
+        by_class.setdefault(label, []).append(right[-1])
+    assert result.outcome.hits["top1"].tolist() == right and result.outcome.hits["top5"].tolist() == near
+    assert (result.top1, result.top5) == pytest.approx((np.mean(right), np.mean(near)), abs=1e-15)
+    assert result.mean_class == pytest.approx(np.mean([np.mean(each) for each in by_class.values()]), abs=1e-15)
+    assert by_class[1] == [0.0] * len(by_class[1]) and 0.1 < result.top1 < 0.9
+    assert result.details["classes_without_training_clips"] == [1] and result.details["epochs"] == 3
+    with pytest.raises(UserError, match="classifier has 5 classes and the dataset 6"):
+        classify(both, Classifier(layer.weight[:5], layer.bias[:5]), protocol="finetune", details={})
 
 
 def test_low_shot_and_sweep__without_a_description_print_nothing(capsys):

@@ -3,7 +3,8 @@
 The protocol of CompRess (NeurIPS 2020, sec. 4.2, after ISD): k-means on L2-normalised train features with one cluster a
 class, clusters matched one to one with classes so that the shares ``|cluster ∩ class| / |cluster|`` add up to most
 (Hungarian method), accuracy on the test set with that matching. Scikit-learn clusters and scipy matches; k-means starts
-from k-means++ and stops after the paper's 20 iterations.
+from k-means++ and stops after the paper's 20 iterations, or sooner where the centres move less than scikit-learn's
+tolerance (1e-4 of the features' mean variance, summed over centres and squared).
 
 Shapes: N train clips, B test clips, D features, C classes.
 """
