@@ -786,4 +786,4 @@ def with_published_weights(options: TeacherOptions) -> TeacherOptions:
 def announce(accelerator: Accelerator, text: str) -> None:
     """Print a line on the first process."""
     if accelerator.is_main_process:
-        console.print(text, highlight=False)
+        console.print(text, highlight=False, soft_wrap=True)  # paths are copied from it

@@ -6,11 +6,38 @@ from collections.abc import Iterable, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column, Table
 from rich.text import Text
 
 console = Console(markup=False)  # names of runs and classes are no markup
+WIDE = 100
+"""Columns of a terminal from which on bars are drawn long."""
+
+
+class _CutColumn(TextColumn):
+    """Text on one line, cut short where the terminal is narrow, so that the numbers and times stay whole.
+
+    Args:
+        text_format: As of ``TextColumn``.
+    """
+
+    def __init__(self, text_format: str) -> None:
+        super().__init__(text_format, markup=False, table_column=Column())
+
+    def render(self, task: Task) -> Text:
+        """One line with an ellipsis at its end if it has to be cut."""
+        text = super().render(task)
+        text.no_wrap, text.overflow = True, "ellipsis"
+        return text
 
 
 def progress_bar(*fields: str, unit: str = "", is_shown: bool = True) -> Progress:
@@ -21,16 +48,16 @@ def progress_bar(*fields: str, unit: str = "", is_shown: bool = True) -> Progres
         unit: What is counted, for example ``clips``.
         is_shown: False on all processes but the first.
     """
-    extra = [TextColumn(f"{{task.fields[{name}]}}", markup=False) for name in fields]
+    whole = Column(no_wrap=True)
     return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
+        _CutColumn("{task.description}"),
+        BarColumn(bar_width=24 if console.width >= WIDE else 10),
+        MofNCompleteColumn(table_column=whole),
         TextColumn(unit),
-        *extra,
-        TimeElapsedColumn(),
+        *(_CutColumn(f"{{task.fields[{name}]}}") for name in fields),
+        TimeElapsedColumn(table_column=whole),
         TextColumn("left"),
-        TimeRemainingColumn(),
+        TimeRemainingColumn(table_column=whole),
         console=console,
         disable=not is_shown,
     )

@@ -336,6 +336,7 @@ def nothing_is_loaded(monkeypatch):
         (["--bootstrap", "-1"], r"--bootstrap is -1: give 0 \(no intervals\) or more"),
         (["--protocols"], "--protocols is empty: name one or more"),
         (["--finetune-epochs", "0"], "--finetune-epochs 0.* must be above 0"),
+        (["--features", __file__], "is no folder that you may write to"),
     ],
 )
 def test_bad_options__are_one_sentence(student, small_folder, capsys, nothing_is_loaded, options, sentence):

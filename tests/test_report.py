@@ -224,6 +224,26 @@ def test_command__shows_how_far_it_is(runs, tmp_path, capsys):
     assert len(re.findall(r"cost [━]* 1/1 networks", printed)) == 2 and re.search(r"page [━]* 5/5 sections", printed)
 
 
+def test_comparison__tells_runs_of_one_name_apart_by_their_folders(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("a/x", "b/x", "c/y"):
+        shutil.copytree(runs[0] / "student", tmp_path / folder / "student")
+    run_report("a/x", "b/x", "c/y")
+    content = (tmp_path / "comparison.html").read_text()
+    assert re.findall(r'<th><i class="key [^"]+"></i>([^<]+)', content)[:3] == ["a/x", "b/x", "y"]
+
+
+def test_twin__of_another_student_is_one_sentence(runs, tmp_path, capsys):
+    other = tmp_path / "other"
+    shutil.copytree(runs[1], other)
+    facts = other / "student" / "student.json"
+    facts.write_text(facts.read_text().replace('"flow_tiny3d_8"', '"rgb_tiny3d_8"'))
+    for twin, said in ((other, "trained rgb_tiny3d_8, not flow_tiny3d_8"), (runs[0], "learned from a teacher")):
+        with pytest.raises(SystemExit):
+            run_report(runs[0], "--twin", twin)
+        assert f"{said}: give the run of the same student with --supervised" in capsys.readouterr().err
+
+
 def test_comparison__without_a_dataset_or_results_still_shows_costs(runs, tmp_path, monkeypatch):
     folders = [tmp_path / "a", tmp_path / "b"]
     for folder in folders:
@@ -428,6 +448,9 @@ def test_rounds__are_read_from_the_last(runs, tmp_path):
     shutil.copytree(runs[0] / "student", tmp_path / "student")
     found = record.read_run(tmp_path)
     assert [row["step"] for row in found.metrics] == [7.0] and found.config is not None and found.student is not None
+    shutil.copy(runs[0] / "config.json", tmp_path)  # as train.py writes it
+    found = record.read_run(tmp_path)
+    assert [row["step"] for row in found.metrics] == [7.0] and "Curves are those of round-10." in found.notes
 
 
 @pytest.mark.parametrize("stream", ["rgb", "flow", "depth"])

@@ -92,6 +92,8 @@ class Options:
         """Raise a ``UserError`` for the first wrong value; not while tyro parses, which would put it into a box."""
         if self.json is not None:
             require_writable(self.json)
+        if self.features is not None:
+            require_writable(self.features / "features")
         if self.workers < 0:
             raise UserError(f"--workers is {self.workers}: give 0 (decode in this process) or more")
         if not self.students:

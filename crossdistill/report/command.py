@@ -77,16 +77,23 @@ def check(options: Options) -> None:
         raise UserError("--twin is for the page of one run: name the twin among the runs that are compared")
 
 
+def check_twin(twin: RunRecord, record: RunRecord) -> None:
+    """Raise a ``UserError`` unless a run trained the student of another one from labels."""
+    advice = "give the run of the same student with --supervised"
+    if not twin.is_supervised:
+        raise UserError(f"--twin {twin.folder} learned from a teacher: {advice}")
+    if twin.encoder != record.encoder:
+        raise UserError(f"--twin {twin.folder} trained {twin.encoder}, not {record.encoder}: {advice}")
+
+
 def main(arguments: Sequence[str]) -> None:
     """Run the command."""
     options = parse_options(Options, arguments, prog="crossdistill report")
     check(options)
     records = [read_run(path) for path in options.runs]
     twin = None if options.twin is None else read_run(options.twin)
-    if twin is not None and not twin.is_supervised:
-        raise UserError(
-            f"--twin {options.twin} learned from a teacher: give the run of the same student with --supervised"
-        )
+    if twin is not None:
+        check_twin(twin, records[0])
     page = make_page(records, twin, options)
     write_text_atomically(options.file, render_page(page))
     absent = [section.title for section in page.sections if section.absent]

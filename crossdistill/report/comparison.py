@@ -16,7 +16,7 @@ from crossdistill.report.class_charts import MAX_BARS
 from crossdistill.report.cost import BATCH_SIZE, Cost
 from crossdistill.report.findings import class_accuracies, confusion_of
 from crossdistill.report.page import Draft, Page, Tile, make_sections, render
-from crossdistill.report.record import AbsentError
+from crossdistill.report.record import AbsentError, RunRecord
 from crossdistill.report.sections import cost_cells, cost_note, name_of_network, protocol_of
 from crossdistill.report.spaces import STUDENT
 from crossdistill.report.subject import Subject, Table, main_result, tables_of
@@ -46,7 +46,8 @@ class Compared:
 
 def comparison_page(subjects: Sequence[Subject]) -> Page:
     """Several runs, in the order in which they were given."""
-    runs = [_compared(subject, position) for position, subject in enumerate(subjects)]
+    names = _names([subject.record for subject in subjects])
+    runs = [_compared(subject, names[position], position) for position, subject in enumerate(subjects)]
     datasets = dict.fromkeys(run.table.dataset for run in runs if run.table)
     notes = [f"{run.name}: {note}" for run in runs for note in run.subject.record.notes]
     notes += [f"{run.name}: {reason}" for run in runs for reason in dict.fromkeys(run.subject.reasons.values())]
@@ -78,11 +79,17 @@ CURVES_LEAD = "Losses of different objectives have different units: compare thei
 CLASSES_LEAD = "Accuracy within each class; classes in which the runs differ most come first."
 
 
-def _compared(subject: Subject, position: int) -> Compared:
+def _names(records: Sequence[RunRecord]) -> list[str]:
+    """What tells the runs apart: the names of their folders, or where two have one name, the folders as given."""
+    names = [record.name for record in records]
+    return [str(record.folder) if names.count(record.name) > 1 else record.name for record in records]
+
+
+def _compared(subject: Subject, name: str, position: int) -> Compared:
     tables = tables_of(subject)
     table = tables[0] if tables else None
     evaluation = None if table is None else table.by_role.get(subject.record.role)
-    return Compared(subject.record.name, colour_of(position), subject, table, evaluation)
+    return Compared(name, colour_of(position), subject, table, evaluation)
 
 
 def _tiles(runs: Sequence[Compared]) -> list[Tile]:

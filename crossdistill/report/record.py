@@ -91,7 +91,7 @@ class RunRecord:
 
 
 def read_run(folder: Path) -> RunRecord:
-    """Read a run's folder; of self-distillation in rounds configuration and curves are those of the last round.
+    """Read a run's folder; of self-distillation in rounds the curves are those of the last round.
 
     Raises:
         UserError: It is no run's folder.
@@ -106,6 +106,9 @@ def read_run(folder: Path) -> RunRecord:
             "train.py --out names"
         )
     notes: list[str] = []
+    curves = folder if (folder / METRICS_NAME).is_file() or not rounds else rounds[-1]
+    if curves is not folder:
+        notes.append(f"Curves are those of {curves.name}.")
     written = _read_json(inside / CONFIG_NAME, notes)
     configuration, environment = (_section(written, key) for key in ("configuration", "environment"))
     student = find_student(folder)
@@ -116,7 +119,7 @@ def read_run(folder: Path) -> RunRecord:
         config=_understood(configuration, notes) if configuration else None,
         configuration=configuration,
         environment=environment,
-        metrics=read_metrics(inside / METRICS_NAME),
+        metrics=read_metrics(curves / METRICS_NAME),
         results=_read_results(folder / RESULTS_NAME, notes),
         more_results=_more_results(folder, str(facts.get("encoder"))),
         facts=facts,
