@@ -19,6 +19,7 @@ from crossdistill.data.transforms import normalise
 from crossdistill.encoders import Encoder
 from crossdistill.errors import UserError
 from crossdistill.exports import FORMATS, Agreement, export_student, size_of
+from crossdistill.exports.agreement import MIN_COSINE
 from crossdistill.exports.description import describe
 from crossdistill.files import require_writable
 from crossdistill.options import parse_options
@@ -61,8 +62,8 @@ class Options:
     """A prepared dataset whose clips are compared; noise if absent."""
     clips: int = 8
     """How many clips are compared."""
-    min_cosine: float | None = None
-    """Smallest allowed cosine between both embeddings of a clip; 0.99, or 0.9 if activations have fewer than 8 bits."""
+    min_cosine: float = MIN_COSINE
+    """Smallest allowed cosine between both embeddings of a clip."""
     allow_code: bool = False
     """Run the Python file that a student of one's own network (path/to/file.py:function) names."""
 
@@ -70,7 +71,7 @@ class Options:
         """Raise a ``UserError`` for values that cannot work; after parsing, which would put its own words around it."""
         if self.clips < 1:
             raise UserError(f"--clips is {self.clips}: give 1 or more")
-        if self.min_cosine is not None and not -1 < self.min_cosine <= 1:
+        if not -1 < self.min_cosine <= 1:
             raise UserError(f"--min-cosine is {self.min_cosine}: give a cosine, above -1 and at most 1")
         if self.out is not None and self.to != "hf":  # which is a folder
             require_writable(self.out)

@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from crossdistill.encoders.base import Encoder
 from crossdistill.errors import UserError
+from crossdistill.integers import STORED_BITS, IntegerWeights, fold, round_through
 
 MIN_BITS, MAX_BITS = 2, 8
 MAX_SIGNED_8_BIT = 127
@@ -112,13 +113,30 @@ class RunningRange(nn.Module):
         """Give values that integers can hold, their scale, zero point and bits."""
         if self.training:
             self.observe(values)
+        scale, zero_point, bits = self.grid()
+        if self.training:
+            return self.int_quant(scale, zero_point, bits, values), scale, zero_point, bits
+        return self.round(values / scale) * scale, scale, zero_point, bits
+
+    def grid(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Scale, zero point and bits."""
         bits = self.bit_width_impl()
         num_steps = self.int_scaling_impl(bits)
         low, high = self.bounds[0], self.bounds[1]
         span = (high - low).clamp(min=1e-10)
         scale = span * self.gain.abs().clamp(min=1e-3) / num_steps
-        zero_point = torch.round(-low / span * num_steps)
-        return self.int_quant(scale, zero_point, bits, values), scale, zero_point, bits
+        return scale, torch.round(-low / span * num_steps), bits
+
+    def round(self, steps: Tensor) -> Tensor:
+        """To integers within the bounds, zero for the value zero, as ONNX' QuantizeLinear: the zero point comes later.
+
+        brevitas' rounding adds it first, which moves what lies between two integers to the other one if it is odd.
+
+        Args:
+            steps: Values in units of the scale.
+        """
+        _, zero_point, bits = self.grid()
+        return torch.clamp(round_through(steps.float()), -zero_point, 2**bits - 1 - zero_point)
 
     @torch.no_grad()
     def observe(self, values: Tensor) -> None:
@@ -184,7 +202,7 @@ def quantize(encoder: Encoder, widths: BitWidths) -> Encoder:
             own = BitWidths(STEM_BITS, STEM_BITS) if is_stem else widths
             _put(encoder.body, name, _quantised(layer, own, qnn, has_norm=name in norms))
         for convolution, norm in norms.items():
-            _quantise_norm(encoder.body.get_submodule(norm), convolution, qnn)
+            _quantise_norm(encoder.body.get_submodule(norm), encoder.body.get_submodule(convolution), qnn)
     for module in encoder.body.modules():
         if hasattr(module, "fused_activation_quant_proxy"):
             setattr(module, "init_tensor_quant", _keep_range)  # noqa: B010 - mypy takes it for a tensor
@@ -283,14 +301,15 @@ def _quantised(layer: nn.Module, widths: BitWidths, qnn: ModuleType, *, has_norm
     """Brevitas' layer in the place of a plain one, with the same weights."""
     weights, inputs, outputs = _weights(widths.weight_bits), _ranged(widths.activation_bits), _ranged(OUTPUT_BITS)
     bias = layer.in_proj_bias is not None if isinstance(layer, nn.MultiheadAttention) else layer.bias is not None
-    new: nn.Module
+    new: Any
     if isinstance(layer, nn.MultiheadAttention):
         new = _quantised_attention(layer, qnn, weights=weights, activations=inputs)
     elif isinstance(layer, nn.Linear):
         new = qnn.QuantLinear(layer.in_features, layer.out_features, bias, weight_quant=weights, input_quant=inputs)
     else:
         assert isinstance(layer, CONVOLUTIONS)
-        new = (qnn.QuantConv2d if isinstance(layer, nn.Conv2d) else qnn.QuantConv3d)(
+        kind = qnn.QuantConv2d if isinstance(layer, nn.Conv2d) else qnn.QuantConv3d
+        new = type(kind.__name__, (IntegerConvolution, kind), {})(  # named as brevitas' in what is printed
             layer.in_channels,
             layer.out_channels,
             layer.kernel_size,
@@ -304,8 +323,10 @@ def _quantised(layer: nn.Module, widths: BitWidths, qnn: ModuleType, *, has_norm
             input_quant=inputs,
             output_quant=None if has_norm else outputs,
         )
+        new.weight_bits, new.norms, new.is_simulated = widths.weight_bits, [], False
     new.load_state_dict(layer.state_dict(), strict=False)  # what is missing are the ranges
-    return new.to(next(layer.parameters()).device).train(layer.training)
+    quantised: nn.Module = new.to(next(layer.parameters()).device).train(layer.training)
+    return quantised
 
 
 def _quantised_attention(
@@ -359,16 +380,75 @@ def _keep_range() -> None:
     """
 
 
-def _quantise_norm(norm: nn.Module, convolution: str, qnn: ModuleType) -> None:
+def _quantise_norm(norm: nn.Module, convolution: nn.Module, qnn: ModuleType) -> None:
     """Let a BatchNorm give 8 bits, and remember which convolution it can be folded into."""
     norm.output_quant = qnn.QuantIdentity(act_quant=_ranged(OUTPUT_BITS)).train(norm.training)
     norm.register_forward_hook(_quantise_output)
-    norm.folds_into = convolution  # type: ignore[assignment]
+    assert isinstance(convolution, IntegerConvolution)
+    convolution.norms.append(norm)
+    norm.convolutions = [convolution]  # type: ignore[assignment]  # in a list for the same reason
 
 
-def _quantise_output(norm: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    quantised: Tensor = norm.output_quant(output)  # type: ignore[operator]
+def _quantise_output(norm: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """Where the convolution has summed integers it has normalised and rounded as well, and nothing is left to do."""
+    quantised: Tensor = inputs[0] if norm.convolutions[0].sums_integers else norm.output_quant(output)
     return quantised
+
+
+class IntegerConvolution(nn.Module):
+    """What brevitas' convolutions get beside their own: outside of training they sum integers (``integers.py``)."""
+
+    weight_bits: int
+    norms: list[Any]
+    """The BatchNorm that is folded, or none. A list, so that it belongs to the network and not to the convolution."""
+    is_simulated: bool
+    """Computes in floating point outside of training as well: for exporters, and to find the first ranges."""
+    input_quant: Any
+    output_quant: Any
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
+    @property
+    def sums_integers(self) -> bool:
+        """What ``forward`` does at the moment."""
+        return not (self.training or self.is_simulated)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """[B, I, ...] to [B, C, ...]."""
+        if not self.sums_integers:
+            convolved: Tensor = super().forward(values)
+            return convolved
+        kind = values.device.type
+        with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext():
+            given, gives = _range_of(self.input_quant), self.output_range
+            input_scale, output_scale = given.grid()[0], gives.grid()[0]
+            steps = self.integer_weights().convolve(
+                self,
+                given.round(values.float() / input_scale),
+                input_scale=input_scale,
+                output_scale=output_scale,
+            )
+            return gives.round(steps) * output_scale
+
+    @property
+    def output_range(self) -> RunningRange:
+        """Of what it gives, after the BatchNorm if one follows."""
+        return _range_of(self.norms[0].output_quant.act_quant if self.norms else self.output_quant)
+
+    def folded(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias with the BatchNorm after it."""
+        return fold(self, self.norms[0] if self.norms else None)
+
+    def integer_weights(self) -> IntegerWeights:
+        """As a file keeps them, with the BatchNorm folded."""
+        weight, bias = self.folded()
+        return IntegerWeights.of(weight, bias, bits=self.weight_bits, input_scale=_range_of(self.input_quant).grid()[0])
+
+
+def _range_of(proxy: Any) -> RunningRange:
+    """The range in brevitas' proxy of activations."""
+    found: RunningRange = proxy.fused_activation_quant_proxy.tensor_quant
+    return found
 
 
 def hand_on_scales(encoder: nn.Module, *, are_handed_on: bool) -> None:
@@ -381,32 +461,82 @@ def hand_on_scales(encoder: nn.Module, *, are_handed_on: bool) -> None:
 def _range_on_noise(encoder: Encoder) -> None:
     """Set all ranges to those of noise; the first batch of training replaces them."""
     ranges = [module for module in encoder.body.modules() if isinstance(module, RunningRange)]
+    convolutions = [module for module in encoder.body.modules() if isinstance(module, IntegerConvolution)]
     hooks = [module.register_forward_pre_hook(lambda module, inputs: module.observe(inputs[0])) for module in ranges]
+    for convolution in convolutions:
+        convolution.is_simulated = True
     _embed_noise(encoder, num_clips=NUM_NOISE_CLIPS)
     for hook in hooks:
         hook.remove()
+    for convolution in convolutions:
+        convolution.is_simulated = False
     for module in ranges:
         module.num_batches.zero_()
 
 
-def fold_norms(body: nn.Module) -> None:
-    """Fold BatchNorms into the convolutions before them, in place and for inference; the integers stay as they were.
+class StoredWeights(nn.Module):
+    """Takes weights for what they are: integers of ``STORED_BITS`` with given scales. brevitas' ``tensor_quant``."""
 
-    A weight's scale is its channel's largest weight, so that a factor of the channel moves the scale alone.
+    def __init__(self, int_quant: nn.Module, bit_width_impl: nn.Module, stored_scale: Tensor) -> None:
+        super().__init__()
+        self.int_quant = int_quant
+        self.bit_width_impl = bit_width_impl
+        self.register_buffer("scale", stored_scale)
+
+    scale: Tensor
+
+    def forward(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Give the weights, their scales, zero points and bits."""
+        return weight, self.scale, torch.zeros_like(self.scale), self.bit_width_impl()
+
+
+def prepare_for_export(body: nn.Module) -> None:
+    """Make layers what files keep of them, in place and for inference: norms folded, weights and biases as integers.
+
+    Biases of linear layers and convolutions have 32 bits: without, no runtime's integer layer fits them. Their scale is
+    that of the products that they are added to.
     """
-    merge_bn = importlib.import_module("brevitas.nn.utils").merge_bn
-    for name, norm in list(body.named_modules()):
-        convolution = getattr(norm, "folds_into", None)
-        if convolution is not None:
-            merge_bn(body.get_submodule(convolution), norm)
-            _put(body, name, norm.output_quant)
+    layers: list[tuple[str, Any]] = list(body.named_modules())
+    for name, layer in layers:
+        if isinstance(layer, IntegerConvolution):
+            stored, (_, bias) = layer.integer_weights(), layer.folded()
+            layer.bias = None if bias is None else nn.Parameter(bias.detach())
+            _store_weights(layer, stored)
+            layer.is_simulated = True
+        elif hasattr(layer, "weight_quant"):
+            _store_weights(layer, _integer_products(layer))
+        elif isinstance(layer, NORMS) and hasattr(layer, "output_quant"):
+            quantiser: Any = layer.output_quant
+            _put(body, name, quantiser)
+    _quantise_biases(body)
 
 
-def quantise_biases(body: nn.Module) -> None:
-    """Give linear layers biases of 32 bits, in place and for inference: without, no runtime's integer layer fits them.
+def _integer_products(layer: Any) -> IntegerWeights:
+    """The weights of a linear layer, whose scale does not depend on its bias."""
+    bits = int(layer.weight_quant.bit_width())
+    return IntegerWeights.of(layer.weight.detach(), None, bits=bits, input_scale=torch.ones(()))
 
-    Their scale is that of the products that they are added to, so that the rounding is far below that of the inputs.
-    """
+
+def _store_weights(layer: Any, stored: IntegerWeights) -> None:
+    base = importlib.import_module("brevitas.quant.base").NarrowIntQuant
+    solver = importlib.import_module("brevitas.quant.solver").WeightQuantSolver
+    with torch.no_grad():
+        layer.weight.copy_(stored.values)
+    scale = stored.scale.detach().view(-1, *[1] * (layer.weight.dim() - 1))
+    described: Any = type(
+        "Stored",
+        (base, solver),
+        {
+            "tensor_quant": StoredWeights,
+            "bit_width": STORED_BITS,
+            "stored_scale": scale,
+            "scaling_impl_type": importlib.import_module("brevitas.inject.enum").ScalingImplType.CONST,
+        },
+    )
+    layer.weight_quant = described.proxy_class(layer, described).eval()
+
+
+def _quantise_biases(body: nn.Module) -> None:
     described = importlib.import_module("brevitas.quant").Int32Bias
     for layer in body.modules():
         if isinstance(layer, (nn.Linear, *CONVOLUTIONS)) and hasattr(layer, "bias_quant") and layer.bias is not None:

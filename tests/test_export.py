@@ -44,24 +44,48 @@ def embed(path, clips):
     return torch.from_numpy(session.run(["embeddings"], {"clips": clips.numpy()})[0])
 
 
+@pytest.fixture
+def trained_for_a_while(trained, toy_folder):
+    """Makes a quantised encoder that a few steps of training have moved, so that its BatchNorms shift and scale."""
+
+    def make(name, widths, *, num_frames=None):
+        encoder = trained(name, widths, num_frames=num_frames)
+        clips = real_clips(encoder, Manifest.load(toy_folder), 16)
+        targets = torch.randn(16, encoder.embed_dim, generator=torch.Generator().manual_seed(1))
+        optimizer = torch.optim.SGD(encoder.train().parameters(), lr=0.02, momentum=0.9)
+        for _ in range(4):
+            optimizer.zero_grad()
+            (1 - nn.functional.cosine_similarity(encoder(clips), targets)).mean().backward()
+            optimizer.step()
+        return encoder.eval()
+
+    return make
+
+
 @pytest.mark.parametrize(
-    ("name", "num_frames", "widths", "num_convolutions", "cosine"),
+    ("name", "num_frames", "widths", "num_convolutions"),
     [
-        ("rgb_r3d10", 4, BitWidths(8, 8), 12, 0.99),
-        ("image_squeezenet1_0", None, BitWidths(4, 8), 25, 0.99),
-        ("flow_tiny3d_8", 16, BitWidths(4, 4), 4, 0.95),
+        ("rgb_r3d10", 4, BitWidths(8, 8), 12),
+        ("image_squeezenet1_0", None, BitWidths(4, 8), 25),
+        ("flow_tiny3d_8", 16, BitWidths(4, 4), 4),
+        ("flow_tiny3d_8", 16, BitWidths(2, 2), 4),
+        ("rgb_r3d10", 4, BitWidths(2, 4), 12),
+        ("image_resnet18", None, BitWidths(4, 4), 20),
+        ("image_resnet18", None, BitWidths(2, 4), 20),
+        ("image_squeezenet1_0", None, BitWidths(3, 5), 25),
     ],
 )
 def test_export__a_quantised_network_runs_on_integers_with_the_same_embeddings(
-    tmp_path, toy_folder, trained, name, num_frames, widths, num_convolutions, cosine
+    tmp_path, toy_folder, trained_for_a_while, name, num_frames, widths, num_convolutions
 ):
-    encoder, path = trained(name, widths, num_frames=num_frames), tmp_path / "student.onnx"
+    """Equal up to the last mean, which is in floating point: with biases in coarser steps the cosine was 0.79."""
+    encoder, path = trained_for_a_while(name, widths, num_frames=num_frames), tmp_path / "student.onnx"
     clips = real_clips(encoder, Manifest.load(toy_folder), 7)
     agreement = export_student(encoder, path, clips[:4])
     assert agreement.operators == {"QLinearConv": num_convolutions}
-    assert agreement.min_cosine >= cosine
-    similarity = nn.functional.cosine_similarity(embed(path, clips[4:]), encoder(clips[4:]).detach())
-    assert similarity.min() >= cosine  # of neither those that were compared nor as many
+    assert agreement.min_cosine > 0.9999
+    # Of neither those that were compared nor as many.
+    torch.testing.assert_close(embed(path, clips[4:]), encoder(clips[4:]).detach(), rtol=1e-4, atol=1e-5)
 
 
 class Attention(nn.Module):

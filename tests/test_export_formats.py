@@ -92,7 +92,7 @@ def test_measure__other_outputs_and_nan_do_not_agree():
     encoder, bad = make_encoder(), {"embeddings": torch.full((2, 3), torch.nan)}
     cosine, difference = measure(good, bad)
     with pytest.raises(UserError, match="nothing was written"):
-        exports.require_agreement(encoder, exports.Agreement(2, cosine, difference), where="x", min_cosine=None)
+        exports.require_agreement(encoder, exports.Agreement(2, cosine, difference), where="x")
 
 
 def test_graphs_of_pytorch__open_without_this_package(tmp_path):

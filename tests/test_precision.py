@@ -15,13 +15,14 @@ from crossdistill.checkpoint import Checkpoints, load_optimizer_state, optimizer
 from crossdistill.config import parse
 from crossdistill.encoders import create_encoder, wrap_encoder
 from crossdistill.errors import UserError
+from crossdistill.integers import IntegerWeights
 from crossdistill.precision import (
     BitWidths,
     RunningRange,
     bounds_of,
     float_layers,
-    fold_norms,
     parse_bit_widths,
+    prepare_for_export,
     quantize,
     share_ranges,
 )
@@ -99,28 +100,112 @@ def test_running_range__is_that_of_the_first_batch_then_moves_and_zero_stays_zer
     torch.testing.assert_close(values[0, 2:], torch.stack([low, high]), atol=float(scale.detach()), rtol=0)
 
 
-def integers(encoder):
-    """Of each layer's weights."""
-    found = {}
-    for name, layer in encoder.body.named_modules():
-        if hasattr(layer, "weight_quant"):
-            largest = layer.weight.detach().flatten(1).abs().amax(dim=1, keepdim=True)
-            weights = layer.quant_weight().detach().flatten(1) / largest
-            found[name] = (weights * (127 if name == encoder.stem else 7)).round()
-    return found
+def naive_convolution(layer, norm, values):
+    """What QLinearConv is defined to give, with sums of int64 and every step by hand in float32."""
+    given, gives = (
+        proxy.fused_activation_quant_proxy.tensor_quant for proxy in (layer.input_quant, norm.output_quant.act_quant)
+    )
+    (input_scale, *_), (output_scale, output_zero, _) = given.grid(), gives.grid()
+    inputs = given.round(values / input_scale)
+    factor = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    weight, bias = layer.weight * factor.view(-1, 1, 1, 1, 1), norm.bias - norm.running_mean * factor
+    outputs = []
+    for channel in range(len(weight)):
+        scale = weight[channel].abs().max() / 7
+        stored = 16 * torch.round(weight[channel] / scale).long()  # four bits as multiples in eight
+        scale = scale / 16
+        stride, padding = layer.stride, layer.padding
+        sums = nn.functional.conv3d(inputs.double(), stored.double()[None], None, stride, padding)
+        sums = sums.long() + torch.round(bias[channel] / (input_scale * scale)).long()
+        rounded = torch.round(sums.float() * (input_scale * scale / output_scale)) + output_zero
+        outputs.append((rounded.clamp(0, 255) - output_zero) * output_scale)
+    return torch.cat(outputs, dim=1)
 
 
-def test_fold_norms__leaves_the_integers_and_the_embeddings():
-    quantised = quantize(small(), BitWidths(4, 8))
-    for step in range(3):
-        quantised.train()(3 * clips(seed=step) + 1)
-    folded = copy.deepcopy(quantised.eval())
-    fold_norms(folded.body)
-    assert not [layer for layer in folded.modules() if isinstance(layer, nn.BatchNorm3d)]
-    before, after = (integers(encoder) for encoder in (quantised, folded))
-    assert len(before) == 12 and all((after[name] - value).abs().sum() <= 1 for name, value in before.items())
-    # Not equal: what lies almost between two integers may go to the other one.
-    assert nn.functional.cosine_similarity(folded(clips()), quantised(clips())).min() > 0.99
+def seen(encoder, num_batches=3):
+    for step in range(num_batches):
+        encoder.train()(3 * clips(seed=step) + 1)
+    return encoder.eval()
+
+
+@torch.no_grad()
+def test_convolution__sums_integers_outside_of_training():
+    quantised = seen(quantize(small(), BitWidths(4, 4)))
+    layers = [layer for layer in quantised.body.modules() if getattr(layer, "norms", None) and layer.weight_bits == 4]
+    assert len(layers) == 11
+    for layer in layers:
+        (norm,) = layer.norms
+        norm.bias.uniform_(-0.3, 0.3)
+        values = 2 * torch.rand(2, layer.in_channels, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+        assert torch.equal(layer(values), naive_convolution(layer, norm, values))
+        assert layer(values).unique().numel() > 30
+        assert torch.equal(norm(layer(values)), layer(values))  # nothing is left to do for it
+
+
+def test_convolution__is_the_one_of_training_but_for_rounding():
+    quantised = seen(quantize(small(), BitWidths(8, 8)))
+    simulated = copy.deepcopy(quantised)
+    for layer in simulated.modules():
+        if hasattr(layer, "is_simulated"):
+            layer.is_simulated = True
+    expected = simulated(clips())
+    assert nn.functional.cosine_similarity(quantised(clips()), expected).min() > 0.99
+    one, two = (
+        torch.autograd.grad(e(clips())[:, 0].sum(), e.body.get_submodule(e.stem).weight)[0]
+        for e in (quantised, simulated)
+    )
+    assert nn.functional.cosine_similarity(one.flatten(), two.flatten(), dim=0) > 0.9  # gradients pass in eval mode too
+
+
+def test_convolution__in_bf16_sums_the_same_integers():
+    quantised = seen(quantize(small(), BitWidths(4, 8)))
+    with torch.autocast("cpu", torch.bfloat16):
+        half = quantised(clips())
+    torch.testing.assert_close(half, quantised(clips()), atol=0, rtol=1e-6)
+
+
+def test_ranges__begin_with_those_of_noise():
+    ranges = ranges_of(quantize(small("rgb_tiny3d_8"), BitWidths(4, 8)))
+    assert len(ranges) == 8 and not any(layer.bounds.tolist() == [0.0, 1.0] for layer in ranges)
+
+
+def test_round__is_of_the_value_and_not_of_its_place():
+    """Half of a step goes to the even integer before the zero point, here an odd one, is added: as in ONNX."""
+    layer = next(m for m in quantize(small("rgb_tiny3d_8"), BitWidths(4, 8)).modules() if isinstance(m, RunningRange))
+    layer.bounds.copy_(torch.tensor([-1.0, 254.0]))
+    assert [float(value) for value in layer.grid()] == [1, 1, 8]
+    steps = torch.tensor([-3.0, -0.5, 0.5, 1.5, 2.5, 300.0])
+    assert layer.round(steps).tolist() == [-1, 0, 0, 2, 2, 254]
+    assert layer.eval()(steps)[0].tolist() == [-1, 0, 0, 2, 2, 254]
+
+
+@pytest.mark.parametrize(("bits", "multiple"), [(2, 64), (4, 16), (8, 1)])
+def test_prepare_for_export__stores_the_same_weights_as_multiples(bits, multiple):
+    quantised = seen(quantize(small(), BitWidths(bits, 4)))
+    file = copy.deepcopy(quantised)
+    prepare_for_export(file.body)
+    assert not [layer for layer in file.modules() if isinstance(layer, nn.BatchNorm3d)]
+    names = [
+        name for name, layer in quantised.body.named_modules() if hasattr(layer, "norms") and name != quantised.stem
+    ]
+    for name in names:
+        layer, kept = quantised.body.get_submodule(name), file.body.get_submodule(name)
+        (norm,) = layer.norms
+        values, scale, _, stored_bits = kept.weight_quant.tensor_quant(kept.weight)
+        stored = (values / scale).detach()
+        assert stored_bits == 8 and stored.abs().max().item() == pytest.approx(multiple * (2 ** (bits - 1) - 1))
+        torch.testing.assert_close(stored, multiple * (stored / multiple).round(), atol=1e-4, rtol=0)
+        factor = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        differs = (values - layer.quant_weight() * factor.view(-1, 1, 1, 1, 1)).abs() > 1e-5 * values.abs().max()
+        assert differs.sum() <= 1  # of weights almost between two integers
+
+
+def test_integer_weights__of_a_channel_without_weights_keep_its_bias():
+    weight, bias = torch.tensor([[0.0, 0.0], [3.0, 7.0]]), torch.tensor([5.0, -1.0])
+    found = IntegerWeights.of(weight, bias, bits=4, input_scale=torch.tensor(0.5))
+    assert found.bias.abs().max() <= 2**30 and found.integers.tolist() == [[0, 0], [3, 7]]
+    torch.testing.assert_close(found.bias * found.scale * 0.5, bias, rtol=1e-6, atol=0.02)
+    torch.testing.assert_close(found.values, weight)
 
 
 class Mixed(nn.Module):

@@ -18,7 +18,7 @@ from torch import Tensor
 from crossdistill.encoders import Encoder
 from crossdistill.errors import UserError, unknown_name
 from crossdistill.exports import hf, onnx, safetensors, torch_export, torchscript
-from crossdistill.exports.agreement import Agreement, measure, require_agreement
+from crossdistill.exports.agreement import MIN_COSINE, Agreement, measure, require_agreement
 from crossdistill.exports.description import Description, describe
 from crossdistill.exports.network import NUM_EXAMPLES, ExportedStudent, Runner, cycled, torch_runner
 from crossdistill.files import atomic_path
@@ -83,7 +83,7 @@ def export_student(
     *,
     to: str = "onnx",
     classes: Sequence[str] = (),
-    min_cosine: float | None = None,
+    min_cosine: float = MIN_COSINE,
 ) -> Agreement:
     """Write a student in one format, if what is read back then gives PyTorch's outputs.
 
@@ -95,7 +95,7 @@ def export_student(
         clips: [B, C, T, H, W], normalised, to compare on.
         to: One of ``FORMATS``.
         classes: Names of the classifier's classes, if they are known.
-        min_cosine: Between both rows of every clip; if None a limit that depends on the bits.
+        min_cosine: Between both rows of every clip, the smallest that is allowed.
 
     Raises:
         UserError: A package is absent, the network cannot be written in this format, or the outputs differ.

@@ -10,13 +10,11 @@ from torch import Tensor
 
 from crossdistill.encoders import Encoder
 from crossdistill.errors import UserError
-from crossdistill.precision import MAX_BITS, parse_bit_widths
 
 MIN_COSINE = 0.99
-"""Of a quantised student's embeddings in both runtimes. They are not equal: sums that end almost between two integers
-go to one in PyTorch and to the other elsewhere."""
-MIN_COSINE_OF_FEW_BITS = 0.9
-"""Of one whose activations have fewer than 8 bits, so that each such step is larger."""
+"""Of a quantised student's embeddings in both runtimes. Convolutions agree to the bit (``integers.py``); sums of linear
+layers and attention are in floating point here, and where they end almost between two integers they may go to one in
+PyTorch and to the other elsewhere."""
 MAX_DIFFERENCE = 1e-3
 """Of a float student's, relative to the largest value."""
 INTEGER_OPERATORS = ("QLinearConv", "ConvInteger", "QGemm", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat")
@@ -58,21 +56,18 @@ def measure(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> tupl
     return min(cosines), max(differences)
 
 
-def require_agreement(encoder: Encoder, agreement: Agreement, *, where: str, min_cosine: float | None) -> None:
+def require_agreement(encoder: Encoder, agreement: Agreement, *, where: str, min_cosine: float = MIN_COSINE) -> None:
     """Refuse a file whose outputs differ too much.
 
     Args:
         encoder: Of which it was made.
         agreement: What was found.
         where: Whose outputs they are, for example ``onnxruntime``.
-        min_cosine: The smallest that is allowed; if None ``MIN_COSINE``, or ``MIN_COSINE_OF_FEW_BITS``.
+        min_cosine: The smallest that is allowed.
 
     Raises:
         UserError: They differ.
     """
-    bits = MAX_BITS if encoder.quantize is None else parse_bit_widths(encoder.quantize).activation_bits
-    if min_cosine is None:
-        min_cosine = MIN_COSINE if bits == MAX_BITS else MIN_COSINE_OF_FEW_BITS
     max_difference = MAX_DIFFERENCE if encoder.quantize is None else float("inf")
     if agreement.min_cosine >= min_cosine and agreement.max_difference <= max_difference:  # false of NaN as well
         return

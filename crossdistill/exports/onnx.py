@@ -28,7 +28,7 @@ from crossdistill.errors import UserError
 from crossdistill.exports.agreement import INTEGER_OPERATORS
 from crossdistill.exports.description import INPUT, METADATA_KEY, Description
 from crossdistill.exports.network import ExportedStudent, Outputs, Runner, explained
-from crossdistill.precision import fold_norms, hand_on_scales, quantise_biases
+from crossdistill.precision import hand_on_scales, prepare_for_export
 
 OPSET = 17
 FLOAT_OPERATORS = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul")
@@ -67,9 +67,8 @@ def write(student: ExportedStudent, path: Path, examples: Tensor, description: D
         if encoder.quantize is None:
             torch.onnx.export(student, (examples,), str(path), **options)
         else:
-            fold_norms(encoder.body)
-            quantise_biases(encoder.body)
             hand_on_scales(encoder, are_handed_on=True)
+            prepare_for_export(encoder.body)
             export_qcdq = importlib.import_module("brevitas.export").export_onnx_qcdq
             export_qcdq(student, args=examples, export_path=str(path), **options)
     _add_metadata(path, description)
