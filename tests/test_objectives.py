@@ -157,15 +157,19 @@ def naive_dkd(s, t, tau=4.0, alpha=1.0, beta=8.0):
     return mean(losses)
 
 
-def naive_dist(s, t):
+def naive_dist_parts(s, t, tau=1.0):
     def correlation(a, b):
         a, b = [x - mean(a) for x in a], [x - mean(b) for x in b]
         return dot(unit(a), unit(b))
 
-    p_s, p_t = ([softened(row, 1.0) for row in side] for side in (s, t))
-    between = 1 - mean(correlation(a, b) for a, b in zip(p_s, p_t, strict=True))
+    p_s, p_t = ([softened(row, tau) for row in side] for side in (s, t))
     columns = [list(zip(*p, strict=True)) for p in (p_s, p_t)]
-    return between + 1 - mean(correlation(a, b) for a, b in zip(*columns, strict=True))
+    between = 1 - mean(correlation(a, b) for a, b in zip(p_s, p_t, strict=True))
+    return tau**2 * between, tau**2 * (1 - mean(correlation(a, b) for a, b in zip(*columns, strict=True)))
+
+
+def naive_dist(s, t):
+    return sum(naive_dist_parts(s, t))
 
 
 def dist_sum(**options):
@@ -273,6 +277,58 @@ def test_temperatures__reach_the_objectives_that_have_them():
         assert value(name) != value(name, temperature=0.5)
     assert value("seed") != value("seed", teacher_temperature=0.5)
     assert value("compress-1q") == value("compress-1q", temperature=0.04)
+
+
+def naive_dkd_parts(s, t):
+    return naive_dkd(s, t, alpha=1.0, beta=0.0), naive_dkd(s, t, alpha=0.0, beta=1.0)
+
+
+# The papers' weights of an objective's parts, in the order in which the naive parts come: RKD's, then DIST's beta and
+# gamma, then DKD's alpha and beta.
+PARTS = {
+    "rkd": (lambda s, t: (naive_distance(s, t), naive_angle(s, t)), {"DISTANCE_WEIGHT": 25, "ANGLE_WEIGHT": 50}),
+    "dist": (naive_dist_parts, {"BETWEEN_CLASSES_WEIGHT": 2, "WITHIN_CLASS_WEIGHT": 2}),
+    "dkd": (naive_dkd_parts, {"TARGET_WEIGHT": 1, "REST_WEIGHT": 8}),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_parts__have_the_weights_of_the_paper(name, monkeypatch):
+    naive_parts, weights = PARTS[name]
+    student, teacher = random(*FEATURES), random(*FEATURES, seed=1)
+    parts = naive_parts(student, teacher)
+    assert min(parts) > 0.01
+
+    def loss():
+        return create_objective(name)(student=student, teacher=teacher, bank=None).loss.item()
+
+    whole = sum(weight * part for weight, part in zip(weights.values(), parts, strict=True))
+    assert loss() == pytest.approx(whole, rel=1e-5)
+    for (constant, weight), part in zip(weights.items(), parts, strict=True):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"crossdistill.objectives.{name}.{constant}", weight + 3.0)
+            assert loss() == pytest.approx(whole + 3 * part, rel=1e-5)
+
+
+def test_parts__of_rkd_and_dist_are_logged_before_they_are_weighed():
+    student, teacher = random(*FEATURES), random(*FEATURES, seed=1)
+    for name in ("rkd", "dist"):
+        terms = create_objective(name)(student=student, teacher=teacher, bank=None).terms
+        assert [float(value) for value in terms.values()] == pytest.approx(PARTS[name][0](student, teacher), rel=1e-5)
+
+
+@pytest.mark.parametrize("tau", [1.0, 3.0])
+def test_dist__scales_by_the_square_of_the_temperature(tau):
+    student, teacher = random(*FEATURES), random(*FEATURES, seed=1)
+    between, within = naive_dist_parts(student, teacher, tau)
+    output = create_objective("dist", temperature=tau)(student=student, teacher=teacher, bank=None)
+    assert output.loss.item() == pytest.approx(2 * between + 2 * within, rel=1e-5)
+
+
+def test_dkd__takes_other_weights():
+    student, teacher = random(*FEATURES), random(*FEATURES, seed=1)
+    loss = dkd_loss(student=student, teacher=teacher, temperature=2.0, target_weight=0.3, rest_weight=1.7)
+    assert loss.item() == pytest.approx(naive_dkd(student, teacher, tau=2.0, alpha=0.3, beta=1.7), rel=1e-9)
 
 
 def test_rkd__of_a_single_sample_is_zero():
