@@ -10,7 +10,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-console = Console(markup=False)  # names of runs and classes are no markup
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to ``friendly_errors``; rich would exit with a status of its own."""
+        raise
+
+
+console = _Console(markup=False)  # names of runs and classes are no markup
 
 
 def progress_bar(*fields: str, unit: str = "", is_shown: bool = True) -> Progress:
