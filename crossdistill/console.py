@@ -18,9 +18,17 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
-console = Console(markup=False)  # names of runs and classes are no markup
 WIDE = 100
 """Columns of a terminal from which on bars are drawn long."""
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to ``friendly_errors``; rich would exit with a status of its own."""
+        raise
+
+
+console = _Console(markup=False)  # names of runs and classes are no markup
 
 
 class _CutColumn(TextColumn):

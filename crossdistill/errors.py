@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterable
 
 USER_ERROR_EXIT_STATUS = 2
+CLOSED_OUTPUT_EXIT_STATUS = 128 + 13  # SIGPIPE
 FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # How PyTorch's RuntimeError begins where the machine's memory is used up.
 CPU_MEMORY_ERROR = "DefaultCPUAllocator"
@@ -49,13 +50,20 @@ def friendly_errors(main: Callable[..., None]) -> Callable[..., None]:
 
     That is a ``UserError``, a full disk and memory that is not enough. With ``CROSSDISTILL_TRACEBACK=1`` the stack
     trace is shown as well. Of several processes on a machine the first one speaks for all, unless the error is a
-    ``OneProcessError`` or out of memory.
+    ``OneProcessError`` or out of memory. Where nobody reads the output any longer (``| head``) it ends quietly, with
+    the status of a program that SIGPIPE has ended.
     """
 
     @functools.wraps(main)
     def wrapped(*args: object, **kwargs: object) -> None:
         try:
-            main(*args, **kwargs)
+            _run_and_flush(main, *args, **kwargs)
+        except BrokenPipeError:
+            if not _is_output_closed():
+                raise
+            # What is left in the buffer has to go somewhere when Python ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(CLOSED_OUTPUT_EXIT_STATUS)
         except (UserError, OSError, RuntimeError, MemoryError) as error:
             sentence = _sentence(error)
             if sentence is None or os.environ.get("CROSSDISTILL_TRACEBACK") == "1":
@@ -65,6 +73,25 @@ def friendly_errors(main: Callable[..., None]) -> Callable[..., None]:
             sys.exit(USER_ERROR_EXIT_STATUS)
 
     return wrapped
+
+
+def _run_and_flush(main: Callable[..., None], *args: object, **kwargs: object) -> None:
+    """Flush what was printed while errors can still be caught, also where ``--help`` ends the program."""
+    try:
+        main(*args, **kwargs)
+    except SystemExit:
+        sys.stdout.flush()
+        raise
+    sys.stdout.flush()
+
+
+def _is_output_closed() -> bool:
+    """Whether it was the standard output that broke, and not a pipe between processes."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        return True
+    return False
 
 
 def _is_first_process() -> bool:

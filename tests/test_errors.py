@@ -1,8 +1,14 @@
 """What a person sees of an error: one sentence, once, and a stack trace for what is ours to mend."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
+from crossdistill.cli import COMMANDS
+from crossdistill.cli import main as cli
 from crossdistill.errors import OneProcessError, UserError, friendly_errors
 from crossdistill.files import require_writable
 
@@ -69,3 +75,34 @@ def test_os_errors_with_a_path__are_one_sentence(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main()
     assert "absent/x cannot be read or written (no such file or directory)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [[], ["encoders"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)
+def test_commands__end_quietly_where_nobody_reads(monkeypatch, capfd, command):
+    reader, writer = os.pipe()
+    os.close(reader)  # as after ``| head``
+    with os.fdopen(writer, "w") as output, monkeypatch.context() as patch, pytest.raises(SystemExit) as exit_info:
+        patch.setattr(sys, "stdout", output)
+        cli(command)
+    assert exit_info.value.code == 141 and "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["crossdistill.cli", "encoders"], ["data_prep", "--help"]], ids=" ".join)
+def test_processes__end_quietly_where_nobody_reads(command):
+    """To the last line that Python itself would write."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", *command], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120
+    )
+    os.close(writer)
+    assert done.returncode == 141 and "BrokenPipe" not in done.stderr and "Traceback" not in done.stderr
+
+
+def test_another_broken_pipe__keeps_its_trace(capsys):
+    @friendly_errors
+    def main():
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        main()

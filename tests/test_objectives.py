@@ -12,7 +12,9 @@ from crossdistill.memory_bank import MemoryBank
 from crossdistill.objectives import OBJECTIVES, create_objective, create_terms
 from crossdistill.objectives.attention_transfer import attention_transfer_loss
 from crossdistill.objectives.bingo import bingo_loss
+from crossdistill.objectives.compress import compress_loss
 from crossdistill.objectives.cosine import cosine_loss
+from crossdistill.objectives.directions import hold_short
 from crossdistill.objectives.dist import dist_loss
 from crossdistill.objectives.dkd import dkd_loss
 from crossdistill.objectives.infonce import infonce_loss
@@ -277,6 +279,37 @@ def test_temperatures__reach_the_objectives_that_have_them():
         assert value(name) != value(name, temperature=0.5)
     assert value("seed") != value("seed", teacher_temperature=0.5)
     assert value("compress-1q") == value("compress-1q", temperature=0.04)
+
+
+DIRECTIONS = ["simreg", "cosine", "infonce", "seed", "bingo", "compress", "token-matching", "rkd, angle", "dist"]
+
+
+@pytest.mark.parametrize("case", DIRECTIONS)
+@pytest.mark.parametrize("length", [0.0, 1e-9])
+def test_directions__a_dead_row_moves_nothing(case, length):
+    """Its gradient was up to 1e12, finite, and larger than all others together."""
+    loss, _, shape, options = CASES.get(case, (compress_loss, None, FEATURES, {}))
+    if case == "compress":
+        options = {"student_anchors": ANCHORS, "teacher_anchors": ANCHORS, "temperature": 0.04}
+    student, teacher = random(*shape).float(), random(*shape, seed=1).float()
+    student[:2] *= length  # with rkd, two samples at one place; with dist, probabilities that do not vary
+    options = {name: value.float() if isinstance(value, torch.Tensor) else value for name, value in options.items()}
+    student.requires_grad_()
+    value = loss(student=student, teacher=teacher, **options)
+    (gradient,) = torch.autograd.grad(value, student)
+    assert gradient.isfinite().all() and value.isfinite()
+    assert gradient.abs().max() < 100
+    if case != "token-matching":
+        assert gradient[2:].abs().max() > 1e-3  # the others learn as ever
+
+
+def test_hold_short__changes_no_value_and_no_other_gradient():
+    rows = torch.cat([random(4, DIM), 1e-5 * random(1, DIM, seed=1), 1e-8 * random(1, DIM, seed=2)]).requires_grad_()
+    held = hold_short(rows)
+    assert torch.equal(held, rows)
+    (gradient,) = torch.autograd.grad(F.normalize(held, dim=1)[:, 0].sum(), rows)
+    (plain,) = torch.autograd.grad(F.normalize(rows, dim=1)[:, 0].sum(), rows)
+    assert torch.equal(gradient[:5], plain[:5]) and not gradient[5].any() and plain[5].abs().max() > 1e6
 
 
 def naive_dkd_parts(s, t):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from crossdistill.adapters import Compares
 from crossdistill.memory_bank import MemoryBank
 from crossdistill.objectives.base import AnchorSource
+from crossdistill.objectives.directions import hold_short
 from crossdistill.types import StepOutput
 
 TEMPERATURE = 0.2
@@ -47,7 +48,7 @@ def bingo_loss(
     Returns:
         Both, the second zero while there is no anchor.
     """
-    query, own = F.normalize(student, dim=1), F.normalize(teacher.detach(), dim=1)
+    query, own = F.normalize(hold_short(student), dim=1), F.normalize(teacher.detach(), dim=1)
     anchors = anchors.to(query.dtype)
     positive = (query * own).sum(dim=1, keepdim=True)
     to_student, to_teacher = query @ anchors.T, own @ anchors.T

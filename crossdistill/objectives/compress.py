@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 from crossdistill.adapters import Compares
 from crossdistill.memory_bank import MemoryBank
 from crossdistill.objectives.base import AnchorSource
+from crossdistill.objectives.directions import hold_short
 from crossdistill.types import StepOutput
 
 # Elements of one chunk of similarities [B, chunk]: two such buffers stay inside a CPU core's cache
@@ -56,7 +57,7 @@ def compress_loss(
         Scalar. Zero, with zero gradients, if there is no anchor yet.
     """
     assert len(student_anchors) == len(teacher_anchors), "anchors of both sides must be the same samples"
-    student_unit = F.normalize(student, dim=1)
+    student_unit = F.normalize(hold_short(student), dim=1)
     if len(teacher_anchors) == 0:
         return student_unit.sum() * 0.0
     teacher_unit = F.normalize(teacher.detach(), dim=1).to(student_unit.dtype)

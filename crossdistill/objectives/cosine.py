@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from crossdistill.objectives.directions import hold_short
+
 
 def cosine_loss(*, student: Tensor, teacher: Tensor) -> Tensor:
     """``mean_b 1 - cos(s_b, t_b)``.
@@ -19,4 +21,4 @@ def cosine_loss(*, student: Tensor, teacher: Tensor) -> Tensor:
         student: [B, E], any length; gradients flow into it alone.
         teacher: [B, E], any length.
     """
-    return 1 - F.cosine_similarity(student, teacher.detach(), dim=1).mean()
+    return 1 - F.cosine_similarity(hold_short(student), teacher.detach(), dim=1).mean()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from crossdistill.adapters import Compares
 from crossdistill.memory_bank import MemoryBank
 from crossdistill.objectives.base import AnchorSource
+from crossdistill.objectives.directions import hold_short
 from crossdistill.types import StepOutput
 
 BETWEEN_CLASSES_WEIGHT, WITHIN_CLASS_WEIGHT, TEMPERATURE = 2.0, 2.0, 1.0
@@ -39,7 +40,7 @@ def dist_loss(*, student: Tensor, teacher: Tensor, temperature: float) -> tuple[
 
 def _correlation(a: Tensor, b: Tensor) -> Tensor:
     """Pearson's correlation of each row; 0 where one side does not vary."""
-    return F.cosine_similarity(a - a.mean(dim=1, keepdim=True), b - b.mean(dim=1, keepdim=True), dim=1)
+    return F.cosine_similarity(hold_short(a - a.mean(dim=1, keepdim=True)), b - b.mean(dim=1, keepdim=True), dim=1)
 
 
 class DIST(nn.Module):

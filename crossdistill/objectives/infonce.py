@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from crossdistill.adapters import Compares
 from crossdistill.memory_bank import MemoryBank
 from crossdistill.objectives.base import AnchorSource
+from crossdistill.objectives.directions import hold_short
 from crossdistill.types import StepOutput
 
 TEMPERATURE = 0.07
@@ -33,7 +34,7 @@ def infonce_loss(
         temperature: τ.
         is_own: [B, K] bool, which anchors are of the sample itself in an earlier epoch: they are no negatives.
     """
-    query = F.normalize(student, dim=1)
+    query = F.normalize(hold_short(student), dim=1)
     positive = (query * F.normalize(teacher.detach(), dim=1)).sum(dim=1, keepdim=True)
     negatives = query @ anchors.to(query.dtype).T
     if is_own is not None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from crossdistill.adapters import Compares
 from crossdistill.memory_bank import MemoryBank
 from crossdistill.objectives.base import AnchorSource
+from crossdistill.objectives.directions import hold_short
 from crossdistill.types import StepOutput
 
 DISTANCE_WEIGHT, ANGLE_WEIGHT = 25.0, 50.0
@@ -48,7 +49,7 @@ def _relative_distances(points: Tensor) -> Tensor:
 
 def _cosines(points: Tensor) -> Tensor:
     """[B, B, B]: at each sample the cosines between the directions to all others."""
-    directions = F.normalize(points[None, :, :] - points[:, None, :], dim=2)
+    directions = F.normalize(hold_short(points[None, :, :] - points[:, None, :], dim=2), dim=2)
     return directions @ directions.transpose(1, 2)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from crossdistill.adapters import Compares
 from crossdistill.memory_bank import MemoryBank
 from crossdistill.objectives.base import AnchorSource
+from crossdistill.objectives.directions import hold_short
 from crossdistill.types import StepOutput
 
 STUDENT_TEMPERATURE, TEACHER_TEMPERATURE = 0.2, 0.01
@@ -34,7 +35,7 @@ def seed_loss(
         student_temperature: τ_s.
         teacher_temperature: τ_t.
     """
-    s, t = F.normalize(student, dim=1), F.normalize(teacher.detach(), dim=1)
+    s, t = F.normalize(hold_short(student), dim=1), F.normalize(teacher.detach(), dim=1)
     anchors = anchors.to(s.dtype)
     own_s, own_t = ((side * t).sum(dim=1, keepdim=True) for side in (s, t))
     log_p_s = F.log_softmax(torch.cat([own_s, s @ anchors.T], dim=1) / student_temperature, dim=1)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from crossdistill.adapters import Compares
 from crossdistill.memory_bank import MemoryBank
 from crossdistill.objectives.base import AnchorSource
+from crossdistill.objectives.directions import hold_short
 from crossdistill.types import StepOutput
 
 
@@ -27,7 +28,7 @@ def simreg_loss(*, student: Tensor, teacher: Tensor) -> Tensor:
         student: [B, E], any length; gradients flow into it alone.
         teacher: [B, E], any length.
     """
-    difference = F.normalize(student, dim=1) - F.normalize(teacher.detach(), dim=1)
+    difference = F.normalize(hold_short(student), dim=1) - F.normalize(teacher.detach(), dim=1)
     return difference.square().sum(dim=1).mean()
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from crossdistill.adapters import Compares
 from crossdistill.memory_bank import MemoryBank
 from crossdistill.objectives.base import AnchorSource
+from crossdistill.objectives.directions import hold_short
 from crossdistill.types import StepOutput
 
 
@@ -25,7 +26,7 @@ def token_matching_loss(*, student: Tensor, teacher: Tensor) -> Tensor:
         student: [B, E, T, H, W], any length; gradients flow into it alone.
         teacher: [B, E, T, H, W], any length.
     """
-    return 1 - F.cosine_similarity(student, teacher.detach(), dim=1).mean()
+    return 1 - F.cosine_similarity(hold_short(student), teacher.detach(), dim=1).mean()
 
 
 class TokenMatching(nn.Module):
