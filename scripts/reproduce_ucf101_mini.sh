@@ -32,17 +32,25 @@ distil() {
 # single NAME SPLIT OPTIONS…: students of one frame
 single() {
   if [ -f "$out/$1-seed$2/results.json" ]; then return; fi
-  "$python" train.py --resume --out "$out/$1-seed$2" --seed "$2" --split "$2" --data "$out/data" --student-size 96 --epochs 100 \
-    --batch-size 12 --optimizer adamw --lr 0.0005 --weight-decay 0.05 --schedule cosine --warmup-epochs 5 \
+  "$python" train.py --resume --out "$out/$1-seed$2" --seed "$2" --split "$2" --data "$out/data" --student-size 96 \
+    --epochs 100 --batch-size 12 --optimizer adamw --lr 0.0005 --weight-decay 0.05 --schedule cosine --warmup-epochs 5 \
     --crop-area-min 0.4 --knn-clips 0 --workers 0 "${@:3}"
 }
 
 "$python" -m data_prep ucf101 --videos "$videos" --annotations "$lists" --out "$out/data" --short-side 240 --modalities rgb flow
 for split in ${splits:-1 2 3}; do
+  "$python" -m crossdistill.cli cache --teacher image_squeezenet1_0 --teacher-weights "$squeezenet" --teacher-size 224 \
+    --student image_resnet18 --data "$out/data" --crop-area-min 0.4 --seed "$split" --split "$split" \
+    --views 20 --workers 0 --out "$out/cache-seed$split"
   for student in image_resnet18 image_mobilenet_v2 image_alexnet; do
     single "$student, labels" $split --supervised --student $student
-    single "squeezenet to $student" $split --teacher image_squeezenet1_0 --teacher-weights "$squeezenet" --teacher-size 224 \
-      --student $student --objective compress-2q-live simreg --bank-size 256
+    # The first student's run also evaluates the teacher; the others learn from the cache alone.
+    if [ $student = image_resnet18 ]; then
+      from=(--teacher image_squeezenet1_0 --teacher-weights "$squeezenet" --teacher-size 224)
+    else
+      from=(--teacher-cache "$out/cache-seed$split")
+    fi
+    single "squeezenet to $student" $split "${from[@]}" --student $student --objective compress-2q-live simreg --bank-size 256
   done
   for student in rgb flow; do
     distil "mobilenetv2 to $student" scripts/teachers/timm_mobilenetv2.py:mobilenetv2_100 "$mobilenet" "${student}_r3d10" $split

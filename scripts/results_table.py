@@ -108,7 +108,10 @@ def print_groups(found: dict[str, dict[str, Network]], rows: dict[str, list[dict
 
 
 def print_line(found: dict[str, dict[str, Network]], line: dict[str, str]) -> None:
-    """One student: ``run`` and ``twin`` are rows, ``role`` and ``teachers`` roles that are not the usual."""
+    """One student: ``run`` and ``twin`` are rows, ``role`` and ``teachers`` roles that are not the usual.
+
+    A run from a cache does not evaluate its teacher: ``teacher_run`` is the row of one that does.
+    """
     by_role, twin = found.get(line["run"], {}), found.get(line.get("twin", ""), {})
     student = by_role.get(line.get("role", "student, distilled"))
     if student is None:
@@ -116,7 +119,8 @@ def print_line(found: dict[str, dict[str, Network]], line: dict[str, str]) -> No
         return
     with_labels = twin.get("student, supervised")
     roles = line.get("teachers", "teacher").split(", ")
-    teacher = "; ".join(cells(by_role.get(role)) for role in roles)
+    taught = found.get(line.get("teacher_run", line["run"]), {})
+    teacher = "; ".join(cells(taught.get(role)) for role in roles)
     untrained = cells(by_role.get("student, random"))
     print(
         f"| {line['title']} | {teacher} | {cells(with_labels)} | {untrained} | {cells(student)} "
@@ -130,7 +134,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="with the runs")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--students", action="store_true", help="distilled students alone, the best first")
-    what.add_argument("--rows", type=Path, help="YAML: group to lines of title, run, twin and role")
+    what.add_argument("--rows", type=Path, help="YAML: group to lines of title, run, twin, role, teachers, teacher_run")
     options = parser.parse_args()
     found = collect(options.folder)
     if not found:
