@@ -331,6 +331,13 @@ def create_teacher(options: TeacherOptions, student_view: ViewSpec) -> Encoder:
     return teacher
 
 
+def check_loaded_teachers(config: RunConfig, student: Encoder) -> None:
+    """Raise a ``UserError`` for given weights that do not serve the objectives, before another teacher is trained."""
+    for options, term in itertools.product(chosen_teachers(config), _terms(config)):
+        if options.weights != AUTO:
+            term.require_fit(student=student, teacher=create_teacher(options, student.view))
+
+
 def _stored_view(weights: str | None) -> dict[str, Any]:
     """The view that the weights of a student's folder were trained with; empty for other weights."""
     folder = find_student(weights) if weights is not None else None

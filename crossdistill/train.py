@@ -162,6 +162,8 @@ def _learn_from_teachers(run: Run) -> None:
     elif build.SELF in config.pair.teacher:
         teachers, sources, views = [], ["its EMA copy"], [student.view]
     else:
+        if build.AUTO in config.pair.teacher_weights:
+            build.check_loaded_teachers(config, student)
         chosen = [_with_weights(run, options) for options in build.chosen_teachers(config)]
         teachers = [build.create_teacher(options, student.view) for options in chosen]
         sources, views = [options.weights for options in chosen], [teacher.view for teacher in teachers]

@@ -282,6 +282,15 @@ def test_teachers_whose_data_lacks_a_modality__are_named(taught_by, toy_folder, 
     assert_refused(lambda: train("--data", folder, "--out", tmp_path / "x", *taught_by), refused)
 
 
+def test_given_weights_without_a_classifier__are_refused_before_another_teacher_is_trained(
+    taught_by, toy_folder, tmp_path, assert_refused
+):
+    options = [*TWO, "--teacher-weights", "auto", taught_by[-1], "--teacher-epochs", 1, "--objective", "kd"]
+    refused = "the weights of flow_tiny3d_8 came without a linear classifier"
+    assert_refused(lambda: train(*options, "--data", toy_folder, "--out", tmp_path / "x"), refused)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_not_finite__names_the_first_step_its_term_and_the_last_good_checkpoint(
     taught_by, toy_folder, tmp_path, assert_refused, monkeypatch
 ):
