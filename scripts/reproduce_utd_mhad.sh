@@ -77,6 +77,10 @@ for seed in ${seeds:-0 1 2}; do
   distil "flow 16 to skeleton 8" flow_tiny3d_16 "flow 16, labels" skeleton_tiny3d_8 "$seed" "${px20[@]}"
   # Two teachers.
   both "skeleton 10 and depth 32 to small depth 8" depth_tiny3d_8 "$seed" "${small[@]}"
+  for bits in w2a4 w4a4 w8a8; do
+    both "skeleton 10 and depth 32 to small depth 8 $bits" depth_tiny3d_8 "$seed" "${small[@]}" --precision $bits \
+      --student-weights "$out/skeleton 10 and depth 32 to small depth 8-seed$seed" --epochs "$quantised_epochs"
+  done
   both "skeleton 10 and depth 32 to depth 8" depth_tiny3d_8 "$seed" "${px48[@]}"
   both "skeleton 10 and depth 32 to flow 8" flow_tiny3d_8 "$seed" "${px48[@]}"
 done
