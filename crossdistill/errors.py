@@ -37,10 +37,20 @@ class UnreadableVideoError(Exception):
     """One video cannot be decoded. Counted and reported by whoever walks over many videos."""
 
 
-def unknown_name(kind: str, given: str, allowed: Iterable[str]) -> UserError:
-    """Build the error for a name that is not in a closed list, with the nearest names first."""
+def unknown_name(kind: str, given: str, allowed: Iterable[str], *, listed_by: str = "") -> UserError:
+    """Build the error for a name that is not in a closed list.
+
+    Args:
+        kind: What was named, for example ``objective``.
+        given: The name.
+        allowed: All that there are.
+        listed_by: The command that lists them, where they are too many for a sentence; only like ones are named then.
+    """
     allowed = sorted(allowed)
-    near = difflib.get_close_matches(given, allowed, n=1)
+    near = difflib.get_close_matches(given, allowed, n=5 if listed_by else 1)
+    if listed_by:
+        like = f"names like it are {', '.join(near)}; " if near else ""
+        return UserError(f"unknown {kind} {given!r}: {like}{listed_by} lists all")
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return UserError(f"unknown {kind} {given!r}: choose one of {', '.join(allowed)}{hint}")
 

@@ -80,7 +80,7 @@ def create_encoder(
         return _from_file(name, num_frames=num_frames, stride=stride, size_px=size_px)
     modality, _, architecture = name.partition("_")
     if modality not in MODALITIES or not architecture:
-        raise unknown_name("encoder", name, encoder_names())
+        raise unknown_name("encoder", name, encoder_names(), listed_by="crossdistill encoders")
     library, colon, model = architecture.partition(":")
     if colon:
         if library not in LIBRARIES:
@@ -91,7 +91,8 @@ def create_encoder(
         )
         return created
     if architecture not in ARCHITECTURES:
-        raise unknown_name("architecture", architecture, ARCHITECTURES)
+        names = (known for known in encoder_names() if known.startswith(modality + "_"))
+        raise unknown_name("encoder", name, names, listed_by="crossdistill encoders")
     entry = ARCHITECTURES[architecture]
     if modality not in entry.modalities:
         raise UserError(
