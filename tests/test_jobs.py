@@ -413,7 +413,11 @@ def prepare_damaged(originals: list[Path], folder: Path, out: Path, *, num_copie
     for video in manifest.videos:
         statuses[video.name.split("_")[1]].add(video.status)
     assert statuses["empty"] == statuses["text"] == {"skipped"}
-    assert "ok" not in statuses["truncated"]
+    for video in manifest.videos:
+        number, kind = video.name.split("_")
+        # Neither an MPEG program stream nor a WebM without a duration says how long it should be.
+        can_tell = originals[int(number) % len(originals)].suffix not in (".mpg", ".webm")
+        assert not (kind == "truncated" and video.status == "ok" and can_tell), video
     assert statuses["bits"] & {"ok", "repaired"}, "not one copy with changed bits was of use"
     return manifest
 
