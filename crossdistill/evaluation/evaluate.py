@@ -327,8 +327,6 @@ def _check(options: Options, manifest: Manifest) -> None:
     joint = [name for name in options.protocols if name in JOINT_PROTOCOLS]
     if joint and len(options.students) < 2:
         raise UserError(f"--protocols {joint[0]} compares students, and one was given: name two or more")
-    if len(set(options.split)) < len(options.split):
-        raise UserError(f"--split {' '.join(options.split)} names a split twice: leave one out")
     for path, splits in options.folders.items():
         folder, facts = read_facts(path)
         view = read_view(folder, facts)

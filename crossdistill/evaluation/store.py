@@ -39,7 +39,7 @@ from crossdistill.runner import Execution
 from crossdistill.types import ViewSpec
 
 FORMAT = "crossdistill-features"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # rises when the same weights come to compute something else
 FOLDER_NAME = "features"
 FEATURES = "features"
 ADVICE = "free space there, or choose another folder with --features"
@@ -57,24 +57,24 @@ def feature_key(
         views: Of every video.
         short_clips: What becomes of videos that are shorter than the view.
     """
-    key = {
-        "format": FORMAT,
-        "version": FORMAT_VERSION,
-        "encoder": encoder.name,
+    network = {
         "weights_sha256": weights_hash(encoder),
         "quantize": encoder.quantize,
-        "view": dataclasses.asdict(encoder.view),
-        "embed_dim": encoder.embed_dim,
         "precision": "bf16" if execution.is_bf16 else "fp32",
-        "dataset": dataset,
-        "views": str(views),
-        # Where none is too short, which is what "error" makes sure of, "repeat" does nothing.
-        "short_clips": "repeat" if short_clips == "error" else short_clips,
     }
     if is_from_file(encoder.name):
-        key["code_sha256"] = sha256_of(Path(encoder.name.rpartition(":")[0]))
-    plain: dict[str, Any] = json.loads(json.dumps(key))
-    return plain
+        network["code_sha256"] = sha256_of(Path(encoder.name.rpartition(":")[0]))
+    # Where none is too short, which is what "error" makes sure of, "repeat" does nothing.
+    short_clips = "repeat" if short_clips == "error" else short_clips
+    return _key(
+        network,
+        encoder=encoder.name,
+        view=encoder.view,
+        embed_dim=encoder.embed_dim,
+        dataset=dataset,
+        views=views,
+        short_clips=short_clips,
+    )
 
 
 def exported_key(path: Path, *, encoder: str, view: ViewSpec, embed_dim: int, dataset: str) -> dict[str, Any]:
@@ -87,16 +87,38 @@ def exported_key(path: Path, *, encoder: str, view: ViewSpec, embed_dim: int, da
         embed_dim: Numbers of an embedding.
         dataset: Name of the dataset.
     """
+    return _key(
+        {"file_sha256": sha256_of(path)},
+        encoder=encoder,
+        view=view,
+        embed_dim=embed_dim,
+        dataset=dataset,
+        views=TestViews(),
+        short_clips="repeat",
+    )
+
+
+def _key(
+    network: dict[str, Any],
+    *,
+    encoder: str,
+    view: ViewSpec,
+    embed_dim: int,
+    dataset: str,
+    views: TestViews,
+    short_clips: str,
+) -> dict[str, Any]:
+    """A key as it is read from a file: what the network is, and what it is shown."""
     key = {
         "format": FORMAT,
         "version": FORMAT_VERSION,
         "encoder": encoder,
-        "file_sha256": sha256_of(path),
+        **network,
         "view": dataclasses.asdict(view),
         "embed_dim": embed_dim,
         "dataset": dataset,
-        "views": str(TestViews()),
-        "short_clips": "repeat",
+        "views": str(views),
+        "short_clips": short_clips,
     }
     plain: dict[str, Any] = json.loads(json.dumps(key))
     return plain

@@ -64,9 +64,8 @@ def measure(network: Network) -> Cost:
 
 def count_gmacs(encoder: Encoder, execution: Execution) -> float:
     """Multiply-adds of one clip, by a pass of the network as it is."""
-    frozen = copy.deepcopy(encoder).requires_grad_(
-        False
-    )  # the counter follows gradients, and brevitas' weights have some
+    # The counter follows gradients, and brevitas' weights have some.
+    frozen = copy.deepcopy(encoder).requires_grad_(False)
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         execution.embed(frozen, _clips(encoder, 1).to(execution.device))
     return counter.get_total_flops() / 2e9

@@ -171,9 +171,9 @@ def tables_of(subject: Subject) -> list[Table]:
 
 def _with_twin(table: Table, subject: Subject) -> Table:
     for by_role in () if subject.twin is None else subject.twin.results.values():
-        role = SUPERVISED
-        if role in by_role and by_role[role].dataset == table.dataset and by_role[role].split == table.split:
-            return replace(table, by_role={**table.by_role, TWIN_ROLE: by_role[role]})
+        own = by_role.get(SUPERVISED)
+        if own is not None and (own.dataset, own.split) == (table.dataset, table.split):
+            return replace(table, by_role={**table.by_role, TWIN_ROLE: own})
     return table
 
 
