@@ -294,8 +294,8 @@ def cost_note(costs: Sequence[Cost]) -> str:
     )
     if any(cost.bits for cost in costs):
         note += (
-            " Networks of few bits are timed in PyTorch, which keeps their integers in floating point, and so are their "
-            "files; with int8 arithmetic they run as crossdistill export --to onnx writes them."
+            " Networks of few bits are timed in PyTorch, which keeps their integers in floating point, as does the "
+            "weight file; with int8 arithmetic they run as crossdistill export --to onnx writes them."
         )
     return note
 
