@@ -206,7 +206,7 @@ def test_bad_input__one_sentence_each(toy_folder, teacher_file, run_folder, tmp_
     assert "no student was given" in wrong(capsys, *known, *data)
     assert "no teacher was given" in wrong(capsys, *flow, *data)
     assert "leave one of them out" in wrong(capsys, *known, *flow, *data, "--supervised")
-    assert "did you mean 'r3d10'" in wrong(capsys, *known, "--student", "flow_r3d100", *data, *out)
+    assert "names like it are flow_r3d10, " in wrong(capsys, *known, "--student", "flow_r3d100", *data, *out)
     assert "unknown encoder 'sound_r3d10'" in wrong(capsys, *known, "--student", "sound_r3d10", *data, *out)
     assert "unknown objective 'compres-2q'" in wrong(capsys, *known, *flow, *data, *out, "--objective", "compres-2q")
     assert "not a prepared dataset" in wrong(capsys, *known, *flow, "--data", tmp_path, *out)
