@@ -167,13 +167,13 @@ def _learn_from_teachers(run: Run) -> None:
         chosen = [_with_weights(run, options) for options in build.chosen_teachers(config)]
         teachers = [build.create_teacher(options, student.view) for options in chosen]
         sources, views = [options.weights for options in chosen], [teacher.view for teacher in teachers]
-    named = " and ".join(f"{name} ({source})" for name, source in zip(config.pair.teacher, sources, strict=True))
-    build.announce(run.accelerator, f"{student.name} learns from {named}; the run is kept in {run.folder}")
     dataset = build.training_set(
         config, run.manifests, student_view=student.view, teacher_views=views, accelerator=run.accelerator
     )
     if run.cache is not None:
         dataset = build.replay_cached_clips(config, run.cache, dataset)
+    named = " and ".join(f"{name} ({source})" for name, source in zip(config.pair.teacher, sources, strict=True))
+    build.announce(run.accelerator, f"{student.name} learns from {named}; the run is kept in {run.folder}")
     distiller = build.create_distiller(
         config,
         student=student,

@@ -8,7 +8,8 @@
 #                      --short-side 80 --out DATA
 # OUT   folder for the runs
 #
-# What is finished is not done again, so seeds may run side by side, and one may stop and go on.
+# What is finished is not done again, so seeds may run side by side, and one may stop and go on. The rows of three teachers
+# want the labelled networks of seeds 0, 1 and 2, and train those that are not there.
 set -euo pipefail
 if [ $# -lt 2 ]; then sed -n '2,13p' "$0"; exit 2; fi
 data=$1 out=$2
@@ -38,6 +39,11 @@ distil() {
 both() {
   run "$1" "$3" "$epochs" --teacher skeleton_r3d10 depth_tiny3d_32 --student "$2" --objective compress-2q-live simreg \
     --teacher-weights "$out/skeleton 10, labels-seed$3" "$out/depth 32, labels-seed$3" --bank-size 400 "${@:4}"
+}
+# three NAME TEACHER STUDENT SEED OPTIONS…: from one network as three seeds have trained it with labels
+three() {
+  run "three of $1" "$4" "$epochs" --teacher "$2" "$2" "$2" --student "$3" --objective compress-2q-live simreg \
+    --teacher-weights "$out/${1% to *}, labels-seed"{0,1,2} --bank-size 400 "${@:5}"
 }
 px48=(--student-size 48) px20=(--student-size 20) small=(--student-size 32 --student-frames 8 --student-stride 6)
 
@@ -83,5 +89,17 @@ for seed in ${seeds:-0 1 2}; do
   done
   both "skeleton 10 and depth 32 to depth 8" depth_tiny3d_8 "$seed" "${px48[@]}"
   both "skeleton 10 and depth 32 to flow 8" flow_tiny3d_8 "$seed" "${px48[@]}"
+done
+# Three teachers that differ in nothing but the seed: an ensemble of itself, and of the skeleton.
+for seed in 0 1 2; do
+  labels "skeleton 10" skeleton_r3d10 "$seed" "${px20[@]}"
+  labels "skeleton 8" skeleton_tiny3d_8 "$seed" "${px20[@]}"
+  labels "small depth 8" depth_tiny3d_8 "$seed" "${small[@]}"
+done
+for seed in ${seeds:-0 1 2}; do
+  three "small depth 8 to itself" depth_tiny3d_8 depth_tiny3d_8 "$seed" "${small[@]}"
+  three "skeleton 8 to itself" skeleton_tiny3d_8 skeleton_tiny3d_8 "$seed" "${px20[@]}"
+  three "skeleton 10 to depth 8" skeleton_r3d10 depth_tiny3d_8 "$seed" "${px48[@]}"
+  three "skeleton 10 to small depth 8" skeleton_r3d10 depth_tiny3d_8 "$seed" "${small[@]}"
 done
 "$python" scripts/results_table.py "$out" --rows scripts/rows_utd_mhad.yaml

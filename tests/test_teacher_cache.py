@@ -69,8 +69,9 @@ def cached(folder):
 def refused(capsys, command, *options):
     with pytest.raises(SystemExit) as stopped:
         command(strings(*options))
-    error = capsys.readouterr().err
+    out, error = capsys.readouterr()
     assert stopped.value.code == 2 and len(error.strip().splitlines()) == 1, error
+    assert "the run is kept in" not in out  # what is refused says nothing of a run
     return error
 
 
