@@ -9,7 +9,7 @@
 #
 # What is finished is not done again.
 set -euo pipefail
-if [ $# -lt 2 ]; then sed -n '2,11p' "$0"; exit 2; fi
+if [ $# -lt 2 ]; then sed -n '2,/^[^#]/{/^#/p;}' "$0"; exit 2; fi
 data=$1 out=$2
 seeds=${*:3}
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"

@@ -7,7 +7,7 @@
 #
 # OUT  folder for the runs. The dataset is made at first use (data/toyactions). What is finished is not done again.
 set -euo pipefail
-if [ $# -lt 1 ]; then sed -n '2,9p' "$0"; exit 2; fi
+if [ $# -lt 1 ]; then sed -n '2,/^[^#]/{/^#/p;}' "$0"; exit 2; fi
 out=$1
 seeds=${*:2}
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"

@@ -13,7 +13,7 @@
 # Every student learns once for each split, from its training part alone; the number of the split is the seed as well.
 # What is finished is not done again.
 set -euo pipefail
-if [ $# -lt 5 ]; then sed -n '2,14p' "$0"; exit 2; fi
+if [ $# -lt 5 ]; then sed -n '2,/^[^#]/{/^#/p;}' "$0"; exit 2; fi
 videos=$1 lists=$2 mobilenet=$3 squeezenet=$4 out=$5
 splits=${*:6}
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"

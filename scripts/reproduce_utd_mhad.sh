@@ -11,7 +11,7 @@
 # What is finished is not done again, so seeds may run side by side, and one may stop and go on. The rows of three teachers
 # want the labelled networks of seeds 0, 1 and 2, and train those that are not there.
 set -euo pipefail
-if [ $# -lt 2 ]; then sed -n '2,13p' "$0"; exit 2; fi
+if [ $# -lt 2 ]; then sed -n '2,/^[^#]/{/^#/p;}' "$0"; exit 2; fi
 data=$1 out=$2
 seeds=${*:3}
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"

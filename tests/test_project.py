@@ -314,6 +314,14 @@ def test_makefile__explains_each_target() -> None:
     assert set(re.findall(r"^([a-z-]+):.*## \S", makefile, flags=re.MULTILINE)) == make_targets(makefile)
 
 
+@pytest.mark.parametrize("script", sorted((ROOT / "scripts").glob("*.sh")), ids=lambda path: path.name)
+def test_shell_scripts__say_how_they_are_called_and_nothing_else(script: Path) -> None:
+    result = subprocess.run(["bash", script], capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 2 and f"scripts/{script.name} " in result.stdout
+    assert all(line.startswith("#") for line in result.stdout.splitlines()), result.stdout
+    assert len(result.stdout.splitlines()) == script.read_text(encoding="utf-8").partition("\nset -e")[0].count("\n")
+
+
 def test_make_commands__finds_commands_and_no_prose() -> None:
     page = (
         "Losses make the student keep it.\n\n```bash\nmake demo\n$ make test check  # both\n```\n\nType `make bench`.\n"
