@@ -95,11 +95,12 @@ for seed in 0 1 2; do
   labels "skeleton 10" skeleton_r3d10 "$seed" "${px20[@]}"
   labels "skeleton 8" skeleton_tiny3d_8 "$seed" "${px20[@]}"
   labels "small depth 8" depth_tiny3d_8 "$seed" "${small[@]}"
+  labels "depth 8" depth_tiny3d_8 "$seed" "${px48[@]}"
 done
 for seed in ${seeds:-0 1 2}; do
   three "small depth 8 to itself" depth_tiny3d_8 depth_tiny3d_8 "$seed" "${small[@]}"
   three "skeleton 8 to itself" skeleton_tiny3d_8 skeleton_tiny3d_8 "$seed" "${px20[@]}"
+  three "depth 8 to itself" depth_tiny3d_8 depth_tiny3d_8 "$seed" "${px48[@]}"
   three "skeleton 10 to depth 8" skeleton_r3d10 depth_tiny3d_8 "$seed" "${px48[@]}"
-  three "skeleton 10 to small depth 8" skeleton_r3d10 depth_tiny3d_8 "$seed" "${small[@]}"
 done
 "$python" scripts/results_table.py "$out" --rows scripts/rows_utd_mhad.yaml
