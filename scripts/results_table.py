@@ -17,6 +17,7 @@ import statistics
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -97,7 +98,7 @@ def print_students(found: dict[str, dict[str, Network]]) -> None:
         print(f"| {row} | {values} | {len(network.accuracies['linear'])} |")
 
 
-def print_groups(found: dict[str, dict[str, Network]], rows: dict[str, list[dict[str, str]]]) -> None:
+def print_groups(found: dict[str, dict[str, Network]], rows: dict[str, list[dict[str, Any]]]) -> None:
     """One line for each student, in groups."""
     for title, lines in rows.items():
         print(f"\n### {title}\n")
@@ -107,7 +108,7 @@ def print_groups(found: dict[str, dict[str, Network]], rows: dict[str, list[dict
             print_line(found, line)
 
 
-def print_line(found: dict[str, dict[str, Network]], line: dict[str, str]) -> None:
+def print_line(found: dict[str, dict[str, Network]], line: dict[str, Any]) -> None:
     """One student: ``run`` and ``twin`` are rows, ``role`` and ``teachers`` roles that are not the usual.
 
     A run from a cache does not evaluate its teacher: ``teacher_run`` is the row of one that does.
@@ -118,7 +119,7 @@ def print_line(found: dict[str, dict[str, Network]], line: dict[str, str]) -> No
         print(f"| {line['title']} | not run | | | | | 0 |")
         return
     with_labels = twin.get("student, supervised")
-    roles = line.get("teachers", "teacher").split(", ")
+    roles = line.get("teachers", ["teacher"])
     taught = found.get(line.get("teacher_run", line["run"]), {})
     teacher = "; ".join(cells(taught.get(role)) for role in roles)
     untrained = cells(by_role.get("student, random"))
