@@ -52,5 +52,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(VENV_PYTHON) -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv $(VENV)
 	$(VENV_PYTHON) -m pip install --disable-pip-version-check --constraint constraints.txt \
 		torch torchvision --editable '.[dev]'
-	$(VENV_PYTHON) -m crossdistill.environment
+	$(VENV_PYTHON) -m crossdistill.utils.environment
 	@touch $@

@@ -5,11 +5,11 @@ from crossdistill.errors import friendly_errors
 
 @friendly_errors
 def main() -> None:
-    """Check the installation, then run ``crossdistill.train``."""
-    from crossdistill.environment import require_matched_torch
+    """Check the installation, then run ``crossdistill.recipes.run``."""
+    from crossdistill.utils.environment import require_matched_torch
 
     require_matched_torch()
-    from crossdistill.train import main as train
+    from crossdistill.recipes.run import main as train
 
     train()
 

@@ -10,11 +10,11 @@ __version__ = "0.1.0"
 # Name to module. Loaded at first use: `import crossdistill` alone costs next to nothing.
 _EXPORTS = {
     "CompRess": "crossdistill.objectives",
-    "Distiller": "crossdistill.distiller",
+    "Distiller": "crossdistill.distillation.distiller",
     "Encoder": "crossdistill.encoders",
-    "Execution": "crossdistill.runner",
+    "Execution": "crossdistill.encoders.execution",
     "Manifest": "crossdistill.data.manifest",
-    "MemoryBank": "crossdistill.memory_bank",
+    "MemoryBank": "crossdistill.objectives.memory_bank",
     "PairedBatch": "crossdistill.types",
     "PairedClips": "crossdistill.data.dataset",
     "SampleKey": "crossdistill.data.sampling",
@@ -25,12 +25,12 @@ _EXPORTS = {
     "compress_loss": "crossdistill.objectives",
     "create_encoder": "crossdistill.encoders",
     "create_objective": "crossdistill.objectives",
-    "create_terms": "crossdistill.objectives",
+    "create_terms": "crossdistill.distillation.terms",
     "encoder_names": "crossdistill.encoders",
     "entries_of": "crossdistill.data.dataset",
-    "load_student": "crossdistill.student",
+    "load_student": "crossdistill.distillation.student",
     "read_clip": "crossdistill.data.decode",
-    "save_student": "crossdistill.student",
+    "save_student": "crossdistill.distillation.student",
     "wrap_encoder": "crossdistill.encoders",
 }
 
@@ -41,14 +41,15 @@ if TYPE_CHECKING:
     from crossdistill.data.decode import read_clip
     from crossdistill.data.manifest import Manifest
     from crossdistill.data.sampling import SampleKey
-    from crossdistill.distiller import Distiller
+    from crossdistill.distillation.distiller import Distiller
+    from crossdistill.distillation.student import load_student, save_student
+    from crossdistill.distillation.terms import create_terms
     from crossdistill.encoders import Encoder, create_encoder, encoder_names, wrap_encoder
     from crossdistill.encoders.base import TokenLayer
+    from crossdistill.encoders.execution import Execution
     from crossdistill.errors import UserError
-    from crossdistill.memory_bank import MemoryBank
-    from crossdistill.objectives import CompRess, compress_loss, create_objective, create_terms
-    from crossdistill.runner import Execution
-    from crossdistill.student import load_student, save_student
+    from crossdistill.objectives import CompRess, compress_loss, create_objective
+    from crossdistill.objectives.memory_bank import MemoryBank
     from crossdistill.types import PairedBatch, View, ViewSpec
 
 

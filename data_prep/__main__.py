@@ -6,10 +6,10 @@ import importlib
 import sys
 
 from crossdistill.errors import friendly_errors, unknown_name
-from crossdistill.options import flowed, parse_options, rows_of
-from data_prep.prepare import PrepareOptions, check_out_is_apart
+from crossdistill.utils.command_line import flowed, parse_options, rows_of
+from data_prep.pipeline.prepare import PrepareOptions, check_out_is_apart
 
-# Dataset to what it is, in one line. Each is a module of this package with a dataclass ``Options``
+# Dataset to what it is, in one line. Each is a module of ``data_prep.datasets`` with a dataclass ``Options``
 # (its fields are the command's options) and a function ``prepare(options) -> Manifest``.
 DATASETS = {
     "toyactions": "rendered clips of moving bodies with exact flow and depth; needs no download",
@@ -26,7 +26,7 @@ DATASETS = {
 # Command over a prepared dataset to its module and what it does, in one line. Each module has a dataclass
 # ``Options`` and a function ``run(options)``.
 COMMANDS = {
-    "inspect": ("inspection", "shows what a prepared dataset holds, in numbers and in a picture of some clips"),
+    "inspect": ("inspect", "shows what a prepared dataset holds, in numbers and in a picture of some clips"),
     "verify": (
         "verify",
         "decodes every stream of a prepared dataset and names the files that are not as they should be",
@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
         module = importlib.import_module(f"data_prep.{COMMANDS[name][0]}")
         act = module.run
     elif name in DATASETS:
-        module = importlib.import_module(f"data_prep.{name}")
+        module = importlib.import_module(f"data_prep.datasets.{name}")
         act = module.prepare
     else:
         raise unknown_name("dataset or command", name, [*DATASETS, *COMMANDS])

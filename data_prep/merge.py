@@ -16,7 +16,7 @@ import tyro
 
 from crossdistill.data.manifest import Manifest, Video, unique_names
 from crossdistill.errors import UserError
-from data_prep.prepare import report, shard_manifest_name
+from data_prep.pipeline.prepare import report, shard_manifest_name
 
 PART_NAME = re.compile(r"manifest\.(\d+)-of-(\d+)\.jsonl")
 

@@ -23,14 +23,14 @@ import av
 import numpy as np
 import tyro
 
-from crossdistill.console import console, print_table
 from crossdistill.data.decode import DECODE_ERRORS, decode_frames
 from crossdistill.data.manifest import Manifest, Stream
 from crossdistill.data.streams import STREAM_FORMATS, Picture, StreamFormat
 from crossdistill.errors import UnreadableVideoError, UserError
-from crossdistill.files import sha256_of
-from data_prep.executor import Engine, run_jobs
-from data_prep.guard import Crashed, TookTooLong, ask, stop_children
+from crossdistill.utils.console import console, print_table
+from crossdistill.utils.files import sha256_of
+from data_prep.pipeline.executor import Engine, run_jobs
+from data_prep.pipeline.guard import Crashed, TookTooLong, ask, stop_children
 
 OK = "ok"
 TIME_LIMIT = "time limit"

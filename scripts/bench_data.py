@@ -42,11 +42,11 @@ from crossdistill.data.manifest import Stream, Video
 from crossdistill.data.sampling import SampleKey, centre_range_seconds, clip_frames, sample_generator
 from crossdistill.data.streams import STREAM_FORMATS, Picture
 from crossdistill.data.transforms import Augmentation, Crop, centre_crop
-from crossdistill.environment import describe_environment
 from crossdistill.errors import UnreadableVideoError, UserError
 from crossdistill.modalities import RGB
 from crossdistill.types import ViewSpec
-from data_prep.prepare import PrepareOptions, SourceVideo, prepare_videos
+from crossdistill.utils.environment import describe_environment
+from data_prep.pipeline.prepare import PrepareOptions, SourceVideo, prepare_videos
 
 RGB_FORMAT = STREAM_FORMATS["rgb"]
 NUM_FRAMES, STRIDE, BATCH = 16, 4, 8

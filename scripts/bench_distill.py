@@ -22,13 +22,14 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 import crossdistill
-from crossdistill.distiller import Distiller, FrozenTeacher
+from crossdistill.distillation.distiller import Distiller
+from crossdistill.distillation.teacher_cache import TeacherCache
+from crossdistill.distillation.teachers import CachedTeacher, FrozenTeacher
 from crossdistill.encoders import Encoder, create_encoder
-from crossdistill.environment import describe_environment
+from crossdistill.encoders.execution import Execution
 from crossdistill.objectives import compress_loss
-from crossdistill.runner import Execution
-from crossdistill.teacher_cache import CachedTeacher, TeacherCache
 from crossdistill.types import Anchors, PairedBatch, View
+from crossdistill.utils.environment import describe_environment
 
 TEMPERATURE = 0.04
 

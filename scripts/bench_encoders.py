@@ -13,9 +13,9 @@ import warnings
 import torch
 
 from crossdistill.encoders import create_encoder
-from crossdistill.environment import describe_environment
-from crossdistill.runner import Execution
+from crossdistill.encoders.execution import Execution
 from crossdistill.types import View
+from crossdistill.utils.environment import describe_environment
 
 # Name, frames, pixels, batch.
 CASES = (

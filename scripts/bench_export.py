@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from crossdistill.encoders import Encoder, create_encoder
-from crossdistill.environment import describe_environment
-from crossdistill.exports import FORMATS, export_student
-from crossdistill.exports.network import Runner, torch_runner
-from crossdistill.exports.onnx import open_session, run_session
-from crossdistill.precision import noise_clips
+from crossdistill.export import FORMATS, export_student
+from crossdistill.export.network import Runner, torch_runner
+from crossdistill.export.onnx import open_session, run_session
+from crossdistill.quantization.quantize import noise_clips
+from crossdistill.utils.environment import describe_environment
 
 # Name, frames, pixels. The small VideoMAE stands for a student: 6 layers of 192, patches of 16, tubelets of 2.
 CASES = (

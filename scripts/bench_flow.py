@@ -26,12 +26,12 @@ from rich.console import Console
 from rich.table import Table
 from torchvision.models.optical_flow import raft_small
 
-from crossdistill.environment import describe_environment
+from crossdistill.utils.environment import describe_environment
+from data_prep.datasets.toyactions_renderer import ACTIONS, Identity, compose_scene, render_clip
 from data_prep.flow import FLOW_METHODS, FLOW_PRESETS
 from data_prep.frames import Frame
-from data_prep.readers import read_video
+from data_prep.pipeline.readers import read_video
 from data_prep.recipe import Recipe
-from data_prep.toyactions_renderer import ACTIONS, Identity, compose_scene, render_clip
 
 HEIGHT_PX, WIDTH_PX = 240, 320
 CODECS: dict[str, tuple[str, dict[str, str]]] = {

@@ -21,8 +21,8 @@ import faiss
 import torch
 from torch import Tensor
 
-from crossdistill.console import print_table
 from crossdistill.evaluation.knn import nearest_neighbours, unit_rows
+from crossdistill.utils.console import print_table
 
 
 def parse_arguments() -> argparse.Namespace:

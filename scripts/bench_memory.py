@@ -28,13 +28,13 @@ from numpy.typing import NDArray
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from crossdistill.console import print_table
 from crossdistill.data.decode import index_video, read_frames
 from crossdistill.data.decoders import DECODERS, get_decoder
 from crossdistill.data.manifest import Stream
 from crossdistill.data.streams import StreamWriter, get_stream_format
 from crossdistill.errors import UnreadableVideoError, UserError
-from data_prep.readers import read_video
+from crossdistill.utils.console import print_table
+from data_prep.pipeline.readers import read_video
 from data_prep.recipe import Recipe
 
 NUM_FRAMES, STRIDE = 16, 4

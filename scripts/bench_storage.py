@@ -35,15 +35,15 @@ import numpy as np
 from av.video.reformatter import ColorRange
 from numpy.typing import NDArray
 
-from crossdistill.console import console
 from crossdistill.data.decode import index_video, read_frames
 from crossdistill.data.manifest import Stream
 from crossdistill.data.streams import STREAM_FORMATS, StreamWriter, quantise_flow, stack_channels
 from crossdistill.modalities import FLOW, FLOW_BOUND_PX
+from crossdistill.utils.console import console
 from data_prep.flow.dis import dis_flow
-from data_prep.readers import read_depth, read_video
+from data_prep.pipeline.readers import read_depth, read_video
+from data_prep.pipeline.sources import VIDEO_SUFFIXES
 from data_prep.recipe import Recipe
-from data_prep.sources import VIDEO_SUFFIXES
 
 Picture = NDArray[Any]
 """[H, W], uint8 or uint16; for the RGB yardstick [H, W, 3]."""

@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from crossdistill.environment import require_matched_torch
 from crossdistill.errors import friendly_errors
+from crossdistill.utils.environment import require_matched_torch
 
 if __name__ == "__main__":  # before what follows imports a torchvision that perhaps cannot be
     friendly_errors(require_matched_torch)()
@@ -26,12 +26,12 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from crossdistill.config import from_dict, load_yaml, merge, toyactions_preset
-from crossdistill.console import console
-from crossdistill.environment import describe_environment
-from crossdistill.files import atomic_path, write_text_atomically
-from crossdistill.train import RESULTS_NAME, TABLE_PROTOCOLS, print_comparison, run
-from data_prep.toyactions import Options, prepare
+from crossdistill.recipes.config import from_dict, load_yaml, merge, toyactions_preset
+from crossdistill.recipes.run import RESULTS_NAME, TABLE_PROTOCOLS, print_comparison, run
+from crossdistill.utils.console import console
+from crossdistill.utils.environment import describe_environment
+from crossdistill.utils.files import atomic_path, write_text_atomically
+from data_prep.datasets.toyactions import Options, prepare
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 CLIPS_PER_CLASS = 200

@@ -29,7 +29,7 @@ from crossdistill.data.decoders import DEFAULT_DECODER, CannotServeError, get_de
 from crossdistill.data.manifest import Stream
 from crossdistill.data.streams import Picture, StreamFormat, get_stream_format
 from crossdistill.errors import UnreadableVideoError
-from crossdistill.files import sha256_of
+from crossdistill.utils.files import sha256_of
 
 # What PyAV raises on damaged or missing files.
 DECODE_ERRORS = (av.FFmpegError, OSError, ValueError, IndexError)

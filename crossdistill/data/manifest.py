@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdistill.errors import UserError
-from crossdistill.files import write_text_atomically
+from crossdistill.utils.files import write_text_atomically
 
 MANIFEST_NAME = "manifest.jsonl"
 FORMAT_VERSION = 1

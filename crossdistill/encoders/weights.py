@@ -3,59 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
 import re
 import urllib.parse
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from crossdistill.encoders.base import Classifier, Encoder, PublicWeights
 from crossdistill.errors import UserError
+from crossdistill.utils.tensor_files import read_weights
 
 # torch's libraries end a file's name with the beginning of its SHA-256.
 HASH_IN_NAME = re.compile(r"-([a-f0-9]{6,})\.")
-# Keys under which training scripts keep the network's weights inside a larger dictionary.
-NESTED_KEYS = ("state_dict", "model_state", "model", "teacher", "student")
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a ``.safetensors`` file, or a ``.pth``/``.pt`` file without executing anything in it.
-
-    Raises:
-        UserError: The file is missing, damaged, or a pickle that holds more than tensors.
-    """
-    if not path.is_file():
-        raise UserError(
-            f"there is no weight file {path}: give a .safetensors, .pth or .pt file, or a run's student folder"
-        )
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise UserError(f"{path} is not a whole safetensors file ({error}): get it again") from error
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # torch's own about pickles; the sentence below says it
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path} holds more than tensors, and loading it could run a stranger's code: save its state_dict() "
-            "alone, best as .safetensors"
-        ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise UserError(f"{path} is not a whole PyTorch file ({error}): get it again") from error
-    for key in NESTED_KEYS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise UserError(f"{path} is not a dictionary of tensors: save the network's state_dict()")
-    return dict(content)
 
 
 def fetch_public_weights(weights: PublicWeights) -> Path:

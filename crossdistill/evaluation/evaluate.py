@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from crossdistill.console import console
 from crossdistill.data.dataset import Entry, check_entries, entries_of
 from crossdistill.data.decoders import DEFAULT_DECODER
 from crossdistill.data.manifest import Manifest
-from crossdistill.distributed import create_accelerator, decide_on_first, use_all_cores
+from crossdistill.distillation.student import load_student, read_facts, read_view
 from crossdistill.encoders import Encoder
+from crossdistill.encoders.execution import Execution
 from crossdistill.errors import UserError, unknown_name
 from crossdistill.evaluation.features import Features
 from crossdistill.evaluation.finetune import classify
@@ -41,12 +41,12 @@ from crossdistill.evaluation.results import Evaluation, ProtocolResult
 from crossdistill.evaluation.store import FOLDER_NAME, kept_features
 from crossdistill.evaluation.tables import print_evaluation
 from crossdistill.evaluation.views import TestViews
-from crossdistill.files import write_text_atomically
-from crossdistill.run_folder import CONFIG_NAME
-from crossdistill.runner import Execution
-from crossdistill.student import load_student, read_facts, read_view
-from crossdistill.trackers import require_tracker, track_results
+from crossdistill.training.run_folder import CONFIG_NAME
+from crossdistill.training.trackers import require_tracker, track_results
 from crossdistill.types import ViewSpec
+from crossdistill.utils.console import console
+from crossdistill.utils.distributed import create_accelerator, decide_on_first, use_all_cores
+from crossdistill.utils.files import write_text_atomically
 
 __all__ = ["PROTOCOLS", "Evaluation", "Options", "evaluate_encoder", "main", "print_evaluation"]
 # Of the members of a fusion, so that the table shows what fusing them gains.

@@ -12,14 +12,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from crossdistill.console import progress_bar
 from crossdistill.data.dataset import Entry, make_loader
 from crossdistill.data.decoders import DEFAULT_DECODER
 from crossdistill.data.sampling import SampleKey
-from crossdistill.distributed import broadcast_buffers, gather_objects
 from crossdistill.encoders import Encoder
+from crossdistill.encoders.execution import Execution
 from crossdistill.evaluation.views import MultiViewClips, TestViews
-from crossdistill.runner import Execution
+from crossdistill.utils.console import progress_bar
+from crossdistill.utils.distributed import broadcast_buffers, gather_objects
 
 CLIPS_AT_ONCE = 32
 

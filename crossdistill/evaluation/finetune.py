@@ -1,7 +1,7 @@
 """Fine-tuning: the whole student and a linear layer learn the labels, starting from the student's weights.
 
-This is a supervised run of ``crossdistill.train`` from ``--student-weights``, kept in a folder of its own beside the
-student, and then classified by its own layer on the test views.
+This is a supervised run (``crossdistill.recipes.run``) from ``--student-weights``, kept in a folder of its own beside
+the student, and then classified by its own layer on the test views.
 
 Shapes: N videos, V views of a video, D features, C classes.
 """
@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from crossdistill.config import RunConfig, from_dict
-from crossdistill.distributed import decide_on_first
+from crossdistill.distillation.student import WEIGHTS_NAME, find_student, read_facts
 from crossdistill.encoders.base import Classifier
 from crossdistill.errors import UserError
 from crossdistill.evaluation.probes import Sets, mean_probabilities
 from crossdistill.evaluation.results import ProtocolResult, hits_from_scores, result_of
-from crossdistill.files import sha256_of
-from crossdistill.student import WEIGHTS_NAME, find_student, read_facts
+from crossdistill.recipes.config import RunConfig, from_dict
+from crossdistill.utils.distributed import decide_on_first
+from crossdistill.utils.files import sha256_of
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class FineTuning:
 
     def run(self, student: Path, *, data: Path, split: str, accelerator: Accelerator) -> Path:
         """Fine-tune, or find that it was done; gives the run's folder."""
-        from crossdistill.train import run  # which imports this package
+        from crossdistill.recipes.run import run  # which imports this package
 
         config = self.config(student, data=data, split=split)
         out = config.machine.out

@@ -15,9 +15,9 @@ from crossdistill.evaluation.held_out import Shots
 from crossdistill.evaluation.intervals import NUM_DRAWS
 from crossdistill.evaluation.protocols import Settings
 from crossdistill.evaluation.views import TestViews
-from crossdistill.files import require_writable
-from crossdistill.options import parse_options
-from crossdistill.trackers import TrackerName
+from crossdistill.training.trackers import TrackerName
+from crossdistill.utils.command_line import parse_options
+from crossdistill.utils.files import require_writable
 
 SPLIT_MARK = "{split}"
 DESCRIPTION = """Evaluate trained students on the splits of a prepared, labelled dataset.

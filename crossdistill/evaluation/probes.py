@@ -18,12 +18,12 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
-from crossdistill.console import progress_bar
 from crossdistill.evaluation.checks import check_split, classes_without_training_clips
 from crossdistill.evaluation.features import Features
 from crossdistill.evaluation.held_out import Shots, held_out_part
 from crossdistill.evaluation.linear import LinearProbe, batch_size_for, train_linear_probe
 from crossdistill.evaluation.results import Outcome, ProtocolResult, accuracy_from_scores, hits_from_scores, result_of
+from crossdistill.utils.console import progress_bar
 
 SWEPT_LRS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 SWEPT_WEIGHT_DECAYS = (0.0, 1e-4, 1e-3)

@@ -25,18 +25,18 @@ from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from crossdistill.checkpoint import write_tensors
-from crossdistill.console import console
 from crossdistill.data.dataset import Entry
 from crossdistill.data.decoders import DEFAULT_DECODER
-from crossdistill.distributed import decide_on_first
 from crossdistill.encoders import Encoder, is_from_file
+from crossdistill.encoders.execution import Execution
 from crossdistill.encoders.weights import weights_hash
 from crossdistill.evaluation.features import Features, assemble, extract_features, no_features
 from crossdistill.evaluation.views import TestViews
-from crossdistill.files import sha256_of
-from crossdistill.runner import Execution
 from crossdistill.types import ViewSpec
+from crossdistill.utils.console import console
+from crossdistill.utils.distributed import decide_on_first
+from crossdistill.utils.files import sha256_of
+from crossdistill.utils.tensor_files import write_tensors
 
 FORMAT = "crossdistill-features"
 FORMAT_VERSION = 2  # rises when the same weights come to compute something else

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from crossdistill.console import console, print_table
 from crossdistill.evaluation.results import TOP1, Evaluation, ProtocolResult
+from crossdistill.utils.console import console, print_table
 
 # Below this an interval by percentiles is itself rough.
 FEW_UNITS = 20

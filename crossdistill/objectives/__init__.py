@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from crossdistill.errors import UserError, unknown_name
+from crossdistill.errors import unknown_name
 from crossdistill.objectives.attention_transfer import AttentionTransfer
-from crossdistill.objectives.base import AnchorSource, Objective, Term
 from crossdistill.objectives.bingo import BINGO
 from crossdistill.objectives.compress import CompRess, compress_loss
 from crossdistill.objectives.cosine import cosine_loss
@@ -18,6 +16,7 @@ from crossdistill.objectives.dkd import DKD
 from crossdistill.objectives.infonce import InfoNCE
 from crossdistill.objectives.kd import KD
 from crossdistill.objectives.mse import mse_loss
+from crossdistill.objectives.objective import AnchorSource, Objective
 from crossdistill.objectives.regression import Regression
 from crossdistill.objectives.rkd import RKD
 from crossdistill.objectives.seed import SEED
@@ -30,10 +29,8 @@ __all__ = [
     "CompRess",
     "Objective",
     "Settings",
-    "Term",
     "compress_loss",
     "create_objective",
-    "create_terms",
 ]
 
 
@@ -94,70 +91,10 @@ def create_objective(
     name: str, *, temperature: float | None = None, teacher_temperature: float | None = None
 ) -> Objective:
     """Build an objective by name; temperatures are its paper's own if None."""
-    return _create(name, Settings(temperature=temperature, teacher_temperature=teacher_temperature))
+    return build_objective(name, Settings(temperature=temperature, teacher_temperature=teacher_temperature))
 
 
-def _create(name: str, settings: Settings) -> Objective:
+def build_objective(name: str, settings: Settings) -> Objective:
     if name not in OBJECTIVES:
         raise unknown_name("objective", name, OBJECTIVES)
     return OBJECTIVES[name](settings)
-
-
-def create_terms(
-    terms: Sequence[str],
-    *,
-    temperature: float | None = None,
-    teacher_temperature: float | None = None,
-    adapter: str | None = None,
-) -> list[Term]:
-    """Build the weighted objectives of a run.
-
-    Args:
-        terms: Each ``name`` or ``name:weight``, for example ``("compress-1q:1.0", "simreg:1.0")``.
-        temperature: Of the softmax over similarities; the objectives' own if None, and so for the next.
-        teacher_temperature: Of the teacher, where it has its own.
-        adapter: In place of the objectives' own, for those that compare pooled embeddings; None for their own.
-
-    Raises:
-        UserError: A name is unknown or given twice, a weight is no positive number, or two of them fill the
-            student's side of the bank.
-    """
-    built: list[Term] = []
-    settings = Settings(temperature=temperature, teacher_temperature=teacher_temperature)
-    for text in terms:
-        name, _, weight = text.partition(":")
-        objective = _create(name, settings)
-        own = adapter is None or objective.compares != "features"
-        built.append(Term(name, _weight(text, weight), objective, objective.adapter if own else str(adapter)))
-    if not built or len({term.name for term in built}) < len(built):
-        raise UserError(f"--objective {' '.join(terms)} needs one or more objectives, each once: name or name:weight")
-    if adapter is not None and not any(term.objective.compares == "features" for term in built):
-        raise UserError(
-            f"--adapter {adapter} has nothing to adapt: {', '.join(term.name for term in built)} brings its own head, "
-            "so leave --adapter out"
-        )
-    for name in ("temperature", "teacher_temperature"):
-        if getattr(settings, name) is not None and name not in settings.taken:
-            raise UserError(f"--{name.replace('_', '-')} is of no use to --objective {' '.join(terms)}: leave it out")
-    if all(term.objective.compares == "labels" for term in built):
-        raise UserError(
-            f"--objective {' '.join(terms)} learns from labels alone: add one that learns from the teacher, for "
-            "example mse:50, or train with --supervised"
-        )
-    of_student = [term.name for term in built if term.fills_student_side]
-    if len(of_student) > 1:
-        raise UserError(
-            f"--objective {' '.join(terms)} fills the student's side of the bank twice ({' and '.join(of_student)}): "
-            "leave all but one out"
-        )
-    return built
-
-
-def _weight(text: str, weight: str) -> float:
-    try:
-        value = float(weight or 1)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise UserError(f"--objective {text}: the weight is {weight!r}, give a number above 0, for example simreg:0.5")
-    return value

@@ -18,10 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from crossdistill.adapters import Compares
-from crossdistill.memory_bank import MemoryBank
-from crossdistill.objectives.base import AnchorSource
 from crossdistill.objectives.directions import hold_short
+from crossdistill.objectives.memory_bank import MemoryBank
+from crossdistill.objectives.objective import AnchorSource, Compares
 from crossdistill.types import StepOutput
 
 # Elements of one chunk of similarities [B, chunk]: two such buffers stay inside a CPU core's cache

@@ -12,10 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crossdistill.adapters import Compares
-from crossdistill.memory_bank import MemoryBank
-from crossdistill.objectives.base import AnchorSource
 from crossdistill.objectives.directions import hold_short
+from crossdistill.objectives.memory_bank import MemoryBank
+from crossdistill.objectives.objective import AnchorSource, Compares
 from crossdistill.types import StepOutput
 
 BETWEEN_CLASSES_WEIGHT, WITHIN_CLASS_WEIGHT, TEMPERATURE = 2.0, 2.0, 1.0

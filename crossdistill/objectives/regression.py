@@ -10,9 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from crossdistill.adapters import Compares
-from crossdistill.memory_bank import MemoryBank
-from crossdistill.objectives.base import AnchorSource
+from crossdistill.objectives.memory_bank import MemoryBank
+from crossdistill.objectives.objective import AnchorSource, Compares
 from crossdistill.types import StepOutput
 
 

@@ -8,10 +8,7 @@ from pathlib import Path
 
 import tyro
 
-from crossdistill.console import console
 from crossdistill.errors import UserError
-from crossdistill.files import require_writable, write_text_atomically
-from crossdistill.options import parse_options
 from crossdistill.report import spaces
 from crossdistill.report.charts import MAX_TOLD_APART
 from crossdistill.report.comparison import comparison_page
@@ -19,6 +16,9 @@ from crossdistill.report.page import Page, render_page
 from crossdistill.report.record import RunRecord, read_run
 from crossdistill.report.sections import run_page
 from crossdistill.report.subject import gather
+from crossdistill.utils.command_line import parse_options
+from crossdistill.utils.console import console
+from crossdistill.utils.files import require_writable, write_text_atomically
 
 REPORT_NAME, COMPARISON_NAME = "report.html", "comparison.html"
 

@@ -10,8 +10,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from crossdistill.encoders import Encoder
+from crossdistill.encoders.execution import Execution
 from crossdistill.report.spaces import Network
-from crossdistill.runner import Execution
 from crossdistill.types import View
 
 BATCH_SIZE = 16

@@ -9,9 +9,9 @@ import random
 from collections import defaultdict
 from dataclasses import dataclass
 
-from crossdistill.class_names import name_of
 from crossdistill.data.dataset import Entry, entries_of
 from crossdistill.data.manifest import Manifest
+from crossdistill.distillation.class_names import name_of
 from crossdistill.errors import UnreadableVideoError
 from crossdistill.evaluation.knn import nearest_neighbours
 from crossdistill.report.frames import clip_strip

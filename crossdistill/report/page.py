@@ -10,9 +10,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from crossdistill.console import progress_bar
 from crossdistill.report.record import AbsentError
 from crossdistill.report.svg import percent, short_number
+from crossdistill.utils.console import progress_bar
 
 
 @dataclass(frozen=True)

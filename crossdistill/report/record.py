@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crossdistill.config import RunConfig, from_dict
+from crossdistill.distillation.student import FACTS_NAME, find_student
 from crossdistill.encoders import is_from_file
 from crossdistill.errors import UserError
 from crossdistill.evaluation.results import SCHEMA_FORMAT, Evaluation, read_evaluation
-from crossdistill.run_folder import CONFIG_NAME, METRICS_NAME
-from crossdistill.student import FACTS_NAME, find_student
-from crossdistill.train import RESULTS_NAME
+from crossdistill.recipes.config import RunConfig, from_dict
+from crossdistill.recipes.run import RESULTS_NAME
+from crossdistill.training.run_folder import CONFIG_NAME, METRICS_NAME
 
 DISTILLED, SUPERVISED = "student, distilled", "student, supervised"
 Row = dict[str, float]

@@ -13,11 +13,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from crossdistill import build
-from crossdistill.config import RunConfig
 from crossdistill.data.manifest import MANIFEST_NAME, Manifest
-from crossdistill.distributed import create_accelerator
+from crossdistill.distillation.student import find_student, load_student
 from crossdistill.encoders import Encoder, is_from_file
+from crossdistill.encoders.execution import Execution
 from crossdistill.errors import UserError
 from crossdistill.evaluation.evaluate import Reading, Student, check_dataset, describe
 from crossdistill.evaluation.features import Features
@@ -25,9 +24,10 @@ from crossdistill.evaluation.probes import Sets
 from crossdistill.evaluation.protocols import Settings, apply_protocols
 from crossdistill.evaluation.results import Evaluation
 from crossdistill.evaluation.store import FOLDER_NAME
+from crossdistill.recipes import build
+from crossdistill.recipes.config import RunConfig
 from crossdistill.report.record import AbsentError, RunRecord
-from crossdistill.runner import Execution
-from crossdistill.student import find_student, load_student
+from crossdistill.utils.distributed import create_accelerator
 
 Loaded = TypeVar("Loaded")
 MEASURED = ("knn", "linear", "retrieval")

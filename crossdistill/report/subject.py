@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from crossdistill.console import progress_bar
 from crossdistill.data.manifest import Manifest
 from crossdistill.evaluation.results import Evaluation, ProtocolResult
 from crossdistill.report.cost import Cost, measure
@@ -26,6 +25,7 @@ from crossdistill.report.spaces import (
     load_teachers,
     load_trained,
 )
+from crossdistill.utils.console import progress_bar
 
 MAIN_PROTOCOLS = ("linear", "1-nn")
 """What one number of a run is, the first that there is."""

@@ -122,7 +122,7 @@ def _network_of_file(path: Path) -> nn.Module:
     """The network whose parameters a file holds, all of them and no others."""
     from torchvision.models import get_model
 
-    from crossdistill.encoders.weights import read_weights
+    from crossdistill.utils.tensor_files import read_weights
 
     if not path.is_file():
         raise UserError(

@@ -1,0 +1,71 @@
+"""One encoder on one device: normalisation, memory layout and precision in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from crossdistill.data.transforms import normalise
+from crossdistill.encoders import Encoder
+from crossdistill.encoders.hardware import autocast, channels_last, to_channels_last, uses_bf16
+from crossdistill.types import View, ViewSpec
+
+Output = TypeVar("Output")
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a view becomes embeddings on a device."""
+
+    view: ViewSpec
+    device: torch.device
+    is_bf16: bool
+    is_channels_last: bool
+
+    @staticmethod
+    def choose(
+        encoder: Encoder,
+        *,
+        device: torch.device | None = None,
+        precision: str = "auto",
+        layout: str = "auto",
+        training_batch_size: int | None = None,
+    ) -> Execution:
+        """Decide precision and layout for an encoder, and lay its weights out accordingly.
+
+        Args:
+            encoder: Moved to the device in place.
+            device: Where it runs; where its weights are if None.
+            precision: ``auto``, ``fp32`` or ``bf16``.
+            layout: ``auto``, ``yes`` or ``no``: channels last in memory; ``auto`` where the encoder was measured
+                to be faster with it, and on every GPU.
+            training_batch_size: Clips per batch if the encoder is trained; None if it only embeds.
+        """
+        device = device or next(encoder.parameters()).device
+        is_bf16 = uses_bf16(encoder, setting=precision, device=device, training_batch_size=training_batch_size)
+        pays = device.type == "cuda" or encoder.channels_last_pays_on_cpu
+        is_channels_last = pays if layout == "auto" else layout == "yes"
+        execution = Execution(encoder.view, device, is_bf16, is_channels_last)
+        execution.place(encoder)
+        return execution
+
+    def place(self, encoder: Encoder) -> None:
+        """Move an encoder to the device and lay its weights out, in place."""
+        encoder.to(self.device)
+        if self.is_channels_last:
+            to_channels_last(encoder)
+
+    def run(self, function: Callable[[Tensor], Output], view: View) -> Output:
+        """Normalise a stored view on the device and hand it to a module or one of its methods."""
+        clip = normalise(view, self.view)
+        clip = channels_last(clip) if self.is_channels_last else clip.contiguous()
+        with autocast(self.device, is_bf16=self.is_bf16):
+            return function(clip)
+
+    def embed(self, module: Callable[[Tensor], Tensor], view: View) -> Tensor:
+        """Normalise a stored view on the device and embed it: float32 [B, D]."""
+        return self.run(module, view).float()

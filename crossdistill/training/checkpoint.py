@@ -1,0 +1,111 @@
+"""State of a run on disk: one safetensors file a checkpoint, whole or not there, and no pickle.
+
+Tensors of a nested state go into the file's body, everything else into its JSON header.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from crossdistill.errors import UserError
+from crossdistill.utils.console import console
+from crossdistill.utils.tensor_files import join_tensors, split_tensors, write_tensors
+
+FORMAT_VERSION = 1
+NUM_KEPT = 2
+_NAME = re.compile(r"step-(\d{8})\.safetensors")
+
+
+class Checkpoints:
+    """The checkpoints of one run; the newest two are kept.
+
+    Args:
+        folder: Where they are; made when the first is saved.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints on disk, oldest first."""
+        if not self.folder.is_dir():
+            return []
+        matches = (_NAME.fullmatch(path.name) for path in self.folder.iterdir())
+        return sorted(int(match[1]) for match in matches if match)
+
+    def path(self, step: int) -> Path:
+        """File of one checkpoint."""
+        return self.folder / f"step-{step:08d}.safetensors"
+
+    def save(self, step: int, state: dict[str, Any]) -> Path:
+        """Write a checkpoint, flush it to disk, then delete those that are too old or of later steps.
+
+        Raises:
+            UserError: The disk is full or cannot be written; earlier checkpoints are untouched.
+        """
+        rest, tensors = split_tensors(state)
+        header = {"version": str(FORMAT_VERSION), "state": json.dumps(rest)}
+        path = self.path(step)
+        earlier = [kept for kept in self.steps() if kept < step]
+        newest = f"the checkpoint of step {earlier[-1]} is kept" if earlier else "there is no earlier checkpoint"
+        self._remove_half_written()
+        write_tensors(path, tensors, metadata=header, advice=f"{newest}: free space there, then add --resume")
+        # Later steps are of a run whose newest checkpoints were damaged: only now is there one that replaces them.
+        for other in self.steps():
+            if other > step or other in earlier[: 1 - NUM_KEPT]:
+                self.path(other).unlink(missing_ok=True)
+        return path
+
+    def _remove_half_written(self) -> None:
+        """Remove what a killed run left."""
+        if self.folder.is_dir():
+            for path in self.folder.glob(".step-*.tmp"):
+                path.unlink(missing_ok=True)
+
+    def load(self, step: int) -> dict[str, Any]:
+        """Read the checkpoint of one step."""
+        return _read(self.path(step))
+
+    def load_newest(self) -> tuple[int, dict[str, Any]] | None:
+        """The newest checkpoint that is whole, with its step; damaged ones are named and passed over."""
+        for step in reversed(self.steps()):
+            try:
+                return step, _read(self.path(step))
+            except (SafetensorError, json.JSONDecodeError, KeyError, OSError) as error:
+                console.print(f"passing over the checkpoint {self.path(step)}: it is damaged ({error})", style="yellow")
+        return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata() or {}
+        if not header.get("version", "").isdecimal():
+            raise SafetensorError("its header is not a checkpoint's")
+        if int(header["version"]) > FORMAT_VERSION:
+            raise UserError(f"{path} was written by a newer crossdistill: update it")
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    state: dict[str, Any] = join_tensors(json.loads(header["state"]), tensors)
+    return state
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """An optimizer's state as dicts, lists, numbers and tensors."""
+    return dict(optimizer.state_dict())
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Take over what ``optimizer_state`` gave, after a way through a file."""
+    by_parameter = {int(key): value for key, value in state["state"].items()}
+    optimizer.load_state_dict({"state": by_parameter, "param_groups": state["param_groups"]})
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                # The memory layout (channels last) of the parameter, which files do not keep.
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

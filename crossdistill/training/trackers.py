@@ -1,0 +1,103 @@
+"""Where curves and results go besides the run's own files, through Accelerate: TensorBoard, W&B, MLflow."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracker, WandBTracker
+
+from crossdistill.errors import UserError
+from crossdistill.utils.files import write_text_atomically
+
+TrackerName = Literal["tensorboard", "wandb", "mlflow", "none"]
+PROJECT = "crossdistill"
+# Which run of MLflow a resumed run goes on with.
+MLFLOW_RUN_NAME = "mlflow_run_id.txt"
+MEASURES = ("top1", "top5", "mean_class")
+PACKAGES = {"wandb": "wandb", "mlflow": "mlflow"}
+
+
+def require_tracker(name: str) -> None:
+    """Raise a ``UserError`` if a tracker's package is absent."""
+    package = PACKAGES.get(name)
+    if package is not None and importlib.util.find_spec(package) is None:
+        raise UserError(
+            f"--tracker {name} needs the package {package}: pip install {package}, or --tracker tensorboard"
+        )
+
+
+def open_tracker(name: str, folder: Path, *, purge_step: int | None = None) -> GeneralTracker | None:
+    """Open the tracker of a run, or go on with it.
+
+    Args:
+        name: One of ``TrackerName``.
+        folder: The run's; TensorBoard writes into it, the others take their name from it and their place from their own
+            settings (``WANDB_DIR``, ``MLFLOW_TRACKING_URI``).
+        purge_step: TensorBoard forgets this step and later ones, which a killed run left.
+
+    Returns:
+        None for ``none``.
+    """
+    require_tracker(name)
+    tracker: GeneralTracker
+    if name == "tensorboard":
+        tracker = TensorBoardTracker("tensorboard", logging_dir=str(folder), purge_step=purge_step)
+    elif name == "wandb":
+        identity = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+        tracker = WandBTracker(PROJECT, name=folder.name, id=identity, resume="allow")
+    elif name == "mlflow":
+        note = folder / MLFLOW_RUN_NAME
+        run_id = note.read_text(encoding="utf-8").strip() if note.is_file() else None
+        tracker = MLflowTracker(PROJECT, run_id=run_id, run_name=folder.name)
+    else:
+        return None
+    tracker.start()
+    if name == "mlflow":
+        write_text_atomically(folder / MLFLOW_RUN_NAME, f"{tracker.tracker.info.run_id}\n")
+    return tracker
+
+
+def flatten_results(by_role: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Accuracies of an evaluation, under names that trackers group.
+
+    For example ``evaluation/ucf101 1/student distilled/linear top1``: dataset and split, role, protocol and measure.
+
+    Args:
+        by_role: Role to what ``Evaluation.to_json`` gives.
+    """
+    return {
+        _allowed(
+            f"evaluation/{evaluation['dataset']} {evaluation['split']}/{role}/{_named(protocol, result)} {measure}"
+        ): (float(result[measure]))
+        for role, evaluation in by_role.items()
+        for protocol, result in evaluation["results"].items()
+        for measure in MEASURES
+    }
+
+
+def _named(protocol: str, result: dict[str, Any]) -> str:
+    return protocol if result["views"] == "1x1" else f"{protocol} {result['views']}"
+
+
+def _allowed(name: str) -> str:
+    """A name that every tracker takes."""
+    return re.sub(r"[^\w ./-]", "", name)
+
+
+def track_results(name: str, folder: Path, by_role: dict[str, dict[str, Any]], *, step: int) -> None:
+    """Send the numbers of an evaluation to the tracker of a run.
+
+    Args:
+        name: See ``open_tracker``, and so for the next.
+        folder: The run's.
+        by_role: See ``flatten_results``.
+        step: The run's last.
+    """
+    tracker = open_tracker(name, folder)
+    if tracker is not None:
+        tracker.log(flatten_results(by_role), step=step)
+        tracker.finish()

@@ -1,0 +1,157 @@
+"""Your own videos in folders: by split and class, by class, or any pile of them.
+
+--videos is one of these; a class folder may hold folders, and other files are passed over:
+
+* <split>/<class>/<video>: the splits are called train (or training) and test (or testing, val, valid,
+  validation). With both test and val, results are those on test, and val is kept in the part "val".
+* <class>/<video>: everything is for training, unless --test-share 0.2 draws that share of each class for
+  testing. Clips that were cut from one video may then be on both sides, which makes results look better
+  than they are: if you have such clips, use folders train and test instead.
+* Anything, with --unlabelled: no classes and no splits. All of it is training data for distillation.
+
+Videos are .mp4, .avi, .mkv, .webm, .mov and other files that FFmpeg reads. Each is named by its path below
+--videos. The class index is the sorted names of the class folders.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from crossdistill.data.manifest import Manifest
+from crossdistill.errors import UserError
+from data_prep.pipeline.prepare import PrepareOptions, SourceVideo, check_out_is_apart, prepare_videos
+from data_prep.pipeline.sources import VIDEO_SUFFIXES, require_utf8, walk_files
+
+TRAIN_NAMES = ("train", "training")
+TEST_NAMES = ("test", "testing")
+VALIDATION_NAMES = ("val", "valid", "validation")
+SPLIT = "1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(PrepareOptions):
+    """The options of ``python -m data_prep folder``."""
+
+    videos: Path
+    """The folder."""
+    unlabelled: bool = False
+    """Take all videos below the folder without classes, whatever its folders are called."""
+    test_share: float | None = None
+    """Of folders by class: the share of each class that tests, between 0 and 1."""
+    seed: int = 0
+    """Draws the videos of --test-share."""
+
+
+def prepare(options: Options) -> Manifest:
+    """Prepare a folder of videos."""
+    classes, sources = read_folder(options)
+    return prepare_videos("folder", sources, classes=classes, options=options)
+
+
+def read_folder(options: Options) -> tuple[list[str], list[SourceVideo]]:
+    """Find the videos.
+
+    Returns:
+        The class names, sorted, and the videos by path.
+
+    Raises:
+        UserError: There is no video, or the folders are in no order described above.
+    """
+    _check(options)
+    paths = [path for path in walk_files(options.videos) if path.suffix.lower() in VIDEO_SUFFIXES]
+    if not paths:
+        raise UserError(f"{options.videos} and the folders below it hold no video: give a folder of videos")
+    for path in paths:
+        require_utf8(path)
+    if options.unlabelled:
+        return [], [_source(path, options.videos) for path in paths]
+    part_names = _part_names(options.videos)
+    if part_names and options.test_share is not None:
+        raise UserError(f"{options.videos} has folders by split already: leave --test-share out")
+    return _by_split(paths, options.videos, part_names) if part_names else _by_class(paths, options)
+
+
+def _check(options: Options) -> None:
+    check_out_is_apart(options)
+    if options.test_share is None:
+        return
+    if options.unlabelled:
+        raise UserError("--test-share draws from each class, and --unlabelled has none: leave one of them out")
+    if not 0 < options.test_share < 1:
+        raise UserError(f"--test-share {options.test_share:g} cannot work: give a share between 0 and 1")
+
+
+def _part_names(root: Path) -> dict[str, str]:
+    """The folders of splits and the part of each; empty if the folders are classes."""
+    folders = [path.name for path in root.iterdir() if path.is_dir() and path.name[0] != "."]
+    train = [name for name in folders if name.lower() in TRAIN_NAMES]
+    if not train:
+        return {}
+    test = [name for name in folders if name.lower() in TEST_NAMES]
+    validation = [name for name in folders if name.lower() in VALIDATION_NAMES]
+    others = sorted(set(folders) - {*train, *test, *validation})
+    if others:
+        raise UserError(
+            f"{root} has the folders {train[0]} and {others[0]}: where there is a folder {train[0]} the others must be "
+            f"{', '.join(TEST_NAMES + VALIDATION_NAMES)}, so move {others[0]} away"
+        )
+    parts = dict.fromkeys(train, "train") | dict.fromkeys(test, "test")
+    return parts | dict.fromkeys(validation, "val" if test else "test")
+
+
+def _by_split(paths: Collection[Path], root: Path, part_names: dict[str, str]) -> tuple[list[str], list[SourceVideo]]:
+    places = {path: path.relative_to(root).parts for path in paths}
+    for path, place in places.items():
+        if len(place) < 3:
+            raise UserError(
+                f"{path} is in no class folder: move it to {root / place[0]}/<class>/, or give --unlabelled"
+                if len(place) == 2
+                else f"{path} is in no split: move it to {root / next(iter(part_names))}/<class>/"
+            )
+    classes = sorted({place[1] for place in places.values() if part_names[place[0]] == "train"})
+    labels = {name: label for label, name in enumerate(classes)}
+    for path, place in places.items():
+        if place[1] not in labels:
+            raise UserError(
+                f"{path} is of the class {place[1]!r}, which has no training video: "
+                "a class must have the same name in all splits"
+            )
+    return classes, [
+        _source(path, root, label=labels[place[1]], part=part_names[place[0]]) for path, place in places.items()
+    ]
+
+
+def _by_class(paths: Collection[Path], options: Options) -> tuple[list[str], list[SourceVideo]]:
+    root = options.videos
+    by_class: dict[str, list[Path]] = {}
+    for path in paths:
+        place = path.relative_to(root).parts
+        if len(place) < 2:
+            raise UserError(f"{path} is in no class folder: move it to {root}/<class>/, or give --unlabelled")
+        by_class.setdefault(place[0], []).append(path)
+    classes = sorted(by_class)
+    sources = []
+    for label, name in enumerate(classes):
+        tests = _draw(by_class[name], root, options.test_share, options.seed) if options.test_share else set()
+        for path in by_class[name]:
+            sources.append(_source(path, root, label=label, part="test" if path in tests else "train"))
+    return classes, sources
+
+
+def _draw(paths: Iterable[Path], root: Path, share: float, seed: int) -> set[Path]:
+    """A share of the videos of one class, at least one on each side; a class of one video only trains."""
+
+    def chance(path: Path) -> bytes:
+        return hashlib.sha256(f"{seed}:{path.relative_to(root).as_posix()}".encode()).digest()
+
+    drawn = sorted(paths, key=chance)
+    num_tests = min(max(1, round(share * len(drawn))), len(drawn) - 1)
+    return set(drawn[:num_tests])
+
+
+def _source(path: Path, root: Path, *, label: int | None = None, part: str | None = None) -> SourceVideo:
+    name = path.relative_to(root).as_posix()
+    return SourceVideo(name=name, inputs={"rgb": path}, label=label, splits={SPLIT: part} if part else {})

@@ -1,0 +1,188 @@
+"""Your own videos in lists: one "path label" per line, as other video libraries take them.
+
+* --train-list and --test-list: the path of a video, then a blank, comma or tab, then its class: a number from
+  0, or a name. Paths and names may hold blanks, and a path may be in double quotes. Of a path that does not end
+  like a video's (.mp4, .avi ...) the class is what stands after the last tab, else comma, else blank.
+* --unlabelled-list: the path alone; a label after it is passed over. Lists of this kind by themselves are
+  training data for distillation; beside a --train-list they are prepared, but have no place in its split.
+
+Paths are below --videos, or absolute. Numbers are named by the line of --classes, which has one name per line;
+without it the classes are called 0, 1 and so on. If classes are given by name and there is no --classes, the
+class index is the sorted names. Each video is named by its path below --videos. A file that is not there is
+kept in the manifest as missing. The split is "1".
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from crossdistill.data.manifest import Manifest
+from crossdistill.errors import UserError
+from data_prep.pipeline.prepare import PrepareOptions, SourceVideo, prepare_videos
+from data_prep.pipeline.sources import VIDEO_SUFFIXES, read_class_names, read_lines, require_some_found
+
+SEPARATORS = ("\t", ",", " ")
+# The path reaches to the last suffix of a video that something follows.
+LABELLED_LINE = re.compile(
+    rf'(?P<path>.+(?:{"|".join(map(re.escape, VIDEO_SUFFIXES))})"?)[\t ,]\s*(?P<action>.+)', re.I
+)
+SPLIT = "1"
+# A number beyond it is rather a frame count or an id than a class.
+MAX_UNNAMED_CLASSES = 100_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(PrepareOptions):
+    """The options of ``python -m data_prep list``."""
+
+    videos: Path = Path()
+    """Folder that the paths in the lists begin at."""
+    train_list: tuple[Path, ...] = ()
+    """Lists of training videos."""
+    test_list: tuple[Path, ...] = ()
+    """Lists of the videos that results are measured on."""
+    unlabelled_list: tuple[Path, ...] = ()
+    """Lists of videos without labels."""
+    classes: Path | None = None
+    """File with one class name per line; the first has the number 0."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a list."""
+
+    place: str
+    """File and line, for messages."""
+    path: Path
+    name: str
+    action: str | None
+    """The class as it stands there; None in lists without labels."""
+    part: str | None
+
+
+def prepare(options: Options) -> Manifest:
+    """Prepare the videos of some lists."""
+    classes, sources = read_lists(options)
+    return prepare_videos("list", sources, classes=classes, options=options)
+
+
+def read_lists(options: Options) -> tuple[list[str], list[SourceVideo]]:
+    """Read the lists and look for the files.
+
+    Returns:
+        The class names by label, and the videos by name.
+
+    Raises:
+        UserError: A list is absent, malformed or contradicts another, or none of the files is there.
+    """
+    lists = [(path, "train") for path in options.train_list] + [(path, "test") for path in options.test_list]
+    given: list[tuple[Path, str | None]] = [*lists, *((path, None) for path in options.unlabelled_list)]
+    if not given:
+        raise UserError("there is no list: give --train-list, --test-list or --unlabelled-list")
+    rows: dict[str, Row] = {}
+    for path, part in given:
+        for place, line in read_lines(path):
+            row = _read_row(place, line, part, options.videos)
+            other = rows.setdefault(row.name, row)
+            if other is not row:
+                raise UserError(f"{row.place} names {row.path}, which {other.place} does too: remove one of the lines")
+    if not rows:
+        raise UserError(f"{given[0][0]} names no video: write one path and label per line")
+    classes, labels = _index_classes(list(rows.values()), options.classes)
+    sources = [_source(rows[name], labels) for name in sorted(rows)]
+    names = ", ".join(str(path) for path, _ in given)
+    require_some_found(sources, folder=options.videos, lists=names, example=str(next(iter(rows.values())).path))
+    return classes, sources
+
+
+def _read_row(place: str, line: str, part: str | None, root: Path) -> Row:
+    if part is None:
+        path, action = _without_label(line), None
+    else:
+        path, action = _split_line(place, line)
+    # Not resolve(): a link is known by its own name, wherever it leads.
+    base = Path(os.path.normpath(Path.cwd() / root))
+    full = Path(os.path.normpath(base / path.strip('"')))
+    inside = full.is_relative_to(base)
+    name = (full.relative_to(base) if inside else full.relative_to(full.anchor)).as_posix()
+    return Row(place, full, name, action, part)
+
+
+def _split_line(place: str, line: str) -> tuple[str, str]:
+    """Path and class."""
+    match = LABELLED_LINE.fullmatch(line)
+    separator = next((s for s in SEPARATORS if s in line), None)
+    path, action = "", ""
+    if match is not None:
+        path, action = match["path"], match["action"]
+    elif separator is not None:
+        path, action = (part.strip() for part in line.rsplit(separator, 1))
+    if not path or not action or _is_video(action):
+        raise UserError(f"{place} is {line!r}: expected a path, then a blank, comma or tab, then a class")
+    return path, action
+
+
+def _without_label(line: str) -> str:
+    """The path of a line that may have a label after it."""
+    match = LABELLED_LINE.fullmatch(line)
+    return line if match is None or _is_video(line) else match["path"]
+
+
+def _is_video(text: str) -> bool:
+    return text.strip('"').lower().endswith(VIDEO_SUFFIXES)
+
+
+def _index_classes(rows: Sequence[Row], path: Path | None) -> tuple[list[str], dict[str, int]]:
+    """The class names, and the label of each class as the lists write it."""
+    labelled = [row for row in rows if row.action is not None]
+    written = {str(row.action) for row in labelled}
+    are_numbers = all(_is_number(action) for action in written)
+    if path is not None:
+        names = read_class_names(path)
+    elif are_numbers:
+        names = _unnamed_classes(labelled)
+    else:
+        names = sorted(written)
+    by_name = {name: label for label, name in enumerate(names)}
+    labels = {}
+    for row in labelled:
+        action = str(row.action)
+        # A class may be called "007": a number is one only if all are.
+        label = int(action) if are_numbers else by_name.get(action)
+        if label is None or not 0 <= label < len(names):
+            raise UserError(
+                f"{row.place} gives the class {action}, but {path or 'the lists'} has the {len(names)} classes "
+                f"{names[0]} (0) to {names[-1]} ({len(names) - 1}): give the right --classes"
+            )
+        labels[action] = label
+    return names, labels
+
+
+def _is_number(text: str) -> bool:
+    return text.removeprefix("-").isdecimal()
+
+
+def _unnamed_classes(labelled: Sequence[Row]) -> list[str]:
+    if not labelled:
+        return []
+    by_number = sorted(labelled, key=lambda row: int(str(row.action)))
+    for row in (by_number[0], by_number[-1]):
+        if not 0 <= int(str(row.action)) < MAX_UNNAMED_CLASSES:
+            raise UserError(
+                f"{row.place} gives the class {row.action}: give numbers from 0 to {MAX_UNNAMED_CLASSES - 1}, or class "
+                "names"
+            )
+    return [str(label) for label in range(int(str(by_number[-1].action)) + 1)]
+
+
+def _source(row: Row, labels: dict[str, int]) -> SourceVideo:
+    return SourceVideo(
+        name=row.name,
+        inputs={"rgb": row.path} if row.path.is_file() else {},
+        label=None if row.action is None else labels[row.action],
+        splits={SPLIT: row.part} if row.part else {},
+    )

@@ -1,0 +1,281 @@
+"""NTU RGB+D: 56,880 recordings of 60 actions by 40 people, from three Kinects (Shahroudy et al., 2016).
+
+Wants parts of the dataset, which https://rose1.ntu.edu.sg/dataset/actionRecognition gives to registered people:
+
+* The RGB videos: S001C001P001R001A001_rgb.avi and so on (--videos).
+* The masked depth maps, or the full ones: a folder S001C001P001R001A001 of 16-bit PNG per recording (--depth).
+
+Either will do, with the fitting --modalities: rgb flow for videos alone, depth flow for depth alone. All
+streams must be there for every recording, so one that lacks a needed part counts as missing. The files with
+S018 to S032 of NTU RGB+D 120 (Liu et al., 2019) may be there too; the classes are then the 120.
+
+Splits: "xsub" trains on 20 people and tests on the other 20, "xview" trains on cameras 2 and 3 and tests on
+camera 1, both on S001 to S017. Where NTU RGB+D 120 is there, "xsub120" parts its 106 people and "xset" trains
+on the setups with even numbers. Train with --split xsub. Depth is stamped at 30 frames per second.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from crossdistill.data.manifest import Manifest
+from crossdistill.errors import UserError
+from data_prep.pipeline.prepare import PrepareOptions, SourceVideo, prepare_videos
+from data_prep.pipeline.sources import inputs_of, walk_files
+
+NAME = re.compile(
+    r"S(?P<setup>\d{3})C(?P<camera>\d{3})P(?P<person>\d{3})R(?P<repetition>\d{3})A(?P<action>\d{3})", re.IGNORECASE
+)
+RGB_ENDING = "_rgb"
+SUFFIXES = (".avi", ".mp4", ".mkv")
+FRAMES_PER_SECOND = 30.0
+NUM_CLASSES_60 = 60
+LAST_SETUP_60 = 17
+TRAIN_PEOPLE = frozenset({1, 2, 4, 5, 8, 9, 13, 14, 15, 16, 17, 18, 19, 25, 27, 28, 31, 34, 35, 38})
+TRAIN_PEOPLE_120 = TRAIN_PEOPLE | {
+    *(45, 46, 47, 49, 50, 52, 53, 54, 55, 56, 57, 58, 59, 70, 74, 78, 80, 81, 82, 83, 84, 85, 86, 89),
+    *(91, 92, 93, 94, 95, 97, 98, 100, 103),
+}
+TRAIN_CAMERAS = frozenset({2, 3})
+# fmt: off
+CLASSES = (
+    "drink water",
+    "eat meal",
+    "brush teeth",
+    "brush hair",
+    "drop",
+    "pick up",
+    "throw",
+    "sit down",
+    "stand up",
+    "clapping",
+    "reading",
+    "writing",
+    "tear up paper",
+    "put on jacket",
+    "take off jacket",
+    "put on a shoe",
+    "take off a shoe",
+    "put on glasses",
+    "take off glasses",
+    "put on a hat or cap",
+    "take off a hat or cap",
+    "cheer up",
+    "hand waving",
+    "kicking something",
+    "reach into pocket",
+    "hopping",
+    "jump up",
+    "phone call",
+    "play with phone or tablet",
+    "type on a keyboard",
+    "point to something",
+    "taking a selfie",
+    "check time (from watch)",
+    "rub two hands",
+    "nod head or bow",
+    "shake head",
+    "wipe face",
+    "salute",
+    "put palms together",
+    "cross hands in front",
+    "sneeze or cough",
+    "staggering",
+    "falling down",
+    "headache",
+    "chest pain",
+    "back pain",
+    "neck pain",
+    "nausea or vomiting",
+    "fan self",
+    "punch or slap",
+    "kicking",
+    "pushing",
+    "pat on back",
+    "point finger",
+    "hugging",
+    "giving object",
+    "touch pocket",
+    "shaking hands",
+    "walking towards",
+    "walking apart",
+    "put on headphone",
+    "take off headphone",
+    "shoot at basket",
+    "bounce ball",
+    "tennis bat swing",
+    "juggle table tennis ball",
+    "hush",
+    "flick hair",
+    "thumb up",
+    "thumb down",
+    "make OK sign",
+    "make victory sign",
+    "staple book",
+    "counting money",
+    "cutting nails",
+    "cutting paper",
+    "snap fingers",
+    "open bottle",
+    "sniff or smell",
+    "squat down",
+    "toss a coin",
+    "fold paper",
+    "ball up paper",
+    "play magic cube",
+    "apply cream on face",
+    "apply cream on hand",
+    "put on bag",
+    "take off bag",
+    "put object into bag",
+    "take object out of bag",
+    "open a box",
+    "move heavy objects",
+    "shake fist",
+    "throw up cap or hat",
+    "capitulate",
+    "cross arms",
+    "arm circles",
+    "arm swings",
+    "run on the spot",
+    "butt kicks",
+    "cross toe touch",
+    "side kick",
+    "yawn",
+    "stretch oneself",
+    "blow nose",
+    "hit with object",
+    "wield knife",
+    "knock over",
+    "grab stuff",
+    "shoot with gun",
+    "step on foot",
+    "high-five",
+    "cheers and drink",
+    "carry object",
+    "take a photo",
+    "follow",
+    "whisper",
+    "exchange things",
+    "support somebody",
+    "rock-paper-scissors",
+)
+# fmt: on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(PrepareOptions):
+    """The options of ``python -m data_prep ntu``."""
+
+    videos: Path | None = None
+    """Folder of the ..._rgb.avi files; all folders below it are searched."""
+    depth: Path | None = None
+    """Folder of the recordings' depth folders; all folders below it are searched."""
+    modalities: tuple[Literal["rgb", "flow", "depth"], ...] = ("rgb", "flow", "depth")
+    """Streams to make. Streams that an earlier run made with the same options are kept."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What a recording's name says; all numbers from 1."""
+
+    name: str
+    setup: int
+    camera: int
+    person: int
+    action: int
+
+    @staticmethod
+    def parse(name: str) -> Recording | None:
+        """Read ``SsssCcccPpppRrrrAaaa``; None if it is another name."""
+        match = NAME.fullmatch(name)
+        if match is None:
+            return None
+        return Recording(name.upper(), *(int(match[part]) for part in ("setup", "camera", "person", "action")))
+
+    def splits(self, *, has_120: bool) -> dict[str, str]:
+        """Where the official splits put it."""
+        is_train = {}
+        if self.setup <= LAST_SETUP_60:
+            is_train = {"xsub": self.person in TRAIN_PEOPLE, "xview": self.camera in TRAIN_CAMERAS}
+        if has_120:
+            is_train |= {"xsub120": self.person in TRAIN_PEOPLE_120, "xset": self.setup % 2 == 0}
+        return {split: "train" if trains else "test" for split, trains in is_train.items()}
+
+
+def prepare(options: Options) -> Manifest:
+    """Prepare NTU RGB+D, or as much of it as is there."""
+    sources, classes = read_recordings(options)
+    return prepare_videos("ntu", sources, classes=classes, options=options)
+
+
+def read_recordings(options: Options) -> tuple[list[SourceVideo], tuple[str, ...]]:
+    """Find the recordings and what the streams need of each.
+
+    Returns:
+        The recordings sorted by name, and the 60 or 120 classes.
+
+    Raises:
+        UserError: There is nothing to prepare, or a stream cannot be made from what was given.
+    """
+    found: dict[str, dict[str, Path]] = {}
+    if options.videos is not None:
+        found["rgb"] = _find_videos(options.videos)
+    if options.depth is not None:
+        found["depth"] = _find_depth(options.depth)
+    if not found:
+        raise UserError("there is nothing to prepare: give --videos, --depth or both")
+    names = sorted({name for by_name in found.values() for name in by_name})
+    recordings = [recording for name in names if (recording := Recording.parse(name)) is not None]
+    has_120 = any(recording.setup > LAST_SETUP_60 for recording in recordings)
+    classes = CLASSES if has_120 else CLASSES[:NUM_CLASSES_60]
+    for recording in recordings:
+        if not 1 <= recording.action <= len(classes):
+            raise UserError(f"{recording.name} is of the class {recording.action}, but there are only {len(classes)}")
+    inputs = inputs_of(options, found, names)
+    if not any(inputs.values()):
+        raise UserError(
+            f"no recording has all that {' '.join(options.modalities)} need: {len(found.get('rgb', ()))} videos and "
+            f"{len(found.get('depth', ()))} depth folders were found, named like S001C001P001R001A001"
+        )
+    return [_source(recording, inputs[recording.name], has_120=has_120) for recording in recordings], classes
+
+
+def _source(recording: Recording, inputs: dict[str, Path], *, has_120: bool) -> SourceVideo:
+    return SourceVideo(
+        name=recording.name,
+        inputs=inputs,
+        folder=f"S{recording.setup:03d}",
+        label=recording.action - 1,
+        splits=recording.splits(has_120=has_120),
+        frames_per_second=FRAMES_PER_SECOND,
+    )
+
+
+def _find_videos(folder: Path) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in walk_files(folder):
+        if path.suffix.lower() in SUFFIXES and path.stem.lower().endswith(RGB_ENDING):
+            _add(found, path.stem[: -len(RGB_ENDING)], path)
+    return found
+
+
+def _find_depth(folder: Path) -> dict[str, Path]:
+    """Folders of pictures; what is in them is not listed here, because it is millions of files."""
+    found: dict[str, Path] = {}
+    for path in walk_files(folder, whole=NAME):
+        if NAME.fullmatch(path.name) and path.is_dir():
+            _add(found, path.name, path)
+    return found
+
+
+def _add(found: dict[str, Path], name: str, path: Path) -> None:
+    recording = Recording.parse(name)
+    if recording is None:
+        return
+    other = found.setdefault(recording.name, path)
+    if other != path:
+        raise UserError(f"{other} and {path} are of the same recording: give a folder that holds one of them")

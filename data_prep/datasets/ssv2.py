@@ -1,0 +1,113 @@
+"""Something-Something v2: 220,847 clips of 174 actions of hands with objects (Goyal et al., 2017).
+
+Wants two downloads from the dataset's page, https://www.qualcomm.com/developer/software/something-something-v-2-dataset
+(registration is free for research):
+
+* The parts of the video archive, joined and unpacked: <id>.webm, all in one folder (--videos).
+* The labels archive, unpacked (--annotations): labels.json, train.json, validation.json and, if you like,
+  test.json; names that begin with something-something-v2- (the earlier release) are taken too.
+
+Split "1" is train against validation, which is what results are reported on. The test videos have no
+labels and no place in a split. Mirroring turns "from left to right" round, so it does not keep the label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crossdistill.data.manifest import Manifest
+from crossdistill.errors import UserError
+from data_prep.pipeline.prepare import PrepareOptions, prepare_videos
+from data_prep.pipeline.sources import ListedVideo, join_files, read_json
+
+PREFIX = "something-something-v2-"
+LABELS = "labels.json"
+PARTS: dict[str, str | None] = {"train.json": "train", "validation.json": "test", "test.json": None}
+SUFFIXES = (".webm", ".mp4", ".mkv", ".avi")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(PrepareOptions):
+    """The options of ``python -m data_prep ssv2``."""
+
+    videos: Path
+    """Folder of the .webm files (or .mp4, .mkv, .avi); all folders below it are searched."""
+    annotations: Path
+    """Folder of labels.json, train.json, validation.json and test.json."""
+
+
+def prepare(options: Options) -> Manifest:
+    """Prepare Something-Something v2, or as much of it as is there."""
+    classes, listed = read_lists(options.annotations)
+    sources = join_files(
+        listed,
+        options.videos,
+        suffixes=SUFFIXES,
+        lists=options.annotations,
+        # By the ids' last two digits: no file system likes 220,847 files in one folder.
+        stream_folder=lambda video: video.name[-2:].zfill(2),
+    )
+    return prepare_videos("ssv2", sources, classes=classes, options=options, flip_keeps_label=False)
+
+
+def read_lists(folder: Path) -> tuple[list[str], list[ListedVideo]]:
+    """Read the official lists.
+
+    Args:
+        folder: Holds ``labels.json`` and some of the lists.
+
+    Returns:
+        The classes in the order of ``labels.json``, and the videos by id.
+
+    Raises:
+        UserError: A list is absent or malformed, names an unknown class, or a video twice.
+    """
+    classes = _read_classes(_path_of(folder, LABELS))
+    labels = {name: label for label, name in enumerate(classes)}
+    present = [(_path_of(folder, name), part) for name, part in PARTS.items() if _path_of(folder, name).is_file()]
+    if not present:
+        raise UserError(f"{folder} holds no list of videos: expected for example {next(iter(PARTS))}")
+    videos: dict[str, ListedVideo] = {}
+    for path, part in present:
+        entries = read_json(path, wanted="the labels archive, unpacked")
+        if not isinstance(entries, list):
+            raise UserError(f"{path} is no list of videos: expected [{{id, template}}, ...]")
+        for number, entry in enumerate(entries, start=1):
+            video = _read_entry(f"{path} entry {number}", entry, part, labels)
+            if videos.setdefault(video.name, video) is not video:
+                raise UserError(f"{path} entry {number} names the video {video.name} again: unpack the lists again")
+    if not videos:
+        raise UserError(f"the lists in {folder} name no video: the first is {present[0][0]}")
+    return classes, sorted(videos.values(), key=lambda video: (len(video.name), video.name))
+
+
+def _path_of(folder: Path, name: str) -> Path:
+    """A list under its name, or under that of the earlier release if only that is there."""
+    old = folder / f"{PREFIX}{name}"
+    return old if old.is_file() and not (folder / name).is_file() else folder / name
+
+
+def _read_classes(path: Path) -> list[str]:
+    given = read_json(path, wanted="the folder of Something-Something's labels archive, unpacked")
+    try:
+        by_index = {int(index): str(name) for name, index in given.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is no list of classes: expected {{class: index, ...}}") from error
+    if sorted(by_index) != list(range(len(given))) or not given:
+        raise UserError(f"{path} does not number its {len(given)} classes from 0 without gaps: unpack it again")
+    return [by_index[index] for index in range(len(by_index))]
+
+
+def _read_entry(place: str, entry: Any, part: str | None, labels: Mapping[str, int]) -> ListedVideo:
+    name = str(entry.get("id", "")) if isinstance(entry, dict) else ""
+    if not name.isdigit():
+        raise UserError(f"{place} has no id that is a number: unpack the lists again")
+    if part is None:
+        return ListedVideo(name, "", None)
+    action = str(entry.get("template", "")).replace("[", "").replace("]", "")
+    if action not in labels:
+        raise UserError(f"{place} names the class {action!r}, which {LABELS} does not")
+    return ListedVideo(name, action, labels[action], splits={"1": part})

@@ -1,0 +1,313 @@
+"""Toyactions: rendered clips of moving bodies, written as real video files. It needs no download.
+
+Twelve classes of motion: slides (left, right, up, down), approach and recede, spins and orbits
+(clockwise and anticlockwise), bounce and shake. Textures, colours, shapes, sizes, places, a moving
+background and distracting bodies are drawn independently of the class: a single frame says nothing
+about it. Flow and depth are exact.
+
+The folder gets rgb/, flow/ and depth/, split lists in UCF101's manner in lists/ and a manifest. The
+same options give the same bytes, however many workers there are. A run that was stopped goes on where
+it was when it is started again with the same options.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from crossdistill.data.decode import index_video
+from crossdistill.data.manifest import MANIFEST_NAME, Manifest, Video
+from crossdistill.data.streams import STREAM_FORMATS, Picture, StreamWriter, quantise_flow
+from crossdistill.errors import UserError
+from crossdistill.utils.console import console
+from crossdistill.utils.files import write_text_atomically
+from data_prep.datasets.toyactions_renderer import ACTIONS, RENDERER_VERSION, Identity, compose_scene, render_clip
+from data_prep.pipeline.executor import Engine, run_jobs
+
+DATASET = "toyactions"
+STREAMS = ("rgb", "flow", "depth")
+# Written before the first clip, so that an unfinished folder tells which options its clips are of.
+OPTIONS_NAME = "toyactions.json"
+
+CLIPS_PER_GROUP = 4
+MAX_GROUPS = 25
+NUM_SPLITS = 3
+TEST_SHARE = 0.3
+
+UNITS_PER_FRAME = 800
+"""Timestamps count 1 / (fps x 800) seconds, so that every frame's time is a whole number."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to render, and where to."""
+
+    out: Path
+    """Folder to write the dataset into."""
+    clips_per_class: int = 120
+    """Clips of each of the 12 classes, at least 2."""
+    size: int = 64
+    """Side of the square frames in pixels: even, from 32 to 256."""
+    frames: int = 20
+    """Frames per clip, at least 4; bounce and shake need about 16 to be told from slides."""
+    fps: int = 16
+    """Frames per second that the files are marked with, from 1 to 240."""
+    seed: int = 0
+    """Another seed gives another dataset of the same kind."""
+    workers: int | None = None
+    """Clips rendered at a time; one per core if not given."""
+
+
+def prepare(options: Options) -> Manifest:
+    """Render the dataset, or what is missing of it, and write its manifest.
+
+    Raises:
+        UserError: An option is out of its range, or the folder holds something else.
+    """
+    _check(options)
+    _claim_folder(options)
+    finished = _finished_manifest(options)
+    if finished is not None:
+        console.print(f"{options.out}: already prepared, {len(finished.videos)} clips", highlight=False, soft_wrap=True)
+        return finished
+    start_seconds = time.perf_counter()
+    _write_lists(options)
+    _remove_leftovers(options.out)
+    jobs = [_Job(options, clip) for clip in clip_ids(options.clips_per_class)]
+    videos = run_jobs(_make_video, jobs, engine=Engine(workers=options.workers), description=DATASET, unit="clips")
+    manifest = Manifest(
+        root=options.out,
+        dataset=DATASET,
+        classes=tuple(ACTIONS),
+        videos=tuple(videos),
+        flip_keeps_label=False,
+        facts=_facts(options),
+    )
+    manifest.save()
+    seconds = time.perf_counter() - start_seconds
+    console.print(
+        f"{options.out}: {len(videos)} clips of {len(ACTIONS)} classes, {options.frames} frames of "
+        f"{options.size}x{options.size} at {options.fps} fps, in {seconds:.1f} s ({len(videos) / seconds:.0f} clips/s)",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return manifest
+
+
+# Options and the folder they belong to.
+
+
+def _check(options: Options) -> None:
+    _check_range("--clips-per-class", options.clips_per_class, 2, None)
+    _check_range("--size", options.size, 32, 256)
+    if options.size % 2:
+        raise UserError(
+            f"--size {options.size} is odd, but H.264 needs even sides: choose {options.size - 1} or {options.size + 1}"
+        )
+    _check_range("--frames", options.frames, 4, None)
+    _check_range("--fps", options.fps, 1, 240)
+    _check_range("--seed", options.seed, 0, None)
+    if options.workers is not None:
+        _check_range("--workers", options.workers, 1, None)
+    if options.out.exists() and not options.out.is_dir():
+        raise UserError(f"--out {options.out} is a file, but a folder is needed: choose another path")
+
+
+def _check_range(name: str, given: int, lowest: int, highest: int | None) -> None:
+    if given < lowest or (highest is not None and given > highest):
+        allowed = f"at least {lowest}" if highest is None else f"from {lowest} to {highest}"
+        raise UserError(f"{name} {given} is out of range: choose a whole number {allowed}")
+
+
+def _contents(options: Options) -> dict[str, int]:
+    """Everything that decides what the files hold."""
+    fields = dataclasses.asdict(options)
+    return {**{k: v for k, v in fields.items() if k not in ("out", "workers")}, "renderer_version": RENDERER_VERSION}
+
+
+def _facts(options: Options) -> dict[str, Any]:
+    packages = ("av", "numpy", "opencv-contrib-python-headless")
+    versions = {package: importlib.metadata.version(package) for package in packages}
+    return {"command": f"python -m data_prep {DATASET}", "options": _contents(options), "versions": versions}
+
+
+def _claim_folder(options: Options) -> None:
+    """Write the options into the folder, or raise a ``UserError`` if it is another dataset's."""
+    wanted = _contents(options)
+    held = _held_contents(options.out)
+    if held is None:
+        write_text_atomically(options.out / OPTIONS_NAME, json.dumps(wanted, indent=2, sort_keys=True) + "\n")
+        return
+    names = sorted(name for name in {*wanted, *held} if held.get(name) != wanted.get(name))
+    if names:
+        differences = " and ".join(f"{name} {held.get(name)} instead of {wanted.get(name)}" for name in names)
+        raise UserError(
+            f"{options.out} holds {DATASET} with {differences}: choose another --out, give the same options, "
+            "or delete that folder first"
+        )
+
+
+def _held_contents(out: Path) -> dict[str, Any] | None:
+    """What the clips in the folder were rendered with; None if there are none."""
+    if (out / MANIFEST_NAME).exists():
+        manifest = Manifest.load(out)
+        if manifest.dataset != DATASET:
+            raise UserError(f"{out} holds the dataset {manifest.dataset!r}, not {DATASET!r}: choose another --out")
+        return dict(manifest.facts["options"])
+    path = out / OPTIONS_NAME
+    if not path.exists():
+        return None
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged: delete the folder {out} and prepare it again") from error
+
+
+def _finished_manifest(options: Options) -> Manifest | None:
+    if not (options.out / MANIFEST_NAME).exists():
+        return None
+    manifest = Manifest.load(options.out)
+    paths = [options.out / stream.path for video in manifest.videos for stream in video.streams.values()]
+    return manifest if all(path.exists() for path in [*paths, *_list_files(options)]) else None
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Remove the temporary files that a killed run left behind."""
+    for stream in STREAMS:
+        for path in (out / stream).glob("*/.v_*.mp4.*.tmp"):
+            path.unlink(missing_ok=True)
+
+
+# Names, groups and splits.
+
+
+@dataclass(frozen=True)
+class ClipId:
+    """One clip: its class, its group and its number within the class's part of the group, from 1."""
+
+    action: str
+    group: int
+    clip: int
+
+    @property
+    def name(self) -> str:
+        """The name in UCF101's manner."""
+        return f"v_{self.action}_g{self.group:02d}_c{self.clip:02d}"
+
+
+def num_groups(clips_per_class: int) -> int:
+    """How many groups share a class's clips: about four clips each, at most as many groups as UCF101."""
+    return min(MAX_GROUPS, max(2, clips_per_class // CLIPS_PER_GROUP))
+
+
+def clip_ids(clips_per_class: int) -> list[ClipId]:
+    """Every clip, by class, group and number; every class has the same groups."""
+    groups = num_groups(clips_per_class)
+    return [
+        ClipId(action, group, clip)
+        for action in ACTIONS
+        for group in range(1, groups + 1)
+        for clip in range(1, len(range(group - 1, clips_per_class, groups)) + 1)
+    ]
+
+
+def held_out_groups(groups: int, split: int) -> set[int]:
+    """The groups that test a split: blocks of neighbours as in UCF101, wrapping around.
+
+    Args:
+        groups: How many groups there are, at least 2.
+        split: From 1.
+    """
+    count = max(1, round(TEST_SHARE * groups))
+    return {(count * (split - 1) + i) % groups + 1 for i in range(count)}
+
+
+def _parts(clip: ClipId, groups: int) -> dict[str, str]:
+    splits = range(1, NUM_SPLITS + 1)
+    return {str(split): "test" if clip.group in held_out_groups(groups, split) else "train" for split in splits}
+
+
+def _list_files(options: Options) -> dict[Path, str]:
+    """The official-looking lists: path to text."""
+    folder, groups, labels = options.out / "lists", num_groups(options.clips_per_class), list(ACTIONS)
+    files = {folder / "classInd.txt": "".join(f"{i} {action}\n" for i, action in enumerate(labels, start=1))}
+    for split in range(1, NUM_SPLITS + 1):
+        lines: dict[str, list[str]] = {"train": [], "test": []}
+        for clip in clip_ids(options.clips_per_class):
+            part = _parts(clip, groups)[str(split)]
+            label = f" {labels.index(clip.action) + 1}" if part == "train" else ""
+            lines[part].append(f"{clip.action}/{clip.name}.mp4{label}\n")
+        files |= {folder / f"{part}list{split:02d}.txt": "".join(lines[part]) for part in lines}
+    return files
+
+
+def _write_lists(options: Options) -> None:
+    for path, text in _list_files(options).items():
+        write_text_atomically(path, text)
+
+
+# Clips.
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One clip to render: everything that a worker needs."""
+
+    options: Options
+    clip: ClipId
+
+
+def _make_video(job: _Job) -> Video:
+    """Render one clip unless its files are there, and describe it for the manifest."""
+    options, clip = job.options, job.clip
+    paths = {stream: options.out / stream / clip.action / f"{clip.name}.mp4" for stream in STREAMS}
+    if not all(path.exists() for path in paths.values()):
+        with _one_thread_of_opencv():
+            _write_streams(options, clip, paths)
+    return Video(
+        name=clip.name,
+        label=list(ACTIONS).index(clip.action),
+        group=f"g{clip.group:02d}",
+        splits=_parts(clip, num_groups(options.clips_per_class)),
+        streams={
+            stream: index_video(path, relative_to=options.out, stream_format=STREAM_FORMATS[stream])
+            for stream, path in paths.items()
+        },
+    )
+
+
+@contextlib.contextmanager
+def _one_thread_of_opencv() -> Iterator[None]:
+    """The pictures are small and the workers are the parallelism."""
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(threads)
+
+
+def _write_streams(options: Options, clip: ClipId, paths: dict[str, Path]) -> None:
+    identity = Identity(seed=options.seed, group=clip.group, clip=clip.clip)
+    rendered = render_clip(compose_scene(clip.action, identity, size_px=options.size, num_frames=options.frames))
+    frames: dict[str, Picture] = {
+        "rgb": np.rint(rendered.rgb * 255).astype(np.uint8),
+        "flow": quantise_flow(rendered.flow_px),
+        "depth": rendered.depth_mm,
+    }
+    time_base = Fraction(1, options.fps * UNITS_PER_FRAME)
+    for stream, path in paths.items():
+        with StreamWriter(path, STREAM_FORMATS[stream], time_base=time_base) as writer:
+            for i, frame in enumerate(frames[stream]):
+                writer.write(frame, i * UNITS_PER_FRAME)

@@ -1,0 +1,142 @@
+"""UTD-MHAD: 861 recordings of 27 actions by 8 people, from a Kinect and a body sensor (Chen et al., 2015).
+
+Wants downloads from the dataset's page, https://personal.utdallas.edu/~kehtar/UTD-MHAD.html:
+
+* Depth.zip, unpacked: a1_s1_t1_depth.mat and so on (--depth);
+* for --modalities with skeleton also Skeleton.zip, unpacked: a1_s1_t1_skeleton.mat and so on (--skeleton).
+
+Optical flow is computed on the depth. A skeleton has 20 joints in every frame of depth. Split "1" is the
+official one: people 1, 3, 5 and 7 train, 2, 4, 6 and 8 test. Split "2" swaps them, which makes a cross-validation
+of all eight people; it is not the dataset's own. The classes tell left from right, so mirroring
+does not keep the label. Frames are stamped at the 30 per second that the dataset's page gives.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from crossdistill.data.manifest import Manifest
+from crossdistill.errors import UserError
+from data_prep.pipeline.prepare import PrepareOptions, SourceVideo, prepare_videos
+from data_prep.pipeline.sources import find_files, inputs_of, only_file
+
+CLASSES = (
+    "right arm swipe to the left",
+    "right arm swipe to the right",
+    "right hand wave",
+    "two hand front clap",
+    "right arm throw",
+    "cross arms in the chest",
+    "basketball shoot",
+    "right hand draw x",
+    "right hand draw circle (clockwise)",
+    "right hand draw circle (counter clockwise)",
+    "draw triangle",
+    "bowling (right hand)",
+    "front boxing",
+    "baseball swing from right",
+    "tennis right hand forehand swing",
+    "arm curl (two arms)",
+    "tennis serve",
+    "two hand push",
+    "right hand knock on door",
+    "right hand catch an object",
+    "right hand pick up and throw",
+    "jogging in place",
+    "walking in place",
+    "sit to stand",
+    "stand to sit",
+    "forward lunge (left foot forward)",
+    "squat (two arms stretch out)",
+)
+NUM_PEOPLE = 8
+NUM_TRIALS = 4
+# Spoilt when they were recorded, and never published.
+NOT_PUBLISHED = frozenset({"a8_s1_t4", "a23_s6_t4", "a27_s8_t4"})
+TRAIN_PEOPLE = frozenset({1, 3, 5, 7})
+SWAPPED = {"train": "test", "test": "train"}
+NAME = re.compile(r"a(?P<action>\d+)_s(?P<person>\d+)_t\d+")
+ENDINGS = {"depth": "_depth", "skeleton": "_skeleton"}
+"""Sensor to what its files' names end in."""
+FRAMES_PER_SECOND = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(PrepareOptions):
+    """The options of ``python -m data_prep utd_mhad``."""
+
+    depth: Path
+    """Folder of the ..._depth.mat files; all folders below it are searched."""
+    skeleton: Path | None = None
+    """Folder of the ..._skeleton.mat files, for --modalities with skeleton."""
+    # Wider than that of other datasets, which have no joints.
+    modalities: tuple[Literal["rgb", "flow", "depth", "skeleton"], ...] = ("depth", "flow")  # type: ignore[assignment]
+    """Streams to make: depth, flow, skeleton. Streams that an earlier run made with the same options are kept."""
+
+
+def prepare(options: Options) -> Manifest:
+    """Prepare UTD-MHAD, or as much of it as is there."""
+    return prepare_videos(
+        "utd_mhad", read_recordings(options), classes=CLASSES, options=options, flip_keeps_label=False
+    )
+
+
+def recording_names() -> list[str]:
+    """The names of all published recordings, by action, person and trial."""
+    names = [
+        f"a{action}_s{person}_t{trial}"
+        for action in range(1, len(CLASSES) + 1)
+        for person in range(1, NUM_PEOPLE + 1)
+        for trial in range(1, NUM_TRIALS + 1)
+    ]
+    return [name for name in names if name not in NOT_PUBLISHED]
+
+
+def read_recordings(options: Options) -> list[SourceVideo]:
+    """All published recordings with their files; those without one are kept as missing.
+
+    Raises:
+        UserError: A folder holds none of the files, or a stream cannot be made from them.
+    """
+    if options.skeleton is not None and "skeleton" not in options.modalities:
+        raise UserError(
+            f"--skeleton {options.skeleton} does nothing without skeleton in --modalities: add skeleton, or leave "
+            "--skeleton out"
+        )
+    names = recording_names()
+    folders = {"depth": options.depth, **({"skeleton": options.skeleton} if options.skeleton else {})}
+    found = {sensor: _recordings(folder, sensor, names) for sensor, folder in folders.items()}
+    inputs = inputs_of(options, found, names)
+    for sensor, folder in folders.items():
+        if not found[sensor]:
+            raise UserError(
+                f"{folder} and the folders below it hold none of the {len(names)} videos of the dataset: expected for "
+                f"example {names[0]}{ENDINGS[sensor]}.mat"
+            )
+    return [_source(name, inputs[name]) for name in names]
+
+
+def _recordings(folder: Path, sensor: str, names: list[str]) -> dict[str, Path]:
+    """Name to the sensor's file, of those that are there."""
+    files = find_files(folder, suffixes=(".mat",))
+    found = {name: only_file(name + ENDINGS[sensor], files) for name in names}
+    return {name: path for name, path in found.items() if path is not None}
+
+
+def _source(name: str, inputs: dict[str, Path]) -> SourceVideo:
+    match = NAME.fullmatch(name)
+    assert match is not None
+    action, person = int(match["action"]), int(match["person"])
+    official = "train" if person in TRAIN_PEOPLE else "test"
+    return SourceVideo(
+        name=name,
+        inputs=inputs,
+        folder=f"a{action}",
+        label=action - 1,
+        group=f"s{person}",
+        splits={"1": official, "2": SWAPPED[official]},
+        frames_per_second=FRAMES_PER_SECOND,
+    )

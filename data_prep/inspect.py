@@ -1,0 +1,375 @@
+"""Shows what a prepared dataset holds: tables, and a contact sheet of some clips.
+
+The tables: clips by class and part of each split, files by status, and the size of every stream. The
+contact sheet is a PNG with a few frames of some clips, all their streams under each other: colour;
+flow in the usual colours, direction as hue and speed as saturation; depth from near (bright) to far
+(dark), black where nothing was measured; joints as a body of sticks, its two sides in two colours.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import cv2
+import numpy as np
+import torch
+import tyro
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from crossdistill.data.decode import nearest_frames, read_frames
+from crossdistill.data.manifest import Manifest, Stream, Video
+from crossdistill.errors import FULL_DISK_ERRORS, UnreadableVideoError, UserError
+from crossdistill.modalities import FLOW, SKELETON
+from crossdistill.utils.console import console, print_table
+from crossdistill.utils.environment import require_matched_torch
+from crossdistill.utils.files import atomic_path
+
+SHEET_NAME = "inspect.png"
+SHEET_FRAMES = 6
+SHOWN_NAMES = 3
+PICTURE_WIDTH_INCHES = 1.7
+DOTS_PER_INCH = 120
+LARGEST_SHEET_CLIPS = 30
+STICKS_PX = 160
+# Chains of a Kinect's joints: spine and head, then both arms and legs of either side in one colour.
+STICKS = (
+    ((0, 1, 2, 3), (90, 90, 90)),
+    ((1, 4, 5, 6, 7), (200, 60, 40)),
+    ((3, 12, 13, 14, 15), (200, 60, 40)),
+    ((1, 8, 9, 10, 11), (40, 90, 200)),
+    ((3, 16, 17, 18, 19), (40, 90, 200)),
+)
+
+Pictures = NDArray[np.uint8]
+"""[T, H, W, 3]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of ``python -m data_prep inspect``."""
+
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
+    """A prepared dataset."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="SHEET.png")] = None
+    """The contact sheet to write; inspect.png in the dataset's folder if not given."""
+    clips: int = 6
+    """Clips on the contact sheet, spread over the classes."""
+    seed: int = 0
+    """Another seed shows other clips."""
+
+
+def run(options: Options) -> None:
+    """Print the tables and write the contact sheet.
+
+    Raises:
+        UserError: An option is out of range, the folder is no prepared dataset, or the sheet cannot be written.
+    """
+    out = options.out or options.folder / SHEET_NAME
+    if out.suffix.lower() != ".png":
+        raise UserError(f"--out {out} is no PNG: give a name that ends in .png")
+    if not 1 <= options.clips <= LARGEST_SHEET_CLIPS:
+        raise UserError(f"--clips {options.clips} cannot work: give a number from 1 to {LARGEST_SHEET_CLIPS}")
+    require_matched_torch()  # flow is coloured by torchvision
+    manifest = Manifest.load(options.folder)
+    print_clips(manifest)
+    print_statuses(manifest)
+    usable = [video for video in manifest.videos if video.is_usable and video.streams]
+    if not usable:
+        console.print(
+            f"nothing in {options.folder} is usable, so there is no contact sheet: prepare the dataset again with "
+            "--retry after mending the files above",
+            highlight=False,
+            soft_wrap=True,
+        )
+        return
+    print_streams(manifest)
+    figure = draw_sheet(manifest, choose_clips(usable, options.clips, seed=options.seed))
+    _save(figure, out)
+    console.print(f"contact sheet: {out}", highlight=False, soft_wrap=True)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    try:
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH)
+    except OSError as error:
+        if error.errno in FULL_DISK_ERRORS:
+            raise
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}): give --out a place that you may write"
+        ) from error
+
+
+# Tables.
+
+
+def print_clips(manifest: Manifest) -> None:
+    """Usable clips by class and part of each split; the totals come first, because lists of classes are long."""
+    usable = [video for video in manifest.videos if video.is_usable]
+    parts = {split: _parts_of(manifest, split) for split in manifest.splits}
+    counts: Counter[tuple[int | None, str, str]] = Counter()
+    for video in usable:
+        for split, part in (("", ""), *video.splits.items()):
+            counts[video.label, split, part] += 1
+
+    def row(name: str, labels: Sequence[int | None]) -> list[str]:
+        def cell(split: str, part: str) -> str:
+            return str(sum(counts[label, split, part] for label in labels))
+
+        return [name, cell("", ""), *("/".join(cell(split, part) for part in parts[split]) for split in parts)]
+
+    rows = [row("all", [*range(len(manifest.classes)), None])]
+    if counts[None, "", ""]:
+        rows.append(row("unlabelled", [None]))
+    rows += [row(name, [label]) for label, name in enumerate(manifest.classes)]
+    header = ["class", "clips", *(f"split {split}\n{'/'.join(parts[split])}" for split in parts)]
+    num_classes = _count(len(manifest.classes), "class", "classes")
+    title = f"{manifest.dataset}: {num_classes}, {_count(len(usable), 'usable clip', 'usable clips')}"
+    print_table(title, header, rows)
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number or 'no'} {one if number == 1 else many}"
+
+
+def _parts_of(manifest: Manifest, split: str) -> list[str]:
+    """The parts of a split, training before the others."""
+    parts = {video.splits[split] for video in manifest.videos if split in video.splits}
+    return sorted(parts, key=lambda part: (part != "train", part))
+
+
+def print_statuses(manifest: Manifest) -> None:
+    """Files by status and reason, bad ones with the first few names."""
+    names: dict[str, list[str]] = {}
+    for video in manifest.videos:
+        reason = video.reason.split(":")[0]
+        names.setdefault(f"{video.status}: {reason}" if reason else video.status, []).append(video.name)
+    rows = []
+    for status in sorted(names, key=lambda status: (status != "ok", status)):
+        shown = "" if status == "ok" else ", ".join(names[status][:SHOWN_NAMES])
+        more = ", ..." if shown and len(names[status]) > SHOWN_NAMES else ""
+        rows.append([status, str(len(names[status])), shown + more])
+    print_table(f"{len(manifest.videos)} files", ["status", "files", "for example"], rows)
+
+
+def print_streams(manifest: Manifest) -> None:
+    """Number, length, size on disk, picture sizes and frame rates of every stream."""
+    streams: dict[str, list[Stream]] = {}
+    for video in manifest.videos:
+        for name, stream in video.streams.items() if video.is_usable else ():
+            streams.setdefault(name, []).append(stream)
+    columns = {name: _stream_facts(manifest.root, found) for name, found in sorted(streams.items())}
+    facts = next(iter(columns.values()))
+    print_table("streams", ["", *columns], [[fact, *(column[fact] for column in columns.values())] for fact in facts])
+
+
+def _stream_facts(root: Path, streams: Sequence[Stream]) -> dict[str, str]:
+    """What to say about all files of one stream; files that are gone are counted and have no size."""
+    hours = sum(_seconds(stream) for stream in streams) / 3600
+    sizes_mb = [path.stat().st_size / 1e6 for stream in streams if (path := root / stream.path).is_file()]
+    num_lost = len(streams) - len(sizes_mb)
+    return {
+        "files": f"{len(streams)}" + (f", {num_lost} are gone" if num_lost else ""),
+        "frames": str(sum(stream.num_frames for stream in streams)),
+        "hours": f"{hours:.3g}",
+        "MB": f"{sum(sizes_mb):.1f}",
+        "KB per file": f"{1e3 * sum(sizes_mb) / max(1, len(sizes_mb)):.1f}",
+        "MB per hour": f"{sum(sizes_mb) / hours:.0f}" if hours else "",
+        "pixels": _most_common([f"{stream.width_px}x{stream.height_px}" for stream in streams]),
+        "frames per second": _most_common([_rate(stream) for stream in streams]),
+    }
+
+
+def _seconds(stream: Stream) -> float:
+    """From the first frame to the end of the last, which lasts as long as most do."""
+    times = stream.times_seconds
+    usual_step = statistics.median(np.diff(times).tolist()) if len(times) > 1 else 0.0
+    return float(times[-1] - times[0] + usual_step) if len(times) else 0.0
+
+
+def _rate(stream: Stream) -> str:
+    """Frames per second; "varying" if the steps differ by more than the rounding of the timestamps."""
+    steps = np.diff(stream.pts)
+    if not len(steps):
+        return "one frame"
+    if steps.max() - steps.min() > 1:
+        return "varying"
+    return f"{1 / (steps.mean() * float(stream.time_base)):.4g}"
+
+
+def _most_common(values: Sequence[str]) -> str:
+    """The most frequent value, and how many files have it if not all do."""
+    ((value, count),) = Counter(values).most_common(1)
+    return value if count == len(values) else f"{value} in {count} of {len(values)}"
+
+
+# Contact sheet.
+
+
+def choose_clips(videos: Sequence[Video], count: int, *, seed: int) -> list[Video]:
+    """Some clips at random: one of each of some classes, then a second of each, and so on; sorted by class."""
+    random = np.random.default_rng(seed)
+    by_label: dict[int | None, list[Video]] = {}
+    for i in random.permutation(len(videos)).tolist():
+        by_label.setdefault(videos[i].label, []).append(videos[i])
+    ranked = [(rank, video) for group in by_label.values() for rank, video in enumerate(group)]
+    chosen = [video for _, video in sorted(ranked, key=lambda pair: pair[0])[:count]]
+    return sorted(chosen, key=lambda video: (video.label is None, video.label or 0, video.name))
+
+
+def paint_rgb(frames: NDArray[Any]) -> tuple[Pictures, str]:
+    """[T, H, W, 3] as it is."""
+    return frames, "colour"
+
+
+def paint_flow(frames: NDArray[Any]) -> tuple[Pictures, str]:
+    """[T, H, W, 2] in the colours of Baker et al. (IJCV 2011); white stands still. One scale for the clip."""
+    flow_tchw = torch.from_numpy(frames * np.float32(FLOW.value_scale) + np.float32(FLOW.value_offset)).movedim(3, 1)
+    fastest_px = float(flow_tchw.square().sum(dim=1).sqrt().max())
+    if not fastest_px:
+        return np.full((*frames.shape[:3], 3), 255, np.uint8), "flow\nno motion"
+    from torchvision.utils import flow_to_image
+
+    pictures: Pictures = flow_to_image(flow_tchw.float()).movedim(1, 3).numpy()
+    return pictures, f"flow\nup to {fastest_px:.1f} px"
+
+
+def paint_depth(frames: NDArray[Any]) -> tuple[Pictures, str]:
+    """[T, H, W, 1], bright is near, black was not measured. One range for the clip."""
+    depth_mm = frames[..., 0].astype(np.float32)
+    measured = depth_mm > 0
+    if not measured.any():
+        return np.zeros((*depth_mm.shape, 3), np.uint8), "depth\nnothing measured"
+    nearest, farthest = float(depth_mm[measured].min()), float(depth_mm[measured].max())
+    nearness = (farthest - depth_mm) / max(1.0, farthest - nearest)
+    # The darkest tenth is left out, so that the farthest point is told from no measurement.
+    coloured = colormaps["viridis"](0.1 + 0.9 * nearness.clip(0, 1))[..., :3]
+    pictures = np.where(measured[..., None], np.rint(coloured * 255), 0).astype(np.uint8)
+    return pictures, f"depth\n{nearest / 1000:.2f}–{farthest / 1000:.2f} m"
+
+
+def paint_skeleton(frames: NDArray[Any]) -> tuple[Pictures, str]:
+    """[T, joints, 1, 3] as a body of sticks, seen from the camera without perspective. One scale for the clip."""
+    metres = frames[:, :, 0].astype(np.float32) * np.float32(SKELETON.value_scale) + np.float32(SKELETON.value_offset)
+    lowest, highest = metres.min(axis=(0, 1)), metres.max(axis=(0, 1))
+    scale = STICKS_PX / (1.1 * max(0.1, *(highest - lowest)[:2]))
+    centre = STICKS_PX / 2 / scale - (lowest + highest) / 2
+    x, y = (metres[..., 0] + centre[0]) * scale, STICKS_PX - (metres[..., 1] + centre[1]) * scale
+    pictures = np.full((len(frames), STICKS_PX, STICKS_PX, 3), 255, np.uint8)
+    for picture, joints in zip(pictures, np.rint(np.stack([x, y], axis=-1)).astype(int).tolist(), strict=True):
+        for chain, colour in STICKS:
+            cv2.polylines(picture, [np.asarray([joints[i] for i in chain])], False, colour, 2, cv2.LINE_AA)
+    return pictures, f"skeleton\n{highest[1] - lowest[1]:.2f} m high"
+
+
+PAINTERS: dict[str, Callable[[NDArray[Any]], tuple[Pictures, str]]] = {
+    "rgb": paint_rgb,
+    "flow": paint_flow,
+    "depth": paint_depth,
+    "skeleton": paint_skeleton,
+}
+
+
+@dataclass(frozen=True)
+class _Strip:
+    """Some frames of one stream of one clip."""
+
+    label: str
+    times_seconds: NDArray[np.float64]
+    pictures: Pictures
+    """[0, H, W, 3] where the file cannot be read."""
+
+
+def read_strips(manifest: Manifest, video: Video) -> list[_Strip]:
+    """Frames of all streams of a clip at the same times, evenly spread over it."""
+    names = [name for name in PAINTERS if name in video.streams]
+    if not names:
+        return []
+    first = video.streams[names[0]].times_seconds
+    times = first[0] + (np.arange(SHEET_FRAMES) + 0.5) / SHEET_FRAMES * (first[-1] - first[0])
+    # Exactly the times of frames, so that the other streams are paired with what is shown.
+    times = first[np.unique(nearest_frames(video.streams[names[0]], times))]
+    strips = []
+    for name in names:
+        stream = video.streams[name]
+        positions = nearest_frames(stream, times)
+        try:
+            pictures, label = PAINTERS[name](read_frames(manifest.root, stream, positions.tolist(), stream_name=name))
+        except UnreadableVideoError:
+            pictures, label = np.zeros((0, stream.height_px, stream.width_px, 3), np.uint8), f"{name}\nunreadable"
+        strips.append(_Strip(label, stream.times_seconds[positions], pictures))
+    return strips
+
+
+def draw_sheet(manifest: Manifest, videos: Sequence[Video]) -> Figure:
+    """A row of frames per stream, a block of rows per clip, and the wheel of flow's colours."""
+    blocks = [(video, read_strips(manifest, video)) for video in videos]
+    blocks = [(video, strips) for video, strips in blocks if strips]
+    label_inches, title_inches, gap_inches, top_inches = 0.95, 0.42, 0.04, 0.75
+    heights = [
+        [PICTURE_WIDTH_INCHES * strip.pictures.shape[1] / strip.pictures.shape[2] for strip in strips]
+        for _, strips in blocks
+    ]
+    width = label_inches + SHEET_FRAMES * (PICTURE_WIDTH_INCHES + gap_inches) + gap_inches
+    height = top_inches + sum(title_inches + sum(rows) + gap_inches * len(rows) for rows in heights) + 0.1
+    figure = Figure(figsize=(width, height), facecolor="white")
+
+    def add_axes(left: float, top: float, wide: float, high: float, *, is_framed: bool = True) -> Axes:
+        axes: Axes = figure.add_axes((left / width, 1 - (top + high) / height, wide / width, high / height))
+        axes.set(xticks=[], yticks=[], frame_on=is_framed)
+        for spine in axes.spines.values():  # white flow would have no edge on white paper
+            spine.set(color="0.75", linewidth=0.5)
+        return axes
+
+    def write(left: float, top: float, text: str, **style: Any) -> None:
+        figure.text(left / width, 1 - top / height, text, **{"fontsize": 7, "va": "center", **style})
+
+    write(0.1, 0.3, f"{manifest.dataset}: {_count(len(blocks), 'clip', 'clips')}", fontsize=12, weight="bold")
+    if any("flow" in video.streams for video, _ in blocks):
+        add_axes(width - 0.72, 0.06, 0.62, 0.62, is_framed=False).imshow(flow_wheel(), interpolation="bilinear")
+        write(width - 0.8, 0.37, "direction of flow", ha="right")
+    top = top_inches
+    for (video, strips), rows in zip(blocks, heights, strict=True):
+        write(0.1, top + 0.12, class_of(manifest, video), fontsize=9, weight="bold")
+        write(width - gap_inches, top + 0.12, _describe(video), color="0.35", ha="right")
+        for j, seconds in enumerate(strips[0].times_seconds):
+            centre = label_inches + j * (PICTURE_WIDTH_INCHES + gap_inches) + PICTURE_WIDTH_INCHES / 2
+            write(centre, top + title_inches - 0.09, f"{seconds:.2f} s", ha="center")
+        top += title_inches
+        for strip, row in zip(strips, rows, strict=True):
+            write(0.1, top + row / 2, strip.label)
+            for j, picture in enumerate(strip.pictures):
+                left = label_inches + j * (PICTURE_WIDTH_INCHES + gap_inches)
+                add_axes(left, top, PICTURE_WIDTH_INCHES, row).imshow(picture, aspect="auto")
+            top += row + gap_inches
+    return figure
+
+
+def class_of(manifest: Manifest, video: Video) -> str:
+    """A video's class in words."""
+    return "unlabelled" if video.label is None else manifest.classes[video.label]
+
+
+def _describe(video: Video) -> str:
+    places = ", ".join(f"split {split} {part}" for split, part in video.splits.items())
+    return "   ".join(word for word in (video.name, places, video.reason) if word)
+
+
+def flow_wheel(side_px: int = 160) -> NDArray[np.uint8]:
+    """[side, side, 4]: the colour of a motion from the centre to each place; nothing outside the circle."""
+    axis = np.linspace(-1, 1, side_px, dtype=np.float32)
+    x, y = np.meshgrid(axis, axis)
+    is_inside = x**2 + y**2 <= 1
+    flow_chw = torch.from_numpy(np.stack([x, y]) * is_inside)
+    from torchvision.utils import flow_to_image
+
+    colours = flow_to_image(flow_chw).movedim(0, 2).numpy()
+    return np.concatenate([colours, 255 * is_inside[..., None].astype(np.uint8)], axis=2)

@@ -1,0 +1,177 @@
+"""The manifest: exact, small, whole at any moment, and clear when it is not."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from crossdistill.data.manifest import (
+    FORMAT_VERSION,
+    MANIFEST_NAME,
+    Manifest,
+    Stream,
+    Video,
+    decode_steps,
+    encode_steps,
+    unique_names,
+)
+from crossdistill.errors import UserError
+
+PROJECT_FOLDER = Path(__file__).resolve().parents[2]
+
+
+def example(root: Path, num_videos: int = 4) -> Manifest:
+    rng = np.random.default_rng(0)
+    videos = []
+    for i in range(num_videos):
+        pts = np.cumsum(rng.integers(1, 900, 30))
+        stream = Stream(f"rgb/{i}.mp4", 64, 48, Fraction(1001, 30000), pts, np.array([0, 16]), is_seekable=i % 2 == 0)
+        part = {"1": "train" if i % 2 else "test"}
+        videos.append(Video(f"v{i}", label=i % 2, group=f"g{i:02d}", splits=part, streams={"rgb": stream}))
+    videos.append(Video("gone", splits={"1": "test", "2": "train"}, status="skipped", reason="missing"))
+    return Manifest(root, "example", ("a", "ü b"), tuple(videos), flip_keeps_label=False, facts={"size": 1})
+
+
+def assert_same(left: Manifest, right: Manifest) -> None:
+    for name in ("root", "dataset", "classes", "flip_keeps_label", "facts"):
+        assert getattr(left, name) == getattr(right, name)
+    assert [video.to_json() for video in left.videos] == [video.to_json() for video in right.videos]
+    for a, b in zip(left.videos, right.videos, strict=True):
+        for name, stream in a.streams.items():
+            np.testing.assert_array_equal(stream.pts, b.streams[name].pts)
+            np.testing.assert_array_equal(stream.keyframes, b.streams[name].keyframes)
+            assert stream.time_base == b.streams[name].time_base
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_encode_steps__round_trip(seed):
+    rng = np.random.default_rng(seed)
+    steps = np.repeat(rng.integers(1, 5 * 10**9, 6), rng.integers(1, 40, 6))
+    values = rng.integers(-(10**9), 10**9) + np.cumsum(steps)
+    coded = encode_steps(values.tolist())
+    assert all(type(number) is int for number in coded)
+    assert len(coded) <= 1 + 2 * 6
+    np.testing.assert_array_equal(decode_steps(json.loads(json.dumps(coded))), values)
+
+
+@pytest.mark.parametrize(
+    ("values", "coded"),
+    [([], []), ([5], [5]), ([0, 3], [0, 3, 1]), ([0, 3, 6, 9], [0, 3, 3]), ([0, 3, 6, 7], [0, 3, 2, 1, 1])],
+)
+def test_encode_steps__examples(values, coded):
+    assert encode_steps(values) == coded
+    assert decode_steps(coded).tolist() == values
+    assert decode_steps(coded).dtype == np.int64
+
+
+def test_constant_rate__costs_a_few_bytes():
+    assert len(json.dumps(encode_steps(list(range(0, 512 * 100_000, 512))))) < 25
+
+
+def test_save_and_load__equal(tmp_path):
+    manifest = example(tmp_path)
+    manifest.save()
+    assert_same(Manifest.load(tmp_path), manifest)
+    first = (tmp_path / MANIFEST_NAME).read_bytes()
+    Manifest.load(str(tmp_path)).save()
+    assert (tmp_path / MANIFEST_NAME).read_bytes() == first
+
+
+def test_select__parts_and_unusable_videos(tmp_path):
+    manifest = example(tmp_path)
+    assert manifest.splits == ("1", "2")
+    assert manifest.streams == ("rgb",)
+    assert manifest.select(split="1", part="train") == [1, 3]
+    assert manifest.select(split="1", part="test") == [0, 2, 4]
+    assert not manifest.videos[4].is_usable
+    assert manifest.select(split="2", part="test") == []
+
+
+def test_select__unknown_split(tmp_path):
+    with pytest.raises(UserError, match=r"has no split '7': choose one of 1, 2"):
+        example(tmp_path).select(split="7", part="train")
+
+
+def test_require_stream__says_what_to_type(tmp_path):
+    manifest = example(tmp_path)
+    manifest.require_stream("rgb", wanted_by="x")
+    with pytest.raises(UserError, match=r"flow_r3d18 needs the stream 'flow'.*only rgb.*--modalities flow"):
+        manifest.require_stream("flow", wanted_by="flow_r3d18")
+
+
+def test_load__no_manifest(tmp_path):
+    with pytest.raises(UserError, match=r"not a prepared dataset \(no manifest\.jsonl\): make one with"):
+        Manifest.load(tmp_path)
+
+
+def test_load__damaged_line_is_numbered(tmp_path):
+    path = example(tmp_path).save()
+    lines = path.read_text(encoding="utf-8").splitlines()
+    lines[2] = lines[2][: len(lines[2]) // 2]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(UserError, match=r"manifest\.jsonl line 3 is damaged .*: prepare the dataset again"):
+        Manifest.load(tmp_path)
+
+
+def test_load__empty_file(tmp_path):
+    (tmp_path / MANIFEST_NAME).touch()
+    with pytest.raises(UserError, match="is empty"):
+        Manifest.load(tmp_path)
+
+
+def test_load__other_file(tmp_path):
+    (tmp_path / MANIFEST_NAME).write_text('{"a": 1}\n')
+    with pytest.raises(UserError, match="is not a manifest of crossdistill"):
+        Manifest.load(tmp_path)
+
+
+def test_load__newer_version(tmp_path):
+    path = example(tmp_path).save()
+    path.write_text(path.read_text(encoding="utf-8").replace(f'"version": {FORMAT_VERSION}', '"version": 99', 1))
+    with pytest.raises(UserError, match=rf"format version 99, this crossdistill reads up to {FORMAT_VERSION}"):
+        Manifest.load(tmp_path)
+
+
+def test_unique_names(tmp_path):
+    unique_names(example(tmp_path).videos)
+    with pytest.raises(UserError, match="two videos are named 'x'"):
+        unique_names([Video("x"), Video("y"), Video("x")])
+
+
+WRITE_FOR_EVER = """
+import sys
+from pathlib import Path
+from crossdistill.data.manifest import Manifest, Video
+root = Path(sys.argv[1])
+number = 0
+while True:
+    number += 1
+    videos = tuple(Video(f"video {i} of {number}", reason="x" * 500) for i in range(2000))
+    Manifest(root, "loop", (), videos, facts={"number": number}).save()
+"""
+
+
+def test_save__survives_being_killed(tmp_path):
+    for delay_seconds in (0.0, 0.013, 0.029):
+        process = subprocess.Popen([sys.executable, "-c", WRITE_FOR_EVER, str(tmp_path)], cwd=PROJECT_FOLDER)
+        try:
+            deadline = time.monotonic() + 60
+            while not list(tmp_path.glob(f".{MANIFEST_NAME}.{process.pid}.tmp")) and time.monotonic() < deadline:
+                time.sleep(0.001)  # it has begun to write
+            while not (tmp_path / MANIFEST_NAME).exists() and time.monotonic() < deadline:
+                time.sleep(0.001)
+            time.sleep(delay_seconds)
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        manifest = Manifest.load(tmp_path)
+        assert len(manifest.videos) == 2000
+        assert {video.name.split(" of ")[1] for video in manifest.videos} == {str(manifest.facts["number"])}

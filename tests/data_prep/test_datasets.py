@@ -1,0 +1,914 @@
+"""The datasets' lists and folders: every naming that is met with, damaged lists, and one small preparation each."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import cv2
+import data_prep.list as listed_videos
+import numpy as np
+import pytest
+from video_files import moving_frames, write_video
+
+from crossdistill.data.decode import read_frames
+from crossdistill.data.manifest import Manifest
+from crossdistill.errors import UserError
+from crossdistill.recipes.run import main as train
+from data_prep.__main__ import DATASETS, main
+from data_prep.datasets import folder, hmdb51, kinetics, ntu, ssv2, ucf101, utd_mhad
+from data_prep.pipeline.prepare import PrepareOptions, SourceVideo
+from data_prep.pipeline.sources import inputs_of, join_files, walk_files
+
+BRUSH = "April_09_brush_hair_u_nm_np1_ba_goo"
+ODD = "Brushing_[_NEW_]_#1&2;_UPDATED!!!!_brush_hair_h_cm_np1_fr_goo_0"
+
+
+def touch(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def write(path: Path, *lines: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def small_video(path: Path, seed: int = 0) -> Path:
+    """Nine frames; an .avi inside, whatever the name says."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return write_video(path.with_suffix(".avi"), moving_frames(9, height=32, width=40, seed=seed)).rename(path)
+
+
+def assert_readable(manifest: Manifest, *, rgb_frames: int = 9) -> None:
+    """What was written to disk can be found and decoded by what the manifest says."""
+    loaded = Manifest.load(manifest.root)
+    assert [video.to_json() for video in loaded.videos] == [video.to_json() for video in manifest.videos]
+    for video in loaded.videos:
+        for name, stream in video.streams.items():
+            pictures = read_frames(loaded.root, stream, range(stream.num_frames), stream_name=name)
+            assert len(pictures) == rgb_frames - (name == "flow")
+
+
+# What all share.
+
+
+def test_overview__names_every_dataset(capsys):
+    main([])
+    overview = capsys.readouterr().out
+    for name in DATASETS:
+        assert f"\n  {name} " in overview
+        module = importlib.import_module(f"data_prep.{name}")
+        assert module.__doc__ and callable(module.prepare) and dataclasses.is_dataclass(module.Options)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("hmdb51", ("test_train_splits.rar", "serre", "--annotations")),
+        ("kinetics", ("cvdfoundation", "<id>_<start>_<end>", "--replacement", "--classes")),
+        ("ssv2", ("labels.json", "qualcomm", ".webm")),
+        ("ntu", ("S001C001P001R001A001_rgb.avi", "xsub", "--depth")),
+        ("utd_mhad", ("a1_s1_t1_depth.mat", "--depth")),
+        ("folder", ("<split>/<class>/<video>", "--unlabelled", "--test-share")),
+        ("list", ("--train-list", "--test-list", "--unlabelled-list", "--classes")),
+    ],
+)
+def test_help__says_which_files_are_wanted(name, words, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([name, "--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    for word in (*words, "--out"):
+        assert word in text, word
+
+
+def test_walk_files__whole_folders_are_not_entered(tmp_path):
+    touch(tmp_path / "a" / "S1" / "1.png", tmp_path / "a" / "note.txt", tmp_path / ".hidden" / "x")
+    assert list(walk_files(tmp_path, whole=re.compile(r"S\d"))) == [
+        tmp_path / "a" / "S1",
+        tmp_path / "a" / "note.txt",
+    ]
+
+
+def test_walk_files__link_in_a_circle(tmp_path):
+    touch(tmp_path / "cat" / "a.mp4")
+    (tmp_path / "cat" / "again").symlink_to(tmp_path)
+    with pytest.raises(UserError, match=r"again is a link to a folder that holds it"):
+        folder.read_folder(folder.Options(videos=tmp_path, out=tmp_path.parent / "out"))
+
+
+def test_inputs_of__needs_what_the_streams_are_made_from(capsys):
+    def inputs(found, *modalities):
+        return inputs_of(PrepareOptions(out=Path("unused"), modalities=modalities), found, "ab")
+
+    found = {"rgb": {"a": Path("a.avi"), "b": Path("b.avi")}, "depth": {"a": Path("a")}}
+    assert inputs(found, "rgb", "flow") == {"a": {"rgb": Path("a.avi")}, "b": {"rgb": Path("b.avi")}}
+    assert inputs({"depth": found["depth"]}, "depth", "flow") == {"a": {"depth": Path("a")}, "b": {}}
+    assert capsys.readouterr().out == ""
+    assert inputs(found, "depth", "rgb")["b"] == {}
+    assert "1 videos have no depth and count as missing" in capsys.readouterr().out
+    with pytest.raises(UserError, match="'rgb' cannot be made: it needs rgb, and there is only depth"):
+        inputs({"depth": found["depth"]}, "rgb")
+
+
+# HMDB51.
+
+
+@pytest.fixture
+def hmdb(tmp_path: Path) -> hmdb51.Options:
+    lists = tmp_path / "lists" / "testTrainMulti_7030_splits"
+    for split, parts in (("1", "120"), ("3", "101")):
+        names = (f"{BRUSH}_0", f"{BRUSH}_1", ODD)
+        lines = [f"{name}.avi {part} " for name, part in zip(names, parts, strict=True)]
+        write(lists / f"brush_hair_test_split{split}.txt", *lines)
+        write(lists / f"wave_test_split{split}.txt", "a_wave_u_nm_np1_fr_med_1.avi 2 ", "")
+    touch(tmp_path / "videos" / "brush_hair" / f"{BRUSH}_0.avi", tmp_path / "videos" / f"{ODD}.AVI")
+    return hmdb51.Options(videos=tmp_path / "videos", annotations=tmp_path / "lists", out=tmp_path / "out", workers=1)
+
+
+def test_hmdb51__official_format(hmdb):
+    classes, videos = hmdb51.read_lists(hmdb.annotations)
+    assert classes == ["brush_hair", "wave"]
+    film = "Brushing_[_NEW_]_#1&2;_UPDATED!!!!"
+    assert [(v.name, v.label, v.group, v.splits) for v in videos] == [
+        (f"{BRUSH}_0", 0, "April_09", {"1": "train", "3": "train"}),
+        (f"{BRUSH}_1", 0, "April_09", {"1": "test"}),
+        (ODD, 0, film, {"3": "train"}),
+        ("a_wave_u_nm_np1_fr_med_1", 1, "a", {"1": "test", "3": "test"}),
+    ]
+
+
+def test_hmdb51__group_in_both_parts_is_mentioned(hmdb, capsys):
+    hmdb51.read_lists(hmdb.annotations)
+    assert "1 groups of near-duplicates are in both parts of split 1" in capsys.readouterr().out
+
+
+def test_hmdb51__prepares_odd_names(hmdb):
+    for path in walk_files(hmdb.videos):
+        small_video(path)
+    manifest = hmdb51.prepare(hmdb)
+    assert [(v.status, v.reason) for v in manifest.videos] == [
+        ("ok", ""),
+        ("skipped", "missing"),
+        ("ok", ""),
+        ("skipped", "missing"),
+    ]
+    assert manifest.videos[2].name == ODD
+    assert_readable(manifest)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("wave_test_split1.txt", "x.avi 3", r"wave_test_split1\.txt line 1 is 'x\.avi 3': expected name\.avi and 1"),
+        ("wave_test_split1.txt", "\nx.avi", r"line 2 is 'x\.avi': expected"),
+        ("wave_test_split1.txt", "x.avi 1\nX.avi 2", r"line 2 names X\.avi, which an earlier line"),
+        ("wave_test_split1.txt", f"{ODD}.avi 1", r"names Brush.*which the lists of 'brush_hair' name too"),
+        ("jump_test_split1.txt", "x.avi 1", r"holds no jump_test_split3\.txt, though other classes have that split"),
+        ("copy/wave_test_split1.txt", "x.avi 1", r"are lists of the same class and split"),
+    ],
+)
+def test_hmdb51__mistakes_are_placed(hmdb, name, text, message):
+    write(hmdb.annotations / "testTrainMulti_7030_splits" / name, text)
+    with pytest.raises(UserError, match=message):
+        hmdb51.read_lists(hmdb.annotations)
+
+
+def test_hmdb51__nothing_there(hmdb, tmp_path):
+    with pytest.raises(UserError, match=r"holds no list of HMDB51: expected for example brush_hair_test_split1"):
+        hmdb51.read_lists(hmdb.videos)
+    (tmp_path / "empty").mkdir()
+    message = r"empty and the folders below it hold none of the 4 videos .*expected for example brush_hair/April.*\.avi"
+    with pytest.raises(UserError, match=message):
+        hmdb51.prepare(dataclasses.replace(hmdb, videos=tmp_path / "empty"))
+    for path in walk_files(hmdb.annotations):
+        path.write_text(" \n")
+    with pytest.raises(UserError, match="name no video"):
+        hmdb51.read_lists(hmdb.annotations)
+
+
+def test_hmdb51__official_counts(shared_folder, capsys):
+    classes, videos = hmdb51.read_lists(shared_folder / "annotations" / "hmdb51")
+    assert (len(classes), len(videos)) == (51, 6_766)
+    counts = Counter(place for video in videos for place in video.splits.items())
+    assert counts == {(split, part): n for split in "123" for part, n in (("train", 3_570), ("test", 1_530))}
+    assert all(video.group for video in videos)
+    assert "near-duplicates" not in capsys.readouterr().out  # the official splits part no film of a class
+
+
+# Kinetics.
+
+HEADER = "label,youtube_id,time_start,time_end,split"
+IDS = ("---QUuC4vJs", "_0123456789", "abc_def-ghi", "ABC_def-ghi", "plain012345", "zzzzzzzzzzz")
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> kinetics.Options:
+    """One clip in every naming; two ids differ in case alone, and one clip is not there."""
+    lists = tmp_path / "lists"
+    write(
+        lists / "train.csv",
+        f"{HEADER},is_cc",
+        f"dancing charleston,{IDS[0]},84,94,train,0",
+        f'"playing ""air"", drums",{IDS[1]},1,11,train,1',
+        f"dancing charleston,{IDS[2]},5,15,train,0",
+    )
+    write(
+        lists / "val.csv",
+        "youtube_id,split,time_end,time_start,label",
+        f"{IDS[3]},validate,15,5,dancing charleston",
+        f"{IDS[5]},val,15.0,5.0,dancing charleston",
+    )
+    write(lists / "test.csv", "youtube_id,time_start,time_end,split", f"{IDS[4]},7,17,test")
+    videos = tmp_path / "videos"
+    touch(
+        videos / "train" / "dancing charleston" / f"{IDS[0]}_000084_000094.mp4",
+        videos / "train" / "playing_drums" / f"{IDS[1]}_1_11.webm",
+        videos / f"{IDS[2]}.mkv",
+        videos / f"{IDS[3]}_000005_000015.MP4",
+        videos / f"{IDS[4]}.avi",
+        videos / f"{IDS[4]}.jpg",
+        videos / "readme.mp4",
+    )
+    return kinetics.Options(videos=videos, annotations=(lists,), out=tmp_path / "out", workers=1)
+
+
+def kinetics_files(options: kinetics.Options) -> dict[str, str | None]:
+    classes, rows = kinetics.read_lists(options.annotations)
+    replacements = kinetics.find_clips(options.replacement) if options.replacement else {}
+    sources = kinetics.join_clips(rows, classes, kinetics.find_clips(options.videos), replacements)
+    return {s.name[:11]: s.inputs["rgb"].relative_to(options.videos.parent).as_posix() for s in sources if s.inputs}
+
+
+def test_kinetics__lists_by_header(clips):
+    classes, rows = kinetics.read_lists(clips.annotations)
+    assert classes == ["dancing charleston", 'playing "air", drums']
+    assert {row.name: (row.action, row.part) for row in rows} == {
+        f"{IDS[0]}_000084_000094": (classes[0], "train"),
+        f"{IDS[1]}_000001_000011": (classes[1], "train"),
+        f"{IDS[2]}_000005_000015": (classes[0], "train"),
+        f"{IDS[3]}_000005_000015": (classes[0], "validation"),
+        f"{IDS[5]}_000005_000015": (classes[0], "validation"),
+        f"{IDS[4]}_000007_000017": ("", "test"),
+    }
+
+
+def test_kinetics__finds_every_naming(clips):
+    assert kinetics_files(clips) == {
+        IDS[0]: f"videos/train/dancing charleston/{IDS[0]}_000084_000094.mp4",
+        IDS[1]: f"videos/train/playing_drums/{IDS[1]}_1_11.webm",
+        IDS[2]: f"videos/{IDS[2]}.mkv",
+        IDS[3]: f"videos/{IDS[3]}_000005_000015.MP4",
+        IDS[4]: f"videos/{IDS[4]}.avi",
+    }
+
+
+def test_kinetics__replacement_joins_on_the_id(clips, tmp_path, capsys):
+    replacement = tmp_path / "replacement"
+    touch(replacement / "x" / f"{IDS[1]}_000003_000013.mp4", replacement / f"{IDS[5]}.mp4")
+    files = kinetics_files(dataclasses.replace(clips, replacement=replacement))
+    assert files[IDS[1]] == f"replacement/x/{IDS[1]}_000003_000013.mp4"
+    assert files[IDS[5]] == f"replacement/{IDS[5]}.mp4"
+    assert files[IDS[0]] == f"videos/train/dancing charleston/{IDS[0]}_000084_000094.mp4"
+    assert "1 clips are in no list, or replaced" in capsys.readouterr().out
+    touch(replacement / f"{IDS[1]}_000004_000014.mp4")
+    with pytest.raises(UserError, match="could both replace _0123456789_000001_000011"):
+        kinetics_files(dataclasses.replace(clips, replacement=replacement))
+
+
+def test_kinetics__splits(clips, tmp_path):
+    for path in walk_files(clips.videos):
+        if path.suffix != ".jpg":
+            small_video(path)
+    manifest = kinetics.prepare(clips)
+    assert {v.name[:11]: (v.label, v.splits, v.status) for v in manifest.videos} == {
+        IDS[0]: (0, {"1": "train"}, "ok"),
+        IDS[1]: (1, {"1": "train"}, "ok"),
+        IDS[2]: (0, {"1": "train"}, "ok"),
+        IDS[3]: (0, {"1": "test"}, "ok"),
+        IDS[4]: (None, {}, "ok"),
+        IDS[5]: (0, {"1": "test"}, "skipped"),
+    }
+    assert_readable(manifest)
+    lists = clips.annotations[0]
+    alone = dataclasses.replace(clips, annotations=(lists / "test.csv",), out=tmp_path / "unlabelled")
+    manifest = kinetics.prepare(alone)
+    assert (manifest.classes, manifest.splits, len(manifest.videos)) == ((), (), 1)
+    write(lists / "test.csv", HEADER, f"dancing charleston,{IDS[4]},7,17,test")
+    manifest = kinetics.prepare(dataclasses.replace(clips, out=tmp_path / "labelled_test"))
+    places = Counter(place for video in manifest.videos for place in video.splits.items())
+    assert places == {("1", "train"): 3, ("test", "train"): 3, ("1", "test"): 2, ("test", "test"): 1}
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            ["label,youtube_id,time_start,split", "a,abcdefghijk,1,train"],
+            r"bad\.csv has no column time_end: its first line",
+        ),
+        ([], r"bad\.csv has no column youtube_id"),
+        ([HEADER], r"bad\.csv name no video"),
+        ([HEADER, "a,short,1,2,train"], r"bad\.csv line 2 has the youtube_id 'short': expected 11"),
+        ([HEADER, "a,abcdefghijk,1,2"], r"line 2 has the split '': expected one of train, val"),
+        ([HEADER, "a,abcdefghijk,1,2,trian"], r"line 2 has the split 'trian'"),
+        ([HEADER, "a,abcdefghijk,one,2,train"], r"line 2 has the times 'one' and '2'"),
+        ([HEADER, "a,abcdefghijk,inf,2,train"], r"line 2 has the times 'inf' and '2'"),
+        ([HEADER, ",abcdefghijk,1,2,val"], r"line 2 has no label, though its split is 'val'"),
+        (
+            [HEADER, "a,abcdefghijk,1,2,train", "b,abcdefghijk,1.0,2,val"],
+            r"line 3 names the clip abcdefghijk_000001_000002, which .*bad\.csv line 2 does too",
+        ),
+        ([HEADER, "a,abcdefghijk,1,2,train," + "x" * 200_000], r"is no CSV \(field larger than"),
+    ],
+)
+def test_kinetics__mistakes_are_placed(tmp_path, rows, message):
+    with pytest.raises(UserError, match=message):
+        kinetics.read_lists((write(tmp_path / "bad.csv", *rows),))
+
+
+def test_kinetics__binary_rubbish_for_a_list(tmp_path):
+    path = tmp_path / "bad.csv"
+    path.write_bytes(bytes(range(256)) * 40)
+    with pytest.raises(UserError):
+        kinetics.read_lists((path,))
+    with pytest.raises(UserError, match=r"there is no .*nowhere\.csv: give a list of Kinetics"):
+        kinetics.read_lists((tmp_path / "nowhere.csv",))
+
+
+def test_kinetics__folder_without_or_with_other_lists(clips, tmp_path, capsys):
+    write(clips.annotations[0] / "kinetics_400_labels.csv", "id,name", "0,abseiling")
+    assert len(kinetics.read_lists(clips.annotations)[1]) == 6
+    assert "also holds kinetics_400_labels.csv, which is no list" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(UserError, match="holds no list of Kinetics"):
+        kinetics.read_lists((clips.videos,))
+    with pytest.raises(UserError, match="--annotations is empty"):
+        kinetics.read_lists(())
+
+
+def test_kinetics__class_index_from_a_file(clips, tmp_path):
+    names = write(tmp_path / "classes.txt", 'playing "air", drums', "abseiling", "dancing charleston")
+    classes, _ = kinetics.read_lists(clips.annotations, classes=names)
+    assert classes.index("dancing charleston") == 2
+    write(names, "abseiling", "dancing charleston")
+    with pytest.raises(UserError, match=r"train\.csv line 3 names the class 'playing \"air\", drums', which .*classes"):
+        kinetics.read_lists(clips.annotations, classes=names)
+    write(names, "abseiling", "abseiling")
+    with pytest.raises(UserError, match=r"classes\.txt line 2 names the class 'abseiling' again"):
+        kinetics.read_lists(clips.annotations, classes=names)
+
+
+def test_kinetics__two_rows_for_one_file(clips):
+    with (clips.annotations[0] / "train.csv").open("a") as file:
+        file.write(f"dancing charleston,{IDS[2]},50,60,train,0\n")
+    with pytest.raises(
+        UserError, match=rf"{IDS[2]}\.mkv is the file of both .*train\.csv line 4 and .*train\.csv line 5"
+    ):
+        kinetics.prepare(clips)
+
+
+def test_kinetics__two_files_of_one_clip_or_none(clips, tmp_path):
+    touch(clips.videos / "copy" / f"{IDS[0]}_84_94.mp4")
+    with pytest.raises(UserError, match="are of the same clip: give a folder that holds one of them"):
+        kinetics.prepare(clips)
+    with pytest.raises(UserError, match="lists and the folders below it hold none of the 6 videos"):
+        kinetics.prepare(dataclasses.replace(clips, videos=clips.annotations[0]))
+
+
+def test_kinetics__official_list(shared_folder):
+    classes, rows = kinetics.read_lists((shared_folder / "annotations" / "kinetics",))
+    assert (len(classes), len(rows)) == (400, 19_906)
+    assert {row.part for row in rows} == {"validation"}
+    assert (classes[0], classes[-1]) == ("abseiling", "zumba")
+
+
+# Something-Something v2.
+
+TEMPLATES = {"Pushing something from left to right": "1", "Holding something": "0"}
+
+
+@pytest.fixture
+def somethings(tmp_path: Path) -> ssv2.Options:
+    lists = tmp_path / "labels"
+    push = {"id": "151201", "template": "Pushing [something] from left to right", "label": "pushing a cup"}
+    write(lists / "labels.json", json.dumps(TEMPLATES))
+    write(lists / "train.json", json.dumps([push]))
+    write(lists / "validation.json", json.dumps([{"id": 7, "template": "Holding [something]"}]))
+    write(lists / "test.json", json.dumps([{"id": "42"}]))
+    touch(tmp_path / "videos" / "151201.webm", tmp_path / "videos" / "42.webm")
+    return ssv2.Options(videos=tmp_path / "videos", annotations=lists, out=tmp_path / "out", workers=1)
+
+
+def test_ssv2__official_format(somethings):
+    wanted = (
+        ["Holding something", "Pushing something from left to right"],
+        [("7", 0, {"1": "test"}), ("42", None, {}), ("151201", 1, {"1": "train"})],
+    )
+    classes, videos = ssv2.read_lists(somethings.annotations)
+    assert (classes, [(v.name, v.label, v.splits) for v in videos]) == wanted
+    for path in list(somethings.annotations.iterdir()):
+        path.rename(path.with_name(f"something-something-v2-{path.name}"))
+    classes, videos = ssv2.read_lists(somethings.annotations)
+    assert (classes, [(v.name, v.label, v.splits) for v in videos]) == wanted
+
+
+def test_ssv2__prepares(somethings):
+    for path in walk_files(somethings.videos):
+        small_video(path)
+    manifest = ssv2.prepare(somethings)
+    assert [(v.name, v.status) for v in manifest.videos] == [("7", "skipped"), ("42", "ok"), ("151201", "ok")]
+    assert not Manifest.load(manifest.root).flip_keeps_label
+    assert_readable(manifest)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("train.json", "[{", r"train\.json line 2 is no JSON"),
+        ("train.json", '{"id": "1"}', r"train\.json is no list of videos"),
+        ("train.json", '[{"template": "Holding [something]"}]', r"train\.json entry 1 has no id that is a number"),
+        ("train.json", '["1"]', r"train\.json entry 1 has no id"),
+        ("train.json", '[{"id": "1", "template": "Eating"}]', r"entry 1 names the class 'Eating', which labels\.json"),
+        (
+            "train.json",
+            '[{"id": "7", "template": "Holding [something]"}]',
+            r"validation\.json entry 1 names the video 7 again",
+        ),
+        ("labels.json", "[]", r"labels\.json is no list of classes"),
+        ("labels.json", '{"Holding something": "one"}', r"labels\.json is no list of classes"),
+        ("labels.json", '{"Holding something": "1"}', r"labels\.json does not number its 1 classes from 0"),
+    ],
+)
+def test_ssv2__mistakes_are_placed(somethings, name, content, message):
+    write(somethings.annotations / name, content)
+    with pytest.raises(UserError, match=message):
+        ssv2.read_lists(somethings.annotations)
+
+
+def test_ssv2__nothing_there(somethings):
+    with pytest.raises(UserError, match="hold none of the 3 videos"):
+        ssv2.prepare(dataclasses.replace(somethings, videos=somethings.annotations))
+    with pytest.raises(UserError, match=r"there is no .*labels\.json: give the folder of Something"):
+        ssv2.read_lists(somethings.videos)
+    for name in ("train", "validation", "test"):
+        (somethings.annotations / f"{name}.json").unlink()
+    with pytest.raises(UserError, match=r"holds no list of videos: expected for example train\.json"):
+        ssv2.read_lists(somethings.annotations)
+
+
+# NTU RGB+D.
+
+
+def depth_folder(path: Path, num_frames: int = 9) -> Path:
+    """16-bit pictures whose grey is 1000 mm plus 10 mm per frame."""
+    path.mkdir(parents=True)
+    for i in range(num_frames):
+        picture = np.full((32, 40), 1000 + 10 * i, dtype=np.uint16)
+        cv2.imwrite(str(path / f"MDepth-{i + 1:08d}.png"), picture)
+    return path
+
+
+def ntu_sources(**options):
+    sources, classes = ntu.read_recordings(ntu.Options(out=Path("unused"), **options))
+    return {source.name: source for source in sources}, classes
+
+
+def test_ntu__names_and_splits(tmp_path):
+    names = ("S001C001P001R001A001", "S017C002P003R002A060", "S002C003P038R001A024")
+    touch(*(tmp_path / "nturgb+d_rgb" / f"{name}_rgb.avi" for name in names))
+    touch(tmp_path / "S001C001P001R001A001.skeleton", tmp_path / "S001C001P001R001A002_ir.avi")
+    sources, classes = ntu_sources(videos=tmp_path, modalities=("rgb", "flow"))
+    assert {name: (s.label, s.splits) for name, s in sources.items()} == {
+        names[0]: (0, {"xsub": "train", "xview": "test"}),
+        names[1]: (59, {"xsub": "test", "xview": "train"}),
+        names[2]: (23, {"xsub": "train", "xview": "train"}),
+    }
+    assert (len(classes), classes[0], classes[59]) == (60, "drink water", "walking apart")
+    assert len(ntu.TRAIN_PEOPLE) == 20
+
+
+def test_ntu__with_the_120_classes(tmp_path):
+    names = ("S001C001P001R001A001", "S018C001P045R001A061", "S031C002P044R001A120")
+    touch(*(tmp_path / f"{name}_rgb.avi" for name in names))
+    sources, classes = ntu_sources(videos=tmp_path, modalities=("rgb",))
+    assert {name: (s.label, s.splits) for name, s in sources.items()} == {
+        names[0]: (0, {"xsub": "train", "xview": "test", "xsub120": "train", "xset": "test"}),
+        names[1]: (60, {"xsub120": "train", "xset": "train"}),
+        names[2]: (119, {"xsub120": "test", "xset": "test"}),
+    }
+    assert (len(set(classes)), classes[119]) == (120, "rock-paper-scissors")
+    assert len(ntu.TRAIN_PEOPLE_120) == 53
+
+
+def test_ntu__prepares_both_sensors(tmp_path, capsys):
+    names = [f"S001C00{camera}P001R001A001" for camera in (1, 2, 3)]
+    for name in names[:2]:
+        small_video(tmp_path / "rgb" / f"{name}_rgb.avi")
+    for name in names[1:]:
+        depth_folder(tmp_path / "nturgb+d_depth_masked" / name)
+    options = ntu.Options(
+        videos=tmp_path / "rgb", depth=tmp_path / "nturgb+d_depth_masked", out=tmp_path / "out", workers=1
+    )
+    manifest = ntu.prepare(options)
+    assert [v.status for v in manifest.videos] == ["skipped", "ok", "skipped"]
+    assert "1 videos have no depth and count as missing" in " ".join(capsys.readouterr().out.split())
+    assert manifest.streams == ("depth", "flow", "rgb")
+    depth = manifest.videos[1].streams["depth"]
+    np.testing.assert_allclose(depth.times_seconds, np.arange(9) / 30)
+    values = read_frames(manifest.root, depth, range(9), stream_name="depth")
+    assert len(np.unique(values)) == 9
+    assert_readable(manifest)
+    alone = dataclasses.replace(options, videos=None, modalities=("depth", "flow"), out=tmp_path / "depth_alone")
+    manifest = ntu.prepare(alone)
+    assert [(v.name, v.status) for v in manifest.videos] == [(names[1], "ok"), (names[2], "ok")]
+    assert manifest.streams == ("depth", "flow")
+
+
+def test_ntu__mistakes(tmp_path):
+    touch(tmp_path / "a" / "S001C001P001R001A001_rgb.avi")
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UserError, match="there is nothing to prepare: give --videos, --depth or both"):
+        ntu_sources()
+    with pytest.raises(UserError, match=r"depth.*--depth-model"):
+        ntu_sources(videos=tmp_path)
+    with pytest.raises(UserError, match="'rgb' cannot be made: it needs rgb, and there is only depth"):
+        ntu_sources(depth=tmp_path / "none")
+    with pytest.raises(UserError, match="no recording has all that rgb flow depth need: 1 videos and 0 depth folders"):
+        ntu_sources(videos=tmp_path / "a", depth=tmp_path / "none")
+    touch(tmp_path / "a" / "S001C001P001R001A061_rgb.avi")
+    with pytest.raises(UserError, match="A061 is of the class 61, but there are only 60"):
+        ntu_sources(videos=tmp_path / "a", modalities=("rgb",))
+    for kind in ("nturgb+d_depth", "nturgb+d_depth_masked"):
+        touch(tmp_path / kind / "S001C001P001R001A001" / "1.png")
+    with pytest.raises(UserError, match="are of the same recording: give a folder that holds one of them"):
+        ntu_sources(depth=tmp_path, modalities=("depth",))
+
+
+# UTD-MHAD.
+
+
+def test_utd_mhad__all_recordings(tmp_path):
+    touch(tmp_path / "a27_s8_t3_depth.mat")
+    sources = utd_mhad.read_recordings(utd_mhad.Options(depth=tmp_path, out=tmp_path))
+    assert len({source.name for source in sources}) == 861
+    assert [source.name for source in sources if source.inputs] == ["a27_s8_t3"]
+    assert Counter(source.splits["1"] for source in sources) == {"train": 431, "test": 430}
+    assert all({source.splits["1"], source.splits["2"]} == {"train", "test"} for source in sources)
+    assert {source.label for source in sources} == set(range(27))
+    assert len(set(utd_mhad.CLASSES)) == 27
+
+
+def test_utd_mhad__all_files_are_known(shared_folder, tmp_path):
+    folder = shared_folder / "data" / "utd_mhad"
+    sources = utd_mhad.read_recordings(utd_mhad.Options(depth=folder, out=tmp_path))
+    assert all(source.inputs["depth"].is_file() for source in sources)
+    assert len(sources) == len(list((folder / "Depth").glob("*.mat")))
+
+
+def test_utd_mhad__three_real_recordings(shared_folder, tmp_path):
+    names = ("a1_s1_t1", "a14_s2_t3", "a27_s8_t3")
+    for name in names:
+        path = tmp_path / "Depth" / f"{name}_depth.mat"
+        path.parent.mkdir(exist_ok=True)
+        path.symlink_to(shared_folder / "data" / "utd_mhad" / "Depth" / path.name)
+    options = utd_mhad.Options(depth=tmp_path / "Depth", out=tmp_path / "out", short_side_px=64, workers=1)
+    manifest = utd_mhad.prepare(options)
+    usable = {v.name: (v.status, v.label, v.group, v.splits) for v in manifest.videos if v.is_usable}
+    assert usable == {
+        "a1_s1_t1": ("ok", 0, "s1", {"1": "train", "2": "test"}),
+        "a14_s2_t3": ("ok", 13, "s2", {"1": "test", "2": "train"}),
+        "a27_s8_t3": ("ok", 26, "s8", {"1": "test", "2": "train"}),
+    }
+    assert (len(manifest.videos), manifest.streams, manifest.flip_keeps_label) == (861, ("depth", "flow"), False)
+
+
+def test_utd_mhad__mistakes(tmp_path):
+    touch(tmp_path / "a1_s1_t1_inertial.mat")
+    with pytest.raises(UserError, match=r"hold none of the 861 videos .*expected for example a1_s1_t1_depth\.mat"):
+        utd_mhad.prepare(utd_mhad.Options(depth=tmp_path, out=tmp_path / "out"))
+    with pytest.raises(UserError, match="'rgb' cannot be made: it needs rgb, and there is only depth"):
+        utd_mhad.prepare(utd_mhad.Options(depth=tmp_path, out=tmp_path / "out", modalities=("rgb",)))
+
+
+# Folders.
+
+
+def folder_places(root: Path, **options):
+    classes, sources = folder.read_folder(folder.Options(videos=root, out=root.parent / "out", **options))
+    return classes, {source.name: (source.label, source.splits) for source in sources}
+
+
+def test_folder__by_split_and_class(tmp_path):
+    root = tmp_path / "videos"
+    touch(root / "Training" / "cat" / "a.mp4", root / "Training" / "dog" / "in" / "a.MOV")
+    touch(root / "val" / "cat" / "b.mp4", root / "val" / "cat" / "notes.txt", root / "readme.txt")
+    classes, places = folder_places(root)
+    assert classes == ["cat", "dog"]
+    assert places == {
+        "Training/cat/a.mp4": (0, {"1": "train"}),
+        "Training/dog/in/a.MOV": (1, {"1": "train"}),
+        "val/cat/b.mp4": (0, {"1": "test"}),
+    }
+    touch(root / "test" / "dog" / "c.mp4")
+    places = folder_places(root)[1]
+    assert places["val/cat/b.mp4"] == (0, {"1": "val"}) and places["test/dog/c.mp4"] == (1, {"1": "test"})
+
+
+def test_folder__by_class(tmp_path):
+    root = tmp_path / "videos"
+    touch(*(root / name / f"{i}.mp4" for name in ("cat", "dog") for i in range(10)), root / "owl" / "only.mp4")
+    classes, places = folder_places(root)
+    assert classes == ["cat", "dog", "owl"]
+    assert {part for _, splits in places.values() for part in splits.values()} == {"train"}
+    drawn = folder_places(root, test_share=0.3)[1]
+    counts = Counter((label, splits["1"]) for label, splits in drawn.values())
+    assert counts == {(0, "train"): 7, (0, "test"): 3, (1, "train"): 7, (1, "test"): 3, (2, "train"): 1}
+    assert folder_places(root, test_share=0.3)[1] == drawn
+    assert folder_places(root, test_share=0.3, seed=1)[1] != drawn
+
+
+def test_folder__unlabelled(tmp_path):
+    root = tmp_path / "videos"
+    touch(root / "a.mp4", root / "train" / "b.webm", root / "deep" / "er" / "a.mp4", root / "c.mp3")
+    assert folder_places(root, unlabelled=True) == (
+        [],
+        {"a.mp4": (None, {}), "train/b.webm": (None, {}), "deep/er/a.mp4": (None, {})},
+    )
+
+
+def test_folder__mistakes(tmp_path):
+    root = tmp_path / "videos"
+    touch(root / "notes.txt")
+    with pytest.raises(UserError, match="hold no video: give a folder of videos"):
+        folder_places(root)
+    touch(root / "a.mp4")
+    with pytest.raises(UserError, match=r"a\.mp4 is in no class folder: move it to .*<class>/, or give --unlabelled"):
+        folder_places(root)
+    touch(root / "train" / "cat" / "a.mp4")
+    with pytest.raises(UserError, match=r"a\.mp4 is in no split: move it to .*train/<class>/"):
+        folder_places(root)
+    (root / "a.mp4").rename(root / "train" / "b.mp4")
+    with pytest.raises(UserError, match=r"b\.mp4 is in no class folder: move it to .*train/<class>/"):
+        folder_places(root)
+    (root / "train" / "b.mp4").unlink()
+    with pytest.raises(UserError, match="has folders by split already: leave --test-share out"):
+        folder_places(root, test_share=0.5)
+    touch(root / "test" / "Cat" / "a.mp4")
+    with pytest.raises(UserError, match="is of the class 'Cat', which has no training video"):
+        folder_places(root)
+    touch(root / "dog" / "a.mp4")
+    with pytest.raises(UserError, match="has the folders train and dog: where there is a folder train"):
+        folder_places(root)
+    with pytest.raises(UserError, match=r"--test-share 1 cannot work: give a share between 0 and 1"):
+        folder_places(root, test_share=1.0)
+    with pytest.raises(UserError, match="--test-share draws from each class, and --unlabelled has none"):
+        folder_places(root, test_share=0.5, unlabelled=True)
+    with pytest.raises(UserError, match="out is inside --videos"):
+        folder.prepare(folder.Options(videos=root, out=root / "out"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are text there")
+def test_folder__name_that_is_no_text(tmp_path):
+    root = tmp_path / "videos"
+    root.mkdir()
+    try:
+        (root / "caf\udce9.mp4").touch()
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    with pytest.raises(UserError, match=r"caf\\udce9\.mp4' is not UTF-8: rename the file"):
+        folder_places(root, unlabelled=True)
+
+
+ODD_PLACES = (
+    "Katze & Hund/mein video.mp4",
+    'o\'neil "x"/50% [1].avi',
+    "犬/走る 犬.mp4",
+    "a;b#c/x .. %03d .mp4",
+    "-v/-i.mp4",
+)
+
+
+def test_folder__odd_names_from_end_to_end(tmp_path):
+    root = tmp_path / "meine Videos"
+    for seed, place in enumerate(ODD_PLACES):
+        small_video(root / place, seed)
+    arguments = ["--videos", str(root), "--out", str(tmp_path / "aus gabe"), "--workers", "1"]
+    main(["folder", *arguments])
+    manifest = Manifest.load(tmp_path / "aus gabe")
+    assert sorted(video.name for video in manifest.videos) == sorted(ODD_PLACES)
+    assert {video.status for video in manifest.videos} == {"ok"}
+    assert set(manifest.classes) == {place.split("/")[0] for place in ODD_PLACES}
+    assert_readable(manifest)
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+# Lists.
+
+
+def list_places(root: Path, **options):
+    options = {name: tuple(paths) if isinstance(paths, list) else paths for name, paths in options.items()}
+    classes, sources = listed_videos.read_lists(listed_videos.Options(videos=root, out=root / "out", **options))
+    return classes, {s.name: (s.label, s.splits.get("1"), bool(s.inputs)) for s in sources}
+
+
+def test_list__numbers(tmp_path):
+    touch(tmp_path / "a b.mp4", tmp_path / "sub" / "c.mp4", tmp_path / "d,e.avi")
+    trains = write(tmp_path / "train.txt", "a b.mp4 0", "./sub/c.mp4,2", "", '"d,e.avi"\t1')
+    tests = write(tmp_path / "test.txt", f"{tmp_path}/f.mp4 1")
+    assert list_places(tmp_path, train_list=[trains], test_list=[tests]) == (
+        ["0", "1", "2"],
+        {
+            "a b.mp4": (0, "train", True),
+            "sub/c.mp4": (2, "train", True),
+            "d,e.avi": (1, "train", True),
+            "f.mp4": (1, "test", False),
+        },
+    )
+    names = write(tmp_path / "classes.txt", "run", "sit", "walk", "fly")
+    assert list_places(tmp_path, train_list=[trains], classes=names)[0] == ["run", "sit", "walk", "fly"]
+
+
+def test_list__names(tmp_path):
+    touch(tmp_path / "a.mp4", tmp_path / "b", tmp_path / "c.mp4")
+    trains = write(tmp_path / "train.txt", "a.mp4,riding a bike", "b\tbowling", "c.mp4 riding a bike")
+    assert list_places(tmp_path, train_list=[trains]) == (
+        ["bowling", "riding a bike"],
+        {"a.mp4": (1, "train", True), "b": (0, "train", True), "c.mp4": (1, "train", True)},
+    )
+
+
+def test_list__unlabelled_and_elsewhere(tmp_path):
+    outside = tmp_path / "else where" / "x.mp4"
+    touch(outside, tmp_path / "videos" / "my clip.mp4", tmp_path / "videos" / "y.mp4", tmp_path / "z.mp4")
+    unlabelled = write(tmp_path / "all.txt", "my clip.mp4", "y.mp4 17", str(outside), "../z.mp4")
+    classes, places = list_places(tmp_path / "videos", unlabelled_list=[unlabelled])
+    inside = tmp_path.relative_to(tmp_path.anchor).as_posix()
+    names = ("my clip.mp4", "y.mp4", f"{inside}/else where/x.mp4", f"{inside}/z.mp4")
+    assert (classes, places) == ([], dict.fromkeys(names, (None, None, True)))
+
+
+@pytest.mark.parametrize(
+    ("trains", "tests", "message"),
+    [
+        (["a.mp4"], [], r"train\.txt line 1 is 'a\.mp4': expected a path, then a blank"),
+        (["my a.mp4"], [], r"train\.txt line 1 is 'my a\.mp4': expected a path"),
+        (["", "a.mp4 0", "./a.mp4 1"], [], r"train\.txt line 3 names .*a\.mp4, which .*train\.txt line 2 does too"),
+        (["a.mp4 0"], ["a.mp4 0"], r"test\.txt line 1 names .*a\.mp4, which .*train\.txt line 1 does too"),
+        (["a.mp4 -1"], [], r"line 1 gives the class -1: give numbers from 0"),
+        (["a.mp4 123456789"], [], r"line 1 gives the class 123456789: give numbers from 0 to 99999"),
+        (["nowhere.mp4 0"], [], r"hold none of the 1 videos .*nowhere\.mp4"),
+        ([" "], [], r"train\.txt names no video"),
+    ],
+)
+def test_list__mistakes_are_placed(tmp_path, trains, tests, message):
+    touch(tmp_path / "a.mp4")
+    train_list, test_list = write(tmp_path / "train.txt", *trains), write(tmp_path / "test.txt", *tests)
+    with pytest.raises(UserError, match=message):
+        list_places(tmp_path, train_list=[train_list], test_list=[test_list])
+
+
+@pytest.mark.parametrize("action", ["2", "-1", "swim"])
+def test_list__class_that_is_not_in_the_index(tmp_path, action):
+    touch(tmp_path / "a.mp4")
+    names = write(tmp_path / "classes.txt", "run", "sit")
+    trains = write(tmp_path / "train.txt", f"a.mp4 {action}")
+    with pytest.raises(
+        UserError, match=rf"gives the class {action}, but .*classes\.txt has the 2 classes run \(0\) to"
+    ):
+        list_places(tmp_path, train_list=[trains], classes=names)
+
+
+def test_list__absent(tmp_path):
+    with pytest.raises(UserError, match="there is no list: give --train-list"):
+        list_places(tmp_path)
+    with pytest.raises(UserError, match=r"there is no .*train\.txt: give"):
+        list_places(tmp_path, train_list=[tmp_path / "train.txt"])
+    with pytest.raises(UserError, match="cannot be read"):
+        list_places(tmp_path, train_list=[tmp_path])
+
+
+def test_list__odd_names_from_end_to_end(tmp_path):
+    for seed, place in enumerate(ODD_PLACES):
+        small_video(tmp_path / "videos" / place, seed)
+    trains = write(tmp_path / "train.txt", *(f"{place} {i % 2}" for i, place in enumerate(ODD_PLACES)))
+    arguments = ["--videos", str(tmp_path / "videos"), "--train-list", str(trains), "--out", str(tmp_path / "out")]
+    main(["list", *arguments, "--workers", "1"])
+    manifest = Manifest.load(tmp_path / "out")
+    assert {video.name: video.label for video in manifest.videos} == {p: i % 2 for i, p in enumerate(ODD_PLACES)}
+    assert {video.status for video in manifest.videos} == {"ok"}
+    assert_readable(manifest)
+
+
+def test_commands__mistakes_are_one_sentence(tmp_path, capsys):
+    for arguments in (
+        ["hmdb51", "--videos", "a", "--annotations", str(tmp_path)],
+        ["kinetics", "--videos", "a", "--annotations", str(tmp_path)],
+        ["ssv2", "--videos", "a", "--annotations", str(tmp_path)],
+        ["ntu"],
+        ["utd_mhad", "--depth", str(tmp_path)],
+        ["folder", "--videos", str(tmp_path / "nowhere")],
+        ["list"],
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main([*arguments, "--out", str(tmp_path / "out")])
+        error = capsys.readouterr().err
+        assert (stopped.value.code, error.count("\n")) == (2, 1), error
+        assert not (tmp_path / "out").exists()
+
+
+# Training on what was prepared.
+
+
+def test_training__on_a_labelled_and_an_unlabelled_set(toy_folder, teacher_file, tmp_path):
+    toy = Manifest.load(toy_folder)
+    for video in toy.videos[:5]:
+        copy = tmp_path / "pile" / f"{video.name}.mp4"
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes((toy.root / video.streams["rgb"].path).read_bytes())
+    pile = folder.prepare(
+        folder.Options(videos=tmp_path / "pile", out=tmp_path / "prepared", unlabelled=True, workers=1)
+    )
+    options = [
+        *("--teacher", "rgb_r3d10_gn", "--teacher-weights", teacher_file, "--student", "flow_r3d10"),
+        *("--student-frames", 4, "--student-size", 32, "--teacher-frames", 4, "--teacher-size", 32),
+        *("--epochs", 1, "--batch-size", 8, "--bank-size", 40, "--workers", 0, "--tracker", "none"),
+        *("--mixed-precision", "fp32", "--channels-last", "no", "--knn-every-epochs", 1),
+        *("--data", pile.root, toy_folder, "--out", tmp_path / "run"),
+    ]
+    train([str(option) for option in options])
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert list(results) == [str(toy_folder)]
+    num_tests = len(toy.select(split="1", part="test"))
+    assert {evaluation["num_test"] for evaluation in results[str(toy_folder)].values()} == {num_tests}
+    facts = json.loads((tmp_path / "run" / "student" / "student.json").read_text())["training"]
+    assert facts["num_clips"] == len(toy.select(split="1", part="train")) + len(pile.videos)
+    assert facts["datasets"] == ["folder", "toyactions"]
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert any("knn" in row for row in rows)
+
+
+# The official lists against whole trees of files, in every naming: nothing is missing, nothing left over.
+
+
+def touch_all(folder: Path, names: Iterable[str]) -> Path:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return folder
+
+
+def assert_whole(sources: Sequence[SourceVideo], num_videos: int) -> None:
+    assert len(sources) == num_videos
+    paths = [source.inputs.get("rgb") for source in sources]
+    assert None not in paths and len(set(paths)) == num_videos
+
+
+@pytest.mark.parametrize("naming", ["{action}/{name}.avi", "{name}.avi", "{action}/{name}.AVI"])
+def test_ucf101__official_lists_find_every_file(shared_folder, tmp_path, naming):
+    lists = shared_folder / "annotations" / "ucf101"
+    _, listed = ucf101.read_lists(lists)
+    touch_all(tmp_path, (naming.format(action=video.action, name=video.name) for video in listed))
+    assert_whole(join_files(listed, tmp_path, suffixes=(".avi",), lists=lists), 13_320)
+
+
+@pytest.mark.parametrize("naming", ["{action}/{name}.avi", "{name}.avi"])
+def test_hmdb51__official_lists_find_every_file(shared_folder, tmp_path, naming):
+    lists = shared_folder / "annotations" / "hmdb51"
+    _, listed = hmdb51.read_lists(lists)
+    touch_all(tmp_path, (naming.format(action=video.action, name=video.name) for video in listed))
+    assert_whole(join_files(listed, tmp_path, suffixes=(".avi",), lists=lists), 6_766)
+
+
+@pytest.mark.parametrize(
+    "naming",
+    [
+        "{action}/{id}_{start:06d}_{end:06d}.mp4",
+        "{underscored}/{id}_{start}_{end}.mkv",
+        "val/{action}/{id}.mp4",
+        "{id}_{start:06d}_{end:06d}.mp4",
+    ],
+)
+def test_kinetics__official_list_finds_every_file(shared_folder, tmp_path, naming):
+    classes, rows = kinetics.read_lists([shared_folder / "annotations" / "kinetics"])
+    names = (
+        naming.format(
+            action=row.action,
+            underscored=row.action.replace(" ", "_"),
+            id=row.youtube_id,
+            start=row.start_seconds,
+            end=row.end_seconds,
+        )
+        for row in rows
+    )
+    touch_all(tmp_path, names)
+    assert_whole(kinetics.join_clips(rows, classes, kinetics.find_clips(tmp_path), {}), 19_906)

@@ -1,0 +1,178 @@
+"""Heads: their sizes follow from the encoders, they train, and wrong ones are refused before anything else."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import crossdistill
+from crossdistill.data.sampling import SampleKey
+from crossdistill.distillation.heads import ADAPTERS, Sizes, TokenResampler
+from crossdistill.encoders import create_encoder
+from crossdistill.errors import UserError
+
+STUDENT = Sizes(12, (6, 2, 3, 3))
+TEACHER = Sizes(20, (10, 4, 2, 2), num_classes=7)
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_adapters__give_what_they_say_and_every_weight_learns(kind):
+    adapter = ADAPTERS[kind]
+    head = adapter.build(STUDENT, TEACHER)
+    given = torch.randn(4, *(STUDENT.tokens if adapter.takes_tokens else (STUDENT.embed_dim,)), requires_grad=True)
+    output = head(given)
+    kept = STUDENT if adapter.keeps_dim else TEACHER
+    shapes = {
+        "features": (kept.embed_dim,),
+        "tokens": (kept.tokens[0], *TEACHER.tokens[1:]),
+        "logits": (7,),
+        "labels": (7,),
+    }
+    assert output.shape == (4, *shapes[adapter.gives])
+    (output * torch.linspace(-1, 1, output.numel()).view_as(output)).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
+    assert given.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("num_layers", [2, 3, 4])
+def test_mlp__has_so_many_layers_with_batch_norm_between(num_layers):
+    head = ADAPTERS[f"mlp{num_layers}"].build(STUDENT, TEACHER)
+    assert sum(isinstance(layer, nn.Linear) for layer in head) == num_layers
+    assert sum(isinstance(layer, nn.BatchNorm1d) for layer in head) == num_layers - 1
+
+
+def test_temporal_pool__knows_the_order_and_attention_pool_does_not_need_to():
+    torch.manual_seed(0)
+    tokens = torch.randn(2, *STUDENT.tokens)
+    ordered = ADAPTERS["temporal-pool"].build(STUDENT, TEACHER)
+    assert (ordered(tokens) - ordered(tokens.flip(2))).abs().max() > 1e-3
+    unordered = ADAPTERS["attention-pool"].build(STUDENT, TEACHER)
+    torch.testing.assert_close(unordered(tokens), unordered(tokens.flip(2)), atol=1e-5, rtol=1e-4)
+
+
+def test_attention_pool__is_a_softmax_over_tokens():
+    """Against attention written out for one head."""
+    head = ADAPTERS["attention-pool"].build(Sizes(3, (3, 2, 2, 2)), TEACHER)  # 3 channels: one head
+    tokens = torch.randn(2, 3, 2, 2, 2)
+    sequence = head.norm(tokens.flatten(2).transpose(1, 2))
+    weights, bias = head.attention.in_proj_weight.chunk(3), head.attention.in_proj_bias.chunk(3)
+    query, key, value = (
+        F.linear(x, w, b)
+        for x, w, b in zip((head.query.expand(2, -1, -1), sequence, sequence), weights, bias, strict=True)
+    )
+    pooled = torch.softmax(query @ key.transpose(1, 2) / 3**0.5, dim=-1) @ value
+    expected = head.out(head.attention.out_proj(pooled)[:, 0])
+    torch.testing.assert_close(head(tokens), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_token_resampler__on_the_same_grid_is_a_linear_map_of_channels():
+    head = TokenResampler(6, (10, 2, 3, 3))
+    tokens = torch.randn(2, 6, 2, 3, 3)
+    expected = torch.einsum("es,bsthw->bethw", head[1].weight[:, :, 0, 0, 0], tokens) + head[1].bias.view(-1, 1, 1, 1)
+    torch.testing.assert_close(head(tokens), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["flow_r3d10", "rgb_tiny3d_8", "depth_r3d10_gn"])
+def test_sizes__are_those_of_a_real_pass(name):
+    encoder = create_encoder(name, num_frames=8, size_px=32)
+    before = {key: value.clone() for key, value in encoder.state_dict().items()}
+    sizes = Sizes.of(encoder, with_tokens=True)
+    features, tokens = encoder.embed_with_tokens(torch.randn(2, encoder.view.kind.channels, 8, 32, 32))
+    assert (sizes.embed_dim, sizes.tokens) == (features.shape[1], tuple(tokens.shape[1:]))
+    assert encoder.training
+    encoder.eval()
+    fresh = create_encoder(name, num_frames=8, size_px=32)
+    Sizes.of(fresh, with_tokens=True)
+    assert before.keys() == fresh.state_dict().keys()
+    assert all(not value.isnan().any() for value in fresh.state_dict().values())
+
+
+@pytest.mark.parametrize("adapter", ["linear", "mlp2", "temporal-pool", "attention-pool"])
+def test_every_adapter__distils(adapter, toy_folder):
+    """One step moves encoder and head; nothing of the head is in the student's own weights."""
+    teacher = create_encoder("rgb_r3d10", num_frames=4, size_px=32)
+    student = create_encoder("depth_tiny3d_8", num_frames=4, size_px=32)
+    manifest = crossdistill.Manifest.load(toy_folder)
+    clips = crossdistill.PairedClips(
+        crossdistill.entries_of(manifest, range(6)), student_view=student.view, teacher_views=[teacher.view]
+    )
+    terms = crossdistill.create_terms(["compress-1q:0.5", "simreg"], adapter=adapter)
+    distiller = crossdistill.Distiller(student=student, teachers=[teacher], terms=terms, bank_size=8)
+    batch = clips.read_batch([SampleKey(i, 0) for i in range(6)])
+    distiller.after_step([distiller.compute(distiller.trainable, batch)])
+    output = distiller.compute(distiller.trainable, batch)
+    total = 0.5 * output.terms["compress-1q"] + output.terms["simreg"]
+    torch.testing.assert_close(output.loss.detach(), total)
+    output.loss.backward()
+    assert all(p.grad is not None for p in distiller.trainable.parameters())
+    assert sum(p.grad.abs().sum() for p in distiller.trainable.heads["simreg"].parameters()) > 0
+    assert not [name for name in student.state_dict() if "head" in name]
+
+
+@pytest.mark.parametrize(
+    ("terms", "adapter", "message"),
+    [
+        (["compress-1q"], "identity", "keeps the student's 256 features.*teacher's 128: choose linear"),
+        (["compress-1q"], "tokens", "does not give what the objective compares .features.: choose identity, linear"),
+        (["compress-1q"], "lineal", "did you mean 'linear'"),
+        (["compress-2q", "compress-2q-live"], None, "fills the student's side of the bank twice"),
+        (["compress-1q:0"], None, "weight is '0', give a number above 0"),
+        (["compress-1q:much"], None, "weight is 'much'"),
+        (["compress-1q", "compress-1q"], None, "each once"),
+        ([], None, "one or more objectives"),
+    ],
+)
+def test_wrong_sums_and_adapters__are_refused(terms, adapter, message):
+    teacher, student = create_encoder("rgb_r3d10"), create_encoder("depth_tiny3d_8")
+    with pytest.raises(UserError, match=message):
+        for term in crossdistill.create_terms(terms, adapter=adapter):
+            term.require_fit(student=student, teacher=teacher)
+
+
+def test_encoder_without_tokens__is_named():
+    view = crossdistill.ViewSpec("flow", 4, 2, 32, mean=(0.0, 0.0), std=(1.0, 1.0))
+    student = crossdistill.wrap_encoder(nn.Flatten(), view=view, embed_dim=8192)
+    (term,) = crossdistill.create_terms(["compress-1q"], adapter="attention-pool")
+    with pytest.raises(UserError, match="flow_flatten has no features before pooling"):
+        term.require_fit(student=student, teacher=create_encoder("rgb_r3d10"))
+
+
+def test_tokens_alone__are_refused_where_they_leave_weights_untrained():
+    """X3D has two more convolutions after its tokens; beside an objective on embeddings they are trained."""
+    view = {"num_frames": 2, "size_px": 64}
+    student, teacher = create_encoder("rgb_x3d_xs", **view), create_encoder("rgb_tiny3d_8", num_frames=4, size_px=32)
+    alone, beside = (crossdistill.create_terms(terms) for terms in (["token-matching"], ["token-matching", "simreg"]))
+    with pytest.raises(UserError, match=r"rgb_x3d_xs has \d+ weights after its tokens .first: blocks.5.*simreg:1"):
+        crossdistill.Distiller(student=student, teachers=[teacher], terms=alone, bank_size=4)
+    crossdistill.Distiller(student=student, teachers=[teacher], terms=beside, bank_size=4)
+
+
+def test_adapter_that_nothing_uses__is_refused():
+    with pytest.raises(UserError, match="--adapter mlp4 has nothing to adapt: token-matching brings its own head"):
+        crossdistill.create_terms(["token-matching"], adapter="mlp4")
+
+
+def test_sizes__of_a_network_that_keeps_tensors_between_calls_leave_it_as_it_was():
+    """DINOv3 keeps its coordinates; a pass without values would leave it with ones that have none."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    model = transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(image_size=32, patch_size=16, **sizes)).eval()
+
+    class Body(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model, self.tokens = model, nn.Identity()
+
+        def forward(self, frames):
+            return self.tokens(self.model(frames).last_hidden_state)[:, 0]
+
+    view = crossdistill.ViewSpec("image", 1, 1, 32, mean=(0.0,) * 3, std=(1.0,) * 3)
+    num_prefix = 1 + model.config.num_register_tokens
+    layer = crossdistill.TokenLayer("tokens", "sequence", num_prefix=num_prefix)
+    encoder = crossdistill.wrap_encoder(Body(), view=view, embed_dim=32, token_layer=layer).eval()
+    assert Sizes.of(encoder, with_tokens=True).tokens == (32, 1, 2, 2)
+    clip = torch.randn(2, 3, 1, 32, 32)
+    with torch.no_grad():
+        _, tokens = encoder.embed_with_tokens(clip)
+        expected = model(clip[:, :, 0]).last_hidden_state[:, num_prefix:]
+    torch.testing.assert_close(tokens[:, :, 0].flatten(2).transpose(1, 2), expected)

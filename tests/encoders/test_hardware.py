@@ -1,0 +1,90 @@
+"""Precision and layout: what decides them, and that deciding changes nothing."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from crossdistill.encoders import create_encoder, hardware
+from crossdistill.encoders.execution import Execution
+from crossdistill.encoders.hardware import bf16_gradients_repeat, channels_last, uses_bf16
+from crossdistill.errors import UserError
+from crossdistill.types import View
+
+CPU = torch.device("cpu")
+
+
+def tiny():
+    return create_encoder("rgb_r3d10", num_frames=4, size_px=32)
+
+
+def decide(monkeypatch, *, setting="auto", has_amx=True, repeats=True, launched="no", batch=8):
+    monkeypatch.setattr(hardware, "cpu_has_amx", lambda: has_amx)
+    monkeypatch.setattr(hardware, "bf16_gradients_repeat", lambda encoder, batch_size: repeats)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    return uses_bf16(tiny(), setting=setting, device=CPU, training_batch_size=batch)
+
+
+def test_uses_bf16__on_a_cpu(monkeypatch):
+    assert decide(monkeypatch)
+    assert not decide(monkeypatch, has_amx=False)
+    assert not decide(monkeypatch, repeats=False)
+    assert not decide(monkeypatch, batch=None)
+    assert not decide(monkeypatch, setting="fp32")
+    assert decide(monkeypatch, setting="bf16", has_amx=False)
+    assert decide(monkeypatch, launched="bf16", has_amx=False)
+    with pytest.raises(UserError, match="fp16"):
+        decide(monkeypatch, launched="fp16")
+
+
+def test_uses_bf16__a_gpu_that_would_emulate_it_computes_in_fp32(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    cuda = torch.device("cuda")
+    assert not uses_bf16(tiny(), setting="auto", device=cuda, training_batch_size=8)
+    assert uses_bf16(tiny(), setting="bf16", device=cuda, training_batch_size=8)
+
+
+def test_gradient_check__leaves_network_and_generator_alone():
+    encoder = tiny()
+    before, generator = copy.deepcopy(encoder.state_dict()), torch.get_rng_state()
+    bf16_gradients_repeat(encoder, batch_size=2)
+    assert torch.equal(generator, torch.get_rng_state())
+    assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
+    assert all(parameter.grad is None for parameter in encoder.parameters())
+
+
+class Unsteady(nn.Module):
+    """A network whose gradient depends on how often it was called."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+        self.calls = 0
+
+    def forward(self, clip):
+        self.calls += 1
+        return clip.mean(dim=(2, 3, 4)) * self.weight * self.calls
+
+
+def test_gradient_check__notices_what_does_not_repeat():
+    encoder = tiny()
+    encoder.body = Unsteady()
+    assert not bf16_gradients_repeat(encoder, batch_size=2)
+
+
+@pytest.mark.parametrize("layout", ["yes", "no"])
+def test_execution__layout_changes_memory_not_values(layout):
+    torch.manual_seed(0)
+    encoder = tiny().eval()
+    view = View(torch.randint(0, 256, (2, 3, 4, 32, 32), dtype=torch.uint8), torch.ones(2, 3))
+    expected = Execution.choose(copy.deepcopy(encoder), precision="fp32", layout="no").embed(encoder, view)
+    execution = Execution.choose(encoder, precision="fp32", layout=layout)
+    weight = encoder.body.get_submodule(encoder.stem).weight
+    assert weight.is_contiguous(memory_format=torch.channels_last_3d) == (layout == "yes")
+    torch.testing.assert_close(execution.embed(encoder, view), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_channels_last__leaves_other_tensors():
+    vector = torch.ones(3, 2)
+    assert channels_last(vector) is vector

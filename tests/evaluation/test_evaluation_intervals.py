@@ -1,0 +1,153 @@
+"""The bootstrap against scipy's and a slow twin; results and their schema."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import bootstrap
+
+from crossdistill.errors import UserError
+from crossdistill.evaluation import intervals
+from crossdistill.evaluation.intervals import bootstrap_intervals, units_of
+from crossdistill.evaluation.protocols import Settings, bootstrap_of, mean_of_splits
+from crossdistill.evaluation.results import (
+    AgreementResult,
+    Evaluation,
+    Outcome,
+    Units,
+    json_schema,
+    read_evaluation,
+    result_of,
+)
+
+PAGE = Path(__file__).parents[2] / "docs" / "results_schema.md"
+
+
+def outcome(num=60, *, seed=0, num_groups=None, prefix="v"):
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, 4, num)
+    hits = generator.random(num) < 0.3 + 0.15 * labels
+    names = tuple(f"{prefix}{i if num_groups is None else i % num_groups}" for i in range(num))
+    kind = "video" if num_groups is None else "group"
+    values = {"top1": torch.tensor(hits).double(), "top5": torch.tensor(hits | (labels > 2)).double()}
+    return Outcome(values, torch.tensor(labels), units=Units(kind, names))
+
+
+def test_bootstrap__of_videos_is_that_of_scipy():
+    made = outcome(200)
+    found = bootstrap_intervals([made], num_draws=20_000)["top1"]
+    theirs = bootstrap(
+        (made.hits["top1"].numpy(),), np.mean, method="percentile", n_resamples=20_000, rng=np.random.default_rng(1)
+    ).confidence_interval
+    assert found == pytest.approx((theirs.low, theirs.high), abs=0.006)  # one clip is 0.005
+    assert found[0] < made.accuracies().top1 < found[1]
+
+
+@pytest.mark.parametrize("num_groups", [None, 7])
+def test_bootstrap__equals_a_slow_twin(num_groups):
+    made = outcome(60, num_groups=num_groups)
+    found = bootstrap_intervals([made], num_draws=50, seed=3)
+    names = sorted(set(made.units.names))
+    members = {name: [i for i, own in enumerate(made.units.names) if own == name] for name in names}
+    generator = np.random.default_rng(3)
+    draws = {name: [] for name in found}
+    for _ in range(50):
+        clips = [i for unit in generator.integers(len(names), size=len(names)) for i in members[names[unit]]]
+        labels, hits = made.labels_b.numpy()[clips], made.hits["top1"].numpy()[clips]
+        draws["top1"].append(hits.mean())
+        draws["top5"].append(made.hits["top5"].numpy()[clips].mean())
+        present = [hits[labels == c].mean() for c in np.unique(labels)]
+        draws["mean_class"].append(np.mean(present))
+    for name, values in draws.items():
+        assert found[name] == pytest.approx(np.percentile(values, [2.5, 97.5]), abs=1e-9), name
+
+
+def test_bootstrap__groups_widen_it_where_clips_of_a_group_are_alike():
+    made = outcome(100)
+    alike = torch.tensor([float(i % 10 < 5) for i in range(100)])
+    by_video = replace(made, hits={"top1": alike, "top5": alike})
+    by_group = replace(by_video, units=Units("group", tuple(f"g{i % 10}" for i in range(100))))
+    widths = [np.ptp(bootstrap_intervals([each])["top1"]) for each in (by_video, by_group)]
+    assert widths[1] > 2.5 * widths[0]  # the square root of ten
+
+
+def test_bootstrap__does_not_depend_on_how_many_draws_are_made_at_once(monkeypatch):
+    whole = bootstrap_intervals([outcome()], num_draws=97)
+    monkeypatch.setattr(intervals, "_NUM_WEIGHTS_AT_ONCE", 60 * 10)
+    assert bootstrap_intervals([outcome()], num_draws=97) == whole
+    assert bootstrap_intervals([outcome()], num_draws=97, seed=1) != whole
+
+
+def test_units_of__are_groups_where_every_video_has_one():
+    assert units_of(["a", "b"], ["g", "h"]) == Units("group", ("g", "h"))
+    for groups in ([None, "g"], [None, None], ["g", "g"]):
+        assert units_of(["a", "b"], groups) == Units("video", ("a", "b"))
+
+
+def evaluation(split="1", *, seed=0, prefix="v"):
+    settings = Settings(num_bootstrap_draws=200)
+    made = outcome(60, seed=seed, prefix=prefix)
+    result = result_of("linear", made, {"recall": {"1": 0.5 + seed / 10}})
+    result = replace(result, intervals=bootstrap_intervals([made], num_draws=200))
+    bootstrap_facts = bootstrap_of([made.units], settings)
+    return Evaluation("flow_r3d18", "toy", split, 90, 60, {}, {"linear": result}, bootstrap=bootstrap_facts)
+
+
+def test_mean_of_splits__averages_numbers_and_narrows_their_interval():
+    by_split = {"1": evaluation("1"), "2": evaluation("2", seed=1, prefix="w")}
+    mean = mean_of_splits(by_split, Settings(num_bootstrap_draws=200))
+    result, parts = mean.results["linear"], [each.results["linear"] for each in by_split.values()]
+    assert result.top1 == pytest.approx(np.mean([part.top1 for part in parts]), abs=1e-15)
+    assert result.details["recall"] == {"1": 0.55}
+    assert (mean.split, mean.num_test, result.num_test, mean.bootstrap.num_units) == ("1 + 2", 120, 120, 120)
+    low, high = result.intervals["top1"]
+    assert low < result.top1 < high
+    assert high - low < 0.85 * min(part.intervals["top1"][1] - part.intervals["top1"][0] for part in parts)
+    # The same test set twice is no more than once: its videos are drawn together.
+    twice = mean_of_splits({"1": evaluation(), "2": evaluation("2")}, Settings(num_bootstrap_draws=200))
+    assert twice.results["linear"].intervals == parts[0].intervals
+    assert mean_of_splits({"1": by_split["1"]}, Settings()) is by_split["1"]
+
+
+def whole_evaluation():
+    agreement = AgreementResult(("a", "b"), 60, 1.0, "1x1", 10, 0.5, (0.4, 0.6), 0.1, 0.7, {"wave": 0.5})
+    one = evaluation()
+    unreadable = {"toy/x": "cut short"}
+    return replace(
+        one, agreement=[agreement], splits={"1": one}, students={"a": one}, unreadable=unreadable, num_unreadable=1
+    )
+
+
+def test_schema__accepts_every_result_and_comes_back():
+    values = json.loads(json.dumps(whole_evaluation().to_json()))
+    assert read_evaluation(values).to_json() == values
+    jsonschema = pytest.importorskip("jsonschema")
+    jsonschema.Draft202012Validator(json_schema()).validate(values)
+    for break_it in (lambda v: v.pop("num_test"), lambda v: v["results"]["linear"].update(top1="a")):
+        broken = json.loads(json.dumps(values))
+        break_it(broken)
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.Draft202012Validator(json_schema()).validate(broken)
+
+
+def test_schema__refuses_unknown_fields_and_newer_versions_in_a_sentence():
+    values = whole_evaluation().to_json()
+    with pytest.raises(UserError, match=r"do not fit the schema: accuracy: "):
+        read_evaluation({**values, "accuracy": 1})
+    with pytest.raises(UserError, match="schema version 9, this crossdistill reads up to 1"):
+        read_evaluation({**values, "version": 9})
+
+
+def test_schema__is_the_documented_one():
+    """A field that is added, renamed or removed changes the page."""
+    text = PAGE.read_text(encoding="utf-8")
+    for name, definition in (("Evaluation", json_schema()), *json_schema()["$defs"].items()):
+        section = text.partition(f"## {name}\n")[2].partition("\n## ")[0]
+        rows = [line.split("|")[1].strip(" `") for line in section.splitlines() if line.startswith("| `")]
+        properties = (
+            definition["properties"] if "properties" in definition else json_schema()["$defs"][name]["properties"]
+        )
+        assert sorted(rows) == sorted(properties), name

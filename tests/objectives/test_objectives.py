@@ -1,0 +1,410 @@
+"""Every objective against a naive version of its formula, and its gradient against finite differences."""
+
+import itertools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from crossdistill.distillation.terms import create_terms
+from crossdistill.errors import UserError
+from crossdistill.objectives import OBJECTIVES, create_objective
+from crossdistill.objectives.attention_transfer import attention_transfer_loss
+from crossdistill.objectives.bingo import bingo_loss
+from crossdistill.objectives.compress import compress_loss
+from crossdistill.objectives.cosine import cosine_loss
+from crossdistill.objectives.directions import hold_short
+from crossdistill.objectives.dist import dist_loss
+from crossdistill.objectives.dkd import dkd_loss
+from crossdistill.objectives.infonce import infonce_loss
+from crossdistill.objectives.kd import kd_loss
+from crossdistill.objectives.memory_bank import MemoryBank
+from crossdistill.objectives.mse import mse_loss
+from crossdistill.objectives.rkd import angle_loss, distance_loss
+from crossdistill.objectives.seed import seed_loss
+from crossdistill.objectives.simreg import simreg_loss
+from crossdistill.objectives.smooth_l1 import smooth_l1_loss
+from crossdistill.objectives.token_matching import token_matching_loss
+from crossdistill.types import Anchors
+
+BATCH, DIM, NUM_ANCHORS = 4, 5, 6
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def unit(vector):
+    length = math.sqrt(sum(float(x) ** 2 for x in vector))
+    return [float(x) / length for x in vector]
+
+
+def dot(a, b):
+    return sum(float(x) * float(y) for x, y in zip(a, b, strict=True))
+
+
+def huber(x):
+    return 0.5 * x * x if abs(x) < 1 else abs(x) - 0.5
+
+
+def mean(values):
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def naive_simreg(s, t):
+    return mean(sum((x - y) ** 2 for x, y in zip(unit(a), unit(b), strict=True)) for a, b in zip(s, t, strict=True))
+
+
+def naive_cosine(s, t):
+    return mean(1 - dot(unit(a), unit(b)) for a, b in zip(s, t, strict=True))
+
+
+def naive_smooth_l1(s, t):
+    return mean(huber(float(x - y)) for a, b in zip(s, t, strict=True) for x, y in zip(a, b, strict=True))
+
+
+def naive_distance(s, t):
+    pairs = list(itertools.combinations(range(BATCH), 2))
+    both = [[math.dist(side[i].tolist(), side[j].tolist()) for i, j in pairs] for side in (s, t)]
+    relative = [[d / mean(distances) for d in distances] for distances in both]
+    return mean(huber(a - b) for a, b in zip(*relative, strict=True))
+
+
+def naive_angle(s, t):
+    def cosine(side, i, j, k):
+        if i in (j, k):
+            return 0.0
+        return dot(unit(side[j] - side[i]), unit(side[k] - side[i]))
+
+    triples = itertools.product(range(BATCH), repeat=3)
+    return mean(huber(cosine(s, *triple) - cosine(t, *triple)) for triple in triples)
+
+
+def naive_infonce(s, t, anchors, temperature=0.07):
+    losses = []
+    for a, b in zip(s, t, strict=True):
+        logits = [dot(unit(a), unit(b)) / temperature, *(dot(unit(a), anchor) / temperature for anchor in anchors)]
+        losses.append(-math.log(math.exp(logits[0]) / sum(map(math.exp, logits))))
+    return mean(losses)
+
+
+def naive_seed(s, t, anchors, tau_s=0.2, tau_t=0.05):
+    def soft(query, own, temperature):
+        values = [math.exp(dot(unit(query), other) / temperature) for other in (unit(own), *anchors.tolist())]
+        return [value / sum(values) for value in values]
+
+    losses = []
+    for a, b in zip(s, t, strict=True):
+        p_s, p_t = soft(a, b, tau_s), soft(b, b, tau_t)
+        losses.append(sum(y * math.log(y / x) for x, y in zip(p_s, p_t, strict=True)))
+    return mean(losses)
+
+
+def naive_bingo(s, t, anchors, temperature=0.2, num_members=2):
+    own, bags = [], []
+    for a, b in zip(s, t, strict=True):
+        weights = [math.exp(dot(unit(a), x) / temperature) for x in (unit(b), *anchors.tolist())]
+        nearest = sorted(range(len(anchors)), key=lambda k: -dot(unit(b), anchors[k]))[:num_members]
+        own.append(-math.log(weights[0] / sum(weights)))
+        bags.append(mean(-math.log(weights[1 + k] / sum(weights)) for k in nearest))
+    return mean(own) + mean(bags)
+
+
+def bingo_sum(**options):
+    return sum(bingo_loss(num_members=2, **options))
+
+
+def naive_mse(s, t):
+    return mean(float(x - y) ** 2 for a, b in zip(s, t, strict=True) for x, y in zip(a, b, strict=True))
+
+
+def naive_tokens(s, t):
+    return mean(
+        1 - dot(unit(s[(b, slice(None), *place)]), unit(t[(b, slice(None), *place)]))
+        for b in range(len(s))
+        for place in itertools.product(*map(range, s.shape[2:]))
+    )
+
+
+def naive_attention(s, t):
+    def attention(side):
+        return unit([sum(float(x) ** 2 for x in side[(slice(None), *p)]) for p in places])
+
+    places = list(itertools.product(*map(range, s.shape[2:])))
+    return mean(math.dist(attention(a), attention(b)) for a, b in zip(s, t, strict=True))
+
+
+def softened(logits, temperature):
+    values = [math.exp(float(x) / temperature) for x in logits]
+    return [value / sum(values) for value in values]
+
+
+def kl(p, q):
+    return sum(x * math.log(x / y) for x, y in zip(p, q, strict=True))
+
+
+def naive_kd(s, t, tau=4.0):
+    return tau**2 * mean(kl(softened(b, tau), softened(a, tau)) for a, b in zip(s, t, strict=True))
+
+
+def naive_dkd(s, t, tau=4.0, alpha=1.0, beta=8.0):
+    losses = []
+    for a, b in zip(s, t, strict=True):
+        target = int(b.argmax())
+        p_s, p_t = softened(a, tau), softened(b, tau)
+        pairs = [(p[target], 1 - p[target]) for p in (p_t, p_s)]
+        rests = [[x / (1 - p[target]) for i, x in enumerate(p) if i != target] for p in (p_t, p_s)]
+        losses.append(tau**2 * (alpha * kl(*pairs) + beta * kl(*rests)))
+    return mean(losses)
+
+
+def naive_dist_parts(s, t, tau=1.0):
+    def correlation(a, b):
+        a, b = [x - mean(a) for x in a], [x - mean(b) for x in b]
+        return dot(unit(a), unit(b))
+
+    p_s, p_t = ([softened(row, tau) for row in side] for side in (s, t))
+    columns = [list(zip(*p, strict=True)) for p in (p_s, p_t)]
+    between = 1 - mean(correlation(a, b) for a, b in zip(p_s, p_t, strict=True))
+    return tau**2 * between, tau**2 * (1 - mean(correlation(a, b) for a, b in zip(*columns, strict=True)))
+
+
+def naive_dist(s, t):
+    return sum(naive_dist_parts(s, t))
+
+
+def dist_sum(**options):
+    return sum(dist_loss(temperature=1.0, **options))
+
+
+FEATURES, TOKENS = (BATCH, DIM), (2, 3, 2, 2, 2)
+ANCHORS = F.normalize(random(NUM_ANCHORS, DIM, seed=9), dim=1)
+CASES = {
+    "simreg": (simreg_loss, naive_simreg, FEATURES, {}),
+    "cosine": (cosine_loss, naive_cosine, FEATURES, {}),
+    "smooth-l1": (smooth_l1_loss, naive_smooth_l1, FEATURES, {}),
+    "rkd, distance": (distance_loss, naive_distance, FEATURES, {}),
+    "rkd, angle": (angle_loss, naive_angle, FEATURES, {}),
+    "infonce": (infonce_loss, naive_infonce, FEATURES, {"anchors": ANCHORS, "temperature": 0.07}),
+    "seed": (
+        seed_loss,
+        naive_seed,
+        FEATURES,
+        {"anchors": ANCHORS, "student_temperature": 0.2, "teacher_temperature": 0.05},
+    ),
+    "bingo": (bingo_sum, naive_bingo, FEATURES, {"anchors": ANCHORS, "temperature": 0.2}),
+    "mse": (mse_loss, naive_mse, FEATURES, {}),
+    "kd": (kd_loss, naive_kd, FEATURES, {"temperature": 4.0}),
+    "dkd": (dkd_loss, naive_dkd, FEATURES, {"temperature": 4.0, "target_weight": 1.0, "rest_weight": 8.0}),
+    "dist": (dist_sum, naive_dist, FEATURES, {}),
+    "token-matching": (token_matching_loss, naive_tokens, TOKENS, {}),
+    "attention-transfer": (attention_transfer_loss, naive_attention, TOKENS, {}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_value__equals_the_naive_version_of_the_formula(case):
+    loss, naive, shape, options = CASES[case]
+    student, teacher = random(*shape, seed=1), 2 * random(*shape, seed=2)
+    given = (ANCHORS,) if "anchors" in options else ()
+    assert loss(student=student, teacher=teacher, **options).item() == pytest.approx(
+        naive(student, teacher, *given), rel=1e-9
+    )
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradient__equals_finite_differences_and_the_teacher_gets_none(case):
+    loss, _, shape, options = CASES[case]
+    student = random(*shape, seed=3).requires_grad_()
+    teacher = random(*shape, seed=4).requires_grad_()
+    assert torch.autograd.gradcheck(lambda s: loss(student=s, teacher=teacher.detach(), **options), (student,))
+    loss(student=student, teacher=teacher, **options).backward()
+    assert teacher.grad is None and student.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case not in ("infonce", "bingo")])
+def test_perfect_student__has_no_loss(case):
+    loss, _, shape, options = CASES[case]
+    if case == "seed":
+        options = {**options, "student_temperature": 0.1, "teacher_temperature": 0.1}
+    teacher = random(*shape, seed=5)
+    student = teacher.clone().requires_grad_()
+    value = loss(student=student, teacher=teacher, **options)
+    value.backward()
+    assert value.item() == pytest.approx(0, abs=1e-9) and student.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_modules__say_what_they_need_and_never_change_the_bank(name):
+    objective = create_objective(name)
+    student_dim = DIM if objective.needs_teacher_dim else DIM + 2
+    own = objective.student_anchors in ("momentum", "live")
+    bank = None
+    if objective.student_anchors is not None:
+        bank = MemoryBank(size=8, teacher_dim=DIM, student_dim=student_dim if own else None)
+        keys = random(3, student_dim, seed=6).float() if own else None
+        bank.enqueue(Anchors(teacher=random(3, DIM).float(), student=keys, sample_ids=torch.arange(3)))
+    before = {} if bank is None else {key: value.clone() for key, value in bank.state_dict().items()}
+    grid = (2, 2, 2) if objective.compares == "tokens" else ()
+    student = random(BATCH, student_dim, *grid, seed=7).float().requires_grad_()
+    teacher = random(BATCH, DIM, *grid, seed=8).float()
+    given = torch.arange(BATCH) if objective.compares == "labels" else teacher
+    output = objective(student=student, teacher=given, bank=bank)
+    output.loss.backward()
+    assert output.loss.shape == () and output.loss.item() > 0 and student.grad.abs().sum() > 0
+    assert output.terms and all(not value.requires_grad for value in output.terms.values())
+    assert all(torch.equal(value, before[key]) for key, value in (bank.state_dict() if bank else {}).items())
+
+
+@pytest.mark.parametrize(("name", "weakest"), [("seed", 0.0), ("infonce", 0.0), ("compress-1q", 0.0), ("bingo", 0.0)])
+def test_empty_bank__gives_no_loss_and_no_nan(name, weakest):
+    """At the first step nothing is in the bank yet."""
+    bank = MemoryBank(size=8, teacher_dim=DIM, student_dim=None)
+    student = random(BATCH, DIM).float().requires_grad_()
+    output = create_objective(name)(student=student, teacher=random(BATCH, DIM, seed=1).float(), bank=bank)
+    output.loss.backward()
+    assert output.loss.item() == pytest.approx(weakest, abs=1e-6) and student.grad.isfinite().all()
+
+
+def test_temperatures__reach_the_objectives_that_have_them():
+    teacher, student = random(BATCH, DIM).float(), random(BATCH, DIM, seed=1).float()
+    bank = MemoryBank(size=8, teacher_dim=DIM, student_dim=None)
+    bank.enqueue(Anchors(teacher=random(6, DIM, seed=2).float(), student=None, sample_ids=torch.arange(6)))
+
+    def value(name, **options):
+        return create_objective(name, **options)(student=student, teacher=teacher, bank=bank).loss.item()
+
+    for name in ("compress-1q", "infonce", "seed"):
+        assert value(name) != value(name, temperature=0.5)
+    assert value("seed") != value("seed", teacher_temperature=0.5)
+    assert value("compress-1q") == value("compress-1q", temperature=0.04)
+
+
+DIRECTIONS = ["simreg", "cosine", "infonce", "seed", "bingo", "compress", "token-matching", "rkd, angle", "dist"]
+
+
+@pytest.mark.parametrize("case", DIRECTIONS)
+@pytest.mark.parametrize("length", [0.0, 1e-9])
+def test_directions__a_dead_row_moves_nothing(case, length):
+    """Its gradient was up to 1e12, finite, and larger than all others together."""
+    loss, _, shape, options = CASES.get(case, (compress_loss, None, FEATURES, {}))
+    if case == "compress":
+        options = {"student_anchors": ANCHORS, "teacher_anchors": ANCHORS, "temperature": 0.04}
+    student, teacher = random(*shape).float(), random(*shape, seed=1).float()
+    student[:2] *= length  # with rkd, two samples at one place; with dist, probabilities that do not vary
+    options = {name: value.float() if isinstance(value, torch.Tensor) else value for name, value in options.items()}
+    student.requires_grad_()
+    value = loss(student=student, teacher=teacher, **options)
+    (gradient,) = torch.autograd.grad(value, student)
+    assert gradient.isfinite().all() and value.isfinite()
+    assert gradient.abs().max() < 100
+    if case != "token-matching":
+        assert gradient[2:].abs().max() > 1e-3  # the others learn as ever
+
+
+def test_hold_short__changes_no_value_and_no_other_gradient():
+    rows = torch.cat([random(4, DIM), 1e-5 * random(1, DIM, seed=1), 1e-8 * random(1, DIM, seed=2)]).requires_grad_()
+    held = hold_short(rows)
+    assert torch.equal(held, rows)
+    (gradient,) = torch.autograd.grad(F.normalize(held, dim=1)[:, 0].sum(), rows)
+    (plain,) = torch.autograd.grad(F.normalize(rows, dim=1)[:, 0].sum(), rows)
+    assert torch.equal(gradient[:5], plain[:5]) and not gradient[5].any() and plain[5].abs().max() > 1e6
+
+
+def naive_dkd_parts(s, t):
+    return naive_dkd(s, t, alpha=1.0, beta=0.0), naive_dkd(s, t, alpha=0.0, beta=1.0)
+
+
+# The papers' weights of an objective's parts, in the order in which the naive parts come: RKD's, then DIST's beta and
+# gamma, then DKD's alpha and beta.
+PARTS = {
+    "rkd": (lambda s, t: (naive_distance(s, t), naive_angle(s, t)), {"DISTANCE_WEIGHT": 25, "ANGLE_WEIGHT": 50}),
+    "dist": (naive_dist_parts, {"BETWEEN_CLASSES_WEIGHT": 2, "WITHIN_CLASS_WEIGHT": 2}),
+    "dkd": (naive_dkd_parts, {"TARGET_WEIGHT": 1, "REST_WEIGHT": 8}),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_parts__have_the_weights_of_the_paper(name, monkeypatch):
+    naive_parts, weights = PARTS[name]
+    student, teacher = random(*FEATURES), random(*FEATURES, seed=1)
+    parts = naive_parts(student, teacher)
+    assert min(parts) > 0.01
+
+    def loss():
+        return create_objective(name)(student=student, teacher=teacher, bank=None).loss.item()
+
+    whole = sum(weight * part for weight, part in zip(weights.values(), parts, strict=True))
+    assert loss() == pytest.approx(whole, rel=1e-5)
+    for (constant, weight), part in zip(weights.items(), parts, strict=True):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"crossdistill.objectives.{name}.{constant}", weight + 3.0)
+            assert loss() == pytest.approx(whole + 3 * part, rel=1e-5)
+
+
+def test_parts__of_rkd_and_dist_are_logged_before_they_are_weighed():
+    student, teacher = random(*FEATURES), random(*FEATURES, seed=1)
+    for name in ("rkd", "dist"):
+        terms = create_objective(name)(student=student, teacher=teacher, bank=None).terms
+        assert [float(value) for value in terms.values()] == pytest.approx(PARTS[name][0](student, teacher), rel=1e-5)
+
+
+@pytest.mark.parametrize("tau", [1.0, 3.0])
+def test_dist__scales_by_the_square_of_the_temperature(tau):
+    student, teacher = random(*FEATURES), random(*FEATURES, seed=1)
+    between, within = naive_dist_parts(student, teacher, tau)
+    output = create_objective("dist", temperature=tau)(student=student, teacher=teacher, bank=None)
+    assert output.loss.item() == pytest.approx(2 * between + 2 * within, rel=1e-5)
+
+
+def test_dkd__takes_other_weights():
+    student, teacher = random(*FEATURES), random(*FEATURES, seed=1)
+    loss = dkd_loss(student=student, teacher=teacher, temperature=2.0, target_weight=0.3, rest_weight=1.7)
+    assert loss.item() == pytest.approx(naive_dkd(student, teacher, tau=2.0, alpha=0.3, beta=1.7), rel=1e-9)
+
+
+def test_rkd__of_a_single_sample_is_zero():
+    output = create_objective("rkd")(student=torch.ones(1, 3, requires_grad=True), teacher=torch.ones(1, 4), bank=None)
+    output.loss.backward()
+    assert output.loss.item() == 0
+
+
+def test_cross_entropy__gradient_is_the_probabilities_minus_the_labels():
+    logits = torch.randn(4, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    labels = torch.tensor([0, 3, 3, 1])
+    create_objective("cross-entropy")(student=logits, teacher=labels, bank=None).loss.backward()
+    expected = (logits.detach().softmax(dim=1) - torch.nn.functional.one_hot(labels, 5)) / 4
+    torch.testing.assert_close(logits.grad, expected)
+
+
+def test_cross_entropy__is_that_of_the_labels_and_never_stands_alone():
+    logits, labels = random(BATCH, DIM).float(), torch.tensor([0, 4, 2, 1])
+    expected = mean(-math.log(softened(row, 1.0)[label]) for row, label in zip(logits, labels, strict=True))
+    output = create_objective("cross-entropy")(student=logits, teacher=labels, bank=None)
+    assert output.loss.item() == pytest.approx(expected, rel=1e-6)
+    assert [term.name for term in create_terms(["cross-entropy", "mse:50"])] == ["cross-entropy", "mse"]
+    with pytest.raises(UserError, match="learns from labels alone: add one that learns from the teacher"):
+        create_terms(["cross-entropy"])
+
+
+@pytest.mark.parametrize("name", ["infonce", "bingo"])
+def test_own_anchors__of_earlier_epochs_are_neither_negatives_nor_members(name):
+    """A bank that also holds the samples themselves gives what a bank without them gives."""
+    student, teacher = random(BATCH, DIM).float(), random(BATCH, DIM, seed=1).float()
+    others, objective = random(3, DIM, seed=2).float(), create_objective(name)
+    losses = []
+    for num_own in (0, 1):
+        bank = MemoryBank(size=16, teacher_dim=DIM, student_dim=None)
+        ids = torch.tensor([0] * num_own + [10, 11, 12])
+        anchors = torch.cat([teacher[:num_own], others])
+        bank.enqueue(Anchors(teacher=anchors, student=None, sample_ids=ids))
+        query = student[:1].clone().requires_grad_()
+        is_own = bank.is_own(torch.tensor([0]))
+        assert is_own.sum() == num_own
+        loss = objective(student=query, teacher=teacher[:1], bank=bank, is_own=is_own).loss
+        loss.backward()
+        assert query.grad.isfinite().all()
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)

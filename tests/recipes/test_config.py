@@ -1,0 +1,158 @@
+"""Configuration: strict, complete, and what the command line says wins."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from crossdistill.data.manifest import Manifest
+from crossdistill.errors import UserError
+from crossdistill.recipes.build import check_pair, chosen_teachers, create_plan, round_config, teacher_config
+from crossdistill.recipes.config import from_dict, load_yaml, parse, save_yaml, several, to_dict
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+
+
+def test_defaults__are_the_papers_but_for_the_objective():
+    config = parse(["--data", "x"])
+    assert config.objective.temperature is None and config.objective.bank_size == 128_000
+    assert config.objective.objective == ("compress-2q-live", "simreg") and config.objective.ema_momentum == 0.999
+    optimization = config.optimization
+    assert (optimization.lr, optimization.momentum, optimization.weight_decay) == (0.01, 0.9, 1e-4)
+    assert (optimization.epochs, optimization.batch_size, optimization.optimizer) == (130, 256, "sgd")
+    assert [round(130 * share) for share in optimization.lr_milestones] == [90, 120]
+
+
+def test_no_data__takes_the_toyactions_preset_below_options():
+    config = parse(["--teacher", "rgb_r3d50", "--student", "flow_r3d18", "--lr", "0.5"])
+    assert config.data.data == () and config.optimization.lr == 0.5
+    assert config.objective.bank_size < 10_000 and config.optimization.schedule == "cosine"
+
+
+def test_file_below_options_above_defaults(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("pair: {student: flow_r3d18}\noptimization: {lr: 0.3, epochs: 7}\ndata: {data: [a, b]}\n")
+    config = parse(["--config", str(path), "--lr", "0.4"])
+    assert (config.pair.student, config.optimization.lr, config.optimization.epochs) == ("flow_r3d18", 0.4, 7)
+    assert config.data.data == (Path("a"), Path("b"))
+    assert parse([f"--config={path}"]).optimization.lr == 0.3
+
+
+def test_yaml_round_trip():
+    config = parse(["--data", "x", "--mirror", "no", "--lr-milestones", "0.5", "0.75"])
+    assert from_dict(yaml.safe_load(save_yaml(config)), source="file") == config
+    assert from_dict(to_dict(config), source="dict") == config
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"optimization": {"lrr": 1}}, "'optimization.lrr'.*did you mean 'optimization.lr'"),
+        ({"optimisation": {"lr": 1}}, "'optimisation'.*did you mean 'optimization'"),
+        ({"optimization": {"lr": -1}}, "optimization.lr is -1"),
+        ({"optimization": {"optimizer": "adam"}}, "optimization.optimizer is 'adam'.*sgd"),
+        ({"data": {"max_unreadable": 2}}, "data.max_unreadable is 2"),
+    ],
+)
+def test_wrong_values__name_their_path(values, message):
+    with pytest.raises(UserError, match=message):
+        from_dict(values, source="run.yaml")
+
+
+def test_wrong_files(tmp_path):
+    with pytest.raises(UserError, match="no configuration file"):
+        parse(["--config", str(tmp_path / "absent.yaml")])
+    (tmp_path / "broken.yaml").write_text("a: [1")
+    with pytest.raises(UserError, match="not YAML"):
+        load_yaml(tmp_path / "broken.yaml")
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(UserError, match="holds a list"):
+        load_yaml(tmp_path / "list.yaml")
+    with pytest.raises(UserError, match="--config needs"):
+        parse(["--config"])
+
+
+def test_unknown_option__gets_a_suggestion():
+    with pytest.raises(UserError, match=r"unrecognized options: --bank-sze, 3; did you mean --bank-size\?"):
+        parse(["--bank-sze", "3"])
+
+
+def test_wrong_option_value__is_one_sentence():
+    with pytest.raises(UserError, match=r"objective\.bank_size is 0"):
+        parse(["--bank-size", "0"])
+
+
+def test_check_pair__builds_a_network_of_ones_own_with_values(tmp_path):
+    """Some networks read values while they are built (rates of stochastic depth), which the meta device lacks."""
+    (tmp_path / "mine.py").write_text(
+        "import torch, crossdistill\n"
+        "def make():\n"
+        "    view = crossdistill.ViewSpec('flow', 4, 2, 32, mean=(0.0, 0.0), std=(1.0, 1.0))\n"
+        "    layer = torch.nn.Linear(2 * 4 * 32 * 32, int(torch.linspace(0, 7, 3)[-1].item()))\n"
+        "    body = torch.nn.Sequential(torch.nn.Flatten(), layer)\n"
+        "    return crossdistill.wrap_encoder(body, name='flow_mine', view=view, embed_dim=7)\n"
+    )
+    check_pair(parse(["--student", "flow_r3d10", "--teacher", f"{tmp_path}/mine.py:make", "--teacher-weights", "own"]))
+
+
+def test_check_pair__own_weights_are_for_networks_of_ones_own():
+    with pytest.raises(UserError, match=r"--teacher-weights own is for .* not for rgb_r3d10"):
+        check_pair(parse(["--student", "flow_r3d10", "--teacher", "rgb_r3d10", "--teacher-weights", "own"]))
+
+
+def test_teacher_config__another_content_of_the_data_is_another_teacher(toy_folder, tmp_path):
+    config = parse(["--student", "flow_r3d10", "--teacher", "rgb_r3d10"])
+    manifest = Manifest.load(toy_folder)
+    video = manifest.videos[0]
+    stream = replace(video.streams["rgb"], pts=video.streams["rgb"].pts + 1)
+    changed = replace(video, streams={**video.streams, "rgb": stream})
+    others = [manifest, Manifest.load(toy_folder), replace(manifest, videos=(changed, *manifest.videos[1:]))]
+    one, same, other = (
+        teacher_config(config, chosen_teachers(config)[0], tmp_path / "run", [each]).machine.out for each in others
+    )
+    assert one == same != other
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_file_in_configs__loads_and_builds(path):
+    values = load_yaml(path)
+    values["pair"] = {"teacher_weights": "auto", **values["pair"]}
+    config = from_dict(values, source=str(path))
+    check_pair(config)  # names of encoders and objective
+    plan = create_plan(config)
+    assert plan.learning_rate(0, 1000, 100) > 0
+
+
+def test_configs__are_there():
+    assert CONFIGS
+
+
+def test_several__takes_one_none_and_many():
+    assert [several(value) for value in (None, "a", ["a", "b"], (1,))] == [(), ("a",), ("a", "b"), (1,)]
+    from_file = from_dict({"pair": {"teacher": "rgb_r3d50", "teacher_size": 32}}, source="a file").pair
+    assert (from_file.teacher, from_file.teacher_size) == (("rgb_r3d50",), (32,))
+
+
+@pytest.mark.parametrize(
+    ("options", "num_frames"),
+    [
+        ([], (6,)),
+        (["--teacher-weights", "FILE"], ()),
+        (["--teacher-cache", "FOLDER"], ()),
+    ],
+)
+def test_toyactions_preset__gives_a_view_to_teachers_that_are_trained_first_alone(options, num_frames):
+    config = parse(["--teacher", "rgb_r3d10", "--student", "flow_r3d10", *options])
+    assert config.pair.teacher_frames == num_frames and config.pair.student_frames == 6
+    assert parse(["--teacher", "self", "--student", "flow_r3d10"]).pair.teacher_frames == ()
+
+
+def test_round_config__gives_each_round_what_it_can_use(tmp_path):
+    config = parse(["--data", "x", "--student", "flow_r3d10", "--supervised", "--strong-views", "--rounds", "2"])
+    first, second = (round_config(config, tmp_path, number) for number in (1, 2))
+    assert first.pair.supervised and not first.data.strong_views
+    assert second.pair.teacher == ("flow_r3d10",) and second.data.strong_views
+    several = parse(["--data", "x", "--student", "a", "--teacher", "b", "c", "--teacher-drop", "0.5", "--rounds", "2"])
+    drops = [round_config(several, tmp_path, number).objective.teacher_drop for number in (1, 2)]
+    assert drops == [0.5, 0.0]

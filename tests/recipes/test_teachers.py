@@ -1,0 +1,328 @@
+"""Several teachers, the student's own past, rounds of self-distillation, and labels beside a teacher."""
+
+import json
+import re
+import shutil
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import crossdistill
+from crossdistill.data.distort import distort
+from crossdistill.data.manifest import Manifest
+from crossdistill.data.sampling import SampleKey
+from crossdistill.data.transforms import Augmentation
+from crossdistill.distillation.teachers import follow
+from crossdistill.encoders.weights import weights_hash
+from crossdistill.errors import UserError
+from crossdistill.recipes import build
+from crossdistill.recipes.config import parse
+from crossdistill.recipes.run import main
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+TINY = [
+    *("--student", "depth_tiny3d_8", "--student-frames", 4, "--student-size", 16, "--epochs", 1, "--batch-size", 8),
+    *("--bank-size", 40, "--workers", 0, "--tracker", "none", "--knn-clips", 0, "--log-every-steps", 1, "--lr", 0.002),
+]
+TWO = ["--teacher", "rgb_tiny3d_8", "flow_tiny3d_8", "--teacher-frames", 4, "--teacher-size", 16]
+
+
+def train(*options):
+    main([str(option) for option in (*TINY, *options)])
+
+
+@pytest.fixture
+def assert_refused(capsys):
+    """Runs what is to end with one sentence, and looks for it."""
+
+    def check(run, sentence):
+        with pytest.raises(SystemExit):
+            run()
+        error = capsys.readouterr().err
+        assert "Traceback" not in error
+        assert re.search(sentence, " ".join(error.split())), error
+
+    return check
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(folder):
+    return load_file(folder / "student" / "student.safetensors")
+
+
+@pytest.fixture(scope="module")
+def taught_by(tmp_path_factory):
+    """Options of two teachers whose weights are in files."""
+    folder = tmp_path_factory.mktemp("teachers")
+    for seed, name in enumerate(("rgb_tiny3d_8", "flow_tiny3d_8")):
+        torch.manual_seed(seed)
+        teacher = crossdistill.create_encoder(name, num_frames=4, size_px=16)
+        crossdistill.save_student(teacher, folder / name / "student", facts={})
+    return [*TWO, "--teacher-weights", folder / "rgb_tiny3d_8", folder / "flow_tiny3d_8"]
+
+
+def pair_of_teachers(terms, toy_folder, **options):
+    torch.manual_seed(0)
+    names = ("depth_tiny3d_8", "rgb_tiny3d_8", "flow_tiny3d_8")
+    student, *teachers = (crossdistill.create_encoder(name, num_frames=4, size_px=16) for name in names)
+    clips = crossdistill.PairedClips(
+        crossdistill.entries_of(crossdistill.Manifest.load(toy_folder), range(8)),
+        student_view=student.view,
+        teacher_views=[teacher.view for teacher in teachers],
+    )
+    distiller = crossdistill.Distiller(
+        student=student, teachers=teachers, terms=crossdistill.create_terms(terms), bank_size=16, **options
+    )
+    return distiller, clips.read_batch([SampleKey(i, 0) for i in range(8)])
+
+
+def test_several_teachers__each_sees_its_view_and_the_loss_is_their_mean(toy_folder):
+    distiller, batch = pair_of_teachers(["compress-2q", "simreg:0.5"], toy_folder)
+    distiller.after_step([distiller.compute(distiller.trainable, batch)])
+    output = distiller.compute(distiller.trainable, batch)
+    terms = {name: float(value) for name, value in output.terms.items()}
+    assert set(terms) == {"compress-2q@1", "compress-2q@2", "simreg@1", "simreg@2"}
+    expected = (
+        sum(weight * terms[f"{n}@{i}"] for n, weight in (("compress-2q", 1), ("simreg", 0.5)) for i in (1, 2)) / 2
+    )
+    assert float(output.loss) == pytest.approx(expected, rel=1e-6)
+    for lesson, view in zip(distiller.lessons, batch.teachers, strict=True):
+        alone = lesson.teacher.execution.embed(lesson.teacher.encoder, view)
+        torch.testing.assert_close(lesson.bank.teacher_anchors, torch.nn.functional.normalize(alone, dim=1))
+
+
+def test_teacher_drop__leaves_out_all_but_the_one_with_the_largest_loss(toy_folder):
+    distiller, _ = pair_of_teachers(["simreg"], toy_folder, teacher_drop=0.5)
+    torch.manual_seed(0)
+    weights = torch.stack([distiller._teacher_weights(torch.tensor([0.2, 0.7])) for _ in range(200)])
+    torch.testing.assert_close(weights.sum(dim=1), torch.ones(200))
+    is_left_out = weights[:, 0] == 0
+    assert (weights[:, 1] > 0).all() and 70 < int(is_left_out.sum()) < 130
+    assert torch.equal(weights[~is_left_out], torch.full((200 - int(is_left_out.sum()), 2), 0.5))
+
+
+@pytest.mark.parametrize("standardize", ["none", "mean-variance", "phi-s"])
+def test_several_teachers__train_resume_and_evaluate(standardize, taught_by, toy_folder, tmp_path, monkeypatch):
+    options = [*taught_by, "--data", toy_folder, "--objective", "smooth-l1", "--teacher-drop", 0.5]
+    options += ["--standardize", standardize, "--epochs", 2]
+    train(*options, "--out", tmp_path / "whole")
+    (by_role,) = json.loads((tmp_path / "whole" / "results.json").read_text()).values()
+    assert set(by_role) == {"teacher 1", "teacher 2", "student, random", "student, distilled"}
+    assert {"smooth-l1@1", "smooth-l1@2"} <= metrics(tmp_path / "whole")[0].keys()
+    checkpoints = tmp_path / "whole" / "checkpoints"
+    newest = sorted(checkpoints.iterdir())[-1]
+    expected = weights(tmp_path / "whole")
+    newest.unlink()
+    assert len(list((tmp_path / "whole").glob("standardize-*.safetensors"))) == (standardize != "none")
+    monkeypatch.setattr(
+        "crossdistill.distillation.standardize.fit_standardizer", None
+    )  # the kept maps serve, not new ones
+    train(*options, "--out", tmp_path / "whole", "--resume")
+    assert all(torch.equal(value, expected[name]) for name, value in weights(tmp_path / "whole").items())
+
+
+def test_standardised_teachers__give_errors_of_one_size(taught_by, toy_folder, tmp_path):
+    options = [*taught_by, "--data", toy_folder, "--objective", "mse", "--no-evaluate"]
+    train(*options, "--out", tmp_path / "raw")
+    train(*options, "--standardize", "mean-variance", "--out", tmp_path / "same")
+    raw, same = (metrics(tmp_path / name)[0] for name in ("raw", "same"))
+    assert 0.5 < same["mse@1"] / same["mse@2"] < 2
+    assert 0.5 < same["mse@1"] < 3 and not 0.5 < raw["mse@1"] < 3  # about 1 for a student that knows nothing
+
+
+def test_self__sees_other_crops_of_the_same_moments_and_follows_the_student(toy_folder, tmp_path):
+    train("--config", CONFIGS / "isd.yaml", "--data", toy_folder, "--out", tmp_path / "isd", "--epochs", 2)
+    (by_role,) = json.loads((tmp_path / "isd" / "results.json").read_text()).values()
+    assert set(by_role) == {"student, random", "student, distilled"}
+    newest = sorted((tmp_path / "isd" / "checkpoints").iterdir())[-1]
+    expected = weights(tmp_path / "isd")
+    newest.unlink()
+    train("--config", CONFIGS / "isd.yaml", "--data", toy_folder, "--out", tmp_path / "isd", "--epochs", 2, "--resume")
+    assert all(torch.equal(value, expected[name]) for name, value in weights(tmp_path / "isd").items())
+
+
+def test_self__views_share_the_moment_and_not_the_crop(toy_folder):
+    student = crossdistill.create_encoder("depth_tiny3d_8", num_frames=1, size_px=24)
+    entries = crossdistill.entries_of(crossdistill.Manifest.load(toy_folder), range(4))
+    views = {"student_view": student.view, "teacher_views": [student.view]}
+    weak, none = Augmentation(area_min=0.2, mirror_probability=0.0), Augmentation(1.0, 1.0, 1.0, 1.0, 0.0)
+    for own, is_same in ((None, True), (weak, False)):
+        clips = crossdistill.PairedClips(entries, **views, augmentation=none, teacher_augmentation=own)
+        batch = clips.read_batch([SampleKey(i, 0) for i in range(4)])
+        assert torch.equal(batch.student.values, batch.teachers[0].values) is is_same
+    # Without crops of its own nothing but the moment is left, and that is one draw.
+    clips = crossdistill.PairedClips(entries, **views, augmentation=none, teacher_augmentation=none)
+    batch = clips.read_batch([SampleKey(i, 3) for i in range(4)])
+    assert torch.equal(batch.student.values, batch.teachers[0].values)
+
+
+def test_follow__is_an_exponential_moving_average():
+    slow, fast = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
+    expected = 0.9 * slow.weight.detach() + 0.1 * fast.weight.detach()
+    follow(slow, fast, momentum=0.9)
+    torch.testing.assert_close(slow.weight.detach(), expected)
+
+
+def test_distort__changes_contrast_and_erases_boxes_of_half_of_the_clips():
+    torch.manual_seed(0)
+    clip = torch.ones(400, 2, 3, 10, 10)
+    strong = distort(clip)
+    is_erased = (strong == 0).flatten(1).any(dim=1)
+    assert 150 < int(is_erased.sum()) < 250
+    kept = strong[~is_erased]
+    assert torch.equal(kept, kept[:, :, :1, :1, :1].expand_as(kept))  # one gain and offset a channel
+    assert kept.std() > 0.1 and float(kept.min()) > 0.2 and float(kept.max()) < 1.8
+    share = (strong[is_erased] == 0).float().mean(dim=(1, 2, 3, 4))
+    assert float(share.min()) > 0.03 and float(share.max()) < 0.31
+    assert torch.equal(clip, torch.ones_like(clip))
+
+
+def test_rounds__each_student_teaches_the_next(toy_folder, tmp_path):
+    train("--supervised", "--rounds", 3, "--data", toy_folder, "--out", tmp_path / "rounds")
+    (by_role,) = json.loads((tmp_path / "rounds" / "results.json").read_text()).values()
+    assert list(by_role) == [
+        "student, supervised, round 1",
+        "student, distilled, round 2",
+        "student, distilled, round 3",
+    ]
+    facts = [json.loads((tmp_path / "rounds" / f"round-{n}/student/student.json").read_text()) for n in (1, 2, 3)]
+    assert facts[0]["training"]["supervised"]
+    for before, after in zip((1, 2), facts[1:], strict=True):
+        taught = crossdistill.load_student(tmp_path / "rounds" / f"round-{before}")
+        assert after["training"]["teacher_weights_sha256"] == weights_hash(taught)
+    last = crossdistill.load_student(tmp_path / "rounds")
+    assert weights_hash(last) == weights_hash(crossdistill.load_student(tmp_path / "rounds" / "round-3"))
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--objective", "compress-1q", "--bank-size", 10**12], r"a bank of 1000000000000 anchors needs [\d.]+ GB"),
+        (["--student", "rgb_x3d_s", "--objective", "attention-transfer"], "rgb_x3d_s has 4 weights after its tokens"),
+    ],
+)
+def test_rounds__what_a_later_one_refuses_is_said_before_the_first(
+    options, sentence, toy_folder, tmp_path, assert_refused
+):
+    run = ["--supervised", "--rounds", 2, "--data", toy_folder, "--out", tmp_path / "x", "--no-evaluate"]
+    assert_refused(lambda: train(*run, *options), sentence)
+    assert not (tmp_path / "x").exists()
+
+
+def test_labels_beside_a_teacher__train_a_classifier(taught_by, toy_folder, tmp_path):
+    options = ["--config", CONFIGS / "mars.yaml", *TWO[:1], *TWO[2:], "--teacher-weights", taught_by[-1]]
+    train(*options, "--data", toy_folder, "--out", tmp_path / "mars", "--epochs", 12, "--lr", 0.01)
+    rows = metrics(tmp_path / "mars")
+    first, last = (
+        {name: sum(row[name] for row in part) / 4 for name in ("cross-entropy", "mse")}
+        for part in (rows[:4], rows[-6:-2])
+    )
+    assert last["cross-entropy"] < first["cross-entropy"] and last["mse"] < 0.8 * first["mse"]
+    assert (tmp_path / "mars" / "student" / "classifier.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ([*TWO, "--teacher-weights", "a", "b", "c"], "--teacher-weights has 3 values for 2 teachers: give one for all"),
+        ([*TWO, "--teacher-weights", "nowhere"], "nowhere does not exist: give a weight file or a run's folder"),
+        (["--teacher", "self", "flow_tiny3d_8"], "--teacher self stands alone"),
+        (["--teacher", "self", "--objective", "kd"], "kd needs a classifier, and --teacher self has none"),
+        (["--teacher", "self", "--teacher-weights", "x"], "--teacher self begins as the student"),
+        (["--teacher", "self", "--teacher-cache", "x"], "there is no teacher cache in x"),
+        ([*TWO, "--objective", "mse", "--temperature", 0.1], "--temperature is of no use to --objective mse"),
+        ([*TWO, "--objective", "token-matching", "--standardize", "phi-s"], "--standardize is of embeddings"),
+        ([TWO[0], TWO[1], "--teacher-drop", 0.5], "--teacher-drop leaves out one of several teachers"),
+        (["--supervised", "--strong-views"], "--strong-views is for students of a teacher"),
+        ([TWO[0], TWO[1], "--rounds", 2, "--objective", "kd"], "--rounds wants a classifier of each student"),
+        ([*TWO, "--bank-size", 10**12], r"a bank of 1000000000000 anchors needs [\d.]+ GB"),
+        ([*TWO, "--teacher-drop", 1.0], "teacher_drop is 1.0: input should be less than 1"),
+        (["--teacher", "self", "--bank-size", 10**12], r"a bank of 1000000000000 anchors needs [\d.]+ GB"),
+    ],
+)
+def test_nonsense__is_one_sentence(options, sentence, toy_folder, tmp_path, assert_refused):
+    objective = [] if "--objective" in options else ["--objective", "compress-1q"]
+    assert_refused(lambda: train("--data", toy_folder, "--out", tmp_path / "x", *objective, *options), sentence)
+
+
+@pytest.mark.parametrize(
+    ("device", "free_gb", "sentence"),
+    [
+        ("cpu", {"cpu": 1.1}, "needs 2.0 GB, and 1.1 GB are free on cpu: lower"),  # two processes
+        ("cpu", {"cpu": 2.1}, None),
+        ("cuda", {"cpu": 0.9, "cuda": 1.1}, "needs 1.0 GB, and 0.9 GB are free on cpu, through which its checkpoints"),
+        ("cuda", {"cpu": 1.1, "cuda": 0.9}, "needs 1.0 GB, and 0.9 GB are free on cuda: lower"),
+        ("cuda", {"cpu": 1.1, "cuda": 1.1}, None),
+    ],
+)
+def test_bank__fits_where_it_is_and_where_it_is_written_from(device, free_gb, sentence, toy_folder, monkeypatch):
+    monkeypatch.setattr(build, "free_memory_bytes", lambda where: int(free_gb[where.type] * 1e9))
+    accelerator = SimpleNamespace(device=torch.device(device), num_processes=2)
+    options = [*TINY, TWO[0], TWO[1], "--data", toy_folder, "--objective", "compress-1q", "--bank-size", 10**9 // 1024]
+    check = partial(build.check_data_and_memory, parse([str(option) for option in options]))
+    with nullcontext() if sentence is None else pytest.raises(UserError, match=sentence):
+        check([Manifest.load(toy_folder)], None, accelerator)
+
+
+def test_teachers_whose_data_lacks_a_modality__are_named(taught_by, toy_folder, tmp_path, assert_refused):
+    folder = tmp_path / "no-flow"
+    folder.mkdir()
+    lines = (toy_folder / "manifest.jsonl").read_text().splitlines()
+    entries = [json.loads(line) for line in lines]
+    for entry in entries[1:]:
+        del entry["streams"]["flow"]
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    refused = r"a flow encoder needs the stream 'flow', but the dataset .* has only"
+    assert_refused(lambda: train("--data", folder, "--out", tmp_path / "x", *taught_by), refused)
+
+
+def test_given_weights_without_a_classifier__are_refused_before_another_teacher_is_trained(
+    taught_by, toy_folder, tmp_path, assert_refused
+):
+    options = [*TWO, "--teacher-weights", "auto", taught_by[-1], "--teacher-epochs", 1, "--objective", "kd"]
+    refused = "the weights of flow_tiny3d_8 came without a linear classifier"
+    assert_refused(lambda: train(*options, "--data", toy_folder, "--out", tmp_path / "x"), refused)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_not_finite__names_the_first_step_its_term_and_the_last_good_checkpoint(
+    taught_by, toy_folder, tmp_path, assert_refused, monkeypatch
+):
+    calls = []
+
+    def broken_at_the_sixth(*, student, teacher):
+        calls.append(1)
+        return student.square().mean() * (float("nan") if len(calls) == 6 else 1.0)
+
+    monkeypatch.setattr("crossdistill.objectives.mse_loss", broken_at_the_sixth)
+    options = [*TWO[:2], *TWO[3:], "--teacher-weights", taught_by[-2], "--objective", "compress-1q", "mse:1"]
+    more = ["--epochs", 3, "--checkpoint-every-steps", 4, "--log-every-steps", 10, "--no-evaluate"]
+    refused = r"the loss \(mse\) is not finite at step 6 \(the last good checkpoint is of step 4\)"
+    assert_refused(lambda: train(*options, *more, "--data", toy_folder, "--out", tmp_path / "x"), refused)
+
+
+def test_clips_without_a_label__are_refused_where_labels_are_needed(taught_by, toy_folder, tmp_path, assert_refused):
+    folder = shutil.copytree(toy_folder, tmp_path / "half")
+    header, *entries = (json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines())
+    for entry in entries[::2]:
+        entry["label"] = None
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in (header, *entries)))
+    refused = r"the objective cross-entropy needs labels, and \d+ of \d+ training clips have none \(first: "
+    terms = ["--objective", "cross-entropy", "mse"]
+    assert_refused(lambda: train("--data", folder, "--out", tmp_path / "x", *taught_by, *terms), refused)
+
+
+def test_rounds__leave_a_finished_run_alone(toy_folder, tmp_path, assert_refused):
+    options = ["--supervised", "--data", toy_folder, "--out", tmp_path / "run", "--no-evaluate"]
+    train(*options)
+    before = weights(tmp_path / "run")
+    assert_refused(lambda: train(*options, "--rounds", 2), "holds a run already: add --resume to go on with it")
+    assert all(torch.equal(value, before[name]) for name, value in weights(tmp_path / "run").items())

@@ -1,0 +1,154 @@
+"""Real processes: SIGKILL and resume to the bit, and two processes that do what one does."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from killing import kill_tree
+from safetensors.torch import load_file
+
+from crossdistill.training.checkpoint import Checkpoints
+
+PROJECT = Path(__file__).resolve().parents[2]
+TINY = [
+    *("--student-frames", 4, "--student-size", 32),
+    *("--optimizer", "adamw", "--lr", 0.003, "--schedule", "cosine", "--bank-size", 40, "--clip-norm", 1.0),
+    *("--mixed-precision", "fp32", "--workers", 1, "--no-evaluate", "--knn-clips", 0),
+    *("--tracker", "none", "--log-every-steps", 1),
+]
+
+
+def command(*options, processes=1):
+    launcher = [sys.executable, "-W", "ignore"]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0"]
+        launcher += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
+    return [*launcher, str(PROJECT / "train.py"), *map(str, (*TINY, *options))]
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def start(arguments):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # torchrun alone: Accelerate is told of CPUs by the product
+    return subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
+    )
+
+
+def losses(folder):
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row["loss"] for row in rows if "loss" in row}
+
+
+def flatten(tree, path=""):
+    if isinstance(tree, dict):
+        return {k: v for key, value in tree.items() for k, v in flatten(value, f"{path}/{key}").items()}
+    if isinstance(tree, list):
+        return flatten(dict(enumerate(tree)), path)
+    return {path: tree}
+
+
+def evaluations(folder):
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row["knn"] for row in rows if "knn" in row}
+
+
+def kill_after(process, folder, step):
+    """SIGKILL to the process and all its descendants (torchrun's are in sessions of their own) after a step."""
+    deadline = time.monotonic() + 200
+    while not (folder / "metrics.jsonl").is_file() or max(losses(folder), default=0) < step:
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    kill_tree(process)
+
+
+TEACHER = ["--teacher", "rgb_r3d10_gn", "--teacher-frames", 4, "--teacher-size", 32]
+PAIR = [*TEACHER, "--student", "flow_r3d10"]
+TWO_TEACHERS = [TEACHER[0], "rgb_r3d10_gn", *TEACHER[1:], "--student", "flow_r3d10"]
+# AlexNet's body drops features out, and its stem has the fewest pixels at 64.
+DROPOUT_PAIR = [*TEACHER, "--student", "image_alexnet", "--student-size", 64]
+# An evaluation at every step of a checkpoint and between them.
+KNN = ["--knn-clips", 12, "--knn-every-epochs", 0.25]
+RESUME_CASES = {
+    "momentum": ([*PAIR, "--objective", "compress-2q", *KNN], 1, (3, 8)),
+    "no momentum, dropout, SGD": ([*DROPOUT_PAIR, "--objective", "compress-1q", "--optimizer", "sgd"], 1, (5,)),
+    "live, accumulation": ([*PAIR, "--objective", "compress-2q-live", "--accumulate", 2], 1, (3,)),
+    "labels": (["--supervised", "--student", "flow_r3d10"], 1, (5,)),
+    "two processes": ([*PAIR, "--objective", "compress-2q"], 2, (3,)),
+    "two processes, two teachers": (
+        [*TWO_TEACHERS, "--objective", "compress-1q", "--standardize", "phi-s", "--teacher-drop", 0.5],
+        2,
+        (3,),
+    ),
+    "two processes, its own EMA copy": (
+        ["--teacher", "self", "--student", "flow_r3d10", "--objective", "seed", "--strong-views"],
+        2,
+        (3,),
+    ),
+    "two processes, few bits, bags": ([*PAIR, "--objective", "compress-2q", "bingo", "--precision", "w4a8"], 2, (3,)),
+}
+
+
+@pytest.mark.parametrize("case", RESUME_CASES)
+def test_resume__killed_runs_end_with_the_same_bits(tmp_path, toy_folder, teacher_file, case):
+    """Dropout, BatchNorm, EMA copy, bank, optimizer, schedule, sampler: all of it is in the checkpoint."""
+    pair, processes, kill_steps = RESUME_CASES[case]
+    options = [*pair, "--data", toy_folder, "--batch-size", 8 // processes, "--epochs", 3]
+    options += ["--checkpoint-every-steps", 2]
+    if "rgb_r3d10_gn" in pair:
+        options += ["--teacher-weights", teacher_file]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    killed_at = []
+    reference = start(command(*options, "--out", whole, processes=processes))
+    for step in kill_steps:
+        kill_after(start(command(*options, "--out", killed, "--resume", processes=processes)), killed, step)
+        killed_at.append(Checkpoints(killed / "checkpoints").steps()[-1])
+    finish(reference)
+    assert max(killed_at) < max(losses(whole)), "killed too late: there was nothing left to do"
+    output = finish(start(command(*options, "--out", killed, "--resume", processes=processes)))
+    assert "going on after step" in output
+    student = "student/student.safetensors"
+    assert (whole / student).read_bytes() == (killed / student).read_bytes()
+    one, other = (flatten(Checkpoints(folder / "checkpoints").load_newest()[1]) for folder in (whole, killed))
+    for content in (one, other):
+        assert content.pop("/seconds") > 0  # of the clock
+    assert one.keys() == other.keys() and len(one) > 50
+    for name, value in one.items():
+        assert torch.equal(value, other[name]) if isinstance(value, torch.Tensor) else value == other[name], name
+    assert losses(whole) == losses(killed)
+    assert evaluations(whole) == evaluations(killed) and bool(evaluations(whole)) == ("--knn-clips" in pair)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_two_processes_with_half_the_batch__do_what_one_process_does(tmp_path, toy_folder, teacher_file, accumulate):
+    options = [*TEACHER, "--student", "flow_r3d10_gn", "--teacher-weights", teacher_file]
+    options += ["--data", toy_folder, "--epochs", 2, "--objective", "compress-2q", "--accumulate", accumulate]
+    # SGD: AdamW divides by the size of the gradient and so turns rounding into steps of full length.
+    options += ["--optimizer", "sgd", "--lr", 0.05]
+    one, two = tmp_path / "one", tmp_path / "two"
+    first = start(command(*options, "--batch-size", 8, "--out", one))
+    finish(start(command(*options, "--batch-size", 4, "--out", two, processes=2)))
+    finish(first)
+    curve_one, curve_two = losses(one), losses(two)
+    assert curve_one.keys() == curve_two.keys() and len(curve_one) >= 4
+    for step, loss in curve_one.items():
+        assert curve_two[step] == pytest.approx(loss, abs=1e-5), step
+    assert max(curve_one.values()) > 0.01
+    banks = [Checkpoints(folder / "checkpoints").load_newest()[1]["task"]["banks"][0] for folder in (one, two)]
+    assert torch.equal(banks[0]["sample_ids"], banks[1]["sample_ids"])
+    assert torch.equal(banks[0]["position"], banks[1]["position"])
+    for name in ("teacher", "student"):
+        torch.testing.assert_close(banks[0][name], banks[1][name], atol=1e-5, rtol=0)
+    weights = [load_file(folder / "student" / "student.safetensors") for folder in (one, two)]
+    for name, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][name], atol=1e-4, rtol=0)

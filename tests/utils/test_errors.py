@@ -1,0 +1,108 @@
+"""What a person sees of an error: one sentence, once, and a stack trace for what is ours to mend."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from crossdistill.commands.main import COMMANDS
+from crossdistill.commands.main import main as cli
+from crossdistill.errors import OneProcessError, UserError, friendly_errors
+from crossdistill.utils.files import require_writable
+
+
+def said(capsys, error):
+    @friendly_errors
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as exit_info:
+        main()
+    assert exit_info.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("rank", "is_said"), [(None, True), ("0", True), ("1", False)])
+def test_friendly_errors__the_first_process_speaks_for_all(monkeypatch, capsys, rank, is_said):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    assert said(capsys, UserError("no")) == ("crossdistill: error: no\n" if is_said else "")
+    assert "alone" in said(capsys, OneProcessError("alone"))
+
+
+def test_friendly_errors__memory_is_one_sentence(capsys):
+    on_cpu = RuntimeError("[enforce fail at alloc_cpu.cpp:1] . DefaultCPUAllocator: can't allocate memory\nframe 0")
+    for error in (torch.OutOfMemoryError("CUDA out of memory.\nTried"), on_cpu, MemoryError()):
+        sentence = said(capsys, error)
+        assert "not enough memory" in sentence and "--batch-size" in sentence and "--accumulate" in sentence
+        assert len(sentence.splitlines()) == 1
+
+
+def test_friendly_errors__the_cpus_allocator_is_known(capsys):
+    """PyTorch's own words, not ours: 8 PiB are more than any machine has."""
+    with pytest.raises(RuntimeError) as info:
+        torch.empty(2**50, dtype=torch.float64)
+    assert "not enough memory" in said(capsys, info.value)
+
+
+def test_friendly_errors__other_errors_keep_their_trace(monkeypatch):
+    for error in (RuntimeError("a bug"), OSError("another"), KeyError("x")):
+        with pytest.raises(type(error)):
+            friendly_errors(lambda error=error: (_ for _ in ()).throw(error))()
+    monkeypatch.setenv("CROSSDISTILL_TRACEBACK", "1")
+    with pytest.raises(UserError):
+        friendly_errors(lambda: (_ for _ in ()).throw(UserError("no")))()
+
+
+def test_paths_that_cannot_be_written__are_found_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("x")
+    require_writable(tmp_path / "new" / "folder" / "numbers.json")
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(UserError, match="is a folder: give the name of a file"):
+        require_writable(tmp_path)
+    with pytest.raises(UserError, match=r"file/numbers.json cannot be written, because .*/file is no folder"):
+        require_writable(tmp_path / "file" / "numbers.json")
+
+
+def test_os_errors_with_a_path__are_one_sentence(tmp_path, capsys):
+    @friendly_errors
+    def main():
+        (tmp_path / "absent" / "x").read_text()
+
+    with pytest.raises(SystemExit):
+        main()
+    assert "absent/x cannot be read or written (no such file or directory)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [[], ["encoders"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)
+def test_commands__end_quietly_where_nobody_reads(monkeypatch, capfd, command):
+    reader, writer = os.pipe()
+    os.close(reader)  # as after ``| head``
+    with os.fdopen(writer, "w") as output, monkeypatch.context() as patch, pytest.raises(SystemExit) as exit_info:
+        patch.setattr(sys, "stdout", output)
+        cli(command)
+    assert exit_info.value.code == 141 and "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["crossdistill.commands.main", "encoders"], ["data_prep", "--help"]], ids=" ".join)
+def test_processes__end_quietly_where_nobody_reads(command):
+    """To the last line that Python itself would write."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", *command], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120
+    )
+    os.close(writer)
+    assert done.returncode == 141 and "BrokenPipe" not in done.stderr and "Traceback" not in done.stderr
+
+
+def test_another_broken_pipe__keeps_its_trace(capsys):
+    @friendly_errors
+    def main():
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        main()

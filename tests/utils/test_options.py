@@ -1,0 +1,110 @@
+"""What a command line cannot be is one sentence, and help flows to the terminal's width."""
+
+import contextlib
+import io
+import itertools
+import re
+from dataclasses import dataclass
+
+import pytest
+
+from crossdistill.commands.main import COMMANDS
+from crossdistill.commands.main import main as cli
+from crossdistill.errors import UserError
+from crossdistill.utils.command_line import parse_options
+from data_prep import __main__ as data_prep
+
+
+@dataclass(frozen=True)
+class Options:
+    """Do something."""
+
+    data: str
+    """Where the data is."""
+    draws: int = 3
+    """How many times."""
+
+
+def parse(*arguments):
+    return parse_options(Options, arguments, prog="some command")
+
+
+def test_right_ones__become_the_dataclass():
+    assert parse("--data", "x", "--draws", "4") == Options("x", 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], r"^missing from some command: --data STR Where the data is\.; some command --help lists the options$"),
+        (["--data", "x", "--drows", "1"], r"^unrecognized options: --drows, 1; did you mean --draws\?; some command"),
+        (["--data", "x", "--draws", "a"], r"^--draws: invalid literal for int\(\) with base 10: 'a'; some command"),
+        (["--data"], r"^missing value for argument '--data'"),
+    ],
+)
+def test_wrong_ones__are_one_sentence(arguments, sentence, capfd):
+    with pytest.raises(UserError, match=sentence) as error_info:
+        parse(*arguments)
+    assert "\n" not in str(error_info.value) and "".join(capfd.readouterr()) == ""
+
+
+def test_help__is_printed(capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        parse("--help")
+    assert exit_info.value.code == 0 and "Where the data is" in capsys.readouterr().out
+
+
+HELPS = [
+    *((cli, [name, "--help"]) for name in COMMANDS),
+    (cli, ["cache", "verify", "--help"]),
+    (cli, []),
+    *((data_prep.main, [name, "--help"]) for name in (*data_prep.DATASETS, *data_prep.COMMANDS)),
+    (data_prep.main, []),
+]
+
+
+def help_of(main, arguments):
+    """What a command prints where boxes can be drawn."""
+    said = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+        main(arguments)
+    said.seek(0)
+    return said.read()
+
+
+def breaks_in_boxes(said):
+    """Each two lines of one option's text, without what stands left of it, and how many letters a line may have."""
+    columns = {}
+    for line in said.splitlines():
+        for cell in re.finditer("│ (.*?) │|╭", line):  # boxes may stand side by side
+            columns.setdefault(cell.start(), []).append(cell[1] or "")
+    for lines in columns.values():
+        left = max(len(line) - len(line.lstrip()) for line in lines)  # of the column of texts
+        for line, following in itertools.pairwise(lines):
+            begins = line[left - 2 : left] == "  " and line[left:].strip()  # else it is a long name by itself
+            if begins and following[:left].isspace() and following[left:].strip():
+                yield line[left:].rstrip(), following[left:].rstrip(), len(line) - left
+
+
+def breaks_outside(said, num_columns):
+    """Each two lines of a paragraph, an item with a star or a row of names and meanings, and the terminal's width."""
+    lines = [line for line in said.splitlines() if not re.match("[╭│╰]|usage:", line)]
+    for line, following in itertools.pairwise(lines):
+        starts_anew = re.match(r"\* |  \w+ {2,}\S| {7}python|$", following)
+        if line and not starts_anew:
+            yield line, following.strip(), num_columns
+
+
+@pytest.mark.parametrize("num_columns", [80, 140])
+def test_help__of_every_command_flows_to_the_terminals_width(num_columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(num_columns))
+    num_in_boxes = num_outside = 0
+    for main, arguments in HELPS:
+        said = help_of(main, arguments)
+        assert max(len(line) for line in said.splitlines() if not line.startswith("usage:")) <= num_columns
+        in_boxes, outside = list(breaks_in_boxes(said)), list(breaks_outside(said, num_columns))
+        for line, following, width in (*in_boxes, *outside):
+            word = following.split(" ")[0]
+            assert len(line) + 1 + len(word) > width, f"{arguments}: {word!r} fits after {line!r}"
+        num_in_boxes, num_outside = num_in_boxes + len(in_boxes), num_outside + len(outside)
+    assert num_in_boxes > 100 and num_outside > 30
