@@ -23,10 +23,11 @@ test: $(INSTALLED)  ## Run the quick tests, on every core
 test-slow: $(INSTALLED)  ## Run the proofs that take minutes
 	$(VENV_PYTHON) -m pytest -m slow $(ARGS)
 
-check: $(INSTALLED)  ## Check format, lint and types; change nothing
+check: $(INSTALLED)  ## Check format, lint, types and the order of the rooms; change nothing
 	$(VENV_PYTHON) -m ruff format --check .
 	$(VENV_PYTHON) -m ruff check .
 	$(VENV_PYTHON) -m mypy
+	$(VENV)/bin/lint-imports
 
 bench: $(INSTALLED)  ## Run every benchmark, scripts/bench_*.py, in turn
 	@set -e; for script in $(sort $(wildcard scripts/bench_*.py)); do \
