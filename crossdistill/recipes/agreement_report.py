@@ -89,8 +89,8 @@ def conclude(report: Report) -> list[str]:
         said += [_about_overlap(report), _about_cka(report)]
     said.append(
         f"This rests on {report.num_clips} clips and on rules of thumb (constants in "
-        "crossdistill/recipes/agreement_report.py): it can warn, it cannot promise; whether a student is better is what "
-        "its evaluation says."
+        "crossdistill/recipes/agreement_report.py): it can warn, it cannot promise; whether a student is better is "
+        "what its evaluation says."
     )
     return said
 

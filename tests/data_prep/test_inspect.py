@@ -12,6 +12,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from video_files import moving_frames
+
+from crossdistill.data.decode import index_video
+from crossdistill.data.manifest import Manifest, Video
+from crossdistill.data.streams import STREAM_FORMATS, StreamWriter
+from crossdistill.errors import UserError
+from data_prep.__main__ import main
 from data_prep.inspect import (
     SHEET_FRAMES,
     Options,
@@ -23,13 +30,6 @@ from data_prep.inspect import (
     read_strips,
     run,
 )
-from video_files import moving_frames
-
-from crossdistill.data.decode import index_video
-from crossdistill.data.manifest import Manifest, Video
-from crossdistill.data.streams import STREAM_FORMATS, StreamWriter
-from crossdistill.errors import UserError
-from data_prep.__main__ import main
 
 
 def write_stream(root: Path, name: str, stream: str, frames, pts, time_base=Fraction(1, 10)):

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
-from data_prep.inspect import STICKS_PX, paint_skeleton
 
 import crossdistill
 from crossdistill.commands.main import main as cli
@@ -29,6 +28,7 @@ from crossdistill.recipes.run import main as train
 from crossdistill.types import View, ViewSpec
 from data_prep.__main__ import main as data_prep
 from data_prep.datasets import utd_mhad
+from data_prep.inspect import STICKS_PX, paint_skeleton
 from data_prep.pipeline.readers import read_skeleton
 from data_prep.recipe import Recipe
 

@@ -17,7 +17,6 @@ from crossdistill.distillation.student import save_student
 from crossdistill.encoders import create_encoder
 from crossdistill.errors import UserError
 from crossdistill.objectives.memory_bank import MemoryBank
-from crossdistill.training import checkpoint
 from crossdistill.training.checkpoint import Checkpoints, load_optimizer_state, optimizer_state
 from crossdistill.utils.tensor_files import join_tensors, split_tensors
 
