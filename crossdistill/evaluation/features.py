@@ -12,16 +12,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from crossdistill.data.dataset import Entry, make_loader
+from crossdistill.data.dataset import Entry
 from crossdistill.data.decoders import DEFAULT_DECODER
 from crossdistill.data.sampling import SampleKey
 from crossdistill.encoders import Encoder
 from crossdistill.encoders.execution import Execution
+from crossdistill.evaluation.embedder import CLIPS_AT_ONCE, EmbeddedBatches, Embedder, batches_of
 from crossdistill.evaluation.views import MultiViewClips, TestViews
-from crossdistill.utils.console import progress_bar
 from crossdistill.utils.distributed import broadcast_buffers, gather_objects
-
-CLIPS_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -132,29 +130,27 @@ def extract_features(
     views = views or TestViews()
     dataset = MultiViewClips(entries, view=encoder.view, views=views, decoder=decoder, short_clips=short_clips)
     keys = [SampleKey(i, epoch=0) for i in range(len(entries))]
-    videos_at_once = max(1, batch_size // views.num_views)
-    batches = [keys[start : start + videos_at_once] for start in range(0, len(keys), videos_at_once)]
-    batches = batches[accelerator.process_index :: accelerator.num_processes]
-    loader = make_loader(dataset, batches, num_workers=num_workers, pin_memory=accelerator.device.type == "cuda")
-    rows: list[tuple[int, Tensor]] = []
-    unreadable: list[tuple[str, str]] = []
+    batches = batches_of(keys, max(1, batch_size // views.num_views))
+    walk = EmbeddedBatches(
+        dataset,
+        batches[accelerator.process_index :: accelerator.num_processes],
+        [Embedder(encoder, execution)],
+        num_workers=num_workers,
+        pin_memory=accelerator.device.type == "cuda",
+        description=description if accelerator.is_main_process else None,
+    )
     broadcast_buffers(accelerator, encoder)
-    was_training = encoder.training
-    encoder.eval()
-    is_shown = accelerator.is_main_process and description is not None
-    with torch.inference_mode(), progress_bar(unit="batches", is_shown=is_shown) as bar:
-        for batch in bar.track(loader, total=len(batches), description=description or ""):
-            unreadable += batch.unreadable
-            if len(batch) == 0:
-                continue
-            embedded = execution.embed(encoder, batch.student.to(execution.device)).cpu()
-            ids = batch.sample_ids[:: views.num_views].tolist()
-            rows += zip(ids, embedded.unflatten(0, (len(ids), views.num_views)), strict=True)
-    encoder.train(was_training)
+    rows: list[tuple[int, Tensor]] = []
+    for batch, (embedded,) in walk:
+        ids = batch.sample_ids[:: views.num_views].tolist()
+        rows += zip(ids, embedded.unflatten(0, (len(ids), views.num_views)), strict=True)
     parts = gather_objects(accelerator, [(torch.tensor([i for i, _ in rows]), _stack([row for _, row in rows]))])
     found = {int(i): row for ids, stacked in parts for i, row in zip(ids, stacked, strict=True)}
     return assemble(
-        found, entries, dict(gather_objects(accelerator, unreadable)), no_features(encoder.embed_dim, views)
+        found,
+        entries,
+        dict(gather_objects(accelerator, list(walk.unreadable.items()))),
+        no_features(encoder.embed_dim, views),
     )
 
 
