@@ -84,7 +84,7 @@ def main(arguments: Sequence[str]) -> None:
     encoder = load_student(options.student, allow_code=options.allow_code)
     out = options.out or default_path(options.student, options.to)
     manifest = None if options.data is None else Manifest.load(options.data)
-    classes = find_class_names(options.student, encoder.classes, manifest)
+    classes = find_class_names(options.student, encoder.classifier, manifest)
     clips = noise_clips(encoder, options.clips) if manifest is None else real_clips(encoder, manifest, options.clips)
     agreement = export_student(encoder, out, clips, to=options.to, classes=classes, min_cosine=options.min_cosine)
     _report(encoder, agreement, out, to=options.to, source="noise" if manifest is None else str(manifest.root))
@@ -100,7 +100,7 @@ def default_path(student: Path, to: str) -> Path:
 def _report(encoder: Encoder, agreement: Agreement, out: Path, *, to: str, source: str) -> None:
     outputs = ", ".join(f"{name} [B, {width}]" for name, width in describe(encoder).outputs.items())
     operators = ", ".join(f"{number} {name}" for name, number in agreement.operators.items())
-    name = f"{encoder.name}{f' {encoder.quantize}' if encoder.quantize else ''}"
+    name = f"{encoder.name}{f' {encoder.bits}' if encoder.bits else ''}"
     console.print(
         f"{out}: {name}, {to}, {size_of(out) / 1e6:.1f} MB, "
         f"gives {outputs}; on {agreement.num_clips} clips of {source}, in batches of two sizes, cosine "

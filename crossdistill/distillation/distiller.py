@@ -166,7 +166,7 @@ class Distiller:
         return next((lesson.bank.fill for lesson in self.lessons if lesson.bank is not None), None)
 
     @property
-    def classes(self) -> Classifier | None:
+    def classifier(self) -> Classifier | None:
         """What a term with labels has trained."""
         for lesson in self.lessons:
             if lesson.teacher is None:

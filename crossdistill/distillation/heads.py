@@ -37,7 +37,7 @@ class Sizes:
         Raises:
             UserError: Tokens are wanted of an encoder that has none.
         """
-        num_classes = None if encoder.classes is None else len(encoder.classes.bias)
+        num_classes = None if encoder.classifier is None else len(encoder.classifier.bias)
         if not with_tokens:
             return Sizes(encoder.embed_dim, num_classes=num_classes)
         # A real pass: some libraries keep tensors between calls, and would keep ones without values.
@@ -254,7 +254,7 @@ def require_fit(
         student.require_tokens()
     if compares == "tokens":
         teacher.require_tokens()
-    if compares == "logits" and is_loaded and teacher.classes is None:
+    if compares == "logits" and is_loaded and teacher.classifier is None:
         raise UserError(
             f"the objective compares class probabilities, and the weights of {teacher.name} came without a linear "
             "classifier: give weights with one, or choose an objective on embeddings, for example compress-1q or simreg"

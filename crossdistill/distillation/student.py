@@ -49,8 +49,8 @@ def save_student(
         metadata={"format": "pt"},
         advice=ADVICE,
     )
-    if encoder.classes is not None:
-        layer = {"weight": encoder.classes.weight, "bias": encoder.classes.bias}
+    if encoder.classifier is not None:
+        layer = {"weight": encoder.classifier.weight, "bias": encoder.classifier.bias}
         write_tensors(folder / CLASSIFIER_NAME, layer, metadata={"format": "pt"}, advice=ADVICE)
     else:
         (folder / CLASSIFIER_NAME).unlink(missing_ok=True)  # of a run before in the same folder
@@ -64,11 +64,11 @@ def save_student(
         "config": encoder.config,
         "training": facts,
     }
-    if encoder.classes is not None and class_names is not None:
+    if encoder.classifier is not None and class_names is not None:
         description["classes"] = list(class_names)
-    if encoder.quantize is not None:
+    if encoder.bits is not None:
         description |= {
-            "quantize": encoder.quantize,
+            "quantize": encoder.bits,
             "float_layers": float_layers(encoder),
             "weights_load_into": "brevitas' layers (crossdistill.load_student), not the source library's own class",
         }
@@ -138,7 +138,7 @@ def load_student(path: str | Path, *, allow_code: bool = False) -> Encoder:
         layer = read_weights(folder / CLASSIFIER_NAME)
         if not {"weight", "bias"} <= layer.keys():
             raise UserError(f"{folder / CLASSIFIER_NAME} holds no classifier (weight, bias): get it again")
-        encoder.classes = find_classifier([layer["weight"], layer["bias"]], embed_dim=encoder.embed_dim)
+        encoder.classifier = find_classifier([layer["weight"], layer["bias"]], embed_dim=encoder.embed_dim)
     return encoder.eval()
 
 

@@ -47,7 +47,7 @@ class SupervisedTask:
         return None
 
     @property
-    def classes(self) -> Classifier:
+    def classifier(self) -> Classifier:
         """What has been learned of the labels."""
         return Classifier(self.layer.weight.detach().cpu(), self.layer.bias.detach().cpu())
 

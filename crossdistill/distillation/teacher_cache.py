@@ -179,8 +179,8 @@ class TeacherCache:
                 )
         elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"{folder} holds something that is no teacher cache: choose another folder for --out")
-        if teacher.classes is not None:
-            layer = {"weight": teacher.classes.weight, "bias": teacher.classes.bias}
+        if teacher.classifier is not None:
+            layer = {"weight": teacher.classifier.weight, "bias": teacher.classifier.bias}
             write_tensors(folder / CLASSIFIER_NAME, layer, metadata={"format": "pt"}, advice=ADVICE)
         content = {"format": FORMAT, "version": FORMAT_VERSION, "num_views": num_views, "key": dict(key)}
         write_text_atomically(path, json.dumps(content, indent=2) + "\n")
@@ -306,7 +306,7 @@ class TeacherCache:
         path = self.folder / CLASSIFIER_NAME
         if path.is_file():
             layer = read_weights(path)
-            encoder.classes = find_classifier([layer["weight"], layer["bias"]], embed_dim=self.embed_dim)
+            encoder.classifier = find_classifier([layer["weight"], layer["bias"]], embed_dim=self.embed_dim)
         return encoder
 
     def _open_rows(self, shard: Shard) -> NDArray[Any]:

@@ -38,9 +38,9 @@ class Teacher(Protocol):
 
 def classifier_of(encoder: Encoder, device: torch.device) -> tuple[Tensor, Tensor] | None:
     """Weight [N, E] and bias [N] of its linear classifier in float32 on a device, if its weights came with one."""
-    if encoder.classes is None:
+    if encoder.classifier is None:
         return None
-    return encoder.classes.weight.float().to(device), encoder.classes.bias.float().to(device)
+    return encoder.classifier.weight.float().to(device), encoder.classifier.bias.float().to(device)
 
 
 class FrozenTeacher:

@@ -90,7 +90,7 @@ class Architecture:
     size_px: int
     stem: str
     """Name of the first convolution, which takes the modality's channels."""
-    classifier: str
+    classifier_prefix: str
     """Prefix of the classifier's weights in the library's own model; dropped when weights are loaded."""
     statistics: dict[str, Statistics] = field(default_factory=dict)
     """Per modality; the modality's own where absent."""
@@ -139,7 +139,7 @@ class Encoder(nn.Module):
         view: What the encoder wants to see.
         embed_dim: D.
         takes: Whether the body is given clips or single frames.
-        classifier: Prefix of classifier weights to leave out when weights are loaded.
+        classifier_prefix: Prefix of classifier weights to leave out when weights are loaded.
         stem: Name of the body's first convolution.
         more_stems: Those of its other pathways.
         bf16_pays_on_cpu: Whether bf16 is faster on a CPU with AMX.
@@ -157,7 +157,7 @@ class Encoder(nn.Module):
         view: ViewSpec,
         embed_dim: int,
         takes: Takes = "clip",
-        classifier: str = "",
+        classifier_prefix: str = "",
         stem: str = "",
         more_stems: tuple[str, ...] = (),
         bf16_pays_on_cpu: bool = False,
@@ -172,7 +172,7 @@ class Encoder(nn.Module):
         self.view = view
         self.embed_dim = embed_dim
         self.takes = takes
-        self.classifier = classifier
+        self.classifier_prefix = classifier_prefix
         self.stem = stem
         self.more_stems = more_stems
         self.bf16_pays_on_cpu = bf16_pays_on_cpu
@@ -180,8 +180,8 @@ class Encoder(nn.Module):
         self.public_weights = public_weights
         self.token_layer = token_layer
         self.config = config
-        self.classes: Classifier | None = None  # set when weights with a linear classifier are loaded
-        self.quantize: str | None = None  # for example w4a8; set by precision.quantize
+        self.classifier: Classifier | None = None  # set when weights with a linear classifier are loaded
+        self.bits: str | None = None  # for example w4a8, set by quantization.quantize
 
     def forward(self, clip_bcthw: Tensor) -> Tensor:
         """Embed a batch of normalised views [B, C, T, H, W] as [B, D], in the type of the body's weights."""
@@ -298,7 +298,7 @@ def wrap_encoder(
         view=view,
         embed_dim=embed_dim,
         takes=takes,
-        classifier=classifier,
+        classifier_prefix=classifier,
         stem=stem,
         token_layer=token_layer,
     )
@@ -340,7 +340,7 @@ def build_encoder(
         embed_dim=architecture.embed_dim,
         takes=architecture.takes,
         token_layer=architecture.token_layer,
-        classifier=architecture.classifier,
+        classifier_prefix=architecture.classifier_prefix,
         stem=architecture.stem,
         more_stems=architecture.more_stems,
         bf16_pays_on_cpu=architecture.bf16_pays_on_cpu,

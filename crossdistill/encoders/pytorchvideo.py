@@ -150,7 +150,7 @@ _clip = functools.partial(
     embed_dim=2048,
     modalities=CLIP_MODALITIES,
     stem="blocks.0.conv",
-    classifier="blocks.5.",
+    classifier_prefix="blocks.5.",
     token_layer=TokenLayer("blocks.4"),
 )
 
@@ -163,7 +163,7 @@ def _x3d(name: str, num_frames: int, stride: int, size_px: int, *, top1_percent:
         stride=stride,
         size_px=size_px,
         stem="blocks.0.conv.conv_t",
-        classifier="blocks.5.proj.",
+        classifier_prefix="blocks.5.proj.",
         channels_last_pays_on_cpu=True,
         source=f"pytorchvideo.models.hub.{name}",
         public_weights=_kinetics(f"{name.upper()}.pyth", top1_percent),
@@ -198,7 +198,7 @@ PYTORCHVIDEO: dict[str, Architecture] = {
         size_px=224,
         stem="blocks.0.multipathway_blocks.0.conv",
         more_stems=("blocks.0.multipathway_blocks.1.conv",),
-        classifier="blocks.6.",
+        classifier_prefix="blocks.6.",
         token_layer=TokenLayer("blocks.4.multipathway_blocks.0"),  # the slow pathway's
         source="pytorchvideo.models.hub.slowfast_r50",
         public_weights=_kinetics("SLOWFAST_8x8_R50.pyth", 76.94),
@@ -226,7 +226,7 @@ PYTORCHVIDEO: dict[str, Architecture] = {
         stride=4,
         size_px=224,
         stem="patch_embed.patch_model",
-        classifier="head.proj.",
+        classifier_prefix="head.proj.",
         token_layer=TokenLayer("norm_embed", "sequence", frames_per_token=2, num_prefix=1),
         source="pytorchvideo.models.hub.mvit_base_16x4",
         public_weights=_kinetics("MVIT_B_16x4.pyth", 78.9),

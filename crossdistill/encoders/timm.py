@@ -74,7 +74,7 @@ def create(
         name=name,
         view=view,
         takes="frames",
-        classifier=_classifier_prefix(native),
+        classifier_prefix=_classifier_prefix(native),
         stem=_stem(native),
         token_layer=find_token_layer(native, channels=native.num_features, size_px=own.size_px),
         public_weights=_public_weights(model, native, size_options),

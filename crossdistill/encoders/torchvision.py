@@ -41,7 +41,7 @@ class Network:
     embed_dim: int
     tokens: TokenLayer
     """Its features before pooling."""
-    classifier: str = ""
+    classifier_prefix: str = ""
     """Prefix of the classifier's weights, if it is not the head's."""
     num_frames: int = 16
     """Of a clip, as its stride."""
@@ -89,7 +89,7 @@ _image = functools.partial(
 NETWORKS: dict[str, Network] = {
     "alexnet": _image("classifier.6", "features.0", 4096, FEATURES),
     "vgg16": _image("classifier.6", "features.0", 4096, FEATURES),
-    "squeezenet1_0": _image("", "features.0", 512, FEATURES, classifier="classifier.", adapt=_pool_features),
+    "squeezenet1_0": _image("", "features.0", 512, FEATURES, classifier_prefix="classifier.", adapt=_pool_features),
     "resnet18": _image("fc", "conv1", 512, LAYER4),
     "resnet34": _image("fc", "conv1", 512, LAYER4),
     "resnet50": _image("fc", "conv1", 2048, LAYER4),
@@ -151,7 +151,7 @@ def _architecture(ours: str, network: Network) -> Architecture:
         stride=network.stride,
         size_px=preset.crop_size[0],
         stem=network.stem,
-        classifier=network.classifier or f"{network.head}.",
+        classifier_prefix=network.classifier_prefix or f"{network.head}.",
         statistics=dict.fromkeys(trained_modalities, statistics),
         bf16_pays_on_cpu=network.bf16_pays_on_cpu,
         channels_last_pays_on_cpu=network.channels_last_pays_on_cpu,

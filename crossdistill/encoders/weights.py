@@ -72,8 +72,8 @@ def load_tensors(encoder: Encoder, tensors: Mapping[str, Tensor], *, source: str
         UserError: A tensor is missing, unexpected or of another shape; the sentence names the first.
     """
     weights = {name.removeprefix("module."): value for name, value in tensors.items()}
-    dropped = {name for name in weights if encoder.classifier and name.startswith(encoder.classifier)}
-    classes = find_classifier([weights[name] for name in sorted(dropped)], embed_dim=encoder.embed_dim)
+    dropped = {name for name in weights if encoder.classifier_prefix and name.startswith(encoder.classifier_prefix)}
+    classifier = find_classifier([weights[name] for name in sorted(dropped)], embed_dim=encoder.embed_dim)
     weights = {name: value for name, value in weights.items() if name not in dropped}
     own = encoder.body.state_dict()
     for stem in (f"{name}.weight" for name in (encoder.stem, *encoder.more_stems)):
@@ -94,7 +94,7 @@ def load_tensors(encoder: Encoder, tensors: Mapping[str, Tensor], *, source: str
             "give a file of the same architecture"
         )
     encoder.body.load_state_dict(weights, strict=True)
-    encoder.classes = classes
+    encoder.classifier = classifier
 
 
 def find_classifier(tensors: Sequence[Tensor], *, embed_dim: int) -> Classifier | None:

@@ -445,7 +445,7 @@ class _Command:
         run = fine_tuning.run(student.folder, data=self.manifest.root, split=split, accelerator=self.accelerator)
         tuned = _open(run, self.options, self.accelerator)
         sets = tuned.embed(self.manifest, split, reading, self.accelerator)
-        classes = tuned.encoder.classes
+        classes = tuned.encoder.classifier
         assert classes is not None
         details = {**dataclasses.asdict(fine_tuning), "run": run.name}
         for name in ("workers", "decoder"):  # change nothing in the numbers

@@ -59,7 +59,7 @@ def feature_key(
     """
     network = {
         "weights_sha256": weights_hash(encoder),
-        "quantize": encoder.quantize,
+        "quantize": encoder.bits,
         "precision": "bf16" if execution.is_bf16 else "fp32",
     }
     if is_from_file(encoder.name):

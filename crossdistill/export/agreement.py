@@ -68,7 +68,7 @@ def require_agreement(encoder: Encoder, agreement: Agreement, *, where: str, min
     Raises:
         UserError: They differ.
     """
-    max_difference = MAX_DIFFERENCE if encoder.quantize is None else float("inf")
+    max_difference = MAX_DIFFERENCE if encoder.bits is None else float("inf")
     if agreement.min_cosine >= min_cosine and agreement.max_difference <= max_difference:  # false of NaN as well
         return
     raise UserError(

@@ -149,11 +149,11 @@ def describe(encoder: Encoder, classes: Sequence[str] = ()) -> Description:
         UserError: There are not as many names as classes.
     """
     description = Description(
-        encoder.name, encoder.view, encoder.takes, embed_dim=encoder.embed_dim, quantize=encoder.quantize
+        encoder.name, encoder.view, encoder.takes, embed_dim=encoder.embed_dim, quantize=encoder.bits
     )
-    if encoder.classes is None:
+    if encoder.classifier is None:
         return description
-    num_classes = len(encoder.classes.bias)
+    num_classes = len(encoder.classifier.bias)
     if classes and len(classes) != num_classes:
         raise UserError(
             f"the classifier of {encoder.name} has {num_classes} classes and the data has {len(classes)}: give the "

@@ -53,7 +53,7 @@ def _require_transformers() -> ModuleType:
 
 def is_of_library(encoder: Encoder) -> bool:
     """Whether the body is a class of transformers that loads what it saved."""
-    return encoder.quantize is None and isinstance(encoder.body, _require_transformers().PreTrainedModel)
+    return encoder.bits is None and isinstance(encoder.body, _require_transformers().PreTrainedModel)
 
 
 def write(student: ExportedStudent, folder: Path, examples: Tensor, description: Description) -> None:
@@ -80,8 +80,8 @@ def _write_of_ours(encoder: Encoder, folder: Path, description: Description) -> 
     config = ours.CrossDistillConfig(crossdistill=description.to_json(), encoder_config=encoder.config)
     model = ours.CrossDistillModel(config)
     load_tensors(model.student, encoder.body.state_dict(), source=encoder.name)
-    if encoder.classes is not None:
-        model.classifier.load_state_dict({"weight": encoder.classes.weight, "bias": encoder.classes.bias})
+    if encoder.classifier is not None:
+        model.classifier.load_state_dict({"weight": encoder.classifier.weight, "bias": encoder.classifier.bias})
     model.save_pretrained(folder)
 
 
@@ -98,7 +98,7 @@ def _open_of_library(path: Path, encoder: Encoder) -> Runner:
     model = _load(path, **FAMILIES.get(body.config.model_type, OTHER).build)
     fresh = rebuild(encoder)  # which knows what features of the model's output are
     load_tensors(fresh, model.state_dict(), source=str(path))
-    return body_runner(fresh, encoder.classes)
+    return body_runner(fresh, encoder.classifier)
 
 
 def _open_of_ours(path: Path) -> Runner:
@@ -151,7 +151,7 @@ def _card(encoder: Encoder, description: Description) -> str:
     load = 'model = transformers.AutoModel.from_pretrained("this folder")'
     if is_of_library(encoder):
         code, notes = [load], [f"Its features are {_pooling(encoder)} of its output."]
-        if encoder.classes is not None:
+        if encoder.classifier is not None:
             notes.append(f"`{classifier_path(Path(WEIGHTS_NAME))}` holds the layer from them to classes.")
     else:
         code = [

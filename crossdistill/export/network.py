@@ -35,10 +35,10 @@ class ExportedStudent(nn.Module):
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
         self.encoder = encoder
-        self.has_logits = encoder.classes is not None
-        if encoder.classes is not None:
-            self.register_buffer("weight", encoder.classes.weight.detach().float())
-            self.register_buffer("bias", encoder.classes.bias.detach().float())
+        self.has_logits = encoder.classifier is not None
+        if encoder.classifier is not None:
+            self.register_buffer("weight", encoder.classifier.weight.detach().float())
+            self.register_buffer("bias", encoder.classifier.bias.detach().float())
 
     weight: Tensor
     bias: Tensor

@@ -47,7 +47,7 @@ def require_package(name: str) -> ModuleType:
 
 def check(encoder: Encoder) -> None:
     """Raise a ``UserError`` if a package is absent."""
-    for name in ("onnx", "onnxruntime", *(() if encoder.quantize is None else ("onnxoptimizer",))):
+    for name in ("onnx", "onnxruntime", *(() if encoder.bits is None else ("onnxoptimizer",))):
         require_package(name)  # brevitas' exporter wants the third
 
 
@@ -64,7 +64,7 @@ def write(student: ExportedStudent, path: Path, examples: Tensor, description: D
     encoder = student.encoder
     with explained(encoder, "as ONNX", torch.onnx.errors.OnnxExporterError), warnings.catch_warnings(), _mute_stdout():
         warnings.simplefilter("ignore")
-        if encoder.quantize is None:
+        if encoder.bits is None:
             torch.onnx.export(student, (examples,), str(path), **options)
         else:
             hand_on_scales(encoder, are_handed_on=True)

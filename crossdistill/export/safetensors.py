@@ -36,10 +36,10 @@ def write(student: ExportedStudent, path: Path, examples: Tensor, description: D
 
 def write_classifier(encoder: Encoder, path: Path) -> None:
     """Write the classifier, if there is one, beside a file of weights; one of an earlier file goes."""
-    if encoder.classes is None:
+    if encoder.classifier is None:
         classifier_path(path).unlink(missing_ok=True)
         return
-    tensors = {"weight": encoder.classes.weight, "bias": encoder.classes.bias}
+    tensors = {"weight": encoder.classifier.weight, "bias": encoder.classifier.bias}
     write_tensors(classifier_path(path), tensors, metadata={"format": "pt"}, advice=ADVICE)
 
 
@@ -50,8 +50,8 @@ def rebuild(encoder: Encoder) -> Encoder:
         encoder.name, num_frames=view.num_frames, stride=view.stride, size_px=view.size_px, config=encoder.config
     )
     fresh.view = view
-    if encoder.quantize is not None:
-        quantize(fresh, parse_bit_widths(encoder.quantize))
+    if encoder.bits is not None:
+        quantize(fresh, parse_bit_widths(encoder.bits))
     return fresh.eval()
 
 
@@ -59,7 +59,7 @@ def open_file(path: Path, encoder: Encoder) -> Runner:
     """The weights in a freshly built network, into which they have to load strictly."""
     fresh = rebuild(encoder)
     load_tensors(fresh, load_file(path), source=str(path))
-    return body_runner(fresh, encoder.classes)
+    return body_runner(fresh, encoder.classifier)
 
 
 def read_description(path: Path) -> Description:

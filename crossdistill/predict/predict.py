@@ -179,7 +179,7 @@ def open_network(options: Options, manifest: Manifest | None) -> Network:
     if student.is_file():
         raise UserError(f"{student} is a file: give the student's folder first, then the videos (or --onnx FILE)")
     encoder = load_student(student, allow_code=options.allow_code)
-    return TorchNetwork(encoder, find_class_names(student, encoder.classes, manifest))
+    return TorchNetwork(encoder, find_class_names(student, encoder.classifier, manifest))
 
 
 def choose_judge(network: Network, manifest: Manifest | None, options: Options) -> Judge:

@@ -55,7 +55,7 @@ class TorchNetwork:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.execution = Execution.choose(encoder, device=device, precision="fp32", layout="auto")
         self.encoder = encoder.eval()
-        layer = encoder.classes
+        layer = encoder.classifier
         self._layer = None if layer is None else {"weight": layer.weight.cpu(), "bias": layer.bias.cpu()}
         self.name, self.view, self.classes = encoder.name, encoder.view, classes
         self.num_classes = 0 if layer is None else len(layer.bias)

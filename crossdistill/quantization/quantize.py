@@ -189,8 +189,8 @@ def quantize(encoder: Encoder, widths: BitWidths) -> Encoder:
     Raises:
         UserError: brevitas is absent, the encoder is quantised already, or it has no layer that can be.
     """
-    if encoder.quantize is not None:
-        raise UserError(f"{encoder.name} is quantised to {encoder.quantize} already: start from one that is not")
+    if encoder.bits is not None:
+        raise UserError(f"{encoder.name} is quantised to {encoder.bits} already: start from one that is not")
     qnn = require_brevitas()
     with torch.random.fork_rng(devices=[]):  # new layers draw weights, which the old ones' replace
         called, norms = _survey(encoder)
@@ -208,7 +208,7 @@ def quantize(encoder: Encoder, widths: BitWidths) -> Encoder:
             setattr(module, "init_tensor_quant", _keep_range)  # noqa: B010 - mypy takes it for a tensor
     hand_on_scales(encoder, are_handed_on=False)
     _range_on_noise(encoder)
-    encoder.quantize = str(widths)
+    encoder.bits = str(widths)
     return encoder
 
 

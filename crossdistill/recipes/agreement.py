@@ -193,7 +193,7 @@ def open_pair(options: Options) -> Pair:
             options,
             student=trained.name,
             student_weights=str(folder),
-            precision=trained.quantize,
+            precision=trained.bits,
             student_frames=view.num_frames,
             student_stride=view.stride,
             student_size=view.size_px,

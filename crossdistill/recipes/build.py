@@ -297,12 +297,12 @@ def create_student(config: RunConfig, *, is_fresh: bool = False) -> Encoder:
     )
     if pair.student_weights is not None and not is_fresh:
         _load_from(student, pair.student_weights, option="--student-weights", adapt_stem=True)
-    if pair.precision is not None and student.quantize is None:
+    if pair.precision is not None and student.bits is None:
         quantize(student, parse_bit_widths(pair.precision))
-    if student.quantize != pair.precision:
+    if student.bits != pair.precision:
         raise UserError(
-            f"--student-weights {pair.student_weights} are of a student quantised to {student.quantize}: "
-            f"add --precision {student.quantize}, or start from one that is not quantised"
+            f"--student-weights {pair.student_weights} are of a student quantised to {student.bits}: "
+            f"add --precision {student.bits}, or start from one that is not quantised"
         )
     return student
 
@@ -380,10 +380,10 @@ def _load_from(encoder: Encoder, weights: str, *, option: str, adapt_stem: bool 
     if not is_same:
         raise UserError(f"{option} {weights} holds {name}, not {encoder.name}: name that, or give other weights")
     stored = load_student(folder, allow_code=True)  # no other code than that which the command itself names
-    if stored.quantize is not None:
-        quantize(encoder, parse_bit_widths(stored.quantize))
+    if stored.bits is not None:
+        quantize(encoder, parse_bit_widths(stored.bits))
     load_tensors(encoder, stored.body.state_dict(), source=str(folder), adapt_stem=adapt_stem)
-    encoder.classes = stored.classes
+    encoder.classifier = stored.classifier
 
 
 def _architecture(encoder: str) -> str:

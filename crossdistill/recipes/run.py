@@ -238,7 +238,7 @@ def _train(
         description=student.name,
     )
     # That of the weights it started from does not belong to what it has become.
-    student.classes = task.classes
+    student.classifier = task.classifier
     facts = {
         **facts,
         "datasets": [manifest.dataset for manifest in run.manifests],

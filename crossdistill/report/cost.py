@@ -52,7 +52,7 @@ def measure(network: Network) -> Cost:
     return Cost(
         role=network.role,
         encoder=encoder.name,
-        bits=encoder.quantize,
+        bits=encoder.bits,
         num_parameters=encoder.num_parameters,
         gmacs=count_gmacs(encoder, execution),
         latency_seconds=min(seconds),

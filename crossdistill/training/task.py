@@ -24,7 +24,7 @@ class Task(Protocol):
         ...
 
     @property
-    def classes(self) -> Classifier | None:
+    def classifier(self) -> Classifier | None:
         """A linear classifier on the student's features, if labels have trained one."""
         ...
 

@@ -143,7 +143,7 @@ def test_published_weights__are_read_by_timm_and_keep_their_linear_classifier(na
     assert (weights.name, weights.modalities) == ("pretrained", ("image", "rgb"))
     tensors = read_public_weights(weights)
     load_tensors(encoder, tensors, source=weights.url)
-    assert encoder.classes.weight.equal(published[f"{encoder.classifier}weight"])
+    assert encoder.classifier.weight.equal(published[f"{encoder.classifier_prefix}weight"])
     for key, value in encoder.body.state_dict().items():
         torch.testing.assert_close(value, published[key], rtol=0, atol=0)
     flow = create_encoder(f"flow_timm:{name}")

@@ -38,14 +38,14 @@ def make_encoder(*, num_classes=3, name="flow_tiny3d_8", **view):
     torch.manual_seed(0)
     encoder = create_encoder(name, **{"num_frames": 16, "size_px": 16, **view}).eval()
     if num_classes:
-        encoder.classes = Classifier(torch.randn(num_classes, encoder.embed_dim), torch.randn(num_classes))
+        encoder.classifier = Classifier(torch.randn(num_classes, encoder.embed_dim), torch.randn(num_classes))
     return encoder
 
 
 def expected_outputs(encoder, clips):
     with torch.no_grad():
         embeddings = encoder(clips)
-    return embeddings, F.linear(embeddings, encoder.classes.weight, encoder.classes.bias)
+    return embeddings, F.linear(embeddings, encoder.classifier.weight, encoder.classifier.bias)
 
 
 @pytest.mark.parametrize("to", FORMATS)

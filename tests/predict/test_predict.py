@@ -40,7 +40,7 @@ def make_student(folder, *, name="rgb_tiny3d_8", num_classes=3, classes=CLASSES)
     torch.manual_seed(0)
     encoder = create_encoder(name, num_frames=16, size_px=16, stride=1).eval()
     if num_classes:
-        encoder.classes = Classifier(torch.randn(num_classes, encoder.embed_dim), torch.randn(num_classes))
+        encoder.classifier = Classifier(torch.randn(num_classes, encoder.embed_dim), torch.randn(num_classes))
     save_student(encoder, folder, facts={})
     facts = folder / FACTS_NAME
     facts.write_text(json.dumps({**json.loads(facts.read_text()), "classes": classes}))

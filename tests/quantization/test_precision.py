@@ -61,7 +61,7 @@ def test_quantize__weights_are_integers_of_their_width_and_the_stem_of_eight_bit
     encoder, quantised = made
     layers = {name: layer for name, layer in quantised.body.named_modules() if hasattr(layer, "weight_quant")}
     plain = {name for name, layer in encoder.body.named_modules() if isinstance(layer, nn.Conv3d)}
-    assert set(layers) == plain and float_layers(quantised) == [] and quantised.quantize == "w4a8"
+    assert set(layers) == plain and float_layers(quantised) == [] and quantised.bits == "w4a8"
     for name, layer in layers.items():
         largest = 127 if name == encoder.stem else 7
         weights = layer.quant_weight().detach().flatten(1)
@@ -277,7 +277,7 @@ def test_student_files__hold_the_quantised_network_and_say_so(made, tmp_path):
     assert facts["quantize"] == "w4a8" and "brevitas" in facts["weights_load_into"] and facts["float_layers"] == []
     assert set(load_file(tmp_path / "student.safetensors")) == set(quantised.body.state_dict())
     again = load_student(tmp_path)
-    assert again.quantize == "w4a8" and torch.equal(again(clips()), quantised(clips()))
+    assert again.bits == "w4a8" and torch.equal(again(clips()), quantised(clips()))
 
 
 def distiller(objective="compress-2q"):
@@ -337,7 +337,7 @@ def test_train__quantises_the_students_and_not_the_teacher(tmp_path, toy_folder,
     command = [*pair, *sizes, *short, "--data", str(toy_folder), "--knn-clips", "0"]
     train([*command, "--precision", "w4a8", "--out", str(tmp_path / "run")])
     student = load_student(tmp_path / "run")
-    assert student.quantize == "w4a8" and float_layers(student) == []
+    assert student.bits == "w4a8" and float_layers(student) == []
     assert json.loads((tmp_path / "run" / "config.json").read_text())["configuration"]["pair"]["precision"] == "w4a8"
     (results,) = json.loads((tmp_path / "run" / "results.json").read_text()).values()
     assert len(results) == 3

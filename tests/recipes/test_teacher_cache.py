@@ -391,7 +391,7 @@ KEY = {"teacher": "rgb_x", "teacher_weights_sha256": "0", "embed_dim": 3, "seed"
 
 def small_cache(folder, *, classes=None):
     encoder = wrap_encoder(torch.nn.Identity(), name="rgb_x", view=create_encoder("rgb_r3d10").view, embed_dim=3)
-    encoder.classes = classes
+    encoder.classifier = classes
     key = {**KEY, "dtype": "fp16", "clips_per_shard": 2, "teacher_view": dataclasses.asdict(encoder.view)}
     TeacherCache.create(folder, key, num_views=2, teacher=encoder)
     return TeacherCache(folder)

@@ -174,7 +174,7 @@ def test_student__that_starts_from_labels_drops_their_classifier(toy_folder, lab
     start = ["--student-weights", labels_folder, "--data", toy_folder, "--no-evaluate", "--knn-clips", 0]
     main([str(option) for option in (*pair, *start, *TINY[4:], "--objective", "simreg", "--out", tmp_path / "run")])
     student = crossdistill.load_student(tmp_path / "run")
-    assert student.classes is None and not (tmp_path / "run" / "student" / "classifier.safetensors").exists()
+    assert student.classifier is None and not (tmp_path / "run" / "student" / "classifier.safetensors").exists()
     assert (student.view.num_frames, student.view.size_px) == (4, 32)  # those of the run that it started from
 
 
