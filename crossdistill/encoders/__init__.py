@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from crossdistill.encoders.base import Architecture, Encoder, build_encoder, wrap_encoder
+from crossdistill.encoders.base import Architecture, Encoder, build_encoder, wrap_encoder, wrap_module
 from crossdistill.encoders.pytorchvideo import PYTORCHVIDEO
 from crossdistill.encoders.small import SMALL
 from crossdistill.encoders.torchvision import TORCHVISION
@@ -33,6 +33,7 @@ __all__ = [
     "encoder_names",
     "is_from_file",
     "wrap_encoder",
+    "wrap_module",
 ]
 
 ARCHITECTURES: dict[str, Architecture] = {**TORCHVISION, **PYTORCHVIDEO, **TSM, **SMALL}

@@ -184,7 +184,11 @@ class Encoder(nn.Module):
         self.bits: str | None = None  # for example w4a8, set by quantization.quantize
 
     def forward(self, clip_bcthw: Tensor) -> Tensor:
-        """Embed a batch of normalised views [B, C, T, H, W] as [B, D], in the type of the body's weights."""
+        """Embed a batch of normalised clips [B, C, T, H, W] or pictures [B, C, H, W] as [B, D].
+
+        The features have the data type of the body's weights.
+        """
+        clip_bcthw = as_clips(clip_bcthw)
         clip_bcthw = clip_bcthw.to(next(self.body.parameters(), clip_bcthw).dtype)
         if self.takes == "frames":
             num_frames = clip_bcthw.shape[2]
@@ -208,6 +212,7 @@ class Encoder(nn.Module):
             UserError: The encoder has no tokens.
         """
         layer = self.require_tokens()
+        clip_bcthw = as_clips(clip_bcthw)
         seen: list[Tensor] = []
         hook = self.body.get_submodule(layer.module).register_forward_hook(lambda *call: seen.append(call[2]))
         try:
@@ -229,6 +234,32 @@ class Encoder(nn.Module):
     def num_parameters(self) -> int:
         """Parameters of the body."""
         return sum(parameter.numel() for parameter in self.body.parameters())
+
+
+class PlainEncoder(Encoder):
+    """An encoder that hands its input to its body unchanged; see ``wrap_module``."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return ``body(inputs)``.
+
+        Raises:
+            UserError: The output is not a tensor [B, embed_dim].
+        """
+        features = self.body(inputs)
+        if not isinstance(features, Tensor) or features.dim() != 2 or features.shape[1] != self.embed_dim:
+            given = (
+                f"shape {list(features.shape)}" if isinstance(features, Tensor) else f"type {type(features).__name__}"
+            )
+            raise UserError(
+                f"{self.name} returned features of {given}, expected a tensor [B, {self.embed_dim}]: pass the module's "
+                "embed_dim, or a module that returns [B, embed_dim]"
+            )
+        return features
+
+
+def as_clips(tensor: Tensor) -> Tensor:
+    """Return clips [B, C, T, H, W] unchanged, and pictures [B, C, H, W] as clips of one frame."""
+    return tensor[:, :, None] if tensor.dim() == 4 else tensor
 
 
 def arrange_tokens(output: Tensor, layer: TokenLayer, *, num_frames: int, takes: Takes) -> Tensor:
@@ -302,6 +333,39 @@ def wrap_encoder(
         stem=stem,
         token_layer=token_layer,
     )
+
+
+NO_VIEW = ViewSpec("image", num_frames=1, stride=1, size_px=1, mean=(0.0,) * 3, std=(1.0,) * 3)
+"""The view of a ``PlainEncoder``, which only takes tensors that its user has prepared."""
+
+
+def wrap_module(module: nn.Module, embed_dim: int | None = None, *, name: str | None = None) -> Encoder:
+    """Make an encoder of a module that takes plain tensors, for training loops of your own.
+
+    The encoder hands its input to the module unchanged, whatever its shape, and has neither a view nor tokens.
+
+    Args:
+        module: Maps a tensor to features [B, embed_dim].
+        embed_dim: Number of features; ``module.embed_dim`` or ``module.num_features`` (timm) if None.
+        name: Name for messages and logs; the lower-case name of the module's class if None.
+
+    Raises:
+        UserError: ``embed_dim`` is None and the module does not have it either.
+
+    Example:
+        >>> import torch
+        >>> encoder = wrap_module(nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), embed_dim=5)
+        >>> encoder(torch.zeros(2, 3, 2, 2)).shape
+        torch.Size([2, 5])
+    """
+    name = name or type(module).__name__.lower()
+    found = (embed_dim, getattr(module, "embed_dim", None), getattr(module, "num_features", None))
+    sizes = [size for size in found if isinstance(size, int)]
+    if not sizes:
+        raise UserError(
+            f"{name} has no embed_dim or num_features that says how many features it returns: pass embed_dim"
+        )
+    return PlainEncoder(module, name=name, view=NO_VIEW, embed_dim=sizes[0])
 
 
 def build_encoder(

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from crossdistill.data.transforms import normalise
 from crossdistill.encoders import Encoder
+from crossdistill.encoders.base import NO_VIEW
 from crossdistill.encoders.hardware import autocast, channels_last, to_channels_last, uses_bf16
+from crossdistill.errors import UserError
 from crossdistill.types import View, ViewSpec
 
 Output = TypeVar("Output")
@@ -59,13 +61,24 @@ class Execution:
         if self.is_channels_last:
             to_channels_last(encoder)
 
-    def run(self, function: Callable[[Tensor], Output], view: View) -> Output:
-        """Normalise a stored view on the device and hand it to a module or one of its methods."""
-        clip = normalise(view, self.view)
+    def run(self, function: Callable[[Tensor], Output], view: View | Tensor) -> Output:
+        """Call a module, or one of its methods, on a batch.
+
+        Args:
+            function: Takes the normalised batch, in this execution's memory layout and precision.
+            view: A stored view, which is normalised where it is; or a tensor [B, C, T, H, W] or [B, C, H, W] that is
+                already normalised.
+
+        Raises:
+            UserError: A stored view is given to an encoder of plain tensors (``wrap_module``).
+        """
+        if isinstance(view, View) and self.view == NO_VIEW:
+            raise UserError("an encoder made by wrap_module takes tensors, not stored views: use wrap_encoder instead")
+        clip = normalise(view, self.view) if isinstance(view, View) else view
         clip = channels_last(clip) if self.is_channels_last else clip.contiguous()
         with autocast(self.device, is_bf16=self.is_bf16):
             return function(clip)
 
-    def embed(self, module: Callable[[Tensor], Tensor], view: View) -> Tensor:
-        """Normalise a stored view on the device and embed it: float32 [B, D]."""
+    def embed(self, module: Callable[[Tensor], Tensor], view: View | Tensor) -> Tensor:
+        """Embed a batch, given as for ``run``: float32 [B, D]."""
         return self.run(module, view).float()

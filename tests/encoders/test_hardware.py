@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from crossdistill.encoders import create_encoder, hardware
+from crossdistill.data.transforms import normalise
+from crossdistill.encoders import create_encoder, hardware, wrap_module
 from crossdistill.encoders.execution import Execution
 from crossdistill.encoders.hardware import bf16_gradients_repeat, channels_last, uses_bf16
 from crossdistill.errors import UserError
@@ -83,6 +84,31 @@ def test_execution__layout_changes_memory_not_values(layout):
     weight = encoder.body.get_submodule(encoder.stem).weight
     assert weight.is_contiguous(memory_format=torch.channels_last_3d) == (layout == "yes")
     torch.testing.assert_close(execution.embed(encoder, view), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["yes", "no"])
+@pytest.mark.parametrize("shape", [(2, 3, 4, 8, 8), (2, 3, 8, 8)])
+def test_execution__hands_a_plain_tensor_on_without_normalising(layout, shape):
+    execution = Execution.choose(tiny(), precision="fp32", layout=layout)
+    batch = torch.randn(shape)
+    taken = execution.run(lambda tensor: tensor, batch)
+    assert torch.equal(taken, batch)
+    assert (channels_last(taken) is taken) == (layout == "yes")
+
+
+def test_execution__plain_tensor_gives_the_features_of_its_stored_view():
+    encoder = tiny().eval()
+    execution = Execution.choose(encoder, precision="fp32")
+    view = View(torch.randint(0, 256, (2, 3, 4, 32, 32), dtype=torch.uint8), torch.ones(2, 3))
+    assert torch.equal(execution.embed(encoder, normalise(view, encoder.view)), execution.embed(encoder, view))
+
+
+def test_execution__a_stored_view_for_a_module_of_plain_tensors_is_one_sentence():
+    encoder = wrap_module(nn.Flatten(), embed_dim=12)
+    view = View(torch.zeros(2, 3, 1, 2, 2, dtype=torch.uint8), torch.ones(2, 3))
+    execution = Execution.choose(encoder, device=CPU)
+    with pytest.raises(UserError, match="takes tensors, not stored views"):
+        execution.run(encoder, view)
 
 
 def test_channels_last__leaves_other_tensors():
