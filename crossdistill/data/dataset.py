@@ -14,19 +14,16 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from crossdistill.data.decode import read_pictures
+from crossdistill.data.clip_reader import ClipReader
 from crossdistill.data.decoders import DEFAULT_DECODER, get_decoder
 from crossdistill.data.manifest import Manifest, Video
 from crossdistill.data.sampling import (
     SampleKey,
-    centre_range_seconds,
     check_short_clips,
-    clip_frames,
     sample_generator,
-    video_loop,
 )
 from crossdistill.data.streams import Picture
-from crossdistill.data.transforms import Augmentation, Crop, CutClip, centre_crop, cut_view
+from crossdistill.data.transforms import Augmentation, Crop, CutClip, centre_crop
 from crossdistill.errors import UnreadableVideoError, UserError
 from crossdistill.types import PairedBatch, View, ViewSpec
 
@@ -174,32 +171,27 @@ class PairedClips(Dataset[Item]):
 
     __getitems__ = read_batch  # what a DataLoader calls
 
-    def _read(self, key: SampleKey) -> tuple[CutClip | None, ...]:
-        entry, generator = self.entries[key.index], sample_generator(self.seed, key)
+    def clip_reader(self, entry: Entry) -> ClipReader:
+        """Return the reader of one video; raise ``UnreadableVideoError`` if its preparation failed."""
         video = entry.video
         if not video.is_usable:
             raise UnreadableVideoError(f"{video.name}: {video.reason}")
+        return ClipReader(entry.root, video.streams, self.views, self.short_clips, self.decoder)
+
+    def _read(self, key: SampleKey) -> tuple[CutClip | None, ...]:
+        reader = self.clip_reader(self.entries[key.index])
         if self.replay is not None and (key.index, key.epoch) in self.replay.unreadable:
             raise UnreadableVideoError(self.replay.unreadable[key.index, key.epoch])
-        streams = [video.streams[view.kind.stream] for view in self.views]
-        loop = video_loop(streams, self.views) if self.short_clips == "loop" else None
-        earliest, latest = centre_range_seconds(streams, self.views)
-        if loop is not None:
-            earliest = latest = loop.centre_seconds
-        shown = next((s for s, view in zip(streams, self.views, strict=True) if view.kind.is_picture), streams[0])
-        if self.augmentation is None:
-            centre_seconds = (earliest + latest) / 2
-        else:
-            centre_seconds = float(generator.uniform(earliest, latest))
-        crops = self._crops(generator, width_px=shown.width_px, height_px=shown.height_px)
-        clips = [
-            clip_frames(stream, view, centre_seconds, loop=loop).tolist()
-            for stream, view in zip(streams, self.views, strict=True)
-        ]
-        return tuple(
-            None if pictures is None else cut_view(pictures, crop, modality=view.kind, size_px=view.size_px)
-            for pictures, crop, view in zip(self._read_pictures(entry, clips), crops, self.views, strict=True)
+        generator = sample_generator(self.seed, key)
+        (centre_seconds,) = reader.spread_centres(1)
+        if self.augmentation is not None:
+            centre_seconds = float(generator.uniform(*reader.centre_range_seconds))
+        width_px, height_px = reader.picture_size_px
+        crops = self._crops(generator, width_px=width_px, height_px=height_px)
+        clips = reader.read(
+            [centre_seconds], [[crop] if is_read else [] for crop, is_read in zip(crops, self.is_read, strict=True)]
         )
+        return tuple(clip[0] if clip else None for clip in clips)
 
     def _crops(self, generator: np.random.Generator, *, width_px: int, height_px: int) -> list[Crop]:
         """One for each view."""
@@ -211,23 +203,6 @@ class PairedClips(Dataset[Item]):
             return [shared] * len(self.views)
         own = self.teacher_augmentation.draw(generator, width_px=width_px, height_px=height_px)
         return [shared, *(own for _ in self.views[1:])]
-
-    def _read_pictures(self, entry: Entry, clips: Sequence[list[int]]) -> list[Sequence[Picture] | None]:
-        """The frames of each view; views of one stream are decoded together, which costs hardly more than one."""
-        wanted: dict[str, list[int]] = {}
-        parts: list[tuple[str, slice] | None] = []
-        for view, frames, is_read in zip(self.views, clips, self.is_read, strict=True):
-            if not is_read:
-                parts.append(None)
-                continue
-            together = wanted.setdefault(view.kind.stream, [])
-            parts.append((view.kind.stream, slice(len(together), len(together) + len(frames))))
-            together += frames
-        read = {
-            name: read_pictures(entry.root, entry.video.streams[name], frames, stream_name=name, decoder=self.decoder)
-            for name, frames in wanted.items()
-        }
-        return [None if part is None else read[part[0]][part[1]] for part in parts]
 
 
 class _Rows:

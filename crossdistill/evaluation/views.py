@@ -15,11 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from crossdistill.data.dataset import Entry, Item, PairedClips, collate
-from crossdistill.data.decode import read_pictures
 from crossdistill.data.decoders import DEFAULT_DECODER
-from crossdistill.data.manifest import Stream
-from crossdistill.data.sampling import SampleKey, centre_range_seconds, clip_frames, video_loop
-from crossdistill.data.transforms import Crop, CutClip, centre_crop, cut_view
+from crossdistill.data.sampling import SampleKey
+from crossdistill.data.transforms import Crop, CutClip, centre_crop
 from crossdistill.errors import UnreadableVideoError, UserError
 from crossdistill.types import PairedBatch, ViewSpec
 
@@ -84,17 +82,6 @@ def spread_crops(num_crops: int, *, width_px: int, height_px: int, fraction: flo
     return [Crop(centre.left, share * (1 - centre.height), centre.width, centre.height) for share in shares]
 
 
-def clip_centres(stream: Stream, view: ViewSpec, num_clips: int, *, loops: bool) -> list[float]:
-    """Seconds around which clips are cut: one in the middle, or several from the first that fits to the last."""
-    earliest, latest = centre_range_seconds([stream], [view])
-    loop = video_loop([stream], [view]) if loops else None
-    if loop is not None:
-        earliest = latest = loop.centre_seconds
-    if num_clips == 1:
-        return [(earliest + latest) / 2]
-    return [float(centre) for centre in np.linspace(earliest, latest, num_clips)]
-
-
 class MultiViewClips(PairedClips):
     """All views of every video, read together: neighbouring clips share frames, and crops share all of theirs.
 
@@ -138,24 +125,9 @@ class MultiViewClips(PairedClips):
         return [Item(index, entry.label, (cut,), (), number) for number, cut in enumerate(cuts)]
 
     def _cuts(self, entry: Entry) -> list[CutClip]:
-        video = entry.video
-        if not video.is_usable:
-            raise UnreadableVideoError(f"{video.name}: {video.reason}")
-        name = self.view.kind.stream
-        stream = video.streams[name]
-        loops = self.short_clips == "loop"
-        loop = video_loop([stream], [self.view]) if loops else None
-        centres = clip_centres(stream, self.view, self.test_views.num_clips, loops=loops)
-        frames = [int(frame) for centre in centres for frame in clip_frames(stream, self.view, centre, loop=loop)]
-        pictures = read_pictures(entry.root, stream, frames, stream_name=name, decoder=self.decoder)
-        crops = spread_crops(
-            self.test_views.num_crops,
-            width_px=stream.width_px,
-            height_px=stream.height_px,
-            fraction=self.view.centre_fraction,
-        )
-        length = self.view.num_frames
-        clips = [pictures[start : start + length] for start in range(0, len(pictures), length)]
-        return [
-            cut_view(clip, crop, modality=self.view.kind, size_px=self.view.size_px) for clip in clips for crop in crops
-        ]
+        reader = self.clip_reader(entry)
+        width_px, height_px = reader.picture_size_px
+        fraction = self.view.centre_fraction
+        crops = spread_crops(self.test_views.num_crops, width_px=width_px, height_px=height_px, fraction=fraction)
+        (cuts,) = reader.read(reader.spread_centres(self.test_views.num_clips), [crops])
+        return cuts

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from crossdistill.data.decode import read_pictures
+from crossdistill.data.clip_reader import ClipReader
 from crossdistill.data.manifest import MANIFEST_NAME, Manifest, Stream
-from crossdistill.data.sampling import centre_range_seconds, clip_frames, missing_seconds
-from crossdistill.data.transforms import CutClip, centre_crop, cut_view
+from crossdistill.data.sampling import missing_seconds
+from crossdistill.data.transforms import CutClip, centre_crop
 from crossdistill.errors import UnreadableVideoError, UserError
 from crossdistill.types import View, ViewSpec
 from data_prep.pipeline.readers import Input
@@ -116,23 +116,15 @@ def read_video_clips(path: Path, view: ViewSpec, *, num_clips: int, recipe: Reci
 
 
 def _cut(root: Path, stream: Stream, view: ViewSpec, *, num_clips: int, note: str) -> VideoClips:
-    earliest, latest = centre_range_seconds([stream], [view])
-    centres = np.linspace(earliest, latest, num_clips) if num_clips > 1 else np.asarray([(earliest + latest) / 2])
+    reader = ClipReader(root, {view.kind.stream: stream}, [view])
     # By their frames: in a short video many centres give the same clip.
-    frames = {tuple(clip_frames(stream, view, float(c)).tolist()): float(c) for c in centres}
+    centres = {tuple(reader.frames(0, centre)): centre for centre in reader.spread_centres(num_clips)}
     crop = centre_crop(width_px=stream.width_px, height_px=stream.height_px, fraction=view.centre_fraction)
-    clips = [
-        cut_view(
-            read_pictures(root, stream, positions, stream_name=view.kind.stream),
-            crop,
-            modality=view.kind,
-            size_px=view.size_px,
-        )
-        for positions in frames
-    ]
+    # One by one: the decoded pictures of all clips together may not fit into memory.
+    clips = [cut for centre in centres.values() for cut in reader.read([centre], [[crop]])[0]]
     is_short = missing_seconds([stream], [view]) > 0
     notes = [note, "shorter than a clip, so its end frames repeat" if is_short else ""]
-    return VideoClips(_batch(clips), tuple(frames.values()), "; ".join(text for text in notes if text))
+    return VideoClips(_batch(clips), tuple(centres.values()), "; ".join(text for text in notes if text))
 
 
 def _batch(clips: list[CutClip]) -> View:

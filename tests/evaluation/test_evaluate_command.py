@@ -29,7 +29,7 @@ from crossdistill.evaluation.evaluate import evaluate_encoder
 from crossdistill.evaluation.features import extract_features
 from crossdistill.evaluation.results import read_evaluation
 from crossdistill.evaluation.store import FeatureStore, feature_key, kept_features
-from crossdistill.evaluation.views import MultiViewClips, TestViews, clip_centres, spread_crops
+from crossdistill.evaluation.views import MultiViewClips, TestViews, spread_crops
 from crossdistill.modalities import get_modality
 
 
@@ -110,15 +110,6 @@ def test_spread_crops__reach_from_end_to_end_of_the_longer_side():
     ]
     high = spread_crops(3, width_px=120, height_px=160, fraction=0.5)
     assert [(c.left, c.top) for c in high] == [(0.25, 0), (0.25, 0.3125), (0.25, 0.625)]
-
-
-def test_clip_centres__go_from_the_first_clip_that_fits_to_the_last(toy_folder):
-    stream = Manifest.load(toy_folder).videos[0].streams["rgb"]
-    view = make_encoder().view
-    centres = clip_centres(stream, view, 3, loops=False)
-    times = stream.times_seconds
-    assert centres == pytest.approx([times[1], (times[0] + times[-1]) / 2, times[-2]])
-    assert clip_centres(stream, view, 1, loops=False) == centres[1:2]
 
 
 def test_one_view__is_the_clip_that_training_code_evaluates(toy_folder):

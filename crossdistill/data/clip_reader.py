@@ -1,0 +1,114 @@
+"""Read clips of one video: centre time -> frame positions -> decoded pictures -> cropped and resized clips.
+
+Shapes: T frames, H height, W width, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from crossdistill.data.decode import read_pictures
+from crossdistill.data.decoders import DEFAULT_DECODER
+from crossdistill.data.manifest import Stream
+from crossdistill.data.sampling import Loop, centre_range_seconds, clip_frames, video_loop
+from crossdistill.data.transforms import Crop, CutClip, cut_view
+from crossdistill.types import ViewSpec
+
+
+@dataclass(frozen=True)
+class ClipReader:
+    """Clips of one video, as one or several encoders see the same moment."""
+
+    root: Path
+    """Folder of the prepared dataset."""
+    streams: Mapping[str, Stream]
+    """Stream name to the entry of the manifest, for example ``video.streams``."""
+    views: Sequence[ViewSpec]
+    """Views to read. Each takes its frames from the stream that its modality names."""
+    short_clips: str = "repeat"
+    """What happens if a clip is longer than the video: one of ``SHORT_CLIPS``."""
+    decoder: str = DEFAULT_DECODER
+    """Decoding library: one of ``DECODERS``."""
+
+    @cached_property
+    def view_streams(self) -> list[Stream]:
+        """Stream of each view."""
+        return [self.streams[view.kind.stream] for view in self.views]
+
+    @cached_property
+    def _loop(self) -> Loop | None:
+        return video_loop(self.view_streams, self.views) if self.short_clips == "loop" else None
+
+    @cached_property
+    def centre_range_seconds(self) -> tuple[float, float]:
+        """Earliest and latest centre of a clip; both are the same time if the video is too short."""
+        if self._loop is not None:
+            return self._loop.centre_seconds, self._loop.centre_seconds
+        return centre_range_seconds(self.view_streams, self.views)
+
+    @property
+    def picture_size_px(self) -> tuple[int, int]:
+        """(width, height) that crops refer to: those of the first view that is a picture."""
+        pairs = zip(self.view_streams, self.views, strict=True)
+        stream = next((stream for stream, view in pairs if view.kind.is_picture), self.view_streams[0])
+        return stream.width_px, stream.height_px
+
+    def spread_centres(self, num_clips: int) -> list[float]:
+        """Spread the centres of clips evenly over the video, in seconds.
+
+        Args:
+            num_clips: One clip is in the middle. Several reach from the first that fits to the last.
+        """
+        earliest, latest = self.centre_range_seconds
+        if num_clips == 1:
+            return [(earliest + latest) / 2]
+        return [float(centre) for centre in np.linspace(earliest, latest, num_clips)]
+
+    def frames(self, position: int, centre_seconds: float) -> list[int]:
+        """Return the frame positions of one clip in its stream.
+
+        Args:
+            position: Position of the view in ``views``.
+            centre_seconds: Time in the middle of the clip.
+        """
+        frames = clip_frames(self.view_streams[position], self.views[position], centre_seconds, loop=self._loop)
+        found: list[int] = frames.tolist()
+        return found
+
+    def read(self, centres_seconds: Sequence[float], crops: Sequence[Sequence[Crop]]) -> list[list[CutClip]]:
+        """Read the clips around some centres and cut each with every crop of its view.
+
+        Args:
+            centres_seconds: Times in the middle of the clips.
+            crops: For each view its crops. A view without crops is not decoded.
+
+        Returns:
+            For each view ``len(centres_seconds) * len(crops)`` clips: all crops of the first clip, then of the second.
+
+        Raises:
+            UnreadableVideoError: A file is missing, damaged, or lacks a frame that the manifest names.
+        """
+        wanted: dict[str, list[int]] = {}
+        for position, (view, of_view) in enumerate(zip(self.views, crops, strict=True)):
+            if of_view:
+                frames = [frame for centre in centres_seconds for frame in self.frames(position, centre)]
+                wanted.setdefault(view.kind.stream, []).extend(frames)
+        # One call per stream: clips and views that overlap share the decoded frames.
+        pictures = {
+            name: iter(read_pictures(self.root, self.streams[name], frames, stream_name=name, decoder=self.decoder))
+            for name, frames in wanted.items()
+        }
+        cuts: list[list[CutClip]] = []
+        for view, of_view in zip(self.views, crops, strict=True):
+            num_clips = len(centres_seconds) if of_view else 0
+            clips = [list(islice(pictures[view.kind.stream], view.num_frames)) for _ in range(num_clips)]
+            cuts.append(
+                [cut_view(clip, crop, modality=view.kind, size_px=view.size_px) for clip in clips for crop in of_view]
+            )
+        return cuts
