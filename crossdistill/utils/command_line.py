@@ -9,7 +9,7 @@ import io
 import re
 import shutil
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import tyro
@@ -25,35 +25,99 @@ _ASKED = "asked"
 
 
 def parse_options(
-    kind: type[Options], arguments: Sequence[str], *, prog: str, description: str | None = None, **more: Any
+    kind: type[Options],
+    arguments: Sequence[str],
+    *,
+    prog: str,
+    description: str | None = None,
+    default: Options | None = None,
 ) -> Options:
-    """Parse the arguments of a command.
+    """Parse the arguments of a command into a dataclass.
 
     Args:
-        kind: A dataclass; its docstrings are the help.
-        arguments: What follows the command's name.
-        prog: The command's name.
-        description: At the top of its help; the class's docstring if None.
-        more: For ``tyro.cli``, for example ``default``.
+        kind: The dataclass. Its docstrings are the help texts.
+        arguments: Arguments that follow the command's name.
+        prog: Name of the command.
+        description: Text at the top of the help; the class's docstring if None.
+        default: Values of the options that are not given; the defaults of the class if None.
 
     Raises:
-        UserError: An option is unknown, absent or wrong.
-        SystemExit: Help was asked for, and printed.
+        UserError: An option is unknown, missing or invalid.
+        SystemExit: The arguments contain ``--help``, and the help was printed.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass
+        ... class Greeting:
+        ...     name: str
+        ...     times: int = 1
+        >>> parse_options(Greeting, ["--name", "Ada", "--times", "2"], prog="greet")
+        Greeting(name='Ada', times=2)
     """
+    options: Options = _parse(kind, arguments, prog, description, {} if default is None else {"default": default})
+    return options
+
+
+def parse_known_options(
+    kind: type[Options],
+    arguments: Sequence[str],
+    *,
+    prog: str,
+    description: str | None = None,
+    help_of_rest: Callable[[], object] | None = None,
+) -> tuple[Options, list[str]]:
+    """Parse the options that belong to one dataclass, and return the other arguments for another parser.
+
+    Args:
+        kind: The dataclass. Its docstrings are the help texts.
+        arguments: Arguments that follow the command's name.
+        prog: Name of the command.
+        description: Text at the top of the help; the class's docstring if None.
+        help_of_rest: Prints the help of the other parser. It is called after this help was printed.
+
+    Returns:
+        The options, and all arguments that are none of them, in their order.
+
+    Raises:
+        UserError: An option is missing or invalid.
+        SystemExit: The arguments contain ``--help``, and the help was printed.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass
+        ... class Greeting:
+        ...     name: str
+        >>> parse_known_options(Greeting, ["--seed", "3", "--name", "Ada"], prog="greet")
+        (Greeting(name='Ada'), ['--seed', '3'])
+    """
+    try:
+        options, rest = _parse(kind, arguments, prog, description, {"return_unknown_args": True})
+    except SystemExit:  # of --help
+        if help_of_rest is not None:
+            print()
+            help_of_rest()
+        raise
+    return options, list(rest)
+
+
+def _parse(
+    kind: type[Any], arguments: Sequence[str], prog: str, description: str | None, more: Mapping[str, Any]
+) -> Any:
+    """Call ``tyro.cli``, print a description that fits the terminal, and turn tyro's error box into a ``UserError``."""
     # The description is printed here, because tyro does not break its lines.
     given = {"args": list(arguments), "prog": prog, "description": "", **more}
     if any(argument in HELP for argument in arguments):
         print(flowed(description or kind.__doc__ or ""), end="\n\n")
         with _registry:
-            options: Options = tyro.cli(kind, **given)
-        return options
-    said = io.StringIO()
+            return tyro.cli(kind, **given)
+    # tyro reports an error as a printed box and SystemExit. Its only other way is a private hook
+    # (tyro._errors.on_parse_error), which the tyro authors reserve the right to change in any release.
+    printed = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-            options = tyro.cli(kind, **given)
+        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
+            return tyro.cli(kind, **given)
     except SystemExit as error:
-        raise UserError(f"{_first_part(said.getvalue())}; {prog} --help lists the options") from error
-    return options
+        raise UserError(f"{_reason_in_box(printed.getvalue())}; {prog} --help lists the options") from error
 
 
 def flowed(text: str) -> str:
@@ -100,7 +164,7 @@ def _joined(field: StructFieldSpec) -> str | None:
     return None if text is None else "\n\n".join(" ".join(part.split()) for part in re.split(r"\n\s*\n", text))
 
 
-def _first_part(text: str) -> str:
+def _reason_in_box(text: str) -> str:
     """What stands between the first two rules of tyro's box, and the option that it supposes was meant."""
     lines = [line.strip(" │") for line in text.splitlines()]
     parts: list[list[str]] = [[]]

@@ -11,7 +11,7 @@ import pytest
 from crossdistill.commands.main import COMMANDS
 from crossdistill.commands.main import main as cli
 from crossdistill.errors import UserError
-from crossdistill.utils.command_line import parse_options
+from crossdistill.utils.command_line import parse_known_options, parse_options
 from data_prep import __main__ as data_prep
 
 
@@ -46,6 +46,30 @@ def test_wrong_ones__are_one_sentence(arguments, sentence, capfd):
     with pytest.raises(UserError, match=sentence) as error_info:
         parse(*arguments)
     assert "\n" not in str(error_info.value) and "".join(capfd.readouterr()) == ""
+
+
+def parse_known(*arguments, **more):
+    return parse_known_options(Options, arguments, prog="some command", **more)
+
+
+def test_known_options__are_parsed_and_the_rest_is_returned_in_order():
+    options, rest = parse_known("--seed", "3", "--data", "x", "--is-fast", "--draws", "4", "--views", "1", "2")
+    assert options == Options("x", 4) and rest == ["--seed", "3", "--is-fast", "--views", "1", "2"]
+    assert parse_known("--data", "x") == (Options("x"), [])
+
+
+def test_known_options__missing_or_invalid_ones_are_one_sentence():
+    with pytest.raises(UserError, match=r"^missing from some command: --data STR .*lists the options$"):
+        parse_known("--seed", "3")
+    with pytest.raises(UserError, match=r"^--draws: invalid literal"):
+        parse_known("--data", "x", "--draws", "a", "--seed", "3")
+
+
+def test_known_options__help_is_followed_by_that_of_the_rest(capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        parse_known("--seed", "3", "--help", help_of_rest=lambda: print("and --seed"))
+    said = capsys.readouterr().out
+    assert exit_info.value.code == 0 and 0 < said.index("Where the data is") < said.index("and --seed")
 
 
 def test_help__is_printed(capsys):
