@@ -9,7 +9,6 @@ __version__ = "0.1.0"
 
 # Name to module. Loaded at first use: `import crossdistill` alone costs next to nothing.
 _EXPORTS = {
-    "CompRess": "crossdistill.objectives",
     "Distiller": "crossdistill.distillation.distiller",
     "Encoder": "crossdistill.encoders",
     "Execution": "crossdistill.encoders.execution",
@@ -48,7 +47,7 @@ if TYPE_CHECKING:
     from crossdistill.encoders.base import TokenLayer
     from crossdistill.encoders.execution import Execution
     from crossdistill.errors import UserError
-    from crossdistill.objectives import CompRess, compress_loss, create_objective
+    from crossdistill.objectives import compress_loss, create_objective
     from crossdistill.objectives.memory_bank import MemoryBank
     from crossdistill.types import PairedBatch, View, ViewSpec
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from crossdistill.distillation.heads import require_fit
 from crossdistill.encoders import Encoder
 from crossdistill.errors import UserError
-from crossdistill.objectives import Settings, build_objective
+from crossdistill.objectives import create_objective
 from crossdistill.objectives.objective import Objective
 
 
@@ -26,7 +26,7 @@ class Term:
     @property
     def needs_own_anchors(self) -> bool:
         """Whether the objective has to know which anchors are of the samples themselves."""
-        return bool(getattr(self.objective, "needs_own_anchors", False))
+        return self.objective.needs_own_anchors
 
     @property
     def fills_student_side(self) -> bool:
@@ -72,10 +72,10 @@ def create_terms(
             student's side of the bank.
     """
     built: list[Term] = []
-    settings = Settings(temperature=temperature, teacher_temperature=teacher_temperature)
+    temperatures = {"temperature": temperature, "teacher_temperature": teacher_temperature}
     for text in terms:
         name, _, weight = text.partition(":")
-        objective = build_objective(name, settings)
+        objective = create_objective(name, **temperatures)
         own = adapter is None or objective.compares != "features"
         built.append(Term(name, _weight(text, weight), objective, objective.adapter if own else str(adapter)))
     if not built or len({term.name for term in built}) < len(built):
@@ -85,8 +85,8 @@ def create_terms(
             f"--adapter {adapter} has nothing to adapt: {', '.join(term.name for term in built)} brings its own head, "
             "so leave --adapter out"
         )
-    for name in ("temperature", "teacher_temperature"):
-        if getattr(settings, name) is not None and name not in settings.taken:
+    for name, value in temperatures.items():
+        if value is not None and all(name not in term.objective.settings for term in built):
             raise UserError(f"--{name.replace('_', '-')} is of no use to --objective {' '.join(terms)}: leave it out")
     if all(term.objective.compares == "labels" for term in built):
         raise UserError(

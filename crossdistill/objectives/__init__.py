@@ -1,100 +1,154 @@
-"""The objectives by name. A new one is a file of its own and one entry in ``OBJECTIVES``."""
+"""Loss functions by name. A new objective is one file with a pure function and one entry in ``OBJECTIVES``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import dataclasses
 
 from crossdistill.errors import unknown_name
-from crossdistill.objectives.attention_transfer import AttentionTransfer
-from crossdistill.objectives.bingo import BINGO
-from crossdistill.objectives.compress import CompRess, compress_loss
+from crossdistill.objectives.attention_transfer import attention_transfer_loss
+from crossdistill.objectives.bingo import bingo_loss
+from crossdistill.objectives.compress import compress_1q_loss, compress_loss
 from crossdistill.objectives.cosine import cosine_loss
-from crossdistill.objectives.cross_entropy import CrossEntropy
-from crossdistill.objectives.dist import DIST
-from crossdistill.objectives.dkd import DKD
-from crossdistill.objectives.infonce import InfoNCE
-from crossdistill.objectives.kd import KD
+from crossdistill.objectives.cross_entropy import cross_entropy_loss
+from crossdistill.objectives.dist import dist_loss
+from crossdistill.objectives.dkd import dkd_loss
+from crossdistill.objectives.infonce import infonce_loss
+from crossdistill.objectives.kd import kd_loss
+from crossdistill.objectives.memory_bank import MemoryBank
 from crossdistill.objectives.mse import mse_loss
-from crossdistill.objectives.objective import AnchorSource, Objective
-from crossdistill.objectives.regression import Regression
-from crossdistill.objectives.rkd import RKD
-from crossdistill.objectives.seed import SEED
-from crossdistill.objectives.simreg import SimReg
+from crossdistill.objectives.objective import Objective
+from crossdistill.objectives.rkd import rkd_angle_loss, rkd_distance_loss, rkd_loss
+from crossdistill.objectives.seed import seed_loss
+from crossdistill.objectives.simreg import simreg_loss
 from crossdistill.objectives.smooth_l1 import smooth_l1_loss
-from crossdistill.objectives.token_matching import TokenMatching
+from crossdistill.objectives.token_matching import token_matching_loss
 
 __all__ = [
     "OBJECTIVES",
-    "CompRess",
+    "MemoryBank",
     "Objective",
-    "Settings",
+    "attention_transfer_loss",
+    "bingo_loss",
+    "compress_1q_loss",
     "compress_loss",
+    "cosine_loss",
     "create_objective",
+    "cross_entropy_loss",
+    "dist_loss",
+    "dkd_loss",
+    "infonce_loss",
+    "kd_loss",
+    "mse_loss",
+    "rkd_angle_loss",
+    "rkd_distance_loss",
+    "rkd_loss",
+    "seed_loss",
+    "simreg_loss",
+    "smooth_l1_loss",
+    "token_matching_loss",
 ]
 
+_COMPRESS = {"temperature": 0.04, "teacher_temperature": None}
+_RKD = {"rkd_distance": 25.0, "rkd_angle": 50.0}
+_DIST = {"dist_between_classes": 2.0, "dist_within_class": 2.0}
+_BINGO = {"bingo_own": 1.0, "bingo_bag": 1.0}
 
-@dataclass(frozen=True)
-class Settings:
-    """What objectives can be told; each takes what it knows, and None is its paper's own value."""
-
-    temperature: float | None = None
-    """Of the softmax over similarities; the student's where both sides have their own."""
-    teacher_temperature: float | None = None
-    """Of the teacher, where it has its own (SEED, CompRess)."""
-    taken: set[str] = field(default_factory=set)
-    """Which of them an objective has asked for."""
-
-    def of(self, **names: str) -> dict[str, float]:
-        """The settings that were given, under the names of an objective's arguments."""
-        self.taken.update(names.values())
-        values = {argument: getattr(self, name) for argument, name in names.items()}
-        return {argument: value for argument, value in values.items() if value is not None}
-
-
-def _compress(student_anchors: AnchorSource) -> Callable[[Settings], Objective]:
-    names = {"temperature": "temperature", "teacher_temperature": "teacher_temperature"}
-    return lambda settings: CompRess(student_anchors=student_anchors, **settings.of(**names))
-
-
-def _seed(settings: Settings) -> Objective:
-    return SEED(**settings.of(student_temperature="temperature", teacher_temperature="teacher_temperature"))
-
-
-def _bingo(settings: Settings) -> Objective:
-    given = settings.of(temperature="temperature")
-    return BINGO(temperature=given["temperature"]) if given else BINGO()
-
-
-OBJECTIVES: dict[str, Callable[[Settings], Objective]] = {
-    "compress-2q": _compress("momentum"),
-    "compress-2q-live": _compress("live"),
-    "compress-1q": _compress("teacher"),
-    "simreg": lambda settings: SimReg(),
-    "seed": _seed,
-    "infonce": lambda settings: InfoNCE(**settings.of(temperature="temperature")),
-    "bingo": _bingo,
-    "cosine": lambda settings: Regression("cosine", cosine_loss),
-    "smooth-l1": lambda settings: Regression("smooth_l1", smooth_l1_loss),
-    "mse": lambda settings: Regression("mse", mse_loss),
-    "rkd": lambda settings: RKD(),
-    "kd": lambda settings: KD(**settings.of(temperature="temperature")),
-    "dkd": lambda settings: DKD(**settings.of(temperature="temperature")),
-    "dist": lambda settings: DIST(**settings.of(temperature="temperature")),
-    "token-matching": lambda settings: TokenMatching(),
-    "attention-transfer": lambda settings: AttentionTransfer(),
-    "cross-entropy": lambda settings: CrossEntropy(),
+OBJECTIVES: dict[str, Objective] = {
+    objective.name: objective
+    for objective in (
+        # Similarities to a memory bank.
+        Objective(
+            "compress-2q",
+            compress_loss,
+            adapter="identity",
+            needs_teacher_dim=False,
+            student_anchors="momentum",
+            settings=_COMPRESS,
+        ),
+        Objective(
+            "compress-2q-live",
+            compress_loss,
+            adapter="identity",
+            needs_teacher_dim=False,
+            student_anchors="live",
+            settings=_COMPRESS,
+        ),
+        Objective("compress-1q", compress_1q_loss, adapter="linear", student_anchors="teacher", settings=_COMPRESS),
+        Objective(
+            "seed",
+            seed_loss,
+            adapter="mlp2",
+            student_anchors="teacher",
+            settings={"temperature": 0.2, "teacher_temperature": 0.01},
+        ),
+        Objective(
+            "infonce",
+            infonce_loss,
+            adapter="linear",
+            student_anchors="teacher",
+            needs_own_anchors=True,
+            settings={"temperature": 0.07},
+        ),
+        Objective(
+            "bingo",
+            bingo_loss,
+            adapter="mlp2",
+            student_anchors="teacher",
+            needs_own_anchors=True,
+            settings={"temperature": 0.2, "num_members": 5},
+            parts=_BINGO,
+        ),
+        # Embeddings of the same sample.
+        Objective("simreg", simreg_loss, adapter="mlp4"),
+        Objective("cosine", cosine_loss, adapter="linear"),
+        Objective("smooth-l1", smooth_l1_loss, adapter="linear"),
+        Objective("mse", mse_loss, adapter="linear"),
+        # Relations between the samples of a batch.
+        Objective("rkd", rkd_loss, adapter="identity", needs_teacher_dim=False, parts=_RKD),
+        # Class probabilities.
+        Objective("kd", kd_loss, adapter="classifier", compares="logits", settings={"temperature": 4.0}),
+        Objective(
+            "dkd",
+            dkd_loss,
+            adapter="classifier",
+            compares="logits",
+            settings={"temperature": 4.0, "target_weight": 1.0, "rest_weight": 8.0},
+        ),
+        Objective(
+            "dist", dist_loss, adapter="classifier", compares="logits", settings={"temperature": 1.0}, parts=_DIST
+        ),
+        # Features before pooling.
+        Objective("token-matching", token_matching_loss, adapter="tokens", compares="tokens"),
+        Objective(
+            "attention-transfer", attention_transfer_loss, adapter="grid", compares="tokens", needs_teacher_dim=False
+        ),
+        # Labels.
+        Objective("cross-entropy", cross_entropy_loss, adapter="labels", compares="labels", needs_teacher_dim=False),
+    )
 }
 
 
 def create_objective(
     name: str, *, temperature: float | None = None, teacher_temperature: float | None = None
 ) -> Objective:
-    """Build an objective by name; temperatures are its paper's own if None."""
-    return build_objective(name, Settings(temperature=temperature, teacher_temperature=teacher_temperature))
+    """Look up an objective and set its temperatures.
 
+    Args:
+        name: A key of ``OBJECTIVES``.
+        temperature: Temperature of the softmax (of the student's, if the two sides have their own); None for the
+            value of the paper. Objectives without a temperature ignore it.
+        teacher_temperature: Temperature of the teacher's softmax; likewise.
 
-def build_objective(name: str, settings: Settings) -> Objective:
+    Raises:
+        UserError: The name is unknown.
+
+    Example:
+        >>> dict(create_objective("seed", temperature=0.1).settings)
+        {'temperature': 0.1, 'teacher_temperature': 0.01}
+    """
     if name not in OBJECTIVES:
         raise unknown_name("objective", name, OBJECTIVES)
-    return OBJECTIVES[name](settings)
+    objective = OBJECTIVES[name]
+    given = {"temperature": temperature, "teacher_temperature": teacher_temperature}
+    known = {key: value for key, value in given.items() if value is not None and key in objective.settings}
+    return dataclasses.replace(objective, settings={**objective.settings, **known})

@@ -1,7 +1,7 @@
-"""Attention transfer: the student is excited at the places and times where the teacher is.
+"""Attention transfer: match the maps of activation energy of student and teacher.
 
-Zagoruyko, Komodakis: Paying More Attention to Attention, ICLR 2017, arXiv 1612.03928, equations 1 and 2, with p = 2 and
-on the space-time grid of the last features.
+Zagoruyko, Komodakis: Paying More Attention to Attention, ICLR 2017, arXiv 1612.03928, equations 1 and 2 with p = 2.
+Deviation: the map covers time as well as space, and only the last features are compared.
 
 Shapes: B batch, S student channels, E teacher channels, T H W the teacher's grid.
 """
@@ -10,40 +10,32 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
-from crossdistill.objectives.memory_bank import MemoryBank
-from crossdistill.objectives.objective import AnchorSource, Compares
-from crossdistill.types import StepOutput
-
-
-def attention_map(tokens: Tensor) -> Tensor:
-    """Sum of squares over channels, as a unit vector over the grid: [B, S, T, H, W] to [B, T * H * W]."""
-    return F.normalize(tokens.square().sum(dim=1).flatten(1), dim=1)
+from torch import Tensor
 
 
 def attention_transfer_loss(*, student: Tensor, teacher: Tensor) -> Tensor:
-    """``mean_b ‖ Q_s - Q_t ‖₂`` of both sides' attention maps.
+    """Compute ``mean_b ‖ Q_s - Q_t ‖₂`` of the attention maps ``Q``.
+
+    An attention map is the sum of squares over channels, as a unit vector over the grid.
 
     Args:
-        student: [B, S, T, H, W]; gradients flow into it alone.
-        teacher: [B, E, T, H, W].
+        student: [B, S, T, H, W].
+        teacher: [B, E, T, H, W]; gets no gradient.
+
+    Returns:
+        Scalar.
+
+    Example:
+        >>> student, teacher = torch.zeros(1, 2, 1, 1, 2), torch.zeros(1, 3, 1, 1, 2)
+        >>> student[..., 0], teacher[..., 1] = 1.0, 5.0  # at different places
+        >>> attention_transfer_loss(student=student, teacher=teacher)
+        tensor(1.4142)
     """
-    difference = attention_map(student) - attention_map(teacher.detach())
-    # The root of zero has no gradient; a map that is equal already needs none.
+    difference = _attention_map(student) - _attention_map(teacher.detach())
+    # The square root has no gradient at zero. The clamp stops the gradient of maps that are equal.
     return difference.square().sum(dim=1).clamp(min=torch.finfo(difference.dtype).tiny).sqrt().mean()
 
 
-class AttentionTransfer(nn.Module):
-    """Attention transfer as an objective; nothing is trained between both sides."""
-
-    adapter = "grid"
-    compares: Compares = "tokens"
-    needs_teacher_dim = False
-    student_anchors: AnchorSource | None = None
-
-    def forward(self, *, student: Tensor, teacher: Tensor, bank: MemoryBank | None) -> StepOutput:
-        """Compare tokens [B, S, T, H, W] and [B, E, T, H, W]."""
-        with torch.autocast(student.device.type, enabled=False):
-            loss = attention_transfer_loss(student=student.float(), teacher=teacher.float())
-        return StepOutput(loss=loss, terms={"attention": loss.detach()})
+def _attention_map(tokens: Tensor) -> Tensor:
+    """[B, C, T, H, W] to [B, T * H * W]."""
+    return F.normalize(tokens.square().sum(dim=1).flatten(1), dim=1)

@@ -1,31 +1,28 @@
-"""CompRess: the student gives every sample the teacher's similarities to a bank of anchors.
+"""CompRess: match the teacher's similarity distribution over a memory bank of anchors.
 
-Koohpayegani, Tejankar, Pirsiavash: CompRess: Self-Supervised Learning by Compressing
-Representations, NeurIPS 2020, arXiv 2010.14713, equations 1 and 2.
+Koohpayegani, Tejankar, Pirsiavash: CompRess: Self-Supervised Learning by Compressing Representations, NeurIPS 2020,
+arXiv 2010.14713, equations 1 and 2. The temperature of the teacher is a setting of its own, as in ISD (Tejankar et al.,
+ICCV 2021, arXiv 2012.09259).
 
 ImageNet, MoCo-v2 ResNet-50 to AlexNet, linear / 1-NN (paper, table 1): 2q 56.4 / 48.4, 1q 57.5 / 48.0.
 
-Shapes: B batch, K anchors, D student features, E teacher features.
+Shape suffixes: b batch, k anchors of one chunk, d student features, e teacher features.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from crossdistill.objectives.directions import hold_short
-from crossdistill.objectives.memory_bank import MemoryBank
-from crossdistill.objectives.objective import AnchorSource, Compares
-from crossdistill.types import StepOutput
+from crossdistill.objectives.short_rows import detach_short_rows
 
-# Elements of one chunk of similarities [B, chunk]: two such buffers stay inside a CPU core's cache
-# share while the matrix products are large enough to run at full speed (scripts/bench_distill.py).
 CHUNK_ELEMENTS = 2**20
+"""Elements of one chunk of similarities [B, chunk]. Two such buffers fit the cache share of a CPU core, and the matrix
+products are still large enough to run at full speed (scripts/bench_distill.py)."""
 
 
 def compress_loss(
@@ -38,97 +35,120 @@ def compress_loss(
     teacher_temperature: float | None = None,
     chunk_size: int | None = None,
 ) -> Tensor:
-    """KL divergence between teacher's and student's similarity distributions over the anchors.
+    """Compute ``mean_b KL(softmax(t A_tᵀ / τ) ‖ softmax(s A_sᵀ / τ))`` with L2-normalised ``t`` and ``s`` (2q).
 
-    ``mean_b KL(softmax(t A_tᵀ / τ) ‖ softmax(s A_sᵀ / τ))`` with ``t`` and ``s`` L2-normalised. The
-    bank is walked through once in chunks; memory does not grow with K.
+    Value and gradient are computed in one pass over chunks of anchors, so memory does not grow with K.
 
     Args:
-        student: [B, D], any length; gradients flow into it alone.
-        teacher: [B, E], any length.
-        student_anchors: [K, D], L2-normalised, the same samples in the same order as the teacher's.
+        student: [B, D], any length.
+        teacher: [B, E], any length; gets no gradient.
+        student_anchors: [K, D], L2-normalised, of the same samples in the same order as ``teacher_anchors``.
         teacher_anchors: [K, E], L2-normalised.
-        temperature: τ.
-        teacher_temperature: The teacher's, where it has its own (ISD); τ if None.
-        chunk_size: Anchors per chunk; chosen by the batch size if None.
+        temperature: τ, 0.04 in the paper.
+        teacher_temperature: τ of the teacher's softmax, as in ISD; None for ``temperature``.
+        chunk_size: Anchors per chunk; None to choose it by the batch size.
 
     Returns:
-        Scalar. Zero, with zero gradients, if there is no anchor yet.
+        Scalar. Zero, with zero gradients, without anchors.
+
+    Example:
+        >>> anchors_s, anchors_t = (F.normalize(torch.randn(1024, dim), dim=1) for dim in (64, 128))
+        >>> student, teacher = torch.randn(8, 64, requires_grad=True), torch.randn(8, 128)
+        >>> anchors = {"student_anchors": anchors_s, "teacher_anchors": anchors_t}
+        >>> loss = compress_loss(student=student, teacher=teacher, **anchors, temperature=0.04)
+        >>> loss.backward()
+        >>> loss.shape, student.grad.shape
+        (torch.Size([]), torch.Size([8, 64]))
     """
-    assert len(student_anchors) == len(teacher_anchors), "anchors of both sides must be the same samples"
-    student_unit = F.normalize(hold_short(student), dim=1)
+    assert len(student_anchors) == len(teacher_anchors), "the anchors of both sides must be the same samples"
+    student_unit = F.normalize(detach_short_rows(student), dim=1)
     if len(teacher_anchors) == 0:
         return student_unit.sum() * 0.0
     teacher_unit = F.normalize(teacher.detach(), dim=1).to(student_unit.dtype)
     if chunk_size is None:
         chunk_size = max(256, CHUNK_ELEMENTS // len(student))
+    if teacher_temperature is None:
+        teacher_temperature = temperature
     loss: Tensor = _StreamedKL.apply(
-        student_unit,
-        teacher_unit,
-        student_anchors,
-        teacher_anchors,
-        temperature,
-        temperature if teacher_temperature is None else teacher_temperature,
-        chunk_size,
+        student_unit, teacher_unit, student_anchors, teacher_anchors, temperature, teacher_temperature, chunk_size
     )
     return loss
 
 
-@dataclass
-class _Side:
-    """Running softmax of one side: all sums are relative to exp(maximum)."""
+def compress_1q_loss(
+    *, student: Tensor, teacher: Tensor, anchors: Tensor, temperature: float, teacher_temperature: float | None = None
+) -> Tensor:
+    """Compute ``compress_loss`` with the teacher's anchors on both sides (1q).
 
-    query_bd: Tensor
-    """Already divided by the temperature."""
-    maximum_b: Tensor
-    total_b: Tensor
-    """Σ exp(l - maximum)."""
-    pull_bd: Tensor | None
-    """Σ exp(l - maximum) · student anchor: this side's share of the student's gradient."""
+    The student needs a head that gives the teacher's number of features.
 
-    @staticmethod
-    def start(query_bd: Tensor, pull_dim: int | None) -> _Side:
-        batch = len(query_bd)
-        return _Side(
-            query_bd,
-            maximum_b=query_bd.new_full((batch,), -torch.inf),
-            total_b=query_bd.new_zeros(batch),
-            pull_bd=query_bd.new_zeros(batch, pull_dim) if pull_dim is not None else None,
-        )
+    Args:
+        student: [B, E], any length.
+        teacher: [B, E], any length; gets no gradient.
+        anchors: [K, E], L2-normalised, of the teacher.
+        temperature: τ, 0.04 in the paper.
+        teacher_temperature: τ of the teacher's softmax; None for ``temperature``.
+
+    Returns:
+        Scalar.
+    """
+    return compress_loss(
+        student=student,
+        teacher=teacher,
+        student_anchors=anchors,
+        teacher_anchors=anchors,
+        temperature=temperature,
+        teacher_temperature=teacher_temperature,
+    )
+
+
+class _OnlineSoftmax:
+    """Sums over the softmax of one side, updated chunk by chunk; every sum is relative to exp(maximum)."""
+
+    def __init__(self, query: Tensor, *, num_features: int | None) -> None:
+        """Start with no anchors.
+
+        Args:
+            query: [B, D or E], unit vectors divided by the temperature.
+            num_features: D; None if no gradient is needed.
+        """
+        self.query = query
+        self.maximum_b = query.new_full((len(query),), -torch.inf)
+        self.total_b = query.new_zeros(len(query))  # Σ exp(l - maximum)
+        # Σ exp(l - maximum) · student anchor: this side's share of the student's gradient.
+        self.weighted_anchors_bd = None if num_features is None else query.new_zeros(len(query), num_features)
 
     def add(self, logits_bk: Tensor, student_anchors_kd: Tensor) -> Tensor:
-        """Take in one chunk of logits; turns them into exp(l - maximum) in place.
+        """Add one chunk. Overwrites the logits with exp(l - maximum).
 
         Returns:
-            [B], the factor by which sums made before this chunk have to shrink.
+            [B], the factor that rescales earlier sums to the new maximum.
         """
         maximum_b = torch.maximum(self.maximum_b, logits_bk.amax(dim=1))
-        shrink_b = torch.exp(self.maximum_b - maximum_b)
+        rescale_b = torch.exp(self.maximum_b - maximum_b)
         weights_bk = logits_bk.sub_(maximum_b[:, None]).exp_()
-        self.total_b.mul_(shrink_b).add_(weights_bk.sum(dim=1))
-        if self.pull_bd is not None:
-            self.pull_bd.mul_(shrink_b[:, None]).addmm_(weights_bk, student_anchors_kd)
+        self.total_b.mul_(rescale_b).add_(weights_bk.sum(dim=1))
+        if self.weighted_anchors_bd is not None:
+            self.weighted_anchors_bd.mul_(rescale_b[:, None]).addmm_(weights_bk, student_anchors_kd)
         self.maximum_b = maximum_b
-        return shrink_b
+        return rescale_b
 
     def log_partition_b(self) -> Tensor:
         return self.maximum_b + self.total_b.log()
 
     def mean_anchor_bd(self) -> Tensor:
         """Σ softmax(l) · student anchor."""
-        assert self.pull_bd is not None
-        return self.pull_bd / self.total_b[:, None]
+        assert self.weighted_anchors_bd is not None
+        return self.weighted_anchors_bd / self.total_b[:, None]
 
 
 class _StreamedKL(torch.autograd.Function):
-    """Value and gradient in one pass, four matrix products per chunk and nothing of size B x K.
+    """Value and gradient in one pass, with four matrix products per chunk and no buffer of size B x K.
 
-    With ``l`` the logits, ``Z`` the partition sums and ``p`` the softmaxes of teacher (t) and student (s):
+    With logits ``l``, partition sums ``Z`` and softmaxes ``p`` of teacher (t) and student (s), and anchors j:
 
         KL = Σ_j p_t,j (l_t,j - l_s,j) - log Z_t + log Z_s
         ∂KL/∂s = (Σ_j p_s,j A_s,j - Σ_j p_t,j A_s,j) / τ_s
-
-    Every sum over j is kept relative to a running maximum, so chunks can come in any number.
     """
 
     @staticmethod
@@ -136,29 +156,31 @@ class _StreamedKL(torch.autograd.Function):
         ctx: Any,
         student_bd: Tensor,
         teacher_be: Tensor,
-        student_anchors_kd: Tensor,
-        teacher_anchors_ke: Tensor,
+        student_anchors: Tensor,
+        teacher_anchors: Tensor,
         temperature: float,
         teacher_temperature: float,
         chunk_size: int,
     ) -> Tensor:
-        batch, num_anchors = len(student_bd), len(student_anchors_kd)
-        pull_dim = student_bd.shape[1] if ctx.needs_input_grad[0] else None
-        student = _Side.start(student_bd / temperature, pull_dim)
-        teacher = _Side.start(teacher_be / teacher_temperature, pull_dim)
+        batch, num_features = student_bd.shape
+        needs_gradient = ctx.needs_input_grad[0]
+        student = _OnlineSoftmax(student_bd / temperature, num_features=num_features if needs_gradient else None)
+        teacher = _OnlineSoftmax(
+            teacher_be / teacher_temperature, num_features=num_features if needs_gradient else None
+        )
         gap_b = student_bd.new_zeros(batch)  # Σ exp(l_t - maximum) (l_t - l_s)
-        for start in range(0, num_anchors, chunk_size):
-            anchors_s = student_anchors_kd[start : start + chunk_size].to(student_bd.dtype)
-            anchors_t = teacher_anchors_ke[start : start + chunk_size].to(student_bd.dtype)
-            logits_t = teacher.query_bd @ anchors_t.T
-            logits_s = student.query_bd @ anchors_s.T
-            difference_bk = logits_t - logits_s
-            gap_b.mul_(teacher.add(logits_t, anchors_s)).add_(difference_bk.mul_(logits_t).sum(dim=1))
-            student.add(logits_s, anchors_s)
+        for start in range(0, len(student_anchors), chunk_size):
+            anchors_kd = student_anchors[start : start + chunk_size].to(student_bd.dtype)
+            anchors_ke = teacher_anchors[start : start + chunk_size].to(student_bd.dtype)
+            logits_t_bk = teacher.query @ anchors_ke.T
+            logits_s_bk = student.query @ anchors_kd.T
+            difference_bk = logits_t_bk - logits_s_bk
+            # `add` has turned the teacher's logits into weights when they are multiplied.
+            gap_b.mul_(teacher.add(logits_t_bk, anchors_kd)).add_(difference_bk.mul_(logits_t_bk).sum(dim=1))
+            student.add(logits_s_bk, anchors_kd)
         loss_b = gap_b / teacher.total_b - teacher.log_partition_b() + student.log_partition_b()
-        if pull_dim is not None:
-            gradient = (student.mean_anchor_bd() - teacher.mean_anchor_bd()) / (temperature * batch)
-            ctx.save_for_backward(gradient)
+        if needs_gradient:
+            ctx.save_for_backward((student.mean_anchor_bd() - teacher.mean_anchor_bd()) / (temperature * batch))
         return loss_b.mean()
 
     @staticmethod
@@ -166,40 +188,3 @@ class _StreamedKL(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None, None, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * grad_loss, None, None, None, None, None, None
-
-
-class CompRess(nn.Module):
-    """CompRess as an objective; the variants differ in where the student's anchors come from.
-
-    Args:
-        student_anchors: ``momentum`` (2q: the student's anchors come from its EMA copy), ``live`` (2q
-            without momentum: from the student itself) or ``teacher`` (1q: the student is compared with
-            the teacher's anchors, through a linear layer to the teacher's dimension).
-        temperature: τ; the paper's 0.04.
-        teacher_temperature: The teacher's, where it has its own; τ if None.
-    """
-
-    def __init__(
-        self, *, student_anchors: AnchorSource, temperature: float = 0.04, teacher_temperature: float | None = None
-    ) -> None:
-        super().__init__()
-        self.student_anchors: AnchorSource | None = student_anchors
-        self.adapter = "linear" if student_anchors == "teacher" else "identity"
-        self.compares: Compares = "features"
-        self.needs_teacher_dim = student_anchors == "teacher"
-        self.temperature = temperature
-        self.teacher_temperature = teacher_temperature
-
-    def forward(self, *, student: Tensor, teacher: Tensor, bank: MemoryBank | None) -> StepOutput:
-        """Compare embeddings [B, D] and [B, E] through the bank's valid anchors."""
-        assert bank is not None
-        with torch.autocast(student.device.type, enabled=False):
-            loss = compress_loss(
-                student=student.float(),
-                teacher=teacher.float(),
-                student_anchors=bank.teacher_anchors if self.student_anchors == "teacher" else bank.student_anchors,
-                teacher_anchors=bank.teacher_anchors,
-                temperature=self.temperature,
-                teacher_temperature=self.teacher_temperature,
-            )
-        return StepOutput(loss=loss, terms={"compress": loss.detach()})

@@ -1,7 +1,7 @@
-"""Cosine distance between the student's embedding and the teacher's.
+"""Cosine distance between the embeddings of student and teacher.
 
-The feature loss of UNIC (Sariyildiz et al., ECCV 2024, arXiv 2408.05088, sec. 3) and RADIO (Ranzinger et al., CVPR
-2024, arXiv 2312.06709, equation 2), which add smooth-L1 to it.
+Feature loss of UNIC (Sariyildiz et al., ECCV 2024, arXiv 2408.05088, sec. 3) and RADIO (Ranzinger et al., CVPR 2024,
+arXiv 2312.06709, equation 2). Both papers add smooth-L1 to it, which is an objective of its own here.
 
 Shapes: B batch, E teacher features.
 """
@@ -11,14 +11,22 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from crossdistill.objectives.directions import hold_short
+from crossdistill.objectives.short_rows import detach_short_rows
 
 
 def cosine_loss(*, student: Tensor, teacher: Tensor) -> Tensor:
-    """``mean_b 1 - cos(s_b, t_b)``.
+    """Compute ``mean_b 1 - cos(s_b, t_b)``.
 
     Args:
-        student: [B, E], any length; gradients flow into it alone.
-        teacher: [B, E], any length.
+        student: [B, E], any length.
+        teacher: [B, E], any length; gets no gradient.
+
+    Returns:
+        Scalar.
+
+    Example:
+        >>> import torch
+        >>> cosine_loss(student=torch.tensor([[1.0, 0.0]]), teacher=torch.tensor([[0.0, 2.0]]))
+        tensor(1.)
     """
-    return 1 - F.cosine_similarity(hold_short(student), teacher.detach(), dim=1).mean()
+    return 1 - F.cosine_similarity(detach_short_rows(student), teacher.detach(), dim=1).mean()

@@ -1,32 +1,30 @@
-"""Cross-entropy with labels, for sums in which a teacher helps a supervised student (MARS).
+"""Cross-entropy with labels, for sums that add a teacher to supervised training.
 
-Crasto, Weinzaepfel, Alahari, Schmid: MARS: Motion-Augmented RGB Stream for Action Recognition, CVPR 2019
-(with ``mse:50`` beside it).
+MARS uses it together with ``mse:50``: Crasto, Weinzaepfel, Alahari, Schmid: MARS: Motion-Augmented RGB Stream for
+Action Recognition, CVPR 2019.
 
 Shapes: B batch, N classes.
 """
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
-from crossdistill.objectives.memory_bank import MemoryBank
-from crossdistill.objectives.objective import AnchorSource, Compares
-from crossdistill.types import StepOutput
+from torch import Tensor
 
 
-class CrossEntropy(nn.Module):
-    """Cross-entropy of a linear classifier on the student; the only objective that needs labels."""
+def cross_entropy_loss(*, student: Tensor, teacher: Tensor) -> Tensor:
+    """Compute ``mean_b -log softmax(s_b)[y_b]``.
 
-    adapter = "labels"
-    compares: Compares = "labels"
-    needs_teacher_dim = False
-    student_anchors: AnchorSource | None = None
+    Args:
+        student: [B, N] logits.
+        teacher: [B] int64 labels ``y``, which take the place of a teacher's output.
 
-    def forward(self, *, student: Tensor, teacher: Tensor, bank: MemoryBank | None) -> StepOutput:
-        """Compare logits [B, N] with labels [B] int64, which stand in the teacher's place."""
-        with torch.autocast(student.device.type, enabled=False):
-            loss = F.cross_entropy(student.float(), teacher)
-        return StepOutput(loss=loss, terms={"cross-entropy": loss.detach()})
+    Returns:
+        Scalar.
+
+    Example:
+        >>> import torch
+        >>> cross_entropy_loss(student=torch.zeros(2, 4), teacher=torch.tensor([0, 3]))
+        tensor(1.3863)
+    """
+    return F.cross_entropy(student, teacher)

@@ -1,7 +1,8 @@
-"""Decoupled knowledge distillation: how sure the teacher is, and how it divides the rest, weighed apart.
+"""Decoupled knowledge distillation: weigh the target class and the distribution over the other classes separately.
 
-Zhao, Cui, Song, Qiu, Liang: Decoupled Knowledge Distillation, CVPR 2022, arXiv 2203.08679, equation 7, with the paper's
-weights 1 and 8 and temperature 4. The target is the teacher's own first choice, since no labels are given here.
+Zhao, Cui, Song, Qiu, Liang: Decoupled Knowledge Distillation, CVPR 2022, arXiv 2203.08679, equation 7. The paper uses
+weights 1 and 8 and temperature 4. Deviation: the target is the teacher's most probable class, because there are no
+labels.
 
 Shapes: B batch, N classes.
 """
@@ -10,68 +11,40 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
-from crossdistill.objectives.memory_bank import MemoryBank
-from crossdistill.objectives.objective import AnchorSource, Compares
-from crossdistill.types import StepOutput
-
-TARGET_WEIGHT, REST_WEIGHT, TEMPERATURE = 1.0, 8.0, 4.0
+from torch import Tensor
 
 
 def dkd_loss(
     *, student: Tensor, teacher: Tensor, temperature: float, target_weight: float, rest_weight: float
 ) -> Tensor:
-    """``τ² mean_b ( α KL(target or not) + β KL(among the others) )``.
+    """Compute ``τ² mean_b ( α KL(target or not) + β KL(among the other classes) )``.
 
     Args:
-        student: [B, N] logits; gradients flow into it alone.
-        teacher: [B, N] logits; its largest is the target.
+        student: [B, N] logits.
+        teacher: [B, N] logits, the largest is the target; gets no gradient.
         temperature: τ.
         target_weight: α.
         rest_weight: β.
+
+    Returns:
+        Scalar.
+
+    Example:
+        >>> student, teacher = torch.tensor([[0.0, 1.0, 0.0]]), torch.tensor([[2.0, 0.0, 1.0]])
+        >>> dkd_loss(student=student, teacher=teacher, temperature=4.0, target_weight=1.0, rest_weight=8.0)
+        tensor(4.4488)
     """
     target = teacher.argmax(dim=1, keepdim=True)
-    (target_s, rest_s), (target_t, rest_t) = (
-        _split(logits / temperature, target) for logits in (student, teacher.detach())
-    )
+    target_s, rest_s = _split(student / temperature, target)
+    target_t, rest_t = _split(teacher.detach() / temperature, target)
     target_kl = F.kl_div(target_s, target_t, log_target=True, reduction="batchmean")
     rest_kl = F.kl_div(rest_s, rest_t, log_target=True, reduction="batchmean")
     return temperature**2 * (target_weight * target_kl + rest_weight * rest_kl)
 
 
 def _split(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of target and not [B, 2], and among the others [B, N - 1]."""
+    """Log-probabilities of "target" and "not target" [B, 2], and of the classes among the others [B, N - 1]."""
     is_other = torch.ones_like(logits, dtype=torch.bool).scatter_(1, target, value=False)
     others = logits[is_other].view(len(logits), -1)
     pair = torch.cat([logits.gather(1, target), others.logsumexp(dim=1, keepdim=True)], dim=1)
     return F.log_softmax(pair, dim=1), F.log_softmax(others, dim=1)
-
-
-class DKD(nn.Module):
-    """Decoupled distillation as an objective.
-
-    Args:
-        temperature: τ.
-    """
-
-    adapter = "classifier"
-    compares: Compares = "logits"
-    needs_teacher_dim = True
-    student_anchors: AnchorSource | None = None
-
-    def __init__(self, *, temperature: float = TEMPERATURE) -> None:
-        super().__init__()
-        self.temperature = temperature
-
-    def forward(self, *, student: Tensor, teacher: Tensor, bank: MemoryBank | None) -> StepOutput:
-        """Compare logits [B, N]."""
-        with torch.autocast(student.device.type, enabled=False):
-            loss = dkd_loss(
-                student=student.float(),
-                teacher=teacher.float(),
-                temperature=self.temperature,
-                target_weight=TARGET_WEIGHT,
-                rest_weight=REST_WEIGHT,
-            )
-        return StepOutput(loss=loss, terms={"dkd": loss.detach()})

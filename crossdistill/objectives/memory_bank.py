@@ -1,9 +1,8 @@
-"""The memory bank: the anchors that embeddings are compared with.
+"""The memory bank: a queue of embeddings of earlier samples (anchors) that similarity losses compare with.
 
-A queue of the last K samples. Teacher and student anchors at one position are of the same sample,
-under one cursor. Positions that were never filled are not handed out, so noise is never an anchor.
+The bank stores teacher and student embeddings of the same sample at the same position, under one cursor.
 
-Shapes: K anchors, D student features, E teacher features.
+Shapes: B batch, K anchors, D student features, E teacher features.
 """
 
 from __future__ import annotations
@@ -17,14 +16,29 @@ from crossdistill.types import Anchors
 
 
 class MemoryBank:
-    """A ring of L2-normalised anchors.
+    """A ring buffer of the L2-normalised embeddings of the last K samples.
+
+    Only positions that were filled are handed out, so a loss never sees uninitialised anchors.
 
     Args:
-        size: K, how many anchors are kept.
+        size: K, capacity of the bank.
         teacher_dim: E.
-        student_dim: D; None if the student is compared with the teacher's anchors (1q).
-        dtype: How anchors are stored; bf16 halves the memory.
-        device: Where they are.
+        student_dim: D; None if no objective compares with the student's own anchors (1q).
+        dtype: Storage type of the anchors; bf16 halves the memory of float32.
+        device: Device of the anchors.
+
+    Raises:
+        UserError: The size is below 1.
+
+    Example:
+        >>> bank = MemoryBank(size=3, teacher_dim=4, student_dim=2)
+        >>> for ids in ([0, 1], [2, 3]):
+        ...     step = Anchors(teacher=torch.ones(2, 4), student=torch.ones(2, 2), sample_ids=torch.tensor(ids))
+        ...     bank.enqueue(step)
+        >>> bank.teacher_anchors.shape, bank.student_anchors.shape
+        (torch.Size([3, 4]), torch.Size([3, 2]))
+        >>> bank.sample_ids  # sample 3 has replaced sample 0
+        tensor([3, 1, 2])
     """
 
     def __init__(
@@ -37,7 +51,7 @@ class MemoryBank:
         device: torch.device | str = "cpu",
     ) -> None:
         if size < 1:
-            raise UserError(f"a bank needs at least one anchor, not {size}: raise --bank-size")
+            raise UserError(f"--bank-size {size} is too small: give 1 or more")
         self.size = size
         self.cursor = 0
         self.num_valid = 0
@@ -47,33 +61,39 @@ class MemoryBank:
 
     @property
     def teacher_anchors(self) -> Tensor:
-        """[valid, E]; a view, not a copy."""
+        """[K, E], with K the number of filled positions; a view, not a copy."""
         return self._teacher[: self.num_valid]
 
     @property
     def student_anchors(self) -> Tensor:
-        """[valid, D], of the same samples as ``teacher_anchors``; those themselves for 1q."""
+        """[K, D], of the same samples as ``teacher_anchors``; equal to ``teacher_anchors`` without ``student_dim``."""
         return self.teacher_anchors if self._student is None else self._student[: self.num_valid]
 
     @property
     def sample_ids(self) -> Tensor:
-        """[valid] int64: which sample each anchor is of."""
+        """[K] int64, dataset position of the sample of each anchor."""
         return self._sample_ids[: self.num_valid]
 
     def is_own(self, sample_ids: Tensor) -> Tensor:
-        """[B, valid] bool: which anchors are of the very samples [B], from an earlier epoch."""
+        """[B, K] bool, whether an anchor is an embedding of the sample itself, from an earlier epoch.
+
+        Args:
+            sample_ids: [B] int64.
+        """
         return self.sample_ids == sample_ids.to(self.sample_ids.device)[:, None]
 
     @property
     def fill(self) -> float:
-        """Share of the bank that is filled."""
+        """Filled share of the capacity, 0 to 1."""
         return self.num_valid / self.size
 
     @torch.no_grad()
     def enqueue(self, anchors: Anchors) -> None:
-        """Write a batch over the oldest anchors; of a batch larger than the bank, the end stays.
+        """Overwrite the oldest anchors with a batch; of a batch larger than the bank, only its end is kept.
 
-        Every process has to pass the anchors of all processes, in the same order.
+        Args:
+            anchors: Embeddings of any length; the bank normalises them. In distributed training every process must
+                pass the anchors of all processes in the same order, so that all banks stay equal.
         """
         count = len(anchors.sample_ids)
         keep = slice(max(0, count - self.size), None)
@@ -81,15 +101,15 @@ class MemoryBank:
         positions = (torch.arange(num_kept, device=self._teacher.device) + self.cursor) % self.size
         self._teacher[positions] = _unit(anchors.teacher[keep]).to(self._teacher.dtype)
         if self._student is not None:
-            assert anchors.student is not None, "this bank keeps anchors of the student as well"
+            assert anchors.student is not None, "this bank stores student anchors too"
             self._student[positions] = _unit(anchors.student[keep]).to(self._student.dtype)
         self._sample_ids[positions] = anchors.sample_ids[keep]
-        # While the bank fills up it is filled from the start, so the valid anchors are its first ones.
+        # The bank is filled from position 0 on, so the filled positions are always the first `num_valid`.
         self.cursor = (self.cursor + num_kept) % self.size
         self.num_valid = min(self.size, self.num_valid + num_kept)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything, for the checkpoint."""
+        """Return tensors for a checkpoint: anchors, sample ids, and ``position`` = [cursor, num_valid]."""
         state = {
             "teacher": self._teacher,
             "sample_ids": self._sample_ids,
@@ -98,7 +118,11 @@ class MemoryBank:
         return state if self._student is None else {**state, "student": self._student}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over what ``state_dict`` gave."""
+        """Restore what ``state_dict`` returned.
+
+        Raises:
+            UserError: The state belongs to a bank of another size or with other sides.
+        """
         own = self.state_dict()
         for name in own.keys() | state.keys():
             if name not in own or name not in state or own[name].shape != state[name].shape:

@@ -1,8 +1,7 @@
-"""Mean squared error of embeddings as they are, their length included.
+"""Mean squared error between the embeddings of student and teacher.
 
-Crasto, Weinzaepfel, Alahari, Schmid: MARS: Motion-Augmented RGB Stream for Action Recognition, CVPR 2019:
-an RGB student gives the features of a flow teacher; there 50 times, beside cross-entropy, between features before the
-last layer.
+Crasto, Weinzaepfel, Alahari, Schmid: MARS: Motion-Augmented RGB Stream for Action Recognition, CVPR 2019. There an RGB
+student learns the features of a flow teacher before the last layer, with weight 50 beside cross-entropy.
 
 Shapes: B batch, E teacher features.
 """
@@ -14,10 +13,18 @@ from torch import Tensor
 
 
 def mse_loss(*, student: Tensor, teacher: Tensor) -> Tensor:
-    """``mean_be (s_be - t_be)²``.
+    """Compute ``mean_be (s_be - t_be)²`` of embeddings that are not normalised.
 
     Args:
-        student: [B, E]; gradients flow into it alone.
-        teacher: [B, E].
+        student: [B, E].
+        teacher: [B, E]; gets no gradient.
+
+    Returns:
+        Scalar.
+
+    Example:
+        >>> import torch
+        >>> mse_loss(student=torch.zeros(2, 4), teacher=torch.full((2, 4), 3.0))
+        tensor(9.)
     """
     return F.mse_loss(student, teacher.detach())

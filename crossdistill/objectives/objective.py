@@ -1,35 +1,88 @@
-"""What every objective looks like to the distiller."""
+"""The record that describes one objective to the distiller: its loss function and what that function needs."""
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
 
+import torch
 from torch import Tensor
 
 from crossdistill.objectives.memory_bank import MemoryBank
 from crossdistill.types import StepOutput
 
 Compares = Literal["features", "tokens", "logits", "labels"]
-"""What an objective is given: embeddings [B, D], tokens [B, E, T, H, W] on the teacher's grid, logits [B, N], or of the
-student logits [B, N] and instead of a teacher labels [B]."""
+"""What a loss compares: embeddings [B, D], tokens [B, E, T, H, W] on the teacher's grid, logits [B, N], or the
+student's logits [B, N] with labels [B]."""
 AnchorSource = Literal["momentum", "live", "teacher"]
-"""Where the student's anchors come from: an EMA copy of it, itself, or the teacher's bank."""
+"""Encoder that the student's anchors come from: the student's EMA copy, the student itself, or the teacher."""
 
 
-class Objective(Protocol):
-    """A pure function of embeddings and bank, with the facts that the distiller needs to serve it."""
+@dataclass(frozen=True)
+class Objective:
+    """One loss function and the facts that the distiller needs in order to call it.
 
+    Example:
+        >>> from crossdistill.objectives import create_objective
+        >>> objective = create_objective("cosine")
+        >>> objective(student=torch.tensor([[2.0, 0.0]]), teacher=torch.tensor([[0.0, 1.0]]))
+        StepOutput(loss=tensor(1.), terms={'cosine': tensor(1.)}, anchors=())
+    """
+
+    name: str
+    """Name on the command line and in the curves."""
+    loss: Callable[..., Tensor | tuple[Tensor, ...]]
+    """Pure function of ``student``, ``teacher``, the anchors and the ``settings``, all by keyword.
+
+    The anchors come as ``student_anchors`` and ``teacher_anchors`` if the bank stores both sides, and as ``anchors`` if
+    ``student_anchors`` of this record is ``teacher``.
+    """
     adapter: str
-    """Which of ``crossdistill.distillation.heads.ADAPTERS`` stands between the student and the loss."""
-    compares: Compares
-    needs_teacher_dim: bool
+    """Default head between student and loss, one of ``crossdistill.distillation.heads.ADAPTERS``."""
+    compares: Compares = "features"
+    """Outputs that the loss compares."""
+    needs_teacher_dim: bool = True
     """Whether both sides must have the same number of features."""
-    student_anchors: AnchorSource | None
-    """None if it needs no bank."""
+    student_anchors: AnchorSource | None = None
+    """Source of the student's anchors; None if the loss uses no memory bank."""
+    needs_own_anchors: bool = False
+    """Whether the loss takes ``is_own``, see ``MemoryBank.is_own``."""
+    settings: Mapping[str, float | None] = field(default_factory=dict)
+    """Further arguments of the loss, with the values of its paper."""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """Name and weight of each value that the loss returns; empty if it returns one scalar."""
 
-    def __call__(self, *, student: Tensor, teacher: Tensor, bank: MemoryBank | None) -> StepOutput:
-        """Compare both sides, see ``compares``; the bank is read, never changed.
+    def __call__(
+        self, *, student: Tensor, teacher: Tensor, bank: MemoryBank | None = None, is_own: Tensor | None = None
+    ) -> StepOutput:
+        """Compute the loss in float32, also under autocast.
 
-        An objective with ``needs_own_anchors = True`` also takes ``is_own``, see ``MemoryBank.is_own``.
+        Args:
+            student: Output of the student's head, see ``compares``.
+            teacher: Output of the teacher, or labels [B] int64; gets no gradient.
+            bank: Anchors; read and never changed. Required if ``student_anchors`` is not None.
+            is_own: [B, K] bool, which anchors belong to the samples themselves.
+
+        Returns:
+            The loss, and its parts before they are weighted.
         """
-        ...
+        inputs: dict[str, Tensor | float | None] = {**self.settings}
+        if self.student_anchors == "teacher":
+            assert bank is not None
+            inputs["anchors"] = bank.teacher_anchors
+        elif self.student_anchors is not None:
+            assert bank is not None
+            inputs |= {"student_anchors": bank.student_anchors, "teacher_anchors": bank.teacher_anchors}
+        if self.needs_own_anchors:
+            inputs["is_own"] = is_own
+        if teacher.is_floating_point():  # labels stay integers
+            teacher = teacher.float()
+        with torch.autocast(student.device.type, enabled=False):
+            values = self.loss(student=student.float(), teacher=teacher, **inputs)
+            if isinstance(values, Tensor):
+                return StepOutput(loss=values, terms={self.name: values.detach()})
+            parts = dict(zip(self.parts, values, strict=True))
+            loss = functools.reduce(torch.add, [weight * parts[name] for name, weight in self.parts.items()])
+        return StepOutput(loss=loss, terms={name: value.detach() for name, value in parts.items()})

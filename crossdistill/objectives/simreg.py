@@ -1,4 +1,4 @@
-"""SimReg: the student, through an MLP that is dropped later, gives the teacher's embedding.
+"""SimReg: regress the teacher's normalised embedding, through an MLP that is dropped after training.
 
 Navaneet, Koohpayegani, Tejankar, Pirsiavash: SimReg: Regression as a Simple Yet Effective Tool for Self-supervised
 Knowledge Distillation, BMVC 2021, arXiv 2201.05131, equation 1.
@@ -10,37 +10,26 @@ Shapes: B batch, E teacher features.
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from crossdistill.objectives.directions import hold_short
-from crossdistill.objectives.memory_bank import MemoryBank
-from crossdistill.objectives.objective import AnchorSource, Compares
-from crossdistill.types import StepOutput
+from crossdistill.objectives.short_rows import detach_short_rows
 
 
 def simreg_loss(*, student: Tensor, teacher: Tensor) -> Tensor:
-    """``mean_b ‖ŝ_b - t̂_b‖²`` of L2-normalised embeddings, which is ``2 - 2 cos``.
+    """Compute ``mean_b ‖ŝ_b - t̂_b‖²`` of L2-normalised embeddings, which is ``2 - 2 cos``.
 
     Args:
-        student: [B, E], any length; gradients flow into it alone.
-        teacher: [B, E], any length.
+        student: [B, E], any length.
+        teacher: [B, E], any length; gets no gradient.
+
+    Returns:
+        Scalar.
+
+    Example:
+        >>> import torch
+        >>> simreg_loss(student=torch.tensor([[1.0, 0.0]]), teacher=torch.tensor([[0.0, 2.0]]))
+        tensor(2.)
     """
-    difference = F.normalize(hold_short(student), dim=1) - F.normalize(teacher.detach(), dim=1)
+    difference = F.normalize(detach_short_rows(student), dim=1) - F.normalize(teacher.detach(), dim=1)
     return difference.square().sum(dim=1).mean()
-
-
-class SimReg(nn.Module):
-    """SimReg as an objective, by default through an MLP of 4 layers."""
-
-    adapter = "mlp4"
-    compares: Compares = "features"
-    needs_teacher_dim = True
-    student_anchors: AnchorSource | None = None
-
-    def forward(self, *, student: Tensor, teacher: Tensor, bank: MemoryBank | None) -> StepOutput:
-        """Compare embeddings [B, E]."""
-        with torch.autocast(student.device.type, enabled=False):
-            loss = simreg_loss(student=student.float(), teacher=teacher.float())
-        return StepOutput(loss=loss, terms={"simreg": loss.detach()})

@@ -1,6 +1,6 @@
-"""Smooth-L1 distance between the student's embedding and the teacher's, in the teacher's own units.
+"""Smooth-L1 distance between the embeddings of student and teacher.
 
-Girshick: Fast R-CNN, ICCV 2015, arXiv 1504.08083, equation 3; a feature loss of UNIC (arXiv 2408.05088) beside cosine.
+Girshick: Fast R-CNN, ICCV 2015, arXiv 1504.08083, equation 3. UNIC (arXiv 2408.05088) adds it to the cosine distance.
 
 Shapes: B batch, E teacher features.
 """
@@ -12,10 +12,18 @@ from torch import Tensor
 
 
 def smooth_l1_loss(*, student: Tensor, teacher: Tensor) -> Tensor:
-    """``mean_be d² / 2`` where the difference ``|d| < 1``, else ``|d| - 1/2``.
+    """Compute the mean of ``d² / 2`` where ``|d| < 1`` and ``|d| - 1/2`` elsewhere, with ``d = s - t``.
 
     Args:
-        student: [B, E]; gradients flow into it alone.
-        teacher: [B, E], not normalised: its length is part of what is matched.
+        student: [B, E], not normalised: the loss also matches the length of the embedding.
+        teacher: [B, E]; gets no gradient.
+
+    Returns:
+        Scalar.
+
+    Example:
+        >>> import torch
+        >>> smooth_l1_loss(student=torch.zeros(2, 4), teacher=torch.full((2, 4), 3.0))
+        tensor(2.5000)
     """
     return F.smooth_l1_loss(student, teacher.detach())

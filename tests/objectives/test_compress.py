@@ -1,4 +1,4 @@
-"""The CompRess loss against the authors' figures, a plain implementation and a NumPy twin."""
+"""The CompRess loss against values of the authors' code, a plain implementation and a naive NumPy version."""
 
 import json
 from pathlib import Path
@@ -8,16 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from crossdistill.objectives import create_objective
-from crossdistill.objectives.compress import compress_loss
-from crossdistill.objectives.memory_bank import MemoryBank
+from crossdistill.objectives import MemoryBank, compress_loss, create_objective
 from crossdistill.types import Anchors
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "compress_loss.json").read_text())
 
 
 def plain_loss(student, teacher, student_anchors, teacher_anchors, temperature):
-    """The formula as it stands in the paper, by autograd."""
+    """The formula of the paper, differentiated by autograd."""
     logits_t = F.normalize(teacher, dim=1) @ teacher_anchors.T / temperature
     logits_s = F.normalize(student, dim=1) @ student_anchors.T / temperature
     return F.kl_div(logits_s.log_softmax(1), logits_t.softmax(1), reduction="batchmean")
@@ -50,11 +48,11 @@ def make_inputs(*, batch, anchors, student_dim, teacher_dim, dtype=torch.float32
 
 @pytest.mark.parametrize("chunk_size", [3, 1000])
 @pytest.mark.parametrize("case", sorted(GOLDEN["cases"]))
-def test_compress_loss__authors_figures_over_five_steps_with_a_moving_bank(case, chunk_size):
-    figures = GOLDEN["cases"][case]
-    teacher_bank = torch.tensor(figures["teacher_bank"], dtype=torch.float64)
-    has_own_bank = "student_bank" in figures
-    student_bank = torch.tensor(figures["student_bank"], dtype=torch.float64) if has_own_bank else None
+def test_compress_loss__matches_authors_code_over_five_steps(case, chunk_size):
+    reference = GOLDEN["cases"][case]
+    teacher_bank = torch.tensor(reference["teacher_bank"], dtype=torch.float64)
+    has_own_bank = "student_bank" in reference
+    student_bank = torch.tensor(reference["student_bank"], dtype=torch.float64) if has_own_bank else None
     bank = MemoryBank(
         size=len(teacher_bank),
         teacher_dim=teacher_bank.shape[1],
@@ -67,7 +65,7 @@ def test_compress_loss__authors_figures_over_five_steps_with_a_moving_bank(case,
     if has_own_bank:
         state["student"] = student_bank
     bank.load_state_dict(state)
-    for step in figures["steps"]:
+    for step in reference["steps"]:
         student = torch.tensor(step["student"], dtype=torch.float64, requires_grad=True)
         teacher = torch.tensor(step["teacher"], dtype=torch.float64)
         loss = compress_loss(
@@ -85,21 +83,21 @@ def test_compress_loss__authors_figures_over_five_steps_with_a_moving_bank(case,
         keys = torch.tensor(step.get("student_key", step["student"]), dtype=torch.float64)
         ids = torch.arange(len(teacher))
         bank.enqueue(Anchors(teacher=teacher, student=keys if has_own_bank else None, sample_ids=ids))
-    after = torch.tensor(figures["teacher_bank_after"], dtype=torch.float64)
+    after = torch.tensor(reference["teacher_bank_after"], dtype=torch.float64)
     torch.testing.assert_close(bank.teacher_anchors, after, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(
     ("batch", "anchors", "student_dim", "teacher_dim", "chunk_size"),
     [
-        (1, 50, 8, 8, 16),  # one sample; chunks that do not divide the bank
+        (1, 50, 8, 8, 16),  # one sample; the last chunk is smaller
         (7, 50, 5, 12, 16),  # different dimensions
-        (7, 48, 12, 5, 16),  # chunks that do
-        (3, 1, 4, 4, 16),  # one anchor: both distributions are certain, the loss is zero
+        (7, 48, 12, 5, 16),  # chunks of equal size
+        (3, 1, 4, 4, 16),  # one anchor: the loss is zero
         (32, 1000, 64, 128, None),
     ],
 )
-def test_compress_loss__value_and_gradient_equal_the_plain_implementation(
+def test_compress_loss__value_and_gradient_equal_plain_implementation(
     batch, anchors, student_dim, teacher_dim, chunk_size
 ):
     inputs = make_inputs(batch=batch, anchors=anchors, student_dim=student_dim, teacher_dim=teacher_dim)
@@ -120,7 +118,7 @@ def test_compress_loss__value_and_gradient_equal_the_plain_implementation(
     torch.testing.assert_close(streamed.grad, plain.grad, atol=1e-5, rtol=1e-5)
 
 
-def test_compress_loss__equals_the_numpy_twin():
+def test_compress_loss__equals_naive_numpy_version():
     inputs = make_inputs(batch=4, anchors=9, student_dim=3, teacher_dim=6, dtype=torch.float64)
     student, teacher, student_anchors, teacher_anchors = inputs
     loss = compress_loss(
@@ -151,7 +149,7 @@ def test_compress_loss__gradient_equals_finite_differences():
     assert torch.autograd.gradcheck(loss_of, student.requires_grad_())
 
 
-def test_compress_loss__same_student_and_teacher_lose_nothing():
+def test_compress_loss__is_zero_if_student_equals_teacher():
     student, _, anchors, _ = make_inputs(batch=5, anchors=20, student_dim=6, teacher_dim=6, dtype=torch.float64)
     student.requires_grad_()
     loss = compress_loss(
@@ -162,7 +160,7 @@ def test_compress_loss__same_student_and_teacher_lose_nothing():
     assert student.grad.abs().max() < 1e-12
 
 
-def test_compress_loss__very_low_temperature_stays_finite():
+def test_compress_loss__is_finite_at_very_low_temperature():
     inputs = make_inputs(batch=5, anchors=40, student_dim=6, teacher_dim=6)
     student, teacher, student_anchors, teacher_anchors = inputs
     student.requires_grad_()
@@ -184,18 +182,18 @@ def test_compress_loss__very_low_temperature_stays_finite():
 
 @pytest.mark.parametrize("variant", ["compress-1q", "compress-2q", "compress-2q-live"])
 @pytest.mark.parametrize("num_filled", [0, 1, 5, 8, 11])
-def test_objectives__unfilled_anchors_are_masked(variant, num_filled):
-    """A partly filled bank gives what a bank of just the filled anchors gives."""
+def test_objectives__ignore_unfilled_anchors(variant, num_filled):
+    """A partly filled bank gives the same loss as a bank of only the filled anchors."""
     student_dim, teacher_dim = (4, 6)
     student, teacher, anchors_s, anchors_t = make_inputs(
         batch=3, anchors=num_filled, student_dim=student_dim, teacher_dim=teacher_dim, seed=num_filled
     )
     objective = create_objective(variant, temperature=0.04)
     uses_teacher_anchors = objective.student_anchors == "teacher"
-    if uses_teacher_anchors:  # through its linear head the student has the teacher's dimension
+    if uses_teacher_anchors:  # its linear head outputs the teacher's dimension
         student = F.pad(student, (0, teacher_dim - student_dim), value=0.3)
     bank = MemoryBank(size=8, teacher_dim=teacher_dim, student_dim=None if uses_teacher_anchors else student_dim)
-    for i in range(num_filled):  # the cursor wraps where more are given than the bank holds
+    for i in range(num_filled):  # the cursor wraps if num_filled exceeds the size
         row = slice(i, i + 1)
         own = None if uses_teacher_anchors else anchors_s[row]
         bank.enqueue(Anchors(teacher=anchors_t[row], student=own, sample_ids=torch.tensor([i])))
@@ -217,7 +215,7 @@ def test_objectives__unfilled_anchors_are_masked(variant, num_filled):
     assert sorted(bank.sample_ids.tolist()) == list(range(num_filled))[kept]
 
 
-def test_objectives__never_change_the_bank():
+def test_objectives__leave_the_bank_unchanged():
     student, teacher, anchors_s, anchors_t = make_inputs(batch=3, anchors=5, student_dim=4, teacher_dim=6)
     bank = MemoryBank(size=8, teacher_dim=6, student_dim=4)
     bank.enqueue(Anchors(teacher=anchors_t, student=anchors_s, sample_ids=torch.arange(5)))
@@ -230,8 +228,8 @@ def test_objectives__never_change_the_bank():
         assert torch.equal(value, before[name]), name
 
 
-def test_teacher_temperature__softens_the_teachers_side_alone():
-    """ISD: value against the formula, gradient against finite differences; equal temperatures give the usual loss."""
+def test_teacher_temperature__changes_only_the_teachers_distribution():
+    """Value against the formula, gradient against finite differences; equal temperatures give the usual loss."""
     generator = torch.Generator().manual_seed(0)
     student, teacher = (torch.randn(3, 5, generator=generator, dtype=torch.float64) for _ in range(2))
     anchors = F.normalize(torch.randn(7, 5, generator=generator, dtype=torch.float64), dim=1)

@@ -1,7 +1,8 @@
-"""Every objective against a naive version of its formula, and its gradient against finite differences."""
+"""Every loss against a naive version of its formula, and its gradient against finite differences."""
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,23 +10,27 @@ import torch.nn.functional as F
 
 from crossdistill.distillation.terms import create_terms
 from crossdistill.errors import UserError
-from crossdistill.objectives import OBJECTIVES, create_objective
-from crossdistill.objectives.attention_transfer import attention_transfer_loss
-from crossdistill.objectives.bingo import bingo_loss
-from crossdistill.objectives.compress import compress_loss
-from crossdistill.objectives.cosine import cosine_loss
-from crossdistill.objectives.directions import hold_short
-from crossdistill.objectives.dist import dist_loss
-from crossdistill.objectives.dkd import dkd_loss
-from crossdistill.objectives.infonce import infonce_loss
-from crossdistill.objectives.kd import kd_loss
-from crossdistill.objectives.memory_bank import MemoryBank
-from crossdistill.objectives.mse import mse_loss
-from crossdistill.objectives.rkd import angle_loss, distance_loss
-from crossdistill.objectives.seed import seed_loss
-from crossdistill.objectives.simreg import simreg_loss
-from crossdistill.objectives.smooth_l1 import smooth_l1_loss
-from crossdistill.objectives.token_matching import token_matching_loss
+from crossdistill.objectives import (
+    OBJECTIVES,
+    MemoryBank,
+    attention_transfer_loss,
+    bingo_loss,
+    compress_loss,
+    cosine_loss,
+    create_objective,
+    dist_loss,
+    dkd_loss,
+    infonce_loss,
+    kd_loss,
+    mse_loss,
+    rkd_angle_loss,
+    rkd_distance_loss,
+    seed_loss,
+    simreg_loss,
+    smooth_l1_loss,
+    token_matching_loss,
+)
+from crossdistill.objectives.short_rows import detach_short_rows
 from crossdistill.types import Anchors
 
 BATCH, DIM, NUM_ANCHORS = 4, 5, 6
@@ -185,14 +190,14 @@ CASES = {
     "simreg": (simreg_loss, naive_simreg, FEATURES, {}),
     "cosine": (cosine_loss, naive_cosine, FEATURES, {}),
     "smooth-l1": (smooth_l1_loss, naive_smooth_l1, FEATURES, {}),
-    "rkd, distance": (distance_loss, naive_distance, FEATURES, {}),
-    "rkd, angle": (angle_loss, naive_angle, FEATURES, {}),
+    "rkd, distance": (rkd_distance_loss, naive_distance, FEATURES, {}),
+    "rkd, angle": (rkd_angle_loss, naive_angle, FEATURES, {}),
     "infonce": (infonce_loss, naive_infonce, FEATURES, {"anchors": ANCHORS, "temperature": 0.07}),
     "seed": (
         seed_loss,
         naive_seed,
         FEATURES,
-        {"anchors": ANCHORS, "student_temperature": 0.2, "teacher_temperature": 0.05},
+        {"anchors": ANCHORS, "temperature": 0.2, "teacher_temperature": 0.05},
     ),
     "bingo": (bingo_sum, naive_bingo, FEATURES, {"anchors": ANCHORS, "temperature": 0.2}),
     "mse": (mse_loss, naive_mse, FEATURES, {}),
@@ -205,7 +210,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_value__equals_the_naive_version_of_the_formula(case):
+def test_value__equals_naive_version(case):
     loss, naive, shape, options = CASES[case]
     student, teacher = random(*shape, seed=1), 2 * random(*shape, seed=2)
     given = (ANCHORS,) if "anchors" in options else ()
@@ -215,7 +220,7 @@ def test_value__equals_the_naive_version_of_the_formula(case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_gradient__equals_finite_differences_and_the_teacher_gets_none(case):
+def test_gradient__equals_finite_differences_and_is_none_for_the_teacher(case):
     loss, _, shape, options = CASES[case]
     student = random(*shape, seed=3).requires_grad_()
     teacher = random(*shape, seed=4).requires_grad_()
@@ -225,10 +230,10 @@ def test_gradient__equals_finite_differences_and_the_teacher_gets_none(case):
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case not in ("infonce", "bingo")])
-def test_perfect_student__has_no_loss(case):
+def test_value__is_zero_for_a_perfect_student(case):
     loss, _, shape, options = CASES[case]
     if case == "seed":
-        options = {**options, "student_temperature": 0.1, "teacher_temperature": 0.1}
+        options = {**options, "temperature": 0.1, "teacher_temperature": 0.1}
     teacher = random(*shape, seed=5)
     student = teacher.clone().requires_grad_()
     value = loss(student=student, teacher=teacher, **options)
@@ -237,7 +242,7 @@ def test_perfect_student__has_no_loss(case):
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_modules__say_what_they_need_and_never_change_the_bank(name):
+def test_objective__runs_with_the_declared_inputs_and_leaves_the_bank_unchanged(name):
     objective = create_objective(name)
     student_dim = DIM if objective.needs_teacher_dim else DIM + 2
     own = objective.student_anchors in ("momentum", "live")
@@ -259,8 +264,8 @@ def test_modules__say_what_they_need_and_never_change_the_bank(name):
 
 
 @pytest.mark.parametrize(("name", "weakest"), [("seed", 0.0), ("infonce", 0.0), ("compress-1q", 0.0), ("bingo", 0.0)])
-def test_empty_bank__gives_no_loss_and_no_nan(name, weakest):
-    """At the first step nothing is in the bank yet."""
+def test_empty_bank__gives_zero_loss_without_nan(name, weakest):
+    """The bank is empty at the first step."""
     bank = MemoryBank(size=8, teacher_dim=DIM, student_dim=None)
     student = random(BATCH, DIM).float().requires_grad_()
     output = create_objective(name)(student=student, teacher=random(BATCH, DIM, seed=1).float(), bank=bank)
@@ -268,7 +273,7 @@ def test_empty_bank__gives_no_loss_and_no_nan(name, weakest):
     assert output.loss.item() == pytest.approx(weakest, abs=1e-6) and student.grad.isfinite().all()
 
 
-def test_temperatures__reach_the_objectives_that_have_them():
+def test_create_objective__sets_the_temperatures_of_objectives_that_have_them():
     teacher, student = random(BATCH, DIM).float(), random(BATCH, DIM, seed=1).float()
     bank = MemoryBank(size=8, teacher_dim=DIM, student_dim=None)
     bank.enqueue(Anchors(teacher=random(6, DIM, seed=2).float(), student=None, sample_ids=torch.arange(6)))
@@ -282,18 +287,18 @@ def test_temperatures__reach_the_objectives_that_have_them():
     assert value("compress-1q") == value("compress-1q", temperature=0.04)
 
 
-DIRECTIONS = ["simreg", "cosine", "infonce", "seed", "bingo", "compress", "token-matching", "rkd, angle", "dist"]
+NORMALISING = ["simreg", "cosine", "infonce", "seed", "bingo", "compress", "token-matching", "rkd, angle", "dist"]
 
 
-@pytest.mark.parametrize("case", DIRECTIONS)
+@pytest.mark.parametrize("case", NORMALISING)
 @pytest.mark.parametrize("length", [0.0, 1e-9])
-def test_directions__a_dead_row_moves_nothing(case, length):
-    """Its gradient was up to 1e12, finite, and larger than all others together."""
+def test_gradient__stays_small_for_rows_near_zero(case, length):
+    """Without detach_short_rows the gradient is up to 1e12."""
     loss, _, shape, options = CASES.get(case, (compress_loss, None, FEATURES, {}))
     if case == "compress":
         options = {"student_anchors": ANCHORS, "teacher_anchors": ANCHORS, "temperature": 0.04}
     student, teacher = random(*shape).float(), random(*shape, seed=1).float()
-    student[:2] *= length  # with rkd, two samples at one place; with dist, probabilities that do not vary
+    student[:2] *= length  # rkd: two equal samples; dist: constant probabilities
     options = {name: value.float() if isinstance(value, torch.Tensor) else value for name, value in options.items()}
     student.requires_grad_()
     value = loss(student=student, teacher=teacher, **options)
@@ -301,12 +306,12 @@ def test_directions__a_dead_row_moves_nothing(case, length):
     assert gradient.isfinite().all() and value.isfinite()
     assert gradient.abs().max() < 100
     if case != "token-matching":
-        assert gradient[2:].abs().max() > 1e-3  # the others learn as ever
+        assert gradient[2:].abs().max() > 1e-3  # other rows keep their gradient
 
 
-def test_hold_short__changes_no_value_and_no_other_gradient():
+def test_detach_short_rows__keeps_values_and_the_gradients_of_other_rows():
     rows = torch.cat([random(4, DIM), 1e-5 * random(1, DIM, seed=1), 1e-8 * random(1, DIM, seed=2)]).requires_grad_()
-    held = hold_short(rows)
+    held = detach_short_rows(rows)
     assert torch.equal(held, rows)
     (gradient,) = torch.autograd.grad(F.normalize(held, dim=1)[:, 0].sum(), rows)
     (plain,) = torch.autograd.grad(F.normalize(rows, dim=1)[:, 0].sum(), rows)
@@ -317,34 +322,31 @@ def naive_dkd_parts(s, t):
     return naive_dkd(s, t, alpha=1.0, beta=0.0), naive_dkd(s, t, alpha=0.0, beta=1.0)
 
 
-# The papers' weights of an objective's parts, in the order in which the naive parts come: RKD's, then DIST's beta and
-# gamma, then DKD's alpha and beta.
+# Naive parts of an objective, and the papers' weights in the same order: RKD's, DIST's beta and gamma, DKD's alpha and
+# beta.
 PARTS = {
-    "rkd": (lambda s, t: (naive_distance(s, t), naive_angle(s, t)), {"DISTANCE_WEIGHT": 25, "ANGLE_WEIGHT": 50}),
-    "dist": (naive_dist_parts, {"BETWEEN_CLASSES_WEIGHT": 2, "WITHIN_CLASS_WEIGHT": 2}),
-    "dkd": (naive_dkd_parts, {"TARGET_WEIGHT": 1, "REST_WEIGHT": 8}),
+    "rkd": (lambda s, t: (naive_distance(s, t), naive_angle(s, t)), {"rkd_distance": 25, "rkd_angle": 50}),
+    "dist": (naive_dist_parts, {"dist_between_classes": 2, "dist_within_class": 2}),
+    "dkd": (naive_dkd_parts, {"target_weight": 1, "rest_weight": 8}),
 }
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_parts__have_the_weights_of_the_paper(name, monkeypatch):
+def test_parts__have_the_weights_of_the_paper(name):
     naive_parts, weights = PARTS[name]
     student, teacher = random(*FEATURES), random(*FEATURES, seed=1)
     parts = naive_parts(student, teacher)
     assert min(parts) > 0.01
-
-    def loss():
-        return create_objective(name)(student=student, teacher=teacher, bank=None).loss.item()
-
+    objective = create_objective(name)
+    field = "parts" if objective.parts else "settings"
     whole = sum(weight * part for weight, part in zip(weights.values(), parts, strict=True))
-    assert loss() == pytest.approx(whole, rel=1e-5)
-    for (constant, weight), part in zip(weights.items(), parts, strict=True):
-        with monkeypatch.context() as patch:
-            patch.setattr(f"crossdistill.objectives.{name}.{constant}", weight + 3.0)
-            assert loss() == pytest.approx(whole + 3 * part, rel=1e-5)
+    assert objective(student=student, teacher=teacher).loss.item() == pytest.approx(whole, rel=1e-5)
+    for (part_name, weight), part in zip(weights.items(), parts, strict=True):
+        changed = replace(objective, **{field: {**getattr(objective, field), part_name: weight + 3.0}})
+        assert changed(student=student, teacher=teacher).loss.item() == pytest.approx(whole + 3 * part, rel=1e-5)
 
 
-def test_parts__of_rkd_and_dist_are_logged_before_they_are_weighed():
+def test_parts__are_logged_without_their_weights():
     student, teacher = random(*FEATURES), random(*FEATURES, seed=1)
     for name in ("rkd", "dist"):
         terms = create_objective(name)(student=student, teacher=teacher, bank=None).terms
@@ -352,26 +354,26 @@ def test_parts__of_rkd_and_dist_are_logged_before_they_are_weighed():
 
 
 @pytest.mark.parametrize("tau", [1.0, 3.0])
-def test_dist__scales_by_the_square_of_the_temperature(tau):
+def test_dist__scales_with_the_square_of_the_temperature(tau):
     student, teacher = random(*FEATURES), random(*FEATURES, seed=1)
     between, within = naive_dist_parts(student, teacher, tau)
     output = create_objective("dist", temperature=tau)(student=student, teacher=teacher, bank=None)
     assert output.loss.item() == pytest.approx(2 * between + 2 * within, rel=1e-5)
 
 
-def test_dkd__takes_other_weights():
+def test_dkd__applies_given_weights():
     student, teacher = random(*FEATURES), random(*FEATURES, seed=1)
     loss = dkd_loss(student=student, teacher=teacher, temperature=2.0, target_weight=0.3, rest_weight=1.7)
     assert loss.item() == pytest.approx(naive_dkd(student, teacher, tau=2.0, alpha=0.3, beta=1.7), rel=1e-9)
 
 
-def test_rkd__of_a_single_sample_is_zero():
+def test_rkd__is_zero_for_a_batch_of_one():
     output = create_objective("rkd")(student=torch.ones(1, 3, requires_grad=True), teacher=torch.ones(1, 4), bank=None)
     output.loss.backward()
     assert output.loss.item() == 0
 
 
-def test_cross_entropy__gradient_is_the_probabilities_minus_the_labels():
+def test_cross_entropy__gradient_equals_probabilities_minus_labels():
     logits = torch.randn(4, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
     labels = torch.tensor([0, 3, 3, 1])
     create_objective("cross-entropy")(student=logits, teacher=labels, bank=None).loss.backward()
@@ -379,7 +381,7 @@ def test_cross_entropy__gradient_is_the_probabilities_minus_the_labels():
     torch.testing.assert_close(logits.grad, expected)
 
 
-def test_cross_entropy__is_that_of_the_labels_and_never_stands_alone():
+def test_cross_entropy__equals_closed_form_and_needs_a_second_objective():
     logits, labels = random(BATCH, DIM).float(), torch.tensor([0, 4, 2, 1])
     expected = mean(-math.log(softened(row, 1.0)[label]) for row, label in zip(logits, labels, strict=True))
     output = create_objective("cross-entropy")(student=logits, teacher=labels, bank=None)
@@ -390,8 +392,8 @@ def test_cross_entropy__is_that_of_the_labels_and_never_stands_alone():
 
 
 @pytest.mark.parametrize("name", ["infonce", "bingo"])
-def test_own_anchors__of_earlier_epochs_are_neither_negatives_nor_members(name):
-    """A bank that also holds the samples themselves gives what a bank without them gives."""
+def test_own_anchors__are_neither_negatives_nor_members(name):
+    """Anchors of the samples themselves do not change the loss."""
     student, teacher = random(BATCH, DIM).float(), random(BATCH, DIM, seed=1).float()
     others, objective = random(3, DIM, seed=2).float(), create_objective(name)
     losses = []

@@ -1,5 +1,6 @@
 """Several teachers, the student's own past, rounds of self-distillation, and labels beside a teacher."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -20,6 +21,7 @@ from crossdistill.data.transforms import Augmentation
 from crossdistill.distillation.teachers import follow
 from crossdistill.encoders.weights import weights_hash
 from crossdistill.errors import UserError
+from crossdistill.objectives import OBJECTIVES
 from crossdistill.recipes import build
 from crossdistill.recipes.config import parse
 from crossdistill.recipes.run import main
@@ -302,7 +304,7 @@ def test_not_finite__names_the_first_step_its_term_and_the_last_good_checkpoint(
         calls.append(1)
         return student.square().mean() * (float("nan") if len(calls) == 6 else 1.0)
 
-    monkeypatch.setattr("crossdistill.objectives.mse_loss", broken_at_the_sixth)
+    monkeypatch.setitem(OBJECTIVES, "mse", dataclasses.replace(OBJECTIVES["mse"], loss=broken_at_the_sixth))
     options = [*TWO[:2], *TWO[3:], "--teacher-weights", taught_by[-2], "--objective", "compress-1q", "mse:1"]
     more = ["--epochs", 3, "--checkpoint-every-steps", 4, "--log-every-steps", 10, "--no-evaluate"]
     refused = r"the loss \(mse\) is not finite at step 6 \(the last good checkpoint is of step 4\)"
