@@ -1,0 +1,108 @@
+"""Records in JSON: descriptions with a format version, fingerprints, and the first field in which two records differ."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from crossdistill.errors import UserError
+
+
+def fingerprint(record: Any, *, num_digits: int = 16) -> str:
+    """Return the first hexadecimal digits of the SHA-256 of a record. The order of its keys has no effect.
+
+    Args:
+        record: Anything that JSON can hold.
+        num_digits: Length of the result.
+
+    Example:
+        >>> fingerprint({"split": "1", "seed": 0}, num_digits=8)
+        '9de0674b'
+    """
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:num_digits]
+
+
+def first_difference(
+    found: Mapping[str, Any], wanted: Mapping[str, Any], *, ignores_extra: bool = False
+) -> tuple[str, Any, Any] | None:
+    """Return the first field in which two nested records differ.
+
+    Args:
+        found: The record that exists.
+        wanted: The record that is needed. Its order decides which difference is the first.
+        ignores_extra: Whether a field that only ``found`` has is no difference.
+
+    Returns:
+        The dotted name of the field, its value in ``found`` and its value in ``wanted``. An absent field has the value
+        None. None if the records agree.
+
+    Example:
+        >>> first_difference({"data": {"split": "1"}}, {"data": {"split": "2"}})
+        ('data.split', '1', '2')
+    """
+    extra = [] if ignores_extra else [name for name in found if name not in wanted]
+    for name in [*wanted, *extra]:
+        has, wants = found.get(name), wanted.get(name)
+        if isinstance(has, Mapping) and isinstance(wants, Mapping):
+            inner = first_difference(has, wants, ignores_extra=ignores_extra)
+            if inner is not None:
+                return f"{name}.{inner[0]}", *inner[1:]
+        elif has != wants:
+            return name, has, wants
+    return None
+
+
+def parse_versioned_json(
+    text: str, *, source: str, version: int, remedy: str, format_name: str | None = None
+) -> dict[str, Any]:
+    """Parse a JSON object with a field ``version``, and check that this version of crossdistill can read it.
+
+    Args:
+        text: The JSON text.
+        source: What the text was read from, for the error.
+        version: The newest version that can be read.
+        remedy: What the user can do about a damaged text, for the error.
+        format_name: Required value of the field ``format``; any is allowed if None.
+
+    Raises:
+        UserError: The text is damaged, has another format, or was written by a newer version.
+    """
+    try:
+        record: dict[str, Any] = json.loads(text)
+        has_version, has_format = int(record["version"]), record.get("format")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{source} is damaged ({error}): {remedy}") from error
+    if format_name is not None and has_format != format_name:
+        raise UserError(f"{source} has the format {has_format!r}, not {format_name!r}: {remedy}")
+    if has_version > version:
+        raise UserError(
+            f"{source} has format version {has_version}, this crossdistill reads up to {version}: update it"
+        )
+    return record
+
+
+def read_versioned_json(
+    path: Path, *, absent: str, version: int, remedy: str, format_name: str | None = None
+) -> dict[str, Any]:
+    """Read a JSON file with a field ``version``; see ``parse_versioned_json``.
+
+    Args:
+        path: The file.
+        absent: The error if there is no such file, as a whole sentence.
+        version: The newest version that can be read.
+        remedy: What the user can do about a damaged file, for the error.
+        format_name: Required value of the field ``format``; any is allowed if None.
+
+    Raises:
+        UserError: The file is missing or damaged, has another format, or was written by a newer version.
+    """
+    if not path.is_file():
+        raise UserError(absent)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is damaged ({error}): {remedy}") from error
+    return parse_versioned_json(text, source=str(path), version=version, remedy=remedy, format_name=format_name)
