@@ -20,7 +20,7 @@ from torch import Tensor
 
 from crossdistill.encoders import Encoder, create_encoder
 from crossdistill.export import FORMATS, export_student
-from crossdistill.export.network import Runner, torch_runner
+from crossdistill.export.network import Forward, module_forward
 from crossdistill.export.onnx import open_session, run_session
 from crossdistill.quantization.quantize import noise_clips
 from crossdistill.utils.environment import describe_environment
@@ -55,7 +55,7 @@ def make_encoder(name: str, num_frames: int, size_px: int, folder: Path) -> Enco
     return create_encoder(name, num_frames=num_frames, size_px=size_px).eval()
 
 
-def open_runtime(to: str, path: Path, encoder: Encoder, num_threads: int) -> Runner:
+def open_runtime(to: str, path: Path, encoder: Encoder, num_threads: int) -> Forward:
     """An exported file with as many threads as PyTorch has."""
     if to != "onnx":
         return FORMATS[to].open(path, encoder)
@@ -101,7 +101,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             encoder = make_encoder(name, num_frames, size_px, Path(folder))
             clips = noise_clips(encoder, BATCH)
-            runners: dict[str, Callable[[Tensor], object]] = {"PyTorch": torch_runner(encoder)}
+            runners: dict[str, Callable[[Tensor], object]] = {"PyTorch": module_forward(encoder)}
             differences = {}
             for to in RUNTIMES:
                 path = Path(folder, to)

@@ -1,4 +1,4 @@
-"""Whether an exported file gives what PyTorch gives."""
+"""Comparison of an exported file's outputs with PyTorch's."""
 
 from __future__ import annotations
 
@@ -11,39 +11,38 @@ from torch import Tensor
 from crossdistill.encoders import Encoder
 from crossdistill.errors import UserError
 
+# Convolutions of a quantised student agree to the bit. PyTorch sums linear layers and attention in floating point: a
+# sum close to the middle of two integers may be rounded up in PyTorch and down in another runtime.
 MIN_COSINE = 0.99
-"""Of a quantised student's embeddings in both runtimes. Convolutions agree to the bit (``integers.py``); sums of linear
-layers and attention are in floating point here, and where they end almost between two integers they may go to one in
-PyTorch and to the other elsewhere."""
+"""Smallest cosine of a quantised student's embeddings in both runtimes."""
 MAX_DIFFERENCE = 1e-3
-"""Of a float student's, relative to the largest value."""
-INTEGER_OPERATORS = ("QLinearConv", "ConvInteger", "QGemm", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat")
+"""Largest difference of a float student's outputs, relative to the largest value."""
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """How near the outputs of an exported student are to those of PyTorch: the worst of all outputs."""
+class ExportAgreement:
+    """Agreement of an exported student's outputs with PyTorch's: the worst over all outputs."""
 
     num_clips: int
     min_cosine: float
-    """Between both rows of a clip."""
+    """Smallest cosine between both rows of a clip."""
     max_difference: float
-    """Largest absolute one, relative to PyTorch's largest value."""
+    """Largest absolute difference, relative to PyTorch's largest value."""
     operators: dict[str, int] = field(default_factory=dict)
-    """Convolutions and products of matrices as the runtime executes them, and how many; empty if it does not say."""
-
-    @property
-    def num_integer(self) -> int:
-        """Operators that compute with integers."""
-        return sum(self.operators.get(name, 0) for name in INTEGER_OPERATORS)
+    """Convolutions and matrix products that the runtime executes, to their number; empty if the runtime hides them."""
 
 
-def measure(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> tuple[float, float]:
-    """Smallest cosine of two rows, and largest difference relative to the largest expected value.
+def compare_outputs(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> tuple[float, float]:
+    """Return the smallest cosine of two rows, and the largest difference relative to the largest expected value.
 
     Args:
-        expected: Output to [B, D].
-        found: The same outputs; others or other shapes agree not at all.
+        expected: Name of each output to [B, D].
+        found: The same outputs in another runtime. Other names or shapes give -1 and infinity.
+
+    Example:
+        >>> import torch
+        >>> compare_outputs({"embeddings": torch.eye(2)}, {"embeddings": 3 * torch.eye(2)})
+        (1.0, 2.0)
     """
     shapes = [{name: tuple(tensor.shape) for name, tensor in outputs.items()} for outputs in (expected, found)]
     if shapes[0] != shapes[1]:
@@ -56,24 +55,22 @@ def measure(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> tupl
     return min(cosines), max(differences)
 
 
-def require_agreement(encoder: Encoder, agreement: Agreement, *, where: str, min_cosine: float = MIN_COSINE) -> None:
-    """Refuse a file whose outputs differ too much.
+def require_agreement(encoder: Encoder, agreement: ExportAgreement, *, runtime: str, min_cosine: float) -> None:
+    """Raise a ``UserError`` if the outputs of an exported file differ too much.
 
     Args:
-        encoder: Of which it was made.
-        agreement: What was found.
-        where: Whose outputs they are, for example ``onnxruntime``.
-        min_cosine: The smallest that is allowed.
-
-    Raises:
-        UserError: They differ.
+        encoder: The exported student.
+        agreement: The comparison.
+        runtime: Name of the runtime, for example ``onnxruntime``.
+        min_cosine: Smallest allowed cosine.
     """
     max_difference = MAX_DIFFERENCE if encoder.bits is None else float("inf")
-    if agreement.min_cosine >= min_cosine and agreement.max_difference <= max_difference:  # false of NaN as well
+    # Both comparisons are false for NaN, so a file with NaN outputs is refused.
+    if agreement.min_cosine >= min_cosine and agreement.max_difference <= max_difference:
         return
     raise UserError(
-        f"{where}'s outputs of {encoder.name} differ from PyTorch's (cosine {agreement.min_cosine:.4f}, "
+        f"the outputs of {encoder.name} in {runtime} differ from PyTorch's (cosine {agreement.min_cosine:.4f}, "
         f"allowed {min_cosine}; largest difference {agreement.max_difference:.2g} of the largest value, allowed "
-        f"{max_difference:g}), so nothing was written: compare on real clips (--data), train on, or allow a smaller "
-        "cosine with --min-cosine"
+        f"{max_difference:g}), so nothing was written: compare on real clips (--data), train longer, or allow a "
+        "smaller cosine (--min-cosine)"
     )

@@ -1,16 +1,15 @@
-"""A folder for ``transformers``: ``config.json``, ``model.safetensors`` and a ``README.md`` that says how to load it.
+"""A folder for ``transformers``: ``config.json``, ``model.safetensors``, and a ``README.md`` that says how to load it.
 
-A student of Hugging Face's networks is saved as the library's own class, and ``AutoModel.from_pretrained`` gives it
-back without this package; its classifier, which that class does not have, lies beside it. Every other student is a
-``CrossDistillModel``: the library has no class for it, and code in the folder would need ``trust_remote_code``, so
-``AutoModel`` knows it once ``crossdistill.export.hf_model`` is imported.
+A student of Hugging Face's networks is saved as the library's own class. ``AutoModel.from_pretrained`` loads it
+without this package; its classifier is in a file beside it, because that class has no layer for it. Any other student
+is saved as a ``CrossDistillModel``. transformers has no class for it, and code in the folder would need
+``trust_remote_code``, so ``import crossdistill.export.hf_model`` registers it with ``AutoModel``.
 """
 
 from __future__ import annotations
 
 import copy
 import importlib
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,8 +23,8 @@ from torch import Tensor
 from crossdistill.encoders import Encoder, is_from_file
 from crossdistill.encoders.weights import load_tensors
 from crossdistill.errors import UserError
-from crossdistill.export.description import EMBEDDINGS, LOGITS, METADATA_KEY, Description
-from crossdistill.export.network import ExportedStudent, Outputs, Runner, body_runner
+from crossdistill.export.metadata import EMBEDDINGS, LOGITS, METADATA_KEY, ExportMetadata
+from crossdistill.export.network import ExportedStudent, Forward, Outputs, encoder_forward
 from crossdistill.export.safetensors import classifier_path, rebuild, write_classifier
 
 WEIGHTS_NAME = "model.safetensors"
@@ -33,7 +32,7 @@ CARD_NAME = "README.md"
 
 
 def check(encoder: Encoder) -> None:
-    """Raise a ``UserError`` if transformers is absent, or the network is one that a folder cannot name."""
+    """Raise a ``UserError`` if transformers is missing, or if a Python file builds the network."""
     _require_transformers()
     if is_from_file(encoder.name):
         raise UserError(
@@ -47,131 +46,125 @@ def _require_transformers() -> ModuleType:
         return importlib.import_module("transformers")
     except ImportError as error:
         raise UserError(
-            f"--to hf needs transformers, which cannot be imported ({error}): pip install 'crossdistill[hf]'"
+            f"--to hf needs transformers, which cannot be imported ({error}): run pip install 'crossdistill[hf]'"
         ) from error
 
 
-def is_of_library(encoder: Encoder) -> bool:
+def is_transformers_model(encoder: Encoder) -> bool:
     """Whether the body is a class of transformers that loads what it saved."""
     return encoder.bits is None and isinstance(encoder.body, _require_transformers().PreTrainedModel)
 
 
-def write(student: ExportedStudent, folder: Path, examples: Tensor, description: Description) -> None:
-    """Write the folder, which exists and is empty."""
+def write(student: ExportedStudent, folder: Path, examples: Tensor, metadata: ExportMetadata) -> None:
+    """Write into an empty folder."""
     encoder = student.encoder
-    with _quiet():
-        if is_of_library(encoder):
-            _write_of_library(encoder, folder, description)
+    with _quiet_transformers():
+        if is_transformers_model(encoder):
+            _write_transformers_model(encoder, folder, metadata)
         else:
-            _write_of_ours(encoder, folder, description)
-    (folder / CARD_NAME).write_text(_card(encoder, description), encoding="utf-8")
+            _write_crossdistill_model(encoder, folder, metadata)
+    (folder / CARD_NAME).write_text(_model_card(encoder, metadata), encoding="utf-8")
 
 
-def _write_of_library(encoder: Encoder, folder: Path, description: Description) -> None:
+def _write_transformers_model(encoder: Encoder, folder: Path, metadata: ExportMetadata) -> None:
     model: Any = encoder.body
     model.config = copy.deepcopy(model.config)
-    setattr(model.config, METADATA_KEY, description.to_json())
+    setattr(model.config, METADATA_KEY, metadata.to_json())
     model.save_pretrained(folder)
     write_classifier(encoder, folder / WEIGHTS_NAME)
 
 
-def _write_of_ours(encoder: Encoder, folder: Path, description: Description) -> None:
-    ours = importlib.import_module("crossdistill.export.hf_model")
-    config = ours.CrossDistillConfig(crossdistill=description.to_json(), encoder_config=encoder.config)
-    model = ours.CrossDistillModel(config)
+def _write_crossdistill_model(encoder: Encoder, folder: Path, metadata: ExportMetadata) -> None:
+    hf_model = importlib.import_module("crossdistill.export.hf_model")  # imports transformers, which is optional
+    config = hf_model.CrossDistillConfig(crossdistill=metadata.to_json(), encoder_config=encoder.config)
+    model = hf_model.CrossDistillModel(config)
     load_tensors(model.student, encoder.body.state_dict(), source=encoder.name)
     if encoder.classifier is not None:
         model.classifier.load_state_dict({"weight": encoder.classifier.weight, "bias": encoder.classifier.bias})
     model.save_pretrained(folder)
 
 
-def open_file(path: Path, encoder: Encoder) -> Runner:
-    """The folder through ``AutoModel.from_pretrained``, nothing missing and nothing left over."""
-    with _quiet():
-        return _open_of_library(path, encoder) if is_of_library(encoder) else _open_of_ours(path)
+def open_file(path: Path, encoder: Encoder) -> Forward:
+    """Load the folder with ``AutoModel.from_pretrained``, strictly."""
+    with _quiet_transformers():
+        return _open_transformers_model(path, encoder) if is_transformers_model(encoder) else _open_crossdistill(path)
 
 
-def _open_of_library(path: Path, encoder: Encoder) -> Runner:
+def _open_transformers_model(path: Path, encoder: Encoder) -> Forward:
     from crossdistill.encoders.huggingface import FAMILIES, OTHER
 
     body: Any = encoder.body
-    model = _load(path, **FAMILIES.get(body.config.model_type, OTHER).build)
-    fresh = rebuild(encoder)  # which knows what features of the model's output are
+    model = _from_pretrained(path, **FAMILIES.get(body.config.model_type, OTHER).build)
+    # The model returns all tokens; the rebuilt encoder pools them to features.
+    fresh = rebuild(encoder)
     load_tensors(fresh, model.state_dict(), source=str(path))
-    return body_runner(fresh, encoder.classifier)
+    return encoder_forward(fresh, encoder.classifier)
 
 
-def _open_of_ours(path: Path) -> Runner:
+def _open_crossdistill(path: Path) -> Forward:
     importlib.import_module("crossdistill.export.hf_model")
-    model = _load(path)
+    model = _from_pretrained(path)
 
-    def run(clips: Tensor) -> Outputs:
+    def forward(clips: Tensor) -> Outputs:
         with torch.no_grad():
             output = model(clips)
         return {name: output[name] for name in (EMBEDDINGS, LOGITS) if name in output}
 
-    return run
+    return forward
 
 
-def _load(path: Path, **options: Any) -> Any:
-    auto = _require_transformers().AutoModel
-    model, report = auto.from_pretrained(
+def _from_pretrained(path: Path, **options: Any) -> Any:
+    auto_model = _require_transformers().AutoModel
+    model, report = auto_model.from_pretrained(
         path, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
     )
     if report["missing_keys"] or report["unexpected_keys"]:
-        raise ValueError(f"{path} does not load as a whole: {report}")
+        raise ValueError(f"{path} has missing or unexpected weights: {report}")
     return model.eval()
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' own bars and remarks."""
-    chatter = _require_transformers().utils.logging
-    level = chatter.get_verbosity()
-    chatter.set_verbosity(logging.ERROR)
-    chatter.disable_progress_bar()
+def _quiet_transformers() -> Iterator[None]:
+    """Silence the progress bars and warnings of transformers."""
+    library_logging = _require_transformers().utils.logging
+    level = library_logging.get_verbosity()
+    library_logging.set_verbosity(logging.ERROR)
+    library_logging.disable_progress_bar()
     try:
         yield
     finally:
-        chatter.set_verbosity(level)
+        library_logging.set_verbosity(level)
 
 
-def read_description(path: Path) -> Description:
-    """What a folder says of itself; a ``UserError`` if it says nothing."""
-    try:
-        content = json.loads((path / "config.json").read_text(encoding="utf-8")).get(METADATA_KEY)
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} holds no readable config.json ({error}): give a folder of --to hf") from error
-    return Description.from_text(None if content is None else json.dumps(content), source=str(path))
-
-
-def _card(encoder: Encoder, description: Description) -> str:
-    """How to load it, for whoever finds the folder."""
-    view = description.view
+def _model_card(encoder: Encoder, metadata: ExportMetadata) -> str:
+    """Return the text of ``README.md``."""
+    view = metadata.view
     load = 'model = transformers.AutoModel.from_pretrained("this folder")'
-    if is_of_library(encoder):
-        code, notes = [load], [f"Its features are {_pooling(encoder)} of its output."]
+    if is_transformers_model(encoder):
+        code, notes = [load], [f"Features of its output: {_pooling(encoder)}."]
         if encoder.classifier is not None:
-            notes.append(f"`{classifier_path(Path(WEIGHTS_NAME))}` holds the layer from them to classes.")
+            notes.append(f"`{classifier_path(Path(WEIGHTS_NAME))}` holds the linear layer from features to classes.")
     else:
         code = [
-            "import crossdistill.export.hf_model  # AutoModel then knows this kind; the folder holds no code",
+            "import crossdistill.export.hf_model  # registers the model with AutoModel; the folder holds no code",
             load,
-            "model(clips).embeddings  # clips [B, C, T, H, W]; .logits where it has a classifier",
+            "model(clips).embeddings  # clips [B, C, T, H, W]; .logits if it has a classifier",
         ]
         notes = []
     notes += [
-        f"It sees {view.modality}: {view.num_frames} frames of stride {view.stride}, {view.size_px} pixels square, "
-        f"mean {list(view.mean)}, deviation {list(view.std)}; `config.json` says all of it under `{METADATA_KEY}`."
+        f"Input: {view.modality}, {view.num_frames} frames of stride {view.stride}, {view.size_px} pixels square, "
+        f"mean {list(view.mean)}, standard deviation {list(view.std)}; `config.json` describes the whole preprocessing "
+        f"under `{METADATA_KEY}`."
     ]
-    head = [f"# {encoder.name}", "", "A network that was trained with crossdistill.", ""]
+    head = [f"# {encoder.name}", "", "A network trained with crossdistill.", ""]
     return "\n".join([*head, "```python", "import transformers", *code, "```", "", *notes]) + "\n"
 
 
 def _pooling(encoder: Encoder) -> str:
+    """Return how features are made of the model's output: the first docstring line of the family's function."""
     from crossdistill.encoders.huggingface import FAMILIES, OTHER
 
-    model: Any = encoder.body
-    family = FAMILIES.get(model.config.model_type, OTHER)
-    sentence = str(family.features.__doc__).strip().split("\n", 1)[0].rstrip(".")
-    return sentence[0].lower() + sentence[1:]
+    body: Any = encoder.body
+    family = FAMILIES.get(body.config.model_type, OTHER)
+    line = str(family.features.__doc__).strip().split("\n", 1)[0].removeprefix("Return ").rstrip(".")
+    return line[0].lower() + line[1:]

@@ -1,10 +1,10 @@
-"""Students as models of transformers: importing this module makes ``AutoModel`` know ``model_type`` ``crossdistill``.
+"""Students as models of transformers. Importing this module registers ``model_type`` ``crossdistill``.
 
     import crossdistill.export.hf_model
     model = transformers.AutoModel.from_pretrained("runs/…/export-hf")
     model(clips).embeddings
 
-The folder holds no code; the network is built by this package's registry.
+The folder holds no code: the registry of this package builds the network.
 
 Shapes: B batch, C channels, T frames, H height, W width, D features, N classes.
 """
@@ -22,19 +22,19 @@ from transformers.utils import ModelOutput
 
 from crossdistill.encoders import create_encoder, is_from_file
 from crossdistill.errors import UserError
-from crossdistill.export.description import INPUT, Description
+from crossdistill.export.metadata import INPUT, ExportMetadata
 from crossdistill.quantization.quantize import parse_bit_widths, quantize
 
 MODEL_TYPE = "crossdistill"
 
 
 class CrossDistillConfig(PretrainedConfig):
-    """Which network it is and what it wants to see.
+    """Configuration of a ``CrossDistillModel``.
 
     Args:
-        crossdistill: ``Description.to_json``.
-        encoder_config: ``Encoder.config``, of networks whose name does not say everything.
-        options: The library's own.
+        crossdistill: ``ExportMetadata.to_json``.
+        encoder_config: ``Encoder.config``, for networks that their name alone does not define.
+        options: Options of ``PretrainedConfig``.
     """
 
     model_type = MODEL_TYPE
@@ -49,19 +49,19 @@ class CrossDistillConfig(PretrainedConfig):
 
 @dataclass
 class CrossDistillOutput(ModelOutput):
-    """What the model gives."""
+    """Output of a ``CrossDistillModel``."""
 
     embeddings: Tensor | None = None
     """[B, D]."""
     logits: Tensor | None = None
-    """[B, N]; None of a student without a classifier."""
+    """[B, N]; None without a classifier."""
 
 
 class CrossDistillModel(PreTrainedModel):
-    """A trained student, and the classifier that it learned labels with.
+    """A trained student, with its classifier if it has one.
 
     Args:
-        config: Of its folder.
+        config: Configuration from the folder.
     """
 
     config_class = CrossDistillConfig
@@ -70,31 +70,34 @@ class CrossDistillModel(PreTrainedModel):
 
     def __init__(self, config: CrossDistillConfig) -> None:
         super().__init__(config)
-        description = Description.from_json(config.crossdistill or {})
-        if is_from_file(description.encoder):
-            raise UserError(f"{description.encoder} is a Python file, which a model's folder must not run")
-        view = description.view
-        # On the CPU, whatever transformers has made the default: tensors that are computed and not stored have values.
+        metadata = ExportMetadata.from_json(config.crossdistill or {})
+        if is_from_file(metadata.encoder):
+            raise UserError(
+                f"{metadata.encoder} is a Python file, which a folder for transformers must not run: load the student "
+                "with crossdistill.load_student"
+            )
+        view = metadata.view
+        # from_pretrained builds models on the meta device. Buffers that are computed and not stored need values.
         with torch.device("cpu"):
             encoder = create_encoder(
-                description.encoder,
+                metadata.encoder,
                 num_frames=view.num_frames,
                 stride=view.stride,
                 size_px=view.size_px,
                 config=config.encoder_config,
             )
             encoder.view = view
-            if description.quantize is not None:
-                quantize(encoder, parse_bit_widths(description.quantize))
+            if metadata.bits is not None:
+                quantize(encoder, parse_bit_widths(metadata.bits))
             self.student: nn.Module = encoder
-            self.classifier = nn.Linear(encoder.embed_dim, description.num_classes) if description.num_classes else None
+            self.classifier = nn.Linear(encoder.embed_dim, metadata.num_classes) if metadata.num_classes else None
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Every weight is in the folder."""
+        """Do nothing: every weight is in the folder."""
 
     def forward(self, clips: Tensor, return_dict: bool | None = None) -> CrossDistillOutput | tuple[Tensor, ...]:
-        """Normalised clips [B, C, T, H, W] to embeddings [B, D] and logits [B, N]."""
+        """Map normalised clips [B, C, T, H, W] to embeddings [B, D] and logits [B, N]."""
         embeddings = self.student(clips)
         layer = self.classifier
         logits = None if layer is None else F.linear(embeddings, layer.weight, layer.bias)

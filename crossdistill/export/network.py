@@ -1,11 +1,11 @@
-"""The network that is exported: the student, and the classifier that it learned labels with, as one module.
+"""The exported network: the student and its classifier as one module, and functions that run it.
 
 Shapes: B batch, C channels, T frames, H height, W width, D features, N classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -15,92 +15,86 @@ from torch import Tensor, nn
 from crossdistill.encoders import Encoder
 from crossdistill.encoders.base import Classifier
 from crossdistill.errors import UserError
-from crossdistill.export.description import EMBEDDINGS, LOGITS
+from crossdistill.export.metadata import EMBEDDINGS, LOGITS
 
 Outputs = dict[str, Tensor]
-"""``embeddings`` [B, D], and ``logits`` [B, N] of a student with a classifier."""
-Runner = Callable[[Tensor], Outputs]
-"""An exported file in its runtime: clips [B, C, T, H, W] to outputs, for any B."""
+"""``embeddings`` [B, D], and with a classifier ``logits`` [B, N]."""
+Forward = Callable[[Tensor], Outputs]
+"""Forward pass of an exported file in its runtime: clips [B, C, T, H, W] to outputs, for any B."""
 NUM_EXAMPLES = 2
-"""Clips that a network is traced with: one would make some tracers take the batch for a constant."""
+"""Number of clips to trace with. Some tracers take a batch of 1 for a constant."""
 
 
 class ExportedStudent(nn.Module):
     """Maps normalised clips [B, C, T, H, W] to embeddings [B, D], or to embeddings and logits [B, N].
 
     Args:
-        encoder: On the CPU.
+        encoder: The student, on the CPU.
     """
-
-    def __init__(self, encoder: Encoder) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.has_logits = encoder.classifier is not None
-        if encoder.classifier is not None:
-            self.register_buffer("weight", encoder.classifier.weight.detach().float())
-            self.register_buffer("bias", encoder.classifier.bias.detach().float())
 
     weight: Tensor
     bias: Tensor
 
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.output_names = (EMBEDDINGS,) if encoder.classifier is None else (EMBEDDINGS, LOGITS)
+        if encoder.classifier is not None:
+            self.register_buffer("weight", encoder.classifier.weight.detach().float())
+            self.register_buffer("bias", encoder.classifier.bias.detach().float())
+
     def forward(self, clips_bcthw: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """Embeddings, and logits where there is a classifier."""
+        """Return the embeddings, and the logits if there is a classifier."""
         embeddings: Tensor = self.encoder(clips_bcthw)
-        return (embeddings, F.linear(embeddings, self.weight, self.bias)) if self.has_logits else embeddings
-
-    @property
-    def output_names(self) -> tuple[str, ...]:
-        """In the order in which ``forward`` gives them."""
-        return (EMBEDDINGS, LOGITS) if self.has_logits else (EMBEDDINGS,)
+        return (embeddings, F.linear(embeddings, self.weight, self.bias)) if LOGITS in self.output_names else embeddings
 
 
-def named_outputs(given: Tensor | tuple[Tensor, ...] | list[Tensor]) -> Outputs:
-    """The outputs of an exported network by name."""
-    tensors = [given] if isinstance(given, Tensor) else list(given)
-    return dict(zip((EMBEDDINGS, LOGITS), tensors, strict=False))
+def module_forward(module: Callable[[Tensor], Tensor | tuple[Tensor, ...]]) -> Forward:
+    """Return the forward pass, without gradients, of an exported network that is a PyTorch module."""
 
-
-def torch_runner(module: Callable[[Tensor], Tensor | tuple[Tensor, ...]]) -> Runner:
-    """Run a module of PyTorch without gradients."""
-
-    def run(clips: Tensor) -> Outputs:
+    def forward(clips: Tensor) -> Outputs:
         with torch.no_grad():
-            return named_outputs(module(clips))
+            given = module(clips)
+        return dict(zip((EMBEDDINGS, LOGITS), [given] if isinstance(given, Tensor) else given, strict=False))
 
-    return run
+    return forward
 
 
-def logits_of(embeddings: Tensor, classifier: Mapping[str, Tensor] | None) -> Outputs:
-    """Embeddings with the logits of a classifier of ``weight`` and ``bias``, if there is one."""
+def encoder_forward(encoder: Callable[[Tensor], Tensor], classifier: Classifier | None) -> Forward:
+    """Return the forward pass, without gradients, of an encoder and of a classifier that is stored beside it."""
+
+    def forward(clips: Tensor) -> Outputs:
+        with torch.no_grad():
+            return with_logits(encoder(clips), classifier)
+
+    return forward
+
+
+def with_logits(embeddings_bd: Tensor, classifier: Classifier | None) -> Outputs:
+    """Return embeddings, and their logits if there is a classifier."""
     if classifier is None:
-        return {EMBEDDINGS: embeddings}
-    return {EMBEDDINGS: embeddings, LOGITS: F.linear(embeddings, classifier["weight"], classifier["bias"])}
+        return {EMBEDDINGS: embeddings_bd}
+    return {EMBEDDINGS: embeddings_bd, LOGITS: F.linear(embeddings_bd, classifier.weight, classifier.bias)}
 
 
-def body_runner(network: Callable[[Tensor], Tensor], classes: Classifier | None) -> Runner:
-    """Run a network without gradients, and the classifier that lies beside its weights."""
-    layer = None if classes is None else {"weight": classes.weight, "bias": classes.bias}
+def repeat_clips(clips: Tensor, num_clips: int) -> Tensor:
+    """Return exactly ``num_clips`` clips: the first ones, and again from the start if there are too few.
 
-    def run(clips: Tensor) -> Outputs:
-        with torch.no_grad():
-            return logits_of(network(clips), layer)
-
-    return run
-
-
-def cycled(clips: Tensor, num_clips: int) -> Tensor:
-    """So many clips [B, ...], beginning again where they end."""
+    Example:
+        >>> repeat_clips(torch.tensor([5, 6]), 3)
+        tensor([5, 6, 5])
+    """
     return clips[torch.arange(num_clips) % len(clips)]
 
 
 @contextmanager
-def explained(encoder: Encoder, what: str, *errors: type[BaseException]) -> Iterator[None]:
-    """Say in one sentence what an exporter of PyTorch says in pages.
+def exporter_errors(encoder: Encoder, target: str, *errors: type[BaseException]) -> Iterator[None]:
+    """Turn an exporter's error of many lines into a ``UserError`` of one sentence.
 
     Args:
-        encoder: What it could not write.
-        what: The format, for example ``as ONNX``.
-        errors: What the exporter raises, beside ``RuntimeError``.
+        encoder: The student to export.
+        target: The format, for example ``as ONNX``.
+        errors: Errors that the exporter raises, apart from ``RuntimeError``.
     """
     expected: tuple[type[BaseException], ...] = (RuntimeError, *errors)
     try:
@@ -108,7 +102,7 @@ def explained(encoder: Encoder, what: str, *errors: type[BaseException]) -> Iter
     except expected as error:
         reason = " ".join(str(error).partition("Please feel free")[0].strip().split("\n", 1)[0].split())
         raise UserError(
-            f"PyTorch cannot write {encoder.name} {what} at {encoder.view.num_frames} frames of "
+            f"PyTorch cannot write {encoder.name} {target} at {encoder.view.num_frames} frames of "
             f"{encoder.view.size_px} pixels ({reason or type(error).__name__}): choose another format, use the student "
-            "in PyTorch, or train one of another view"
+            "in PyTorch, or train one with another view"
         ) from error

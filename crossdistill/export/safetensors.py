@@ -1,22 +1,21 @@
-"""safetensors: the bare weights, which load strictly into the source library's own class.
+"""safetensors: the body's weights, which load strictly into the source library's own class.
 
-The description is in the file's header. The classifier, which that class does not have, lies beside it under the same
-name with ``.classifier.safetensors``: ``weight`` [N, D] and ``bias`` [N]. A quantised student's weights are those of
-brevitas' layers, for which this package builds the network.
+The metadata is in the file's header. The source library's class has no layer for the student's classifier, so
+``weight`` [N, D] and ``bias`` [N] are in a second file beside the first, with the suffix ``.classifier.safetensors``.
+A quantised student has the weights of brevitas' layers; this package builds the network for them.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from crossdistill.encoders import Encoder, create_encoder
 from crossdistill.encoders.weights import load_tensors
-from crossdistill.export.description import METADATA_KEY, Description
-from crossdistill.export.network import ExportedStudent, Runner, body_runner
+from crossdistill.export.metadata import METADATA_KEY, ExportMetadata
+from crossdistill.export.network import ExportedStudent, Forward, encoder_forward
 from crossdistill.quantization.quantize import parse_bit_widths, quantize
 from crossdistill.utils.tensor_files import write_tensors
 
@@ -24,18 +23,23 @@ ADVICE = "free space there and start again"
 
 
 def classifier_path(path: Path) -> Path:
-    """Where the classifier of a file of weights lies."""
+    """Return the path of the classifier that belongs to a file of weights.
+
+    Example:
+        >>> classifier_path(Path("flow.safetensors")).name
+        'flow.classifier.safetensors'
+    """
     return path.with_name(f"{path.name.removesuffix('.safetensors')}.classifier.safetensors")
 
 
-def write(student: ExportedStudent, path: Path, examples: Tensor, description: Description) -> None:
+def write(student: ExportedStudent, path: Path, examples: Tensor, metadata: ExportMetadata) -> None:
     """Write the body's tensors."""
-    metadata = {"format": "pt", METADATA_KEY: description.to_text()}
-    write_tensors(path, student.encoder.body.state_dict(), metadata=metadata, advice=ADVICE)
+    header = {"format": "pt", METADATA_KEY: metadata.to_text()}
+    write_tensors(path, student.encoder.body.state_dict(), metadata=header, advice=ADVICE)
 
 
 def write_classifier(encoder: Encoder, path: Path) -> None:
-    """Write the classifier, if there is one, beside a file of weights; one of an earlier file goes."""
+    """Write the classifier beside a file of weights. Without a classifier, remove that of an earlier export."""
     if encoder.classifier is None:
         classifier_path(path).unlink(missing_ok=True)
         return
@@ -44,7 +48,7 @@ def write_classifier(encoder: Encoder, path: Path) -> None:
 
 
 def rebuild(encoder: Encoder) -> Encoder:
-    """The same network with fresh weights, built as ``load_student`` builds it."""
+    """Build the same network with new weights, as ``load_student`` does."""
     view = encoder.view
     fresh = create_encoder(
         encoder.name, num_frames=view.num_frames, stride=view.stride, size_px=view.size_px, config=encoder.config
@@ -55,14 +59,8 @@ def rebuild(encoder: Encoder) -> Encoder:
     return fresh.eval()
 
 
-def open_file(path: Path, encoder: Encoder) -> Runner:
-    """The weights in a freshly built network, into which they have to load strictly."""
+def open_file(path: Path, encoder: Encoder) -> Forward:
+    """Build the network again and load the file's weights strictly."""
     fresh = rebuild(encoder)
     load_tensors(fresh, load_file(path), source=str(path))
-    return body_runner(fresh, encoder.classifier)
-
-
-def read_description(path: Path) -> Description:
-    """What a file says of itself; a ``UserError`` if it says nothing."""
-    with safe_open(path, framework="pt") as file:
-        return Description.from_text((file.metadata() or {}).get(METADATA_KEY), source=str(path))
+    return encoder_forward(fresh, encoder.classifier)

@@ -18,11 +18,12 @@ from torch import Tensor
 from crossdistill.data.transforms import normalise
 from crossdistill.distillation.class_names import name_of
 from crossdistill.encoders import Encoder
+from crossdistill.encoders.base import Classifier
 from crossdistill.encoders.execution import Execution
 from crossdistill.evaluation.knn import nearest_neighbours
-from crossdistill.export.description import EMBEDDINGS, LOGITS
-from crossdistill.export.network import Outputs, logits_of
-from crossdistill.export.onnx import open_session, read_description, run_session
+from crossdistill.export.metadata import EMBEDDINGS, LOGITS
+from crossdistill.export.network import Outputs, with_logits
+from crossdistill.export.onnx import open_session, read_metadata, run_session
 from crossdistill.types import View, ViewSpec
 
 CLIPS_AT_ONCE = 8
@@ -56,7 +57,7 @@ class TorchNetwork:
         self.execution = Execution.choose(encoder, device=device, precision="fp32", layout="auto")
         self.encoder = encoder.eval()
         layer = encoder.classifier
-        self._layer = None if layer is None else {"weight": layer.weight.cpu(), "bias": layer.bias.cpu()}
+        self._layer = None if layer is None else Classifier(layer.weight.cpu(), layer.bias.cpu())
         self.name, self.view, self.classes = encoder.name, encoder.view, classes
         self.num_classes = 0 if layer is None else len(layer.bias)
 
@@ -64,7 +65,7 @@ class TorchNetwork:
         """See ``Network``."""
         with torch.inference_mode():
             embeddings = self.execution.embed(self.encoder, view.to(self.execution.device)).cpu()
-            return logits_of(embeddings, self._layer)
+            return with_logits(embeddings, self._layer)
 
 
 class OnnxNetwork:
@@ -79,7 +80,7 @@ class OnnxNetwork:
 
     def __init__(self, path: Path) -> None:
         self._session = open_session(path)
-        description = read_description(self._session, path)
+        description = read_metadata(self._session, path)
         self.name, self.view = description.encoder, description.view
         self.num_classes, self.classes = description.num_classes, description.classes
         self.path, self.embed_dim = path, description.embed_dim

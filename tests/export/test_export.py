@@ -1,4 +1,4 @@
-"""Students in onnxruntime: the same embeddings, and integers where integers were asked for."""
+"""ONNX: embeddings in onnxruntime agree with PyTorch's, and quantised students run on integers."""
 
 import sys
 
@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from crossdistill.commands.export import real_clips
 from crossdistill.commands.main import main as cli
 from crossdistill.data.manifest import Manifest
 from crossdistill.distillation.student import save_student
 from crossdistill.encoders import create_encoder, wrap_encoder
 from crossdistill.errors import UserError
 from crossdistill.export import export_student, onnx
-from crossdistill.export.onnx import FLOAT_OPERATORS
+from crossdistill.export.export import dataset_clips
+from crossdistill.export.onnx import FLOAT_OPERATORS, INTEGER_OPERATORS
 from crossdistill.quantization.quantize import BitWidths, noise_clips, quantize
 
 pytest.importorskip("brevitas")
@@ -23,14 +23,14 @@ runtime = pytest.importorskip("onnxruntime")
 
 @pytest.fixture
 def trained(toy_folder):
-    """Makes an encoder whose statistics and ranges have seen real clips, as after training."""
+    """Return a function that makes an encoder whose BatchNorm statistics and ranges come from real clips."""
 
     def make(name, widths=None, *, num_frames=None):
         torch.manual_seed(0)
         encoder = create_encoder(name, size_px=48 if name.startswith("image") else 32, num_frames=num_frames)
         if widths is not None:
             quantize(encoder, widths)
-        clips = real_clips(encoder, Manifest.load(toy_folder), 16)
+        clips = dataset_clips(encoder, Manifest.load(toy_folder), 16)
         with torch.no_grad():
             for _ in range(3):
                 encoder.train()(clips)
@@ -46,11 +46,11 @@ def embed(path, clips):
 
 @pytest.fixture
 def trained_for_a_while(trained, toy_folder):
-    """Makes a quantised encoder that a few steps of training have moved, so that its BatchNorms shift and scale."""
+    """Return a function that makes a quantised encoder with trained BatchNorm shifts and scales."""
 
     def make(name, widths, *, num_frames=None):
         encoder = trained(name, widths, num_frames=num_frames)
-        clips = real_clips(encoder, Manifest.load(toy_folder), 16)
+        clips = dataset_clips(encoder, Manifest.load(toy_folder), 16)
         targets = torch.randn(16, encoder.embed_dim, generator=torch.Generator().manual_seed(1))
         optimizer = torch.optim.SGD(encoder.train().parameters(), lr=0.02, momentum=0.9)
         for _ in range(4):
@@ -75,16 +75,16 @@ def trained_for_a_while(trained, toy_folder):
         ("image_squeezenet1_0", None, BitWidths(3, 5), 25),
     ],
 )
-def test_export__a_quantised_network_runs_on_integers_with_the_same_embeddings(
+def test_export__quantised_network_runs_on_integers_and_matches_pytorch(
     tmp_path, toy_folder, trained_for_a_while, name, num_frames, widths, num_convolutions
 ):
-    """Equal up to the last mean, which is in floating point: with biases in coarser steps the cosine was 0.79."""
+    """Only the last mean is in floating point. With biases quantised in coarser steps the cosine was 0.79."""
     encoder, path = trained_for_a_while(name, widths, num_frames=num_frames), tmp_path / "student.onnx"
-    clips = real_clips(encoder, Manifest.load(toy_folder), 7)
+    clips = dataset_clips(encoder, Manifest.load(toy_folder), 7)
     agreement = export_student(encoder, path, clips[:4])
     assert agreement.operators == {"QLinearConv": num_convolutions}
     assert agreement.min_cosine > 0.9999
-    # Of neither those that were compared nor as many.
+    # Other clips than those that were compared, and another number.
     torch.testing.assert_close(embed(path, clips[4:]), encoder(clips[4:]).detach(), rtol=1e-4, atol=1e-5)
 
 
@@ -106,31 +106,32 @@ def test_export__attention_and_linear_layers_run_on_integers(tmp_path):
     view = create_encoder("image_resnet18", size_px=32).view
     encoder = quantize(wrap_encoder(Attention(), view=view, embed_dim=24, stem="patches").eval(), BitWidths(4, 8))
     agreement = export_student(encoder, tmp_path / "student.onnx", noise_clips(encoder, 4))
-    # One convolution; two projections, two products of attention, two layers of the MLP, the last layer.
-    assert agreement.num_integer == 8 and not set(agreement.operators) & set(FLOAT_OPERATORS)
+    # One convolution; two projections, two matrix products of attention, two layers of the MLP, the last layer.
+    assert sum(agreement.operators[name] for name in agreement.operators if name in INTEGER_OPERATORS) == 8
+    assert not set(agreement.operators) & set(FLOAT_OPERATORS)
     assert agreement.min_cosine >= 0.99
 
 
-def test_export__a_float_network_agrees_closely_and_takes_any_batch(tmp_path, trained):
+def test_export__float_network_matches_pytorch_for_any_batch_size(tmp_path, trained):
     encoder, path = trained("flow_r3d10", num_frames=4), tmp_path / "student.onnx"
     agreement = export_student(encoder, path, noise_clips(encoder, 2))
-    assert agreement.max_difference < 1e-5 and agreement.num_integer == 0
+    assert agreement.max_difference < 1e-5 and not set(agreement.operators) & set(INTEGER_OPERATORS)
     clips = noise_clips(encoder, 5)
     torch.testing.assert_close(embed(path, clips), encoder(clips).detach(), atol=1e-5, rtol=1e-5)
 
 
-def test_export__refuses_what_differs_and_writes_nothing(tmp_path, trained, monkeypatch):
+def test_export__outputs_that_differ_are_refused_and_nothing_is_written(tmp_path, trained, monkeypatch):
     encoder = trained("rgb_r3d10", num_frames=4)
     clips = noise_clips(encoder, 2)
     run = onnx.run_session
     monkeypatch.setattr(onnx, "run_session", lambda *given: {name: v.flip(1) for name, v in run(*given).items()})
-    with pytest.raises(UserError, match=r"onnxruntime's outputs of rgb_r3d10 differ .* nothing was written"):
+    with pytest.raises(UserError, match=r"outputs of rgb_r3d10 in onnxruntime differ .* nothing was written"):
         export_student(encoder, tmp_path / "student.onnx", clips)
     assert list(tmp_path.iterdir()) == []
 
 
 class UnevenPool(nn.Module):
-    """Three parts of four frames: what ONNX has no operator for."""
+    """Pools four frames to three, which no ONNX operator does."""
 
     def __init__(self):
         super().__init__()
@@ -140,29 +141,29 @@ class UnevenPool(nn.Module):
         return nn.functional.adaptive_avg_pool3d(self.layer(clip), (3, 1, 1)).flatten(1)
 
 
-def test_export__what_the_exporter_cannot_write_is_one_sentence(tmp_path, capfd):
+def test_export__unsupported_operator_is_one_sentence(tmp_path, capfd):
     view = create_encoder("flow_r3d10", num_frames=4, size_px=16).view
     encoder = wrap_encoder(UnevenPool(), view=view, embed_dim=24, name="flow_uneven").eval()
     with pytest.raises(UserError, match=r"cannot write flow_uneven as ONNX at 4 frames .*adaptive_avg_pool3d"):
         export_student(encoder, tmp_path / "student.onnx", noise_clips(encoder, 2))
     assert list(tmp_path.iterdir()) == []
-    assert "prim::" not in "".join(capfd.readouterr())  # the graph, which PyTorch prints, helps nobody
+    assert "prim::" not in "".join(capfd.readouterr())  # the graph that PyTorch prints
 
 
-def test_export__moments_of_unequal_length_are_written(tmp_path, trained):
-    encoder = trained("flow_tiny3d_8", num_frames=12)  # three times become four moments
+def test_export__uneven_temporal_pooling_is_written(tmp_path, trained):
+    encoder = trained("flow_tiny3d_8", num_frames=12)  # three frames of features are pooled to four moments
     agreement = export_student(encoder, tmp_path / "student.onnx", noise_clips(encoder, 2))
     assert agreement.max_difference < 1e-5
 
 
-def test_export__without_its_packages_says_how_to_get_them(tmp_path, monkeypatch):
+def test_export__missing_package_says_how_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     encoder = create_encoder("rgb_r3d10", num_frames=4, size_px=32)
-    with pytest.raises(UserError, match=r"needs onnxruntime.*pip install 'crossdistill\[export\]'"):
+    with pytest.raises(UserError, match=r"needs onnxruntime.*run pip install 'crossdistill\[export\]'"):
         export_student(encoder, tmp_path / "student.onnx", noise_clips(encoder, 2))
 
 
-def test_command__compares_on_real_clips_and_says_what_it_found(tmp_path, toy_folder, trained, capsys):
+def test_command__reports_agreement_on_real_clips(tmp_path, toy_folder, trained, capsys):
     save_student(trained("flow_tiny3d_8", BitWidths(4, 8), num_frames=16), tmp_path / "student", facts={})
     out = tmp_path / "student.onnx"
     cli(["export", str(tmp_path), "--to", "onnx", "--out", str(out), "--data", str(toy_folder), "--clips", "3"])

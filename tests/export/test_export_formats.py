@@ -1,5 +1,7 @@
-"""Every format: the outputs of PyTorch for any batch, what the file says of itself, and who can open it."""
+"""Every format: outputs for any batch size, metadata, and the libraries that open the file."""
 
+import dataclasses
+import inspect
 import json
 import subprocess
 import sys
@@ -7,31 +9,46 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import load_file
 
-from crossdistill import export as exports
+from crossdistill.commands.export import Options
 from crossdistill.commands.main import main as cli
 from crossdistill.data.manifest import Manifest
 from crossdistill.distillation.student import FACTS_NAME, save_student
 from crossdistill.encoders import create_encoder
 from crossdistill.encoders.base import Classifier
 from crossdistill.errors import UserError
-from crossdistill.export import FORMATS, export_student, hf, onnx, safetensors, torch_export, torchscript
-from crossdistill.export.agreement import measure
-from crossdistill.export.description import Description, describe
+from crossdistill.export import FORMATS, Format, export_file, export_student, onnx
+from crossdistill.export.agreement import MIN_COSINE, ExportAgreement, compare_outputs, require_agreement
+from crossdistill.export.metadata import ExportMetadata
 from crossdistill.quantization.quantize import BitWidths, noise_clips, quantize
 
 transformers = pytest.importorskip("transformers")
+onnx_library = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 CLASSES = ("clap", "wave", "jump")
-READ = {
-    "onnx": lambda path: onnx.read_description(onnx.open_session(path), path),
-    "torchscript": torchscript.read_description,
-    "torch-export": torch_export.read_description,
-    "safetensors": safetensors.read_description,
-    "hf": hf.read_description,
-}
+
+
+def read_metadata(path, to):
+    """The metadata, read with each format's own library."""
+    extra = {"crossdistill.json": ""}
+    if to == "onnx":
+        text = {entry.key: entry.value for entry in onnx_library.load(path).metadata_props}["crossdistill"]
+    elif to == "torchscript":
+        torch.jit.load(str(path), _extra_files=extra)
+        text = extra["crossdistill.json"].decode()
+    elif to == "torch-export":
+        with path.open("rb") as file:
+            torch.export.load(file, extra_files=extra)
+        text = extra["crossdistill.json"]
+    elif to == "safetensors":
+        with safe_open(path, framework="pt") as file:
+            text = file.metadata()["crossdistill"]
+    else:
+        text = json.dumps(json.loads((path / "config.json").read_text())["crossdistill"])
+    return ExportMetadata.from_text(text, source=str(path))
 
 
 def make_encoder(*, num_classes=3, name="flow_tiny3d_8", **view):
@@ -49,7 +66,7 @@ def expected_outputs(encoder, clips):
 
 
 @pytest.mark.parametrize("to", FORMATS)
-def test_format__gives_embeddings_and_logits_of_any_batch_and_says_what_it_wants(tmp_path, to):
+def test_format__outputs_match_pytorch_for_any_batch_size_and_metadata_is_readable(tmp_path, to):
     encoder, path = make_encoder(), tmp_path / "student"
     agreement = export_student(encoder, path, noise_clips(encoder, 4), to=to, classes=CLASSES)
     assert agreement.max_difference < 1e-5 and agreement.num_clips == 4
@@ -58,45 +75,47 @@ def test_format__gives_embeddings_and_logits_of_any_batch_and_says_what_it_wants
     embeddings, logits = expected_outputs(encoder, clips)
     torch.testing.assert_close(outputs["embeddings"], embeddings, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(outputs["logits"], logits, atol=1e-4, rtol=1e-4)
-    assert READ[to](path) == describe(encoder, CLASSES)
-    assert READ[to](path).classes == CLASSES
+    assert read_metadata(path, to) == ExportMetadata.from_encoder(encoder, CLASSES)
+    assert read_metadata(path, to).classes == CLASSES
 
 
 @pytest.mark.parametrize("to", FORMATS)
-def test_format__without_a_classifier_gives_embeddings_alone(tmp_path, to):
+def test_format__without_classifier_has_embeddings_alone(tmp_path, to):
     encoder, path = make_encoder(num_classes=0), tmp_path / "student"
     export_student(encoder, path, noise_clips(encoder, 1), to=to)
     assert list(FORMATS[to].open(path, encoder)(noise_clips(encoder, 1))) == ["embeddings"]
-    assert READ[to](path).outputs == {"embeddings": encoder.embed_dim}
+    assert read_metadata(path, to).outputs == {"embeddings": encoder.embed_dim}
 
 
 @pytest.mark.parametrize("to", FORMATS)
-def test_format__what_differs_is_refused_and_leaves_nothing(tmp_path, monkeypatch, to):
+def test_format__outputs_that_differ_are_refused_and_nothing_is_left(tmp_path, monkeypatch, to):
     encoder, path = make_encoder(), tmp_path / "student"
     chosen = FORMATS[to]
 
     def open_other(path, encoder):
-        run = chosen.open(path, encoder)
-        return lambda clips: {name: 1.01 * tensor for name, tensor in run(clips).items()}
+        forward = chosen.open(path, encoder)
+        return lambda clips: {name: 1.01 * tensor for name, tensor in forward(clips).items()}
 
-    monkeypatch.setitem(exports.FORMATS, to, exports.Format(**{**vars(chosen), "open": open_other}))
-    with pytest.raises(UserError, match=r"outputs of flow_tiny3d_8 differ .*difference 0\.01 of.*nothing was written"):
+    monkeypatch.setitem(FORMATS, to, Format(**{**vars(chosen), "open": open_other}))
+    with pytest.raises(
+        UserError, match=r"outputs of flow_tiny3d_8 in .* differ .*difference 0\.01 of.*nothing was written"
+    ):
         export_student(encoder, path, noise_clips(encoder, 2), to=to)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_measure__other_outputs_and_nan_do_not_agree():
+def test_compare_outputs__other_shapes_and_nan_are_refused():
     good = {"embeddings": torch.ones(2, 3)}
-    assert measure(good, {"embeddings": torch.ones(3, 3)}) == (-1.0, float("inf"))
-    assert measure(good, {}) == (-1.0, float("inf"))
+    assert compare_outputs(good, {"embeddings": torch.ones(3, 3)}) == (-1.0, float("inf"))
+    assert compare_outputs(good, {}) == (-1.0, float("inf"))
     encoder, bad = make_encoder(), {"embeddings": torch.full((2, 3), torch.nan)}
-    cosine, difference = measure(good, bad)
+    cosine, difference = compare_outputs(good, bad)
     with pytest.raises(UserError, match="nothing was written"):
-        exports.require_agreement(encoder, exports.Agreement(2, cosine, difference), where="x")
+        require_agreement(encoder, ExportAgreement(2, cosine, difference), runtime="x", min_cosine=MIN_COSINE)
 
 
-def test_graphs_of_pytorch__open_without_this_package(tmp_path):
-    """In a process that cannot import it: outputs, and the metadata."""
+def test_graph__opens_in_pytorch_without_this_package(tmp_path):
+    """Outputs and metadata in a process that cannot import crossdistill."""
     encoder = make_encoder()
     clips = noise_clips(encoder, 3)
     torch.save(clips, tmp_path / "clips.pt")
@@ -121,7 +140,7 @@ for network, extra in zip(networks, (one, two)):
     assert len(done.stdout.splitlines()) == 2
 
 
-def test_weights__load_strictly_into_the_librarys_own_class(tmp_path):
+def test_weights__load_strictly_into_torchvisions_class(tmp_path):
     import torchvision
 
     encoder = make_encoder(name="image_mobilenet_v2", num_frames=1, size_px=32)
@@ -136,7 +155,7 @@ def test_weights__load_strictly_into_the_librarys_own_class(tmp_path):
     torch.testing.assert_close(F.linear(embeddings, **layer), expected_outputs(encoder, clips)[1], atol=1e-4, rtol=1e-4)
 
 
-def test_hf__a_student_of_the_library_is_its_own_class(tmp_path):
+def test_hf__student_of_transformers_loads_as_its_own_class(tmp_path):
     config = transformers.VideoMAEConfig(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=16, num_frames=4
     )
@@ -153,7 +172,7 @@ def test_hf__a_student_of_the_library_is_its_own_class(tmp_path):
     assert "mean over all tokens" in (folder / "README.md").read_text()
 
 
-def test_hf__another_student_is_known_to_automodel_without_code_in_the_folder(tmp_path):
+def test_hf__other_student_loads_with_automodel_and_no_code_in_the_folder(tmp_path):
     encoder = make_encoder()
     export_student(encoder, tmp_path / "hf", noise_clips(encoder, 2), to="hf", classes=CLASSES)
     model = transformers.AutoModel.from_pretrained(tmp_path / "hf", trust_remote_code=False)
@@ -164,14 +183,14 @@ def test_hf__another_student_is_known_to_automodel_without_code_in_the_folder(tm
     assert sorted(file.suffix for file in (tmp_path / "hf").iterdir()) == [".json", ".md", ".safetensors"]
 
 
-def test_hf__a_folder_that_is_there_is_not_overwritten(tmp_path):
+def test_hf__existing_folder_is_not_overwritten(tmp_path):
     encoder = make_encoder()
     (tmp_path / "hf").mkdir()
-    with pytest.raises(UserError, match="is there already: remove it"):
+    with pytest.raises(UserError, match="exists already: remove it"):
         export_student(encoder, tmp_path / "hf", noise_clips(encoder, 1), to="hf")
 
 
-def test_hf__a_network_of_a_python_file_is_refused(tmp_path):
+def test_hf__network_from_python_file_is_refused(tmp_path):
     encoder = make_encoder()
     encoder.name = "mine.py:build"
     with pytest.raises(UserError, match=r"built by a Python file.*--to torch-export"):
@@ -179,62 +198,88 @@ def test_hf__a_network_of_a_python_file_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("to", ["torchscript", "hf", "safetensors"])
-def test_format__a_quantised_student_computes_as_in_training(tmp_path, to):
+def test_format__quantised_student_computes_as_in_training(tmp_path, to):
     pytest.importorskip("brevitas")
     encoder = quantize(make_encoder(), BitWidths(4, 8)).eval()
     agreement = export_student(encoder, tmp_path / "a", noise_clips(encoder, 2), to=to)
-    assert agreement.max_difference < 1e-5 and READ[to](tmp_path / "a").quantize == "w4a8"
+    assert agreement.max_difference < 1e-5 and read_metadata(tmp_path / "a", to).bits == "w4a8"
 
 
-def test_unknown_format__is_named():
+def test_format__unknown_name_lists_formats():
     encoder = make_encoder()
     with pytest.raises(UserError, match=r"unknown format 'tflite': choose one of hf, onnx, safetensors, torch"):
         export_student(encoder, None, noise_clips(encoder, 1), to="tflite")
 
 
-def test_class_names__of_another_number_are_refused(tmp_path):
+def test_class_names__wrong_number_is_refused(tmp_path):
     encoder = make_encoder()
-    with pytest.raises(UserError, match="has 3 classes and the data has 2"):
+    with pytest.raises(UserError, match="has 3 classes, but 2 names were given"):
         export_student(encoder, tmp_path / "a", noise_clips(encoder, 1), to="safetensors", classes=("a", "b"))
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (None, "does not say which preprocessing"),
+        (None, "no crossdistill metadata, so its preprocessing is unknown"),
         ("{", "is damaged"),
-        ('{"version": 99}', "has format version 99, this crossdistill reads up to 1: update it"),
+        ('{"version": 99}', "has format version 99, but this crossdistill reads up to 1: update it"),
         ('{"version": 1, "preprocessing": {"modality": "smell"}}', "is damaged"),
     ],
 )
-def test_description__what_cannot_be_read_is_one_sentence(text, says):
+def test_metadata__unreadable_text_is_one_sentence(text, says):
     with pytest.raises(UserError, match=says):
-        Description.from_text(text, source="a.onnx")
+        ExportMetadata.from_text(text, source="a.onnx")
 
 
-def test_onnx_file__damaged_or_missing_is_one_sentence(tmp_path):
+def test_onnx__damaged_or_missing_file_is_one_sentence(tmp_path):
     path = tmp_path / "a.onnx"
     with pytest.raises(UserError, match="there is no ONNX file"):
         onnx.open_session(path)
     path.write_bytes(b"nonsense" * 100)
-    with pytest.raises(UserError, match=r"is no ONNX file that onnxruntime .* can run .*export the student again"):
+    with pytest.raises(UserError, match=r"onnxruntime .* cannot run the file .*export the student again"):
         onnx.open_session(path)
 
 
-def test_command__writes_into_the_runs_folder_and_names_classes(tmp_path, capsys):
+def test_command__writes_into_run_folder_with_class_names(tmp_path, capsys):
     save_student(make_encoder(), tmp_path / "run" / "student", facts={})
     facts = tmp_path / "run" / "student" / FACTS_NAME
     facts.write_text(json.dumps({**json.loads(facts.read_text()), "classes": CLASSES}))
     cli(["export", str(tmp_path / "run"), "--to", "safetensors", "--clips", "2"])
     said = " ".join(capsys.readouterr().out.split())
-    assert "gives embeddings [B, " in said and "logits [B, 3]; on 2 clips of noise" in said
-    assert safetensors.read_description(tmp_path / "run" / "export.safetensors").classes == CLASSES
+    assert "outputs embeddings [B, " in said and "logits [B, 3]; on 2 clips of noise" in said
+    assert read_metadata(tmp_path / "run" / "export.safetensors", "safetensors").classes == CLASSES
 
 
-def test_command__data_of_other_classes_is_one_sentence(tmp_path, capsys):
+def test_command__dataset_with_other_classes_is_refused(tmp_path, capsys):
     Manifest(root=tmp_path / "data", dataset="d", classes=("a", "b"), videos=()).save()
     save_student(make_encoder(), tmp_path / "student", facts={})
     with pytest.raises(SystemExit) as ended:
         cli(["export", str(tmp_path), "--to", "safetensors", "--data", str(tmp_path / "data")])
     assert ended.value.code == 2
     assert "has 3 classes and the dataset" in capsys.readouterr().err
+
+
+def test_export_file__same_file_and_defaults_as_command(tmp_path):
+    save_student(make_encoder(), tmp_path / "student", facts={})
+    cli(["export", str(tmp_path), "--to", "torchscript", "--out", str(tmp_path / "shell.pt")])
+    exported = export_file(tmp_path, tmp_path / "notebook.pt", to="torchscript")
+    clips = noise_clips(make_encoder(), 2)
+    shell, notebook = (torch.jit.load(tmp_path / f"{name}.pt")(clips) for name in ("shell", "notebook"))
+    assert all(torch.equal(a, b) for a, b in zip(shell, notebook, strict=True))
+    assert exported.path == tmp_path / "notebook.pt" and exported.num_bytes > 1000
+    options = {field.name: field.default for field in dataclasses.fields(Options) if field.name != "student"}
+    parameters = inspect.signature(export_file).parameters
+    assert {name: parameters[name].default for name in parameters if name != "student"} == options
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"clips": 0}, "--clips is 0"),
+        ({"min_cosine": -1.0}, "--min-cosine is -1"),
+        ({"to": "tflite"}, "unknown format"),
+    ],
+)
+def test_export_file__invalid_argument_is_refused_before_loading(tmp_path, arguments, error):
+    with pytest.raises(UserError, match=error):
+        export_file(tmp_path, **arguments)

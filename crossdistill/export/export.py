@@ -1,0 +1,121 @@
+"""Export of a student's folder: load the student, find clips to compare on, write one file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from crossdistill.data.dataset import PairedClips, entries_of, make_loader
+from crossdistill.data.manifest import Manifest
+from crossdistill.data.sampling import SampleKey
+from crossdistill.data.transforms import normalise
+from crossdistill.distillation.class_names import find_class_names
+from crossdistill.distillation.student import FACTS_NAME, find_student, load_student
+from crossdistill.encoders import Encoder
+from crossdistill.errors import UserError, unknown_name
+from crossdistill.export.agreement import MIN_COSINE, ExportAgreement
+from crossdistill.export.formats import FORMATS, export_student
+from crossdistill.export.metadata import ExportMetadata
+from crossdistill.quantization.quantize import noise_clips
+from crossdistill.utils.files import require_writable
+
+
+@dataclass(frozen=True)
+class ExportedFile:
+    """An exported file, and how well its outputs agree with PyTorch's."""
+
+    path: Path
+    to: str
+    """Format, a key of ``FORMATS``."""
+    metadata: ExportMetadata
+    agreement: ExportAgreement
+    compared_on: str
+    """Source of the compared clips: ``noise``, or the prepared dataset."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the file, or of all files in the folder."""
+        files = [self.path] if self.path.is_file() else self.path.rglob("*")
+        return sum(file.stat().st_size for file in files if file.is_file())
+
+    def __str__(self) -> str:
+        outputs = ", ".join(f"{name} [B, {width}]" for name, width in self.metadata.outputs.items())
+        operators = ", ".join(f"{number} {name}" for name, number in self.agreement.operators.items())
+        bits = f" {self.metadata.bits}" if self.metadata.bits else ""
+        return (
+            f"{self.path}: {self.metadata.encoder}{bits}, {self.to}, {self.num_bytes / 1e6:.1f} MB, outputs {outputs}; "
+            f"on {self.agreement.num_clips} clips of {self.compared_on}, in batches of two sizes, smallest cosine "
+            f"{self.agreement.min_cosine:.5f}, largest difference {self.agreement.max_difference:.2g} of the largest "
+            f"value{f'; onnxruntime executes {operators}' if operators else ''}"
+        )
+
+
+def export_file(
+    student: str | Path,
+    out: str | Path | None = None,
+    *,
+    to: str = "onnx",
+    data: str | Path | None = None,
+    clips: int = 8,
+    min_cosine: float = MIN_COSINE,
+    allow_code: bool = False,
+) -> ExportedFile:
+    """Write a trained student for another runtime, and compare the file's outputs with PyTorch's.
+
+    Args:
+        student: A run's folder, or the folder with ``student.safetensors``.
+        out: The file to write (for ``hf`` a folder); if None, ``export.onnx`` or the like in the run's folder.
+        to: Format: ``onnx``, ``torchscript``, ``torch-export``, ``safetensors`` or ``hf``.
+        data: A prepared dataset to compare on its clips; noise if None.
+        clips: Number of clips to compare.
+        min_cosine: Smallest allowed cosine between both embeddings of a clip.
+        allow_code: Whether to run the Python file that a student of a custom network (path/to/file.py:function) names.
+
+    Raises:
+        UserError: An argument is invalid, the student cannot be loaded or written, or the outputs differ.
+    """
+    student = Path(student)
+    if to not in FORMATS:
+        raise unknown_name("format", to, FORMATS)
+    if clips < 1:
+        raise UserError(f"--clips is {clips}: give 1 or more")
+    if not -1 < min_cosine <= 1:
+        raise UserError(f"--min-cosine is {min_cosine}: give a cosine above -1 and at most 1")
+    path = default_path(student, to) if out is None else Path(out)
+    if not FORMATS[to].is_folder:
+        require_writable(path)
+    encoder = load_student(student, allow_code=allow_code)
+    manifest = None if data is None else Manifest.load(Path(data))
+    classes = find_class_names(student, encoder.classifier, manifest)
+    compared = noise_clips(encoder, clips) if manifest is None else dataset_clips(encoder, manifest, clips)
+    agreement = export_student(encoder, path, compared, to=to, classes=classes, min_cosine=min_cosine)
+    source = "noise" if manifest is None else str(manifest.root)
+    return ExportedFile(path, to, ExportMetadata.from_encoder(encoder, classes), agreement, source)
+
+
+def default_path(student: Path, to: str) -> Path:
+    """Return the default path of an exported file: in the run's folder, or in the student's folder without a run."""
+    folder = find_student(student) or student
+    run = folder.parent if folder.name == "student" and not (folder.parent / FACTS_NAME).exists() else folder
+    return run / FORMATS[to].default_name
+
+
+def dataset_clips(encoder: Encoder, manifest: Manifest, num_clips: int) -> Tensor:
+    """Return normalised clips [B, C, T, H, W] of the first readable videos of a prepared dataset.
+
+    Raises:
+        UserError: The dataset has no stream for the encoder, or none of these videos can be decoded.
+    """
+    manifest.require_stream(encoder.view.kind.stream, wanted_by=f"a {encoder.view.modality} encoder")
+    positions = [i for i, video in enumerate(manifest.videos) if video.is_usable][:num_clips]
+    dataset = PairedClips(entries_of(manifest, positions), student_view=encoder.view)
+    keys = [SampleKey(i, epoch=0) for i in range(len(dataset))]
+    (batch,) = make_loader(dataset, [keys], num_workers=0)
+    if len(batch) == 0:
+        raise UserError(
+            f"none of the first {len(keys)} videos of {manifest.root} can be decoded ({batch.unreadable[0][1]}): check "
+            "them with python -m data_prep verify"
+        )
+    return normalise(batch.student, encoder.view)

@@ -1,0 +1,137 @@
+"""The export formats, and the export of an encoder in one of them.
+
+A new format is a module with ``write`` and ``open_file``, and one ``Format`` in ``FORMATS``. Every file is compared
+with PyTorch before it is kept.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from crossdistill.encoders import Encoder
+from crossdistill.errors import UserError, unknown_name
+from crossdistill.export import hf, onnx, safetensors, torch_export, torchscript
+from crossdistill.export.agreement import MIN_COSINE, ExportAgreement, compare_outputs, require_agreement
+from crossdistill.export.metadata import ExportMetadata
+from crossdistill.export.network import NUM_EXAMPLES, ExportedStudent, Forward, module_forward, repeat_clips
+from crossdistill.utils.files import atomic_path
+
+OTHER_BATCH = 3
+"""Number of clips in the second batch that is compared. It differs from the number of traced clips, so a batch size
+that tracing has fixed is found."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """One format of exported files."""
+
+    default_name: str
+    """Name of the file in the run's folder."""
+    runtime: str
+    """Name of the runtime whose outputs are compared with PyTorch's."""
+    write: Callable[[ExportedStudent, Path, Tensor, ExportMetadata], None]
+    """Writes the student, which is a copy and may be changed. The tensor is a batch of clips to trace with."""
+    open: Callable[[Path, Encoder], Forward]
+    """Opens the file; receives the student that it was written from."""
+    check: Callable[[Encoder], None] | None = None
+    """Raises a ``UserError`` if this student cannot be written. Called before any work."""
+    write_beside: Callable[[Encoder, Path], None] | None = None
+    """Writes a second file beside the first, after the first has been accepted."""
+    operators: Callable[[Path], dict[str, int]] | None = None
+    """Counts the operators that the runtime executes."""
+    is_folder: bool = False
+
+
+FORMATS: dict[str, Format] = {
+    "onnx": Format(
+        "export.onnx",
+        "onnxruntime",
+        onnx.write,
+        onnx.open_file,
+        check=onnx.check,
+        operators=onnx.executed_operators,
+    ),
+    "torchscript": Format("export.torchscript.pt", "TorchScript", torchscript.write, torchscript.open_file),
+    "torch-export": Format("export.pt2", "torch.export", torch_export.write, torch_export.open_file),
+    "safetensors": Format(
+        "export.safetensors",
+        "the reloaded network",
+        safetensors.write,
+        safetensors.open_file,
+        write_beside=safetensors.write_classifier,
+    ),
+    "hf": Format("export-hf", "transformers", hf.write, hf.open_file, check=hf.check, is_folder=True),
+}
+
+
+def export_student(
+    encoder: Encoder,
+    path: Path,
+    clips: Tensor,
+    *,
+    to: str = "onnx",
+    classes: Sequence[str] = (),
+    min_cosine: float = MIN_COSINE,
+) -> ExportAgreement:
+    """Write a student in one format. Keep the file only if its outputs agree with PyTorch's.
+
+    The outputs are compared on all clips in one batch, and on a batch of another size.
+
+    Args:
+        encoder: The student, float or quantised, on the CPU. It is not changed.
+        path: The file to write. An existing file is replaced, or kept if the outputs differ. For ``hf`` a new folder.
+        clips: Normalised clips [B, C, T, H, W] to compare on.
+        to: One of ``FORMATS``.
+        classes: Names of the classifier's classes; empty if unknown.
+        min_cosine: Smallest allowed cosine between both rows of a clip.
+
+    Raises:
+        UserError: A package is missing, the format cannot hold the network, or the outputs differ.
+    """
+    if to not in FORMATS:
+        raise unknown_name("format", to, FORMATS)
+    chosen = FORMATS[to]
+    if chosen.check is not None:
+        chosen.check(encoder)
+    metadata = ExportMetadata.from_encoder(encoder, classes)
+    student = ExportedStudent(copy.deepcopy(encoder)).eval()
+    batches = (clips, repeat_clips(clips, OTHER_BATCH))
+    # Computed first, because writing may change the student.
+    expected = [module_forward(student)(batch) for batch in batches]
+    with _new_folder(path) if chosen.is_folder else atomic_path(path) as temporary:
+        chosen.write(student, temporary, repeat_clips(clips, NUM_EXAMPLES), metadata)
+        forward = chosen.open(temporary, encoder)
+        found = [compare_outputs(outputs, forward(batch)) for outputs, batch in zip(expected, batches, strict=True)]
+        agreement = ExportAgreement(
+            num_clips=len(clips),
+            min_cosine=min(cosine for cosine, _ in found),
+            max_difference=max(difference for _, difference in found),
+            operators={} if chosen.operators is None else chosen.operators(temporary),
+        )
+        require_agreement(encoder, agreement, runtime=chosen.runtime, min_cosine=min_cosine)
+    if chosen.write_beside is not None:
+        chosen.write_beside(encoder, path)
+    return agreement
+
+
+@contextmanager
+def _new_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder beside the path. Rename it to the path if the block succeeds, otherwise remove it."""
+    if path.exists():
+        raise UserError(f"{path} exists already: remove it, or give another folder with --out")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
