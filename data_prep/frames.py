@@ -1,8 +1,7 @@
-"""One frame of a source at the size at which it is stored, whatever it was read from.
+"""Frames of a source at the stored size.
 
-Every kind of source gives frames with the same three faces: ``stored`` is what a stream's writer
-takes, ``gray`` and ``rgb`` are what flow and depth are estimated from. So an estimator never asks
-whether it looks at a video or at a depth camera.
+All kinds of frames have ``stored``, which the writer of their own stream takes, and ``gray`` and ``rgb``, from which
+flow and depth are estimated. So an estimator works on a video and on the recording of a depth camera alike.
 
 Shapes: H height, W width.
 """
@@ -28,46 +27,49 @@ from crossdistill.errors import UnreadableVideoError
 Gray = NDArray[np.uint8]
 """[H, W]."""
 
-# What depth cameras measure (Kinect 1 up to 4 m, Kinect 2 up to 4.5 m) spans the shades of gray.
+# Distance that is shown black. Kinect 1 measures up to 4 m, Kinect 2 up to 4.5 m.
 DEPTH_SHOWN_MM = 4500
-
-
-# Frames that wait for the next reference picture; H.264 allows no more between two.
+# Most frames that wait for the next reference picture. H.264 allows no more B pictures in a row.
 MAX_WAITING_FRAMES = 16
 
 _VECTOR_FIELDS = ("source", "w", "h", "dst_x", "dst_y", "motion_x", "motion_y", "motion_scale")
 NO_VECTORS = np.zeros(0, dtype=[(name, np.int32) for name in _VECTOR_FIELDS])
-"""Of a frame that the codec stored as a whole."""
+"""Motion vectors of a frame for which the codec stored none."""
+
+# Shared, because making a converter takes 30 times as long as converting a small frame.
+_converter = VideoReformatter()
 
 
 @dataclass(frozen=True, eq=False)
 class Motion:
-    """The codec's motion vectors of one frame, as FFmpeg gives them, and the picture they refer to."""
+    """The codec's motion vectors of one frame, as FFmpeg returns them, and the decoded picture that they refer to."""
 
     vectors: NDArray[Any]
     """Structured array: source, w, h, src_x, src_y, dst_x, dst_y, motion_x, motion_y, motion_scale."""
     width_px: int
+    """Width of the decoded picture."""
     height_px: int
+    """Height of the decoded picture."""
     rotation_degrees: int
-    """How the stored frame was turned, counter-clockwise, multiples of 90."""
+    """Counter-clockwise rotation from the decoded to the stored picture, a multiple of 90."""
     is_bidirectional: bool = False
-    """Whether it is a B picture, which others are seldom predicted from."""
+    """Whether it is a B picture. Other pictures are seldom predicted from B pictures."""
     frames_back: int = 1
-    """Distance to the previous picture that is not a B picture, in frames as they are shown."""
+    """Distance to the previous picture that is no B picture, in frames in display order."""
 
 
 class ColourFrame:
-    """A frame of a video, in the colour format that the encoder takes.
+    """A frame of a video, in the colour format of the encoder.
 
     Args:
-        pts: When it is shown, in units of ``time_base``.
+        pts: Timestamp in units of ``time_base``.
         time_base: Seconds per unit.
-        picture: yuv420p, upright, at the stored size.
-        motion: The codec's motion vectors, where they were asked for.
+        picture: Picture in the format yuv420p, upright, at the stored size.
+        motion: Motion vectors of the codec, if they were requested.
     """
 
     motion_ahead: Motion | None = None
-    """Of a B picture: the vectors of the next picture that is none, which span this frame too."""
+    """For a B picture: the motion of the next picture that is no B picture. Its vectors span this frame too."""
 
     def __init__(self, pts: int, time_base: Fraction, picture: av.VideoFrame, motion: Motion | None = None) -> None:
         self.pts, self.time_base, self.stored, self.motion = pts, time_base, picture, motion
@@ -79,7 +81,7 @@ class ColourFrame:
 
     @cached_property
     def gray(self) -> Gray:
-        """[H, W], the luma as it is stored: no conversion."""
+        """[H, W]: the luma plane without conversion."""
         plane = self.stored.planes[0]
         rows = np.frombuffer(memoryview(plane), dtype=np.uint8).reshape(-1, plane.line_size)
         return np.ascontiguousarray(rows[: self.stored.height, : self.stored.width])
@@ -95,9 +97,9 @@ class DepthFrame:
     """A frame of a depth camera.
 
     Args:
-        pts: When it is shown, in units of ``time_base``.
+        pts: Timestamp in units of ``time_base``.
         time_base: Seconds per unit.
-        depth_mm: [H, W], uint16, 0 where nothing was measured, at the stored size.
+        depth_mm: [H, W], uint16, at the stored size. 0 means "not measured".
     """
 
     motion: Motion | None = None
@@ -114,8 +116,9 @@ class DepthFrame:
 
     @cached_property
     def gray(self) -> Gray:
-        """[H, W]: nearer is brighter, nothing measured is black. The same scale in every frame, so that
-        flow is not disturbed by flicker.
+        """[H, W]: near is bright, "not measured" is black.
+
+        The scale is the same for all frames, because flicker would disturb optical flow.
         """
         depth_mm = self.stored[:, :, 0].astype(np.float32)
         shade = 255 * (1 - depth_mm / DEPTH_SHOWN_MM)
@@ -123,34 +126,50 @@ class DepthFrame:
 
     @property
     def rgb(self) -> Picture:
-        """[H, W, 3]: the shades of gray thrice."""
+        """[H, W, 3]: three times ``gray``."""
         picture: Picture = cv2.cvtColor(self.gray, cv2.COLOR_GRAY2RGB)
         return picture
+
+
+class JointsFrame(DepthFrame):
+    """The joints of a body in one frame, as the software of a depth camera tracks them.
+
+    Args:
+        pts: Timestamp in units of ``time_base``.
+        time_base: Seconds per unit.
+        joints_hwc: [joints, 1, 3], uint16, as ``quantise_joints`` returns them.
+    """
+
+    def __init__(self, pts: int, time_base: Fraction, joints_hwc: NDArray[np.uint16]) -> None:
+        self.pts, self.time_base = pts, time_base
+        self.stored = joints_hwc
 
 
 Frame = ColourFrame | DepthFrame
 
 
 def look_ahead(frames: Iterable[ColourFrame]) -> Iterator[ColourFrame]:
-    """Hold B pictures back until the picture that follows them is there, and tell all how motion spans them.
+    """Set ``motion.frames_back`` of all frames, and ``motion_ahead`` of B pictures.
+
+    For that, B pictures wait until the next picture that is no B picture has arrived.
 
     Args:
-        frames: In display order, with ``motion``.
+        frames: Frames in display order, with ``motion``.
 
     Yields:
-        The same frames, ``motion.frames_back`` and ``motion_ahead`` set; before an error, all that came before it.
+        The same frames. If ``frames`` raises an ``UnreadableVideoError``, the waiting frames are yielded before it.
     """
     waiting: list[ColourFrame] = []
     frames_back = 0
     try:
         for frame in frames:
-            assert frame.motion is not None, "ask the reader for motion vectors"
+            assert frame.motion is not None, "the reader must be asked for motion vectors"
             frames_back += 1
             frame.motion = dataclasses.replace(frame.motion, frames_back=frames_back)
             if not frame.motion.is_bidirectional:
                 frames_back = 0
-                for held in waiting:
-                    held.motion_ahead = frame.motion
+                for b_picture in waiting:
+                    b_picture.motion_ahead = frame.motion
             waiting.append(frame)
             if not frame.motion.is_bidirectional or len(waiting) >= MAX_WAITING_FRAMES:
                 yield from waiting
@@ -159,6 +178,3 @@ def look_ahead(frames: Iterable[ColourFrame]) -> Iterator[ColourFrame]:
         yield from waiting
         raise
     yield from waiting
-
-
-_converter = VideoReformatter()

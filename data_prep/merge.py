@@ -16,7 +16,8 @@ import tyro
 
 from crossdistill.data.manifest import Manifest, Video, unique_names
 from crossdistill.errors import UserError
-from data_prep.pipeline.prepare import report, shard_manifest_name
+from data_prep.pipeline.shards import Shard
+from data_prep.pipeline.summary import print_summary
 
 PART_NAME = re.compile(r"manifest\.(\d+)-of-(\d+)\.jsonl")
 
@@ -48,7 +49,7 @@ def run(options: Options) -> Manifest:
     )
     unique_names(merged.videos)
     merged.save()
-    report(merged)
+    print_summary(merged)
     return merged
 
 
@@ -61,7 +62,7 @@ def _part_names(folder: Path) -> list[str]:
     divisions = sorted({n for _, n in found})
     if not divisions:
         raise UserError(
-            f"{folder} holds no manifest such as {shard_manifest_name(1, 4)}: give the folder that runs with "
+            f"{folder} holds no manifest such as {Shard(1, 4).manifest_name}: give the folder that runs with "
             "--shard I/N prepared into, after they ended"
         )
     if len(divisions) > 1:
@@ -76,7 +77,7 @@ def _part_names(folder: Path) -> list[str]:
             f"{folder} lacks {len(missing)} of {n} parts: run --shard {', '.join(missing)} first; what is finished "
             "is kept"
         )
-    return [shard_manifest_name(i, n) for i in range(1, n + 1)]
+    return [Shard(i, n).manifest_name for i in range(1, n + 1)]
 
 
 def _check_headers(folder: Path, parts: list[Manifest]) -> None:

@@ -1,4 +1,4 @@
-"""What decides the content of prepared streams: the recipe, and what became of one source."""
+"""The recipe, which decides the content of the prepared streams, and the outcome of one source video."""
 
 from __future__ import annotations
 
@@ -6,36 +6,40 @@ from dataclasses import dataclass, field
 
 from crossdistill.data.manifest import Stream
 
+MISSING = "missing"
+"""Reason of a video that the lists name and that was not found."""
+
 
 @dataclass(frozen=True)
 class Recipe:
     """How streams are made. The same recipe and source give the same bytes."""
 
     short_side_px: int = 256
-    """Videos that are smaller keep their size: enlarging adds no detail and costs time ever after."""
+    """Short side of the stored pictures. Smaller videos keep their size: enlarging adds no detail and costs time."""
     min_frames: int = 8
+    """Smallest number of readable frames. Videos with fewer are skipped."""
     keep_original: bool = False
-    """The rgb stream is the source file itself; it is only indexed."""
+    """Whether the rgb stream is the source file itself."""
     flow: str = "dis"
-    """One of ``data_prep.flow.FLOW_METHODS``."""
+    """Flow method, one of ``data_prep.flow.FLOW_METHODS``."""
     flow_preset: str = "fast"
-    """Effort of DIS."""
+    """Effort of DIS, one of ``data_prep.flow.FLOW_PRESETS``."""
     flow_weights: str | None = None
-    """Weights of RAFT: a name of torchvision's, or a file."""
+    """Weights of RAFT: a name in torchvision, or a file."""
     depth_model: str | None = None
-    """Folder or name of the network that estimates depth from colour."""
+    """Network that estimates depth from colour: a model name on Hugging Face, or the folder of a saved model."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one source video."""
+    """Outcome of one source video."""
 
     status: str
     """``ok``, ``repaired`` or ``skipped``, as in ``Video.status``."""
     reason: str = ""
-    """Why it is not ``ok``: a category, then perhaps a colon and details."""
+    """Why the status is not ``ok``: a category, then optionally a colon and details."""
     streams: dict[str, Stream] = field(default_factory=dict)
 
 
 class UnusableVideo(Exception):
-    """The video has too little to offer; the message is the outcome's reason."""
+    """A video cannot be prepared. The message is the reason of its outcome."""

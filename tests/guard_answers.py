@@ -1,4 +1,4 @@
-"""What a guarded child is asked in the tests."""
+"""Requests of the tests, answered in a child process of ``data_prep.pipeline.guard``."""
 
 import os
 import signal
@@ -6,7 +6,7 @@ import time
 
 
 def answer(request):
-    print("a library's chatter")
+    print("output of a library")
     if request["do"] == "hang":
         time.sleep(60)
     if request["do"] == "crash":

@@ -1,4 +1,4 @@
-"""SIGKILL for a process and all that it started."""
+"""Kill a process and all its descendants."""
 
 import contextlib
 import subprocess
@@ -7,7 +7,10 @@ import psutil
 
 
 def kill_tree(process: subprocess.Popen) -> None:
-    """Kill a process and its descendants at once (torchrun's are in sessions of their own) and wait for their end."""
+    """Send SIGKILL to a process and its descendants, and wait for their end.
+
+    Killing the process group is not enough, because torchrun starts its workers in sessions of their own.
+    """
     children = psutil.Process(process.pid).children(recursive=True)
     for each in (psutil.Process(process.pid), *children):
         with contextlib.suppress(psutil.NoSuchProcess):

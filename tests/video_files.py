@@ -1,4 +1,4 @@
-"""Small video files for tests, and the slow plain way of reading them."""
+"""Small video files for tests, and a slow, simple reader as a reference."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Frames = NDArray[np.uint8]
 
 
 def texture(height: int, width: int, *, seed: int = 0, grain_px: float = 1.5) -> Frames:
-    """A random coloured texture [H, W, 3] that is smooth enough to be tracked and wraps around."""
+    """Make a random colour texture [H, W, 3] that is smooth enough to be tracked and that wraps around."""
     noise = np.random.default_rng(seed).normal(size=(height, width, 3)).astype(np.float32)
     tiled = cv2.GaussianBlur(np.tile(noise, (3, 3, 1)), (0, 0), grain_px)[height : 2 * height, width : 2 * width]
     return np.clip(128 + tiled * (50 / tiled.std()), 0, 255).astype(np.uint8)
 
 
 def moving_frames(num_frames: int, *, height: int = 48, width: int = 64, step_xy=(1, 0), seed: int = 0) -> Frames:
-    """[T, H, W, 3]: a texture that moves by ``step_xy`` pixels per frame, wrapping around."""
+    """Make [T, H, W, 3]: a texture that moves by ``step_xy`` pixels per frame and wraps around."""
     base = texture(height, width, seed=seed)
     return np.stack([np.roll(base, (t * step_xy[1], t * step_xy[0]), axis=(0, 1)) for t in range(num_frames)])
 
@@ -38,7 +38,7 @@ def write_video(
     time_base: Fraction = Fraction(1, 25),
     options: dict[str, str] | None = None,
 ) -> Path:
-    """Write frames [T, H, W, 3] with a codec of its own settings, at given timestamps."""
+    """Write frames [T, H, W, 3] with a codec and its options, at given timestamps."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream(codec, rate=25, options=options or {})
@@ -54,7 +54,7 @@ def write_video(
 
 
 def mark_rotated(path: Path) -> None:
-    """Write "show me turned by 90 degrees clockwise" into an .mp4, as phones that are held upright do."""
+    """Mark an .mp4 file to be shown rotated by 90 degrees clockwise, as upright phones do."""
     data = bytearray(path.read_bytes())
     one = 0x10000
     matrix = struct.pack(">9i", 0, one, 0, -one, 0, 0, 0, 0, 0x40000000)
@@ -64,20 +64,20 @@ def mark_rotated(path: Path) -> None:
 
 
 def truncate(path: Path, share: float) -> Path:
-    """Keep the first part of a file."""
+    """Shorten a file to a share of its bytes."""
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
     return path
 
 
 def decode_everything(path: Path, wanted: set[int] | None = None) -> tuple[list[int | None], dict[int, Frames]]:
-    """The reference: one loop over the file without seeking; raw timestamps, and pictures by position."""
+    """Decode a file from start to end without seeking; return raw timestamps, and pictures by position."""
     pts: list[int | None] = []
     pictures = {}
     with av.open(str(path)) as container:
         for position, frame in enumerate(container.decode(video=0)):
             pts.append(frame.pts)
             if wanted is None or position in wanted:
-                turned = np.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90))
-                pictures[position] = turned
+                upright = np.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90))
+                pictures[position] = upright
     return pts, pictures

@@ -1,4 +1,4 @@
-"""Ways to estimate optical flow between neighbouring frames.
+"""Methods that estimate optical flow between neighbouring frames.
 
 A method is one ``FlowMethod`` in a file of its own and one entry in ``FLOW_METHODS``.
 """
@@ -8,12 +8,13 @@ from __future__ import annotations
 from crossdistill.errors import UserError
 from data_prep.flow.base import FlowFunction, FlowMethod
 from data_prep.flow.dis import DIS, FLOW_PRESETS
+from data_prep.flow.farneback import FARNEBACK
 from data_prep.flow.motion_vectors import MOTION_VECTORS
-from data_prep.flow.opencv import FARNEBACK, TVL1
 from data_prep.flow.raft import RAFT
+from data_prep.flow.tvl1 import TVL1
 from data_prep.recipe import Recipe
 
-__all__ = ["FLOW_METHODS", "FLOW_PRESETS", "FlowFunction", "FlowMethod", "check_flow", "check_flow_source"]
+__all__ = ["FLOW_METHODS", "FLOW_PRESETS", "FlowMethod", "check_flow", "check_flow_source", "create_flow"]
 
 FLOW_METHODS: dict[str, FlowMethod] = {
     "dis": DIS,
@@ -24,16 +25,30 @@ FLOW_METHODS: dict[str, FlowMethod] = {
 }
 
 
+def create_flow(recipe: Recipe) -> FlowFunction:
+    """Create the function that estimates flow for one video."""
+    return FLOW_METHODS[recipe.flow].create(recipe)
+
+
 def check_flow(recipe: Recipe) -> None:
-    """Raise a ``UserError`` before any work starts if the recipe's method cannot run here."""
+    """Check that the method of the recipe can run here.
+
+    Raises:
+        UserError: A library or weights are missing.
+    """
     FLOW_METHODS[recipe.flow].check(recipe)
 
 
 def check_flow_source(recipe: Recipe, source: str) -> None:
-    """Raise a ``UserError`` if the recipe's method cannot look at this kind of input."""
+    """Check that the method of the recipe can estimate flow from a modality.
+
+    Raises:
+        UserError: The method cannot use this modality.
+    """
     method = FLOW_METHODS[recipe.flow]
     if source not in method.sources:
+        usable = ", ".join(name for name, other in FLOW_METHODS.items() if source in other.sources)
         raise UserError(
-            f"--flow {recipe.flow} needs {' or '.join(method.sources)}, and the videos come with {source} alone: "
-            f"choose one of {', '.join(name for name, other in FLOW_METHODS.items() if source in other.sources)}"
+            f"--flow {recipe.flow} needs {' or '.join(method.sources)}, and the videos come with {source} only: "
+            f"choose one of {usable}"
         )

@@ -1,4 +1,4 @@
-"""What a way to estimate optical flow is."""
+"""The interface of a flow method."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from data_prep.frames import Frame
 from data_prep.recipe import Recipe
 
 FlowFunction = Callable[[Frame, Frame], NDArray[np.float32]]
-"""From two neighbouring frames to [H, W, 2], x and y in pixels of the stored size: what is at p in the
-first is at p + flow[p] in the second."""
+"""Takes two neighbouring frames. Returns the flow [H, W, 2], x and y in pixels of the stored size: what is at pixel p
+in the first frame is at p + flow[p] in the second."""
 
 
 @dataclass(frozen=True)
 class FlowMethod:
-    """One way to estimate flow."""
+    """A method that estimates optical flow."""
 
     create: Callable[[Recipe], FlowFunction]
-    """Called once per video, in the worker."""
+    """Creates the function for one video, in the worker."""
     sources: tuple[str, ...] = ("rgb", "depth")
-    """Inputs that it can look at."""
+    """Modalities that it can use."""
     needs_motion_vectors: bool = False
-    """Whether frames must carry the codec's motion vectors."""
+    """Whether frames must carry the motion vectors of the codec."""
     check: Callable[[Recipe], None] = lambda recipe: None
-    """Raises a ``UserError`` before any work starts if the method cannot run (a library or weights are absent)."""
+    """Raises a ``UserError`` if the method cannot run, because a library or weights are missing. Called before any
+    work starts."""

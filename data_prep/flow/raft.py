@@ -1,8 +1,9 @@
-"""Optical flow by a network: RAFT (Teed and Deng, ECCV 2020), as torchvision has it.
+"""RAFT: optical flow by a network. It is the most accurate method here and the slowest by far, and needs a GPU.
 
-The best flow here and by far the most work: give it a GPU. Every process that prepares videos holds a
-network of its own, so ``--workers`` sets how many share the GPU. Results on a GPU, on a CPU and with another
-number of threads differ in the last bits, so streams are equal byte by byte only on the same kind of machine.
+Teed and Deng, RAFT: Recurrent All-Pairs Field Transforms for Optical Flow, ECCV 2020; the networks and weights are
+torchvision's. Every child process holds a network of its own, so ``--workers`` sets how many share the GPU. Results
+differ in the last bits between GPUs, CPUs and numbers of threads, so streams are reproducible only on the same kind of
+machine.
 
 Shapes: B batch, C channels, H height, W width.
 """
@@ -27,26 +28,26 @@ from data_prep.flow.base import FlowFunction, FlowMethod
 from data_prep.recipe import Recipe
 
 ARCHITECTURES = ("raft_small", "raft_large")
-# The faster of the two; raft_large is nearer to the truth.
+# The faster network; raft_large is more accurate.
 DEFAULT_WEIGHTS = "raft_small"
-# The correlation pyramid halves an eighth of the picture three times, and wants two cells to be left.
+# The correlation pyramid halves a feature map of an eighth of the size three times, and needs two cells at its top.
 SMALLEST_SIDE_PX = 128
 SIDES_DIVISIBLE_BY = 8
 
 
 def raft_flow(network: nn.Module, first: Picture, second: Picture) -> NDArray[np.float32]:
-    """Motion between two pictures by a RAFT of torchvision's.
+    """Estimate the flow between two pictures with a RAFT of torchvision.
 
-    Pictures with a side under 128 pixels are enlarged; sides that 8 does not divide are continued with
-    their last row or column. Either is taken back in the result.
+    A picture with a side below 128 pixels is enlarged. Sides are padded to a multiple of 8 by repeating the last row
+    or column. The flow is cropped and scaled back.
 
     Args:
-        network: In eval mode; runs where its parameters are.
-        first: [H, W, 3], RGB, uint8.
-        second: [H, W, 3], RGB, uint8.
+        network: RAFT in eval mode. It runs on the device of its parameters.
+        first: First picture [H, W, 3], RGB, uint8.
+        second: Second picture [H, W, 3], RGB, uint8.
 
     Returns:
-        [H, W, 2], x and y in pixels: what is at p in the first is at p + flow[p] in the second.
+        Flow [H, W, 2], x and y in pixels: what is at pixel p in the first picture is at p + flow[p] in the second.
     """
     height, width = first.shape[:2]
     scale = max(1.0, SMALLEST_SIDE_PX / min(height, width))
@@ -62,7 +63,7 @@ def raft_flow(network: nn.Module, first: Picture, second: Picture) -> NDArray[np
 
 
 def _to_input(picture: Picture, size_px: tuple[int, int]) -> Tensor:
-    """[H, W, 3], uint8, to [1, 3, H', W'] in [-1, 1] of a size that the network takes."""
+    """Convert a picture [H, W, 3], uint8, to [1, 3, H', W'] in [-1, 1] with sides that the network takes."""
     values = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
     if tuple(values.shape[2:]) != size_px:
         values = F.interpolate(values, size=size_px, mode="bilinear")
@@ -71,15 +72,15 @@ def _to_input(picture: Picture, size_px: tuple[int, int]) -> Tensor:
 
 
 def load_raft(weights: str | None) -> nn.Module:
-    """Make a RAFT with trained weights, in eval mode, on the GPU if there is one.
+    """Load a RAFT with trained weights, in eval mode, on the GPU if there is one.
 
     Args:
-        weights: ``raft_small`` or ``raft_large`` for torchvision's best weights of that network, the full
-            name of others such as ``Raft_Large_Weights.C_T_SKHT_V2``, or a file with the parameters of
-            either network, which is recognised by their shapes; None takes ``raft_small``.
+        weights: ``raft_small`` or ``raft_large`` for the best weights of torchvision, the full name of other
+            weights such as ``Raft_Large_Weights.C_T_SKHT_V2``, or a file with the parameters of either network
+            (their shapes tell which). Default: ``raft_small``.
 
     Raises:
-        UserError: There is no such file or name, the file holds something else, or a download fails.
+        UserError: The name or file does not exist, the file holds other parameters, or a download fails.
     """
     weights = weights or DEFAULT_WEIGHTS
     network = _named_network(weights) or _network_of_file(Path(weights))
@@ -88,7 +89,7 @@ def load_raft(weights: str | None) -> nn.Module:
 
 
 def _named_network(name: str) -> nn.Module | None:
-    """A network with weights of torchvision's, downloaded if they are not in its cache; None for other names."""
+    """Load a network by the name of its weights in torchvision, or return None for an unknown name."""
     from torchvision.models import get_model, get_model_weights
 
     for architecture in ARCHITECTURES:
@@ -112,21 +113,21 @@ def _published_weights(name: str, weights: Any) -> dict[str, Tensor]:
     except (OSError, EOFError, HTTPException, RuntimeError, pickle.UnpicklingError) as error:
         folder = Path(torch.hub.get_dir(), "checkpoints")
         raise UserError(
-            f"the weights {name} of --flow raft cannot be had ({error}): download {weights.url} on a machine that is "
-            f"online, and put the file into {folder} or give it with --flow-weights"
+            f"the weights {name} of --flow raft cannot be downloaded ({error}): download {weights.url} on another "
+            f"machine, and copy the file to {folder} or give it with --flow-weights"
         ) from error
     return state
 
 
 def _network_of_file(path: Path) -> nn.Module:
-    """The network whose parameters a file holds, all of them and no others."""
+    """Load the network that has exactly the parameters of a file."""
     from torchvision.models import get_model
 
     from crossdistill.utils.tensor_files import read_weights
 
     if not path.is_file():
         raise UserError(
-            f"--flow-weights {path} is neither a file nor a name of torchvision's: give {' or '.join(ARCHITECTURES)}, "
+            f"--flow-weights {path} is neither a file nor a name in torchvision: give {' or '.join(ARCHITECTURES)}, "
             "or a file with the weights of one of them"
         )
     state = read_weights(path)
@@ -137,14 +138,14 @@ def _network_of_file(path: Path) -> nn.Module:
             network.load_state_dict(state, strict=True)
             return network
     raise UserError(
-        f"{path} holds the weights of neither {' nor '.join(ARCHITECTURES)} of torchvision's: give a file that was "
-        "saved from one of them (the files of RAFT's authors name their parameters differently)"
+        f"--flow-weights {path} holds neither {' nor '.join(ARCHITECTURES)} of torchvision: give a file that was "
+        "saved from one of them (the files of RAFT's authors use other parameter names)"
     )
 
 
 @lru_cache(maxsize=1)
 def _shared_network(weights: str | None) -> nn.Module:
-    """One per process, whatever the number of videos."""
+    """Load the network once per process, for all its videos."""
     return load_raft(weights)
 
 

@@ -1,6 +1,6 @@
-"""Runs independent jobs in parallel with a progress bar, and hands out results as they come.
+"""Run independent jobs in parallel with a progress bar, and report each result as it is ready.
 
-The parallelism is joblib's: here, or on the machines of a Dask or Ray cluster.
+joblib runs the jobs: in processes or threads of this machine, or on a Dask or Ray cluster.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 INTERRUPTED_EXIT_STATUS = 130
-# How long a scheduler may take to answer, unless Dask's own setting says other than it does of itself.
-DASK_TIMEOUT_SETTING, DASK_DEFAULT_TIMEOUT = "distributed.comm.timeouts.connect", "30s"
+# How long to wait for a Dask scheduler, unless the user changed Dask's own setting from its default.
 SCHEDULER_TIMEOUT = "10s"
+DASK_TIMEOUT_SETTING, DASK_DEFAULT_TIMEOUT = "distributed.comm.timeouts.connect", "30s"
 
 
 @contextlib.contextmanager
@@ -55,7 +55,7 @@ def _dask(address: str | None) -> Iterator[None]:
         client = Client(address, timeout=SCHEDULER_TIMEOUT if timeout == DASK_DEFAULT_TIMEOUT else timeout)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"no Dask scheduler answers at --address {address}: start one, or check it ({error})"
+            f"no Dask scheduler answers at --address {address}: start it, or correct the address ({error})"
         ) from error
     with client, joblib.parallel_config(backend="dask"):
         yield
@@ -71,7 +71,9 @@ def _ray(address: str | None) -> Iterator[None]:
     try:
         ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
     except (ConnectionError, ValueError) as error:
-        raise UserError(f"no Ray cluster answers at --address {address}: start one, or check it ({error})") from error
+        raise UserError(
+            f"no Ray cluster answers at --address {address}: start it, or correct the address ({error})"
+        ) from error
     register_ray()
     with joblib.parallel_config(backend="ray"):
         yield
@@ -79,13 +81,13 @@ def _ray(address: str | None) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Backend:
-    """One of joblib's backends."""
+    """One backend of joblib."""
 
     enter: Callable[[str | None], Any]
-    """From an address to a context in which joblib uses it."""
+    """Takes an address and returns a context in which joblib uses the backend."""
     is_cluster: bool = False
     chunk_size: int | None = None
-    """Results come once per so many jobs, where the backend cannot hand out each as it is ready."""
+    """Number of jobs whose results arrive together. None if each result arrives as it is ready."""
 
 
 ENGINES: dict[str, Backend] = {
@@ -103,14 +105,32 @@ class Engine:
     name: str = "processes"
     """One of ``ENGINES``."""
     address: str | None = None
-    """Of a cluster."""
+    """Address of a cluster."""
     workers: int | None = None
-    """Jobs at a time; None takes one per core that this process may use, or all of a cluster."""
+    """Number of jobs at a time. None: one per core that this process may use, or all workers of a cluster."""
 
     @property
-    def most_here(self) -> int:
-        """Cores of this machine that this process may use."""
+    def num_local_cores(self) -> int:
+        """Number of cores of this machine that this process may use."""
         return int(cpu_count())
+
+    def backend(self) -> Backend:
+        """Return the backend.
+
+        Raises:
+            UserError: The name is unknown, or another field is invalid.
+        """
+        if self.workers is not None and self.workers < 1:
+            raise UserError(f"--workers {self.workers} is invalid: give 1 or more, or remove it for one per core")
+        if self.name not in ENGINES:
+            raise unknown_name("engine", self.name, ENGINES)
+        backend = ENGINES[self.name]
+        if self.address is not None and not backend.is_cluster:
+            raise UserError(
+                f"--address {self.address} has no effect without a cluster: add --engine dask or --engine ray, "
+                "or remove --address"
+            )
+        return backend
 
 
 def run_jobs(
@@ -121,39 +141,33 @@ def run_jobs(
     description: str = "preparing",
     unit: str = "files",
     on_result: Callable[[int, Result], None] = lambda position, result: None,
-    after_stop: str = "the same command goes on from there",
+    after_stop: str = "give the same command again to continue",
 ) -> list[Result]:
     """Run ``function`` on every job, several at a time.
 
-    A job should use one thread: the jobs are the parallelism. An exception in a job stops the rest
-    and is raised here. Ctrl-C stops the workers and exits with status 130.
+    A job should use one thread, because the jobs themselves run in parallel. An exception in a job stops the other
+    jobs and is raised here. Ctrl-C stops the workers and exits with status 130.
 
     Args:
         function: A function of an importable module.
-        jobs: Its arguments; they and the results are sent between processes.
-        engine: Where; processes of this machine, one per core, if None.
-        description: What the progress bar says is being done.
+        jobs: Arguments of ``function``. They and the results must be picklable.
+        engine: Where the jobs run. Default: in processes of this machine, one per core.
+        description: Title of the progress bar.
         unit: What the progress bar counts.
-        on_result: Called here with (position in ``jobs``, result) as results come, in any order.
-        after_stop: What is said after Ctrl-C about the work that was done.
+        on_result: Called with (position in ``jobs``, result) as results arrive, in any order.
+        after_stop: Hint that is printed after Ctrl-C.
 
     Returns:
         The results, in the order of ``jobs``.
+
+    Raises:
+        UserError: The engine is invalid or does not answer.
     """
     engine = engine or Engine()
-    if engine.workers is not None and engine.workers < 1:
-        raise UserError(f"--workers {engine.workers} cannot work: give 1 or more, or leave it out for one per core")
-    if engine.name not in ENGINES:
-        raise unknown_name("engine", engine.name, ENGINES)
-    backend = ENGINES[engine.name]
-    if engine.address is not None and not backend.is_cluster:
-        raise UserError(
-            f"--address {engine.address} is a cluster's, and without --engine dask or ray no cluster is used: "
-            "add one of them, or leave --address out"
-        )
+    backend = engine.backend()
     if not jobs:
         return []
-    num_workers = engine.workers or (-1 if backend.is_cluster else engine.most_here)
+    num_workers = engine.workers or (-1 if backend.is_cluster else engine.num_local_cores)
     results: dict[int, Result] = {}
     try:
         with backend.enter(engine.address), progress_bar("rate", unit=unit) as bar:
@@ -181,8 +195,8 @@ def _results(
         yield from Parallel(n_jobs=num_workers, batch_size=1)(chunk)
 
 
-def _run_one(function: Callable[[Job], Result], position: int, job: Job, owner_pid: int) -> tuple[int, Result]:
-    if os.getpid() != owner_pid and threading.current_thread() is threading.main_thread():
-        # A terminal sends Ctrl-C to every process: the owner alone reacts, and then stops its workers.
+def _run_one(function: Callable[[Job], Result], position: int, job: Job, main_pid: int) -> tuple[int, Result]:
+    if os.getpid() != main_pid and threading.current_thread() is threading.main_thread():
+        # A terminal sends Ctrl-C to every process. Workers ignore it: the main process stops them.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     return position, function(job)

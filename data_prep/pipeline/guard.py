@@ -1,9 +1,10 @@
-"""A child process that answers requests, killed when an answer takes too long.
+"""Run requests in a child process that is killed when it takes too long.
 
-Decoders are native code, and a damaged file can make them crash or never return. So whatever decodes
-runs in a child that its keeper kills when the time is over, and whose death costs one answer. Requests
-and answers are JSON, a line each, over the child's standard input and output. The child is no
-``multiprocessing`` process: the workers of clusters may not have such children.
+Decoders are native code: a damaged file can crash them or make them hang. So all decoding runs in a child process.
+If the child dies or exceeds the time limit, one request is lost and the next one starts a new child.
+
+Requests and answers are JSON, one line each, over the child's standard input and output. ``multiprocessing`` would
+not do: the workers of Dask are daemonic processes, which it does not allow to have children.
 """
 
 from __future__ import annotations
@@ -25,26 +26,29 @@ import av
 
 from crossdistill.errors import UserError
 
-# Importing the libraries takes seconds on a laptop and longer from a busy network disk.
+# Importing the libraries takes seconds on a laptop, and longer from a busy network disk.
 START_LIMIT_SECONDS = 300.0
-# A child that nobody asks any more goes: the workers of a cluster live longer than the jobs that they were given.
+# An idle child exits: the worker of a cluster lives longer than the run that started the child.
 IDLE_LIMIT_SECONDS = 300.0
+# From <sys/prctl.h>: the signal that a process receives when its parent dies.
 PR_SET_PDEATHSIG = 1
+READY_LINE = "ready\n"
 
 
 class TookTooLong(Exception):
-    """The time limit was over; the child was killed."""
+    """The child exceeded the time limit and was killed."""
 
 
 class Crashed(Exception):
-    """The child died; the text says of what."""
+    """The child died. The message is the signal or the exit status."""
 
 
 class Guard:
-    """Keeps one child process, which stays for the next request.
+    """One child process. It is started by the first request and serves further requests until it dies.
 
     Args:
-        module: Its function ``answer(request) -> answer``, both dictionaries that JSON can hold, runs in the child.
+        module: Name of a module with a function ``answer(request) -> answer``, which runs in the child. Both are
+            dictionaries that JSON can represent.
     """
 
     def __init__(self, module: str) -> None:
@@ -52,19 +56,19 @@ class Guard:
         self._child: subprocess.Popen[str] | None = None
 
     def ask(self, request: dict[str, Any], *, time_limit_seconds: float) -> dict[str, Any]:
-        """Have the child answer.
+        """Send a request to the child and return its answer.
 
         Raises:
-            TookTooLong: The answer took longer than the limit.
-            Crashed: The child died, of a signal or of an error that the function did not catch.
+            TookTooLong: The answer took longer than the time limit.
+            Crashed: The child was ended by a signal, or by an error that the function did not catch.
             UserError: The child did not start.
         """
         child = self._running_child()
         assert child.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(BrokenPipeError):  # the child is dead: reading its answer finds out why
             child.stdin.write(json.dumps(request) + "\n")
             child.stdin.flush()
-        line = _wait(child, time_limit_seconds)
+        line = _read_line(child, time_limit_seconds)
         if line is None:
             self.stop()
             raise TookTooLong
@@ -77,9 +81,9 @@ class Guard:
     def _running_child(self) -> subprocess.Popen[str]:
         if self._child is None or self._child.poll() is not None:
             self._child = _start_child(self.module)
-            if _wait(self._child, START_LIMIT_SECONDS) != "ready\n":
+            if _read_line(self._child, START_LIMIT_SECONDS) != READY_LINE:
                 self.stop()
-                raise UserError("a worker process did not start: mend what its message above says, and start again")
+                raise UserError("a child process did not start: fix the error that it printed above, then start again")
         return self._child
 
     def stop(self) -> None:
@@ -91,61 +95,60 @@ class Guard:
 
 
 def _start_child(module: str) -> subprocess.Popen[str]:
-    # A session of its own: Ctrl-C in a terminal reaches the keeper alone, which then stops its children.
     return subprocess.Popen(
         [sys.executable, "-m", "data_prep.pipeline.guard", module],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         encoding="utf-8",
-        start_new_session=True,
+        start_new_session=True,  # Ctrl-C in a terminal reaches the parent only, which then kills its children
         env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "OMP_NUM_THREADS": "1"},
     )
 
 
-def _wait(child: subprocess.Popen[str], seconds: float) -> str | None:
-    """The child's next line; empty or cut off if it died; None if the time is over."""
+def _read_line(child: subprocess.Popen[str], seconds: float) -> str | None:
+    """Read a line of the child's output: empty or incomplete if the child died, None if it took too long."""
     assert child.stdout is not None
     with selectors.DefaultSelector() as selector:
         selector.register(child.stdout, selectors.EVENT_READ)
         return child.stdout.readline() if selector.select(timeout=seconds) else None
 
 
-_guards = threading.local()
+_of_thread = threading.local()
 _all_guards: list[Guard] = []
 
 
 def ask(module: str, request: dict[str, Any], *, time_limit_seconds: float) -> dict[str, Any]:
-    """Have this thread's own child answer; see ``Guard.ask``."""
-    mine: Guard | None = getattr(_guards, "mine", None)
-    if mine is None or mine.module != module or mine not in _all_guards:
-        mine = _guards.mine = Guard(module)
-        _all_guards.append(mine)
-    return mine.ask(request, time_limit_seconds=time_limit_seconds)
+    """Send a request to the child process of the current thread; see ``Guard.ask``."""
+    guard: Guard | None = getattr(_of_thread, "guard", None)
+    if guard is None or guard.module != module or guard not in _all_guards:
+        guard = _of_thread.guard = Guard(module)
+        _all_guards.append(guard)
+    return guard.ask(request, time_limit_seconds=time_limit_seconds)
 
 
 def stop_children() -> None:
-    """Kill the children of all threads of this process."""
+    """Kill the child processes of all threads."""
     while _all_guards:
         _all_guards.pop().stop()
 
 
 def _serve(module: str) -> None:
-    """The child's loop, until its keeper is gone. The first line says that it is ready."""
-    _die_with_keeper()
+    """Answer requests, in the child, until the parent closes the pipe or the child is idle for too long."""
+    _die_with_parent()
     answer = importlib.import_module(module).answer
-    # Libraries may print: their output must not come between the answers.
+    # Libraries may print to standard output. That must not mix with the answers, so it goes to standard error.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    av.logging.set_level(av.logging.PANIC)  # what decoders say about damage stands in the answer instead
-    print("ready", file=answers, flush=True)
+    av.logging.set_level(av.logging.PANIC)  # the answer holds what FFmpeg says about damage
+    print(READY_LINE, end="", file=answers, flush=True)
     while select.select([sys.stdin], [], [], IDLE_LIMIT_SECONDS)[0] and (line := sys.stdin.readline()):
         print(json.dumps(answer(json.loads(line))), file=answers, flush=True)
 
 
-def _die_with_keeper() -> None:
-    """Where Linux offers it: a keeper that was killed must leave no child that goes on writing files."""
-    with contextlib.suppress(OSError, AttributeError):
+def _die_with_parent() -> None:
+    """Have Linux kill this process when its parent dies. Otherwise it would continue to write files."""
+    with contextlib.suppress(OSError, AttributeError):  # other systems have no prctl
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

@@ -1,8 +1,12 @@
-"""One job: one video, prepared in a child process with a time limit (see ``data_prep.pipeline.guard``)."""
+"""Jobs: one video each, prepared in a child process with a time limit (``data_prep.pipeline.guard``).
+
+``run_job`` is called in a worker and sends the job to the child. ``answer`` is called in the child.
+"""
 
 from __future__ import annotations
 
 import errno
+import glob
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,27 +24,60 @@ from data_prep.recipe import Outcome, Recipe
 
 @dataclass(frozen=True)
 class Job:
-    """One video to prepare: everything that a worker on any machine needs."""
+    """One video to prepare. It holds all that a worker on any machine needs, and JSON can represent it."""
 
     name: str
     inputs: dict[str, Input]
-    """Modality to source."""
+    """Modality to its source."""
     stream_paths: dict[str, str]
-    """Streams still to be made, to their paths under ``root``."""
+    """Stream to make, to its path below ``root``."""
     root: str
+    """Folder of the prepared dataset."""
     recipe: Recipe
     time_limit_seconds: float
 
 
 class StopError(Exception):
-    """What ends the whole run: a full disk, a person's mistake."""
+    """An error that ends the whole run, such as a full disk or invalid user input."""
 
 
 _JOB = TypeAdapter(Job)
 
 
+def run_job(job: Job) -> Outcome:
+    """Run a job in the child process of this thread. If the child crashes or takes too long, the video is skipped.
+
+    Raises:
+        StopError: Further jobs would fail for the same reason.
+    """
+    try:
+        given = ask(__name__, _JOB.dump_python(job, mode="json"), time_limit_seconds=job.time_limit_seconds)
+    except TookTooLong:
+        _remove_temporary_files(job)
+        return Outcome("skipped", f"time limit: took longer than {job.time_limit_seconds:g} s")
+    except Crashed as error:
+        _remove_temporary_files(job)
+        return Outcome("skipped", f"crashed: the decoder ended with {error}")
+    if "stop" in given:
+        raise StopError(given["stop"])
+    streams = {name: Stream.from_json(stream) for name, stream in given["streams"].items()}
+    return Outcome(given["status"], given["reason"], streams)
+
+
+def _remove_temporary_files(job: Job) -> None:
+    """Remove the files that a killed child was writing."""
+    for path in job.stream_paths.values():
+        target = Path(job.root, path)
+        for temporary in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+            temporary.unlink(missing_ok=True)
+
+
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """Do a job, in the child; whatever goes wrong with the file becomes its outcome."""
+    """Run a job in the child process.
+
+    Returns:
+        The outcome as JSON, or ``{"stop": message}`` for an error that ends the whole run.
+    """
     job = _JOB.validate_python(request)
     try:
         outcome = transcode(job.inputs, job.stream_paths, root=Path(job.root), recipe=job.recipe)
@@ -51,49 +88,16 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
             what = STOPPING_ERRORS[error.errno]
             return {"stop": f"{what} ({error.filename or job.root}): {os.strerror(error.errno)}"}
         if error.errno in (errno.EACCES, errno.EPERM) and str(error.filename or "").startswith(job.root):
-            return {"stop": f"{error.filename} cannot be written: {os.strerror(error.errno)}"}
+            return {"stop": f"{error.filename} is not writable: {os.strerror(error.errno)}"}
         outcome = _failed(job, error)
-    except Exception as error:  # noqa: BLE001 (one odd file among 650,000 must not end the run; it is counted as bad)
+    except Exception as error:  # noqa: BLE001 (one odd file among 650,000 must not end the run; it counts as unusable)
         outcome = _failed(job, error)
     streams = {name: stream.to_json() for name, stream in outcome.streams.items()}
     return {"status": outcome.status, "reason": outcome.reason, "streams": streams}
 
 
 def _failed(job: Job, error: Exception) -> Outcome:
-    """What no reader expected; streams that were finished before it are of no use by themselves."""
+    """The outcome of an unexpected error. Streams that are already complete are removed: a video has all or none."""
     for path in job.stream_paths.values():
         Path(job.root, path).unlink(missing_ok=True)
     return Outcome("skipped", f"failed: {type(error).__name__}: {error}")
-
-
-def run_job(job: Job) -> Outcome:
-    """Do a job in the child of this thread; one that crashes or takes too long is skipped with that reason.
-
-    Raises:
-        StopError: Further jobs would fail alike.
-    """
-    try:
-        given = ask(__name__, _JOB.dump_python(job, mode="json"), time_limit_seconds=job.time_limit_seconds)
-    except TookTooLong:
-        _remove_leftovers(job)
-        return Outcome("skipped", f"time limit: took longer than {job.time_limit_seconds:g} s")
-    except Crashed as error:
-        _remove_leftovers(job)
-        return Outcome("skipped", f"crashed: the decoder ended with {error}")
-    if "stop" in given:
-        raise StopError(given["stop"])
-    streams = {name: Stream.from_json(stream) for name, stream in given["streams"].items()}
-    return Outcome(given["status"], given["reason"], streams)
-
-
-def _remove_leftovers(job: Job) -> None:
-    """Remove what a killed child had begun to write."""
-    for path in job.stream_paths.values():
-        target = Path(job.root, path)
-        for begun in target.parent.glob(f".{_escape(target.name)}.*.tmp"):
-            begun.unlink(missing_ok=True)
-
-
-def _escape(name: str) -> str:
-    """A name as a pattern that matches it alone."""
-    return "".join(f"[{character}]" if character in "*?[" else character for character in name)

@@ -1,8 +1,8 @@
-"""The journal: what has been made of which source, one line per finished video, appended as work ends.
+"""The journal: one JSON line per finished video, appended as jobs end. A later run resumes from it.
 
-A run that was killed at any moment leaves whole lines and at most one torn one, which is left out. The
-last line of a video counts. At the end of a run the journal is written anew in the order of the names,
-so that the same work leaves the same bytes whatever the order in which jobs ended.
+A run that is killed leaves complete lines and at most one incomplete line, which is ignored. If a video has several
+lines, the last one counts. At its end, a run rewrites the journal sorted by name, so that the same work gives the
+same bytes in whatever order the jobs ended.
 """
 
 from __future__ import annotations
@@ -19,103 +19,103 @@ from typing import Any, TextIO
 from crossdistill.data.manifest import Stream
 from crossdistill.errors import UserError
 from crossdistill.utils.files import write_text_atomically
+from data_prep.pipeline.shards import Shard
 from data_prep.recipe import Outcome
 
 JOURNAL_NAME = "journal.jsonl"
-NO_FOLDER_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
-
-
-def journal_name(shard: tuple[int, int] | None) -> str:
-    """The file's name; every shard of a job array writes its own."""
-    return f"journal.{shard[0]}-of-{shard[1]}.jsonl" if shard else JOURNAL_NAME
+# OSErrors by which --out is a wrong choice. Others, such as a full disk, are raised as they are.
+UNUSABLE_FOLDER_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line: what became of one video, and what it was made of."""
+class JournalEntry:
+    """One line of the journal: a video, its outcome, and what its streams were made from."""
 
     name: str
     keys: dict[str, dict[str, Any]]
-    """Stream to what it depends on: its source, the options that matter to it, the version of the recipe."""
+    """Stream to its key: the source, the options that affect it, the version of the recipe."""
     outcome: Outcome
 
     def to_line(self) -> str:
-        """A line of JSON that ``from_json`` reads back."""
-        row = {
+        """Return a line of JSON that ``from_json`` reads back."""
+        data = {
             "name": self.name,
             "keys": self.keys,
             "status": self.outcome.status,
             "reason": self.outcome.reason,
-            "streams": {stream: made.to_json() for stream, made in self.outcome.streams.items()},
+            "streams": {name: stream.to_json() for name, stream in self.outcome.streams.items()},
         }
-        return json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n"
+        return json.dumps(data, sort_keys=True, ensure_ascii=False) + "\n"
 
     @staticmethod
-    def from_json(data: dict[str, Any]) -> Row:
-        """Read what ``to_line`` wrote."""
+    def from_json(data: dict[str, Any]) -> JournalEntry:
+        """Read the object that ``to_line`` wrote."""
         streams = {name: Stream.from_json(stream) for name, stream in data["streams"].items()}
-        return Row(data["name"], data["keys"], Outcome(data["status"], data["reason"], streams))
+        return JournalEntry(data["name"], data["keys"], Outcome(data["status"], data["reason"], streams))
 
 
-def read_journals(root: Path) -> dict[str, list[Row]]:
-    """All lines of all journals of a folder, shards included, by name; the latest of a file stand first."""
-    rows: dict[str, list[Row]] = {}
+def read_journals(root: Path) -> dict[str, list[JournalEntry]]:
+    """Read all journals of a folder, including those of shards.
+
+    Returns:
+        Video name to its entries; within a journal, the latest comes first.
+    """
+    entries: dict[str, list[JournalEntry]] = {}
     for path in sorted(root.glob("journal*.jsonl")):
         with open(path, encoding="utf-8", errors="replace") as file:
             for line in file:
                 try:
-                    row = Row.from_json(json.loads(line))
+                    entry = JournalEntry.from_json(json.loads(line))
                 except (ValueError, KeyError, TypeError, AttributeError):
-                    continue  # torn by a kill or damaged by the disk: that video is prepared again
-                rows.setdefault(row.name, []).insert(0, row)
-    return rows
+                    continue  # cut by a kill or damaged on disk: the video is prepared again
+                entries.setdefault(entry.name, []).insert(0, entry)
+    return entries
 
 
 class Journal:
-    """An open journal; see ``open_journal``."""
+    """An open journal. Use ``open_journal`` to open one."""
 
     def __init__(self, path: Path, file: TextIO) -> None:
         self.path, self._file = path, file
 
-    def append(self, row: Row) -> None:
-        """Record a finished video; handed to the system when this returns."""
-        self._file.write(row.to_line())
+    def append(self, entry: JournalEntry) -> None:
+        """Append the entry of a finished video. It survives a kill of this process once the method returns."""
+        self._file.write(entry.to_line())
         self._file.flush()
 
-    def compact(self, rows: Iterable[Row]) -> None:
-        """Write the journal anew with these rows alone, sorted by name."""
-        write_text_atomically(self.path, "".join(row.to_line() for row in sorted(rows, key=lambda row: row.name)))
+    def compact(self, entries: Iterable[JournalEntry]) -> None:
+        """Replace the content by these entries, sorted by name."""
+        lines = [entry.to_line() for entry in sorted(entries, key=lambda entry: entry.name)]
+        write_text_atomically(self.path, "".join(lines))
 
 
 @contextmanager
-def open_journal(root: Path, shard: tuple[int, int] | None) -> Iterator[Journal]:
-    """Open a folder's journal for appending; a second run on the same folder is refused.
+def open_journal(root: Path, shard: Shard | None) -> Iterator[Journal]:
+    """Open the journal of a folder for appending, and lock it against a second run.
 
     Raises:
-        UserError: Another run holds the journal, or the folder cannot be written.
+        UserError: Another run has locked the journal, or the folder is not writable.
     """
-    path = root / journal_name(shard)
-    lock = root / f".{path.name}.lock"
+    path = root / (shard.journal_name if shard else JOURNAL_NAME)
+    lock_path = root / f".{path.name}.lock"
     with ExitStack() as stack:
         try:
             root.mkdir(parents=True, exist_ok=True)
-            held = stack.enter_context(open(lock, "w", encoding="utf-8"))
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock = stack.enter_context(open(lock_path, "w", encoding="utf-8"))
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             file = stack.enter_context(open(path, "a", encoding="utf-8"))
         except BlockingIOError as error:
             raise UserError(
-                f"another run is preparing {root}: wait for it, or share the work with --shard i/N"
+                f"another run is preparing {root}: wait for its end, or share the work between runs with --shard I/N"
             ) from error
         except OSError as error:
-            if error.errno not in NO_FOLDER_ERRORS:
+            if error.errno not in UNUSABLE_FOLDER_ERRORS:
                 raise
-            raise UserError(
-                f"{root} cannot be written ({error.strerror}): give --out a folder that you may write"
-            ) from error
+            raise UserError(f"--out {root} is not writable ({error.strerror}): give a writable folder") from error
         if file.tell() and not _ends_with_newline(path):
-            file.write("\n")  # closes a torn line, so that the next one is whole
+            file.write("\n")  # ends the incomplete line of a killed run
         yield Journal(path, file)
-        lock.unlink(missing_ok=True)
+        lock_path.unlink(missing_ok=True)
 
 
 def _ends_with_newline(path: Path) -> bool:

@@ -1,8 +1,7 @@
-"""Readers: a source file or folder of one modality, frame by frame, at the size at which it is stored.
+"""Readers: yield the frames of a source file or folder at the stored size.
 
-A reader is one entry in ``READERS``: modality to a function of (path, recipe, frame rate) that yields
-frames in display order. A source that cannot be read raises ``UnreadableVideoError``; what was read
-before the damage has been yielded by then.
+A reader is a function of (path, recipe, frame rate) that yields frames in display order; ``READERS`` has one per
+modality. It raises ``UnreadableVideoError`` for a source that it cannot read, or after the last frame before damage.
 """
 
 from __future__ import annotations
@@ -25,34 +24,45 @@ from numpy.typing import NDArray
 from crossdistill.data.decode import DECODE_ERRORS, decode_frames
 from crossdistill.data.streams import STREAM_FORMATS, Picture, quantise_joints
 from crossdistill.errors import UnreadableVideoError
-from data_prep.frames import NO_VECTORS, ColourFrame, DepthFrame, Frame, Motion, look_ahead
+from data_prep.flow import FLOW_METHODS
+from data_prep.frames import NO_VECTORS, ColourFrame, DepthFrame, Frame, JointsFrame, Motion, look_ahead
 from data_prep.recipe import Recipe, UnusableVideo
 
 MIN_SIDE_PX = 16
-"""Codecs and optical flow refuse pictures that are much smaller."""
+"""Smallest side of a picture. Codecs and optical flow refuse much smaller ones."""
 STORED_COLOUR = STREAM_FORMATS["rgb"].pixel_format
 MATLAB_DEPTH_KEY = "d_depth"
 MATLAB_JOINTS_KEY = "d_skel"
 NUM_JOINTS = 20
-"""Of a Kinect 1."""
-# Headers promise a frame or two that a decoder never shows; less than this share means a cut file.
-WHOLE_FILE_SHARE = 0.95
+"""Joints of a body that the Kinect 1 tracks."""
+DEFAULT_FRAME_RATE = Fraction(30)
+"""Frame rate of Kinect cameras."""
+# Some intact files have a frame or two fewer than their header declares. A smaller share means that the end is missing.
+INTACT_SHARE = 0.95
 
 
 @dataclass(frozen=True)
 class Input:
-    """Where one modality of a video comes from."""
+    """The source of one modality of a video."""
 
     path: str
     frames_per_second: float | None = None
-    """Of sources that do not say it themselves: folders of pictures, arrays."""
+    """Frame rate of sources that do not store one: folders of pictures, arrays."""
 
 
 Reader = Callable[[Path, Recipe, Fraction | None], Iterator[Frame]]
 
 
 def target_size(width_px: int, height_px: int, short_side_px: int) -> tuple[int, int]:
-    """Width and height after shrinking to a short side: even, as H.264 wants, and never enlarged."""
+    """Compute the stored width and height: both even, as H.264 needs, and never enlarged.
+
+    Raises:
+        UnusableVideo: The picture is too small.
+
+    Example:
+        >>> target_size(1080, 1920, 256)
+        (256, 456)
+    """
     if min(width_px, height_px) < MIN_SIDE_PX:
         raise UnusableVideo(f"too small: {width_px}x{height_px} pixels")
     scale = min(1.0, short_side_px / min(width_px, height_px))
@@ -62,12 +72,11 @@ def target_size(width_px: int, height_px: int, short_side_px: int) -> tuple[int,
 
 
 def read_video(path: Path, recipe: Recipe, frame_rate: Fraction | None = None) -> Iterator[ColourFrame]:
-    """Frames of a video file, upright, shrunk by area in the encoder's colour format.
+    """Read a video file: upright frames in the colour format of the encoder, shrunk by area averaging.
 
-    The size is that of the first frame: a stream has one size, so frames of another are resampled.
+    The size is that of the first frame. A stream has one size, so later frames of another size are resampled to it.
+    ``frame_rate`` is not used, because a video file stores its timestamps.
     """
-    from data_prep.flow import FLOW_METHODS  # here: flow methods are written in terms of frames
-
     wants_motion = FLOW_METHODS[recipe.flow].needs_motion_vectors
     frames = _upright_frames(path, recipe, wants_motion=wants_motion)
     return look_ahead(frames) if wants_motion else frames
@@ -97,32 +106,28 @@ def _motion_vectors(frame: av.VideoFrame, rotation_degrees: int) -> Motion:
 
 
 def read_depth(path: Path, recipe: Recipe, frame_rate: Fraction | None = None) -> Iterator[DepthFrame]:
-    """Frames of a depth camera, from a folder of 16-bit PNG, a MATLAB array, or a 16-bit video."""
+    """Read the frames of a depth camera: a folder of 16-bit PNG files, a MATLAB array, or a 16-bit video."""
     if path.is_dir():
         arrays = _png_folder(path)
     elif path.suffix.lower() == ".mat":
         arrays = _matlab_array(path)
     else:
         arrays = _gray16_video(path)
-    time_base = 1 / (frame_rate or Fraction(30))
+    time_base = 1 / (frame_rate or DEFAULT_FRAME_RATE)
     size = None
     for pts, depth_mm in enumerate(arrays):
         if size is None:
             size = target_size(depth_mm.shape[1], depth_mm.shape[0], recipe.short_side_px)
         if (depth_mm.shape[1], depth_mm.shape[0]) != size:
-            # Never mixed: between a body and the wall behind it there is nothing, and 0 is no distance.
+            # Nearest neighbour, because a mean is wrong: nothing is halfway between a body and the wall behind it,
+            # and 0 means "not measured".
             depth_mm = np.asarray(cv2.resize(depth_mm, size, interpolation=cv2.INTER_NEAREST_EXACT), dtype=np.uint16)
         yield DepthFrame(pts, time_base, np.ascontiguousarray(depth_mm))
 
 
-def _number_of(path: Path) -> list[int | str]:
-    """Names in the order of their numbers: 2 before 10."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
-
-
 def _png_folder(folder: Path) -> Iterator[NDArray[np.uint16]]:
-    paths = sorted((p for p in folder.iterdir() if p.suffix.lower() == ".png" and p.name[0] != "."), key=_number_of)
-    for path in paths:
+    paths = [path for path in folder.iterdir() if path.suffix.lower() == ".png" and path.name[0] != "."]
+    for path in sorted(paths, key=_natural_order):
         try:
             picture = cv2.imdecode(np.fromfile(path, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
         except (OSError, cv2.error) as error:
@@ -132,8 +137,13 @@ def _png_folder(folder: Path) -> Iterator[NDArray[np.uint16]]:
         yield np.asarray(picture, dtype=np.uint16)
 
 
+def _natural_order(path: Path) -> list[int | str]:
+    """Sort key by the numbers in a name: 2 before 10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
+
+
 def _matlab_array(path: Path) -> Iterator[NDArray[np.uint16]]:
-    """[H, W, T] under ``d_depth``, as UTD-MHAD publishes it."""
+    """Read an array [H, W, T] with the key ``d_depth``, as UTD-MHAD publishes it."""
     array = _load_matlab(path, MATLAB_DEPTH_KEY)
     if array.ndim != 3 or not np.issubdtype(array.dtype, np.integer):
         raise UnreadableVideoError(f"{path}: {MATLAB_DEPTH_KEY!r} is {array.dtype} {array.shape}, not uint16 [H, W, T]")
@@ -148,7 +158,7 @@ def _load_matlab(path: Path, key: str) -> NDArray[Any]:
         raise UnreadableVideoError(f"{path}: has no array {key!r}") from error
     except (OSError, ValueError, TypeError, NotImplementedError, MemoryError) as error:
         raise UnreadableVideoError(f"{path}: is no MATLAB file ({error})") from error
-    except Exception as error:
+    except Exception as error:  # SciPy raises many more types on damaged files, such as zlib.error
         raise UnreadableVideoError(f"{path}: is damaged ({error})") from error
     return array
 
@@ -160,28 +170,14 @@ def _gray16_video(path: Path) -> Iterator[NDArray[np.uint16]]:
         yield np.asarray(frame.to_ndarray(format="gray16le"), dtype=np.uint16)
 
 
-class JointsFrame(DepthFrame):
-    """A body at one moment, which a depth camera's software found.
-
-    Args:
-        pts: When it is shown, in units of ``time_base``.
-        time_base: Seconds per unit.
-        joints_hwc: [joints, 1, 3], uint16, as ``quantise_joints`` codes them.
-    """
-
-    def __init__(self, pts: int, time_base: Fraction, joints_hwc: NDArray[np.uint16]) -> None:
-        self.pts, self.time_base = pts, time_base
-        self.stored = joints_hwc
-
-
 def read_skeleton(path: Path, recipe: Recipe, frame_rate: Fraction | None = None) -> Iterator[JointsFrame]:
-    """Joints of a body, from a MATLAB array [20, 3, T] of metres under ``d_skel``, as UTD-MHAD publishes it."""
+    """Read the joints of a body: a MATLAB array [20, 3, T] in metres with the key ``d_skel``, as in UTD-MHAD."""
     joints_metres = _load_matlab(path, MATLAB_JOINTS_KEY)
     if joints_metres.ndim != 3 or joints_metres.shape[:2] != (NUM_JOINTS, 3):
         raise UnreadableVideoError(f"{path}: {MATLAB_JOINTS_KEY!r} is {joints_metres.shape}, not [{NUM_JOINTS}, 3, T]")
     if not np.issubdtype(joints_metres.dtype, np.floating) or not np.isfinite(joints_metres).all():
         raise UnreadableVideoError(f"{path}: {MATLAB_JOINTS_KEY!r} holds positions that are no numbers of metres")
-    time_base = 1 / (frame_rate or Fraction(30))
+    time_base = 1 / (frame_rate or DEFAULT_FRAME_RATE)
     for pts, joints in enumerate(quantise_joints(joints_metres).transpose(2, 0, 1)):
         yield JointsFrame(pts, time_base, joints[:, None])
 
@@ -190,43 +186,43 @@ READERS: dict[str, Reader] = {"rgb": read_video, "depth": read_depth, "skeleton"
 
 
 @dataclass(frozen=True)
-class Declared:
-    """How long a source's header says that it is."""
+class DeclaredLength:
+    """Length of a source according to its header."""
 
     num_frames: int = 0
-    """0 where it does not say."""
+    """0 if the header does not declare it."""
     seconds: float = 0.0
-    """0 where it does not say, or says how many frames there are."""
+    """0 if the header does not declare it, or if it declares the number of frames."""
 
-    def falls_short(self, num_frames: int, seconds: float) -> str:
-        """What to say of a source of which so much was read; empty if that is nearly all."""
-        if num_frames < WHOLE_FILE_SHARE * self.num_frames:
+    def shortfall(self, num_frames: int, seconds: float) -> str:
+        """Describe how much of the source was read, or return an empty string if that is nearly all."""
+        if num_frames < INTACT_SHARE * self.num_frames:
             return f"{num_frames} of {self.num_frames} frames"
-        if seconds < WHOLE_FILE_SHARE * self.seconds:
+        if seconds < INTACT_SHARE * self.seconds:
             return f"{num_frames} frames, {seconds:.3g} of {self.seconds:.3g} s"
         return ""
 
 
-def declared_length(path: Path) -> Declared:
-    """Read what a source's header promises."""
+def declared_length(path: Path) -> DeclaredLength:
+    """Read the length that the header of a source declares."""
     if path.is_dir() or path.suffix.lower() == ".mat":
-        return Declared()
+        return DeclaredLength()
     try:
         with av.open(str(path)) as container:
             video = container.streams.video[0]
-            if not video.frames:  # Matroska, WebM, transport streams
-                return Declared(seconds=_declared_seconds(container, video))
+            if not video.frames:  # Matroska, WebM and transport streams have no number of frames
+                return DeclaredLength(seconds=_declared_seconds(container, video))
             frames = video.frames
             if "mp4" in container.format.name and video.duration and video.average_rate and video.time_base:
-                # Frames before the first of an edit list are in the file and not shown.
+                # The edit list of an MP4 file can hide frames at its start, which decoders then do not return.
                 frames = min(frames, round(video.duration * video.time_base * video.average_rate))
-            return Declared(num_frames=frames)
+            return DeclaredLength(num_frames=frames)
     except (*DECODE_ERRORS, AttributeError):
-        return Declared()
+        return DeclaredLength()
 
 
 def _declared_seconds(container: av.container.InputContainer, video: av.VideoStream) -> float:
-    """The picture's own duration; that of the file only where sound cannot be the longer part of it."""
+    """Duration of the video stream, or of the file if it has no other stream, such as longer sound."""
     match = re.fullmatch(r"(\d+):(\d+):([\d.]+)", video.metadata.get("DURATION", ""))
     if match is not None:
         return 3600 * int(match[1]) + 60 * int(match[2]) + float(match[3])

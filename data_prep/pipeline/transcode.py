@@ -1,8 +1,7 @@
-"""Turns the inputs of one video into the streams of a prepared dataset, in one pass each and constant memory.
+"""Transcode the inputs of one video into the streams of a prepared dataset, in one pass and constant memory.
 
-A stream is made by a track: a callable that is shown every frame of one input once and gives the
-frames to write, if any. A stream that is an input itself is copied; a further one that can be computed
-from an input is one entry in ``DERIVED``.
+Each stream has a track: a function that takes every frame of one input in turn and returns what to write. A stream of
+the same modality as an input is copied. Streams that are estimated from another modality are listed in ``DERIVED``.
 """
 
 from __future__ import annotations
@@ -20,14 +19,14 @@ from crossdistill.data.decode import index_video
 from crossdistill.data.manifest import Stream
 from crossdistill.data.streams import StreamWriter, get_stream_format, quantise_flow
 from crossdistill.errors import UnreadableVideoError, UserError
-from data_prep.depth.transformers_depth import check_depth, check_depth_source, depth_track
-from data_prep.flow import FLOW_METHODS, check_flow, check_flow_source
+from data_prep.depth import check_depth, check_depth_source, create_depth
+from data_prep.flow import check_flow, check_flow_source, create_flow
 from data_prep.frames import Frame
 from data_prep.pipeline.readers import READERS, Input, declared_length
 from data_prep.recipe import Outcome, Recipe, UnusableVideo
 
 Track = Callable[[Frame], tuple[Any, int] | None]
-"""Takes a frame; gives what the stream's writer takes with its timestamp, or None."""
+"""Takes a frame. Returns the stored frame and its timestamp for ``StreamWriter.write``, or None."""
 
 
 def _copy_track(recipe: Recipe) -> Track:
@@ -35,8 +34,8 @@ def _copy_track(recipe: Recipe) -> Track:
 
 
 def _flow_track(recipe: Recipe) -> Track:
-    """Flow between neighbours, stamped with the first of the two: N frames give N - 1 flows."""
-    estimate = FLOW_METHODS[recipe.flow].create(recipe)
+    """Flow between neighbouring frames, with the timestamp of the first one: N frames give N - 1 flows."""
+    estimate = create_flow(recipe)
     previous: Frame | None = None
 
     def track(frame: Frame) -> tuple[Any, int] | None:
@@ -49,31 +48,44 @@ def _flow_track(recipe: Recipe) -> Track:
     return track
 
 
+def _depth_track(recipe: Recipe) -> Track:
+    estimate = create_depth(recipe)
+    return lambda frame: (estimate(frame), frame.pts)
+
+
 @dataclass(frozen=True)
 class Derived:
-    """A stream that is computed from another modality."""
+    """A stream that is estimated from another modality."""
 
     sources: tuple[str, ...]
-    """Inputs that it can be computed from, the best first."""
+    """Modalities that it can be estimated from, the best one first."""
     create: Callable[[Recipe], Track]
-    """Called once per video, in the worker."""
+    """Creates the track of one video, in the worker."""
     check: Callable[[Recipe], None]
-    """Raises a ``UserError`` before any work starts if it cannot be computed as the recipe says."""
+    """Raises a ``UserError`` if the method of the recipe cannot run here. Called before any work starts."""
     check_source: Callable[[Recipe, str], None]
-    """Raises a ``UserError`` if it cannot be computed from this input as the recipe says; quick."""
+    """Raises a ``UserError`` if the method of the recipe cannot use this modality. It takes no time."""
 
 
 DERIVED: dict[str, Derived] = {
     "flow": Derived(("rgb", "depth"), _flow_track, check_flow, check_flow_source),
-    "depth": Derived(("rgb",), depth_track, check_depth, check_depth_source),
+    "depth": Derived(("rgb",), _depth_track, check_depth, check_depth_source),
 }
 
 
 def source_of(stream: str, inputs: Mapping[str, object]) -> str:
-    """The input that a stream is made from: itself if it is there, else the best that it can be computed from.
+    """Choose the input that a stream is made from: the same modality, or else the best one for an estimate.
+
+    Args:
+        stream: Name of the stream.
+        inputs: Mapping whose keys are the modalities of the inputs.
 
     Raises:
         UserError: The stream cannot be made from these inputs.
+
+    Example:
+        >>> source_of("flow", {"rgb": "a.avi", "depth": "a.mat"})
+        'rgb'
     """
     candidates = (stream, *(DERIVED[stream].sources if stream in DERIVED else ()))
     for candidate in candidates:
@@ -81,32 +93,39 @@ def source_of(stream: str, inputs: Mapping[str, object]) -> str:
             return candidate
     raise UserError(
         f"the stream {stream!r} cannot be made: it needs {' or '.join(candidates)}, and there is only "
-        f"{', '.join(inputs) or 'nothing'}: leave {stream} out of --modalities"
+        f"{', '.join(inputs) or 'nothing'}: remove {stream} from --modalities"
     )
 
 
 def check_source(stream: str, inputs: Mapping[str, object], recipe: Recipe) -> None:
-    """Raise a ``UserError`` if the stream cannot be made from these inputs as the recipe says."""
+    """Check that a stream can be made from these inputs.
+
+    Raises:
+        UserError: The stream cannot be made from these inputs, or not with the method of the recipe.
+    """
     source = source_of(stream, inputs)
     if source != stream:
         DERIVED[stream].check_source(recipe, source)
 
 
 def transcode(inputs: Mapping[str, Input], stream_paths: Mapping[str, str], *, root: Path, recipe: Recipe) -> Outcome:
-    """Write streams of one video; what cannot be read becomes the outcome's status and reason.
+    """Write the streams of one video.
 
     Args:
-        inputs: Modality to the source.
-        stream_paths: Stream to its path under ``root``.
-        root: The prepared dataset's folder.
-        recipe: How.
+        inputs: Modality to its source.
+        stream_paths: Stream to make, to its path below ``root``.
+        root: Folder of the prepared dataset.
+        recipe: How streams are made.
+
+    Returns:
+        The outcome. A source that cannot be read is no exception but a ``repaired`` or ``skipped`` outcome.
 
     Raises:
         UserError: A stream cannot be made from these inputs.
     """
     for stream in stream_paths:
         check_source(stream, inputs, recipe)
-    cv2.setNumThreads(1)  # one video is one job: the jobs are the parallelism
+    cv2.setNumThreads(1)  # videos are prepared in parallel; and results depend on the number of threads
     damages: list[str] = []
     streams: dict[str, Stream] = {}
     try:
@@ -126,22 +145,25 @@ def transcode(inputs: Mapping[str, Input], stream_paths: Mapping[str, str], *, r
 def _transcode_input(
     modality: str, source: Input, stream_paths: dict[str, str], *, root: Path, recipe: Recipe
 ) -> tuple[dict[str, Stream], str]:
-    """Make the streams that come from one input; give them and the damage met, if any."""
+    """Make the streams that come from one input.
+
+    Returns:
+        The streams, and the damage of the source (empty if it is intact).
+    """
     path = Path(source.path)
     _check_is_file(path)
     streams: dict[str, Stream] = {}
     damage = ""
-    is_kept = recipe.keep_original and modality == "rgb"
-    if is_kept and modality in stream_paths:
+    keeps_original = recipe.keep_original and modality == "rgb"
+    if keeps_original and modality in stream_paths:
         streams[modality], damage = _index_original(path, recipe)
-        stream_paths = {name: made for name, made in stream_paths.items() if name != modality}
+        stream_paths = {name: stream_path for name, stream_path in stream_paths.items() if name != modality}
     if not stream_paths:
         return streams, damage
     targets = {name: root / stream_path for name, stream_path in stream_paths.items()}
-    damage = _write_streams(modality, source, targets, recipe, starts_at_zero=not is_kept)
-    for name, stream_path in stream_paths.items():
-        made = index_video(root / stream_path, relative_to=root, stream_format=get_stream_format(name))
-        streams[name] = made
+    damage = _write_streams(modality, source, targets, recipe, starts_at_zero=not keeps_original)
+    for name, target in targets.items():
+        streams[name] = index_video(target, relative_to=root, stream_format=get_stream_format(name))
     return streams, damage
 
 
@@ -158,7 +180,11 @@ def _check_is_file(path: Path) -> None:
 
 
 def _index_original(path: Path, recipe: Recipe) -> tuple[Stream, str]:
-    """The source itself as a stream, found readable to its end by decoding it, and what is amiss."""
+    """Index the source file as a stream. ``index_video`` decodes it whole, which finds damage.
+
+    Returns:
+        The stream, and the damage of the source (empty if it is intact).
+    """
     try:
         stream = index_video(path.resolve(), relative_to=Path("/")).at(str(path.resolve()))
     except UnreadableVideoError as error:
@@ -166,27 +192,31 @@ def _index_original(path: Path, recipe: Recipe) -> tuple[Stream, str]:
     if stream.num_frames < recipe.min_frames:
         raise UnusableVideo(f"too short: {stream.num_frames} frames, fewer than {recipe.min_frames}")
     times = stream.times_seconds
-    shortfall = declared_length(path).falls_short(len(times), _covered_seconds(times[0], times[-1], len(times)))
+    shortfall = declared_length(path).shortfall(len(times), _covered_seconds(times[0], times[-1], len(times)))
     return stream, f"ends early: {shortfall}" if shortfall else ""
 
 
 def _covered_seconds(first_seconds: float, last_seconds: float, num_frames: int) -> float:
-    """From the first frame to the end of the last, which is shown as long as the others on average."""
+    """Time from the first frame to the end of the last frame, which is shown for the average time of the others."""
     return float(last_seconds - first_seconds) * num_frames / max(1, num_frames - 1)
 
 
 def _write_streams(
     modality: str, source: Input, targets: dict[str, Path], recipe: Recipe, *, starts_at_zero: bool
 ) -> str:
-    """Write all that can be read; give the damage met, if any.
+    """Write everything of one input that can be read.
 
     Args:
-        modality: Of the source.
-        source: What is read.
+        modality: Modality of the source.
+        source: The source.
         targets: Stream to the file to write.
-        recipe: How.
-        starts_at_zero: Streams cannot hold negative times. Whether a video that has some is moved to start at
-            0, or else (beside an original that stays as it is) its frames before 0 are left out.
+        recipe: How streams are made.
+        starts_at_zero: What to do with a source that has negative times, which streams cannot hold. If true, all
+            times are shifted so that the video starts at 0. If false, frames before 0 are omitted, so that the
+            times stay those of the original beside it.
+
+    Returns:
+        The damage of the source (empty if it is intact).
     """
     path = Path(source.path)
     rate = Fraction(source.frames_per_second).limit_denominator(1001) if source.frames_per_second else None
@@ -210,18 +240,19 @@ def _write_streams(
         except UnreadableVideoError as error:
             damage = str(error).removeprefix(f"{path}: ")
         declared = declared_length(path)
-        shortfall = declared.falls_short(num_frames, _covered_seconds(first_seconds, last_seconds, num_frames))
+        shortfall = declared.shortfall(num_frames, _covered_seconds(first_seconds, last_seconds, num_frames))
         if not damage and shortfall:
             damage = "ends early"
         if damage:
             total = declared.num_frames or "an unknown number of"
             damage += f": {shortfall or f'{num_frames} of {total} frames'}"
-        if num_frames < recipe.min_frames:  # raised inside the block, so that no stream is left behind
-            raise UnusableVideo(_describe_shortage(damage, num_frames, recipe.min_frames))
+        # Raised inside the block, so that the writers remove their files.
+        if num_frames < recipe.min_frames:
+            raise UnusableVideo(_reason_of_shortage(damage, num_frames, recipe.min_frames))
     return damage
 
 
-def _describe_shortage(damage: str, num_frames: int, min_frames: int) -> str:
+def _reason_of_shortage(damage: str, num_frames: int, min_frames: int) -> str:
     if damage:
         return f"unreadable: {damage if num_frames else damage.rsplit(': ', 1)[0]}"
     return f"too short: {num_frames} frames, fewer than {min_frames}" if num_frames else "unreadable: holds no frame"

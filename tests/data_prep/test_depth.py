@@ -1,4 +1,4 @@
-"""Depth estimated from colour: a tiny network of random weights against plain calls of transformers."""
+"""Depth estimated from colour: a tiny network with random weights against direct calls of transformers."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from crossdistill.data.manifest import Manifest
 from crossdistill.errors import UserError
 from crossdistill.modalities import disparity_per_clip
 from data_prep.__main__ import main
-from data_prep.depth import transformers_depth as depth
-from data_prep.depth.transformers_depth import InverseDepthScale, load_depth_network, stored_metric
+from data_prep.depth import create_depth
+from data_prep.depth.coding import InverseDepthCoder, code_metres
+from data_prep.depth.huggingface import IS_METRIC, DepthNetwork, load_depth_network
 from data_prep.pipeline.prepare import PrepareOptions, SourceVideo, prepare_videos
 from data_prep.pipeline.readers import Input, read_video
 from data_prep.pipeline.transcode import transcode
@@ -39,7 +40,7 @@ def one_thread_and_no_internet(monkeypatch):
 
 
 def save_network(folder: Path, **settings: object) -> str:
-    """A Depth Anything of 0.1 M parameters, never trained, as Hugging Face stores one."""
+    """Save an untrained Depth Anything of 0.1 M parameters in the format of Hugging Face."""
     torch.manual_seed(11)
     stages = [f"stage{i}" for i in range(1, 5)]
     backbone = transformers.Dinov2Config(
@@ -66,7 +67,7 @@ def save_network(folder: Path, **settings: object) -> str:
     network = transformers.DepthAnythingForDepthEstimation(config)
     with torch.no_grad():
         network.head.conv3.weight.mul_(0.02)
-        network.head.conv3.bias.fill_(2)  # so that nothing is at infinity
+        network.head.conv3.bias.fill_(2)  # keeps all depth finite
     network.save_pretrained(folder)
     processor = transformers.DPTImageProcessor(
         size={"height": 56, "width": 56}, ensure_multiple_of=14, keep_aspect_ratio=True, resample=2
@@ -91,8 +92,8 @@ def video(tmp_path) -> Path:
     return write_video(tmp_path / "videos" / "wave" / "a.mp4", moving_frames(10), codec="libx264")
 
 
-def by_hand(model: str, pictures: list[np.ndarray]) -> np.ndarray:
-    """[T, H, W], what the network says, by the calls of transformers' own documentation."""
+def reference_depth(model: str, pictures: list[np.ndarray]) -> np.ndarray:
+    """The output [T, H, W] of the network, computed as the documentation of transformers shows."""
     processor = transformers.AutoImageProcessor.from_pretrained(model)
     network = transformers.AutoModelForDepthEstimation.from_pretrained(model)
     estimated = []
@@ -105,7 +106,7 @@ def by_hand(model: str, pictures: list[np.ndarray]) -> np.ndarray:
 
 
 def stored_depth(model: str, video: Path, root: Path, **recipe: object) -> np.ndarray:
-    """[T, H, W], uint16."""
+    """Prepare the depth of a video; return the stored values [T, H, W], uint16."""
     outcome = transcode(
         {"rgb": Input(str(video))}, {"depth": "depth.mp4"}, root=root, recipe=Recipe(depth_model=model, **recipe)
     )
@@ -114,15 +115,15 @@ def stored_depth(model: str, video: Path, root: Path, **recipe: object) -> np.nd
     return read_frames(root, stream, range(stream.num_frames), stream_name="depth")[..., 0]
 
 
-# What is stored.
+# Stored values.
 
 
-def test_transcode__relative_depth_comes_back_as_the_networks_inverse_depth(relative_model, video, tmp_path):
+def test_transcode__disparity_of_relative_depth_is_the_inverse_depth_of_the_network(relative_model, video, tmp_path):
     stored = stored_depth(relative_model, video, tmp_path)
-    wanted = by_hand(relative_model, [frame.rgb for frame in read_video(video, Recipe())])
+    wanted = reference_depth(relative_model, [frame.rgb for frame in read_video(video, Recipe())])
     assert stored.shape == wanted.shape == (10, 48, 64)
     assert stored.dtype == np.uint16
-    assert wanted.std() > 0.2 * wanted.mean(), "the network sees nothing"
+    assert wanted.std() > 0.2 * wanted.mean(), "the network does not depend on its input"
     clip = torch.from_numpy(stored.astype(np.float32))[None, None]
     disparity = disparity_per_clip(clip)[0, 0].numpy()
     is_far = wanted < 0.05 * wanted.max()
@@ -133,7 +134,7 @@ def test_transcode__relative_depth_comes_back_as_the_networks_inverse_depth(rela
 
 def test_transcode__metric_depth_is_stored_in_millimetres(metric_model, video, tmp_path):
     stored = stored_depth(metric_model, video, tmp_path)
-    wanted_metres = by_hand(metric_model, [frame.rgb for frame in read_video(video, Recipe())])
+    wanted_metres = reference_depth(metric_model, [frame.rgb for frame in read_video(video, Recipe())])
     assert 1 < wanted_metres.min() < wanted_metres.max() - 1
     np.testing.assert_allclose(stored, wanted_metres * 1000, atol=2)
 
@@ -150,13 +151,13 @@ def test_transcode__depth_has_the_size_and_times_of_colour(relative_model, video
     assert streams["depth"].times_seconds.tolist() == streams["rgb"].times_seconds.tolist()
 
 
-def test_stored_metric__range_and_missing_values():
+def test_code_metres__range_and_missing_values():
     depth_metres = np.array([[0.0, -1.0, np.nan, np.inf], [0.0001, 1.2344, 65.5, 100.0]], dtype=np.float32)
-    np.testing.assert_array_equal(stored_metric(depth_metres), [[0, 0, 0, 0], [1, 1234, 65500, 65535]])
+    np.testing.assert_array_equal(code_metres(depth_metres), [[0, 0, 0, 0], [1, 1234, 65500, 65535]])
 
 
-def test_inverse_depth_scale__first_frame_sets_it_for_all():
-    scale = InverseDepthScale()
+def test_inverse_depth_coder__first_frame_sets_the_scale_of_all():
+    scale = InverseDepthCoder()
     first = np.full((10, 10), 2.0, dtype=np.float32)
     first[0, :4] = (0.0, -3.0, np.nan, 1.0)
     stored = scale(first)
@@ -166,16 +167,16 @@ def test_inverse_depth_scale__first_frame_sets_it_for_all():
     assert later.tolist() == [[100, 65535, 1]]
 
 
-def test_inverse_depth_scale__waits_for_a_frame_with_something_near():
-    scale = InverseDepthScale()
+def test_inverse_depth_coder__first_frame_with_finite_depth_sets_the_scale():
+    scale = InverseDepthCoder()
     assert (scale(np.zeros((4, 4), dtype=np.float32)) == 65535).all()
     assert (scale(np.full((4, 4), 7.0, dtype=np.float32)) == 1000).all()
 
 
 @pytest.mark.parametrize("unit", [1e-3, 1.0, 1e3])
-def test_inverse_depth_scale__unit_of_the_network_does_not_matter(unit):
+def test_inverse_depth_coder__unit_of_the_network_does_not_matter(unit):
     inverse_depth = np.random.default_rng(0).uniform(0.5, 5, size=(3, 20, 20)).astype(np.float32)
-    scale, other = InverseDepthScale(), InverseDepthScale()
+    scale, other = InverseDepthCoder(), InverseDepthCoder()
     for frame in inverse_depth:
         np.testing.assert_allclose(other(frame * unit), scale(frame), atol=1)
 
@@ -193,11 +194,11 @@ def test_inverse_depth_scale__unit_of_the_network_does_not_matter(unit):
 )
 def test_is_metric__by_family(family, settings, is_metric):
     config = transformers.AutoConfig.for_model(family, **settings)
-    assert depth.IS_METRIC[family](config) is is_metric
+    assert IS_METRIC[family](config) is is_metric
 
 
-def test_estimate__networks_that_pad_their_pictures(tmp_path):
-    """ZoeDepth mirrors a margin around pictures: depth must belong to the picture alone."""
+def test_estimate__padding_of_zoedepth_is_cropped(tmp_path):
+    """ZoeDepth pads pictures with a mirrored margin, which must not be part of the depth."""
 
     class Padding:
         def __call__(self, images, **kwargs):
@@ -213,7 +214,7 @@ def test_estimate__networks_that_pad_their_pictures(tmp_path):
         def forward(self, pixel_values):
             return None
 
-    network = depth.DepthNetwork(Network(1, 1), Padding(), is_metric=True)
+    network = DepthNetwork(Network(1, 1), Padding(), is_metric=True)
     assert network.estimate(np.zeros((6, 9, 3), dtype=np.uint8)).shape == (6, 9)
 
 
@@ -228,10 +229,10 @@ def test_command_line__depth_from_colour(relative_model, video, tmp_path):
     stream = manifest.videos[0].streams["depth"]
     made = read_frames(out, stream, range(stream.num_frames), stream_name="depth")[..., 0]
     np.testing.assert_allclose(made, stored_depth(relative_model, video, tmp_path), rtol=2e-3, atol=2)
-    assert manifest.facts["recipe"]["depth_model"].startswith("sha256:")  # what it is, not where it lies
+    assert manifest.facts["recipe"]["depth_model"].startswith("sha256:")  # its content, not its path
 
 
-# Mistakes.
+# Errors.
 
 
 def prepare_depth(video: Path, out: Path, **changes: object) -> None:
@@ -239,8 +240,8 @@ def prepare_depth(video: Path, out: Path, **changes: object) -> None:
     prepare_videos("one", sources, classes=["a"], options=PrepareOptions(out=out, workers=1, **changes))
 
 
-def test_prepare__depth_without_a_network(video, tmp_path):
-    message = "--modalities depth cannot be made: the videos come without depth, so give --depth-model"
+def test_prepare__depth_from_colour_needs_a_network(video, tmp_path):
+    message = "--modalities depth cannot be made, because the videos come with rgb only: give --depth-model"
     with pytest.raises(UserError, match=message):
         prepare_depth(video, tmp_path / "out", modalities=("rgb", "depth"))
     assert not (tmp_path / "out").exists()
@@ -248,18 +249,18 @@ def test_prepare__depth_without_a_network(video, tmp_path):
         transcode({"rgb": Input(str(video))}, {"depth": "d.mp4"}, root=tmp_path, recipe=Recipe())
 
 
-def test_prepare__depth_model_without_effect(relative_model, video, tmp_path):
-    with pytest.raises(UserError, match=r"--depth-model .* does nothing without depth in --modalities: add depth"):
+def test_prepare__depth_model_without_effect_is_refused(relative_model, video, tmp_path):
+    with pytest.raises(UserError, match=r"--depth-model .* has no effect without depth in --modalities: add depth"):
         prepare_depth(video, tmp_path / "out", depth_model=relative_model)
     sources = [SourceVideo(name="a", inputs={"depth": video}, label=0)]
     options = PrepareOptions(out=tmp_path / "out", modalities=("depth",), depth_model=relative_model)
     with pytest.raises(
-        UserError, match=r"--depth-model .* does nothing here: all videos come with depth; leave it out"
+        UserError, match=r"--depth-model .* has no effect, because all videos come with depth: remove it"
     ):
         prepare_videos("one", sources, classes=["a"], options=options)
 
 
-def test_prepare__transformers_is_not_installed(relative_model, video, tmp_path, monkeypatch):
+def test_prepare__transformers_missing_is_one_sentence(relative_model, video, tmp_path, monkeypatch):
     real_import = builtins.__import__
 
     def without(name: str, *args: object, **kwargs: object) -> object:
@@ -273,7 +274,7 @@ def test_prepare__transformers_is_not_installed(relative_model, video, tmp_path,
 
 
 @pytest.mark.parametrize("name", ["nobody/no-such-network", "no such name", "/no/such/folder"])
-def test_load_depth_network__name_that_leads_nowhere(name):
+def test_load_depth_network__unknown_name_is_one_sentence(name):
     with pytest.raises(UserError) as caught:
         load_depth_network(name)
     message = str(caught.value)
@@ -283,18 +284,18 @@ def test_load_depth_network__name_that_leads_nowhere(name):
     assert "\n" not in message
 
 
-def test_load_depth_network__folder_without_a_model(tmp_path):
-    with pytest.raises(UserError, match=r"holds no config\.json: give a folder that a model was saved to"):
+def test_load_depth_network__folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"has no config\.json: give the folder of a saved model"):
         load_depth_network(str(tmp_path))
 
 
-def test_load_depth_network__other_family(tmp_path):
+def test_load_depth_network__other_family_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "resnet"}))
-    with pytest.raises(UserError, match="is a network of the family 'resnet': choose one of the families depth_any"):
+    with pytest.raises(UserError, match="belongs to the family 'resnet': choose one of the families depth_any"):
         load_depth_network(str(tmp_path))
 
 
-def test_load_depth_network__parameters_are_missing(relative_model, tmp_path):
+def test_load_depth_network__incomplete_model_is_refused(relative_model, tmp_path):
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(relative_model, tmp_path / "part")
@@ -302,32 +303,31 @@ def test_load_depth_network__parameters_are_missing(relative_model, tmp_path):
     state = load_file(path)
     del state["head.conv3.weight"]
     save_file(state, path, metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"is without 1 of its parameters \(the first is head\.conv3\.weight\)"):
+    with pytest.raises(UserError, match=r"lacks 1 of its parameters \(the first is head\.conv3\.weight\)"):
         load_depth_network(str(path.parent))
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(UserError, match=r"part cannot be loaded \("):
         load_depth_network(str(path.parent))
 
 
-def test_depth_track__one_network_per_process(relative_model, monkeypatch):
+def test_create_depth__network_is_loaded_once_per_process(relative_model, monkeypatch):
     loaded = []
     network = load_depth_network(relative_model)
-    monkeypatch.setattr(depth, "load_depth_network", lambda name: loaded.append(name) or network)
+    monkeypatch.setattr("data_prep.depth.load_depth_network", lambda name: loaded.append(name) or network)
     for _ in range(3):
-        track = depth.depth_track(Recipe(depth_model="a name"))
+        create_depth(Recipe(depth_model="a name"))
     assert loaded == ["a name"]
-    assert callable(track)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_load_depth_network__on_the_gpu(relative_model):
+def test_load_depth_network__runs_on_the_gpu(relative_model):
     network = load_depth_network(relative_model)
     assert next(network.model.parameters()).is_cuda
     picture = texture(48, 64)
-    np.testing.assert_allclose(network.estimate(picture), by_hand(relative_model, [picture])[0], rtol=0.02)
+    np.testing.assert_allclose(network.estimate(picture), reference_depth(relative_model, [picture])[0], rtol=0.02)
 
 
-def test_data_prep__does_not_import_transformers_for_other_streams():
+def test_import_prepare__does_not_import_transformers_or_torchvision():
     import subprocess
 
     heavy = ("transformers", "torchvision")

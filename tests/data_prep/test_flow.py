@@ -1,4 +1,4 @@
-"""Every way to estimate flow: sign and scale, from pictures and through files, and what it refuses."""
+"""Flow methods: sign and scale of the flow, estimated from pictures and stored in files, and their errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from crossdistill.data.manifest import Manifest
 from crossdistill.errors import UnreadableVideoError, UserError
 from crossdistill.modalities import FLOW
 from data_prep.flow import FLOW_METHODS
-from data_prep.flow.motion_vectors import Candidates, best_match, block_field, candidates, upright_field
+from data_prep.flow.motion_vectors import Candidates, best_match, block_field, find_candidates, upright_field
 from data_prep.flow.raft import load_raft, raft_flow
 from data_prep.frames import NO_VECTORS, ColourFrame, DepthFrame, Motion, look_ahead
 from data_prep.pipeline.prepare import PrepareOptions, SourceVideo, prepare_videos
@@ -43,7 +43,7 @@ ENCODINGS = {
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """As in the processes that prepare videos."""
+    """Use one thread, as the processes that prepare videos do."""
     cv2.setNumThreads(1)
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -57,13 +57,13 @@ def frame_of(picture: np.ndarray, pts: int = 0) -> ColourFrame:
 
 
 def gliding_frames(num_frames: int, *, height: int = 96, width: int = 128, step_xy=STEP_XY) -> np.ndarray:
-    """[T, H, W, 3]: a texture as smooth as most pictures are."""
+    """Make [T, H, W, 3]: a moving texture that is as smooth as most pictures."""
     base = texture(height, width, grain_px=4)
     return np.stack([np.roll(base, (t * step_xy[1], t * step_xy[0]), axis=(0, 1)) for t in range(num_frames)])
 
 
 def stored_flow(root: Path, source: Path, recipe: Recipe) -> np.ndarray:
-    """[T - 1, H, W, 2], pixels, as training would read it."""
+    """Prepare the flow of a video; return it as training reads it: [T - 1, H, W, 2] in pixels."""
     outcome = transcode({"rgb": Input(str(source))}, {"flow": "flow.mp4"}, root=root, recipe=recipe)
     assert (outcome.status, outcome.reason) == ("ok", "")
     stream = outcome.streams["flow"]
@@ -71,12 +71,12 @@ def stored_flow(root: Path, source: Path, recipe: Recipe) -> np.ndarray:
     return coded * FLOW.value_scale + FLOW.value_offset
 
 
-# All that look at pictures.
+# Methods that estimate flow from pictures.
 
 
 @pytest.mark.parametrize(("method", "tolerance_px"), [("dis", 0.1), ("farneback", 0.1), ("tvl1", 0.1)])
 @pytest.mark.parametrize("step_xy", STEPS_XY)
-def test_flow__translation(method, tolerance_px, step_xy):
+def test_flow__translation_is_found(method, tolerance_px, step_xy):
     first = texture(96, 128, grain_px=3)
     second = np.roll(first, (step_xy[1], step_xy[0]), axis=(0, 1))
     flow = FLOW_METHODS[method].create(Recipe(flow=method))(frame_of(first), frame_of(second))
@@ -87,8 +87,8 @@ def test_flow__translation(method, tolerance_px, step_xy):
 
 
 @pytest.mark.parametrize("method", ["dis", "farneback", "tvl1"])
-def test_flow__translation_of_depth(method):
-    """Flow may be asked of a depth camera's video."""
+def test_flow__translation_in_depth_is_found(method):
+    """Flow can be estimated from the recording of a depth camera."""
     near = texture(96, 128, grain_px=4)[:, :, 0].astype(np.uint16) * 10 + 500
     frames = [DepthFrame(t, Fraction(1, 30), np.roll(near, (0, 2 * t), axis=(0, 1))) for t in range(2)]
     flow = FLOW_METHODS[method].create(Recipe(flow=method))(*frames)
@@ -105,9 +105,9 @@ def test_transcode__stored_flow_has_sign_and_scale(method, tmp_path):
     np.testing.assert_allclose(np.median(flow[:, 8:-8, 8:-8], axis=(1, 2)), [(2, -1)] * 5, atol=0.3)
 
 
-def test_tvl1__opencv_without_its_contributed_modules(monkeypatch):
+def test_tvl1__opencv_without_contributed_modules_is_refused(monkeypatch):
     monkeypatch.delattr(cv2, "optflow")
-    with pytest.raises(UserError, match=r"--flow tvl1 needs OpenCV's contributed modules.*opencv-contrib-python-head"):
+    with pytest.raises(UserError, match=r"--flow tvl1 needs the contributed modules of OpenCV.*opencv-contrib-python"):
         FLOW_METHODS["tvl1"].check(Recipe(flow="tvl1"))
 
 
@@ -115,11 +115,11 @@ def test_tvl1__opencv_without_its_contributed_modules(monkeypatch):
 
 
 def vectors_of(*rows: tuple[int, ...]) -> np.ndarray:
-    """Rows of source, w, h, dst_x, dst_y, motion_x, motion_y, motion_scale."""
+    """Make an array of rows (source, w, h, dst_x, dst_y, motion_x, motion_y, motion_scale)."""
     return np.array(list(rows), dtype=NO_VECTORS.dtype)
 
 
-def test_block_field__blocks_are_where_they_belong():
+def test_block_field__every_block_is_at_its_place():
     vectors = vectors_of(
         (-1, 16, 16, 8, 8, -12, 8, 4),
         (-1, 8, 16, 20, 24, 4, 0, 2),
@@ -141,8 +141,8 @@ def test_block_field__blocks_are_where_they_belong():
 
 
 @pytest.mark.parametrize("rotation_degrees", [0, 90, 180, 270])
-def test_upright_field__is_turned_and_scaled_as_the_picture(rotation_degrees):
-    """A point and the tip of its vector are turned as points; the field has the same vectors between them."""
+def test_upright_field__rotates_and_scales_with_the_picture(rotation_degrees):
+    """Reference: rotate a point and the tip of its vector as points. The field must hold the vector between them."""
     vectors = vectors_of((-1, 8, 8, 12, 20, -6, 4, 1))
     motion = Motion(vectors, width_px=64, height_px=48, rotation_degrees=rotation_degrees)
     turns = rotation_degrees // 90
@@ -159,33 +159,33 @@ def test_upright_field__is_turned_and_scaled_as_the_picture(rotation_degrees):
 
 
 def corners(found: Candidates) -> list[tuple[float, float]]:
-    """The vector of each candidate at the upper left."""
+    """Return the vector of each candidate in the upper left corner."""
     return [tuple(found.field(i)[0, 0].round(5).tolist()) for i in range(len(found.choices))]
 
 
-def test_candidates__past_is_negated_and_the_known_distance_comes_first():
+def test_find_candidates__past_is_negated_and_the_known_distance_comes_first():
     motion = Motion(vectors_of((-1, 16, 16, 8, 8, -12, 6, 1)), 16, 16, 0, frames_back=3)
     frame = frame_of(texture(16, 16))
     frame.motion = motion
-    assert corners(candidates(frame)) == [(4, -2), (12, -6), (6, -3), (3, -1.5)]
+    assert corners(find_candidates(frame)) == [(4, -2), (12, -6), (6, -3), (3, -1.5)]
     frame.motion = Motion(vectors_of((1, 16, 16, 8, 8, 12, -6, 1)), 16, 16, 0)
-    assert corners(candidates(frame)) == [(12, -6), (6, -3), (4, -2), (3, -1.5)]
+    assert corners(find_candidates(frame)) == [(12, -6), (6, -3), (4, -2), (3, -1.5)]
     frame.motion = Motion(NO_VECTORS, 16, 16, 0)
-    assert corners(candidates(frame)) == []
+    assert corners(find_candidates(frame)) == []
 
 
-def test_candidates__no_motion_is_one_candidate():
-    """A field of zeros is the same whatever it is divided by; beside it the other one keeps all its distances."""
+def test_find_candidates__zero_motion_is_one_candidate():
+    """A field of zeros is the same at every distance. A second field keeps all its distances."""
     zeros = (-1, 16, 16, 8, 8, 0, 0, 1)
     frame = frame_of(texture(16, 16))
     frame.motion = Motion(vectors_of(zeros), 16, 16, 0, frames_back=2)
-    assert corners(candidates(frame)) == [(0, 0)]
+    assert corners(find_candidates(frame)) == [(0, 0)]
     frame.motion_ahead = Motion(vectors_of((-1, 16, 16, 8, 8, 24, 0, 1)), 16, 16, 0, frames_back=2)
-    assert corners(candidates(frame)) == [(-12, 0), (-24, 0), (0, 0), (-8, 0), (-6, 0)]
+    assert corners(find_candidates(frame)) == [(-12, 0), (-24, 0), (0, 0), (-8, 0), (-6, 0)]
 
 
-def test_best_match__every_place_takes_the_candidate_that_fits():
-    """The left half moves by 4 pixels, the right half by 12; the first candidate counts where all match alike."""
+def test_best_match__every_place_takes_its_best_candidate():
+    """The left half moves by 4 pixels, the right half by 12. A flat area matches all and takes the first candidate."""
     first = texture(64, 128, grain_px=8)[:, :, 0]
     first[48:] = 90
     second = np.roll(first, 4, axis=1)
@@ -203,7 +203,7 @@ def test_best_match__every_place_takes_the_candidate_that_fits():
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("short_side_px", [96, 48])
-def test_motion_vectors__translation(encoding, short_side_px, tmp_path):
+def test_motion_vectors__translation_is_found(encoding, short_side_px, tmp_path):
     codec, options = ENCODINGS[encoding]
     frames = gliding_frames(24)
     source = write_video(tmp_path / "moving.mp4", frames, codec=codec, options=options)
@@ -212,7 +212,7 @@ def test_motion_vectors__translation(encoding, short_side_px, tmp_path):
     assert ("B" in types) == (encoding in ("h264", "mpeg4 with B"))
     flow = stored_flow(tmp_path, source, Recipe(flow="motion-vectors", short_side_px=short_side_px))
     inner = flow[:, 12:-12, 12:-12] * (96 / short_side_px)
-    # MPEG-4 has no usable vectors where an I picture follows: on it, and on the B pictures before it.
+    # MPEG-4 has no usable vectors for an I picture, nor for the B pictures before it.
     has_vectors = [next(kind for kind in [*types[t + 1 :], "I"] if kind != "B") == "P" for t in range(23)]
     if codec == "libx264":
         has_vectors = [kind != "I" for kind in types[1:]]
@@ -225,8 +225,8 @@ def test_motion_vectors__translation(encoding, short_side_px, tmp_path):
             np.testing.assert_allclose(inner[t], 0, atol=0.2, err_msg=f"pair {t} of {types}")
 
 
-def test_motion_vectors__rotated_file_is_the_rotated_flow(tmp_path):
-    """The left half moves; in the file that is shown turned clockwise, the upper half does."""
+def test_motion_vectors__flow_of_a_rotated_file_is_rotated(tmp_path):
+    """The left half moves. In the file that is shown rotated clockwise, the upper half moves."""
     frames = gliding_frames(10)
     frames[:, :, 64:] = frames[0, :, 64:]
     source = write_video(tmp_path / "plain.mp4", frames, codec="libx264", options={"bf": "0"})
@@ -245,7 +245,7 @@ def test_motion_vectors__rotated_file_is_the_rotated_flow(tmp_path):
     np.testing.assert_allclose(np.median(lower, axis=(0, 1, 2)), (0, 0), atol=0.1)
 
 
-def test_look_ahead__b_pictures_get_what_spans_them():
+def test_look_ahead__b_pictures_get_the_motion_that_spans_them():
     def frames(kinds: str, *, is_damaged: bool):
         for pts, kind in enumerate(kinds):
             frame = frame_of(np.zeros((16, 16, 3), dtype=np.uint8), pts)
@@ -267,7 +267,7 @@ def test_look_ahead__b_pictures_get_what_spans_them():
     assert counted == 6
 
 
-def test_motion_vectors__codec_without_any(tmp_path):
+def test_motion_vectors__codec_without_vectors_is_skipped(tmp_path):
     source = write_video(tmp_path / "stills.avi", moving_frames(12), codec="ffv1")
     paths = {"rgb": "rgb.mp4", "flow": "flow.mp4"}
     recipe = Recipe(flow="motion-vectors")
@@ -277,13 +277,11 @@ def test_motion_vectors__codec_without_any(tmp_path):
     assert not (tmp_path / "rgb.mp4").exists()
 
 
-def test_motion_vectors__depth_has_none(tmp_path):
+def test_motion_vectors__depth_is_refused(tmp_path):
     sources = [SourceVideo(name="a", inputs={"depth": tmp_path / "a"}, label=0)]
     (tmp_path / "a").mkdir()
     options = PrepareOptions(out=tmp_path / "out", modalities=("flow",), flow="motion-vectors")
-    message = (
-        "--flow motion-vectors needs rgb, and the videos come with depth alone: choose one of dis, farneback, tvl1"
-    )
+    message = "--flow motion-vectors needs rgb, and the videos come with depth only: choose one of dis, farneback, tvl1"
     with pytest.raises(UserError, match=message):
         prepare_videos("cameras", sources, classes=["a"], options=options)
     assert not options.out.exists()
@@ -291,7 +289,7 @@ def test_motion_vectors__depth_has_none(tmp_path):
         transcode({"depth": Input("a")}, {"flow": "f.mp4"}, root=tmp_path, recipe=Recipe(flow="motion-vectors"))
 
 
-def test_read_video__frames_are_the_same_with_motion_vectors(tmp_path):
+def test_read_video__motion_vectors_do_not_change_the_frames(tmp_path):
     source = write_video(tmp_path / "moving.mp4", moving_frames(20), codec="libx264")
     plain, with_motion = (list(read_video(source, Recipe(flow=flow))) for flow in ("dis", "motion-vectors"))
     assert [frame.pts for frame in plain] == [frame.pts for frame in with_motion]
@@ -306,14 +304,14 @@ def test_read_video__frames_are_the_same_with_motion_vectors(tmp_path):
 
 @pytest.fixture(scope="module")
 def raft_file(tmp_path_factory) -> Path:
-    """Weights of a raft_small that was never trained."""
+    """Weights of an untrained raft_small."""
     torch.manual_seed(3)
     path = tmp_path_factory.mktemp("raft") / "weights.pth"
     torch.save(raft_small().state_dict(), path)
     return path
 
 
-def by_hand(network: torch.nn.Module, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+def torchvision_flow(network: torch.nn.Module, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     pictures = [torch.from_numpy(picture).permute(2, 0, 1)[None] / 255 * 2 - 1 for picture in (first, second)]
     with torch.no_grad():
         return network(*pictures)[-1][0].permute(1, 2, 0).numpy()
@@ -322,25 +320,25 @@ def by_hand(network: torch.nn.Module, first: np.ndarray, second: np.ndarray) -> 
 @pytest.mark.parametrize(
     "device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif("not torch.cuda.is_available()"))]
 )
-def test_raft_flow__is_torchvisions(raft_file, device):
+def test_raft_flow__equals_torchvision(raft_file, device):
     network = load_raft(str(raft_file)).to(device)
     first, second = texture(128, 136, seed=1), texture(128, 136, seed=2)
-    wanted = by_hand(load_raft(str(raft_file)).cpu(), first, second)
+    wanted = torchvision_flow(load_raft(str(raft_file)).cpu(), first, second)
     assert np.abs(wanted).max() > 0.1
     tolerance = 1e-4 if device == "cpu" else 0.05
     np.testing.assert_allclose(raft_flow(network, first, second), wanted, atol=tolerance)
 
 
-def test_raft_flow__sides_that_8_does_not_divide_are_continued(raft_file):
+def test_raft_flow__sides_are_padded_to_a_multiple_of_8(raft_file):
     network = load_raft(str(raft_file)).cpu()
     first, second = texture(130, 133, seed=1), texture(130, 133, seed=2)
     padded = [np.pad(picture, ((0, 6), (0, 3), (0, 0)), mode="edge") for picture in (first, second)]
-    wanted = by_hand(network, *padded)[:130, :133]
+    wanted = torchvision_flow(network, *padded)[:130, :133]
     np.testing.assert_allclose(raft_flow(network, first, second), wanted, atol=1e-4)
 
 
 class ConstantFlow(torch.nn.Module):
-    """Says that everything moves by (8, -4) pixels of what it is shown."""
+    """Return a flow of (8, -4) pixels of the input everywhere."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -362,7 +360,7 @@ def test_raft_flow__small_pictures_are_enlarged_and_vectors_scaled_back(height, 
     np.testing.assert_allclose(flow, np.broadcast_to((8 / scale, -4 / scale), flow.shape), rtol=1e-5)
 
 
-def test_load_raft__architecture_is_that_of_the_file(raft_file, tmp_path):
+def test_load_raft__shapes_in_the_file_decide_the_architecture(raft_file, tmp_path):
     large = tmp_path / "large.pth"
     torch.save(raft_large().state_dict(), large)
     for path, num_parameters in ((raft_file, 990_162), (large, 5_257_536)):
@@ -373,19 +371,19 @@ def test_load_raft__architecture_is_that_of_the_file(raft_file, tmp_path):
             torch.testing.assert_close(network.state_dict()[name].cpu(), tensor, rtol=0, atol=0)
 
 
-def test_load_raft__is_strict(raft_file, tmp_path):
+def test_load_raft__missing_or_additional_parameters_are_refused(raft_file, tmp_path):
     state = torch.load(raft_file, weights_only=True)
     name = next(iter(state))
     for wrong in ({k: v for k, v in state.items() if k != name}, {**state, "more": torch.zeros(1)}):
         torch.save(wrong, tmp_path / "wrong.pth")
-        with pytest.raises(UserError, match=r"wrong\.pth holds the weights of neither raft_small nor raft_large"):
+        with pytest.raises(UserError, match=r"wrong\.pth holds neither raft_small nor raft_large of torchvision"):
             FLOW_METHODS["raft"].check(Recipe(flow="raft", flow_weights=str(tmp_path / "wrong.pth")))
-    with pytest.raises(UserError, match="--flow-weights raft_medium is neither a file nor a name of torchvision's"):
+    with pytest.raises(UserError, match="--flow-weights raft_medium is neither a file nor a name in torchvision"):
         FLOW_METHODS["raft"].check(Recipe(flow="raft", flow_weights="raft_medium"))
 
 
 @pytest.mark.parametrize("weights", [None, "raft_small", "Raft_Small_Weights.C_T_V2"])
-def test_load_raft__weights_in_torchvisions_cache(weights, raft_file, tmp_path, monkeypatch):
+def test_load_raft__uses_the_cache_of_torchvision(weights, raft_file, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
     cached = tmp_path / "checkpoints" / "raft_small_C_T_V2-01064c6d.pth"
     cached.parent.mkdir()
@@ -394,7 +392,7 @@ def test_load_raft__weights_in_torchvisions_cache(weights, raft_file, tmp_path, 
     assert all(torch.equal(tensor.cpu(), wanted[name]) for name, tensor in load_raft(weights).state_dict().items())
 
 
-def test_prepare__raft_without_weights_and_internet(tmp_path, monkeypatch):
+def test_prepare__raft_without_internet_is_refused_before_any_work(tmp_path, monkeypatch):
     def offline(url: str, *args: object, **kwargs: object) -> None:
         raise urllib.error.URLError("no route to host")
 
@@ -411,7 +409,7 @@ def test_prepare__raft_without_weights_and_internet(tmp_path, monkeypatch):
     assert not options.out.exists()
 
 
-def test_transcode__raft_through_a_file(raft_file, tmp_path):
+def test_transcode__stored_raft_flow_is_near_the_estimate(raft_file, tmp_path):
     source = write_video(tmp_path / "moving.mp4", moving_frames(3, height=48, width=64), codec="libx264")
     recipe = Recipe(flow="raft", flow_weights=str(raft_file), min_frames=2)
     flow = stored_flow(tmp_path, source, recipe)
@@ -420,10 +418,10 @@ def test_transcode__raft_through_a_file(raft_file, tmp_path):
     for t in range(2):
         wanted = raft_flow(network, frames[t].rgb, frames[t + 1].rgb)
         assert np.abs(wanted).max() > 1
-        assert np.abs(flow[t] - wanted).mean() < 0.1, "more than storing costs"
+        assert np.abs(flow[t] - wanted).mean() < 0.1, "the error is larger than that of storage"
 
 
-def test_raft__one_network_per_process(raft_file, monkeypatch):
+def test_raft__network_is_loaded_once_per_process(raft_file, monkeypatch):
     loaded = []
     monkeypatch.setattr("data_prep.flow.raft.load_raft", lambda weights: loaded.append(weights))
     for weights in ("a", "a", "a"):
@@ -437,11 +435,11 @@ def test_raft__one_network_per_process(raft_file, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"flow_weights": "raft_small"}, "--flow-weights raft_small belongs to --flow raft, not to dis: leave"),
-        ({"flow": "tvl1", "flow_preset": "medium"}, "--flow-preset medium belongs to --flow dis, not to tvl1: leave"),
-        ({"modalities": ("rgb",), "flow": "tvl1"}, "--flow tvl1 does nothing without flow in --modalities: add flow"),
-        ({"modalities": ("rgb",), "flow_preset": "medium"}, "--flow-preset medium does nothing without flow in"),
-        ({"modalities": ("rgb",), "flow_weights": "w"}, "--flow-weights w does nothing without flow in"),
+        ({"flow_weights": "raft_small"}, "--flow-weights raft_small has no effect with --flow dis: remove"),
+        ({"flow": "tvl1", "flow_preset": "medium"}, "--flow-preset medium has no effect with --flow tvl1: remove"),
+        ({"modalities": ("rgb",), "flow": "tvl1"}, "--flow tvl1 has no effect without flow in --modalities: add flow"),
+        ({"modalities": ("rgb",), "flow_preset": "medium"}, "--flow-preset medium has no effect without flow in"),
+        ({"modalities": ("rgb",), "flow_weights": "w"}, "--flow-weights w has no effect without flow in"),
     ],
 )
 def test_prepare__options_without_effect_are_refused(changes, message, tmp_path):

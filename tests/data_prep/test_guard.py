@@ -1,4 +1,4 @@
-"""Children that hang, crash or chatter."""
+"""Child processes that hang, crash or print."""
 
 import time
 
@@ -15,13 +15,13 @@ def guard():
     made.stop()
 
 
-def test_guard__one_child_answers_again_and_again(guard):
+def test_guard__one_child_answers_several_requests(guard):
     first, second = (guard.ask({"do": f'"{i}" 視頻'}, time_limit_seconds=60) for i in (1, 2))
     assert (first["echo"], second["echo"]) == ('"1" 視頻', '"2" 視頻')
     assert first["pid"] == second["pid"]
 
 
-def test_guard__hang_and_crash_cost_one_answer(guard):
+def test_guard__hang_or_crash_loses_one_request_only(guard):
     before = guard.ask({"do": "work"}, time_limit_seconds=60)
     started = time.monotonic()
     with pytest.raises(TookTooLong):
@@ -35,6 +35,6 @@ def test_guard__hang_and_crash_cost_one_answer(guard):
     assert after["echo"] == "work" and after["pid"] != before["pid"]
 
 
-def test_guard__child_that_does_not_start():
+def test_guard__child_that_does_not_start_is_an_error():
     with pytest.raises(UserError, match="did not start"):
         Guard("no_such_module").ask({}, time_limit_seconds=60)

@@ -1,4 +1,4 @@
-"""Preparing many videos: children that crash or hang, a journal, clusters, 200 damaged files."""
+"""Preparing many videos: child processes that crash or hang, the journal, clusters, damaged files."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ from data_prep.__main__ import main
 from data_prep.pipeline import guard
 from data_prep.pipeline.guard import stop_children
 from data_prep.pipeline.jobs import Job, run_job
-from data_prep.pipeline.journal import JOURNAL_NAME, Row, open_journal, read_journals
+from data_prep.pipeline.journal import JOURNAL_NAME, JournalEntry, open_journal, read_journals
 from data_prep.pipeline.prepare import PrepareOptions, SourceVideo, prepare_videos
 from data_prep.pipeline.readers import Input
+from data_prep.pipeline.shards import Shard
 from data_prep.recipe import Outcome, Recipe
 
 PROJECT_FOLDER = Path(__file__).resolve().parents[2]
@@ -44,7 +45,7 @@ def job(path: Path, root: Path, *, time_limit_seconds: float = 60.0) -> Job:
 
 
 @pytest.fixture(autouse=True)
-def no_child_stays():
+def stop_all_children():
     yield
     stop_children()
 
@@ -60,7 +61,7 @@ def videos(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def long_video(tmp_path_factory) -> Path:
-    """Ten seconds of work."""
+    """A video that takes ten seconds to prepare."""
     frames = moving_frames(40, height=256, width=448)
     return write_video(tmp_path_factory.mktemp("long") / "long.mp4", np.tile(frames, (30, 1, 1, 1)), codec="libx264")
 
@@ -78,7 +79,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 # One job.
 
 
-def test_run_job__time_limit_kills_the_job_and_the_next_one_runs(long_video, videos, tmp_path):
+def test_run_job__time_limit_skips_the_video_and_the_next_one_is_prepared(long_video, videos, tmp_path):
     started = time.monotonic()
     outcome = run_job(job(long_video, tmp_path, time_limit_seconds=0.5))
     assert (outcome.status, outcome.reason) == ("skipped", "time limit: took longer than 0.5 s")
@@ -87,7 +88,7 @@ def test_run_job__time_limit_kills_the_job_and_the_next_one_runs(long_video, vid
     assert run_job(job(videos / "clip0.mp4", tmp_path)).status == "ok"
 
 
-def test_run_job__crashed_child_costs_one_file(long_video, videos, tmp_path):
+def test_run_job__crash_skips_the_video_and_the_next_one_is_prepared(long_video, videos, tmp_path):
     def kill_when_busy() -> None:
         while not list(tmp_path.rglob("*.tmp")):
             time.sleep(0.01)
@@ -102,7 +103,7 @@ def test_run_job__crashed_child_costs_one_file(long_video, videos, tmp_path):
     assert run_job(job(videos / "clip1.mp4", tmp_path)).status == "ok"
 
 
-def test_run_job__what_is_no_file(tmp_path):
+def test_run_job__pipe_or_missing_file_is_skipped(tmp_path):
     os.mkfifo(tmp_path / "pipe.mp4")
     assert run_job(job(tmp_path / "pipe.mp4", tmp_path)).reason == "no regular file"
     assert run_job(job(tmp_path / "gone.mp4", tmp_path)).status == "skipped"
@@ -111,41 +112,41 @@ def test_run_job__what_is_no_file(tmp_path):
 # The journal.
 
 
-def row(name: str, *, version: int = 1, reason: str = "empty") -> Row:
-    return Row(name, {"rgb": {"version": version}}, Outcome("skipped", reason))
+def entry(name: str, *, version: int = 1, reason: str = "empty") -> JournalEntry:
+    return JournalEntry(name, {"rgb": {"version": version}}, Outcome("skipped", reason))
 
 
-def test_journal__torn_and_damaged_lines_are_left_out(tmp_path):
+def test_read_journals__incomplete_and_damaged_lines_are_ignored(tmp_path):
     with open_journal(tmp_path, None) as journal:
         for name in ("a", "b"):
-            journal.append(row(name))
+            journal.append(entry(name))
     path = tmp_path / JOURNAL_NAME
     path.write_bytes(b"\xff\x00 damaged\n" + path.read_bytes() + b'{"name": "c", "keys": {"ver')
     assert set(read_journals(tmp_path)) == {"a", "b"}
     with open_journal(tmp_path, None) as journal:
-        journal.append(row("d"))
+        journal.append(entry("d"))
     assert set(read_journals(tmp_path)) == {"a", "b", "d"}
 
 
-def test_journal__last_line_stands_first(tmp_path):
+def test_read_journals__last_line_comes_first(tmp_path):
     with open_journal(tmp_path, None) as journal:
-        journal.append(row("a"))
-        journal.append(row("a", version=2, reason="too short: 3 frames"))
-    assert read_journals(tmp_path)["a"] == [row("a", version=2, reason="too short: 3 frames"), row("a")]
+        journal.append(entry("a"))
+        journal.append(entry("a", version=2, reason="too short: 3 frames"))
+    assert read_journals(tmp_path)["a"] == [entry("a", version=2, reason="too short: 3 frames"), entry("a")]
 
 
-def test_journal__a_second_run_is_refused(tmp_path):
+def test_open_journal__second_run_is_refused_but_other_shards_are_not(tmp_path):
     with (
         open_journal(tmp_path, None),
         pytest.raises(UserError, match="another run is preparing"),
         open_journal(tmp_path, None),
     ):
         pass
-    with open_journal(tmp_path, (1, 2)), open_journal(tmp_path, (2, 2)):
-        pass  # the parts of a job array run side by side
+    with open_journal(tmp_path, Shard(1, 2)), open_journal(tmp_path, Shard(2, 2)):
+        pass
 
 
-def test_prepare__skipped_files_are_tried_again_only_when_asked(videos, tmp_path):
+def test_prepare__skipped_files_are_tried_again_with_retry_or_a_new_source(videos, tmp_path):
     folder = tmp_path / "videos"
     folder.mkdir()
     (folder / "clip0.mp4").write_bytes(b"not a video")
@@ -157,13 +158,13 @@ def test_prepare__skipped_files_are_tried_again_only_when_asked(videos, tmp_path
     os.utime(folder / "clip0.mp4", ns=(facts.st_atime_ns, facts.st_mtime_ns))
     line = (tmp_path / "out" / JOURNAL_NAME).read_text()
     (tmp_path / "out" / JOURNAL_NAME).write_text(line.replace("unreadable", "marked"))
-    assert prepare(folder, tmp_path / "out").videos[0].reason.startswith("marked"), "it was tried again"
+    assert prepare(folder, tmp_path / "out").videos[0].reason.startswith("marked"), "the file was tried again"
     assert prepare(folder, tmp_path / "out", retry=True).videos[0].reason.startswith("unreadable")
     (folder / "clip0.mp4").write_bytes(data)
-    assert prepare(folder, tmp_path / "out").videos[0].status == "ok", "a new download is tried by itself"
+    assert prepare(folder, tmp_path / "out").videos[0].status == "ok", "the new source was not tried"
 
 
-def test_prepare__another_modality_leaves_the_first_as_it_is(videos, tmp_path):
+def test_prepare__new_modality_keeps_the_finished_streams(videos, tmp_path):
     out = tmp_path / "out"
     prepare(videos, out, modalities=("rgb",))
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*.mp4")}
@@ -173,8 +174,8 @@ def test_prepare__another_modality_leaves_the_first_as_it_is(videos, tmp_path):
     assert Manifest.load(out).streams == ("flow", "rgb")
 
 
-def test_prepare__older_journal_does_not_vouch_for_newer_files(videos, tmp_path):
-    """A, then B as the parts of an array, then A: B's files stand where A's stood, and A's line is still there."""
+def test_prepare__journal_of_older_files_is_not_trusted(videos, tmp_path):
+    """Prepare with options A, then B in shards, then A. The files are those of B, and the journal still has A."""
     out = tmp_path / "out"
     first = prepare(videos, out, short_side_px=32)
     for part in ("1/2", "2/2"):
@@ -185,7 +186,7 @@ def test_prepare__older_journal_does_not_vouch_for_newer_files(videos, tmp_path)
         assert read_frames(out, video.streams["rgb"], [0]).shape == (1, 32, 42, 3)
 
 
-def test_prepare__links_that_lead_nowhere_cost_one_file_each(videos, tmp_path):
+def test_prepare__broken_links_are_skipped(videos, tmp_path):
     folder = tmp_path / "videos"
     folder.mkdir()
     (folder / "good.mp4").write_bytes((videos / "clip0.mp4").read_bytes())
@@ -197,7 +198,7 @@ def test_prepare__links_that_lead_nowhere_cost_one_file_each(videos, tmp_path):
     assert found == {"gone.mp4": "no regular file", "good.mp4": "", "self.mp4": "no regular file"}
 
 
-def test_prepare__unknown_codec_is_named(videos, tmp_path):
+def test_prepare__unknown_codec_is_the_reason(videos, tmp_path):
     folder = tmp_path / "videos"
     write_video(folder / "odd.avi", moving_frames(20))
     data = (folder / "odd.avi").read_bytes()
@@ -208,7 +209,7 @@ def test_prepare__unknown_codec_is_named(videos, tmp_path):
 @pytest.mark.parametrize("keep_original", [False, True])
 @pytest.mark.parametrize(("suffix", "codec"), [(".mkv", "libx264"), (".webm", "libvpx")])
 def test_prepare__cut_matroska_ends_early(tmp_path, suffix, codec, keep_original):
-    """Its header says how long it is, not how many frames it has."""
+    """The header of Matroska declares the duration, not the number of frames."""
     folder = tmp_path / "videos"
     noise = np.random.default_rng(0).integers(0, 256, (100, 48, 64, 3), dtype=np.uint8)
     options = {"g": "10", "cluster_time_limit": "200"}
@@ -220,13 +221,13 @@ def test_prepare__cut_matroska_ends_early(tmp_path, suffix, codec, keep_original
     assert cut.status == "repaired" and "ends early" in cut.reason
 
 
-def test_out_among_the_sources__is_refused(videos, tmp_path):
+def test_prepare__out_inside_the_sources_is_refused(videos, tmp_path):
     with pytest.raises(SystemExit):
         main(["folder", "--unlabelled", "--videos", str(videos), "--out", str(videos / "out")])
     original = tmp_path / "data" / "rgb" / "a.mp4"
     original.parent.mkdir(parents=True)
     original.write_bytes((videos / "clip0.mp4").read_bytes())
-    with pytest.raises(UserError, match="would be written over"):
+    with pytest.raises(UserError, match="would be overwritten"):
         prepare(original.parent, tmp_path / "data")
     assert original.read_bytes() == (videos / "clip0.mp4").read_bytes()
 
@@ -234,7 +235,7 @@ def test_out_among_the_sources__is_refused(videos, tmp_path):
 # Options.
 
 
-def test_keep_original__indexes_the_files_where_they_are(videos, tmp_path):
+def test_keep_original__source_files_are_the_rgb_stream(videos, tmp_path):
     before = contents(videos)
     manifest = prepare(videos, tmp_path / "out", keep_original=True, modalities=("rgb", "flow"))
     assert contents(videos) == before
@@ -246,20 +247,20 @@ def test_keep_original__indexes_the_files_where_they_are(videos, tmp_path):
     assert np.abs(frames.astype(int) - moving_frames(20)[[0, 19]]).mean() < 20  # neighbours differ by 50
 
 
-def test_dry_run__says_what_there_is_and_leaves_nothing(videos, tmp_path, capsys):
+def test_dry_run__prints_an_estimate_and_writes_nothing(videos, tmp_path, capsys):
     prepare(videos, tmp_path / "out", dry_run=True)
     output = capsys.readouterr().out
-    assert "6 videos listed, 6 found" in output and "minutes with 2 at a time" in output
+    assert "6 videos listed, 6 found" in output and "minutes with 2 workers" in output
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b"])
-def test_shard__nonsense_is_one_sentence(videos, tmp_path, shard):
-    with pytest.raises(UserError, match="is no part: give I/N"):
+def test_shard__invalid_part_is_refused(videos, tmp_path, shard):
+    with pytest.raises(UserError, match=f"--shard {shard} is invalid: give I/N"):
         prepare(videos, tmp_path / "out", shard=shard)
 
 
-def test_odd_paths__blanks_quotes_and_other_scripts(videos, tmp_path):
+def test_prepare__paths_with_spaces_quotes_and_unicode(videos, tmp_path):
     folder = tmp_path / 'it\'s a "folder" – Ünïcode 視頻'
     folder.mkdir()
     for i, name in enumerate(["a b.mp4", "it's.mp4", '"q".mp4', "видео.mp4", "100%[x]*.mp4", "-dash.mp4"]):
@@ -271,7 +272,7 @@ def test_odd_paths__blanks_quotes_and_other_scripts(videos, tmp_path):
             assert len(read_frames(manifest.root, stream, [0, 3], stream_name=name)) == 2
 
 
-def test_full_disk__one_sentence_and_finished_files_are_kept(videos, tmp_path):
+def test_prepare__full_disk_is_one_sentence_and_finished_files_are_kept(videos, tmp_path):
     folder = tmp_path / "videos"
     folder.mkdir()
     (folder / "a.mp4").write_bytes((videos / "clip0.mp4").read_bytes())
@@ -295,16 +296,16 @@ def test_full_disk__one_sentence_and_finished_files_are_kept(videos, tmp_path):
     assert not list((tmp_path / "out").rglob("*.tmp"))
 
 
-def test_out_that_cannot_be_written__one_sentence(videos, tmp_path):
+def test_prepare__unwritable_out_is_one_sentence(videos, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="is not writable"):
         prepare(videos, tmp_path / "file" / "out")
 
 
 # Clusters.
 
 
-def test_dask__a_real_cluster_gives_the_same(videos, tmp_path):
+def test_dask__cluster_gives_the_same_bytes(videos, tmp_path):
     distributed = pytest.importorskip("distributed")
     here = prepare(videos, tmp_path / "here")
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
@@ -314,38 +315,38 @@ def test_dask__a_real_cluster_gives_the_same(videos, tmp_path):
 
 
 @pytest.mark.slow
-def test_ray__gives_the_same(videos, tmp_path):
+def test_ray__cluster_gives_the_same_manifest(videos, tmp_path):
     pytest.importorskip("ray")
     here = prepare(videos, tmp_path / "here")
     there = prepare(videos, tmp_path / "there", engine="ray", workers=2)
     assert [video.to_json() for video in there.videos] == [video.to_json() for video in here.videos]
 
 
-def test_dask__no_address_and_no_scheduler(videos, tmp_path):
+def test_dask__needs_an_address(videos, tmp_path):
     pytest.importorskip("distributed")
     with pytest.raises(UserError, match="--engine dask needs --address"):
         prepare(videos, tmp_path / "out", engine="dask")
 
 
-def test_dask__closed_port_is_one_sentence_before_long(videos, tmp_path):
+def test_dask__closed_port_is_one_sentence_within_seconds(videos, tmp_path):
     pytest.importorskip("distributed")
     dask_config = pytest.importorskip("dask.config")
-    with socket.socket() as taken:  # bound, but nobody listens
+    with socket.socket() as taken:  # bound without a listener: connections are refused
         taken.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
         started = time.monotonic()
         with (
             dask_config.set({"distributed.comm.timeouts.connect": "300ms"}),
-            pytest.raises(UserError, match=f"^no Dask scheduler answers at --address {address}: start one") as raised,
+            pytest.raises(UserError, match=f"^no Dask scheduler answers at --address {address}: start it") as raised,
         ):
             prepare(videos, tmp_path / "out", engine="dask", address=address)
-        assert time.monotonic() - started < 8, "Dask's own setting was not taken"
+        assert time.monotonic() - started < 8, "the timeout of Dask's configuration was ignored"
     assert "\n" not in str(raised.value) and "after 0.3 s" in str(raised.value)
     with pytest.raises(UserError, match="unknown address scheme 'http'"):
         prepare(videos, tmp_path / "out", engine="dask", address="http://127.0.0.1:1")
 
 
-def test_dask__scheduler_has_ten_seconds(videos, tmp_path, monkeypatch):
+def test_dask__default_timeout_is_ten_seconds(videos, tmp_path, monkeypatch):
     distributed = pytest.importorskip("distributed")
     waited = []
 
@@ -354,13 +355,13 @@ def test_dask__scheduler_has_ten_seconds(videos, tmp_path, monkeypatch):
         raise OSError("refused")
 
     monkeypatch.setattr(distributed, "Client", refuse)
-    with pytest.raises(UserError, match=r"start one, or check it \(refused\)$"):
+    with pytest.raises(UserError, match=r"start it, or correct the address \(refused\)$"):
         prepare(videos, tmp_path / "out", engine="dask", address="tcp://127.0.0.1:1")
     assert waited == ["10s"]
 
 
-def test_address__needs_a_cluster(videos, tmp_path):
-    with pytest.raises(UserError, match=r"^--address tcp://a:8786 is a cluster's, and without --engine dask or ray"):
+def test_address__without_a_cluster_is_refused(videos, tmp_path):
+    with pytest.raises(UserError, match=r"^--address tcp://a:8786 has no effect without a cluster: add --engine"):
         prepare(videos, tmp_path / "out", address="tcp://a:8786")
     assert not list((tmp_path / "out").rglob("*.mp4"))
 
@@ -415,19 +416,19 @@ def prepare_damaged(originals: list[Path], folder: Path, out: Path, *, num_copie
     assert statuses["empty"] == statuses["text"] == {"skipped"}
     for video in manifest.videos:
         number, kind = video.name.split("_")
-        # Neither an MPEG program stream nor a WebM without a duration says how long it should be.
+        # The headers of MPEG program streams, and of WebM without a duration, declare no length.
         can_tell = originals[int(number) % len(originals)].suffix not in (".mpg", ".webm")
         assert not (kind == "truncated" and video.status == "ok" and can_tell), video
-    assert statuses["bits"] & {"ok", "repaired"}, "not one copy with changed bits was of use"
+    assert statuses["bits"] & {"ok", "repaired"}, "every copy with changed bits was skipped"
     return manifest
 
 
-def test_damaged_files__each_is_accounted_for(videos, tmp_path):
+def test_prepare__every_damaged_file_has_a_status(videos, tmp_path):
     prepare_damaged(sorted(videos.iterdir()), tmp_path / "videos", tmp_path / "out", num_copies=60)
 
 
 @pytest.mark.slow
-def test_200_damaged_copies_of_real_files__each_is_accounted_for(shared_folder, tmp_path):
+def test_prepare__every_one_of_200_damaged_real_files_has_a_status(shared_folder, tmp_path):
     clips = sorted((shared_folder / "data" / "ucf101_mini" / "videos").rglob("*.avi"))[::9]
     media = [p for p in sorted((shared_folder / "media").iterdir()) if 0 < p.stat().st_size < 700_000]
     prepare_damaged([*clips, *media], tmp_path / "videos", tmp_path / "out", num_copies=200)

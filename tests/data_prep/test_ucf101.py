@@ -260,9 +260,7 @@ def test_prepare__bad_files_are_marked_and_counted(small_set, capsys):
     (archery / "v_Archery_g10_c01.avi").touch()
     (archery / "v_Archery_g11_c01.avi").write_bytes(b"an error page, not a video" * 100)
     write_video(archery / "v_Archery_g12_c01.avi", moving_frames(5))
-    with pytest.raises(
-        UserError, match=r"3 of 6 files could not be prepared, more than --max-bad 0\.05.*g10_c01 \(empty"
-    ):
+    with pytest.raises(UserError, match=r"3 of 6 files are unusable, more than --max-bad 0\.05.*g10_c01 \(empty"):
         prepare(small_set)
     videos = {video.name[10:13]: video for video in Manifest.load(small_set.out).videos}
     found = {name: (video.status, video.reason) for name, video in videos.items()}
@@ -359,11 +357,11 @@ def test_prepare__same_name_twice(small_set):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"short_side_px": 113}, "--short-side 113 cannot work"),
-        ({"min_frames": 1}, "--min-frames 1 cannot work"),
+        ({"short_side_px": 113}, "--short-side 113 is invalid: give an even number of at least 16"),
+        ({"min_frames": 1}, "--min-frames 1 is invalid: give 2 or more"),
         ({"modalities": ()}, "--modalities is empty"),
-        ({"max_bad": 5.0}, "--max-bad 5.0 is no share"),
-        ({"workers": 0}, "--workers 0 cannot work"),
+        ({"max_bad": 5.0}, "--max-bad 5.0 is invalid: give a share from 0 to 1"),
+        ({"workers": 0}, "--workers 0 is invalid: give 1 or more"),
     ],
 )
 def test_prepare__options_out_of_range(small_set, change, message):

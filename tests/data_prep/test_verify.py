@@ -227,5 +227,5 @@ def test_verify__mistakes(tmp_path, folder):
 
     with pytest.raises(UserError, match="--time-limit -1 cannot work"):
         run(VerifyOptions(folder=folder, time_limit=-1.0))
-    with pytest.raises(UserError, match="--workers 0 cannot work"):
+    with pytest.raises(UserError, match="--workers 0 is invalid"):
         run(VerifyOptions(folder=folder, workers=0))

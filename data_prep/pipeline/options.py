@@ -1,0 +1,142 @@
+"""The options that all datasets share, and their checks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from crossdistill.errors import UserError, unknown_name
+from data_prep.flow import FLOW_PRESETS
+from data_prep.pipeline.readers import MIN_SIDE_PX
+from data_prep.pipeline.transcode import DERIVED
+from data_prep.recipe import Recipe
+
+# Options of the datasets that name folders of source files.
+SOURCE_FOLDER_OPTIONS = ("videos", "depth", "skeleton", "replacement")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareOptions:
+    """The options that all datasets share."""
+
+    out: Path
+    """Folder of the prepared dataset. Nothing is written outside it."""
+    modalities: tuple[Literal["rgb", "flow", "depth"], ...] = ("rgb", "flow")
+    """Streams to make. Streams that an earlier run made with the same options are kept."""
+    short_side_px: Annotated[int, tyro.conf.arg(name="short-side", metavar="PX")] = 256
+    """Short side of the stored pictures in pixels, an even number. Smaller videos keep their size. 128 is enough for
+    crops of 112 pixels."""
+    keep_original: bool = False
+    """Do not re-encode colour: use the source files as the rgb stream. They are slower to read, and the prepared
+    dataset needs them at the same path."""
+    flow: Literal["dis", "farneback", "tvl1", "raft", "motion-vectors"] = "dis"
+    """Method that estimates optical flow. motion-vectors reads the vectors of the video codec: coarse, in half the
+    time of dis."""
+    flow_preset: Literal["ultrafast", "fast", "medium"] = "fast"
+    """Effort of --flow dis."""
+    flow_weights: str | None = None
+    """Weights of --flow raft: a file, or a name in torchvision such as raft_small."""
+    depth_model: str | None = None
+    """Network that estimates depth from colour, with --modalities depth: a model name on Hugging Face, or the folder
+    of a saved model."""
+    min_frames: int = 8
+    """Skip videos with fewer readable frames."""
+    max_bad: float = 0.05
+    """Share of the found files that may be unusable before the command fails, from 0 to 1."""
+    time_limit: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 600.0
+    """Skip a file that takes longer: decoders can hang on damaged files."""
+    retry: bool = False
+    """Try again the files that an earlier run skipped."""
+    workers: int | None = None
+    """Number of videos prepared at a time. Default: one per core, or the capacity of the cluster."""
+    engine: Literal["local", "dask", "ray"] = "local"
+    """Where videos are prepared: on this machine, or on a cluster whose machines see the same folders."""
+    address: str | None = None
+    """Address of the cluster's scheduler, for example tcp://head-node:8786."""
+    shard: Annotated[str | None, tyro.conf.arg(metavar="I/N")] = None
+    """Prepare part I of N only, for job arrays. Afterwards, join the parts with python -m data_prep merge."""
+    dry_run: bool = False
+    """Print the number and size of the files and an estimate of the time. Write nothing."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """The options that decide the content of the streams.
+
+        An option without effect on the chosen streams keeps its default, so that it does not invalidate them.
+        """
+        makes_flow, is_dis = "flow" in self.modalities, self.flow == "dis"
+        return Recipe(
+            short_side_px=self.short_side_px,
+            min_frames=self.min_frames,
+            keep_original=self.keep_original,
+            flow=self.flow if makes_flow else Recipe.flow,
+            flow_preset=self.flow_preset if makes_flow and is_dis else Recipe.flow_preset,
+            flow_weights=self.flow_weights if makes_flow and self.flow == "raft" else None,
+            depth_model=self.depth_model if "depth" in self.modalities else None,
+        )
+
+
+def check_options(options: PrepareOptions) -> None:
+    """Check the options before any work starts.
+
+    Raises:
+        UserError: A value is out of range, an option has no effect, or a library or weights are missing.
+    """
+    if options.short_side_px < MIN_SIDE_PX or options.short_side_px % 2:
+        raise UserError(
+            f"--short-side {options.short_side_px} is invalid: give an even number of at least {MIN_SIDE_PX}"
+        )
+    if options.min_frames < 2:
+        raise UserError(f"--min-frames {options.min_frames} is invalid: give 2 or more (flow needs a pair of frames)")
+    if not options.modalities:
+        raise UserError("--modalities is empty: give at least one of rgb, flow, depth")
+    if not 0 <= options.max_bad <= 1:
+        raise UserError(f"--max-bad {options.max_bad} is invalid: give a share from 0 to 1")
+    if options.time_limit <= 0:
+        raise UserError(f"--time-limit {options.time_limit:g} is invalid: give a number of seconds above 0")
+    if options.flow_preset not in FLOW_PRESETS:
+        raise unknown_name("flow preset", options.flow_preset, FLOW_PRESETS)
+    _check_options_have_effect(options)
+    for stream in options.modalities:
+        if stream in DERIVED:
+            DERIVED[stream].check(options.recipe)
+
+
+def _check_options_have_effect(options: PrepareOptions) -> None:
+    """Refuse an option without effect: the user expects another result than the run would give."""
+    # Option, value, default, the stream that it belongs to, the flow method that reads it (None: all of them).
+    rows = (
+        ("--flow", options.flow, PrepareOptions.flow, "flow", None),
+        ("--flow-preset", options.flow_preset, PrepareOptions.flow_preset, "flow", "dis"),
+        ("--flow-weights", options.flow_weights, None, "flow", "raft"),
+        ("--depth-model", options.depth_model, None, "depth", None),
+    )
+    for name, value, default, stream, method in rows:
+        if value == default:
+            continue
+        if stream not in options.modalities:
+            raise UserError(
+                f"{name} {value} has no effect without {stream} in --modalities: add {stream}, or remove {name}"
+            )
+        if method is not None and options.flow != method:
+            raise UserError(
+                f"{name} {value} has no effect with --flow {options.flow}: remove {name}, or give --flow {method}"
+            )
+
+
+def check_out_is_apart(options: PrepareOptions) -> None:
+    """Check that --out is not inside a folder of sources, where the next run would find its streams as sources.
+
+    Raises:
+        UserError: --out is inside a folder of sources.
+    """
+    for name in SOURCE_FOLDER_OPTIONS:
+        folder = getattr(options, name, None)
+        # With `--videos .`, every relative --out would be inside it.
+        if folder is None or not folder.is_dir() or folder.resolve() == Path.cwd():
+            continue
+        if options.out.resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"--out {options.out} is inside --{name} {folder}: give a folder outside it")

@@ -1,0 +1,45 @@
+"""What a run prints at its end: the number of videos by status, the size of the streams, too many unusable videos."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from crossdistill.data.manifest import Manifest
+from crossdistill.errors import UserError
+from crossdistill.utils.console import console, print_table
+from data_prep.recipe import MISSING
+
+STATUS_ORDER = ("ok", "repaired", "skipped")
+
+
+def print_summary(manifest: Manifest) -> None:
+    """Print the number of videos by status and reason, and the number of frames and the size of each stream."""
+    counts: Counter[tuple[int, str]] = Counter()
+    for video in manifest.videos:
+        # "too short: 3 frames, fewer than 8" counts as "too short".
+        kind = f"{video.status}: {video.reason.split(':')[0]}" if video.reason else video.status
+        counts[STATUS_ORDER.index(video.status), kind] += 1
+    rows = [(kind, str(count)) for (_, kind), count in sorted(counts.items())]
+    print_table(manifest.dataset, ("status", "videos"), [*rows, ("all", str(counts.total()))])
+    usable = [video for video in manifest.videos if video.is_usable]
+    for name in manifest.streams:
+        streams = [video.streams[name] for video in usable]
+        size_mb = sum((manifest.root / stream.path).stat().st_size for stream in streams) / 1e6
+        console.print(f"{name}: {sum(stream.num_frames for stream in streams)} frames, {size_mb:.1f} MB")
+    console.print(f"prepared dataset: {manifest.root}", highlight=False, soft_wrap=True)
+
+
+def check_share_of_bad(manifest: Manifest, max_bad: float) -> None:
+    """Check how many of the found files are unusable. Missing files do not count: half a download is usable too.
+
+    Raises:
+        UserError: The share of unusable files is above ``max_bad``.
+    """
+    found = [video for video in manifest.videos if video.reason != MISSING]
+    bad = [video for video in found if not video.is_usable]
+    if len(bad) > max_bad * len(found):
+        raise UserError(
+            f"{len(bad)} of {len(found)} files are unusable, more than --max-bad {max_bad:g} allows; the first is "
+            f"{bad[0].name} ({bad[0].reason}), and the manifest in {manifest.root} lists all: download them again and "
+            "add --retry, or raise --max-bad to continue without them"
+        )

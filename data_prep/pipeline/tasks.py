@@ -1,0 +1,137 @@
+"""One source video as a task: its job, and the keys by which a later run recognises its finished streams."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from crossdistill.errors import UserError
+from data_prep.pipeline.jobs import Job
+from data_prep.pipeline.options import PrepareOptions
+from data_prep.pipeline.readers import Input
+from data_prep.pipeline.transcode import check_source, source_of
+from data_prep.recipe import Recipe
+
+# Increase it when the same options begin to give other bytes: streams with a lower version are then made again.
+RECIPE_VERSION = 2
+# Options that affect one stream only. All others affect every stream.
+STREAM_OPTIONS = {
+    "rgb": ("keep_original",),
+    "flow": ("flow", "flow_preset", "flow_weights"),
+    "depth": ("depth_model",),
+}
+HASH_BLOCK_BYTES = 1 << 24
+
+
+@dataclass(frozen=True)
+class SourceVideo:
+    """One video as the lists of its dataset describe it."""
+
+    name: str
+    """Name, unique in the dataset."""
+    inputs: dict[str, Path]
+    """Modality to the file or folder that holds it. Empty if the lists name a file that is missing."""
+    folder: str = ""
+    """Folder inside the folder of each stream, usually the class."""
+    label: int | None = None
+    """Index of the class. None without a class."""
+    group: str | None = None
+    """Group of near-duplicates, such as the clips of one film."""
+    splits: dict[str, str] = field(default_factory=dict)
+    """Split to part, for example ``{"1": "train"}``."""
+    frames_per_second: float | None = None
+    """Frame rate of inputs that do not store one."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One video to prepare."""
+
+    job: Job
+    keys: dict[str, dict[str, Any]]
+    """Stream to its key, which holds all that decides its content. A journal entry with another key is out of date."""
+    num_source_bytes: int
+
+
+def make_task(source: SourceVideo, options: PrepareOptions, recipe_facts: dict[str, Any]) -> Task:
+    """Make the task of a video that was found.
+
+    Raises:
+        UserError: A stream cannot be made from the inputs.
+    """
+    for stream in options.modalities:
+        check_source(stream, source.inputs, options.recipe)  # one error now instead of a failure per file
+    inner = Path(source.folder, source.name)
+    job = Job(
+        name=source.name,
+        inputs={name: Input(str(path), source.frames_per_second) for name, path in source.inputs.items()},
+        stream_paths={name: Path(name, f"{inner}.mp4").as_posix() for name in options.modalities},
+        root=str(options.out),
+        recipe=options.recipe,
+        time_limit_seconds=options.time_limit,
+    )
+    fingerprints = {name: _fingerprint(path) for name, path in source.inputs.items()}
+    keys = {name: _key(name, fingerprints[source_of(name, fingerprints)], recipe_facts) for name in job.stream_paths}
+    return Task(job, keys, num_source_bytes=sum(size for size, _ in fingerprints.values()))
+
+
+def facts_of_recipe(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe as JSON values, with a checksum of weights in place of their path.
+
+    So weights may move without making the streams again, and other weights at the same path are noticed.
+    """
+    facts = dataclasses.asdict(recipe)
+    for name in ("flow_weights", "depth_model"):
+        if facts[name] and Path(facts[name]).exists():
+            facts[name] = f"sha256:{_checksum(Path(facts[name]))}"
+    return facts
+
+
+def _checksum(path: Path) -> str:
+    """SHA-256 of a file, or of all files in a folder, one after the other."""
+    files = [path] if path.is_file() else sorted(inner for inner in path.rglob("*") if inner.is_file())
+    digest = hashlib.sha256()
+    for file in files:
+        with open(file, "rb") as opened:
+            while block := opened.read(HASH_BLOCK_BYTES):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _key(stream: str, fingerprint: list[int], recipe_facts: dict[str, Any]) -> dict[str, Any]:
+    """All that decides the content of one stream. Options of other streams are no part of it.
+
+    So a new modality, or another flow method, leaves the finished streams of the other modalities valid.
+    """
+    own = STREAM_OPTIONS.get(stream, ())
+    of_others = {name for names in STREAM_OPTIONS.values() for name in names} - set(own)
+    recipe = {name: value for name, value in recipe_facts.items() if name not in of_others}
+    return {"source": fingerprint, "recipe": recipe, "version": RECIPE_VERSION}
+
+
+def _fingerprint(path: Path) -> list[int]:
+    """Size and modification time of a file; number of entries and modification time of a folder."""
+    try:
+        facts = path.stat()
+        return [sum(1 for _ in path.iterdir()) if path.is_dir() else facts.st_size, facts.st_mtime_ns]
+    except OSError:  # for example a broken link: the job reports it as a skipped video
+        return [0, 0]
+
+
+def check_no_source_is_overwritten(tasks: Iterable[Task], root: Path) -> None:
+    """Check that no stream would be written over a source file.
+
+    Raises:
+        UserError: A stream has the path of a source file.
+    """
+    root = root.resolve()
+    for task in tasks:
+        targets = {root / path for path in task.job.stream_paths.values()}
+        for source in task.job.inputs.values():
+            if Path(os.path.realpath(source.path)) in targets:
+                raise UserError(f"{source.path} would be overwritten by a stream: give --out another folder")
