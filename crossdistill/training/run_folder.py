@@ -1,90 +1,142 @@
-"""A run's folder: what was asked for, on which machine, and the curves."""
+"""The folder of a run: where each file stands, what the run was asked for, and its curves."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from crossdistill.distillation.student import find_student
 from crossdistill.errors import UserError
 from crossdistill.training.trackers import open_tracker
 from crossdistill.utils.environment import describe_environment
 from crossdistill.utils.files import write_text_atomically
+from crossdistill.utils.records import first_difference
 
-CONFIG_NAME = "config.json"
-METRICS_NAME = "metrics.jsonl"
+Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-def claim(folder: Path, configuration: dict[str, Any], *, resume: bool) -> None:
-    """Make a run's folder and write configuration and environment into it, before anything starts.
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one run. No file has to exist yet.
 
-    A folder in which an earlier start left neither checkpoint nor student is taken over.
-
-    Raises:
-        UserError: The folder holds a run already and ``resume`` is false, or that run's configuration
-            is lost or another one; the sentence names the first key that differs.
+    Example:
+        >>> RunFolder(Path("runs/flow")).results.as_posix()
+        'runs/flow/results.json'
     """
-    path = folder / CONFIG_NAME
-    has_work = any((folder / name).exists() for name in ("checkpoints", "student", "round-1"))
-    if has_work:
-        if not path.is_file():
+
+    path: Path
+
+    @staticmethod
+    def of_student(path: str | Path) -> RunFolder:
+        """Find the folder that keeps what belongs to a student: features, exports, fine-tuned versions.
+
+        This is the run's folder. A student folder that was copied out of its run keeps them itself.
+
+        Args:
+            path: A run's folder, or a folder with ``student.json``.
+        """
+        folder = find_student(path) or Path(path)
+        is_inside_a_run = folder.name == "student" and find_student(folder.parent) == folder
+        return RunFolder(folder.parent if is_inside_a_run else folder)
+
+    @property
+    def config(self) -> Path:
+        """The configuration and the environment, written before anything starts."""
+        return self.path / "config.json"
+
+    @property
+    def metrics(self) -> Path:
+        """The curves: one JSON object per line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def results(self) -> Path:
+        """The evaluation of teacher, random student and trained student."""
+        return self.path / "results.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def student(self) -> Path:
+        """The folder of the trained student."""
+        return self.path / "student"
+
+    @property
+    def features(self) -> Path:
+        """The folder of the feature store."""
+        return self.path / "features"
+
+    def round(self, number: int) -> RunFolder:
+        """Folder of one round of self-distillation, counted from 1."""
+        return RunFolder(self.path / f"round-{number}")
+
+    def claim(self, configuration: dict[str, Any], *, resume: bool, upgrade: Upgrade = lambda written: written) -> None:
+        """Create the folder and write configuration and environment into it.
+
+        A folder in which an earlier start left neither a checkpoint nor a student is taken over.
+
+        Args:
+            configuration: What a resumed run must have in common with the run that it continues.
+            resume: Whether a run in the folder may be continued.
+            upgrade: Turns a configuration that a former version wrote into one of this version.
+
+        Raises:
+            UserError: The folder already holds a run and ``resume`` is false, or it was started with another
+                configuration; the sentence names the first key that differs.
+        """
+        if any(path.exists() for path in (self.checkpoints, self.student, self.round(1).path)):
+            self._require_same(configuration, resume=resume, upgrade=upgrade)
+            return
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file: choose a folder for --out")
+        content = {"configuration": configuration, "environment": describe_environment()}
+        write_text_atomically(self.config, json.dumps(content, indent=2) + "\n")
+
+    def _require_same(self, configuration: dict[str, Any], *, resume: bool, upgrade: Upgrade) -> None:
+        if not self.config.is_file():
             raise UserError(
-                f"{folder} holds checkpoints or a student but no {CONFIG_NAME}, so nobody knows which options they are "
-                "of: put the file back, or choose another --out"
+                f"{self.path} holds checkpoints or a student but no {self.config.name}, so their options are unknown: "
+                "put the file back, or choose another --out"
             )
         if not resume:
-            raise UserError(f"{folder} holds a run already: add --resume to go on with it, or choose another --out")
-        earlier = json.loads(path.read_text(encoding="utf-8"))["configuration"]
-        key = _first_difference(earlier, configuration)
-        if key is not None:
+            raise UserError(f"{self.path} already holds a run: add --resume to continue it, or choose another --out")
+        earlier = json.loads(self.config.read_text(encoding="utf-8"))["configuration"]
+        difference = first_difference(upgrade(earlier), configuration)
+        if difference is not None:
             raise UserError(
-                f"{folder} was started with another {key}: resume with the options it was started with, "
-                "or choose another --out"
+                f"{self.path} was started with another {difference.name} ({difference.before!r}, now "
+                f"{difference.after!r}): resume with the options of its start, or choose another --out"
             )
-        return
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file: choose a folder for --out")
-    content = {"configuration": configuration, "environment": describe_environment()}
-    write_text_atomically(path, json.dumps(content, indent=2) + "\n")
 
-
-def release(folder: Path) -> None:
-    """Undo ``claim`` for a run that ended before it left anything else, so that its folder's name is free again."""
-    if folder.is_dir() and [path.name for path in folder.iterdir()] == [CONFIG_NAME]:
-        (folder / CONFIG_NAME).unlink()
-        folder.rmdir()
-
-
-def _first_difference(earlier: dict[str, Any], now: dict[str, Any], path: str = "") -> str | None:
-    for key in sorted(earlier.keys() | now.keys()):
-        before, after = earlier.get(key), now.get(key)
-        here = f"{path}.{key}" if path else key
-        if isinstance(before, dict) and isinstance(after, dict):
-            found = _first_difference(before, after, here)
-            if found is not None:
-                return found
-        elif before != after:
-            return f"{here} ({before!r}, now {after!r})"
-    return None
+    def release(self) -> None:
+        """Remove the folder again if the run ended before it wrote anything besides its configuration."""
+        if self.path.is_dir() and list(self.path.iterdir()) == [self.config]:
+            self.config.unlink()
+            self.path.rmdir()
 
 
 class MetricsLog:
-    """Curves of a run: one JSON object a line, and a tracker if asked for.
+    """The curves of a run: one JSON object per line, and a tracker if one was chosen.
 
     Args:
         folder: The run's folder.
-        start_step: Lines of this step and later, left by a run that was killed, are dropped.
-        tracker: See ``trackers.open_tracker``.
+        start_step: Lines of this step and of later steps are dropped: a run that was killed left them.
+        tracker: One of ``trackers.TRACKERS``.
     """
 
-    def __init__(self, folder: Path, *, start_step: int, tracker: str) -> None:
-        self.path = folder / METRICS_NAME
-        if self.path.is_file():
-            lines = self.path.read_text(encoding="utf-8").splitlines()
+    def __init__(self, folder: RunFolder, *, start_step: int, tracker: str) -> None:
+        if folder.metrics.is_file():
+            lines = folder.metrics.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if _step_of(line) < start_step]
-            write_text_atomically(self.path, "".join(line + "\n" for line in kept))
-        self._file = self.path.open("a", encoding="utf-8")
-        self._tracker = open_tracker(tracker, folder, purge_step=start_step)
+            write_text_atomically(folder.metrics, "".join(line + "\n" for line in kept))
+        self._file = folder.metrics.open("a", encoding="utf-8")
+        self._tracker = open_tracker(tracker, folder.path, purge_step=start_step)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Append the values of one step."""
@@ -94,7 +146,7 @@ class MetricsLog:
             self._tracker.log(values, step=step)
 
     def close(self) -> None:
-        """Flush and close."""
+        """Flush and close the file and the tracker."""
         self._file.close()
         if self._tracker is not None:
             self._tracker.finish()
@@ -104,4 +156,4 @@ def _step_of(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
     except (json.JSONDecodeError, KeyError):
-        return float("inf")  # a line cut short by a kill
+        return float("inf")  # a kill cut this line short

@@ -2,44 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from torch import nn
 
-from crossdistill.distillation.heads import Tower
 from crossdistill.encoders.base import Classifier
 from crossdistill.types import PairedBatch, StepOutput
 
 
 class Task(Protocol):
-    """What the engine trains: something with weights that turns batches into losses."""
+    """A module that turns batches into losses. ``Distiller`` and ``SupervisedTask`` are tasks."""
 
-    trainable: Tower
-    """Wrapped for several processes by the engine, and nothing else is."""
+    trainable: nn.Module
+    """Everything that the optimizer moves, and nothing else."""
+
+    def wrap(self, wrapper: Callable[[nn.Module], nn.Module]) -> None:
+        """Compute through ``wrapper(trainable)`` from now on, for example through DistributedDataParallel."""
+        ...
+
+    def train(self, mode: bool = True) -> Any:
+        """Put what trains into train mode."""
+        ...
+
+    def __call__(self, batch: PairedBatch) -> StepOutput:
+        """Compute the loss of one batch."""
+        ...
+
+    def after_step(self) -> None:
+        """Update what follows the weights; called after each optimizer step."""
+        ...
 
     @property
     def bank_fill(self) -> float | None:
-        """Share of the memory bank that is filled; None without one."""
+        """Filled share of the memory bank; None without a bank."""
         ...
 
     @property
     def classifier(self) -> Classifier | None:
-        """A linear classifier on the student's features, if labels have trained one."""
+        """The linear classifier on the student's features, if labels have trained one."""
         ...
 
-    def compute(self, model: nn.Module, batch: PairedBatch) -> StepOutput:
-        """Loss of one batch; ``model`` is ``trainable``, wrapped."""
-        ...
-
-    def after_step(self, outputs: Sequence[StepOutput]) -> None:
-        """Called when the optimizer has moved the weights, with the outputs of the step's batches."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
+    def resume_state(self) -> dict[str, Any]:
         """Everything besides ``trainable`` that a resumed run needs."""
         ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what ``state_dict`` gave."""
+    def load_resume_state(self, state: dict[str, Any]) -> None:
+        """Restore what ``resume_state`` returned."""
         ...
