@@ -1,4 +1,4 @@
-"""Heads from an encoder's space to the objective's. They are trained with the student, then dropped.
+"""Heads map the student's features to what an objective compares. They train with the student and are then dropped.
 
 Shapes: B batch, D student features, E teacher features, S student token channels, T H W the grid of tokens.
 """
@@ -22,25 +22,25 @@ NUM_ATTENTION_HEADS = 4
 
 @dataclass(frozen=True)
 class Sizes:
-    """What an adapter has to know of an encoder; derived, never typed."""
+    """The sizes of an encoder that an adapter needs to build a head."""
 
     embed_dim: int
     tokens: tuple[int, int, int, int] | None = None
-    """(channels, T, H, W) of its features before pooling; None where nobody asked for them."""
+    """(channels, T, H, W) of the features before pooling; None if they were not asked for."""
     num_classes: int | None = None
-    """N, if its weights came with a classifier."""
+    """N, if the encoder's weights came with a classifier."""
 
     @staticmethod
     def of(encoder: Encoder, *, with_tokens: bool = False) -> Sizes:
-        """Find the sizes of an encoder; tokens by running it on tensors without content.
+        """Read the sizes of an encoder; the sizes of its tokens by running it on a blank clip.
 
         Raises:
-            UserError: Tokens are wanted of an encoder that has none.
+            UserError: Tokens are needed, and the encoder has none.
         """
         num_classes = None if encoder.classifier is None else len(encoder.classifier.bias)
         if not with_tokens:
             return Sizes(encoder.embed_dim, num_classes=num_classes)
-        # A real pass: some libraries keep tensors between calls, and would keep ones without values.
+        # Not on the meta device: some libraries keep tensors between calls, and would keep tensors without values.
         was_training = encoder.training
         with torch.no_grad():
             tokens = encoder.eval().embed_with_tokens(_blank_clip(encoder))[1]
@@ -57,7 +57,7 @@ def _blank_clip(encoder: Encoder) -> Tensor:
 def require_trained_by_tokens(encoder: Encoder) -> None:
     """Raise a ``UserError`` if an encoder has weights on which its tokens do not depend.
 
-    Objectives on tokens alone would leave those as they began, and several processes would wait for their gradients.
+    Objectives on tokens alone would never train those, and DistributedDataParallel would wait for their gradients.
     """
     parameters = {name: value for name, value in encoder.body.named_parameters() if value.requires_grad}
     was_training = encoder.training
@@ -68,8 +68,8 @@ def require_trained_by_tokens(encoder: Encoder) -> None:
     unused = [name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None]
     if unused:
         raise UserError(
-            f"{encoder.name} has {len(unused)} weights after its tokens (first: {unused[0]}), which objectives and "
-            "adapters on tokens alone would never train: add an objective on embeddings, for example simreg:1"
+            f"{encoder.name} has {len(unused)} weights after its tokens (first: {unused[0]}), and objectives on tokens "
+            "alone would never train them: add an objective on pooled features, for example simreg:1"
         )
 
 
@@ -79,7 +79,7 @@ class Mlp(nn.Sequential):
     Args:
         in_dim: D.
         out_dim: E.
-        num_layers: Linear layers; those inside have the larger of both widths.
+        num_layers: Number of linear layers; the hidden ones have width max(D, E).
     """
 
     def __init__(self, in_dim: int, out_dim: int, *, num_layers: int) -> None:
@@ -92,7 +92,7 @@ class Mlp(nn.Sequential):
 
 
 class TemporalPool(nn.Module):
-    """Tokens to one embedding that knows their order: mean over space, a convolution over time, mean over time.
+    """Pool tokens with regard to their order: mean over space, a convolution over time, mean over time.
 
     Args:
         in_channels: S.
@@ -105,7 +105,7 @@ class TemporalPool(nn.Module):
         self.out = nn.Linear(in_channels, out_dim)
 
     def forward(self, tokens_bsthw: Tensor) -> Tensor:
-        """[B, S, T, H, W] to [B, E]."""
+        """Map tokens [B, S, T, H, W] to [B, E]."""
         over_space = tokens_bsthw.mean(dim=(3, 4))
         moved = over_space + F.relu(self.over_time(over_space))
         output: Tensor = self.out(moved.mean(dim=2))
@@ -113,7 +113,7 @@ class TemporalPool(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """Tokens to one embedding: a learned query looks at all of them.
+    """Pool tokens by attention: one learned query attends to all of them.
 
     Args:
         in_channels: S.
@@ -129,7 +129,7 @@ class AttentionPool(nn.Module):
         self.out = nn.Linear(in_channels, out_dim)
 
     def forward(self, tokens_bsthw: Tensor) -> Tensor:
-        """[B, S, T, H, W] to [B, E]."""
+        """Map tokens [B, S, T, H, W] to [B, E]."""
         sequence = self.norm(tokens_bsthw.flatten(2).transpose(1, 2))
         query = self.query.expand(len(sequence), -1, -1)
         pooled, _ = self.attention(query, sequence, sequence, need_weights=False)
@@ -138,7 +138,7 @@ class AttentionPool(nn.Module):
 
 
 class GridResampler(nn.Module):
-    """The student's tokens on the teacher's grid, by trilinear interpolation; nothing is trained.
+    """Resample the student's tokens to the teacher's grid by trilinear interpolation; nothing is trained.
 
     Args:
         grid: (T, H, W) of the teacher's tokens.
@@ -149,14 +149,14 @@ class GridResampler(nn.Module):
         self.grid = grid
 
     def forward(self, tokens_bsthw: Tensor) -> Tensor:
-        """[B, S, T, H, W] to [B, S, T', H', W']."""
+        """Map tokens [B, S, T, H, W] to [B, S, T', H', W']."""
         if tuple(tokens_bsthw.shape[2:]) == self.grid:
             return tokens_bsthw
         return F.interpolate(tokens_bsthw, size=self.grid, mode="trilinear", align_corners=False)
 
 
 class TokenResampler(nn.Sequential):
-    """The student's tokens on the teacher's grid, and a linear map of their channels.
+    """Resample the student's tokens to the teacher's grid, and map their channels linearly.
 
     Args:
         in_channels: S.
@@ -169,16 +169,16 @@ class TokenResampler(nn.Sequential):
 
 @dataclass(frozen=True)
 class Adapter:
-    """One kind of head."""
+    """One kind of head, which ``--adapter`` names."""
 
     build: Callable[[Sizes, Sizes], nn.Module]
-    """Student's and teacher's sizes to the head."""
+    """Builds the head from the student's and the teacher's sizes."""
     takes_tokens: bool = False
-    """Whether it is given the student's tokens, or its pooled features."""
+    """Whether the head takes tokens instead of pooled features."""
     gives: Compares = "features"
-    """What it makes it possible to compare."""
+    """What the head's output can be compared with."""
     keeps_dim: bool = False
-    """Whether its output has the student's number of features or channels; the teacher's otherwise."""
+    """Whether the output has as many features as the student; as many as the teacher otherwise."""
 
 
 def _tokens(sizes: Sizes) -> tuple[int, int, int, int]:
@@ -221,7 +221,7 @@ ADAPTERS: dict[str, Adapter] = {
 
 
 def get_adapter(kind: str) -> Adapter:
-    """Look up an adapter by name; an unknown one is a ``UserError`` that lists the known ones."""
+    """Look up an adapter by name; raise a ``UserError`` that lists all names if it is unknown."""
     if kind not in ADAPTERS:
         raise unknown_name("adapter", kind, ADAPTERS)
     return ADAPTERS[kind]
@@ -236,20 +236,20 @@ def require_fit(
     needs_teacher_dim: bool,
     is_loaded: bool = True,
 ) -> None:
-    """Raise a ``UserError`` for an adapter that cannot stand between two encoders for an objective.
+    """Raise a ``UserError`` if an adapter cannot connect a student and a teacher for an objective.
 
     Args:
         kind: One of ``ADAPTERS``.
-        student: Read for its sizes, and so is the teacher.
-        teacher: See there.
-        compares: What the objective is given.
-        needs_teacher_dim: Whether the objective subtracts embeddings or multiplies them, so that they need one size.
-        is_loaded: Whether the teacher has its weights, and so its classifier, if it is to have one.
+        student: Read for its sizes.
+        teacher: Read for its sizes and its classifier.
+        compares: What the objective compares.
+        needs_teacher_dim: Whether the objective needs embeddings of equal size on both sides.
+        is_loaded: Whether the teacher's weights are loaded; before that nobody knows if it has a classifier.
     """
     adapter = get_adapter(kind)
     if adapter.gives != compares:
         fitting = ", ".join(name for name, other in ADAPTERS.items() if other.gives == compares)
-        raise UserError(f"the adapter {kind} does not give what the objective compares ({compares}): choose {fitting}")
+        raise UserError(f"the adapter {kind} gives {adapter.gives}, and the objective compares {compares}: choose {fitting}")
     if adapter.takes_tokens:
         student.require_tokens()
     if compares == "tokens":
@@ -262,46 +262,6 @@ def require_fit(
     keeps = adapter.keeps_dim and needs_teacher_dim and compares == "features"
     if keeps and student.embed_dim != teacher.embed_dim:
         raise UserError(
-            f"the adapter {kind} keeps the student's {student.embed_dim} features, and the objective compares them "
-            f"with the teacher's {teacher.embed_dim}: choose linear, mlp2, mlp3, mlp4, temporal-pool or attention-pool"
+            f"the adapter {kind} keeps the student's {student.embed_dim} features, and the objective needs as many as the "
+            f"teacher's {teacher.embed_dim}: choose linear, mlp2, mlp3, mlp4, temporal-pool or attention-pool"
         )
-
-
-class Head(nn.Module):
-    """A module on the student's features or tokens.
-
-    Args:
-        module: Maps [B, D], or tokens [B, S, T, H, W], to what a term of the loss compares.
-        takes_tokens: Which of the two it is given.
-    """
-
-    def __init__(self, module: nn.Module, *, takes_tokens: bool = False) -> None:
-        super().__init__()
-        self.module = module
-        self.takes_tokens = takes_tokens
-
-
-class Tower(nn.Module):
-    """An encoder and the heads on it, in one module, so that exactly what is trained is wrapped."""
-
-    def __init__(self, encoder: Encoder, heads: Mapping[str, Head]) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.heads = nn.ModuleDict(dict(heads))
-        self.needs_tokens = any(head.takes_tokens for head in heads.values())
-
-    def forward(self, clip_bcthw: Tensor) -> dict[str, Tensor]:
-        """Normalised views [B, C, T, H, W] to every head's output."""
-        features, tokens = embed(self.encoder, clip_bcthw, with_tokens=self.needs_tokens)
-        outputs: dict[str, Tensor] = {}
-        for name, head in self.heads.items():
-            assert isinstance(head, Head)
-            given = tokens if head.takes_tokens else features
-            assert given is not None
-            outputs[name] = head.module(given.float())  # heads are float32 whatever the encoder is
-        return outputs
-
-
-def embed(encoder: Encoder, clip_bcthw: Tensor, *, with_tokens: bool) -> tuple[Tensor, Tensor | None]:
-    """[B, D], and the tokens [B, S, T, H, W] where they are wanted."""
-    return encoder.embed_with_tokens(clip_bcthw) if with_tokens else (encoder(clip_bcthw), None)

@@ -1,55 +1,90 @@
-"""What a student is compared with: a network that runs, embeddings that are kept, or the student's own past.
+"""Teachers: everything that a student can learn from, behind one interface.
+
+A teacher is a frozen network, a cache of a network's embeddings, the student's own past, or one of these standardised.
+Nothing above this module asks which kind it has.
 
 Shapes: B batch, E teacher features, N classes.
 """
 
 from __future__ import annotations
 
-import copy
+import abc
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from crossdistill.distillation.heads import embed
+from crossdistill.data.dataset import PairedClips
 from crossdistill.distillation.standardize import Standardizer
+from crossdistill.distillation.student_with_heads import MomentumCopy, embed
 from crossdistill.distillation.teacher_cache import TeacherCache
+from crossdistill.distillation.terms import Term
 from crossdistill.encoders import Encoder
 from crossdistill.encoders.execution import Execution
 from crossdistill.encoders.weights import weights_hash
+from crossdistill.errors import UserError
 from crossdistill.objectives.objective import Compares
 from crossdistill.types import PairedBatch
 
+Targets = dict[Compares, Tensor]
+"""``features`` [B, E] float32, ``logits`` [B, N] with a classifier, ``tokens`` [B, E, T, H, W] if they were asked for."""
 
-class Teacher(Protocol):
-    """What the student is compared with: a network that runs, or embeddings that are kept."""
+
+class Teacher(abc.ABC):
+    """What a student is compared with."""
 
     encoder: Encoder
-    """Name, sizes and classifier; without weights where embeddings are kept."""
+    """Name, view, sizes and classifier. Only a teacher that runs a network has its weights too."""
     identity: list[str]
-    """Its name and the hash of its weights."""
+    """Name and hash of the weights: a resumed run must have the same."""
 
-    def embed(self, batch: PairedBatch, *, with_tokens: bool = False) -> dict[Compares, Tensor]:
-        """Features [B, E] float32, logits [B, N] if it has a classifier, tokens [B, S, T, H, W] where wanted."""
-        ...
+    @abc.abstractmethod
+    def embed(self, batch: PairedBatch, *, with_tokens: bool = False) -> Targets:
+        """Compute or read the targets of a batch, which is on the teacher's device."""
 
-
-def classifier_of(encoder: Encoder, device: torch.device) -> tuple[Tensor, Tensor] | None:
-    """Weight [N, E] and bias [N] of its linear classifier in float32 on a device, if its weights came with one."""
-    if encoder.classifier is None:
+    @property
+    def network(self) -> Encoder | None:
+        """The network to evaluate beside the student; None if there is none with weights of its own."""
         return None
-    return encoder.classifier.weight.float().to(device), encoder.classifier.bias.float().to(device)
+
+    def select_clips(self, clips: PairedClips) -> PairedClips:
+        """Return the training clips as this teacher needs them."""
+        return clips
+
+    def require_fit(self, terms: Sequence[Term], student: Encoder) -> None:
+        """Raise a ``UserError`` if the terms cannot compare the student with this teacher."""
+        for term in terms:
+            term.require_fit(student=student, teacher=self.encoder)
+
+    def after_step(self, student: Encoder, *, gather: Callable[[Tensor], Tensor]) -> None:
+        """Follow the student after an optimizer step; most teachers never change."""
+
+    def resume_state(self) -> dict[str, Tensor] | None:
+        """Return what a resumed run needs; None for a teacher that never changes."""
+        return None
+
+    def load_resume_state(self, state: dict[str, Tensor]) -> None:
+        """Restore what ``resume_state`` returned."""
 
 
-class FrozenTeacher:
-    """An encoder that never changes: in eval mode, without gradients, outside every wrapper.
+def add_logits(features: Tensor, encoder: Encoder) -> Targets:
+    """Return the features [B, E], and the logits [B, N] of the encoder's classifier if it has one."""
+    if encoder.classifier is None:
+        return {"features": features}
+    weight, bias = (part.float().to(features.device) for part in (encoder.classifier.weight, encoder.classifier.bias))
+    return {"features": features, "logits": F.linear(features, weight, bias)}
+
+
+class FrozenTeacher(Teacher):
+    """A network that never changes: in eval mode, without gradients, outside every wrapper.
 
     Args:
         encoder: Its weights are frozen in place.
-        execution: How it runs.
-        number: Which of the teachers it is, and so which of a batch's views it sees.
+        execution: Device, precision and memory layout.
+        number: Position among the teachers: it sees ``batch.teachers[number]``.
     """
 
     def __init__(self, encoder: Encoder, execution: Execution, *, number: int = 0) -> None:
@@ -57,29 +92,29 @@ class FrozenTeacher:
         self.execution = execution
         self.number = number
         self.identity = [encoder.name, weights_hash(encoder)]
-        self.classes = classifier_of(encoder, execution.device)
 
-    def embed(self, batch: PairedBatch, *, with_tokens: bool = False) -> dict[Compares, Tensor]:
-        """See ``Teacher.embed``; the batch is on the encoder's device."""
+    @property
+    def network(self) -> Encoder:
+        """The frozen network itself."""
+        return self.encoder
+
+    def embed(self, batch: PairedBatch, *, with_tokens: bool = False) -> Targets:
+        """Run the network on its view of the batch."""
         assert not self.encoder.training, "the teacher stays in eval mode"
         view = batch.teachers[self.number]
         with torch.inference_mode():
             features, tokens = self.execution.run(partial(embed, self.encoder, with_tokens=with_tokens), view)
         # Clones are ordinary tensors, which autograd may read.
-        outputs: dict[Compares, Tensor] = {"features": features.float().clone()}
-        if tokens is not None:
-            outputs["tokens"] = tokens.float().clone()
-        if self.classes is not None:
-            outputs["logits"] = F.linear(outputs["features"], *self.classes)
-        return outputs
+        targets = add_logits(features.float().clone(), self.encoder)
+        return targets if tokens is None else {**targets, "tokens": tokens.float().clone()}
 
 
-class CachedTeacher:
-    """A teacher whose embeddings are read instead of computed; what ``distiller.FrozenTeacher`` is without one.
+class CachedTeacher(Teacher):
+    """A teacher whose embeddings are read from a cache: neither its network nor its stream is needed.
 
     Args:
-        cache: Complete.
-        device: Where embeddings are wanted.
+        cache: A complete cache.
+        device: Where the targets are needed.
     """
 
     def __init__(self, cache: TeacherCache, device: torch.device) -> None:
@@ -88,73 +123,115 @@ class CachedTeacher:
         self.device = device
         self.encoder = cache.encoder()
         self.identity = [self.encoder.name, str(cache.key["teacher_weights_sha256"])]
-        self.classes = classifier_of(self.encoder, device)
 
-    def embed(self, batch: PairedBatch, *, with_tokens: bool = False) -> dict[Compares, Tensor]:
-        """Features [B, E] float32, and logits [B, N] if the teacher has a classifier."""
+    def embed(self, batch: PairedBatch, *, with_tokens: bool = False) -> Targets:
+        """Read the embeddings of the batch's clips."""
         assert not with_tokens, "TeacherCache.require_fit has refused this"
         assert batch.sample_keys is not None
-        features = self.cache.read(batch.sample_keys).to(self.device)
-        outputs: dict[Compares, Tensor] = {"features": features}
-        if self.classes is not None:
-            outputs["logits"] = F.linear(features, *self.classes)
-        return outputs
+        return add_logits(self.cache.read(batch.sample_keys).to(self.device), self.encoder)
+
+    def select_clips(self, clips: PairedClips) -> PairedClips:
+        """Return the clips with the moments and crops that the cache has embeddings of."""
+        return clips.replayed(self.cache.replay())
+
+    def require_fit(self, terms: Sequence[Term], student: Encoder) -> None:
+        """Raise a ``UserError`` if the terms need more than pooled embeddings, or do not fit the student."""
+        self.cache.require_fit(terms)
+        super().require_fit(terms, student)
 
 
-class StandardizedTeacher:
-    """A teacher whose embeddings are standardised; its logits and tokens stay as they are.
+class SelfTeacher(Teacher):
+    """The student's own past: an EMA copy of it that sees another augmented view of the same moment (ISD).
+
+    Tejankar, Koohpayegani, Pillai, Favaro, Pirsiavash: ISD: Self-Supervised Learning by Iterative Similarity
+    Distillation, ICCV 2021, arXiv 2012.09259.
 
     Args:
-        teacher: Of any kind.
-        standardizer: For its features.
+        student: Copied.
+        execution: Of the student; the copy runs alike.
+        momentum: Share of the copy that stays at each step.
+    """
+
+    def __init__(self, student: Encoder, execution: Execution, *, momentum: float) -> None:
+        self._copy = MomentumCopy(student, momentum=momentum)
+        assert isinstance(self._copy.module, Encoder)
+        self.encoder = self._copy.module
+        self.execution = execution
+        self.identity = ["self"]
+
+    @torch.no_grad()
+    def embed(self, batch: PairedBatch, *, with_tokens: bool = False) -> Targets:
+        """Run the copy on the teacher's view of the batch."""
+        run = partial(embed, self.encoder, with_tokens=with_tokens)
+        features, tokens = self.execution.run(run, batch.teachers[0])
+        targets: Targets = {"features": features.float()}
+        return targets if tokens is None else {**targets, "tokens": tokens.float()}
+
+    def require_fit(self, terms: Sequence[Term], student: Encoder) -> None:
+        """Raise a ``UserError`` if a term needs a classifier, which a student without labels does not have."""
+        require_no_classifier_needed(terms)
+        super().require_fit(terms, student)
+
+    def after_step(self, student: Encoder, *, gather: Callable[[Tensor], Tensor]) -> None:
+        """Move the copy towards the student."""
+        self._copy.update(student, gather=gather)
+
+    def resume_state(self) -> dict[str, Tensor]:
+        """Return the weights of the copy."""
+        return self.encoder.state_dict()
+
+    def load_resume_state(self, state: dict[str, Tensor]) -> None:
+        """Restore the weights of the copy."""
+        self.encoder.load_state_dict(state)
+
+
+def require_no_classifier_needed(terms: Sequence[Term]) -> None:
+    """Raise a ``UserError`` if a term compares class probabilities, which ``--teacher self`` does not have."""
+    for term in terms:
+        if term.objective.compares == "logits":
+            raise UserError(f"the objective {term.name} needs a classifier, and --teacher self has none: use seed")
+
+
+class StandardizedTeacher(Teacher):
+    """A teacher whose features are standardised; its logits and tokens stay as they are.
+
+    Args:
+        teacher: Any teacher.
+        standardizer: Applied to its features.
     """
 
     def __init__(self, teacher: Teacher, standardizer: Standardizer) -> None:
         self.teacher = teacher
         self.standardizer = standardizer
-        self.encoder: Encoder = teacher.encoder
+        self.encoder = teacher.encoder
         self.identity = teacher.identity
 
-    def embed(self, batch: PairedBatch, *, with_tokens: bool = False) -> dict[Compares, Tensor]:
-        """See ``distiller.Teacher.embed``."""
-        outputs = self.teacher.embed(batch, with_tokens=with_tokens)
-        return {**outputs, "features": self.standardizer(outputs["features"])}
+    @property
+    def network(self) -> Encoder | None:
+        """The network of the teacher inside."""
+        return self.teacher.network
 
+    def embed(self, batch: PairedBatch, *, with_tokens: bool = False) -> Targets:
+        """Standardise the features of the teacher inside."""
+        targets = self.teacher.embed(batch, with_tokens=with_tokens)
+        return {**targets, "features": self.standardizer(targets["features"])}
 
-@torch.no_grad()
-def follow(slow: nn.Module, fast: nn.Module, *, momentum: float) -> None:
-    """Move an EMA copy a little towards what it is a copy of, or a part of it; its buffers are its own."""
-    trained = dict(fast.named_parameters())
-    for name, value in slow.named_parameters():
-        value.lerp_(trained[name], 1 - momentum)
+    def select_clips(self, clips: PairedClips) -> PairedClips:
+        """Return the clips as the teacher inside needs them."""
+        return self.teacher.select_clips(clips)
 
+    def require_fit(self, terms: Sequence[Term], student: Encoder) -> None:
+        """Check the teacher inside."""
+        self.teacher.require_fit(terms, student)
 
-class SelfTeacher:
-    """The student's own past: an EMA copy of it that sees another view of the moment (ISD).
+    def after_step(self, student: Encoder, *, gather: Callable[[Tensor], Tensor]) -> None:
+        """Update the teacher inside."""
+        self.teacher.after_step(student, gather=gather)
 
-    Tejankar, Koohpayegani, Pillai, Favaro, Pirsiavash: ISD: Self-Supervised Learning by Iterative Similarity
-    Distillation, ICCV 2021, arXiv 2012.09259. The copy normalises by its own batch, as theirs does.
+    def resume_state(self) -> dict[str, Any] | None:
+        """Return the state of the teacher inside."""
+        return self.teacher.resume_state()
 
-    Args:
-        student: Copied.
-        execution: How both run.
-        momentum: How much of the copy stays at each step.
-    """
-
-    def __init__(self, student: Encoder, execution: Execution, *, momentum: float) -> None:
-        self.encoder = copy.deepcopy(student).requires_grad_(False).train()
-        self.execution = execution
-        self.momentum = momentum
-        self.identity = ["self"]
-
-    @torch.no_grad()
-    def embed(self, batch: PairedBatch, *, with_tokens: bool = False) -> dict[Compares, Tensor]:
-        """See ``Teacher.embed``."""
-        run = partial(embed, self.encoder, with_tokens=with_tokens)
-        features, tokens = self.execution.run(run, batch.teachers[0])
-        outputs: dict[Compares, Tensor] = {"features": features.float()}
-        return outputs if tokens is None else {**outputs, "tokens": tokens.float()}
-
-    def follow(self, student: Encoder) -> None:
-        """Move towards the student."""
-        follow(self.encoder, student, momentum=self.momentum)
+    def load_resume_state(self, state: dict[str, Tensor]) -> None:
+        """Restore the teacher inside."""
+        self.teacher.load_resume_state(state)

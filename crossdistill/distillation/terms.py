@@ -1,4 +1,4 @@
-"""The weighted objectives of a run, each with the head that stands between the student and it."""
+"""The terms of a loss: weighted objectives, each with the adapter that builds its head on the student."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from crossdistill.distillation.heads import require_fit
+from crossdistill.distillation.heads import get_adapter, require_fit, require_trained_by_tokens
 from crossdistill.encoders import Encoder
 from crossdistill.errors import UserError
 from crossdistill.objectives import create_objective
@@ -15,91 +15,94 @@ from crossdistill.objectives.objective import Objective
 
 @dataclass(frozen=True)
 class Term:
-    """One summand of the loss of a run."""
+    """One weighted objective of a loss."""
 
     name: str
     weight: float
     objective: Objective
     adapter: str
-    """The objective's own, or the one that was asked for."""
+    """Name of the adapter: the objective's own, or the one that the user chose."""
 
     @property
     def needs_own_anchors(self) -> bool:
-        """Whether the objective has to know which anchors are of the samples themselves."""
-        return self.objective.needs_own_anchors
+        """Whether the objective has to know which anchors are embeddings of the batch's own samples."""
+        return bool(getattr(self.objective, "needs_own_anchors", False))
 
     @property
     def fills_student_side(self) -> bool:
-        """Whether the bank keeps anchors of the student for it."""
+        """Whether the bank keeps anchors of the student for this term."""
         return self.objective.student_anchors in ("momentum", "live")
 
     def require_fit(self, *, student: Encoder, teacher: Encoder, is_loaded: bool = True) -> None:
         """Raise a ``UserError`` if the term cannot compare two encoders.
 
         Args:
-            student: Trained.
-            teacher: Frozen.
-            is_loaded: Whether the teacher has its weights, and so its classifier, if it is to have one.
+            student: Read for its sizes.
+            teacher: Read for its sizes and its classifier.
+            is_loaded: Whether the teacher's weights are loaded; before that nobody knows if it has a classifier.
         """
-        objective = self.objective
         require_fit(
             self.adapter,
             student=student,
             teacher=teacher,
-            compares=objective.compares,
-            needs_teacher_dim=objective.needs_teacher_dim,
+            compares=self.objective.compares,
+            needs_teacher_dim=self.objective.needs_teacher_dim,
             is_loaded=is_loaded,
         )
 
 
 def create_terms(
-    terms: Sequence[str],
+    objectives: Sequence[str],
     *,
     temperature: float | None = None,
     teacher_temperature: float | None = None,
     adapter: str | None = None,
 ) -> list[Term]:
-    """Build the weighted objectives of a run.
+    """Build the terms of a loss.
 
     Args:
-        terms: Each ``name`` or ``name:weight``, for example ``("compress-1q:1.0", "simreg:1.0")``.
-        temperature: Of the softmax over similarities; the objectives' own if None, and so for the next.
-        teacher_temperature: Of the teacher, where it has its own.
-        adapter: In place of the objectives' own, for those that compare pooled embeddings; None for their own.
+        objectives: Each ``name`` or ``name:weight``.
+        temperature: Softmax temperature of the similarities; each objective's own if None.
+        teacher_temperature: The teacher's, for objectives that have two; each objective's own if None.
+        adapter: Replaces the adapter of every objective that compares pooled features; None keeps their own.
 
     Raises:
-        UserError: A name is unknown or given twice, a weight is no positive number, or two of them fill the
-            student's side of the bank.
+        UserError: A name is unknown or repeated, a weight is not a positive number, an option has no effect, or two
+            objectives would fill the student's side of the bank.
+
+    Example:
+        >>> [(term.name, term.weight, term.adapter) for term in create_terms(["compress-1q", "simreg:0.5"])]
+        [('compress-1q', 1.0, 'linear'), ('simreg', 0.5, 'mlp4')]
     """
-    built: list[Term] = []
-    temperatures = {"temperature": temperature, "teacher_temperature": teacher_temperature}
-    for text in terms:
+    terms: list[Term] = []
+    given = " ".join(objectives)
+    settings = Settings(temperature=temperature, teacher_temperature=teacher_temperature)
+    for text in objectives:
         name, _, weight = text.partition(":")
-        objective = create_objective(name, **temperatures)
-        own = adapter is None or objective.compares != "features"
-        built.append(Term(name, _weight(text, weight), objective, objective.adapter if own else str(adapter)))
-    if not built or len({term.name for term in built}) < len(built):
-        raise UserError(f"--objective {' '.join(terms)} needs one or more objectives, each once: name or name:weight")
-    if adapter is not None and not any(term.objective.compares == "features" for term in built):
+        objective = build_objective(name, settings)
+        uses_own = adapter is None or objective.compares != "features"
+        terms.append(Term(name, _weight(text, weight), objective, objective.adapter if uses_own else str(adapter)))
+    if not terms or len({term.name for term in terms}) < len(terms):
+        raise UserError(f"--objective {given} needs one or more objectives, each once: name or name:weight")
+    if adapter is not None and not any(term.objective.compares == "features" for term in terms):
         raise UserError(
-            f"--adapter {adapter} has nothing to adapt: {', '.join(term.name for term in built)} brings its own head, "
-            "so leave --adapter out"
+            f"--adapter {adapter} has no effect with --objective {given}, which brings its own head: remove --adapter"
         )
-    for name, value in temperatures.items():
-        if value is not None and all(name not in term.objective.settings for term in built):
-            raise UserError(f"--{name.replace('_', '-')} is of no use to --objective {' '.join(terms)}: leave it out")
-    if all(term.objective.compares == "labels" for term in built):
+    for name in ("temperature", "teacher_temperature"):
+        if getattr(settings, name) is not None and name not in settings.taken:
+            raise UserError(f"--{name.replace('_', '-')} has no effect with --objective {given}: remove it")
+    if all(term.objective.compares == "labels" for term in terms):
         raise UserError(
-            f"--objective {' '.join(terms)} learns from labels alone: add one that learns from the teacher, for "
-            "example mse:50, or train with --supervised"
+            f"--objective {given} uses labels alone: add one that learns from the teacher, for example mse:50, or train "
+            "with --supervised"
         )
-    of_student = [term.name for term in built if term.fills_student_side]
-    if len(of_student) > 1:
+    with_student_anchors = [term.name for term in terms if term.fills_student_side]
+    if len(with_student_anchors) > 1:
         raise UserError(
-            f"--objective {' '.join(terms)} fills the student's side of the bank twice ({' and '.join(of_student)}): "
-            "leave all but one out"
+            f"--objective {given} fills the student's side of the bank twice ({' and '.join(with_student_anchors)}): "
+            "keep one of them"
         )
-    return built
+    return terms
 
 
 def _weight(text: str, weight: str) -> float:
@@ -108,5 +111,11 @@ def _weight(text: str, weight: str) -> float:
     except ValueError:
         value = math.nan
     if not (math.isfinite(value) and value > 0):
-        raise UserError(f"--objective {text}: the weight is {weight!r}, give a number above 0, for example simreg:0.5")
+        raise UserError(f"--objective {text}: the weight is {weight!r}; give a number above 0, for example simreg:0.5")
     return value
+
+
+def require_all_trained(student: Encoder, terms: Sequence[Term]) -> None:
+    """Raise a ``UserError`` if the terms use the student's tokens alone and so would leave weights untrained."""
+    if all(get_adapter(term.adapter).takes_tokens for term in terms):
+        require_trained_by_tokens(student)

@@ -17,6 +17,8 @@ from crossdistill.training.run_folder import MetricsLog
 from crossdistill.types import StepOutput
 from crossdistill.utils.console import progress_bar
 
+REMEDY = "lower --lr, add --clip-norm 1 or choose --precision fp32, and start again in another --out"
+
 
 class Monitor:
     """Progress bar and curves of one run. All processes compute the means; the first one shows and writes them.
@@ -99,8 +101,14 @@ class Monitor:
         bad = [name for name, mean in means.items() if not math.isfinite(mean)]
         if bad:
             terms = " and ".join(name for name in bad if name != "loss") or "loss"
-            raise UserError(f"NaN or infinite loss ({terms}) at step {step} or shortly before: {REMEDY}")
+            raise UserError(f"NaN or infinite loss ({terms}) at step {self._first_bad_step(step)}: {REMEDY}")
         return means
+
+    def _first_bad_step(self, step: int) -> int:
+        """Step of this process's first batch with a NaN or infinite loss; ``step`` if only other processes had one."""
+        is_finite = torch.stack(self.values["loss"]).float().isfinite().tolist()
+        num_later = len(is_finite) - 1 - (is_finite.index(False) if False in is_finite else len(is_finite) - 1)
+        return step - num_later // self.accelerator.gradient_accumulation_steps
 
     def _log_means(self, step: int, state: dict[str, float]) -> None:
         means = self.require_finite(step)
@@ -110,9 +118,6 @@ class Monitor:
             self.log.write(step, values)
         self.bar.update(self.task_id, fields=_bar_text(values, self.notes))
         self.values, self.clock = {}, time.perf_counter()
-
-
-REMEDY = "lower --lr, add --clip-norm 1 or choose --precision fp32, and start again in another --out"
 
 
 def _bar_text(values: dict[str, float], notes: str) -> str:

@@ -1,0 +1,136 @@
+"""What a student is compared with: a teacher or labels, the terms of the loss, and the memory bank.
+
+Shapes: B batch, E teacher features, N classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from crossdistill.distillation.heads import Sizes, get_adapter
+from crossdistill.distillation.student_with_heads import Head
+from crossdistill.distillation.teachers import Targets, Teacher
+from crossdistill.distillation.terms import Term
+from crossdistill.encoders import Encoder
+from crossdistill.encoders.base import Classifier
+from crossdistill.errors import UserError
+from crossdistill.objectives.memory_bank import MemoryBank
+from crossdistill.types import PairedBatch
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One teacher, or the labels, with everything that compares the student with it."""
+
+    heads: dict[str, Head]
+    """One head for each term; with several teachers a name ends with the teacher's number: ``simreg@2``."""
+    terms: dict[str, Term]
+    """Name of the head to its term."""
+    teacher: Teacher | None = None
+    """None for labels."""
+    bank: MemoryBank | None = None
+    key_head: str | None = None
+    """The head whose outputs become the student's anchors; None if no objective needs student anchors."""
+
+    def targets(self, batch: PairedBatch) -> Targets:
+        """Compute what the terms compare the student with."""
+        if self.teacher is None:
+            return {"labels": batch.labels}
+        needs_tokens = any(term.objective.compares == "tokens" for term in self.terms.values())
+        return self.teacher.embed(batch, with_tokens=needs_tokens)
+
+    def loss(
+        self, outputs: Mapping[str, Tensor], targets: Targets, sample_ids: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Sum the weighted terms; also return the value of each term for the curves."""
+        losses: list[Tensor] = []
+        log: dict[str, Tensor] = {}
+        for name, term in self.terms.items():
+            more = {"is_own": self.bank.is_own(sample_ids)} if term.needs_own_anchors and self.bank is not None else {}
+            target = targets[term.objective.compares]
+            output = term.objective(student=outputs[name], teacher=target, bank=self.bank, **more)
+            losses.append(term.weight * output.loss)
+            # An objective of one part is logged under its term's name, which is unique; parts keep their own names.
+            suffix = name.removeprefix(term.name)
+            parts = {f"{part}{suffix}": value for part, value in output.terms.items()}
+            log |= {name: next(iter(parts.values()))} if len(parts) == 1 else parts
+        return torch.stack(losses).sum(), log
+
+    @property
+    def needs_momentum_keys(self) -> bool:
+        """Whether the student's anchors come from its EMA copy (CompRess-2q)."""
+        return self.key_head is not None and self.terms[self.key_head].objective.student_anchors == "momentum"
+
+    @property
+    def classifier(self) -> Classifier | None:
+        """The linear layer that labels have trained; None for a comparison with a teacher."""
+        if self.teacher is not None:
+            return None
+        (head,) = self.heads.values()
+        assert isinstance(head.module, nn.Linear)
+        return Classifier(head.module.weight.detach().cpu(), head.module.bias.detach().cpu())
+
+
+def compare_with_labels(student: Encoder, terms: Sequence[Term], num_classes: int | None) -> list[Comparison]:
+    """Create the comparison with labels; none if no term uses labels."""
+    own = {term.name: term for term in terms if term.objective.compares == "labels"}
+    if not own:
+        return []
+    if num_classes is None:
+        raise UserError(f"the objective {next(iter(own))} needs labels, and the data has none: remove it")
+    return [Comparison(_create_heads(own, student, Sizes(0, num_classes=num_classes)), own)]
+
+
+def compare_with_teacher(
+    student: Encoder,
+    teacher: Teacher,
+    terms: Sequence[Term],
+    *,
+    suffix: str,
+    bank_size: int,
+    bank_dtype: torch.dtype,
+    device: torch.device,
+) -> Comparison:
+    """Create heads and bank for one teacher.
+
+    Args:
+        student: Read for its sizes.
+        teacher: Read for its sizes.
+        terms: All terms of the loss; those on labels are left out.
+        suffix: Ends the names of the heads.
+        bank_size: K.
+        bank_dtype: Type in which anchors are stored.
+        device: Where the bank is.
+    """
+    own = {f"{term.name}{suffix}": term for term in terms if term.objective.compares != "labels"}
+    with_tokens = any(get_adapter(term.adapter).gives == "tokens" for term in own.values())
+    heads = _create_heads(own, student, Sizes.of(teacher.encoder, with_tokens=with_tokens))
+    if all(term.objective.student_anchors is None for term in own.values()):
+        return Comparison(heads, own, teacher)
+    key_head = next((name for name, term in own.items() if term.fills_student_side), None)
+    bank = MemoryBank(
+        size=bank_size,
+        teacher_dim=teacher.encoder.embed_dim,
+        student_dim=None if key_head is None else _output_dim(own[key_head], student, teacher.encoder),
+        dtype=bank_dtype,
+        device=device,
+    )
+    return Comparison(heads, own, teacher, bank, key_head)
+
+
+def _create_heads(terms: Mapping[str, Term], student: Encoder, teacher_sizes: Sizes) -> dict[str, Head]:
+    adapters = {name: get_adapter(term.adapter) for name, term in terms.items()}
+    with_tokens = any(adapter.takes_tokens for adapter in adapters.values())
+    student_sizes = Sizes.of(student, with_tokens=with_tokens)
+    return {
+        name: Head(adapter.build(student_sizes, teacher_sizes), takes_tokens=adapter.takes_tokens)
+        for name, adapter in adapters.items()
+    }
+
+
+def _output_dim(term: Term, student: Encoder, teacher: Encoder) -> int:
+    return (student if get_adapter(term.adapter).keeps_dim else teacher).embed_dim

@@ -1,0 +1,89 @@
+"""The trained module: a student with the heads that the objectives put on it.
+
+Shapes: B batch, D student features, C channels, T frames, H height, W width, S token channels.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from crossdistill.encoders import Encoder
+from crossdistill.quantization.quantize import share_ranges
+
+
+class Head(nn.Module):
+    """A module on the student's features or tokens.
+
+    Args:
+        module: Maps [B, D], or tokens [B, S, T, H, W], to what one objective compares.
+        takes_tokens: Whether the module takes tokens instead of pooled features.
+    """
+
+    def __init__(self, module: nn.Module, *, takes_tokens: bool = False) -> None:
+        super().__init__()
+        self.module = module
+        self.takes_tokens = takes_tokens
+
+
+class StudentWithHeads(nn.Module):
+    """An encoder and its heads in one module, so that DistributedDataParallel wraps exactly what trains.
+
+    Args:
+        encoder: The student.
+        heads: Name to head.
+    """
+
+    def __init__(self, encoder: Encoder, heads: Mapping[str, Head]) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.heads = nn.ModuleDict(dict(heads))
+        self.needs_tokens = any(head.takes_tokens for head in heads.values())
+
+    def forward(self, clip_bcthw: Tensor) -> dict[str, Tensor]:
+        """Map normalised clips [B, C, T, H, W] to the output of every head."""
+        features, tokens = embed(self.encoder, clip_bcthw, with_tokens=self.needs_tokens)
+        outputs: dict[str, Tensor] = {}
+        for name, head in self.heads.items():
+            assert isinstance(head, Head)
+            given = tokens if head.takes_tokens else features
+            assert given is not None
+            outputs[name] = head.module(given.float())
+        return outputs
+
+
+def embed(encoder: Encoder, clip_bcthw: Tensor, *, with_tokens: bool) -> tuple[Tensor, Tensor | None]:
+    """Compute features [B, D], and tokens [B, S, T, H, W] if they are needed."""
+    return encoder.embed_with_tokens(clip_bcthw) if with_tokens else (encoder(clip_bcthw), None)
+
+
+class MomentumCopy:
+    """An exponential moving average (EMA) of a module's weights, with buffers of its own.
+
+    It stays in train mode and normalises by its own batch, as the key encoder in the authors' code of CompRess and ISD.
+    It is no ``nn.Module``, so that a task which holds one does not list its weights among those that train.
+
+    Args:
+        module: Copied.
+        momentum: Share of the copy that stays at each update.
+    """
+
+    def __init__(self, module: nn.Module, *, momentum: float) -> None:
+        self.module = copy.deepcopy(module).requires_grad_(False).train()
+        self.momentum = momentum
+
+    @torch.no_grad()
+    def update(self, source: nn.Module, *, gather: Callable[[Tensor], Tensor]) -> None:
+        """Move the copy a little towards its source.
+
+        Args:
+            source: The module that was copied, or a module that contains the copied part under the same names.
+            gather: Collects the ranges of quantised layers, so that they are equal on all processes.
+        """
+        trained = dict(source.named_parameters())
+        for name, value in self.module.named_parameters():
+            value.lerp_(trained[name], 1 - self.momentum)
+        share_ranges(self.module, gather)

@@ -1,0 +1,124 @@
+"""Exact resume: what a checkpoint of a run holds, and how a run continues from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from crossdistill.errors import UserError
+from crossdistill.training.checkpoint import Checkpoints, load_optimizer_state, optimizer_state
+from crossdistill.training.monitor import REMEDY
+from crossdistill.training.task import Task
+from crossdistill.utils.console import console
+from crossdistill.utils.distributed import decide_on_first, gather_objects
+
+
+@dataclass
+class TrainingState:
+    """What changes during training besides weights, optimizer, bank and random generators."""
+
+    step: int = 0
+    """Number of finished optimizer steps."""
+    unreadable: dict[str, str] = field(default_factory=dict)
+    """Dataset/video to the reason why it could not be read."""
+    seconds: float = 0.0
+    """Training time, summed over all the times that the run was resumed."""
+
+
+@dataclass(frozen=True)
+class Resumable:
+    """Everything whose state goes into a checkpoint, besides ``TrainingState``."""
+
+    checkpoints: Checkpoints
+    task: Task
+    model: nn.Module
+    """``task.trainable`` as Accelerate prepared it."""
+    optimizer: torch.optim.Optimizer
+    accelerator: Accelerator
+    num_samples: int
+    """Size of the training set: a checkpoint of another size is refused."""
+
+    def restore(self, *, seed: int) -> TrainingState:
+        """Continue from the newest intact checkpoint, or start with generators that ``seed`` decides.
+
+        Raises:
+            UserError: The run was started with another number of processes or clips.
+        """
+        found: list[dict[str, Any]] = []  # the first process has to read a checkpoint to know that it is intact
+
+        def find_newest() -> int | None:
+            step, content = self.checkpoints.load_newest() or (None, {})
+            found.append(content)
+            return step
+
+        newest = decide_on_first(self.accelerator, find_newest)
+        if newest is None:
+            torch.manual_seed(seed + self.accelerator.process_index)  # so that dropout differs between processes
+            return TrainingState()
+        content = found[0] if found else self.checkpoints.load(newest)
+        self._require_same_run(content)
+        self.accelerator.unwrap_model(self.model).load_state_dict(content["trainable"])
+        load_optimizer_state(self.optimizer, content["optimizer"])
+        self.task.load_resume_state(content["task"])
+        _set_generator_state(content["generators"][self.accelerator.process_index])
+        if self.accelerator.is_main_process:
+            console.print(f"resuming after step {newest}")
+        return TrainingState(step=newest, unreadable=content["unreadable"], seconds=content.get("seconds", 0.0))
+
+    def _require_same_run(self, content: dict[str, Any]) -> None:
+        before = (len(content["generators"]), content["num_samples"])
+        now = (self.accelerator.num_processes, self.num_samples)
+        if before != now:
+            raise UserError(
+                f"the run was started with {before[0]} process(es) and {before[1]} clips, now there are {now[0]} and "
+                f"{now[1]}: resume it with the processes and the data of its start"
+            )
+
+    def save(self, state: TrainingState) -> None:
+        """Write a checkpoint. All processes call this, because their generators are gathered."""
+        self.require_finite_weights(state.step)
+        state.unreadable.update(gather_objects(self.accelerator, list(state.unreadable.items())))
+        content: dict[str, Any] = {
+            "trainable": self.accelerator.unwrap_model(self.model).state_dict(),
+            "optimizer": optimizer_state(self.optimizer),
+            "task": self.task.resume_state(),
+            "generators": gather_objects(self.accelerator, [_generator_state()]),
+            "unreadable": state.unreadable,
+            "seconds": state.seconds,
+            "num_samples": self.num_samples,
+        }
+        decide_on_first(self.accelerator, lambda: str(self.checkpoints.save(state.step, content)))
+
+    def require_finite_weights(self, step: int) -> None:
+        """Raise a ``UserError`` before NaN or infinite weights replace a good checkpoint.
+
+        Weights are equal on all processes, so either all processes raise or none.
+        """
+        if not all_finite(self.model.parameters()):
+            steps = self.checkpoints.steps()
+            kept = f"the last good checkpoint is of step {steps[-1]}" if steps else "there is no checkpoint yet"
+            raise UserError(f"NaN or infinite weights at step {step} ({kept}): {REMEDY}")
+
+
+def all_finite(weights: Iterable[Tensor]) -> bool:
+    """Check that no tensor holds NaN or infinite values."""
+    return all(bool(torch.isfinite(value).all()) for value in weights)
+
+
+def _generator_state() -> dict[str, Tensor]:
+    """Read torch's generators; nothing here draws from Python's or NumPy's global generators."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_generator_state(state: dict[str, Tensor]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
