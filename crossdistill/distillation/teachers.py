@@ -9,7 +9,7 @@ Shapes: B batch, E teacher features, N classes.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from crossdistill.data.dataset import PairedClips
 from crossdistill.distillation.standardize import Standardizer
 from crossdistill.distillation.student_with_heads import MomentumCopy, embed
-from crossdistill.distillation.teacher_cache import TeacherCache
+from crossdistill.distillation.teacher_cache import TeacherCache, describe_clips
 from crossdistill.distillation.terms import Term
 from crossdistill.encoders import Encoder
 from crossdistill.encoders.execution import Execution
@@ -40,6 +40,8 @@ class Teacher(abc.ABC):
     """Name, view, sizes and classifier. Only a teacher that runs a network has its weights too."""
     identity: list[str]
     """Name and hash of the weights: a resumed run must have the same."""
+    has_own_crops = False
+    """Whether the teacher sees random crops of its own. Student and teacher share one crop otherwise."""
 
     @abc.abstractmethod
     def embed(self, batch: PairedBatch, *, with_tokens: bool = False) -> Targets:
@@ -115,12 +117,18 @@ class CachedTeacher(Teacher):
     Args:
         cache: A complete cache.
         device: Where the targets are needed.
+        split: The split whose training clips are learned from.
+        expected: Further fields of the cache's key that the run expects, such as the teacher's name.
     """
 
-    def __init__(self, cache: TeacherCache, device: torch.device) -> None:
+    def __init__(
+        self, cache: TeacherCache, device: torch.device, *, split: str, expected: Mapping[str, Any] | None = None
+    ) -> None:
         cache.require_complete()
         self.cache = cache
         self.device = device
+        self.split = split
+        self.expected = dict(expected or {})
         self.encoder = cache.encoder()
         self.identity = [self.encoder.name, str(cache.key["teacher_weights_sha256"])]
 
@@ -131,7 +139,12 @@ class CachedTeacher(Teacher):
         return add_logits(self.cache.read(batch.sample_keys).to(self.device), self.encoder)
 
     def select_clips(self, clips: PairedClips) -> PairedClips:
-        """Return the clips with the moments and crops that the cache has embeddings of."""
+        """Return the clips with the moments and crops that the cache has embeddings of.
+
+        Raises:
+            UserError: The cache was made of another teacher, other clips or other options.
+        """
+        self.cache.require({**self.expected, **describe_clips(clips, split=self.split)})
         return clips.replayed(self.cache.replay())
 
     def require_fit(self, terms: Sequence[Term], student: Encoder) -> None:
@@ -151,6 +164,8 @@ class SelfTeacher(Teacher):
         execution: Of the student; the copy runs alike.
         momentum: Share of the copy that stays at each step.
     """
+
+    has_own_crops = True
 
     def __init__(self, student: Encoder, execution: Execution, *, momentum: float) -> None:
         self._copy = MomentumCopy(student, momentum=momentum)

@@ -1,13 +1,14 @@
-"""A run's configuration: dataclasses, one YAML file, command-line overrides.
+"""The configuration of a run: dataclasses, a YAML file, command-line options, or keywords in Python.
 
-Sections nest in YAML and vanish on the command line (``optimization: {lr: 0.1}`` is ``--lr 0.1``).
-Nothing below ``build.py`` reads configuration.
+Sections nest in YAML and disappear on the command line and in Python: ``optimization: {lr: 0.1}`` is ``--lr 0.1`` and
+``distill(lr=0.1)``. Only this room and the rooms above it read configuration; the rooms below take arguments.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -27,10 +28,21 @@ CountOrZero = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Precision = Literal["auto", "fp32", "bf16"]
+
+AUTO = "auto"
+"""Value of ``teacher_weights``: the published weights, or on toyactions a teacher that is trained first."""
+OWN = "own"
+"""Value of ``teacher_weights``: ``path/to/file.py:function`` loads its weights itself."""
+SELF = "self"
+"""Value of ``teacher``: the student's own EMA copy."""
+
+RENAMED = {"pair.precision": "pair.bits", "machine.mixed_precision": "machine.precision"}
+"""Keys of version 0.1 to the keys of today. Files with the old keys are still read."""
 
 
 def several(value: Any) -> tuple[Any, ...]:
-    """One value, several or none (None) as a tuple, so that a file may say ``teacher: rgb_r3d50``."""
+    """Return a tuple of one value, of several values, or of none (None), so that a file may say ``teacher: rgb_r3d50``."""
     if value is None:
         return ()
     return tuple(value) if isinstance(value, list | tuple) else (value,)
@@ -42,102 +54,105 @@ Counts = Annotated[tuple[Count, ...], BeforeValidator(several)]
 
 @dataclass(frozen=True)
 class PairConfig:
-    """Who learns from whom."""
+    """Which student learns from which teachers."""
 
     __pydantic_config__ = STRICT
 
     teacher: Names = ()
-    """Frozen encoder to learn from, for example rgb_r3d50, or path/to/file.py:function; see `crossdistill encoders`.
-    Several may be given. self: the student's own EMA copy (ISD; see configs/isd.yaml)."""
+    """Frozen encoder to learn from, for example rgb_r3d50, or path/to/file.py:function; `crossdistill encoders` lists
+    them. Several are allowed. self: the student's own EMA copy (ISD, see configs/isd.yaml)."""
     student: str | None = None
     """Encoder to train, for example flow_r3d18."""
     supervised: bool = False
-    """Train the student with labels and no teacher: how teachers are made, and the baseline to beat."""
+    """Train the student with labels and without a teacher: this makes teachers, and the baseline to beat."""
     teacher_weights: Names = ("auto",)
-    """A weight file, published weights by name (kinetics400, imagenet), a run's student folder, own (what
-    path/to/file.py:function itself loads), or auto: the published ones; on toyactions a teacher trained first.
-    One for all teachers, or one for each; so for the next three."""
+    """Weights of the teacher: a weight file, a run's folder, published weights by name (kinetics400, imagenet), own
+    (path/to/file.py:function loads them itself), or auto: the published weights, and on toyactions a teacher that is
+    trained first. Give one value for all teachers or one for each."""
     teacher_cache: Path | None = None
-    """The teacher's embeddings, made by `crossdistill cache`: neither the teacher nor its stream is then needed."""
+    """Folder that `crossdistill cache` made: the teacher's embeddings are read from it, and neither the teacher nor its
+    stream is needed."""
     student_weights: str | None = None
-    """A weight file, published weights by name, or a student folder to start from; fresh weights if absent."""
+    """Weights to start from: a weight file, published weights by name, or a run's folder; random weights if absent."""
     teacher_frames: Counts = ()
-    """Frames the teacher sees; if absent its own number (an image teacher of a clip student: 4)."""
+    """Frames that the teacher sees; its own number if absent (4 for an image teacher of a clip student). One value for
+    all teachers or one for each."""
     teacher_stride: Counts = ()
-    """Video frames between the teacher's frames; its own if absent."""
+    """Distance between two of the teacher's frames, in frames of the video; its own if absent."""
     teacher_size: Counts = ()
-    """Height and width of the teacher's view in pixels; its own if absent."""
+    """Height and width of what the teacher sees, in pixels; its own if absent."""
     student_frames: Count | None = None
-    """Frames the student sees; its own number if absent."""
+    """Frames that the student sees; its own number if absent."""
     student_stride: Count | None = None
-    """Video frames between the student's frames; its own if absent."""
+    """Distance between two of the student's frames, in frames of the video; its own if absent."""
     student_size: Count | None = None
-    """Height and width of the student's view in pixels; its own if absent."""
+    """Height and width of what the student sees, in pixels; its own if absent."""
     rounds: Count = 1
-    """Self-distillation: so many students after each other, from the second on taught by the one before."""
-    precision: str | None = None
-    """Train a student of few bits, for example w4a8: weights of 4 bits and activations of 8, each 2 to 8 (brevitas)."""
+    """Number of rounds of self-distillation: from the second round on, the student of the round before is the teacher."""
+    bits: str | None = None
+    """Train a quantised student, for example w4a8: weights of 4 bits and activations of 8 bits, each 2 to 8 (brevitas)."""
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is learned from."""
+    """The training data and how clips are drawn from it."""
 
     __pydantic_config__ = STRICT
 
     data: tuple[Path, ...] = ()
-    """Prepared datasets (see python -m data_prep); several may be given. None: toyactions, made at first use."""
+    """One or several prepared datasets (see python -m data_prep); toyactions, rendered at first use, if absent."""
     split: str = "1"
-    """Which official split: trains on its train part, evaluates on its test part."""
+    """Official split: the run trains on its train part and evaluates on its test part."""
     crop_area_min: Annotated[float, Field(gt=0, le=1)] = 0.2
-    """Smallest share of the picture that a random crop keeps."""
+    """Smallest share of the picture's area that a random crop keeps."""
     strong_views: bool = False
-    """Distort what the student sees, not what the teachers see: other contrast and brightness, erased boxes. With
-    --teacher self both crop for themselves as well."""
+    """Change contrast and brightness and erase boxes in what the student sees, not in what the teachers see."""
     mirror: Literal["auto", "yes", "no"] = "auto"
-    """Mirror half of the clips; auto: yes, unless labels are used and mirroring changes them."""
+    """Mirror half of the clips; auto: yes, unless the run uses labels that mirroring changes."""
     max_unreadable: Share = 0.05
-    """Share of the clips that may turn out unreadable before the run stops."""
+    """Share of the clips that may be unreadable before the run stops."""
     decoder: Literal["pyav", "decord", "torchcodec"] = "pyav"
-    """Which library reads the videos; pyav reads what another cannot give exactly."""
+    """Library that decodes the videos; pyav replaces another one where that cannot give exact frames."""
     short_clips: Literal["repeat", "loop", "error"] = "repeat"
-    """Videos shorter than a clip: repeat their end frames, loop (start them again), or error (refuse to start)."""
+    """What to do with videos shorter than a clip: repeat their end frames, loop them, or stop with an error."""
 
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """How student and teacher are compared; defaults are the paper's but for the objective (docs/results.md)."""
+    """How student and teacher are compared; the defaults are those of the CompRess paper, except the objective."""
 
     __pydantic_config__ = STRICT
 
     objective: tuple[str, ...] = ("compress-2q-live", "simreg")
-    """One or a sum of several, each name or name:weight, for example compress-1q simreg:0.5. By similarities to the
-    bank: compress-2q (the paper's: student anchors from its EMA copy), compress-2q-live (from itself), compress-1q (the
-    teacher's), seed, infonce, bingo. By embeddings: simreg, cosine, smooth-l1, mse. By relations in the batch: rkd. By
-    tokens: token-matching, attention-transfer. By class probabilities, if the teacher has a classifier: kd, dkd, dist.
-    With labels beside another: cross-entropy (MARS: cross-entropy mse:50)."""
+    """One objective or a sum of several, each name or name:weight, for example compress-1q simreg:0.5. They compare
+    similarities to the memory bank: compress-2q (the paper's: student anchors come from its EMA copy), compress-2q-live
+    (from the student itself), compress-1q (from the teacher), seed, infonce, bingo; embeddings: simreg, cosine,
+    smooth-l1, mse; relations inside the batch: rkd; tokens: token-matching, attention-transfer; class probabilities of
+    a teacher with a classifier: kd, dkd, dist; labels, beside another objective: cross-entropy (MARS: cross-entropy
+    mse:50)."""
     adapter: Literal["auto", "identity", "linear", "mlp2", "mlp3", "mlp4", "temporal-pool", "attention-pool"] = "auto"
-    """Between the student's features and the loss, dropped after training; auto: each objective's own."""
+    """Head between the student's features and the loss, dropped after training; auto: each objective's own."""
     temperature: Positive | None = None
-    """Softmax temperature of the similarities; if absent the objective's own (compress 0.04 on both sides)."""
+    """Softmax temperature of the similarities; each objective's own if absent (compress: 0.04 on both sides)."""
     teacher_temperature: Positive | None = None
-    """Of the teacher's side, where an objective has two (seed)."""
+    """Softmax temperature of the teacher's side, for objectives with two temperatures."""
     bank_size: Count = 128_000
-    """How many anchors the memory bank keeps."""
+    """Number of anchors in the memory bank."""
     bank_dtype: Literal["fp32", "bf16"] = "fp32"
-    """How anchors are stored."""
+    """Type in which anchors are stored; bf16 halves the memory."""
     ema_momentum: Share = 0.999
-    """How much of the EMA copy stays at each step (compress-2q, --teacher self)."""
+    """Share of the student's EMA copy that stays at each step (compress-2q, --teacher self)."""
     standardize: Literal["none", "mean-variance", "phi-s"] = "none"
-    """Bring the embeddings of each teacher to mean 0 and variance 1 before they are compared: every feature by itself,
-    or phi-s: all by one factor after a rotation that makes them equal. For several teachers of different scales."""
+    """Standardise the embeddings of each teacher to mean 0 and variance 1 before they are compared. mean-variance scales
+    each feature by itself; phi-s scales all by one factor after a rotation that equalises them. Use it for several
+    teachers of different scales."""
     teacher_drop: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Of several teachers, how often each is left out of a batch (the one that the student is worst at never is)."""
+    """Probability of leaving each of several teachers out of a batch; the one with the largest loss always stays."""
 
 
 @dataclass(frozen=True)
 class OptimizationConfig:
-    """How weights move; defaults are the paper's."""
+    """Optimizer and schedule; the defaults are those of the CompRess paper."""
 
     __pydantic_config__ = STRICT
 
@@ -152,63 +167,64 @@ class OptimizationConfig:
     lr: Positive = 0.01
     """Peak learning rate."""
     momentum: Share = 0.9
-    """Of SGD."""
+    """Momentum of SGD."""
     weight_decay: NotNegative = 1e-4
-    """Decoupled for AdamW."""
+    """Weight decay, decoupled for AdamW."""
     schedule: Literal["steps", "cosine"] = "steps"
-    """steps: multiply by --lr-drop at each of --lr-milestones; cosine: to zero at the end."""
+    """steps: multiply the rate by --lr-drop at each of --lr-milestones; cosine: decay to zero at the end."""
     lr_milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (90 / 130, 120 / 130)
-    """Where the learning rate drops, as shares of the run."""
+    """Points at which the learning rate drops, as shares of the run."""
     lr_drop: Positive = 0.2
     """Factor of each drop."""
     warmup_epochs: NotNegative = 0.0
-    """Epochs in which the learning rate climbs linearly from zero."""
+    """Epochs in which the learning rate rises linearly from zero."""
     clip_norm: NotNegative = 0.0
-    """Largest norm of the gradient; 0 switches clipping off."""
+    """Maximum norm of the gradient; 0 disables clipping."""
 
 
 @dataclass(frozen=True)
 class TeacherTrainingConfig:
-    """The teacher that is trained first when --teacher-weights auto finds none (toyactions)."""
+    """Training of the teacher that --teacher-weights auto needs on toyactions."""
 
     __pydantic_config__ = STRICT
 
     teacher_epochs: Count = 30
-    """Epochs of its supervised training; all else is as for the student."""
+    """Epochs of the teacher's supervised training; everything else is as for the student."""
     teacher_lr: Positive = 0.01
-    """Its peak learning rate."""
+    """The teacher's peak learning rate."""
 
 
 @dataclass(frozen=True)
 class MachineConfig:
-    """Where and how fast it runs, and what it leaves behind."""
+    """Folder, hardware, logging and evaluation of the run."""
 
     __pydantic_config__ = STRICT
 
     out: Path | None = None
     """The run's folder; runs/<student>-from-<teacher> if absent."""
     resume: bool = False
-    """Go on from the newest whole checkpoint in --out."""
+    """Continue from the newest intact checkpoint in --out."""
     seed: CountOrZero = 0
     """Seed of weights, order and augmentation."""
-    mixed_precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 on GPUs that have it, and on CPUs with AMX if its gradients repeat to the bit."""
+    precision: Precision = "auto"
+    """Precision of forward and backward passes; auto: bf16 on GPUs that support it and on CPUs with AMX if its gradients
+    repeat to the bit, else fp32."""
     channels_last: Literal["auto", "yes", "no"] = "auto"
-    """Channels last in memory; auto: on GPUs, and on CPUs for encoders that it makes faster."""
+    """Memory format channels last; auto: on GPUs, and on CPUs for encoders that it makes faster."""
     workers: CountOrZero = 2
-    """Processes that decode, per training process."""
+    """Number of decoding processes per training process."""
     checkpoint_every_steps: CountOrZero = 0
-    """Steps between checkpoints; 0: once an epoch."""
+    """Steps between checkpoints; 0: once per epoch."""
     log_every_steps: Count = 10
-    """Steps between lines of metrics.jsonl and TensorBoard."""
+    """Steps between two lines of metrics.jsonl and of the tracker."""
     knn_every_epochs: NotNegative = 0.0
-    """Epochs between k-NN evaluations on held-out clips; 0: five in the whole run. Needs labels."""
+    """Epochs between two k-NN evaluations on test clips; 0: five evaluations in the whole run. Needs labels."""
     knn_clips: CountOrZero = 400
-    """Most clips of either part used by the k-NN evaluations while training; 0 switches them off."""
+    """Maximum number of clips of either part in the k-NN evaluations during training; 0 disables them."""
     tracker: TrackerName = "tensorboard"
-    """Where curves and results go besides metrics.jsonl and results.json."""
+    """Destination of curves and results besides metrics.jsonl and results.json."""
     evaluate: bool = True
-    """Evaluate teacher, random student and trained student when training ends (needs labels)."""
+    """Evaluate teacher, random student and trained student when training ends; needs labels."""
 
 
 @dataclass(frozen=True)
@@ -225,17 +241,40 @@ class RunConfig:
     machine: tyro.conf.OmitArgPrefixes[MachineConfig] = field(default_factory=MachineConfig)
 
 
-def from_dict(values: dict[str, Any], *, source: str) -> RunConfig:
-    """Validate nested values; the error names the dotted path of the first wrong one.
+SECTIONS: dict[str, type] = {entry.name: entry.default_factory for entry in dataclasses.fields(RunConfig)}  # type: ignore[misc]
+"""Name of each section to its dataclass."""
+
+
+def from_dict(values: Mapping[str, Any], *, source: str) -> RunConfig:
+    """Build a configuration from nested values.
 
     Args:
-        values: As a YAML file holds them; what is absent keeps its default.
-        source: Where they come from, for the error.
+        values: Sections of keys, as a YAML file holds them; absent keys keep their defaults.
+        source: Where the values come from, for the error.
+
+    Raises:
+        UserError: A key is unknown or a value is not allowed; the sentence names the dotted path of the first one.
     """
     try:
-        return TypeAdapter(RunConfig).validate_python(values)
+        return TypeAdapter(RunConfig).validate_python(with_current_names(values))
     except ValidationError as error:
         raise UserError(_first_error(error, source)) from error
+
+
+def with_current_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Rename the keys of version 0.1 in nested values.
+
+    Example:
+        >>> with_current_names({"machine": {"mixed_precision": "bf16", "seed": 1}})
+        {'machine': {'seed': 1, 'precision': 'bf16'}}
+    """
+    renamed = {name: dict(part) if isinstance(part, Mapping) else part for name, part in values.items()}
+    for old, new in RENAMED.items():
+        section, _, key = old.partition(".")
+        part = renamed.get(section)
+        if isinstance(part, dict) and key in part:
+            part[new.partition(".")[2]] = part.pop(key)
+    return renamed
 
 
 def _first_error(error: ValidationError, source: str) -> str:
@@ -247,18 +286,16 @@ def _first_error(error: ValidationError, source: str) -> str:
 
 
 def _known_paths(path: str) -> list[str]:
-    sections = {f.name: f.default_factory for f in dataclasses.fields(RunConfig)}
     section = path.partition(".")[0]
-    if section not in sections or "." not in path:
-        return list(sections)
-    default = sections[section]()  # type: ignore[operator]
-    return [f"{section}.{f.name}" for f in dataclasses.fields(default)]
+    if section not in SECTIONS or "." not in path:
+        return list(SECTIONS)
+    return [f"{section}.{entry.name}" for entry in dataclasses.fields(SECTIONS[section])]
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file of nested sections."""
     if not path.is_file():
-        raise UserError(f"there is no configuration file {path}: name one of configs/, or leave --config out")
+        raise UserError(f"there is no configuration file {path}: name one of configs/, or remove --config")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -269,37 +306,80 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
-    """Plain values that ``from_dict`` and YAML take."""
+    """Return plain nested values that ``from_dict`` and YAML take."""
     return dict(TypeAdapter(RunConfig).dump_python(config, mode="json"))
 
 
 def save_yaml(config: RunConfig) -> str:
-    """The configuration as YAML text."""
+    """Return the configuration as YAML text."""
     return yaml.safe_dump(to_dict(config), sort_keys=False)
 
 
 def toyactions_preset() -> dict[str, Any]:
-    """What a laptop needs on the embedded dataset, used when no --data is given."""
+    """Return the values for the embedded dataset on a laptop, used when no dataset is given."""
     text = resources.files("crossdistill.recipes").joinpath("toyactions.yaml").read_text(encoding="utf-8")
     return dict(yaml.safe_load(text))
 
 
-def parse(arguments: list[str] | None = None, *, prog: str = "train.py") -> RunConfig:
-    """Command line to configuration: defaults, then --config FILE, then options.
+def merge(base: Mapping[str, Any], *over: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge nested values; later ones replace earlier ones key by key."""
+    merged = dict(base)
+    for values in over:
+        for key, value in values.items():
+            merged[key] = merge(merged.get(key, {}), value) if isinstance(value, Mapping) else value
+    return merged
 
-    With no dataset in any of them, toyactions and its preset come below the file and the options.
+
+def with_preset(values: Mapping[str, Any], config: RunConfig) -> dict[str, Any]:
+    """Put the preset of toyactions below nested values.
+
+    Args:
+        values: What the user gave in a file or in Python.
+        config: The whole configuration, options of the command line included.
+    """
+    preset = toyactions_preset()
+    pair = config.pair
+    if set(pair.teacher_weights) != {AUTO} or pair.teacher_cache is not None or SELF in pair.teacher:
+        # The preset's teacher views are for a teacher that is trained first; an existing teacher brings its own view.
+        preset["pair"] = {key: value for key, value in preset["pair"].items() if not key.startswith("teacher_")}
+    return merge(preset, values)
+
+
+def from_keywords(**keywords: Any) -> RunConfig:
+    """Build a configuration from the names of the command line's options, with or without ``config=FILE``.
+
+    Raises:
+        UserError: A keyword is unknown, or a value is not allowed.
+
+    Example:
+        >>> from_keywords(teacher="rgb_r3d18", student="flow_r3d18", data="data/ucf101", lr=0.1).optimization.lr
+        0.1
+    """
+    section_of = {entry.name: section for section, kind in SECTIONS.items() for entry in dataclasses.fields(kind)}
+    file_values = {} if (path := keywords.pop("config", None)) is None else load_yaml(Path(path))
+    values: dict[str, Any] = {}
+    for name, value in keywords.items():
+        if name not in section_of:
+            raise unknown_name("keyword", name, section_of, listed_by="crossdistill train --help")
+        if name == "data":
+            value = several(value)
+        values.setdefault(section_of[name], {})[name] = value
+    values = merge(with_current_names(file_values), values)
+    config = from_dict(values, source="the keywords")
+    return config if config.data.data else from_dict(with_preset(values, config), source="the keywords")
+
+
+def parse(arguments: list[str] | None = None, *, prog: str = "train.py") -> RunConfig:
+    """Parse a command line: defaults, then --config FILE, then options.
+
+    Without a dataset in any of them, the preset of toyactions comes below the file and the options.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     file_values, arguments, source = _take_config_option(arguments)
     config = _parse_options(from_dict(file_values, source=source), arguments, prog)
     if config.data.data:
         return config
-    preset = toyactions_preset()
-    pair = config.pair
-    if set(pair.teacher_weights) != {"auto"} or pair.teacher_cache is not None or "self" in pair.teacher:
-        # a teacher that exists brings its own view
-        preset["pair"] = {key: value for key, value in preset["pair"].items() if not key.startswith("teacher_")}
-    values = merge(preset, file_values)
+    values = with_preset(with_current_names(file_values), config)
     return _parse_options(from_dict(values, source=source), arguments, prog)
 
 
@@ -318,21 +398,12 @@ def _take_config_option(arguments: list[str]) -> tuple[dict[str, Any], list[str]
 
 DESCRIPTION = (
     "Train a student from a teacher without labels, or (--supervised) an encoder with labels. --config FILE reads a "
-    "YAML file of configs/ first; options override it. The defaults below are the paper's but for the objective; with "
-    "no --data the embedded dataset toyactions is prepared and a preset for laptops "
-    "(crossdistill/recipes/toyactions.yaml) replaces them."
+    "YAML file, for example one of configs/; options override it. The defaults below are those of the CompRess paper, "
+    "except the objective. Without --data the embedded dataset toyactions is rendered, and a preset for laptops "
+    "(crossdistill/recipes/toyactions.yaml) replaces the defaults."
 )
 
 
 def _parse_options(default: RunConfig, arguments: list[str], prog: str) -> RunConfig:
     config = parse_options(RunConfig, arguments, prog=prog, description=DESCRIPTION, default=default)
     return from_dict(to_dict(config), source="the command line")
-
-
-def merge(base: dict[str, Any], *over: dict[str, Any]) -> dict[str, Any]:
-    """Nested values, of which later ones win key by key."""
-    merged = dict(base)
-    for values in over:
-        for key, value in values.items():
-            merged[key] = merge(merged.get(key, {}), value) if isinstance(value, dict) else value
-    return merged

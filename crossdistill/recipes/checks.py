@@ -1,0 +1,116 @@
+"""Checks of a run. Each stands beside what it checks; here they are collected, to run before anything is made.
+
+``check_configuration`` needs neither data nor weights; ``check_data_and_memory`` also needs the datasets.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from accelerate import Accelerator
+
+from crossdistill.data.manifest import Manifest
+from crossdistill.distillation.terms import Term, create_terms
+from crossdistill.encoders import Encoder
+from crossdistill.encoders.hardware import free_memory_bytes
+from crossdistill.errors import UserError
+from crossdistill.recipes.config import AUTO, RunConfig
+from crossdistill.recipes.student import check_student
+from crossdistill.recipes.teachers import TeacherSource
+from crossdistill.recipes.weights import preview_encoder
+from crossdistill.training.trackers import require_tracker
+
+BANK_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def terms_of(config: RunConfig) -> list[Term]:
+    """Build the terms of a run's loss."""
+    options = config.objective
+    return create_terms(
+        options.objective,
+        temperature=options.temperature,
+        teacher_temperature=options.teacher_temperature,
+        adapter=None if options.adapter == AUTO else options.adapter,
+    )
+
+
+def uses_labels(config: RunConfig) -> bool:
+    """Whether a run learns from class labels."""
+    return config.pair.supervised or any(term.objective.compares == "labels" for term in terms_of(config))
+
+
+def check_configuration(config: RunConfig, sources: Sequence[TeacherSource]) -> None:
+    """Raise a ``UserError`` for everything that is known to be wrong before anything is made or trained."""
+    require_tracker(config.machine.tracker)
+    _check_who_teaches(config, sources)
+    terms = terms_of(config)
+    _check_options_have_an_effect(config, terms)
+    student = check_student(config, terms)
+    for source in sources:
+        source.check(config, student, terms)
+
+
+def _check_who_teaches(config: RunConfig, sources: Sequence[TeacherSource]) -> None:
+    if not config.pair.supervised and not sources:
+        raise UserError("no teacher was given: add for example --teacher rgb_r3d50, or --supervised to use labels")
+    if config.pair.supervised and sources:
+        option = "--teacher-cache" if config.pair.teacher_cache is not None else f"--teacher {sources[0].name}"
+        raise UserError(f"--supervised learns from labels and {option} learns from a teacher: remove one of them")
+
+
+def _check_options_have_an_effect(config: RunConfig, terms: Sequence[Term]) -> None:
+    """Refuse options that would do nothing, or that would fail after hours of training."""
+    pair, objective = config.pair, config.objective
+    named = f"--objective {' '.join(objective.objective)}"
+    compared = {term.objective.compares for term in terms}
+    if objective.standardize != "none" and "features" not in compared:
+        raise UserError(f"--standardize has no effect with {named}, which compares no embeddings: remove it")
+    if objective.teacher_drop and len(pair.teacher) < 2:
+        raise UserError("--teacher-drop leaves out one of several teachers: give two or more teachers, or remove it")
+    if pair.supervised and config.data.strong_views and pair.rounds == 1:
+        raise UserError("--strong-views has no effect with --supervised, which has no teacher: remove it")
+    if pair.rounds > 1 and "logits" in compared and "labels" not in compared:
+        raise UserError(
+            f"--rounds needs a classifier of each student, and {named} leaves none: add cross-entropy, or choose an "
+            "objective on embeddings, for example compress-1q"
+        )
+
+
+def check_data_and_memory(
+    config: RunConfig, sources: Sequence[TeacherSource], manifests: Sequence[Manifest], accelerator: Accelerator
+) -> None:
+    """Raise a ``UserError`` if a dataset lacks a stream or the memory banks do not fit, before a teacher is trained."""
+    assert config.pair.student is not None
+    student = preview_encoder(config.pair.student, config.pair.student_weights)
+    teachers = [source.preview(student) for source in sources]
+    for manifest, encoder in itertools.product(manifests, [student, *teachers]):
+        view = encoder.view
+        manifest.require_stream(view.kind.stream, wanted_by=f"a {view.modality} encoder")
+    _check_bank_memory(config, student, teachers, accelerator)
+
+
+def _check_bank_memory(
+    config: RunConfig, student: Encoder, teachers: Sequence[Encoder], accelerator: Accelerator
+) -> None:
+    terms, size = terms_of(config), config.objective.bank_size
+    if all(term.objective.student_anchors is None for term in terms):
+        return
+    has_student_side = any(term.fills_student_side for term in terms)
+    num_values = sum(
+        teacher.embed_dim + (max(student.embed_dim, teacher.embed_dim) if has_student_side else 0)
+        for teacher in teachers
+    )
+    num_bytes = size * num_values * BANK_DTYPES[config.objective.bank_dtype].itemsize
+    device, host = accelerator.device, torch.device("cpu")
+    # The processes of a machine share its memory. A checkpoint of a bank on a GPU goes through a whole copy in memory.
+    needed = {host: num_bytes * accelerator.num_processes} if device == host else {device: num_bytes, host: num_bytes}
+    for where, num_needed in needed.items():
+        free = free_memory_bytes(where)
+        if free is not None and num_needed > free:
+            raise UserError(
+                f"a bank of {size} anchors needs {num_needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free on "
+                f"{where}{'' if where == device else ', through which its checkpoints go'}: lower --bank-size"
+                + ("" if config.objective.bank_dtype == "bf16" else ", or choose --bank-dtype bf16")
+            )

@@ -1,0 +1,60 @@
+"""What every step of a run needs: configuration, datasets, folder and processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from accelerate import Accelerator
+
+from crossdistill.data.manifest import Manifest
+from crossdistill.encoders import Encoder
+from crossdistill.encoders.execution import Execution
+from crossdistill.encoders.hardware import uses_bf16
+from crossdistill.recipes.config import RunConfig
+from crossdistill.training.run_folder import RunFolder
+from crossdistill.utils.console import console
+from crossdistill.utils.distributed import decide_on_first
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """One run, before and while it trains."""
+
+    config: RunConfig
+    manifests: list[Manifest]
+    folder: RunFolder
+    accelerator: Accelerator
+
+    def choose_execution(self, encoder: Encoder, *, is_trained: bool = False) -> Execution:
+        """Choose precision and layout of an encoder; all processes follow the choice of the first."""
+        return choose_execution(self.config, encoder, self.accelerator, is_trained=is_trained)
+
+    def announce(self, text: str) -> None:
+        """Print a line on the first process."""
+        announce(self.accelerator, text)
+
+
+def choose_execution(
+    config: RunConfig, encoder: Encoder, accelerator: Accelerator, *, is_trained: bool = False
+) -> Execution:
+    """Choose precision and layout of an encoder; all processes follow the choice of the first.
+
+    Args:
+        config: Of the run.
+        encoder: Moved to the device in place.
+        accelerator: Says which device.
+        is_trained: Whether the encoder trains, so that its gradients are checked before ``auto`` takes bf16 on a CPU.
+    """
+    batch_size = config.optimization.batch_size if is_trained else None
+    setting, device = config.machine.precision, accelerator.device
+    is_bf16 = decide_on_first(
+        accelerator, lambda: uses_bf16(encoder, setting=setting, device=device, training_batch_size=batch_size)
+    )
+    precision = "bf16" if is_bf16 else "fp32"
+    return Execution.choose(encoder, device=device, precision=precision, layout=config.machine.channels_last)
+
+
+def announce(accelerator: Accelerator, text: str) -> None:
+    """Print a line on the first process, unwrapped so that paths can be copied from it."""
+    if accelerator.is_main_process:
+        console.print(text, highlight=False, soft_wrap=True)

@@ -1,0 +1,139 @@
+"""The data of a run: its datasets, its training clips, and which datasets it can be evaluated on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from crossdistill.data.dataset import Entry, PairedClips, check_entries, entries_of
+from crossdistill.data.manifest import MANIFEST_NAME, Manifest
+from crossdistill.data.transforms import Augmentation
+from crossdistill.distillation.teachers import Teacher
+from crossdistill.errors import UserError
+from crossdistill.recipes.config import RunConfig
+from crossdistill.recipes.context import announce
+from crossdistill.types import ViewSpec
+from crossdistill.utils.distributed import decide_on_first
+
+TOYACTIONS_FOLDER = Path("data/toyactions")
+
+
+def open_datasets(config: RunConfig, accelerator: Accelerator) -> list[Manifest]:
+    """Load the manifests of --data; without --data, those of toyactions, which is rendered at its first use."""
+    if config.data.data:
+        return [Manifest.load(path) for path in config.data.data]
+    if not (TOYACTIONS_FOLDER / MANIFEST_NAME).is_file():
+        from data_prep.datasets.toyactions import Options, prepare
+
+        decide_on_first(accelerator, lambda: str(prepare(Options(out=TOYACTIONS_FOLDER)).root))
+    return [Manifest.load(TOYACTIONS_FOLDER)]
+
+
+def is_toyactions(manifests: Sequence[Manifest]) -> bool:
+    """Whether toyactions is the only dataset: there, training a missing teacher takes minutes."""
+    return [manifest.dataset for manifest in manifests] == ["toyactions"]
+
+
+def evaluable(manifests: Iterable[Manifest], split: str) -> list[Manifest]:
+    """Return the datasets that have class labels and both parts of a split."""
+    return [
+        manifest
+        for manifest in manifests
+        if manifest.classes
+        and split in manifest.splits
+        and all(manifest.select(split=split, part=part) for part in ("train", "test"))
+    ]
+
+
+def select_training_clips(
+    config: RunConfig,
+    manifests: Sequence[Manifest],
+    *,
+    student_view: ViewSpec,
+    teacher_views: Sequence[ViewSpec] = (),
+    uses_labels: bool,
+    crops_teachers_apart: bool = False,
+    accelerator: Accelerator,
+) -> PairedClips:
+    """Collect the training clips of all datasets: the split's train part, and without labels videos without a split.
+
+    Args:
+        config: Of the run.
+        manifests: Its datasets.
+        student_view: What the student sees.
+        teacher_views: What the teachers see.
+        uses_labels: Whether the run learns from class labels.
+        crops_teachers_apart: Whether the teachers see crops of their own.
+        accelerator: The first process prints how many videos the preparation skipped.
+
+    Raises:
+        UserError: A stream or a label is missing.
+    """
+    views = [student_view, *teacher_views]
+    entries: list[Entry] = []
+    for manifest in manifests:
+        for view in views:
+            manifest.require_stream(view.kind.stream, wanted_by=f"a {view.modality} encoder")
+        entries += entries_of(manifest, _training_positions(manifest, config.data.split, uses_labels=uses_labels))
+    usable = [entry for entry in entries if entry.video.is_usable]
+    if uses_labels:
+        _require_labels(config, manifests, usable)
+    check_evaluated_clips(config, manifests, views)
+    if len(usable) < len(entries):
+        num_skipped = len(entries) - len(usable)
+        announce(accelerator, f"{num_skipped} of {len(entries)} training videos were skipped in preparation: left out")
+    # Mirroring may turn one class into another ("left" into "right"), which matters only where labels are used.
+    mirrors = {"yes": True, "no": False, "auto": not uses_labels or all(m.flip_keeps_label for m in manifests)}
+    probability = 0.5 if mirrors[config.data.mirror] else 0.0
+    augmentation = Augmentation(area_min=config.data.crop_area_min, mirror_probability=probability)
+    return PairedClips(
+        usable,
+        student_view=student_view,
+        teacher_views=teacher_views,
+        augmentation=augmentation,
+        teacher_augmentation=augmentation if crops_teachers_apart else None,
+        seed=config.machine.seed,
+        replace_unreadable=True,
+        decoder=config.data.decoder,
+        short_clips=config.data.short_clips,
+    )
+
+
+def views_of(teachers: Sequence[Teacher]) -> list[ViewSpec]:
+    """Return what each teacher sees."""
+    return [teacher.encoder.view for teacher in teachers]
+
+
+def check_evaluated_clips(config: RunConfig, manifests: Iterable[Manifest], views: Sequence[ViewSpec]) -> None:
+    """Raise a ``UserError`` before training if ``--short-clips`` would refuse the evaluation at its end."""
+    if not config.machine.evaluate and config.machine.knn_clips == 0:
+        return
+    split = config.data.split
+    for manifest in evaluable(manifests, split):
+        positions = [i for part in ("train", "test") for i in manifest.select(split=split, part=part)]
+        for view in views:  # each network is evaluated by itself
+            check_entries(entries_of(manifest, positions), [view], short_clips=config.data.short_clips)
+
+
+def _require_labels(config: RunConfig, manifests: Sequence[Manifest], usable: Sequence[Entry]) -> None:
+    option = "--supervised" if config.pair.supervised else "the objective cross-entropy"
+    for manifest in manifests:
+        if not manifest.classes:
+            raise UserError(f"{option} needs labels, and the dataset {manifest.root} has none: remove it")
+    unlabelled = [entry for entry in usable if entry.label < 0]
+    if unlabelled:
+        raise UserError(
+            f"{option} needs labels, and {len(unlabelled)} of {len(usable)} training clips have none (first: "
+            f"{unlabelled[0].key}): remove it, or prepare the dataset with classes"
+        )
+    if len(manifests) > 1:
+        raise UserError(f"{option} takes one dataset, and {len(manifests)} were given: their classes differ")
+
+
+def _training_positions(manifest: Manifest, split: str, *, uses_labels: bool) -> list[int]:
+    positions = manifest.select(split=split, part="train") if manifest.splits else []
+    if uses_labels and manifest.splits:
+        return positions
+    return sorted([*positions, *(i for i, video in enumerate(manifest.videos) if not video.splits)])

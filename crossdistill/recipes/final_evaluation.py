@@ -1,0 +1,111 @@
+"""The evaluation at the end of a run: teacher, random student and trained student on every labelled dataset."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from crossdistill.data.manifest import Manifest
+from crossdistill.encoders import Encoder
+from crossdistill.encoders.execution import Execution
+from crossdistill.evaluation.evaluate import Evaluation, evaluate_encoder
+from crossdistill.evaluation.roles import NumberedRole, Role
+from crossdistill.recipes.context import RunContext
+from crossdistill.recipes.data import evaluable
+from crossdistill.training.trackers import track_results
+from crossdistill.utils.console import print_table
+from crossdistill.utils.files import write_text_atomically
+
+# A teacher that has gone less than this share of the way from chance to perfect gets a warning.
+WEAK_TEACHER_SHARE = 0.1
+# Number of training clips above which k-means would take minutes and gigabytes.
+MAX_CLUSTERED_CLIPS = 100_000
+TABLE_PROTOCOLS = {"1-nn": "1-NN", "linear": "linear", "cluster": "cluster"}
+
+
+def evaluate_networks(run: RunContext, networks: Mapping[str, tuple[Encoder, Execution]], *, step: int) -> None:
+    """Evaluate networks on every labelled dataset, write ``results.json`` and print one table for each dataset.
+
+    Args:
+        run: The run.
+        networks: Role to the network and how it runs.
+        step: The run's last step, for the tracker.
+    """
+    if not run.config.machine.evaluate:
+        return
+    data, machine = run.config.data, run.config.machine
+    results: dict[str, dict[str, Any]] = {}
+    for manifest in evaluable(run.manifests, data.split):
+        evaluations = {
+            role: evaluate_encoder(
+                network,
+                manifest,
+                split=data.split,
+                execution=execution,
+                accelerator=run.accelerator,
+                protocols=_protocols(manifest, data.split),
+                num_workers=machine.workers,
+                decoder=data.decoder,
+                short_clips=data.short_clips,
+                features_folder=run.folder.features,
+                description=role,
+            )
+            for role, (network, execution) in networks.items()
+        }
+        by_role = {role: evaluation.to_json() for role, evaluation in evaluations.items()}
+        results[str(manifest.root)] = by_role
+        if run.accelerator.is_main_process:
+            track_results(machine.tracker, run.folder.path, by_role, step=step)
+            print_comparison(f"{manifest.dataset}, split {data.split}, top-1", by_role)
+            _print_notes(manifest, evaluations)
+    if run.accelerator.is_main_process:
+        write_text_atomically(run.folder.results, json.dumps(results, indent=2) + "\n")
+        run.announce(f"numbers: {run.folder.results}; student: {run.folder.student}")
+
+
+def _protocols(manifest: Manifest, split: str) -> tuple[str, ...]:
+    """Choose k-NN, linear, and cluster alignment if there are clips enough for every cluster."""
+    num_clips = sum(manifest.videos[i].is_usable for i in manifest.select(split=split, part="train"))
+    can_cluster = 2 * len(manifest.classes) <= num_clips <= MAX_CLUSTERED_CLIPS
+    return ("knn", "linear", "cluster") if can_cluster else ("knn", "linear")
+
+
+def print_comparison(title: str, by_role: Mapping[str, dict[str, Any]]) -> None:
+    """Print a table with one row per network.
+
+    Args:
+        title: Above the table.
+        by_role: Role to what ``Evaluation.to_json`` returns, as ``results.json`` holds it for each dataset.
+    """
+    shown = {
+        name: title
+        for name, title in TABLE_PROTOCOLS.items()
+        if any(name in evaluation["results"] for evaluation in by_role.values())
+    }
+    rows = [
+        (role, evaluation["encoder"], *(f"{evaluation['results'][name]['top1']:.1%}" for name in shown))
+        for role, evaluation in by_role.items()
+    ]
+    print_table(title, ("", "encoder", *shown.values()), rows)
+
+
+def _print_notes(manifest: Manifest, evaluations: Mapping[str, Evaluation]) -> None:
+    """Print the coverage of the evaluation, and a warning about a teacher near chance."""
+    worst = max(evaluations.values(), key=lambda evaluation: len(evaluation.unreadable))
+    print(f"{worst.num_test} test clips evaluated, {len(worst.unreadable)} could not be read")
+    chance = 1 / len(manifest.classes)
+    for role, evaluation in evaluations.items():
+        parsed = NumberedRole.parse(role)
+        accuracy = evaluation.results["linear"].top1
+        if parsed is not None and parsed.role is Role.TEACHER and is_near_chance(accuracy, chance):
+            print(
+                f"The {role}'s linear accuracy ({accuracy:.1%}) is near chance ({chance:.1%}), so there is little to "
+                "learn from it: train it longer (--teacher-epochs), at a larger --teacher-size, or choose another "
+                "teacher."
+            )
+
+
+def is_near_chance(accuracy: float, chance: float) -> bool:
+    """Whether a teacher's accuracy is so low that its neighbourhoods teach nothing."""
+    return accuracy - chance < WEAK_TEACHER_SHARE * (1 - chance)

@@ -1,0 +1,75 @@
+"""The student of a run."""
+
+from __future__ import annotations
+
+import torch
+
+from crossdistill.distillation.terms import Term, require_all_trained
+from crossdistill.encoders import Encoder, create_encoder
+from crossdistill.errors import UserError
+from crossdistill.quantization.quantize import parse_bit_widths, quantize, require_brevitas
+from crossdistill.recipes.config import RunConfig
+from crossdistill.recipes.weights import (
+    load_named_weights,
+    preview_encoder,
+    require_weights_exist,
+    stored_config,
+    stored_view,
+)
+
+
+def create_student(config: RunConfig, *, is_random: bool = False) -> Encoder:
+    """Build the student; its random weights depend on ``--seed`` alone.
+
+    Args:
+        config: Of the run.
+        is_random: Ignore ``--student-weights``: the random student of the final table.
+
+    Raises:
+        UserError: The weights cannot be loaded, or they are quantised to other bits.
+    """
+    pair = config.pair
+    assert pair.student is not None
+    torch.manual_seed(config.machine.seed)
+    trained = stored_view(pair.student_weights)
+    student = create_encoder(
+        pair.student,
+        num_frames=pair.student_frames or trained.get("num_frames"),
+        stride=pair.student_stride or trained.get("stride"),
+        size_px=pair.student_size or trained.get("size_px"),
+        config=stored_config(pair.student, pair.student_weights),
+    )
+    if pair.student_weights is not None and not is_random:
+        load_named_weights(student, pair.student_weights, option="--student-weights", adapt_stem=True)
+    if pair.bits is not None and student.bits is None:
+        quantize(student, parse_bit_widths(pair.bits))
+    if student.bits != pair.bits:
+        raise UserError(
+            f"--student-weights {pair.student_weights} is a student quantised to {student.bits}: add --bits "
+            f"{student.bits}, or start from a student that is not quantised"
+        )
+    return student
+
+
+def check_student(config: RunConfig, terms: list[Term]) -> Encoder:
+    """Check the student before anything is made, and return a preview of it: names and sizes without values."""
+    pair = config.pair
+    if pair.student is None:
+        raise UserError("no student was given: add for example --student flow_r3d18 (crossdistill encoders lists all)")
+    if pair.bits is not None:
+        parse_bit_widths(pair.bits)
+        require_brevitas()
+    if config.optimization.batch_size == 1 and any(term.adapter.startswith("mlp") for term in terms):
+        raise UserError("an MLP head normalises over the batch, and --batch-size is 1: give 2 or more")
+    student = preview_encoder(
+        pair.student,
+        pair.student_weights,
+        num_frames=pair.student_frames,
+        stride=pair.student_stride,
+        size_px=pair.student_size,
+    )
+    if pair.student_weights is not None:
+        require_weights_exist("--student-weights", pair.student_weights, student)
+    if not pair.supervised:
+        require_all_trained(student, terms)
+    return student

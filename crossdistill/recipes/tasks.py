@@ -1,0 +1,131 @@
+"""From configuration to what the training loop takes: a task, an optimizer and a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from crossdistill.data.dataset import PairedClips
+from crossdistill.data.distort import distort
+from crossdistill.distillation.distiller import Distiller
+from crossdistill.distillation.student_with_heads import StudentWithHeads
+from crossdistill.distillation.supervised import SupervisedTask
+from crossdistill.distillation.teachers import Teacher
+from crossdistill.encoders import Encoder
+from crossdistill.encoders.execution import Execution
+from crossdistill.recipes.checks import BANK_DTYPES, terms_of
+from crossdistill.recipes.config import RunConfig
+from crossdistill.recipes.context import RunContext
+from crossdistill.recipes.standardization import standardize_teachers
+from crossdistill.training.loop import TrainingPlan
+from crossdistill.training.optimizer import create_optimizer as create_optimizer_of
+from crossdistill.training.schedule import learning_rate
+
+# Added to --seed for the heads, so that they do not start with the random numbers of the encoder's first layers.
+HEAD_SEED_SHIFT = 1 << 32
+# Number of k-NN evaluations in one run, unless --knn-every-epochs says otherwise.
+NUM_EVALUATIONS = 5
+
+
+def create_distiller(
+    run: RunContext, student: Encoder, execution: Execution, teachers: Sequence[Teacher], dataset: PairedClips
+) -> Distiller:
+    """Create the distillation task.
+
+    Args:
+        run: The run.
+        student: Trained.
+        execution: Of the student.
+        teachers: Standardised here if the configuration asks for it.
+        dataset: The training clips, by which teachers are standardised.
+    """
+    config, accelerator = run.config, run.accelerator
+    objective, terms = config.objective, terms_of(config)
+    for teacher in teachers:  # before minutes of embedding
+        teacher.require_fit(terms, student)
+    if objective.standardize != "none":
+        teachers = standardize_teachers(
+            teachers,
+            dataset,
+            method=objective.standardize,
+            accelerator=accelerator,
+            batch_size=config.optimization.batch_size,
+            num_workers=config.machine.workers,
+            folder=run.folder.path,
+        )
+
+    def gather(tensor: Tensor) -> Tensor:
+        gathered: Tensor = accelerator.gather(tensor)
+        return gathered
+
+    # The heads start with the same weights whatever was built before them: a teacher's network, or its cache.
+    torch.manual_seed(config.machine.seed + HEAD_SEED_SHIFT)
+    return Distiller(
+        student=student,
+        teachers=teachers,
+        objective=terms,
+        bank_size=objective.bank_size,
+        bank_dtype=BANK_DTYPES[objective.bank_dtype],
+        ema_momentum=objective.ema_momentum,
+        teacher_drop=objective.teacher_drop,
+        num_classes=len(run.manifests[0].classes) or None,
+        **({"distort": distort} if config.data.strong_views else {}),
+        student_execution=execution,
+        gather=gather,
+    )
+
+
+def create_supervised(run: RunContext, student: Encoder) -> SupervisedTask:
+    """Create the task that trains the student with labels."""
+    execution = run.choose_execution(student, is_trained=True)
+    return SupervisedTask(encoder=student, execution=execution, num_classes=len(run.manifests[0].classes))
+
+
+def create_optimizer(config: RunConfig, model: StudentWithHeads) -> torch.optim.Optimizer:
+    """Create the optimizer."""
+    options = config.optimization
+    return create_optimizer_of(
+        model,
+        optimizer=options.optimizer,
+        lr=options.lr,
+        momentum=options.momentum,
+        weight_decay=options.weight_decay,
+    )
+
+
+def create_plan(config: RunConfig) -> TrainingPlan:
+    """Create the plan: how long, how fast, and how often to log, evaluate and save."""
+    options, machine = config.optimization, config.machine
+
+    def rate(step: int, num_steps: int, steps_per_epoch: int) -> float:
+        return learning_rate(
+            step,
+            peak=options.lr,
+            num_steps=num_steps,
+            num_warmup_steps=round(options.warmup_epochs * steps_per_epoch),
+            schedule=options.schedule,
+            milestones=options.lr_milestones,
+            drop=options.lr_drop,
+        )
+
+    def evaluate_every(num_steps: int, steps_per_epoch: int) -> int:
+        if machine.knn_every_epochs:
+            return max(1, round(machine.knn_every_epochs * steps_per_epoch))
+        return max(1, num_steps // NUM_EVALUATIONS)
+
+    return TrainingPlan(
+        num_epochs=options.epochs,
+        batch_size=options.batch_size,
+        accumulate=options.accumulate,
+        learning_rate=rate,
+        clip_norm=options.clip_norm,
+        seed=machine.seed,
+        num_workers=machine.workers,
+        checkpoint_every_steps=machine.checkpoint_every_steps,
+        log_every_steps=machine.log_every_steps,
+        evaluate_every_steps=evaluate_every,
+        max_unreadable=config.data.max_unreadable,
+        tracker=machine.tracker,
+    )

@@ -1,0 +1,99 @@
+"""Weights as users name them: a file, a run's folder, or a name that a library publishes them under."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from crossdistill.distillation.student import find_student, load_student, read_facts, read_view
+from crossdistill.encoders import Encoder, create_encoder, is_from_file
+from crossdistill.encoders.weights import load_tensors, load_weights, read_public_weights
+from crossdistill.errors import UserError
+from crossdistill.quantization.quantize import parse_bit_widths, quantize
+
+
+def preview_encoder(name: str, weights: str | None = None, **view: int | None) -> Encoder:
+    """Build an encoder for its names and sizes, on the meta device: without memory, values or time.
+
+    A file of the user's own runs on the real device, because its code may read values while it builds the network.
+    """
+    with contextlib.nullcontext() if is_from_file(name) else torch.device("meta"):
+        return create_encoder(name, config=stored_config(name, weights), **view)
+
+
+def stored_view(weights: str | None) -> dict[str, Any]:
+    """Return the view that the weights of a student's folder were trained with; empty for other weights."""
+    folder = find_student(weights) if weights is not None else None
+    return {} if folder is None else vars(read_view(*read_facts(folder)))
+
+
+def stored_config(name: str, weights: str | None) -> dict[str, Any] | None:
+    """Return ``Encoder.config`` of a student's folder, if the folder holds the encoder ``name``."""
+    folder = find_student(weights) if weights is not None else None
+    if folder is None:
+        return None
+    facts = read_facts(folder)[1]
+    config: dict[str, Any] | None = facts.get("config") if facts["encoder"] == name else None
+    return config
+
+
+def require_weights_exist(option: str, weights: str, encoder: Encoder) -> None:
+    """Raise a ``UserError`` unless weights are a path that exists or a name that the encoder's library publishes."""
+    published = [public.name for public in encoder.public_weights]
+    if weights not in published and not Path(weights).exists():
+        names = f", or one of the published: {', '.join(published)}" if published else ""
+        raise UserError(f"{option} {weights} does not exist: give a weight file or a run's folder{names}")
+
+
+def load_named_weights(encoder: Encoder, weights: str, *, option: str, adapt_stem: bool = False) -> None:
+    """Load weights into an encoder, strictly.
+
+    Args:
+        encoder: Changed in place.
+        weights: A file, a run's folder, or the name of published weights.
+        option: The option that named them, for errors.
+        adapt_stem: Whether weights of another modality may be adapted to the encoder's channels.
+
+    Raises:
+        UserError: The weights are absent, damaged, or of another network.
+    """
+    for public in encoder.public_weights:
+        if weights == public.name:
+            if not adapt_stem and encoder.view.modality not in public.modalities:
+                raise UserError(
+                    f"{option} {weights} are weights for {' and '.join(public.modalities)}, and {encoder.name} takes "
+                    f"{encoder.view.modality}: give a weight file of {encoder.name}, or train one with --supervised "
+                    "--student-weights"
+                )
+            load_tensors(encoder, read_public_weights(public), source=public.url, adapt_stem=adapt_stem)
+            return
+    folder = find_student(weights)
+    if folder is not None:
+        _load_student_weights(encoder, folder, given=f"{option} {weights}", adapt_stem=adapt_stem)
+    elif Path(weights).is_dir():
+        raise UserError(
+            f"{option} {weights} is a folder without a student: give a weight file, the folder of a finished run, or "
+            "pretrained for a network of Hugging Face"
+        )
+    else:
+        load_weights(encoder, Path(weights), adapt_stem=adapt_stem)
+
+
+def _load_student_weights(encoder: Encoder, folder: Path, *, given: str, adapt_stem: bool) -> None:
+    name = read_facts(folder)[1]["encoder"]
+    is_same = _architecture(name) == _architecture(encoder.name) if adapt_stem else name == encoder.name
+    if not is_same:
+        raise UserError(f"{given} holds {name}, not {encoder.name}: name that encoder, or give other weights")
+    stored = load_student(folder, allow_code=True)  # it runs no code but the file that the command itself names
+    if stored.bits is not None:
+        quantize(encoder, parse_bit_widths(stored.bits))
+    load_tensors(encoder, stored.body.state_dict(), source=str(folder), adapt_stem=adapt_stem)
+    encoder.classifier = stored.classifier
+
+
+def _architecture(encoder: str) -> str:
+    """Return the name of an encoder without its modality."""
+    return encoder if is_from_file(encoder) else encoder.partition("_")[2]
