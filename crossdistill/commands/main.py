@@ -1,51 +1,81 @@
-"""``crossdistill <command>``: every command of the package but data preparation."""
+"""``crossdistill COMMAND``: finds the command's module, checks the installation, and turns errors into one sentence."""
 
 from __future__ import annotations
 
 import importlib
+import re
 import sys
+from collections.abc import Sequence
 
-from crossdistill.errors import friendly_errors, unknown_name
+from crossdistill.errors import UserError, friendly_errors, unknown_name
 from crossdistill.utils.command_line import flowed, rows_of
 from crossdistill.utils.environment import require_matched_torch
 
-# Command to module with main(arguments), and what it does in one line.
+# Command to its module, which has main(arguments, prog=...), and what it does in one line.
 COMMANDS = {
-    "train": ("crossdistill.recipes.run", "train a student from a teacher, or with labels"),
+    "train": ("crossdistill.commands.train", "train a student from a teacher, or with labels"),
     "evaluate": (
         "crossdistill.evaluation.evaluate",
-        "k-NN, linear, retrieval, few labels, fine-tuning: what a trained student is worth",
+        "evaluate a trained student: k-NN, linear, retrieval, few labels, fine-tuning",
     ),
-    "report": ("crossdistill.report.command", "one HTML page about a run, or a comparison of several"),
-    "transfer": ("crossdistill.recipes.agreement", "will it help? teacher and student compared on a sample of clips"),
+    "report": ("crossdistill.report.command", "write an HTML page about a run, or compare several runs"),
+    "agreement": ("crossdistill.commands.agreement", "compare teacher and student on a sample of clips: will it help?"),
     "cache": (
-        "crossdistill.recipes.cache",
-        "keep a teacher's embeddings for train --teacher-cache; cache verify checks them",
+        "crossdistill.commands.cache",
+        "store a teacher's embeddings for train --teacher-cache; cache verify checks them",
     ),
     "export": (
         "crossdistill.commands.export",
-        "a trained student as ONNX, TorchScript, .pt2, safetensors or for transformers",
+        "write a trained student as ONNX, TorchScript, .pt2, safetensors or for transformers",
     ),
-    "predict": ("crossdistill.predict.predict", "classes or nearest training clips of any video file or camera"),
+    "predict": ("crossdistill.predict.predict", "name the classes or the nearest clips of a video file or a camera"),
     "encoders": ("crossdistill.commands.encoders", "list the encoders with view, size and source"),
 }
+# Old name to new name: an old command runs and says that it has a new name.
+RENAMED_COMMANDS = {"transfer": "agreement"}
+RENAMED_OPTIONS = {"--mixed-precision": "--precision"}
 
 
 @friendly_errors
-def main(arguments: list[str] | None = None) -> None:
-    """Dispatch to a command."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or arguments[0] in ("-h", "--help"):
-        meanings = rows_of({name: what for name, (_, what) in COMMANDS.items()})
-        more = flowed("crossdistill COMMAND --help lists its options; python -m data_prep prepares datasets.")
-        print(f"usage: crossdistill COMMAND [options]\n\ncommands:\n{meanings}\n\n{more}")
-        return
-    command, *rest = arguments
+def main(arguments: Sequence[str] | None = None, *, command: str | None = None, prog: str | None = None) -> None:
+    """Run a command.
+
+    Args:
+        arguments: Those of the program if None.
+        command: The command's name; the first argument if None.
+        prog: Name of the program in help and errors.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if command is None:
+        if not arguments or arguments[0] in ("-h", "--help"):
+            _print_help()
+            return
+        command, *arguments = arguments
+    if command in RENAMED_COMMANDS:
+        print(f"crossdistill {command} is now called crossdistill {RENAMED_COMMANDS[command]}", file=sys.stderr)
+        command = RENAMED_COMMANDS[command]
     if command not in COMMANDS:
         raise unknown_name("command", command, COMMANDS)
+    _require_current_options(arguments)
     require_matched_torch()
-    importlib.import_module(COMMANDS[command][0]).main(rest)
+    importlib.import_module(COMMANDS[command][0]).main(arguments, **({} if prog is None else {"prog": prog}))
 
 
-if __name__ == "__main__":
-    main()
+def _print_help() -> None:
+    meanings = rows_of({name: what for name, (_, what) in COMMANDS.items()})
+    more = flowed("crossdistill COMMAND --help lists its options; python -m data_prep prepares datasets.")
+    print(f"usage: crossdistill COMMAND [options]\n\ncommands:\n{meanings}\n\n{more}")
+
+
+def _require_current_options(arguments: Sequence[str]) -> None:
+    """Raise a ``UserError`` that names the new option for an option of version 0.1."""
+    for argument in arguments:
+        option = argument.partition("=")[0].replace("_", "-")
+        if option in RENAMED_OPTIONS:
+            raise UserError(f"{option} is now called {RENAMED_OPTIONS[option]}: use that")
+    text = " ".join(arguments)
+    bits = re.search(r"--precision[ =](w\d+a\d+)\b", text)
+    if bits is not None:
+        raise UserError(
+            f"--precision is now fp32, bf16 or auto, and quantisation has its own option: use --bits {bits[1]}"
+        )

@@ -79,7 +79,7 @@ class Replay:
     """Draws that repeat, because the teacher's embeddings of them are kept: epoch e looks as e modulo the views."""
 
     seed: int
-    num_views: int
+    num_augmentations: int
     unreadable: Mapping[tuple[int, int], str]
     """(sample, view) to the reason for which it has no embedding."""
 
@@ -151,7 +151,7 @@ class PairedClips(Dataset[Item]):
     def __getitem__(self, key: SampleKey) -> Item:
         """Read one sample as it looks in one epoch."""
         if self.replay is not None:
-            key = SampleKey(key.index, key.epoch % self.replay.num_views)
+            key = SampleKey(key.index, key.epoch % self.replay.num_augmentations)
         stand_ins = sample_generator(self.seed, key)
         drawn = key
         unreadable: list[tuple[str, str]] = []

@@ -251,9 +251,7 @@ class Distiller(nn.Module):
     set_extra_state = load_resume_state
 
 
-def _as_teachers(
-    given: nn.Module | Teacher | Sequence[nn.Module | Teacher], teacher_dim: int | None
-) -> list[Teacher]:
+def _as_teachers(given: nn.Module | Teacher | Sequence[nn.Module | Teacher], teacher_dim: int | None) -> list[Teacher]:
     teachers: list[Teacher] = []
     for number, each in enumerate([given] if isinstance(given, nn.Module | Teacher) else given):
         if not isinstance(each, Teacher):

@@ -5,7 +5,7 @@ Shapes: B batch, D student features, E teacher features, S student token channel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -249,7 +249,9 @@ def require_fit(
     adapter = get_adapter(kind)
     if adapter.gives != compares:
         fitting = ", ".join(name for name, other in ADAPTERS.items() if other.gives == compares)
-        raise UserError(f"the adapter {kind} gives {adapter.gives}, and the objective compares {compares}: choose {fitting}")
+        raise UserError(
+            f"the adapter {kind} gives {adapter.gives}, and the objective compares {compares}: choose {fitting}"
+        )
     if adapter.takes_tokens:
         student.require_tokens()
     if compares == "tokens":

@@ -1,8 +1,8 @@
-"""Teachers on one scale: mean 0 and variance 1, found on the training clips before training starts.
+"""Standardisation of teachers: embeddings of mean 0 and variance 1.
 
-Embeddings of different networks differ in scale by orders of magnitude, and in a sum of regressions the largest would
-drown the others (Ranzinger et al., PHI-S: Distribution Balancing for Label-Free Multi-Teacher Distillation, ICLR 2025,
-arXiv 2410.01680). Objectives that compare angles do not mind the scale; for them what changes is the centre.
+The embeddings of different networks differ in scale by orders of magnitude, and in a sum of regressions the largest
+dominates the others (Ranzinger et al., PHI-S: Distribution Balancing for Label-Free Multi-Teacher Distillation, ICLR
+2025, arXiv 2410.01680). Objectives on angles do not depend on the scale; for them only the centre changes.
 
 Shapes: N clips, E teacher features.
 """
@@ -17,39 +17,45 @@ import torch
 from torch import Tensor
 
 Method = Literal["mean-variance", "phi-s"]
-# Share of the mean variance below which a feature is taken for constant.
+# A feature whose variance is below this share of the mean variance counts as constant.
 MIN_VARIANCE_SHARE = 1e-6
 
 
 @dataclass(frozen=True)
 class Standardizer:
-    """An affine map of embeddings."""
+    """An affine map of embeddings: ``(features - mean) @ matrix.T``."""
 
     mean: Tensor
     """[E]."""
     matrix: Tensor
-    """[E, E], or [E] where features are only scaled."""
+    """[E, E], or [E] for a map that only scales each feature."""
 
     def __call__(self, features: Tensor) -> Tensor:
-        """[B, E] to [B, E]."""
+        """Map features [B, E] to [B, E]."""
         centred = features - self.mean
         return centred * self.matrix if self.matrix.ndim == 1 else centred @ self.matrix.T
 
     def to(self, device: torch.device) -> Standardizer:
-        """On a device, in float32."""
+        """Return the map on a device, in float32."""
         return replace(self, mean=self.mean.float().to(device), matrix=self.matrix.float().to(device))
 
 
 def fit_standardizer(features: Tensor, *, method: Method) -> Standardizer:
-    """Find the map after which every feature has mean 0 and variance 1.
+    """Fit the map that gives every feature mean 0 and variance 1.
 
-    ``mean-variance`` divides every feature by its own deviation. ``phi-s`` (Ranzinger et al.) turns the
-    principal axes so that all features have the same variance, and divides by one deviation: distances keep their
-    proportions.
+    ``mean-variance`` divides every feature by its own standard deviation. ``phi-s`` (Ranzinger et al.) rotates the
+    principal axes so that all features have the same variance, and divides by one standard deviation: distances keep
+    their proportions.
 
     Args:
         features: [N, E].
-        method: Which.
+        method: One of the two methods.
+
+    Example:
+        >>> features = torch.tensor([[0.0, 10.0], [2.0, 30.0]])
+        >>> fit_standardizer(features, method="mean-variance").to(torch.device("cpu"))(features)
+        tensor([[-1., -1.],
+                [ 1.,  1.]])
     """
     features = features.double()
     mean = features.mean(dim=0)
@@ -57,7 +63,7 @@ def fit_standardizer(features: Tensor, *, method: Method) -> Standardizer:
     if method == "mean-variance":
         variance = centred.square().mean(dim=0)
         usual = variance.mean().clamp(min=1e-12)
-        # A feature that never moved has no scale of its own: with the usual one it stays small if it ever does.
+        # A constant feature has no scale of its own. With the usual scale it stays small if it ever changes.
         return Standardizer(mean, torch.where(variance < usual * MIN_VARIANCE_SHARE, usual, variance).rsqrt())
     variances, axes = torch.linalg.eigh(centred.T @ centred / len(centred))
     scale = variances.clamp(min=0).mean().clamp(min=1e-12).rsqrt()
@@ -65,13 +71,13 @@ def fit_standardizer(features: Tensor, *, method: Method) -> Standardizer:
 
 
 def equalising_rotation(variances: Tensor) -> Tensor:
-    """An orthogonal matrix after which features of these variances all have their mean.
+    """Build a rotation that gives uncorrelated features the same variance: the mean of their variances.
 
-    A Hadamard matrix where Sylvester's construction has one, as in PHI-S; for other sizes rotations of two features at
-    a time, each of which gives one of them the mean (Schur and Horn: there always is such a matrix).
+    For powers of two this is a Hadamard matrix (Sylvester's construction), as in PHI-S. For other sizes, rotations of
+    two features at a time each give one of them the mean; by the Schur-Horn theorem such a matrix always exists.
 
     Args:
-        variances: [E], of uncorrelated features.
+        variances: [E], variances of the features.
 
     Returns:
         [E, E] float64.
@@ -93,10 +99,10 @@ def _rotate_pairs(variances: Tensor) -> Tensor:
     while len(left) > 1:
         diagonal = covariance.diagonal()[left]
         low, high = left[int(diagonal.argmin())], left[int(diagonal.argmax())]
-        if low == high:  # all that are left are equal
+        if low == high:  # the remaining variances are equal
             break
         a, b, c = (float(covariance[i, j]) for i, j in ((low, low), (high, high), (low, high)))
-        # (cos, sin) of the angle at which the lower one has the mean: a + 2 c t + b t² = mean (1 + t²), t = tan.
+        # The tangent t of the angle at which `low` gets the mean solves a + 2 c t + b t² = mean (1 + t²).
         tangent = (-c + math.sqrt(max(0.0, c * c - (b - mean) * (a - mean)))) / (b - mean) if b > mean else 0.0
         cosine = 1 / math.sqrt(1 + tangent * tangent)
         turn = torch.tensor([[cosine, tangent * cosine], [-tangent * cosine, cosine]], dtype=torch.float64)

@@ -1,9 +1,9 @@
 """The trained student as files that other people can use.
 
-``student.safetensors`` holds the plain body: it loads strictly into the source library's own class. That of a
-quantised student holds brevitas' layers, for which ``load_student`` builds the network.
-``classifier.safetensors`` is there if it learned from labels: weight [N, D] and bias [N].
-``student.json`` says which encoder it is, what it wants to see, and how it was trained.
+``student.safetensors`` holds the weights of the body alone: they load strictly into the source library's own class.
+A quantised student holds brevitas' layers; ``load_student`` builds the network for them. ``classifier.safetensors``
+holds weight [N, D] and bias [N] of a student that learned from labels. ``student.json`` names the encoder, describes
+what it sees, and says how it was trained.
 """
 
 from __future__ import annotations
@@ -14,46 +14,44 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from crossdistill.data.manifest import Manifest
 from crossdistill.encoders import Encoder, create_encoder, is_from_file
+from crossdistill.encoders.base import Classifier
 from crossdistill.encoders.weights import find_classifier, load_weights
 from crossdistill.errors import UserError
 from crossdistill.quantization.quantize import float_layers, parse_bit_widths, quantize
 from crossdistill.types import ViewSpec
 from crossdistill.utils.files import write_text_atomically
+from crossdistill.utils.records import read_versioned_json
 from crossdistill.utils.tensor_files import read_weights, write_tensors
 
 FORMAT_VERSION = 1
 WEIGHTS_NAME = "student.safetensors"
 FACTS_NAME = "student.json"
-ADVICE = "free space there and start again; a training goes on with --resume"
 CLASSIFIER_NAME = "classifier.safetensors"
+ADVICE = "free space there and start again; a training continues with --resume"
 
 
 def save_student(
     encoder: Encoder, folder: Path, *, facts: dict[str, Any], class_names: Sequence[str] | None = None
 ) -> None:
-    """Write an encoder's weights and what a reader has to know.
+    """Write an encoder's files. The heads of the training are not part of them.
 
     Args:
-        encoder: Adapters are not part of it and are not written; the classifier that it learned labels with is, apart.
-        folder: Made if absent.
-        facts: How it was trained; anything JSON can hold.
-        class_names: Of the classifier's outputs, if it has one.
+        encoder: With its weights.
+        folder: Created if absent.
+        facts: How the encoder was trained; anything that JSON can hold.
+        class_names: Names of the classifier's outputs.
 
     Raises:
         UserError: The disk is full or cannot be written.
     """
-    write_tensors(
-        folder / WEIGHTS_NAME,
-        encoder.body.state_dict(),
-        metadata={"format": "pt"},
-        advice=ADVICE,
-    )
+    write_tensors(folder / WEIGHTS_NAME, encoder.body.state_dict(), metadata={"format": "pt"}, advice=ADVICE)
     if encoder.classifier is not None:
         layer = {"weight": encoder.classifier.weight, "bias": encoder.classifier.bias}
         write_tensors(folder / CLASSIFIER_NAME, layer, metadata={"format": "pt"}, advice=ADVICE)
     else:
-        (folder / CLASSIFIER_NAME).unlink(missing_ok=True)  # of a run before in the same folder
+        (folder / CLASSIFIER_NAME).unlink(missing_ok=True)  # of an earlier student in the same folder
     description = {
         "format": "crossdistill-student",
         "version": FORMAT_VERSION,
@@ -76,7 +74,7 @@ def save_student(
 
 
 def find_student(path: str | Path) -> Path | None:
-    """The folder with a student at or under a path (a run keeps its in ``student/``), if there is one."""
+    """Return the student folder at a path, or in its subfolder ``student`` as in a run's folder; None if there is none."""
     for folder in (Path(path), Path(path) / "student"):
         if (folder / FACTS_NAME).is_file():
             return folder
@@ -87,31 +85,29 @@ def read_facts(path: str | Path) -> tuple[Path, dict[str, Any]]:
     """Find a student and read its ``student.json``.
 
     Raises:
-        UserError: There is none, it is damaged, or a newer version wrote it.
+        UserError: There is no student, the file is damaged, or a newer version wrote it.
     """
     folder = find_student(path)
+    absent = f"there is no student in {path} (no {FACTS_NAME}): give a run's folder or its student folder"
     if folder is None:
-        raise UserError(f"there is no student in {path} (no {FACTS_NAME}): give a run's folder or its student folder")
-    try:
-        description: dict[str, Any] = json.loads((folder / FACTS_NAME).read_text(encoding="utf-8"))
-        version = int(description["version"])
-        if not isinstance(description["encoder"], str):
-            raise TypeError("encoder is no name")
-    except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(folder, error) from error
-    if version > FORMAT_VERSION:
-        raise UserError(
-            f"{folder} has format version {version}, this crossdistill reads up to {FORMAT_VERSION}: update it"
-        )
+        raise UserError(absent)
+    description = read_versioned_json(
+        folder / FACTS_NAME, absent=absent, version=FORMAT_VERSION, remedy="export the student again"
+    )
+    if not isinstance(description.get("encoder"), str):
+        raise _damaged(folder, "encoder is not a name")
     return folder, description
 
 
 def load_student(path: str | Path, *, allow_code: bool = False) -> Encoder:
-    """Load a trained student: an ``Encoder`` in eval mode that maps views [B, C, T, H, W] to [B, D].
+    """Load a trained student in eval mode.
 
     Args:
         path: A run's folder, or the folder with ``student.safetensors`` and ``student.json``.
-        allow_code: Whether the Python file that a student of one's own network names may be run.
+        allow_code: Whether the student may run the Python file that it names.
+
+    Returns:
+        An encoder that maps normalised views [B, C, T, H, W] to features [B, D].
 
     Raises:
         UserError: There is no student, it is damaged, or it names a Python file and ``allow_code`` is false.
@@ -119,8 +115,8 @@ def load_student(path: str | Path, *, allow_code: bool = False) -> Encoder:
     folder, description = read_facts(path)
     if is_from_file(description["encoder"]) and not allow_code:
         raise UserError(
-            f"the student in {folder} is built by the Python file {description['encoder']}, which would be run: look "
-            "at it, then pass allow_code=True (--allow-code on the command line)"
+            f"the student in {folder} is built by the Python file {description['encoder']}: read that file, then allow "
+            "it to run with allow_code=True (--allow-code on the command line)"
         )
     view = read_view(folder, description)
     encoder = create_encoder(
@@ -137,17 +133,17 @@ def load_student(path: str | Path, *, allow_code: bool = False) -> Encoder:
     if (folder / CLASSIFIER_NAME).is_file():
         layer = read_weights(folder / CLASSIFIER_NAME)
         if not {"weight", "bias"} <= layer.keys():
-            raise UserError(f"{folder / CLASSIFIER_NAME} holds no classifier (weight, bias): get it again")
+            raise UserError(f"{folder / CLASSIFIER_NAME} holds no classifier (weight, bias): get the file again")
         encoder.classifier = find_classifier([layer["weight"], layer["bias"]], embed_dim=encoder.embed_dim)
     return encoder.eval()
 
 
 def read_view(folder: Path, description: dict[str, Any]) -> ViewSpec:
-    """What a student wants to see.
+    """Return what a student sees.
 
     Args:
-        folder: Of the student, and with it its ``student.json``, as ``read_facts`` gives them.
-        description: See there.
+        folder: The student's folder, as ``read_facts`` returns it.
+        description: The content of its ``student.json``.
 
     Raises:
         UserError: ``student.json`` is damaged.
@@ -156,8 +152,40 @@ def read_view(folder: Path, description: dict[str, Any]) -> ViewSpec:
         view = description["view"]
         return ViewSpec(**{**view, "mean": tuple(view["mean"]), "std": tuple(view["std"])})
     except (KeyError, TypeError) as error:
-        raise _damaged(folder, error) from error
+        raise _damaged(folder, str(error)) from error
 
 
-def _damaged(folder: Path, error: Exception) -> UserError:
-    return UserError(f"{folder / FACTS_NAME} is damaged ({error}): export the student again")
+def _damaged(folder: Path, reason: str) -> UserError:
+    return UserError(f"{folder / FACTS_NAME} is damaged ({reason}): export the student again")
+
+
+def find_class_names(student: Path, classifier: Classifier | None, manifest: Manifest | None) -> tuple[str, ...]:
+    """Return the names of the classifier's outputs; empty if they are unknown.
+
+    Args:
+        student: The student's folder; the names in its ``student.json`` come first.
+        classifier: The student's classifier, if it has one.
+        manifest: The dataset that the student was trained on, if the user named it.
+
+    Raises:
+        UserError: The dataset has another number of classes than the classifier.
+    """
+    if classifier is None:
+        return ()
+    num_classes = len(classifier.bias)
+    stored = read_facts(student)[1].get("classes")
+    if isinstance(stored, list) and len(stored) == num_classes and all(isinstance(name, str) for name in stored):
+        return tuple(stored)
+    if manifest is None:
+        return ()
+    if len(manifest.classes) != num_classes:
+        raise UserError(
+            f"the classifier of {student} has {num_classes} classes and the dataset {manifest.root} has "
+            f"{len(manifest.classes)}: give --data with the dataset that the student was trained on"
+        )
+    return manifest.classes
+
+
+def class_name(position: int, names: tuple[str, ...]) -> str:
+    """Return the name of a class, or its number if the names are unknown."""
+    return names[position] if position < len(names) else f"class {position}"

@@ -1,8 +1,8 @@
 """A teacher's embeddings on disk: training with them neither decodes the teacher's stream nor runs the teacher.
 
-A cache is a folder. ``cache.json`` says of what it is; ``shards/`` holds one safetensors file for each range of samples
-in each view, ``classifier.safetensors`` the teacher's linear classifier, if it has one. View v of sample i is what
-``PairedClips`` draws for ``SampleKey(i, epoch=v)`` with the cache's seed.
+A cache is a folder. ``cache.json`` describes it; ``shards/`` holds one safetensors file for each range of samples in each
+augmented version; ``classifier.safetensors`` holds the teacher's linear classifier, if it has one. Augmentation a of sample
+i is the clip that ``PairedClips`` draws for ``SampleKey(i, epoch=a)`` with the cache's seed.
 
 Shapes: B batch, E teacher features, n samples of a shard.
 """
@@ -32,66 +32,67 @@ from crossdistill.encoders.weights import find_classifier
 from crossdistill.errors import OneProcessError, UserError
 from crossdistill.types import ViewSpec
 from crossdistill.utils.files import sha256_of, write_text_atomically
+from crossdistill.utils.records import first_difference, read_versioned_json
 from crossdistill.utils.tensor_files import read_weights, write_tensors
 
 FORMAT = "crossdistill-teacher-cache"
 FORMAT_VERSION = 1
-CACHE_NAME = "cache.json"
+DESCRIPTION_NAME = "cache.json"
 SHARDS_NAME = "shards"
 CLASSIFIER_NAME = "classifier.safetensors"
 FEATURES = "features"
 UNREADABLE = "unreadable"
-# Name of a type on the command line: as torch, as numpy and as safetensors know it.
+# Option value to the type's name in torch, in numpy and in safetensors.
 DTYPES: dict[str, tuple[torch.dtype, np.dtype[Any], str]] = {
     "fp16": (torch.float16, np.dtype("<f2"), "F16"),
     "fp32": (torch.float32, np.dtype("<f4"), "F32"),
 }
-# Shards that one process keeps open; each holds a file descriptor, of which there are often 1024.
-NUM_OPEN_SHARDS = 256
-# A cosine below this is no rounding: fp16 keeps eleven bits of every value above 6e-5, and fewer and fewer below.
+# Shards that one process keeps open. Each takes a file descriptor, and a process often has no more than 1024.
+MAX_OPEN_SHARDS = 256
+# A smaller cosine is no rounding error: fp16 keeps eleven bits of every value above 6e-5, but fewer below.
 MIN_COSINE = 0.9999
 ADVICE = "free space there and start again: finished shards are kept"
 
 
-def cosines(kept: Tensor, live: Tensor) -> Tensor:
-    """[n] between rows [n, E] of a cache and the teacher's own, in float64; 1 where both are zero."""
-    kept, live = kept.double(), live.double()
-    both_zero = (kept == 0).all(dim=1) & (live == 0).all(dim=1)
-    return F.cosine_similarity(kept, live, dim=1, eps=1e-300).masked_fill(both_zero, 1.0)
+def cosines(stored: Tensor, live: Tensor) -> Tensor:
+    """Compute the cosine [n] between rows [n, E] of a cache and of the live teacher in float64; 1 if both are zero."""
+    stored, live = stored.double(), live.double()
+    both_zero = (stored == 0).all(dim=1) & (live == 0).all(dim=1)
+    return F.cosine_similarity(stored, live, dim=1, eps=1e-300).masked_fill(both_zero, 1.0)
 
 
 @dataclass(frozen=True)
 class Shard:
-    """The samples ``start`` to ``stop`` (exclusive) of one view."""
+    """The samples ``start`` to ``stop`` (exclusive) in one augmentation."""
 
-    view: int
+    augmentation: int
     start: int
     stop: int
 
     @property
     def name(self) -> str:
-        """Of its file."""
-        return f"view-{self.view:04d}-{self.start:09d}.safetensors"
+        """Name of the shard's file."""
+        return f"view-{self.augmentation:04d}-{self.start:09d}.safetensors"
 
     @property
     def num_clips(self) -> int:
-        """Rows, n."""
+        """Number of rows, n."""
         return self.stop - self.start
 
 
 def weights_source(weights: str) -> str:
-    """What tells given weights apart without a network: the hash of their file, or the name of published ones."""
+    """Identify given weights without building a network: by the hash of their file, or by their published name."""
     folder = find_student(weights)
     path = Path(weights) if folder is None else folder / WEIGHTS_NAME
     return sha256_of(path)[:16] if path.is_file() else weights
 
 
 def describe_clips(clips: PairedClips, *, split: str) -> dict[str, Any]:
-    """What decides which moments and crops the clips of a training set are; the decoder does not.
+    """Describe everything that decides the moments and crops of training clips. The decoder does not.
 
     Args:
-        clips: With both views and an augmentation.
-        split: Where its videos were taken from.
+        clips: With a student's and a teacher's view, and an augmentation.
+        split: The split that the videos were taken from.
     """
     student, teacher = clips.views
     assert clips.augmentation is not None
@@ -104,7 +105,7 @@ def describe_clips(clips: PairedClips, *, split: str) -> dict[str, Any]:
         "split": split,
         "crop_area_min": clips.augmentation.area_min,
         "mirror": clips.augmentation.mirror_probability > 0,
-        # Where none is too short, which is what "error" makes sure of, "repeat" does nothing.
+        # With "error" no video is too short, so it gives the same clips as "repeat".
         "short_clips": "repeat" if clips.short_clips == "error" else clips.short_clips,
         "num_clips": len(clips),
         "dataset": digest.hexdigest()[:16],
@@ -112,12 +113,12 @@ def describe_clips(clips: PairedClips, *, split: str) -> dict[str, Any]:
 
 
 def describe_teacher(teacher: Encoder, *, weights: str, weights_sha256: str) -> dict[str, Any]:
-    """What decides an embedding besides the clip.
+    """Describe everything that decides an embedding besides the clip.
 
     Args:
         teacher: With its weights.
-        weights: As they were named on the command line.
-        weights_sha256: See ``encoders.weights.weights_hash``.
+        weights: The weights as the command line named them.
+        weights_sha256: Their hash, see ``encoders.weights.weights_hash``.
     """
     return {
         "teacher": teacher.name,
@@ -128,63 +129,57 @@ def describe_teacher(teacher: Encoder, *, weights: str, weights_sha256: str) -> 
     }
 
 
-def find_difference(has: Mapping[str, Any], wants: Mapping[str, Any], path: str = "") -> tuple[str, Any, Any] | None:
-    """The dotted name of the first wanted field that is another, with both values."""
-    for name, wanted in wants.items():
-        own = has.get(name)
-        if isinstance(own, dict) and isinstance(wanted, dict):
-            found = find_difference(own, wanted, f"{path}{name}.")
-            if found is not None:
-                return found
-        elif own != wanted:
-            return f"{path}{name}", own, wanted
-    return None
-
-
 class TeacherCache:
-    """An existing cache, perhaps not yet complete.
+    """An existing cache, which may be incomplete.
 
     Args:
-        folder: With ``cache.json``.
+        folder: Folder with ``cache.json``.
 
     Raises:
-        UserError: There is none, it is damaged, or a newer version wrote it.
+        UserError: There is no cache, it is damaged, or a newer version wrote it.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
-        content = _read_description(self.folder)
+        path = self.folder / DESCRIPTION_NAME
+        content = read_versioned_json(
+            path,
+            absent=f"there is no teacher cache in {folder} (no {path.name}): make one with crossdistill cache",
+            version=FORMAT_VERSION,
+            remedy="make the cache again",
+            format_name=FORMAT,
+        )
         self.key: dict[str, Any] = content["key"]
-        self.num_views = int(content["num_views"])
+        self.num_augmentations = int(content["num_views"])
         self.embed_dim, self.seed = int(self.key["embed_dim"]), int(self.key["seed"])
         self.num_clips, self.clips_per_shard = int(self.key["num_clips"]), int(self.key["clips_per_shard"])
         self._dtype = DTYPES[self.key["dtype"]]
-        self._rows = functools.lru_cache(maxsize=NUM_OPEN_SHARDS)(self._open_rows)
+        self._rows = functools.lru_cache(maxsize=MAX_OPEN_SHARDS)(self._open_rows)
 
     @staticmethod
-    def create(folder: Path, key: Mapping[str, Any], *, num_views: int, teacher: Encoder) -> None:
-        """Make a cache, or go on with one that was made with the same options; more views may be added.
+    def create(folder: Path, key: Mapping[str, Any], *, num_augmentations: int, teacher: Encoder) -> None:
+        """Create a cache, or resume one of the same options. The number of augmentations may grow.
 
         Raises:
             UserError: The folder holds a cache of something else, or other files; nothing is changed.
         """
-        path = folder / CACHE_NAME
+        path = folder / DESCRIPTION_NAME
         if path.is_file():
             cache = TeacherCache(folder)
             cache.require(key, wanted_by="this command")
-            if cache.num_views > num_views:
+            if cache.num_augmentations > num_augmentations:
                 raise UserError(
-                    f"the teacher cache {folder} has {cache.num_views} views, and this command wants {num_views}: "
-                    f"give --views {cache.num_views} or more, or choose another --out"
+                    f"the teacher cache {folder} has {cache.num_augmentations} augmentations, and this command wants "
+                    f"{num_augmentations}: give --augmentations {cache.num_augmentations} or more, or another --out"
                 )
         elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"{folder} holds something that is no teacher cache: choose another folder for --out")
         if teacher.classifier is not None:
             layer = {"weight": teacher.classifier.weight, "bias": teacher.classifier.bias}
             write_tensors(folder / CLASSIFIER_NAME, layer, metadata={"format": "pt"}, advice=ADVICE)
-        content = {"format": FORMAT, "version": FORMAT_VERSION, "num_views": num_views, "key": dict(key)}
+        content = {"format": FORMAT, "version": FORMAT_VERSION, "num_views": num_augmentations, "key": dict(key)}
         write_text_atomically(path, json.dumps(content, indent=2) + "\n")
-        for left in (folder / SHARDS_NAME).glob(".*.tmp"):  # of a run that was killed
+        for left in (folder / SHARDS_NAME).glob(".*.tmp"):  # left by a run that was killed
             left.unlink(missing_ok=True)
 
     @property
@@ -195,62 +190,63 @@ class TeacherCache:
 
     @property
     def bytes_per_clip(self) -> int:
-        """Of one embedding on disk."""
+        """Size of one embedding on disk."""
         return self.embed_dim * int(self._dtype[1].itemsize)
 
     def shards(self) -> list[Shard]:
-        """All that a complete cache has, view by view: an epoch reads one view."""
+        """List the shards of a complete cache, one augmentation after another, because an epoch reads only one."""
         starts = range(0, self.num_clips, self.clips_per_shard)
-        ends = [min(start + self.clips_per_shard, self.num_clips) for start in starts]
-        return [Shard(v, start, stop) for v in range(self.num_views) for start, stop in zip(starts, ends, strict=True)]
+        stops = [min(start + self.clips_per_shard, self.num_clips) for start in starts]
+        ranges = list(zip(starts, stops, strict=True))
+        return [Shard(number, start, stop) for number in range(self.num_augmentations) for start, stop in ranges]
 
     def missing(self) -> list[Shard]:
-        """Shards that are still to be made."""
+        """List the shards that are still to be made."""
         folder = self.folder / SHARDS_NAME
-        there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-        return [shard for shard in self.shards() if shard.name not in there]
+        existing = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        return [shard for shard in self.shards() if shard.name not in existing]
 
     def path(self, shard: Shard) -> Path:
-        """File of a shard."""
+        """Return the file of a shard."""
         return self.folder / SHARDS_NAME / shard.name
 
     def write(self, shard: Shard, features: Tensor, unreadable: Mapping[int, str]) -> None:
         """Write a shard, whole or not at all.
 
         Args:
-            shard: Which.
-            features: [n, E]; rows of clips that could not be read are ignored when the cache is read.
+            shard: Which one.
+            features: [n, E]. Rows of unreadable clips are ignored when the cache is read.
             unreadable: Sample to the reason why it could not be read.
 
         Raises:
-            UserError: The disk is full, or the cache's type does not hold an embedding: too large, or so small that
+            UserError: The disk is full, or the cache's type cannot hold an embedding: it is too large, or so small that
                 its direction is lost.
         """
         stored = features.to(self._dtype[0])
-        where = f"(view {shard.view}, samples {shard.start} to {shard.stop - 1})"
+        where = f"(augmentation {shard.augmentation}, samples {shard.start} to {shard.stop - 1})"
         if not bool(torch.isfinite(stored).all()):
-            remedy = "choose --dtype fp32" if bool(torch.isfinite(features).all()) else "look at its weights"
-            raise OneProcessError(  # as others write other shards
-                f"the teacher {self.key['teacher']} gives embeddings that are not finite in {self.key['dtype']} "
-                f"{where}: {remedy}"
+            remedy = "choose --dtype fp32" if bool(torch.isfinite(features).all()) else "check its weights"
+            raise OneProcessError(  # the other processes write other shards
+                f"the teacher {self.key['teacher']} computes embeddings that are NaN or infinite in "
+                f"{self.key['dtype']} {where}: {remedy}"
             )
         cosine = float(cosines(stored, features).min())
         if cosine < MIN_COSINE:
             raise OneProcessError(
-                f"{self.key['dtype']} does not keep the direction of embeddings that the teacher {self.key['teacher']} "
-                f"gives (cosine {cosine:.4f}, allowed {MIN_COSINE}) {where}: choose --dtype fp32"
+                f"{self.key['dtype']} does not keep the direction of embeddings of the teacher {self.key['teacher']} "
+                f"(cosine {cosine:.4f}, allowed {MIN_COSINE}) {where}: choose --dtype fp32"
             )
         reasons = json.dumps({str(sample): reason for sample, reason in unreadable.items()})
         write_tensors(self.path(shard), {FEATURES: stored}, metadata={UNREADABLE: reasons}, advice=ADVICE)
 
-    def require(self, wants: Mapping[str, Any], *, wanted_by: str = "this run") -> None:
+    def require(self, wanted: Mapping[str, Any], *, wanted_by: str = "this run") -> None:
         """Raise a ``UserError`` that names the first field in which the cache is not what is wanted."""
-        found = find_difference(self.key, json.loads(json.dumps(wants)))
+        found = first_difference(self.key, json.loads(json.dumps(wanted)), ignores_extra=True)
         if found is not None:
-            name, has, wanted = found
+            name, has, wants = found
             raise UserError(
-                f"the teacher cache {self.folder} has {name} {has!r}, and {wanted_by} wants {wanted!r}: give the "
-                "options that the cache was made with, or make another cache"
+                f"the teacher cache {self.folder} has {name} {has!r}, and {wanted_by} wants {wants!r}: give the options "
+                "that the cache was made with, or make another cache"
             )
 
     def require_complete(self) -> None:
@@ -258,50 +254,51 @@ class TeacherCache:
         missing = self.missing()
         if missing:
             raise UserError(
-                f"the teacher cache {self.folder} lacks {len(missing)} of its {len(self.shards())} shards: run the "
-                "command that makes it again, which goes on where it ended"
+                f"the teacher cache {self.folder} lacks {len(missing)} of its {len(self.shards())} shards: start the "
+                "command that makes it again, and it continues"
             )
 
     def require_fit(self, terms: Iterable[Term]) -> None:
-        """Raise a ``UserError`` for objectives that need more of the teacher than is kept."""
+        """Raise a ``UserError`` for objectives that need more of the teacher than a cache holds."""
         for term in terms:
             if term.objective.compares == "tokens":
                 raise UserError(
-                    f"the objective {term.name} compares tokens, and a teacher cache keeps pooled embeddings alone: "
-                    "choose an objective on embeddings, or leave --teacher-cache out"
+                    f"the objective {term.name} compares tokens, and a teacher cache holds only pooled embeddings: "
+                    "choose an objective on embeddings, or remove --teacher-cache"
                 )
 
     def unreadable(self) -> dict[tuple[int, int], str]:
-        """(sample, view) to reason, of the shards that are there."""
-        there = set(self.shards()) - set(self.missing())
+        """Map (sample, augmentation) to the reason why it could not be read, for all existing shards."""
+        missing = set(self.missing())
         return {
-            (int(sample), shard.view): reason
-            for shard in sorted(there, key=lambda shard: (shard.view, shard.start))
+            (int(sample), shard.augmentation): reason
+            for shard in self.shards()
+            if shard not in missing
             for sample, reason in self._read_header(shard)[1].items()
         }
 
     def replay(self) -> Replay:
-        """How the clips of a training set are drawn so that they are those of the cache."""
-        return Replay(seed=self.seed, num_views=self.num_views, unreadable=self.unreadable())
+        """Describe how training clips must be drawn to be those of the cache."""
+        return Replay(seed=self.seed, num_augmentations=self.num_augmentations, unreadable=self.unreadable())
 
     def read(self, sample_keys: Tensor) -> Tensor:
-        """Embeddings of clips.
+        """Read the embeddings of clips.
 
         Args:
-            sample_keys: [B, 2] int64 on the CPU, sample and view, as ``PairedBatch.sample_keys``.
+            sample_keys: [B, 2] int64 on the CPU: sample and augmentation, as in ``PairedBatch.sample_keys``.
 
         Returns:
             [B, E] float32.
         """
         rows = np.empty((len(sample_keys), self.embed_dim), dtype=np.float32)
-        for row, (sample, view) in zip(rows, sample_keys.tolist(), strict=True):
+        for row, (sample, augmentation) in zip(rows, sample_keys.tolist(), strict=True):
             start = sample - sample % self.clips_per_shard
-            shard = Shard(view, start, min(start + self.clips_per_shard, self.num_clips))
+            shard = Shard(augmentation, start, min(start + self.clips_per_shard, self.num_clips))
             row[:] = self._rows(shard)[sample - start]
         return torch.from_numpy(rows)
 
     def encoder(self) -> Encoder:
-        """The teacher without weights: its name, sizes, view and classifier."""
+        """Return the teacher without weights: its name, sizes, view and classifier."""
         encoder = Encoder(nn.Identity(), name=self.key["teacher"], view=self.teacher_view, embed_dim=self.embed_dim)
         path = self.folder / CLASSIFIER_NAME
         if path.is_file():
@@ -315,46 +312,35 @@ class TeacherCache:
         return np.memmap(self.path(shard), dtype=self._dtype[1], mode="r", offset=offset, shape=shape)
 
     def _read_header(self, shard: Shard) -> tuple[int, dict[str, str]]:
-        """Where the rows begin in the file (safetensors: length of the header, header, values), and what it lacks."""
+        """Return the offset of the rows in a shard's file, and its unreadable samples with the reasons.
+
+        The file is mapped into memory by hand, because safetensors has no view of one tensor without a copy. Its layout:
+        8 bytes length of the header, the header in JSON, the values.
+        """
         path = self.path(shard)
         try:
             with open(path, "rb") as file:
                 length = int.from_bytes(file.read(8), "little")
                 header = json.loads(file.read(min(length, path.stat().st_size)))
             facts = header[FEATURES]
-            is_whole = facts["dtype"] == self._dtype[2] and facts["shape"] == [shard.num_clips, self.embed_dim]
-            is_whole &= path.stat().st_size == 8 + length + shard.num_clips * self.bytes_per_clip
+            is_intact = facts["dtype"] == self._dtype[2] and facts["shape"] == [shard.num_clips, self.embed_dim]
+            is_intact &= path.stat().st_size == 8 + length + shard.num_clips * self.bytes_per_clip
             reasons: dict[str, str] = json.loads(header["__metadata__"][UNREADABLE])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise _damaged(path) from error
-        if not is_whole:
+        if not is_intact:
             raise _damaged(path)
         return 8 + length, reasons
 
 
 def _damaged(path: Path) -> UserError:
-    return UserError(f"{path} is not a whole shard of its cache: delete it and run the command that makes the cache")
-
-
-def _read_description(folder: Path) -> dict[str, Any]:
-    path = folder / CACHE_NAME
-    if not path.is_file():
-        raise UserError(f"there is no teacher cache in {folder} (no {CACHE_NAME}): make one with crossdistill cache")
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        is_ours, version = content["format"] == FORMAT, int(content["version"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}): make the cache again") from error
-    if not is_ours or version > FORMAT_VERSION:
-        raise UserError(
-            f"{path} has the format {content['format']} {version}, this crossdistill reads {FORMAT} up to "
-            f"{FORMAT_VERSION}: update crossdistill, or make the cache again"
-        )
-    return content
+    return UserError(
+        f"{path} is not an intact shard of its cache: delete it and start the command that makes the cache"
+    )
 
 
 def spread(shards: Sequence[Shard], *, num_clips: int, seed: int) -> list[tuple[int, int]]:
-    """(sample, view) of clips drawn from shards, without repetition, in the order in which they are stored."""
+    """Draw (sample, augmentation) of clips from shards, without repetition, in the order in which they are stored."""
     ends = np.cumsum([shard.num_clips for shard in shards])
     total = int(ends[-1]) if len(ends) else 0
     drawn = np.random.default_rng(seed).choice(total, size=min(num_clips, total), replace=False)
@@ -362,5 +348,5 @@ def spread(shards: Sequence[Shard], *, num_clips: int, seed: int) -> list[tuple[
     for position in sorted(drawn.tolist()):
         number = int(np.searchsorted(ends, position, side="right"))
         shard = shards[number]
-        found.append((shard.stop - (int(ends[number]) - position), shard.view))
+        found.append((shard.stop - (int(ends[number]) - position), shard.augmentation))
     return found

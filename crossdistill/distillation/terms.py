@@ -26,7 +26,7 @@ class Term:
     @property
     def needs_own_anchors(self) -> bool:
         """Whether the objective has to know which anchors are embeddings of the batch's own samples."""
-        return bool(getattr(self.objective, "needs_own_anchors", False))
+        return self.objective.needs_own_anchors
 
     @property
     def fills_student_side(self) -> bool:
@@ -76,10 +76,10 @@ def create_terms(
     """
     terms: list[Term] = []
     given = " ".join(objectives)
-    settings = Settings(temperature=temperature, teacher_temperature=teacher_temperature)
+    temperatures = {"temperature": temperature, "teacher_temperature": teacher_temperature}
     for text in objectives:
         name, _, weight = text.partition(":")
-        objective = build_objective(name, settings)
+        objective = create_objective(name, **temperatures)
         uses_own = adapter is None or objective.compares != "features"
         terms.append(Term(name, _weight(text, weight), objective, objective.adapter if uses_own else str(adapter)))
     if not terms or len({term.name for term in terms}) < len(terms):
@@ -88,8 +88,8 @@ def create_terms(
         raise UserError(
             f"--adapter {adapter} has no effect with --objective {given}, which brings its own head: remove --adapter"
         )
-    for name in ("temperature", "teacher_temperature"):
-        if getattr(settings, name) is not None and name not in settings.taken:
+    for name, value in temperatures.items():
+        if value is not None and all(name not in term.objective.settings for term in terms):
             raise UserError(f"--{name.replace('_', '-')} has no effect with --objective {given}: remove it")
     if all(term.objective.compares == "labels" for term in terms):
         raise UserError(

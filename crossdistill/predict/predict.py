@@ -16,8 +16,7 @@ from torch import Tensor
 from crossdistill.data.dataset import Entry, PairedClips, entries_of, make_loader
 from crossdistill.data.manifest import Manifest
 from crossdistill.data.sampling import SampleKey
-from crossdistill.distillation.class_names import find_class_names
-from crossdistill.distillation.student import find_student, load_student
+from crossdistill.distillation.student import find_class_names, find_student, load_student
 from crossdistill.errors import UnreadableVideoError, UserError
 from crossdistill.evaluation.features import Features, assemble, no_features
 from crossdistill.evaluation.store import FOLDER_NAME, FeatureStore, complete, exported_key, kept_features

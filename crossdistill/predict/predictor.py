@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crossdistill.data.transforms import normalise
-from crossdistill.distillation.class_names import name_of
+from crossdistill.distillation.student import class_name
 from crossdistill.encoders import Encoder
 from crossdistill.encoders.base import Classifier
 from crossdistill.encoders.execution import Execution
@@ -156,7 +156,7 @@ class ByClassifier:
         probabilities_c = outputs[LOGITS].double().softmax(dim=1).mean(dim=0)
         best = probabilities_c.topk(min(top, len(probabilities_c)))
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        guesses = tuple(Guess(name_of(position, self.names), share) for position, share in pairs)
+        guesses = tuple(Guess(class_name(position, self.names), share) for position, share in pairs)
         return Prediction("probabilities of the classifier", classes=guesses)
 
 
@@ -188,4 +188,4 @@ class ByNeighbours:
 
     def _class_of(self, position: int) -> str | None:
         label = self.labels[position]
-        return None if label < 0 else name_of(label, self.classes)
+        return None if label < 0 else class_name(label, self.classes)

@@ -11,14 +11,13 @@ from crossdistill.encoders import Encoder
 from crossdistill.encoders.execution import Execution
 from crossdistill.evaluation.evaluate import Evaluation, evaluate_encoder
 from crossdistill.evaluation.roles import NumberedRole, Role
+from crossdistill.evaluation.teacher_agreement import is_near_chance
 from crossdistill.recipes.context import RunContext
 from crossdistill.recipes.data import evaluable
 from crossdistill.training.trackers import track_results
 from crossdistill.utils.console import print_table
 from crossdistill.utils.files import write_text_atomically
 
-# A teacher that has gone less than this share of the way from chance to perfect gets a warning.
-WEAK_TEACHER_SHARE = 0.1
 # Number of training clips above which k-means would take minutes and gigabytes.
 MAX_CLUSTERED_CLIPS = 100_000
 TABLE_PROTOCOLS = {"1-nn": "1-NN", "linear": "linear", "cluster": "cluster"}
@@ -104,8 +103,3 @@ def _print_notes(manifest: Manifest, evaluations: Mapping[str, Evaluation]) -> N
                 "learn from it: train it longer (--teacher-epochs), at a larger --teacher-size, or choose another "
                 "teacher."
             )
-
-
-def is_near_chance(accuracy: float, chance: float) -> bool:
-    """Whether a teacher's accuracy is so low that its neighbourhoods teach nothing."""
-    return accuracy - chance < WEAK_TEACHER_SHARE * (1 - chance)

@@ -67,9 +67,7 @@ def run(config: RunConfig, accelerator: Accelerator | None = None) -> Path:
 
 def claim(folder: RunFolder, config: RunConfig, accelerator: Accelerator) -> None:
     """Take the run's folder, on the first process."""
-    decide_on_first(
-        accelerator, lambda: folder.claim(identity(config), resume=config.machine.resume, upgrade=upgrade)
-    )
+    decide_on_first(accelerator, lambda: folder.claim(identity(config), resume=config.machine.resume, upgrade=upgrade))
 
 
 def _train_with_labels(run: RunContext) -> None:
@@ -191,9 +189,7 @@ def _train(
         "seconds": round(state.seconds, 1),
     }
     names = run.manifests[0].classes
-    decide_on_first(
-        run.accelerator, lambda: save_student(student, run.folder.student, facts=facts, class_names=names)
-    )
+    decide_on_first(run.accelerator, lambda: save_student(student, run.folder.student, facts=facts, class_names=names))
     return state.step
 
 

@@ -1,31 +1,48 @@
-"""Teachers on one scale, found on the training clips before training starts.
+"""Standardise teachers: find the scale of their embeddings on the training clips before training starts.
 
 Shapes: N clips, E teacher features.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from crossdistill.data.dataset import PairedClips, make_loader
+from crossdistill.data.dataset import PairedClips
 from crossdistill.data.sampling import SampleKey
 from crossdistill.distillation.standardize import Method, Standardizer, fit_standardizer
 from crossdistill.distillation.teachers import StandardizedTeacher, Teacher
 from crossdistill.errors import UserError
-from crossdistill.utils.console import progress_bar
+from crossdistill.evaluation.embedder import EmbeddedBatches, batches_of
+from crossdistill.types import PairedBatch
 from crossdistill.utils.distributed import decide_on_first, gather_objects
+from crossdistill.utils.records import fingerprint
 from crossdistill.utils.tensor_files import read_weights, write_tensors
 
-# Enough for a covariance of a few hundred features; more features than clips leave directions without variance.
+# Enough for the covariance of a few hundred features; more features than clips leave directions without variance.
 MAX_CLIPS = 4096
+
+
+@dataclass(frozen=True)
+class _TeacherEmbedder:
+    """Adapts a teacher to ``EmbeddedBatches``."""
+
+    teacher: Teacher
+    device: torch.device
+
+    @property
+    def embed_dim(self) -> int:
+        """Number of features, E."""
+        return self.teacher.encoder.embed_dim
+
+    def embed_batch(self, batch: PairedBatch) -> Tensor:
+        """Return the teacher's features [B, E] on the CPU."""
+        return self.teacher.embed(batch.to(self.device))["features"].cpu()
 
 
 def standardize_teachers(
@@ -40,39 +57,34 @@ def standardize_teachers(
 ) -> list[Teacher]:
     """Embed training clips once, shared among the processes, and standardise every teacher by them.
 
-    The maps are found on the first process and kept in a file, because another machine, or another number of threads,
-    may turn principal axes another way: a resumed run goes on with the very maps that it began with.
+    The first process finds the maps and keeps them in a file: another machine, or another number of threads, may turn
+    the principal axes differently, and a resumed run must continue with the maps that it started with.
 
     Args:
-        teachers: Which run on the views of the dataset.
-        dataset: The training clips; at most ``MAX_CLIPS`` of them, as they look in the first epoch.
+        teachers: They see the views of the dataset.
+        dataset: The training clips. At most ``MAX_CLIPS`` of them are embedded, as they look in the first epoch.
         method: See ``fit_standardizer``.
-        accelerator: Tells the processes apart.
+        accelerator: Says which process this is.
         batch_size: Clips at a time.
-        num_workers: Processes that decode.
-        folder: The run's, which keeps the maps in a file that is named after what they are of.
+        num_workers: Number of decoding processes.
+        folder: The run's folder. It keeps the maps in a file whose name identifies what they are of.
     """
-    kept_in = folder / f"standardize-{_key(teachers, dataset, method)}.safetensors"
-    kept = decide_on_first(accelerator, lambda: read_weights(kept_in) if kept_in.is_file() else {})
-    if not kept:
+    path = folder / f"standardize-{_key(teachers, dataset, method)}.safetensors"
+    maps = decide_on_first(accelerator, lambda: read_weights(path) if path.is_file() else {})
+    if not maps:
         found = _embed_clips(teachers, dataset, accelerator, batch_size=batch_size, num_workers=num_workers)
-        kept = decide_on_first(accelerator, lambda: _fit_and_keep(found, method, kept_in))
+        maps = decide_on_first(accelerator, lambda: _fit_and_write(found, method, path))
     return [
-        StandardizedTeacher(teacher, Standardizer(kept[f"{i}.mean"], kept[f"{i}.matrix"]).to(accelerator.device))
+        StandardizedTeacher(teacher, Standardizer(maps[f"{i}.mean"], maps[f"{i}.matrix"]).to(accelerator.device))
         for i, teacher in enumerate(teachers)
     ]
 
 
 def _key(teachers: Sequence[Teacher], dataset: PairedClips, method: Method) -> str:
-    """What decides the maps: maps that another start in the same folder left are not taken for these."""
-    facts: list[object] = [
-        method,
-        dataset.seed,
-        [teacher.identity for teacher in teachers],
-        [e.key for e in dataset.entries],
-    ]
-    facts += [[asdict(view) for view in dataset.views], repr(dataset.augmentation), dataset.short_clips]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
+    """Identify everything that decides the maps, so that those of another start in the same folder are not used."""
+    facts: list[object] = [method, dataset.seed, [teacher.identity for teacher in teachers]]
+    facts += [[entry.key for entry in dataset.entries], [asdict(view) for view in dataset.views]]
+    return fingerprint([*facts, repr(dataset.augmentation), dataset.short_clips], num_digits=8)
 
 
 def _embed_clips(
@@ -83,29 +95,32 @@ def _embed_clips(
     batch_size: int,
     num_workers: int,
 ) -> list[Tensor]:
-    """[N, E] of every teacher, of all processes."""
+    """Return the features [N, E] of every teacher, collected from all processes."""
     num_clips = min(len(dataset), MAX_CLIPS)
     positions = [i * len(dataset) // num_clips for i in range(num_clips)]
     mine = [SampleKey(i, epoch=0) for i in positions[accelerator.process_index :: accelerator.num_processes]]
-    batches = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
     found: list[list[Tensor]] = [[] for _ in teachers]
-    loader = make_loader(dataset.of_teachers(), batches, num_workers=num_workers)
-    with progress_bar(unit="batches", is_shown=accelerator.is_main_process) as bar:
-        for batch in bar.track(loader, total=len(batches), description="scale of the teachers"):
-            if len(batch):
-                on_device = batch.to(accelerator.device)
-                for features, teacher in zip(found, teachers, strict=True):
-                    features.append(teacher.embed(on_device)["features"].cpu())
+    embedded = EmbeddedBatches(
+        dataset.of_teachers(),
+        batches_of(mine, batch_size),
+        [_TeacherEmbedder(teacher, accelerator.device) for teacher in teachers],
+        num_workers=num_workers,
+        description="scale of the teachers" if accelerator.is_main_process else None,
+    )
+    for batch, features in embedded:
+        if len(batch):
+            for rows, own in zip(found, features, strict=True):
+                rows.append(own)
     of_all = [gather_objects(accelerator, features) for features in found]
     if not all(of_all):
         raise UserError(
-            f"none of the {num_clips} clips by which --standardize would scale the teachers could be read: see "
-            "python -m data_prep verify"
+            f"none of the {num_clips} clips that --standardize needs could be read: check them with python -m data_prep "
+            "verify"
         )
     return [torch.cat(features) for features in of_all]
 
 
-def _fit_and_keep(found: Sequence[Tensor], method: Method, path: Path) -> dict[str, Tensor]:
+def _fit_and_write(found: Sequence[Tensor], method: Method, path: Path) -> dict[str, Tensor]:
     maps: dict[str, Tensor] = {}
     for i, features in enumerate(found):
         standardizer = fit_standardizer(features, method=method)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from crossdistill.data.dataset import Entry, entries_of
 from crossdistill.data.manifest import Manifest
-from crossdistill.distillation.class_names import name_of
+from crossdistill.distillation.student import class_name
 from crossdistill.errors import UnreadableVideoError
 from crossdistill.evaluation.knn import nearest_neighbours
 from crossdistill.report.frames import clip_strip
@@ -126,7 +126,7 @@ class _Painter:
     ) -> Shown:
         entry = self._entries[video]
         other = self._strip(entry, self._other) if with_teacher and self._other is not None else ""
-        class_name = name_of(label, self._classes) if label >= 0 else ""
+        class_name = class_name(label, self._classes) if label >= 0 else ""
         return Shown(video, class_name, self._strip(entry, self._view), mark, similarity, other)
 
     def _strip(self, entry: Entry, view: ViewSpec) -> str:

@@ -109,9 +109,10 @@ class RunFolder:
         earlier = json.loads(self.config.read_text(encoding="utf-8"))["configuration"]
         difference = first_difference(upgrade(earlier), configuration)
         if difference is not None:
+            name, before, now = difference
             raise UserError(
-                f"{self.path} was started with another {difference.name} ({difference.before!r}, now "
-                f"{difference.after!r}): resume with the options of its start, or choose another --out"
+                f"{self.path} was started with another {name} ({before!r}, now {now!r}): resume with the options of its "
+                "start, or choose another --out"
             )
 
     def release(self) -> None:

@@ -1,0 +1,36 @@
+"""``crossdistill cache``: embed the training clips with a teacher once; ``crossdistill cache verify`` checks a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from crossdistill.recipes.cache import CacheOptions, VerifyOptions, fill_cache, verify_cache
+from crossdistill.recipes.config import parse
+from crossdistill.utils.command_line import parse_known_options, parse_options
+
+PROG = "crossdistill cache"
+DESCRIPTION = """Embed the training clips with a teacher once. Training with --teacher-cache then needs neither the
+teacher nor its videos. An interrupted command resumes when it is started again; accelerate launch -m crossdistill cache
+divides the work among processes.
+
+The command takes every option of crossdistill train beside its own, so that one command line serves both: teacher,
+student, data, seed, precision and workers decide the cache; options such as --lr have no effect on it. crossdistill cache
+verify --help explains how to check a cache. For example:
+
+crossdistill cache --teacher rgb_r3d18 --teacher-weights kinetics400 --student flow_r3d18 --data data/ucf101
+--augmentations 10 --out caches/r3d18"""
+
+
+def main(arguments: Sequence[str], *, prog: str = PROG) -> None:
+    """Run the command."""
+    if list(arguments[:1]) == ["verify"]:
+        verify_cache(parse_options(VerifyOptions, arguments[1:], prog=f"{prog} verify"))
+        return
+    own, rest = parse_known_options(
+        CacheOptions,
+        arguments,
+        prog=prog,
+        description=DESCRIPTION,
+        help_of_rest=lambda: parse(["--help"], prog="crossdistill train"),
+    )
+    fill_cache(parse(rest, prog=prog), own)

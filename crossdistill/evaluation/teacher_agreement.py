@@ -1,0 +1,292 @@
+"""The agreement of a teacher and a student on a sample of clips: figures, tables, and sentences that the figures allow.
+
+The sentences are rules of thumb; their thresholds are the constants below.
+
+Shapes: N clips, D student features, E teacher features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crossdistill.data.dataset import Entry
+from crossdistill.evaluation.agreement import (
+    NeighbourClasses,
+    chance_overlap,
+    linear_cka,
+    nearest_others,
+    neighbour_classes,
+    share_of_common,
+    shuffled_overlaps,
+)
+from crossdistill.evaluation.roles import Role
+from crossdistill.utils.console import print_table
+
+# An overlap is called above chance if it exceeds those of so many random pairings of the clips (1 % by luck).
+NUM_SHUFFLES = 99
+# Linear CKA of a random student: below the first the inputs have hardly anything in common, above the second much.
+FAINT_CKA = 0.1
+STRONG_CKA = 0.5
+# Standard errors by which trained and random student must differ to be called different.
+NUM_STANDARD_ERRORS = 3
+# A teacher that has gone less than this share of the way from chance to perfect has little to teach.
+WEAK_TEACHER_SHARE = 0.1
+
+
+def is_near_chance(accuracy: float, chance: float) -> bool:
+    """Whether an accuracy is so low that a teacher's neighbourhoods teach nothing."""
+    return accuracy - chance < WEAK_TEACHER_SHARE * (1 - chance)
+
+
+@dataclass(frozen=True)
+class SpaceAgreement:
+    """How similar the feature spaces of one student and the teacher are."""
+
+    overlap: float
+    """Mean share of the teacher's k nearest neighbours that are also the student's."""
+    highest_shuffled_overlap: float
+    """The highest overlap of ``NUM_SHUFFLES`` random pairings of the clips."""
+    cka: float
+    """Linear, unbiased CKA: 1 for equal spaces, about 0 for unrelated ones."""
+
+    @property
+    def is_above_chance(self) -> bool:
+        """Whether no random pairing has as many common neighbours."""
+        return self.overlap > self.highest_shuffled_overlap
+
+
+@dataclass(frozen=True)
+class ClassOverlap:
+    """The overlaps of the clips of one class."""
+
+    name: str
+    num_clips: int
+    overlaps: dict[str, float]
+    """Role of the student to its mean overlap."""
+
+
+@dataclass(frozen=True)
+class AgreementReport:
+    """All figures of ``crossdistill agreement``."""
+
+    teacher: str
+    student: str
+    dataset: str
+    sample: str
+    """Description of the sample: split and part."""
+    num_clips: int
+    unreadable: dict[str, str]
+    """Dataset/video to the reason."""
+    k: int
+    chance: float
+    """Expected overlap of unrelated spaces: k / (clips - 1)."""
+    agreements: dict[str, SpaceAgreement]
+    """Role of the student to its agreement."""
+    classes: tuple[ClassOverlap, ...]
+    """Classes of the sample by the trained student's overlap, the worst last; empty without a trained student."""
+    teacher_1nn: NeighbourClasses | None
+    """None without labels, or if no class has two clips to compare."""
+    leaves_film_out: bool
+    """Whether ``teacher_1nn`` ignores clips of the same film, which are near-duplicates, or only the clip itself."""
+    gain: tuple[float, float] | None
+    """Overlap of the trained minus that of the random student: mean over clips, and its standard error."""
+    origin: str | None
+    """A sentence about a trained student that did not learn from this teacher; None if it did."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for a JSON file."""
+        return {**asdict(self), "conclusions": conclude(self)}
+
+
+def compare_spaces(
+    teacher_ne: Tensor,
+    students: Mapping[str, Tensor],
+    entries: Sequence[Entry],
+    classes: Sequence[str],
+    *,
+    k: int,
+    **facts: Any,
+) -> AgreementReport:
+    """Compute every figure.
+
+    Args:
+        teacher_ne: [N, E] features of the teacher.
+        students: Role to [N, D] features: the random student, and the trained one if there is one.
+        entries: The N videos.
+        classes: Names of the dataset's classes.
+        k: Number of neighbours.
+        facts: The remaining fields of ``AgreementReport``.
+    """
+    near_teacher = nearest_others(teacher_ne, k)
+    near = {role: nearest_others(features, k) for role, features in students.items()}
+    shares = {role: share_of_common(near_teacher, neighbours) for role, neighbours in near.items()}
+    shuffled = {role: shuffled_overlaps(near_teacher, near[role], num_shuffles=NUM_SHUFFLES) for role in near}
+    agreements = {
+        role: SpaceAgreement(
+            overlap=shares[role].mean().item(),
+            highest_shuffled_overlap=shuffled[role].max().item(),
+            cka=linear_cka(teacher_ne, features),
+        )
+        for role, features in students.items()
+    }
+    is_trained = Role.TRAINED in shares
+    teacher_1nn, leaves_film_out = _teacher_classes(teacher_ne, entries)
+    return AgreementReport(
+        num_clips=len(entries),
+        k=k,
+        chance=chance_overlap(len(entries), k),
+        agreements=agreements,
+        classes=_by_class(shares, entries, classes) if is_trained else (),
+        teacher_1nn=teacher_1nn,
+        leaves_film_out=leaves_film_out,
+        gain=_mean_and_error(shares[Role.TRAINED] - shares[Role.RANDOM]) if is_trained else None,
+        **facts,
+    )
+
+
+def _teacher_classes(features_nd: Tensor, entries: Sequence[Entry]) -> tuple[NeighbourClasses | None, bool]:
+    """Compute the 1-NN accuracy of the labelled clips, across films if the sample has several films of a class."""
+    labelled = [i for i, entry in enumerate(entries) if entry.label >= 0]
+    features_nd = features_nd[labelled]
+    labels_n = torch.tensor([entries[i].label for i in labelled], dtype=torch.int64)
+    # A group is a film within its class; a video without a group is a film of its own.
+    keys = [(entries[i].label, entries[i].video.group or entries[i].key) for i in labelled]
+    number = {key: position for position, key in enumerate(dict.fromkeys(keys))}
+    films_n = torch.tensor([number[key] for key in keys], dtype=torch.int64)
+    across_films = neighbour_classes(features_nd, labels_n, films_n)
+    if across_films is not None and len(number) < len(keys):
+        return across_films, True
+    return neighbour_classes(features_nd, labels_n, torch.arange(len(labelled))), False
+
+
+def _by_class(
+    shares: Mapping[str, Tensor], entries: Sequence[Entry], classes: Sequence[str]
+) -> tuple[ClassOverlap, ...]:
+    labels = torch.tensor([entry.label for entry in entries])
+    overlaps = [
+        ClassOverlap(
+            name,
+            num_clips=int((labels == label).sum()),
+            overlaps={str(role): share[labels == label].mean().item() for role, share in shares.items()},
+        )
+        for label, name in enumerate(classes)
+        if (labels == label).any()
+    ]
+    return tuple(sorted(overlaps, key=lambda one: -one.overlaps[Role.TRAINED]))
+
+
+def _mean_and_error(differences_n: Tensor) -> tuple[float, float]:
+    return differences_n.mean().item(), differences_n.std().item() / len(differences_n) ** 0.5
+
+
+def conclude(report: AgreementReport) -> list[str]:
+    """Say in sentences what the figures allow to say, and nothing beyond."""
+    said = [_about_teacher(report)]
+    if Role.TRAINED in report.agreements:
+        said += [_about_training(report), *([report.origin] if report.origin else [])]
+    else:
+        said += [_about_overlap(report), _about_cka(report)]
+    said.append(
+        f"These sentences rest on {report.num_clips} clips and on rules of thumb: they can warn, but they cannot promise; "
+        "only an evaluation shows whether a student is better."
+    )
+    return said
+
+
+def _about_teacher(report: AgreementReport) -> str:
+    classes = report.teacher_1nn
+    if classes is None:
+        return (
+            "The sample has no two labelled clips of one class, so it does not show whether the teacher's neighbourhoods "
+            "are worth learning."
+        )
+    figures = (
+        f"For {classes.accuracy:.1%} of the clips the teacher's nearest clip shows the same class; chance is "
+        f"{classes.chance:.1%}"
+    )
+    if is_near_chance(classes.accuracy, classes.chance):
+        return (
+            f"{figures}. That is near chance: this teacher has little to teach about these classes, so choose another "
+            "teacher or other --teacher-weights."
+        )
+    return f"{figures}. The teacher's neighbourhoods say something about these classes."
+
+
+def _about_overlap(report: AgreementReport) -> str:
+    random = report.agreements[Role.RANDOM]
+    if not random.is_above_chance:
+        return (
+            f"The untrained student shares no more neighbours with the teacher ({random.overlap:.1%}) than chance "
+            f"({report.chance:.1%}). This speaks neither for the pair nor against it."
+        )
+    return (
+        f"The untrained student already shares {random.overlap:.1%} of the teacher's neighbours; chance is "
+        f"{report.chance:.1%}. The two inputs have something in common, perhaps only brightness or the amount of motion: "
+        "a trained student has to beat this figure, not chance."
+    )
+
+
+def _about_cka(report: AgreementReport) -> str:
+    cka = report.agreements[Role.RANDOM].cka
+    if cka < FAINT_CKA:
+        meaning = "hardly anything of the teacher's arrangement of clips"
+    elif cka < STRONG_CKA:
+        meaning = "a part of the teacher's arrangement of clips"
+    else:
+        meaning = "much of the teacher's coarse arrangement of clips (a few outlying clips can suffice)"
+    return (
+        f"With untrained weights the student's input shows {meaning} (CKA {cka:.2f}). What training can bring out, this "
+        "figure does not show."
+    )
+
+
+def _about_training(report: AgreementReport) -> str:
+    assert report.gain is not None
+    trained, random = report.agreements[Role.TRAINED], report.agreements[Role.RANDOM]
+    gain, error = report.gain
+    figures = (
+        f"The trained student shares {trained.overlap:.1%} of the teacher's neighbours, the random one "
+        f"{random.overlap:.1%}; chance is {report.chance:.1%}"
+    )
+    if abs(gain) <= NUM_STANDARD_ERRORS * error:
+        return f"{figures}. On this sample that is no difference, so training shows no gain here."
+    if gain < 0:
+        return f"{figures}. Training moved the student away from this teacher."
+    limit = "" if trained.is_above_chance else ", although not clearly above random pairings"
+    return f"{figures}. Training moved the student towards the teacher{limit}."
+
+
+def print_agreement_report(report: AgreementReport) -> None:
+    """Print the tables, the coverage and the conclusions."""
+    title = f"{report.student} and {report.teacher} on {report.dataset}, {report.sample}, {report.num_clips} clips"
+    rows = [
+        (role, f"{agreement.overlap:.1%}", f"{agreement.highest_shuffled_overlap:.1%}", f"{agreement.cka:.3f}")
+        for role, agreement in report.agreements.items()
+    ]
+    unrelated = ("unrelated spaces, expected", f"{report.chance:.1%}", "", "0.000")
+    header = ("", f"{report.k}-NN in common", f"highest of {NUM_SHUFFLES} shuffles", "linear CKA, unbiased")
+    print_table(title, header, [*rows, unrelated])
+    if report.classes:
+        by_class = [
+            (one.name, str(one.num_clips), *(f"{one.overlaps[role]:.1%}" for role in (Role.TRAINED, Role.RANDOM)))
+            for one in report.classes
+        ]
+        header = ("class", "clips", str(Role.TRAINED), str(Role.RANDOM))
+        print_table(f"share of the teacher's {report.k} neighbours that the student shares", header, by_class)
+    if report.teacher_1nn is not None:
+        left_out = "clips of its own film" if report.leaves_film_out else "the clip itself"
+        print(
+            f"teacher's 1-NN accuracy in the sample, each clip against all but {left_out}: "
+            f"{report.teacher_1nn.accuracy:.1%} of {report.teacher_1nn.num_clips} clips, by chance "
+            f"{report.teacher_1nn.chance:.1%}"
+        )
+    print(f"{report.num_clips} clips embedded, {len(report.unreadable)} could not be read")
+    for video, reason in sorted(report.unreadable.items()):
+        print(f"  {video}: {reason}")
+    for sentence in conclude(report):
+        print(sentence)
