@@ -78,8 +78,9 @@ class View:
 class PairedBatch:
     """Views of the same moments of the same videos: the student's, and one for each teacher."""
 
-    student: View
-    teachers: tuple[View, ...]
+    student: View | Tensor
+    """Stored clips, or a plain tensor that the student takes as it is."""
+    teachers: tuple[View | Tensor, ...]
     """Empty where none runs: ``--supervised``, a teacher cache, evaluation."""
     sample_ids: Tensor
     """[B] int64, position of the video in the dataset."""
@@ -137,4 +138,3 @@ class StepOutput:
     """Scalar, mean over the batch of this process."""
     terms: dict[str, Tensor] = field(default_factory=dict)
     """Detached scalars to log."""
-    anchors: tuple[Anchors | None, ...] = ()

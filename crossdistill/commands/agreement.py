@@ -11,8 +11,8 @@ from crossdistill.utils.command_line import parse_known_options
 from crossdistill.utils.distributed import create_accelerator
 
 PROG = "crossdistill agreement"
-DESCRIPTION = """Compare teacher and student on a sample of clips, before training or after it: common nearest neighbours,
-linear CKA, and whether the teacher's neighbourhoods show classes at all.
+DESCRIPTION = """Compare teacher and student on a sample of clips, before training or after it: common nearest
+neighbours, linear CKA, and whether the teacher's neighbourhoods show classes at all.
 
 The command takes every option of crossdistill train beside its own; teacher, student, data, split, seed, workers and
 precision matter here. --student may also be the folder of a run or of a trained student. For example:

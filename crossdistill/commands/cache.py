@@ -1,4 +1,4 @@
-"""``crossdistill cache``: embed the training clips with a teacher once; ``crossdistill cache verify`` checks a cache."""
+"""``crossdistill cache``: embed the training clips with a teacher once. ``crossdistill cache verify`` checks it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ teacher nor its videos. An interrupted command resumes when it is started again;
 divides the work among processes.
 
 The command takes every option of crossdistill train beside its own, so that one command line serves both: teacher,
-student, data, seed, precision and workers decide the cache; options such as --lr have no effect on it. crossdistill cache
-verify --help explains how to check a cache. For example:
+student, data, seed, precision and workers decide the cache; options such as --lr have no effect on it. crossdistill
+cache verify --help explains how to check a cache. For example:
 
 crossdistill cache --teacher rgb_r3d18 --teacher-weights kinetics400 --student flow_r3d18 --data data/ucf101
 --augmentations 10 --out caches/r3d18"""

@@ -9,14 +9,7 @@ from typing import Literal
 
 import tyro
 
-from crossdistill.data.dataset import PairedClips, entries_of, make_loader
-from crossdistill.data.manifest import Manifest
-from crossdistill.data.sampling import SampleKey
-from crossdistill.data.transforms import normalise
-from crossdistill.distillation.student import FACTS_NAME, find_class_names, find_student, load_student
-from crossdistill.encoders import Encoder
-from crossdistill.errors import UserError
-from crossdistill.export import FORMATS, Agreement, export_student, size_of
+from crossdistill.export import export_file
 from crossdistill.export.agreement import MIN_COSINE
 from crossdistill.utils.command_line import parse_options
 from crossdistill.utils.console import console

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crossdistill.distillation.comparison import Comparison, compare_with_labels, compare_with_teacher
+from crossdistill.distillation.comparison import compare_with_labels, compare_with_teacher
 from crossdistill.distillation.student_with_heads import MomentumCopy, StudentWithHeads
+from crossdistill.distillation.task import Task
 from crossdistill.distillation.teachers import FrozenTeacher, Targets, Teacher
 from crossdistill.distillation.terms import Term, create_terms, require_all_trained
 from crossdistill.encoders import Encoder, wrap_module
@@ -24,7 +25,7 @@ from crossdistill.types import Anchors, PairedBatch, StepOutput
 DEFAULT_OBJECTIVE = ("compress-2q-live", "simreg")
 
 
-class Distiller(nn.Module):
+class Distiller(Task):
     """Trains a student to agree with its teachers, without labels unless an objective uses them.
 
     Its ``parameters()`` are those of the student and of the heads on it; teachers and EMA copies are not among them. It
@@ -45,7 +46,7 @@ class Distiller(nn.Module):
         num_classes: N, for objectives that use labels.
         student_dim: D of a student that is not an ``Encoder``; its ``embed_dim`` or ``num_features`` if None.
         teacher_dim: E, likewise.
-        distort: Changes normalised clips [B, C, T, H, W] before the student sees them.
+        distort: Changes normalised clips [B, C, T, H, W] before the student sees them; None for no change.
         student_execution: Device, precision and layout of the student; chosen for its device if None.
         gather: Concatenates a tensor [B, ...] of all processes, so that every process holds the same banks.
 
@@ -79,45 +80,45 @@ class Distiller(nn.Module):
         num_classes: int | None = None,
         student_dim: int | None = None,
         teacher_dim: int | None = None,
-        distort: Callable[[Tensor], Tensor] = lambda clip: clip,
+        distort: Callable[[Tensor], Tensor] | None = None,
         student_execution: Execution | None = None,
         gather: Callable[[Tensor], Tensor] = lambda tensor: tensor,
     ) -> None:
-        super().__init__()
         encoder = student if isinstance(student, Encoder) else wrap_module(student, student_dim)
-        self.teachers = _as_teachers(teachers, teacher_dim)
+        all_teachers = _as_teachers(teachers, teacher_dim)
         terms = _as_terms(objective)
-        for teacher in self.teachers:
+        for teacher in all_teachers:
             teacher.require_fit(terms, encoder)
         require_all_trained(encoder, terms)
-        self.execution = student_execution or Execution.choose(encoder)
-        self.teacher_drop, self.distort, self.gather = teacher_drop, distort, gather
-        self.comparisons: list[Comparison] = compare_with_labels(encoder, terms, num_classes)
-        for number, teacher in enumerate(self.teachers, start=1):
-            self.comparisons.append(
+        execution = student_execution or Execution.choose(encoder)
+        comparisons = compare_with_labels(encoder, terms, num_classes)
+        for number, teacher in enumerate(all_teachers, start=1):
+            comparisons.append(
                 compare_with_teacher(
                     encoder,
                     teacher,
                     terms,
-                    suffix=f"@{number}" if len(self.teachers) > 1 else "",
+                    suffix=f"@{number}" if len(all_teachers) > 1 else "",
                     bank_size=bank_size,
                     bank_dtype=bank_dtype,
-                    device=self.execution.device,
+                    device=execution.device,
                 )
             )
-        heads = {name: head.to(self.execution.device) for each in self.comparisons for name, head in each.heads.items()}
-        self.trainable = StudentWithHeads(encoder, heads)
-        self.wrap(lambda trainable: trainable)
-        key_heads = {each.key_head: heads[each.key_head] for each in self.comparisons if each.needs_momentum_keys}
+        heads = {name: head.to(execution.device) for each in comparisons for name, head in each.heads.items()}
+        super().__init__(StudentWithHeads(encoder, heads), execution)
+        self.teachers, self.comparisons = all_teachers, comparisons
+        self.teacher_drop, self.gather = teacher_drop, gather
+        self.distort = distort or (lambda clip: clip)
+        key_heads = {
+            each.key_head: heads[each.key_head]
+            for each in comparisons
+            if each.key_head is not None and each.needs_momentum_keys
+        }
         self.momentum_copy = (
             MomentumCopy(StudentWithHeads(encoder, key_heads), momentum=ema_momentum) if key_heads else None
         )
         self._pending: list[list[Anchors | None]] = []
         self._num_samples = 0
-
-    def wrap(self, wrapper: Callable[[nn.Module], nn.Module]) -> None:
-        """Compute through ``wrapper(self.trainable)`` from now on: ``distiller.wrap(DistributedDataParallel)``."""
-        self._call = wrapper(self.trainable).__call__  # a method, so that nn.Module does not register a second copy
 
     def forward(
         self,
@@ -141,7 +142,8 @@ class Distiller(nn.Module):
         targets = [each.targets(batch) for each in self.comparisons]
         outputs = self.execution.run(lambda clip: self._call(self.distort(clip)), batch.student)
         log: dict[str, Tensor] = {}
-        label_losses, teacher_losses = [], []
+        label_losses: list[Tensor] = []
+        teacher_losses: list[Tensor] = []
         for each, target in zip(self.comparisons, targets, strict=True):
             loss, parts = each.loss(outputs, target, batch.sample_ids)
             log |= parts

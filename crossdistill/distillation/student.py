@@ -74,7 +74,7 @@ def save_student(
 
 
 def find_student(path: str | Path) -> Path | None:
-    """Return the student folder at a path, or in its subfolder ``student`` as in a run's folder; None if there is none."""
+    """Return the student folder at a path or, as in a run's folder, in its subfolder ``student``; None without one."""
     for folder in (Path(path), Path(path) / "student"):
         if (folder / FACTS_NAME).is_file():
             return folder

@@ -1,8 +1,8 @@
 """A teacher's embeddings on disk: training with them neither decodes the teacher's stream nor runs the teacher.
 
-A cache is a folder. ``cache.json`` describes it; ``shards/`` holds one safetensors file for each range of samples in each
-augmented version; ``classifier.safetensors`` holds the teacher's linear classifier, if it has one. Augmentation a of sample
-i is the clip that ``PairedClips`` draws for ``SampleKey(i, epoch=a)`` with the cache's seed.
+A cache is a folder. ``cache.json`` describes it; ``shards/`` holds one safetensors file for each range of samples in
+each augmented version; ``classifier.safetensors`` holds the teacher's linear classifier, if it has one. Augmentation a
+of sample i is the clip that ``PairedClips`` draws for ``SampleKey(i, epoch=a)`` with the cache's seed.
 
 Shapes: B batch, E teacher features, n samples of a shard.
 """
@@ -245,8 +245,8 @@ class TeacherCache:
         if found is not None:
             name, has, wants = found
             raise UserError(
-                f"the teacher cache {self.folder} has {name} {has!r}, and {wanted_by} wants {wants!r}: give the options "
-                "that the cache was made with, or make another cache"
+                f"the teacher cache {self.folder} has {name} {has!r}, and {wanted_by} wants {wants!r}: give the "
+                "options that the cache was made with, or make another cache"
             )
 
     def require_complete(self) -> None:
@@ -314,8 +314,8 @@ class TeacherCache:
     def _read_header(self, shard: Shard) -> tuple[int, dict[str, str]]:
         """Return the offset of the rows in a shard's file, and its unreadable samples with the reasons.
 
-        The file is mapped into memory by hand, because safetensors has no view of one tensor without a copy. Its layout:
-        8 bytes length of the header, the header in JSON, the values.
+        The file is mapped into memory by hand, because safetensors has no view of one tensor without a copy. Layout: 8
+        bytes length of the header, the header in JSON, the values.
         """
         path = self.path(shard)
         try:
@@ -334,9 +334,7 @@ class TeacherCache:
 
 
 def _damaged(path: Path) -> UserError:
-    return UserError(
-        f"{path} is not an intact shard of its cache: delete it and start the command that makes the cache"
-    )
+    return UserError(f"{path} is not an intact shard: delete it, and start the command that makes the cache")
 
 
 def spread(shards: Sequence[Shard], *, num_clips: int, seed: int) -> list[tuple[int, int]]:

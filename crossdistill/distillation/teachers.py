@@ -30,7 +30,7 @@ from crossdistill.objectives.objective import Compares
 from crossdistill.types import PairedBatch
 
 Targets = dict[Compares, Tensor]
-"""``features`` [B, E] float32, ``logits`` [B, N] with a classifier, ``tokens`` [B, E, T, H, W] if they were asked for."""
+"""``features`` [B, E] float32; ``logits`` [B, N] with a classifier; ``tokens`` [B, E, T, H, W] if they are needed."""
 
 
 class Teacher(abc.ABC):
@@ -63,6 +63,7 @@ class Teacher(abc.ABC):
 
     def after_step(self, student: Encoder, *, gather: Callable[[Tensor], Tensor]) -> None:
         """Follow the student after an optimizer step; most teachers never change."""
+        return None
 
     def resume_state(self) -> dict[str, Tensor] | None:
         """Return what a resumed run needs; None for a teacher that never changes."""
@@ -70,6 +71,7 @@ class Teacher(abc.ABC):
 
     def load_resume_state(self, state: dict[str, Tensor]) -> None:
         """Restore what ``resume_state`` returned."""
+        return None
 
 
 def add_logits(features: Tensor, encoder: Encoder) -> Targets:

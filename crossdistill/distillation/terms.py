@@ -93,8 +93,8 @@ def create_terms(
             raise UserError(f"--{name.replace('_', '-')} has no effect with --objective {given}: remove it")
     if all(term.objective.compares == "labels" for term in terms):
         raise UserError(
-            f"--objective {given} uses labels alone: add one that learns from the teacher, for example mse:50, or train "
-            "with --supervised"
+            f"--objective {given} uses labels alone: add one that learns from the teacher, for example mse:50, or "
+            "train with --supervised"
         )
     with_student_anchors = [term.name for term in terms if term.fills_student_side]
     if len(with_student_anchors) > 1:

@@ -63,7 +63,7 @@ class Embedder:
         return self.encoder.embed_dim
 
     @torch.inference_mode()
-    def __call__(self, view: View) -> Tensor:
+    def __call__(self, view: View | Tensor) -> Tensor:
         """Embed a stored view of B clips: float32 [B, D] on the CPU."""
         was_training = self.encoder.training
         self.encoder.eval()

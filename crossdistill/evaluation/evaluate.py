@@ -41,7 +41,7 @@ from crossdistill.evaluation.results import Evaluation, ProtocolResult
 from crossdistill.evaluation.store import FOLDER_NAME, kept_features
 from crossdistill.evaluation.tables import print_evaluation
 from crossdistill.evaluation.views import TestViews
-from crossdistill.training.run_folder import CONFIG_NAME
+from crossdistill.training.run_folder import RunFolder
 from crossdistill.training.trackers import require_tracker, track_results
 from crossdistill.types import ViewSpec
 from crossdistill.utils.console import console
@@ -307,7 +307,7 @@ def _track(options: Options, evaluation: Evaluation) -> None:
     for path, own in _by_folder(alone):
         folder, facts = read_facts(path)
         run, training = folder.parent, facts.get("training", {})
-        if folder.name != "student" or not (run / CONFIG_NAME).is_file() or not own.results:
+        if folder.name != "student" or not RunFolder(run).config.is_file() or not own.results:
             continue
         role = "student, supervised" if training.get("supervised") else "student, distilled"
         track_results(options.tracker, run, {role: own.to_json()}, step=int(training.get("steps", 0)))

@@ -192,8 +192,8 @@ def conclude(report: AgreementReport) -> list[str]:
     else:
         said += [_about_overlap(report), _about_cka(report)]
     said.append(
-        f"These sentences rest on {report.num_clips} clips and on rules of thumb: they can warn, but they cannot promise; "
-        "only an evaluation shows whether a student is better."
+        f"These sentences rest on {report.num_clips} clips and on rules of thumb: they can warn, but they cannot "
+        "promise; only an evaluation shows whether a student is better."
     )
     return said
 
@@ -202,8 +202,8 @@ def _about_teacher(report: AgreementReport) -> str:
     classes = report.teacher_1nn
     if classes is None:
         return (
-            "The sample has no two labelled clips of one class, so it does not show whether the teacher's neighbourhoods "
-            "are worth learning."
+            "The sample has no two labelled clips of one class, so it does not show whether the teacher's "
+            "neighbourhoods are worth learning."
         )
     figures = (
         f"For {classes.accuracy:.1%} of the clips the teacher's nearest clip shows the same class; chance is "
@@ -226,8 +226,8 @@ def _about_overlap(report: AgreementReport) -> str:
         )
     return (
         f"The untrained student already shares {random.overlap:.1%} of the teacher's neighbours; chance is "
-        f"{report.chance:.1%}. The two inputs have something in common, perhaps only brightness or the amount of motion: "
-        "a trained student has to beat this figure, not chance."
+        f"{report.chance:.1%}. The two inputs have something in common, perhaps only brightness or the amount of "
+        "motion: a trained student has to beat this figure, not chance."
     )
 
 
@@ -240,8 +240,8 @@ def _about_cka(report: AgreementReport) -> str:
     else:
         meaning = "much of the teacher's coarse arrangement of clips (a few outlying clips can suffice)"
     return (
-        f"With untrained weights the student's input shows {meaning} (CKA {cka:.2f}). What training can bring out, this "
-        "figure does not show."
+        f"With untrained weights the student's input shows {meaning} (CKA {cka:.2f}). What training can bring out, "
+        "this figure does not show."
     )
 
 

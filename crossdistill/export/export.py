@@ -11,8 +11,7 @@ from crossdistill.data.dataset import PairedClips, entries_of, make_loader
 from crossdistill.data.manifest import Manifest
 from crossdistill.data.sampling import SampleKey
 from crossdistill.data.transforms import normalise
-from crossdistill.distillation.class_names import find_class_names
-from crossdistill.distillation.student import FACTS_NAME, find_student, load_student
+from crossdistill.distillation.student import FACTS_NAME, find_class_names, find_student, load_student
 from crossdistill.encoders import Encoder
 from crossdistill.errors import UserError, unknown_name
 from crossdistill.export.agreement import MIN_COSINE, ExportAgreement

@@ -1,7 +1,7 @@
 """Compare a teacher with a student on a sample of clips, before training or after it.
 
-Both networks embed the same moments of the same videos in the same crop; ``evaluation/teacher_agreement.py`` compares the
-two spaces.
+Both networks embed the same moments of the same videos in the same crop; ``evaluation/teacher_agreement.py`` compares
+the two spaces.
 """
 
 from __future__ import annotations

@@ -231,8 +231,8 @@ def _require_space(folder: Path, *, num_bytes: int) -> None:
     free = shutil.disk_usage(existing).free
     if num_left > free:
         raise UserError(
-            f"the teacher cache needs {_size(num_left)} more in {folder}, and {_size(free)} are free there: free space, "
-            "or choose fewer --augmentations, --dtype fp16 or another --out"
+            f"the teacher cache needs {_size(num_left)} more in {folder}, and {_size(free)} are free there: free "
+            "space, or choose fewer --augmentations, --dtype fp16 or another --out"
         )
 
 

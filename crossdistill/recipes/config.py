@@ -42,7 +42,7 @@ RENAMED = {"pair.precision": "pair.bits", "machine.mixed_precision": "machine.pr
 
 
 def several(value: Any) -> tuple[Any, ...]:
-    """Return a tuple of one value, of several values, or of none (None), so that a file may say ``teacher: rgb_r3d50``."""
+    """Return one value, several values or no value (None) as a tuple, so that a file may say ``teacher: rgb_r3d50``."""
     if value is None:
         return ()
     return tuple(value) if isinstance(value, list | tuple) else (value,)
@@ -88,9 +88,9 @@ class PairConfig:
     student_size: Count | None = None
     """Height and width of what the student sees, in pixels; its own if absent."""
     rounds: Count = 1
-    """Number of rounds of self-distillation: from the second round on, the student of the round before is the teacher."""
+    """Number of rounds of self-distillation. From the second on, the student of the round before is the teacher."""
     bits: str | None = None
-    """Train a quantised student, for example w4a8: weights of 4 bits and activations of 8 bits, each 2 to 8 (brevitas)."""
+    """Train a quantised student, for example w4a8: 4-bit weights and 8-bit activations, each 2 to 8 bits (brevitas)."""
 
 
 @dataclass(frozen=True)
@@ -143,9 +143,9 @@ class ObjectiveConfig:
     ema_momentum: Share = 0.999
     """Share of the student's EMA copy that stays at each step (compress-2q, --teacher self)."""
     standardize: Literal["none", "mean-variance", "phi-s"] = "none"
-    """Standardise the embeddings of each teacher to mean 0 and variance 1 before they are compared. mean-variance scales
-    each feature by itself; phi-s scales all by one factor after a rotation that equalises them. Use it for several
-    teachers of different scales."""
+    """Standardise the embeddings of each teacher to mean 0 and variance 1 before they are compared. mean-variance
+    scales each feature by itself; phi-s scales all by one factor after a rotation that equalises them. Use it for
+    several teachers of different scales."""
     teacher_drop: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Probability of leaving each of several teachers out of a batch; the one with the largest loss always stays."""
 
@@ -207,8 +207,8 @@ class MachineConfig:
     seed: CountOrZero = 0
     """Seed of weights, order and augmentation."""
     precision: Precision = "auto"
-    """Precision of forward and backward passes; auto: bf16 on GPUs that support it and on CPUs with AMX if its gradients
-    repeat to the bit, else fp32."""
+    """Precision of forward and backward passes; auto: bf16 on GPUs that support it and on CPUs with AMX if its
+    gradients repeat to the bit, else fp32."""
     channels_last: Literal["auto", "yes", "no"] = "auto"
     """Memory format channels last; auto: on GPUs, and on CPUs for encoders that it makes faster."""
     workers: CountOrZero = 2
@@ -268,8 +268,17 @@ def with_current_names(values: Mapping[str, Any]) -> dict[str, Any]:
         >>> with_current_names({"machine": {"mixed_precision": "bf16", "seed": 1}})
         {'machine': {'seed': 1, 'precision': 'bf16'}}
     """
+    return _rename(values, RENAMED)
+
+
+def with_former_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Give nested values the keys of version 0.1, for fingerprints that must not change with a name."""
+    return _rename(values, {new: old for old, new in RENAMED.items()})
+
+
+def _rename(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     renamed = {name: dict(part) if isinstance(part, Mapping) else part for name, part in values.items()}
-    for old, new in RENAMED.items():
+    for old, new in names.items():
         section, _, key = old.partition(".")
         part = renamed.get(section)
         if isinstance(part, dict) and key in part:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from crossdistill.recipes.config import ObjectiveConfig, PairConfig, RunConfig, to_dict, with_current_names
-from crossdistill.recipes.context import RunContext
+from crossdistill.data.manifest import Manifest
+from crossdistill.recipes.config import (
+    ObjectiveConfig,
+    PairConfig,
+    RunConfig,
+    to_dict,
+    with_current_names,
+    with_former_names,
+)
 from crossdistill.recipes.teachers import TeacherOptions, TeacherSource, file_name_of
 
 RUNS_FOLDER = Path("runs")
@@ -42,13 +47,21 @@ upgrade = with_current_names
 """Turns an identity that version 0.1 wrote into one of today."""
 
 
-def own_teacher_config(run: RunContext, teacher: TeacherOptions) -> RunConfig:
+def own_teacher_config(
+    config: RunConfig, teacher: TeacherOptions, folder: Path, manifests: Sequence[Manifest]
+) -> RunConfig:
     """Return the configuration of the run that trains a missing teacher.
 
     Its folder is named after its options and the content of the datasets, so that a teacher of other clips is never
     taken for it.
+
+    Args:
+        config: Of the student's run.
+        teacher: The teacher without weights.
+        folder: Of the student's run; the teacher's folder is beside it.
+        manifests: The datasets.
     """
-    config, recipe = run.config, run.config.teacher_training
+    recipe = config.teacher_training
     trained = replace(
         config,
         pair=replace(
@@ -63,7 +76,9 @@ def own_teacher_config(run: RunContext, teacher: TeacherOptions) -> RunConfig:
         objective=ObjectiveConfig(),
         optimization=replace(config.optimization, epochs=recipe.teacher_epochs, lr=recipe.teacher_lr),
     )
-    clips = [[video.to_json() for video in manifest.videos] for manifest in run.manifests]
-    key = hashlib.sha256(json.dumps([identity(trained), clips], sort_keys=True).encode()).hexdigest()[:8]
-    out = run.folder.path.parent / "teachers" / f"{file_name_of(teacher.name)}-{key}"
+    clips = [[video.to_json() for video in manifest.videos] for manifest in manifests]
+    key = hashlib.sha256(
+        json.dumps([with_former_names(identity(trained)), clips], sort_keys=True).encode()
+    ).hexdigest()[:8]
+    out = folder.parent / "teachers" / f"{file_name_of(teacher.name)}-{key}"
     return replace(trained, machine=replace(config.machine, out=out, resume=True, evaluate=False))

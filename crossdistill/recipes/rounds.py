@@ -1,7 +1,7 @@
 """Self-distillation in rounds: each student is taught by the student of the round before.
 
-Furlanello, Lipton, Tschannen, Itti, Anandkumar: Born Again Neural Networks, ICML 2018, arXiv 1805.04770. Deviation: every
-round starts from other random weights, and CompRess replaces class probabilities.
+Furlanello, Lipton, Tschannen, Itti, Anandkumar: Born Again Neural Networks, ICML 2018, arXiv 1805.04770. Deviation:
+every round starts from other random weights, and CompRess replaces class probabilities.
 """
 
 from __future__ import annotations

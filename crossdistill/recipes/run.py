@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from crossdistill.data.dataset import PairedClips
 from crossdistill.distillation.distiller import Distiller
 from crossdistill.distillation.student import find_student, save_student
-from crossdistill.distillation.supervised import SupervisedTask
+from crossdistill.distillation.task import Task
 from crossdistill.encoders import Encoder
 from crossdistill.evaluation.evaluate import evaluate_encoder
 from crossdistill.evaluation.roles import Role, teacher_roles
@@ -127,7 +127,7 @@ def _find_weights(run_context: RunContext, sources: list[TeacherSource], student
     def find(options: TeacherOptions) -> str:
         if not is_toyactions(run_context.manifests):
             return published_weights(options)
-        config = own_teacher_config(run_context, options)
+        config = own_teacher_config(run_context.config, options, run_context.folder.path, run_context.manifests)
         folder = config.machine.out
         assert folder is not None
         if not decide_on_first(run_context.accelerator, lambda: find_student(folder) is not None):
@@ -160,7 +160,7 @@ def _facts_of(distiller: Distiller, config: RunConfig) -> dict[str, Any]:
 
 def _train(
     run: RunContext,
-    task: Distiller | SupervisedTask,
+    task: Task,
     student: Encoder,
     dataset: PairedClips,
     *,
@@ -193,9 +193,7 @@ def _train(
     return state.step
 
 
-def _periodic_knn(
-    run: RunContext, student: Encoder, task: Distiller | SupervisedTask
-) -> Callable[[], dict[str, float]] | None:
+def _periodic_knn(run: RunContext, student: Encoder, task: Task) -> Callable[[], dict[str, float]] | None:
     """Return the 1-NN evaluation of the student during training; None without a labelled dataset."""
     config = run.config
     manifests = evaluable(run.manifests, config.data.split)

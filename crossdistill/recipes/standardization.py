@@ -114,8 +114,8 @@ def _embed_clips(
     of_all = [gather_objects(accelerator, features) for features in found]
     if not all(of_all):
         raise UserError(
-            f"none of the {num_clips} clips that --standardize needs could be read: check them with python -m data_prep "
-            "verify"
+            f"none of the {num_clips} clips that --standardize needs could be read: check them with "
+            "python -m data_prep verify"
         )
     return [torch.cat(features) for features in of_all]
 

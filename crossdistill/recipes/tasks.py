@@ -71,7 +71,7 @@ def create_distiller(
         ema_momentum=objective.ema_momentum,
         teacher_drop=objective.teacher_drop,
         num_classes=len(run.manifests[0].classes) or None,
-        **({"distort": distort} if config.data.strong_views else {}),
+        distort=distort if config.data.strong_views else None,
         student_execution=execution,
         gather=gather,
     )

@@ -1,6 +1,6 @@
 """The teachers of a run: from the names in its configuration to objects that embed batches.
 
-A ``TeacherSource`` is a teacher as it was named, before anything is loaded. Only this module knows which kinds there are.
+A ``TeacherSource`` is a teacher as it was named, before anything is loaded. Only this module knows which kinds exist.
 """
 
 from __future__ import annotations
@@ -110,8 +110,8 @@ class NetworkSource(TeacherSource):
         name, weights = self.options.name, self.options.weights
         if weights == OWN and not is_from_file(name):
             raise UserError(
-                "--teacher-weights own is for a teacher path/to/file.py:function that loads its weights itself, not for "
-                f"{name}: give a weight file or a run's folder"
+                "--teacher-weights own is for a teacher path/to/file.py:function that loads its weights itself, not "
+                f"for {name}: give a weight file or a run's folder"
             )
         teacher = self.preview(student)
         for term in terms:

@@ -126,8 +126,8 @@ class _Painter:
     ) -> Shown:
         entry = self._entries[video]
         other = self._strip(entry, self._other) if with_teacher and self._other is not None else ""
-        class_name = class_name(label, self._classes) if label >= 0 else ""
-        return Shown(video, class_name, self._strip(entry, self._view), mark, similarity, other)
+        shown_class = class_name(label, self._classes) if label >= 0 else ""
+        return Shown(video, shown_class, self._strip(entry, self._view), mark, similarity, other)
 
     def _strip(self, entry: Entry, view: ViewSpec) -> str:
         key = (entry.video.name, view.kind.stream)

@@ -14,8 +14,7 @@ from crossdistill.encoders import is_from_file
 from crossdistill.errors import UserError
 from crossdistill.evaluation.results import SCHEMA_FORMAT, Evaluation, read_evaluation
 from crossdistill.recipes.config import RunConfig, from_dict
-from crossdistill.recipes.run import RESULTS_NAME
-from crossdistill.training.run_folder import CONFIG_NAME, METRICS_NAME
+from crossdistill.training.run_folder import RunFolder
 
 DISTILLED, SUPERVISED = "student, distilled", "student, supervised"
 Row = dict[str, float]
@@ -99,17 +98,21 @@ def read_run(folder: Path) -> RunRecord:
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}: give a run's folder, as train.py --out names it")
     rounds = sorted(folder.glob("round-*"), key=lambda path: path.name.zfill(40))
-    inside = rounds[-1] if rounds and not (folder / CONFIG_NAME).is_file() else folder
-    if not (inside / CONFIG_NAME).is_file() and not (folder / RESULTS_NAME).is_file() and find_student(folder) is None:
+    inside = rounds[-1] if rounds and not RunFolder(folder).config.is_file() else folder
+    if (
+        not RunFolder(inside).config.is_file()
+        and not RunFolder(folder).results.is_file()
+        and find_student(folder) is None
+    ):
         raise UserError(
-            f"{folder} is not a run's folder (no {CONFIG_NAME}, no {RESULTS_NAME}, no student): give the folder that "
+            f"{folder} is not a run's folder (no config.json, no results.json, no student): give the folder that "
             "train.py --out names"
         )
     notes: list[str] = []
-    curves = folder if (folder / METRICS_NAME).is_file() or not rounds else rounds[-1]
+    curves = folder if RunFolder(folder).metrics.is_file() or not rounds else rounds[-1]
     if curves is not folder:
         notes.append(f"Curves are those of {curves.name}.")
-    written = _read_json(inside / CONFIG_NAME, notes)
+    written = _read_json(RunFolder(inside).config, notes)
     configuration, environment = (_section(written, key) for key in ("configuration", "environment"))
     student = find_student(folder)
     facts = {} if student is None else _read_json(student / FACTS_NAME, notes)
@@ -119,8 +122,8 @@ def read_run(folder: Path) -> RunRecord:
         config=_understood(configuration, notes) if configuration else None,
         configuration=configuration,
         environment=environment,
-        metrics=read_metrics(curves / METRICS_NAME),
-        results=_read_results(folder / RESULTS_NAME, notes),
+        metrics=read_metrics(RunFolder(curves).metrics),
+        results=_read_results(RunFolder(folder).results, notes),
         more_results=_more_results(folder, str(facts.get("encoder"))),
         facts=facts,
         notes=tuple(notes),
@@ -160,7 +163,7 @@ def _understood(configuration: dict[str, Any], notes: list[str]) -> RunConfig | 
     if dropped:
         notes.append(f"Options of another version of crossdistill are not looked at: {', '.join(dropped)}.")
     try:
-        return from_dict(known, source=CONFIG_NAME)
+        return from_dict(known, source="config.json")
     except UserError as error:
         notes.append(f"The configuration is of another version of crossdistill ({error}).")
         return None

@@ -24,8 +24,11 @@ from crossdistill.evaluation.probes import Sets
 from crossdistill.evaluation.protocols import Settings, apply_protocols
 from crossdistill.evaluation.results import Evaluation
 from crossdistill.evaluation.store import FOLDER_NAME
-from crossdistill.recipes import build
-from crossdistill.recipes.config import RunConfig
+from crossdistill.recipes.config import AUTO, SELF, RunConfig
+from crossdistill.recipes.data import TOYACTIONS_FOLDER, is_toyactions
+from crossdistill.recipes.identity import own_teacher_config
+from crossdistill.recipes.student import create_student
+from crossdistill.recipes.teachers import TeacherOptions, create_teacher, published_weights, teacher_options
 from crossdistill.report.record import AbsentError, RunRecord
 from crossdistill.utils.distributed import create_accelerator
 
@@ -94,7 +97,7 @@ def find_dataset(record: RunRecord, data: Path | None) -> Manifest:
     """
     if data is not None:
         return Manifest.load(data)
-    candidates = record.datasets or (build.TOYACTIONS_FOLDER,)
+    candidates = record.datasets or (TOYACTIONS_FOLDER,)
     for path in candidates:
         if (path / MANIFEST_NAME).is_file():
             return Manifest.load(path)
@@ -119,7 +122,7 @@ def load_random(record: RunRecord, options: Options) -> Network:
     """The student as it was before training, with weights that ``--seed`` decides."""
     config = _configured(record)
     _allow(config.pair.student or "", options)
-    encoder = _loading(lambda: build.create_student(config, is_fresh=True).eval())
+    encoder = _loading(lambda: create_student(config, is_random=True).eval())
     return Network(RANDOM_ROLE, encoder, record.folder / FOLDER_NAME)
 
 
@@ -131,16 +134,16 @@ def load_teachers(
     if not options.has_teacher:
         yield "the teacher was left out (--no-teacher)."
         return
-    if build.SELF in config.pair.teacher:
+    if SELF in config.pair.teacher:
         yield "the teacher was the student's own EMA copy, which is not kept."
         return
-    chosen = build.chosen_teachers(config)
+    chosen = teacher_options(config)
     for number, teacher in enumerate(chosen, start=1):
         role = "teacher" if len(chosen) == 1 else f"teacher {number}"
         try:
             _allow(teacher.name, options)
             found = _with_weights(record, config, teacher, manifest)
-            encoder = _loading(lambda found=found: build.create_teacher(found, student.view).eval())  # type: ignore[misc]
+            encoder = _loading(lambda found=found: create_teacher(found, student.view).eval())  # type: ignore[misc]
         except AbsentError as error:
             yield str(error)
             continue
@@ -148,17 +151,17 @@ def load_teachers(
 
 
 def _with_weights(
-    record: RunRecord, config: RunConfig, teacher: build.TeacherOptions, manifest: Manifest | None
-) -> build.TeacherOptions:
+    record: RunRecord, config: RunConfig, teacher: TeacherOptions, manifest: Manifest | None
+) -> TeacherOptions:
     """With the weights that ``auto`` meant: those of the teacher that was trained first, or the published ones."""
-    if teacher.weights != build.AUTO:
+    if teacher.weights != AUTO:
         return teacher
-    if manifest is not None and build.trains_its_own_teacher([manifest]):
-        made = build.teacher_config(config, teacher, record.folder, [manifest]).machine.out
+    if manifest is not None and is_toyactions([manifest]):
+        made = own_teacher_config(config, teacher, record.folder, [manifest]).machine.out
         if made is None or find_student(made) is None:
             raise AbsentError(f"the teacher that was trained first is no longer there ({made}).")
         return replace(teacher, weights=str(made))
-    return _loading(lambda: build.with_published_weights(teacher))
+    return replace(teacher, weights=_loading(lambda: published_weights(teacher)))
 
 
 def _weights_file(weights: str) -> Path | None:
@@ -203,7 +206,7 @@ def embed(
     """
     split = "1" if config is None else config.data.split
     accelerator = create_accelerator()
-    setting = "auto" if config is None else config.machine.mixed_precision
+    setting = "auto" if config is None else config.machine.precision
     execution = Execution.choose(network.encoder, device=accelerator.device, precision=setting)
     student = Student(
         network.encoder.name,

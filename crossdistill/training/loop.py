@@ -16,12 +16,12 @@ from torch import nn
 
 from crossdistill.data.dataset import PairedClips, make_loader
 from crossdistill.data.sampling import TrainingBatches
+from crossdistill.distillation.task import Task
 from crossdistill.errors import OneProcessError, UserError
 from crossdistill.training.checkpoint import Checkpoints
 from crossdistill.training.monitor import Monitor
 from crossdistill.training.resume import Resumable, TrainingState
 from crossdistill.training.run_folder import MetricsLog, RunFolder
-from crossdistill.training.task import Task
 from crossdistill.types import PairedBatch, StepOutput
 from crossdistill.utils.console import console
 

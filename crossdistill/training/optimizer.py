@@ -20,7 +20,7 @@ def create_optimizer(
 
     AdamW moves every weight by about the learning rate, so the output of a head moves with its number of inputs, and on
     2048 features a rate that suits the encoder makes the output jump. The heads' rate is therefore divided by their
-    width (Yang et al., Tensor Programs V, arXiv 2203.03466, table 3: Adam's rate of output weights goes with 1 / fan-in).
+    width (Yang et al., Tensor Programs V, arXiv 2203.03466, table 3: Adam's rate of output weights is ~ 1 / fan-in).
 
     Args:
         model: The trained module.

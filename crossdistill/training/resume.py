@@ -10,10 +10,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from crossdistill.distillation.task import Task
 from crossdistill.errors import UserError
 from crossdistill.training.checkpoint import Checkpoints, load_optimizer_state, optimizer_state
 from crossdistill.training.monitor import REMEDY
-from crossdistill.training.task import Task
 from crossdistill.utils.console import console
 from crossdistill.utils.distributed import decide_on_first, gather_objects
 

@@ -111,8 +111,8 @@ class RunFolder:
         if difference is not None:
             name, before, now = difference
             raise UserError(
-                f"{self.path} was started with another {name} ({before!r}, now {now!r}): resume with the options of its "
-                "start, or choose another --out"
+                f"{self.path} was started with another {name} ({before!r}, now {now!r}): resume with the options of "
+                "its start, or choose another --out"
             )
 
     def release(self) -> None:

@@ -1,0 +1,53 @@
+"""What the training loop trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from crossdistill.distillation.student_with_heads import StudentWithHeads
+from crossdistill.encoders.base import Classifier
+from crossdistill.encoders.execution import Execution
+
+
+class Task(nn.Module):
+    """A module that turns batches into losses: call it on a batch to get a ``StepOutput``.
+
+    ``Distiller`` and ``SupervisedTask`` are tasks.
+
+    Args:
+        trainable: Everything that the optimizer moves, and nothing else.
+        execution: Device, precision and layout of the student.
+    """
+
+    def __init__(self, trainable: StudentWithHeads, execution: Execution) -> None:
+        super().__init__()
+        self.trainable = trainable
+        self.execution = execution
+        self.wrap(lambda module: module)
+
+    def wrap(self, wrapper: Callable[[nn.Module], nn.Module]) -> None:
+        """Compute through ``wrapper(self.trainable)`` from now on: ``task.wrap(DistributedDataParallel)``."""
+        self._call = wrapper(self.trainable).__call__  # a method, which nn.Module does not register as a second copy
+
+    def after_step(self) -> None:
+        """Update what follows the weights; called after each optimizer step."""
+
+    @property
+    def bank_fill(self) -> float | None:
+        """Filled share of the memory banks; None without one."""
+        return None
+
+    @property
+    def classifier(self) -> Classifier | None:
+        """The linear classifier on the student's features, if labels have trained one."""
+        return None
+
+    def resume_state(self) -> dict[str, Any]:
+        """Return everything besides ``trainable`` that a resumed run needs."""
+        return {}
+
+    def load_resume_state(self, state: dict[str, Any]) -> None:
+        """Restore what ``resume_state`` returned."""
