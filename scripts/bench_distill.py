@@ -207,23 +207,23 @@ def distillation_step(
     distiller = Distiller(
         student=student,
         teachers=[teacher],
-        terms=crossdistill.create_terms(["compress-1q"]),
+        objective=crossdistill.create_terms(["compress-1q"]),
         bank_size=bank_size,
         student_execution=execution,
     )
     optimizer = torch.optim.SGD(distiller.trainable.parameters(), lr=1e-9, momentum=0.9, fused=True)
-    bank = distiller.lessons[0].bank
+    bank = distiller.comparisons[0].bank
     assert bank is not None
     anchors = torch.randn(bank_size, teacher.encoder.embed_dim, device=execution.device)
     bank.enqueue(Anchors(anchors, None, torch.arange(bank_size, device=execution.device)))
     distiller.trainable.train()
 
     def step() -> None:
-        output = distiller.compute(distiller.trainable, batch)
+        output = distiller(batch)
         output.loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        distiller.after_step([output])
+        distiller.after_step()
 
     return step
 

@@ -35,12 +35,12 @@ FAST = (
 LABELS = f"{FAST} --supervised --student-frames 4 --student-stride 2 --student-size 32"
 RGB = "--teacher rgb_r3d10 --teacher-weights runs/rgb"
 FLOW = f"--student flow_r3d10 {SMALL_VIEWS}"
-# The volatile part of a curve's line.
-TIMES = ("clips_per_second", "epoch", "seconds")
+# What differs from run to run, and sentences for people.
+VOLATILE = ("clips_per_second", "seconds", "conclusions", "basis", "note", "origin", "sample")
 
 
-def commands(*, agreement: str) -> dict[str, str]:
-    """Name to command line; ``agreement`` is the command that compares a teacher with a student before training."""
+def commands() -> dict[str, str]:
+    """Map a name to a command line."""
     train, evaluate = "train.py", "crossdistill evaluate"
     return {
         "data": "-m data_prep toyactions --out data --clips-per-class 6 --size 32 --frames 8 --seed 1",
@@ -49,9 +49,9 @@ def commands(*, agreement: str) -> dict[str, str]:
         "2q": f"{train} {FAST} {RGB} {FLOW} --objective compress-2q --out runs/2q",
         "two": f"{train} {FAST} --teacher rgb_r3d10 depth_r3d10 --teacher-weights runs/rgb runs/depth {FLOW} "
         "--objective compress-2q-live simreg --standardize phi-s --teacher-drop 0.3 --accumulate 2 --out runs/two",
-        "quantised": f"{train} {FAST} {RGB} {FLOW} --student-weights runs/2q --precision w4a8 --objective compress-1q "
+        "quantised": f"{train} {FAST} {RGB} {FLOW} --student-weights runs/2q --bits w4a8 --objective compress-1q "
         "--out runs/quantised",
-        "cache": f"crossdistill cache {RGB} --data data --views 2 --out cache --seed 3 --workers 1 "
+        "cache": f"crossdistill cache {RGB} --data data --augmentations 2 --out cache --seed 3 --workers 1 "
         + FLOW.replace(" --student-size 32", ""),
         "cached": f"{train} {FAST} {RGB} {FLOW} --teacher-cache cache --objective compress-2q-live simreg:0.5 kd "
         "--schedule cosine --warmup-epochs 0.5 --clip-norm 1 --out runs/cached",
@@ -62,7 +62,7 @@ def commands(*, agreement: str) -> dict[str, str]:
         "finetune --finetune-epochs 1 --shots 1 2 --draws 2 --bootstrap 50 --workers 1 --json evaluate.json",
         "fusion": f"{evaluate} runs/rgb runs/2q --data data --protocols fusion agreement --views 2x3 --bootstrap 50 "
         "--workers 1 --json fusion.json",
-        "agreement": f"crossdistill {agreement} {RGB} {FLOW} --student-weights runs/2q --data data --k 3 --clips 40 "
+        "agreement": f"crossdistill agreement {RGB} {FLOW} --student-weights runs/2q --data data --k 3 --clips 40 "
         "--workers 1 --json agreement.json",
         "predict": "crossdistill predict runs/2q data/flow --data data --k 3 --clips 2 --json predict.json",
         **{
@@ -122,11 +122,11 @@ def tensors_digest(path: Path) -> str:
     )
 
 
-def without_times(value: Any) -> Any:
-    """JSON without what differs from run to run."""
+def stable(value: Any) -> Any:
+    """Return JSON values without what differs from run to run."""
     if isinstance(value, dict):
-        return {key: without_times(part) for key, part in value.items() if key not in TIMES}
-    return [without_times(part) for part in value] if isinstance(value, list) else value
+        return {key: stable(part) for key, part in value.items() if key not in VOLATILE}
+    return [stable(part) for part in value] if isinstance(value, list) else value
 
 
 def outputs_digest(path: Path, to: str) -> str:
@@ -161,9 +161,9 @@ def collect(work: Path) -> dict[str, Any]:
             found[name] = tensors_digest(path)
     for path in sorted(work.rglob("metrics.jsonl")):
         lines = [json.loads(line) for line in path.read_text().splitlines()]
-        found[str(path.relative_to(work))] = without_times(lines)
+        found[str(path.relative_to(work))] = stable(lines)
     for path in sorted([*work.rglob("results.json"), *work.glob("*.json")]):
-        found[str(path.relative_to(work))] = without_times(json.loads(path.read_text()))
+        found[str(path.relative_to(work))] = stable(json.loads(path.read_text()))
     found["dataset"] = digest(path.read_bytes() for path in sorted((work / "data").rglob("*.*")) if path.is_file())
     for path in sorted(work.glob("export-*")):
         if path.name != "export-safetensors.classifier":
@@ -190,10 +190,9 @@ def main() -> None:
     parser.add_argument("action", choices=("record", "compare"))
     parser.add_argument("file", type=Path, help="the recorded sums")
     parser.add_argument("--work", type=Path, required=True, help="folder in which the commands run; finished ones stay")
-    parser.add_argument("--agreement", default="agreement", help="the command's name (transfer before version 0.2)")
     options = parser.parse_args()
     work = options.work.absolute()
-    for name, command in commands(agreement=options.agreement).items():
+    for name, command in commands().items():
         done = work / "logs" / f"{name}.done"
         if not done.exists():
             print(f"{name}: {command}", flush=True)
@@ -204,7 +203,7 @@ def main() -> None:
         options.file.write_text(json.dumps(found, indent=1) + "\n")
         print(f"{len(found)} sums recorded in {options.file}")
         return
-    changed = list(differences(json.loads(options.file.read_text()), found))
+    changed = list(differences(stable(json.loads(options.file.read_text())), stable(found)))
     print("\n".join(changed) or f"all {len(found)} are equal to the bit")
     sys.exit(bool(changed))
 

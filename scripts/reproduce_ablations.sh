@@ -29,8 +29,8 @@ train() {
 }
 
 for seed in ${seeds:-0 1 2}; do
-  "$python" -m crossdistill.commands.main cache --teacher skeleton_r3d10 --teacher-weights "$out/skeleton 10, labels-seed$seed" \
-    --student depth_tiny3d_8 "${views[@]}" --data "$data" --crop-area-min 0.8 --mirror no --seed "$seed" --views 10 \
+  "$python" -m crossdistill cache --teacher skeleton_r3d10 --teacher-weights "$out/skeleton 10, labels-seed$seed" \
+    --student depth_tiny3d_8 "${views[@]}" --data "$data" --crop-area-min 0.8 --mirror no --seed "$seed" --augmentations 10 \
     --workers 0 --out "$out/cache-seed$seed"
   train "compress-2q-live + simreg" "$seed" "compress-2q-live simreg"
   train "compress-1q + simreg" "$seed" "compress-1q simreg"

@@ -39,9 +39,9 @@ single() {
 
 "$python" -m data_prep ucf101 --videos "$videos" --annotations "$lists" --out "$out/data" --short-side 240 --modalities rgb flow
 for split in ${splits:-1 2 3}; do
-  "$python" -m crossdistill.commands.main cache --teacher image_squeezenet1_0 --teacher-weights "$squeezenet" --teacher-size 224 \
+  "$python" -m crossdistill cache --teacher image_squeezenet1_0 --teacher-weights "$squeezenet" --teacher-size 224 \
     --student image_resnet18 --data "$out/data" --crop-area-min 0.4 --seed "$split" --split "$split" \
-    --views 20 --workers 0 --out "$out/cache-seed$split"
+    --augmentations 20 --workers 0 --out "$out/cache-seed$split"
   for student in image_resnet18 image_mobilenet_v2 image_alexnet; do
     single "$student, labels" $split --supervised --student $student
     # The first student's run also evaluates the teacher; the others learn from the cache alone.

@@ -17,6 +17,7 @@ from crossdistill.recipes.config import (
     with_former_names,
 )
 from crossdistill.recipes.teachers import TeacherOptions, TeacherSource, file_name_of
+from crossdistill.utils.records import fingerprint
 
 RUNS_FOLDER = Path("runs")
 MAX_NUMBERED_FOLDERS = 10_000
@@ -77,8 +78,6 @@ def own_teacher_config(
         optimization=replace(config.optimization, epochs=recipe.teacher_epochs, lr=recipe.teacher_lr),
     )
     clips = [[video.to_json() for video in manifest.videos] for manifest in manifests]
-    key = hashlib.sha256(
-        json.dumps([with_former_names(identity(trained)), clips], sort_keys=True).encode()
-    ).hexdigest()[:8]
+    key = fingerprint([with_former_names(identity(trained)), clips], num_digits=8)
     out = folder.parent / "teachers" / f"{file_name_of(teacher.name)}-{key}"
     return replace(trained, machine=replace(config.machine, out=out, resume=True, evaluate=False))

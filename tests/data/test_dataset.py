@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from crossdistill.recipes.data import select_training_clips
+from crossdistill.recipes.identity import identity
 
 from crossdistill.data.dataset import PairedClips, collate, entries_of, make_loader
 from crossdistill.data.manifest import Manifest
@@ -16,7 +18,6 @@ from crossdistill.encoders import create_encoder
 from crossdistill.encoders.execution import Execution
 from crossdistill.errors import UserError
 from crossdistill.evaluation.evaluate import evaluate_encoder
-from crossdistill.recipes.build import identity, training_set
 from crossdistill.recipes.config import from_dict
 
 
@@ -203,11 +204,11 @@ def test_short_clips__training_refuses_what_its_evaluation_would(toy_folder):
     config = from_dict({"data": {"short_clips": "error"}}, source="test")
     views = {"student_view": view_of("flow_r3d10"), "teacher_views": [view_of("rgb_r3d10")]}
     options = {**views, "accelerator": Accelerator(mixed_precision="no")}
-    assert training_set(config, [manifest], **options).short_clips == "error"
+    assert select_training_clips(config, [manifest], **options).short_clips == "error"
     with pytest.raises(UserError, match=f"1 of {len(videos)} videos .*{video.name}, has 3 frames"):
-        training_set(config, [replace(manifest, videos=videos)], **options)
+        select_training_clips(config, [replace(manifest, videos=videos)], **options)
     silent = replace(config, machine=replace(config.machine, evaluate=False, knn_clips=0))
-    assert len(training_set(silent, [replace(manifest, videos=videos)], **options)) > 0
+    assert len(select_training_clips(silent, [replace(manifest, videos=videos)], **options)) > 0
     repeating = from_dict({}, source="test")
     assert identity(config)["data"]["short_clips"] != identity(repeating)["data"]["short_clips"]
 

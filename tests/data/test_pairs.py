@@ -6,13 +6,13 @@ import shutil
 
 import pytest
 import torch
+from in_process import train as main
 from safetensors.torch import load_file, save_file
 
 import crossdistill
 from crossdistill.data.sampling import SampleKey
 from crossdistill.encoders import create_encoder
 from crossdistill.modalities import MODALITIES
-from crossdistill.recipes.run import main
 from crossdistill.types import ViewSpec
 
 TINY = {"image": "image_mobilenet_v3_small", "rgb": "rgb_tiny3d_8", "flow": "flow_tiny3d_8", "depth": "depth_tiny3d_8"}
@@ -78,8 +78,8 @@ def test_layout_and_type_of_a_teacher__are_its_own(toy_folder):
     )
     batch = clips.read_batch([SampleKey(i, 0) for i in range(4)])
     terms = crossdistill.create_terms(["simreg"])
-    distiller = crossdistill.Distiller(student=student, teachers=[teacher], terms=terms, bank_size=8)
-    output = distiller.compute(distiller.trainable, batch)
+    distiller = crossdistill.Distiller(student=student, teachers=[teacher], objective=terms, bank_size=8)
+    output = distiller(batch)
     assert module.seen.shape == (4, 6, 3, 24, 24) and module.seen.dtype == torch.bfloat16
     expected = (batch.teachers[0].values.float() / 255 - 0.5) / 0.25
     torch.testing.assert_close(module.seen.float(), expected.transpose(1, 2), atol=0.02, rtol=0.01)

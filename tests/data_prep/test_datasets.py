@@ -15,12 +15,12 @@ import cv2
 import data_prep.list as listed_videos
 import numpy as np
 import pytest
+from in_process import train
 from video_files import moving_frames, write_video
 
 from crossdistill.data.decode import read_frames
 from crossdistill.data.manifest import Manifest
 from crossdistill.errors import UserError
-from crossdistill.recipes.run import main as train
 from data_prep.__main__ import DATASETS, main
 from data_prep.datasets import folder, hmdb51, kinetics, ntu, ssv2, ucf101, utd_mhad
 from data_prep.pipeline.prepare import PrepareOptions, SourceVideo
@@ -841,7 +841,7 @@ def test_training__on_a_labelled_and_an_unlabelled_set(toy_folder, teacher_file,
         *("--teacher", "rgb_r3d10_gn", "--teacher-weights", teacher_file, "--student", "flow_r3d10"),
         *("--student-frames", 4, "--student-size", 32, "--teacher-frames", 4, "--teacher-size", 32),
         *("--epochs", 1, "--batch-size", 8, "--bank-size", 40, "--workers", 0, "--tracker", "none"),
-        *("--mixed-precision", "fp32", "--channels-last", "no", "--knn-every-epochs", 1),
+        *("--precision", "fp32", "--channels-last", "no", "--knn-every-epochs", 1),
         *("--data", pile.root, toy_folder, "--out", tmp_path / "run"),
     ]
     train([str(option) for option in options])

@@ -97,10 +97,11 @@ def test_every_adapter__distils(adapter, toy_folder):
         crossdistill.entries_of(manifest, range(6)), student_view=student.view, teacher_views=[teacher.view]
     )
     terms = crossdistill.create_terms(["compress-1q:0.5", "simreg"], adapter=adapter)
-    distiller = crossdistill.Distiller(student=student, teachers=[teacher], terms=terms, bank_size=8)
+    distiller = crossdistill.Distiller(student=student, teachers=[teacher], objective=terms, bank_size=8)
     batch = clips.read_batch([SampleKey(i, 0) for i in range(6)])
-    distiller.after_step([distiller.compute(distiller.trainable, batch)])
-    output = distiller.compute(distiller.trainable, batch)
+    distiller(batch)
+    distiller.after_step()
+    output = distiller(batch)
     total = 0.5 * output.terms["compress-1q"] + output.terms["simreg"]
     torch.testing.assert_close(output.loss.detach(), total)
     output.loss.backward()
@@ -143,8 +144,8 @@ def test_tokens_alone__are_refused_where_they_leave_weights_untrained():
     student, teacher = create_encoder("rgb_x3d_xs", **view), create_encoder("rgb_tiny3d_8", num_frames=4, size_px=32)
     alone, beside = (crossdistill.create_terms(terms) for terms in (["token-matching"], ["token-matching", "simreg"]))
     with pytest.raises(UserError, match=r"rgb_x3d_xs has \d+ weights after its tokens .first: blocks.5.*simreg:1"):
-        crossdistill.Distiller(student=student, teachers=[teacher], terms=alone, bank_size=4)
-    crossdistill.Distiller(student=student, teachers=[teacher], terms=beside, bank_size=4)
+        crossdistill.Distiller(student=student, teachers=[teacher], objective=alone, bank_size=4)
+    crossdistill.Distiller(student=student, teachers=[teacher], objective=beside, bank_size=4)
 
 
 def test_adapter_that_nothing_uses__is_refused():

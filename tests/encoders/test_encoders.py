@@ -538,12 +538,12 @@ def test_every_architecture__is_a_teacher_and_a_student(architecture):
         distiller = crossdistill.Distiller(
             student=student,
             teachers=[teacher],
-            terms=crossdistill.create_terms(["simreg"], adapter="linear"),
+            objective=crossdistill.create_terms(["simreg"], adapter="linear"),
             bank_size=4,
         )
         ids = torch.arange(len(clip))
         batch = crossdistill.PairedBatch(student=seen, teachers=(shown,), sample_ids=ids, labels=ids)
-        output = distiller.compute(distiller.trainable, batch)
+        output = distiller(batch)
         assert output.loss.isfinite()
         student.requires_grad_().zero_grad()
         if student is encoder:

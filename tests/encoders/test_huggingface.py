@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from in_process import check_configuration
 from safetensors.torch import load_file, save_file
 
 from crossdistill.distillation.student import load_student, save_student
@@ -14,7 +15,6 @@ from crossdistill.encoders.huggingface import FAMILIES
 from crossdistill.encoders.weights import load_tensors, read_public_weights
 from crossdistill.errors import UserError
 from crossdistill.modalities import IMAGE
-from crossdistill.recipes.build import check_pair
 from crossdistill.recipes.config import PairConfig, RunConfig
 
 transformers = pytest.importorskip("transformers")
@@ -153,7 +153,7 @@ def test_student__of_a_changed_size_comes_back(folders, tmp_path):
 @pytest.mark.parametrize("kind", ALL)
 def test_check_before_training__builds_it_on_the_meta_device(folders, kind):
     name = encoder_name(folders, kind)
-    check_pair(RunConfig(pair=PairConfig(student="flow_r3d10", teacher=(name,), teacher_weights=("pretrained",))))
+    check_configuration(RunConfig(pair=PairConfig(student="flow_r3d10", teacher=(name,), teacher_weights=("pretrained",))))
     with torch.device("meta"):
         encoder = create_encoder(name)
         assert {p.device.type for p in encoder.parameters()} == {"meta"}

@@ -4,13 +4,13 @@ import sys
 
 import pytest
 import torch
+from in_process import check_configuration
 from safetensors.torch import load_file
 
 from crossdistill.distillation.student import load_student, save_student
 from crossdistill.encoders import create_encoder
 from crossdistill.encoders.weights import load_tensors, load_weights, read_public_weights
 from crossdistill.errors import UserError
-from crossdistill.recipes.build import check_pair
 from crossdistill.recipes.config import PairConfig, RunConfig
 
 timm = pytest.importorskip("timm")
@@ -79,7 +79,7 @@ def test_check_before_training__knows_the_published_weights():
     pair = PairConfig(
         student="flow_timm:test_vit", teacher=("image_timm:test_resnet",), teacher_weights=("pretrained",)
     )
-    check_pair(RunConfig(pair=pair))
+    check_configuration(RunConfig(pair=pair))
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
@@ -173,7 +173,7 @@ def test_network_without_published_weights__offers_none():
         assert create_encoder("image_timm:test_vit4").public_weights == ()
     pair = PairConfig(student="flow_r3d10", teacher=("image_timm:test_vit4",), teacher_weights=("pretrained",))
     with pytest.raises(UserError, match="pretrained does not exist: give a weight file"):
-        check_pair(RunConfig(pair=pair))
+        check_configuration(RunConfig(pair=pair))
 
 
 @pytest.mark.parametrize(

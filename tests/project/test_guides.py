@@ -10,9 +10,9 @@ import pytest
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from in_process import train
 
 from crossdistill.commands.main import main as crossdistill
-from crossdistill.recipes.run import main as train
 from data_prep.__main__ import main as data_prep
 
 ROOT = Path(__file__).resolve().parents[2]

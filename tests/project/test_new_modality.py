@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
+from in_process import train
 
 import crossdistill
 from crossdistill.commands.main import main as cli
@@ -24,7 +25,6 @@ from crossdistill.data.transforms import Augmentation, Crop, centre_crop, cut_vi
 from crossdistill.encoders.base import CLIP_MODALITIES
 from crossdistill.errors import UnreadableVideoError, UserError
 from crossdistill.modalities import DEPTH, RGB, SKELETON
-from crossdistill.recipes.run import main as train
 from crossdistill.types import View, ViewSpec
 from data_prep.__main__ import main as data_prep
 from data_prep.datasets import utd_mhad

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 import torch
+from crossdistill.training.optimizer import create_optimizer
+from in_process import train
 from safetensors.torch import load_file
 from torch import nn
 
@@ -25,9 +27,7 @@ from crossdistill.quantization.quantize import (
     quantize,
     share_ranges,
 )
-from crossdistill.recipes.build import create_optimizer
 from crossdistill.recipes.config import parse
-from crossdistill.recipes.run import main as train
 from crossdistill.training.checkpoint import Checkpoints, load_optimizer_state, optimizer_state
 from crossdistill.types import View
 
@@ -283,7 +283,7 @@ def test_student_files__hold_the_quantised_network_and_say_so(made, tmp_path):
 def distiller(objective="compress-2q"):
     student = quantize(small("rgb_tiny3d_8"), BitWidths(4, 8))
     made = crossdistill.Distiller(
-        student=student, teachers=[small(seed=7)], terms=crossdistill.create_terms([objective]), bank_size=8
+        student=student, teachers=[small(seed=7)], objective=objective, bank_size=8
     )
     return made, torch.optim.SGD(made.trainable.parameters(), lr=0.05, momentum=0.9)
 
@@ -292,13 +292,11 @@ def step(made, optimizer, seed):
     made.trainable.train()
     shown = View((clips(seed=seed) * 40 + 100).clamp(0, 255).byte(), torch.ones(4, 3))
     ids = torch.arange(4)
-    output = made.compute(
-        made.trainable, crossdistill.PairedBatch(student=shown, teachers=(shown,), sample_ids=ids, labels=ids)
-    )
+    output = made(crossdistill.PairedBatch(student=shown, teachers=(shown,), sample_ids=ids, labels=ids))
     output.loss.backward()
     optimizer.step()
     optimizer.zero_grad()
-    made.after_step([output])
+    made.after_step()
     return output.loss
 
 
@@ -317,7 +315,7 @@ def test_quantised__goes_on_from_a_checkpoint_to_the_bit_with_its_ema_copy(tmp_p
     again.load_state_dict(content["task"])
     for seed in range(2, 4):
         assert torch.equal(step(made, optimizer, seed), step(again, other, seed))
-    for one, two in ((made.trainable, again.trainable), (made.ema, again.ema)):
+    for one, two in ((made.trainable, again.trainable), (made.momentum_copy.module, again.momentum_copy.module)):
         assert all(torch.equal(value, two.state_dict()[name]) for name, value in one.state_dict().items())
     gains = [value for name, value in made.trainable.named_parameters() if name.endswith(".gain")]
     assert any(gain != 1 for gain in gains)

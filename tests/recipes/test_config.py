@@ -8,8 +8,19 @@ import yaml
 
 from crossdistill.data.manifest import Manifest
 from crossdistill.errors import UserError
-from crossdistill.recipes.build import check_pair, chosen_teachers, create_plan, round_config, teacher_config
-from crossdistill.recipes.config import from_dict, load_yaml, parse, save_yaml, several, to_dict
+from crossdistill.recipes.checks import check_configuration
+from crossdistill.recipes.config import from_dict, from_keywords, load_yaml, parse, save_yaml, several, to_dict
+from crossdistill.recipes.identity import own_teacher_config
+from crossdistill.recipes.rounds import round_config
+from crossdistill.recipes.tasks import create_plan
+from crossdistill.recipes.teachers import teacher_options, teacher_sources
+from crossdistill.training.run_folder import RunFolder
+
+
+
+def check(config):
+    check_configuration(config, teacher_sources(config))
+
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
@@ -83,7 +94,7 @@ def test_wrong_option_value__is_one_sentence():
         parse(["--bank-size", "0"])
 
 
-def test_check_pair__builds_a_network_of_ones_own_with_values(tmp_path):
+def test_check_configuration__builds_a_network_of_ones_own_with_values(tmp_path):
     """Some networks read values while they are built (rates of stochastic depth), which the meta device lacks."""
     (tmp_path / "mine.py").write_text(
         "import torch, crossdistill\n"
@@ -93,15 +104,15 @@ def test_check_pair__builds_a_network_of_ones_own_with_values(tmp_path):
         "    body = torch.nn.Sequential(torch.nn.Flatten(), layer)\n"
         "    return crossdistill.wrap_encoder(body, name='flow_mine', view=view, embed_dim=7)\n"
     )
-    check_pair(parse(["--student", "flow_r3d10", "--teacher", f"{tmp_path}/mine.py:make", "--teacher-weights", "own"]))
+    check(parse(["--student", "flow_r3d10", "--teacher", f"{tmp_path}/mine.py:make", "--teacher-weights", "own"]))
 
 
-def test_check_pair__own_weights_are_for_networks_of_ones_own():
+def test_check_configuration__own_weights_are_for_networks_of_ones_own():
     with pytest.raises(UserError, match=r"--teacher-weights own is for .* not for rgb_r3d10"):
-        check_pair(parse(["--student", "flow_r3d10", "--teacher", "rgb_r3d10", "--teacher-weights", "own"]))
+        check(parse(["--student", "flow_r3d10", "--teacher", "rgb_r3d10", "--teacher-weights", "own"]))
 
 
-def test_teacher_config__another_content_of_the_data_is_another_teacher(toy_folder, tmp_path):
+def test_own_teacher_config__another_content_of_the_data_is_another_teacher(toy_folder, tmp_path):
     config = parse(["--student", "flow_r3d10", "--teacher", "rgb_r3d10"])
     manifest = Manifest.load(toy_folder)
     video = manifest.videos[0]
@@ -109,7 +120,7 @@ def test_teacher_config__another_content_of_the_data_is_another_teacher(toy_fold
     changed = replace(video, streams={**video.streams, "rgb": stream})
     others = [manifest, Manifest.load(toy_folder), replace(manifest, videos=(changed, *manifest.videos[1:]))]
     one, same, other = (
-        teacher_config(config, chosen_teachers(config)[0], tmp_path / "run", [each]).machine.out for each in others
+        own_teacher_config(config, teacher_options(config)[0], tmp_path / "run", [each]).machine.out for each in others
     )
     assert one == same != other
 
@@ -119,7 +130,7 @@ def test_every_file_in_configs__loads_and_builds(path):
     values = load_yaml(path)
     values["pair"] = {"teacher_weights": "auto", **values["pair"]}
     config = from_dict(values, source=str(path))
-    check_pair(config)  # names of encoders and objective
+    check(config)  # names of encoders and objective
     plan = create_plan(config)
     assert plan.learning_rate(0, 1000, 100) > 0
 
@@ -150,9 +161,39 @@ def test_toyactions_preset__gives_a_view_to_teachers_that_are_trained_first_alon
 
 def test_round_config__gives_each_round_what_it_can_use(tmp_path):
     config = parse(["--data", "x", "--student", "flow_r3d10", "--supervised", "--strong-views", "--rounds", "2"])
-    first, second = (round_config(config, tmp_path, number) for number in (1, 2))
+    first, second = (round_config(config, RunFolder(tmp_path), number) for number in (1, 2))
     assert first.pair.supervised and not first.data.strong_views
     assert second.pair.teacher == ("flow_r3d10",) and second.data.strong_views
     several = parse(["--data", "x", "--student", "a", "--teacher", "b", "c", "--teacher-drop", "0.5", "--rounds", "2"])
-    drops = [round_config(several, tmp_path, number).objective.teacher_drop for number in (1, 2)]
+    drops = [round_config(several, RunFolder(tmp_path), number).objective.teacher_drop for number in (1, 2)]
     assert drops == [0.5, 0.0]
+
+
+def test_keywords__are_the_options_of_the_command_line(tmp_path):
+    (tmp_path / "run.yaml").write_text("optimization: {lr: 0.3, epochs: 7}\n")
+    options = ["--teacher", "rgb_r3d18", "--student", "flow_r3d18", "--data", "x", "--bits", "w4a8", "--precision", "fp32"]
+    keywords = {"teacher": "rgb_r3d18", "student": "flow_r3d18", "data": "x", "bits": "w4a8", "precision": "fp32"}
+    assert from_keywords(**keywords) == parse(options)
+    assert from_keywords(config=tmp_path / "run.yaml", lr=0.4).optimization.lr == 0.4
+    toyactions = {name: value for name, value in keywords.items() if name != "data"}
+    assert from_keywords(**toyactions) == parse([option for option in options if option not in ("--data", "x")])
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"bank_sze": 3}, "unknown keyword 'bank_sze': names like it are bank_size"),
+        ({"bank_size": 0}, r"the keywords: objective\.bank_size is 0"),
+        ({"teacher": ["a"], "epochs": "many"}, r"optimization\.epochs is 'many'"),
+    ],
+)
+def test_wrong_keywords__are_one_sentence(keywords, message):
+    with pytest.raises(UserError, match=message):
+        from_keywords(data="x", **keywords)
+
+
+def test_files_of_version_0_1__are_read_with_their_old_names(tmp_path):
+    path = tmp_path / "old.yaml"
+    path.write_text("pair: {student: flow_r3d18, precision: w4a8}\nmachine: {mixed_precision: bf16}\ndata: {data: x}\n")
+    config = parse(["--config", str(path)])
+    assert (config.pair.bits, config.machine.precision) == ("w4a8", "bf16")

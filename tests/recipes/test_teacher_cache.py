@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from in_process import train as train_command
 from killing import kill_tree
 from safetensors.torch import save_file
 
@@ -26,8 +27,7 @@ from crossdistill.distillation.teachers import CachedTeacher
 from crossdistill.encoders import create_encoder, wrap_encoder
 from crossdistill.encoders.base import Classifier
 from crossdistill.errors import UserError
-from crossdistill.recipes.cache import main as cache_command
-from crossdistill.recipes.run import main as train_command
+from in_process import cache as cache_command
 from crossdistill.types import PairedBatch, View
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -35,7 +35,7 @@ TEACHER_VIEW = ["--teacher-frames", 4, "--teacher-size", 32]
 STUDENT_VIEW = ["--student-frames", 4]
 TRAINING = [
     *(*STUDENT_VIEW, "--student-size", 32, "--batch-size", 8, "--bank-size", 24, "--workers", 0, "--tracker", "none"),
-    *("--no-evaluate", "--knn-clips", 0, "--log-every-steps", 1, "--mixed-precision", "fp32", "--lr", 0.002),
+    *("--no-evaluate", "--knn-clips", 0, "--log-every-steps", 1, "--precision", "fp32", "--lr", 0.002),
 ]
 NUM_VIEWS = 2
 
@@ -46,8 +46,8 @@ def strings(*options):
 
 def make_cache(folder, data, teacher_file, *options, teacher="rgb_r3d10_gn", student="flow_r3d10_gn"):
     pair = ["--teacher", teacher, "--teacher-weights", teacher_file, "--student", student, *TEACHER_VIEW, *STUDENT_VIEW]
-    rest = ["--data", data, "--out", folder, "--workers", 0, "--batch-size", 8, "--mixed-precision", "fp32", *options]
-    cache_command(strings(*pair, "--views", NUM_VIEWS, "--clips-per-shard", 20, *rest))
+    rest = ["--data", data, "--out", folder, "--workers", 0, "--embed-batch-size", 8, "--precision", "fp32", *options]
+    cache_command(strings(*pair, "--augmentations", NUM_VIEWS, "--clips-per-shard", 20, *rest))
     return folder
 
 
@@ -109,9 +109,10 @@ def test_training__with_a_cache_is_training_with_the_teacher(
     shutil.copytree(data_folder, data, ignore=shutil.ignore_patterns("rgb"))
     created = []
     original = encoders.create_encoder
-    monkeypatch.setattr(
-        "crossdistill.recipes.build.create_encoder", lambda name, **o: created.append(name) or original(name, **o)
-    )
+    for module in ("student", "teachers", "weights"):
+        monkeypatch.setattr(
+            f"crossdistill.recipes.{module}.create_encoder", lambda name, **o: created.append(name) or original(name, **o)
+        )
     options = [*cached(cache_folder), "--objective", "compress-2q", "simreg:0.5"]
     losses = train(tmp_path / "run", data, *options)
     assert len(losses) >= 8 and losses == pytest.approx(live_losses, abs=1e-5)
@@ -250,7 +251,7 @@ def test_command__goes_on_where_it_ended_and_adds_views(data_folder, teacher_fil
     assert written == [Shard(0, 0, 20)] and shard_bytes(folder) == shard_bytes(half_folder)
     make_cache(folder, data_folder, teacher_file)
     assert len(written) == 1
-    make_cache(folder, data_folder, teacher_file, "--views", 3)
+    make_cache(folder, data_folder, teacher_file, "--augmentations", 3)
     assert [shard.view for shard in written[1:]] == [2, 2] and TeacherCache(folder).num_views == 3
 
 
@@ -258,9 +259,9 @@ def test_command__killed_on_two_processes_leaves_whole_shards(data_folder, teach
     folder = tmp_path / "cache"
     pair = ["--teacher", "rgb_r3d10_gn", "--teacher-weights", teacher_file, "--student", "flow_r3d10_gn"]
     options = [*pair, *TEACHER_VIEW, *STUDENT_VIEW, "--data", data_folder, "--out", folder, "--workers", 0]
-    options += ["--views", NUM_VIEWS, "--clips-per-shard", 20, "--batch-size", 8, "--mixed-precision", "fp32"]
+    options += ["--augmentations", NUM_VIEWS, "--clips-per-shard", 20, "--embed-batch-size", 8, "--precision", "fp32"]
     launcher = ["torch.distributed.run", "--nproc_per_node", 2, "--rdzv_backend", "c10d"]
-    launcher += ["--rdzv_endpoint", "localhost:0", "-m", "crossdistill.recipes.cache"]
+    launcher += ["--rdzv_endpoint", "localhost:0", "-m", "crossdistill", "cache"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1", "PYTHONPATH": str(PROJECT)}
     process = subprocess.Popen(
         strings(sys.executable, "-W", "ignore", "-m", *launcher, *options),
@@ -293,7 +294,7 @@ def test_command__without_room_changes_nothing(data_folder, teacher_file, cache_
     make_cache(folder, data_folder, teacher_file, "--dtype", "fp32")  # complete, so it needs no room
     capsys.readouterr()
     with pytest.raises(SystemExit):
-        make_cache(folder, data_folder, teacher_file, "--dtype", "fp32", "--views", 10**12)
+        make_cache(folder, data_folder, teacher_file, "--dtype", "fp32", "--augmentations", 10**12)
     assert "and 0 B are free there: make room" in " ".join(capsys.readouterr().err.split())
     assert (folder / "cache.json").read_bytes() == description
 
@@ -374,8 +375,8 @@ def test_command__refuses_another_folder(data_folder, cache_folder, teacher_file
     for folder, options, said in (
         (tmp_path, (), "holds something that is no teacher cache"),
         (cache_folder, ("--dtype", "fp32", "--seed", 4), "has seed 0, and this command wants 4"),
-        (cache_folder, ("--dtype", "fp32", "--views", 1), "has 2 views, and this command wants 1"),
-        (tmp_path / "new", ("--views", 0), "--views 0 cannot work"),
+        (cache_folder, ("--dtype", "fp32", "--augmentations", 1), "has 2 augmentations, and this command wants 1"),
+        (tmp_path / "new", ("--augmentations", 0), "--augmentations is 0: give 1 or more"),
         (tmp_path / "new", ("--teacher", "self"), "--teacher self changes while it trains"),
     ):
         with pytest.raises(SystemExit):

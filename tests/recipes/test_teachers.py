@@ -5,12 +5,12 @@ import json
 import re
 import shutil
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from in_process import train as main
 from safetensors.torch import load_file
 
 import crossdistill
@@ -18,13 +18,13 @@ from crossdistill.data.distort import distort
 from crossdistill.data.manifest import Manifest
 from crossdistill.data.sampling import SampleKey
 from crossdistill.data.transforms import Augmentation
-from crossdistill.distillation.teachers import follow
+from crossdistill.distillation.student_with_heads import MomentumCopy
 from crossdistill.encoders.weights import weights_hash
 from crossdistill.errors import UserError
 from crossdistill.objectives import OBJECTIVES
-from crossdistill.recipes import build
+from crossdistill.recipes import checks
 from crossdistill.recipes.config import parse
-from crossdistill.recipes.run import main
+from crossdistill.recipes.teachers import teacher_sources
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TINY = [
@@ -81,24 +81,25 @@ def pair_of_teachers(terms, toy_folder, **options):
         teacher_views=[teacher.view for teacher in teachers],
     )
     distiller = crossdistill.Distiller(
-        student=student, teachers=teachers, terms=crossdistill.create_terms(terms), bank_size=16, **options
+        student=student, teachers=teachers, objective=terms, bank_size=16, **options
     )
     return distiller, clips.read_batch([SampleKey(i, 0) for i in range(8)])
 
 
 def test_several_teachers__each_sees_its_view_and_the_loss_is_their_mean(toy_folder):
     distiller, batch = pair_of_teachers(["compress-2q", "simreg:0.5"], toy_folder)
-    distiller.after_step([distiller.compute(distiller.trainable, batch)])
-    output = distiller.compute(distiller.trainable, batch)
+    distiller(batch)
+    distiller.after_step()
+    output = distiller(batch)
     terms = {name: float(value) for name, value in output.terms.items()}
     assert set(terms) == {"compress-2q@1", "compress-2q@2", "simreg@1", "simreg@2"}
     expected = (
         sum(weight * terms[f"{n}@{i}"] for n, weight in (("compress-2q", 1), ("simreg", 0.5)) for i in (1, 2)) / 2
     )
     assert float(output.loss) == pytest.approx(expected, rel=1e-6)
-    for lesson, view in zip(distiller.lessons, batch.teachers, strict=True):
-        alone = lesson.teacher.execution.embed(lesson.teacher.encoder, view)
-        torch.testing.assert_close(lesson.bank.teacher_anchors, torch.nn.functional.normalize(alone, dim=1))
+    for comparison, view in zip(distiller.comparisons, batch.teachers, strict=True):
+        alone = comparison.teacher.execution.embed(comparison.teacher.encoder, view)
+        torch.testing.assert_close(comparison.bank.teacher_anchors, torch.nn.functional.normalize(alone, dim=1))
 
 
 def test_teacher_drop__leaves_out_all_but_the_one_with_the_largest_loss(toy_folder):
@@ -266,12 +267,12 @@ def test_nonsense__is_one_sentence(options, sentence, toy_folder, tmp_path, asse
     ],
 )
 def test_bank__fits_where_it_is_and_where_it_is_written_from(device, free_gb, sentence, toy_folder, monkeypatch):
-    monkeypatch.setattr(build, "free_memory_bytes", lambda where: int(free_gb[where.type] * 1e9))
+    monkeypatch.setattr(checks, "free_memory_bytes", lambda where: int(free_gb[where.type] * 1e9))
     accelerator = SimpleNamespace(device=torch.device(device), num_processes=2)
     options = [*TINY, TWO[0], TWO[1], "--data", toy_folder, "--objective", "compress-1q", "--bank-size", 10**9 // 1024]
-    check = partial(build.check_data_and_memory, parse([str(option) for option in options]))
+    config = parse([str(option) for option in options])
     with nullcontext() if sentence is None else pytest.raises(UserError, match=sentence):
-        check([Manifest.load(toy_folder)], None, accelerator)
+        checks.check_data_and_memory(config, teacher_sources(config), [Manifest.load(toy_folder)], accelerator)
 
 
 def test_teachers_whose_data_lacks_a_modality__are_named(taught_by, toy_folder, tmp_path, assert_refused):

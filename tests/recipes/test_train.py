@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
+from in_process import train as main
 from safetensors.torch import load_file
 from torch import nn
 from torchvision.models.video import r3d_18
@@ -18,10 +19,9 @@ from crossdistill.commands.main import main as cli
 from crossdistill.data.manifest import Manifest
 from crossdistill.encoders.weights import weights_hash
 from crossdistill.objectives import OBJECTIVES
-from crossdistill.recipes import build
+from crossdistill.recipes import context
 from crossdistill.recipes import run as train_module
 from crossdistill.recipes.config import parse
-from crossdistill.recipes.run import main
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TINY = [
@@ -283,7 +283,7 @@ def test_a_network_of_ones_own__teaches_with_its_own_weights_and_is_run_only_if_
 
 def test_both_students__are_evaluated_in_one_precision(toy_folder, teacher_file, tmp_path, monkeypatch):
     compared = {}
-    monkeypatch.setattr(build, "uses_bf16", lambda encoder, training_batch_size, **_: training_batch_size is not None)
+    monkeypatch.setattr(context, "uses_bf16", lambda encoder, training_batch_size, **_: training_batch_size is not None)
     monkeypatch.setattr(train_module, "_train", lambda *_, **__: None)
     monkeypatch.setattr(train_module, "_evaluate_all", lambda run, encoders, step: compared.update(encoders))
     known = ["--teacher", "rgb_r3d10_gn", "--teacher-weights", teacher_file, "--student", "flow_r3d10"]
@@ -307,8 +307,9 @@ def test_videos_in_no_split__are_fuel_without_labels_only(toy_folder, tmp_path, 
     sizes = {}
     for supervised in ([], ["--supervised"]):
         config = parse(["--data", str(toy_folder), *supervised])
-        clips = build.training_set(
-            config, [mixed], student_view=view, teacher_views=[], accelerator=Accelerator(mixed_precision="no")
+        accelerator = Accelerator(mixed_precision="no")
+        clips = select_training_clips(
+            config, [mixed], student_view=view, uses_labels=bool(supervised), accelerator=accelerator
         )
         sizes[bool(supervised)] = {entry.video.name for entry in clips.entries}
         assert "1 of" in capsys.readouterr().out

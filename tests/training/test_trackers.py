@@ -4,11 +4,11 @@ import json
 import sys
 
 import pytest
+from in_process import check_configuration
+from in_process import train as main
 
 from crossdistill.errors import UserError
-from crossdistill.recipes.build import check_pair
 from crossdistill.recipes.config import parse
-from crossdistill.recipes.run import main
 from crossdistill.training.run_folder import MetricsLog
 from crossdistill.training.trackers import flatten_results, track_results
 
@@ -77,4 +77,4 @@ def test_absent_tracker__is_one_sentence_before_training(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     config = parse(["--supervised", "--student", "flow_r3d10", "--tracker", "wandb"])
     with pytest.raises(UserError, match="--tracker wandb needs the package wandb: pip install wandb"):
-        check_pair(config)
+        check_configuration(config)
