@@ -105,7 +105,9 @@ class Options:
             protocols=self.protocols,
             reading=ReadSettings(
                 views=views,
-                train_views=views if self.train_views is None else TestViews.parse(self.train_views, option="--train-views"),
+                train_views=views
+                if self.train_views is None
+                else TestViews.parse(self.train_views, option="--train-views"),
                 num_workers=self.workers,
                 decoder=self.decoder,
                 short_clips=self.short_clips,

@@ -13,7 +13,7 @@ from crossdistill.utils.environment import require_matched_torch
 COMMANDS = {
     "train": ("crossdistill.recipes.run", "train a student from a teacher, or with labels"),
     "evaluate": (
-        "crossdistill.evaluation.evaluate",
+        "crossdistill.commands.evaluate",
         "k-NN, linear, retrieval, few labels, fine-tuning: what a trained student is worth",
     ),
     "report": ("crossdistill.report.command", "one HTML page about a run, or a comparison of several"),

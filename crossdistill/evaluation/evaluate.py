@@ -105,9 +105,7 @@ def evaluate_encoder(
     """
     check_names("protocol", protocols, PROTOCOLS)
     check_dataset(manifest, encoder.view, split, wanted_by=encoder.name)
-    reading = ReadSettings(
-        max_clips=max_clips, num_workers=num_workers, decoder=decoder, short_clips=short_clips
-    )
+    reading = ReadSettings(max_clips=max_clips, num_workers=num_workers, decoder=decoder, short_clips=short_clips)
     settings = ProtocolSettings(ks=tuple(ks))
     student = EvaluatedEncoder(encoder, execution, features_folder=features_folder, description=description)
     embedded = student.embed(manifest, split, reading, accelerator)

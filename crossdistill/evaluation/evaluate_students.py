@@ -233,13 +233,14 @@ class _Students:
         }
         if len(alone) == 1:
             return alone[str(names[0])]
-        together = {}
-        for split in splits:
-            members = {str(name): embedded[name, split] for name in names}
-            of_split = [students[name, split] for name in names]
-            together[split] = on_first(
-                self.accelerator, lambda m=members, s=of_split, split=split: self._evaluate_together(split, s, m)
+        together = {
+            split: self._evaluate_together(
+                split,
+                [students[name, split] for name in names],
+                {str(name): embedded[name, split] for name in names},
             )
+            for split in splits
+        }
         return replace(mean_of_splits(together, settings), students=alone)
 
     def _evaluate_one(self, student: _Student, split: str, embedded: EmbeddedSplit) -> Evaluation:
@@ -278,6 +279,9 @@ class _Students:
         self, split: str, students: list[_Student], embedded: dict[str, EmbeddedSplit]
     ) -> Evaluation:
         """Fuse and compare all students on the videos that all of them could read."""
+        return on_first(self.accelerator, lambda: self._fuse_and_compare(split, students, embedded))
+
+    def _fuse_and_compare(self, split: str, students: list[_Student], embedded: dict[str, EmbeddedSplit]) -> Evaluation:
         settings, protocols = self.request.settings, self.request.protocols
         members = dict(zip(embedded, common_videos(list(embedded.values())), strict=True))
         results = fuse(list(members.values()), settings) if "fusion" in protocols else []

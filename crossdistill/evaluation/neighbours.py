@@ -6,8 +6,8 @@ so float64 adds them without rounding. A similarity is therefore one definite nu
 summation or the device, and ties are real ties.
 
 **Speed.** Float64 products cost twice as much as float32 products. A first pass in float32 (faiss on a CPU where it is
-installed, else ``torch.topk``) proposes k + 8 candidates per query, and their similarities are computed exactly. A bound
-on the float32 error proves that no other row belongs to the answer; queries without that proof (many near-equal
+installed, else ``torch.topk``) proposes k + 8 candidates per query, whose similarities are then computed exactly. A
+bound on the float32 error proves that no other row belongs to the answer; queries without that proof (many near-equal
 neighbours) are searched again in float64. The similarities of classes need every row, so they are computed in float64.
 
 Shapes: B queries, N gallery, D features, K neighbours, C classes.
@@ -138,7 +138,7 @@ class _Search:
         """Propose in float32, prove, and search the queries without proof in float64."""
         if self.labels_n is not None or not _multiplies_in_float32(queries_bd.device):
             return self.search_exactly(queries_bd, query_chunk)
-        propose = self._faiss_proposals() or functools.partial(self._best, select=torch.topk)
+        propose = self._faiss_proposals() or self._best
         parts = [self._refine(chunk, *propose(chunk)) for chunk in queries_bd.split(query_chunk)]
         sims_bk, indices_bk, is_proven_b = (torch.cat(each) for each in zip(*parts, strict=True))
         unproven = (~is_proven_b).nonzero()[:, 0]

@@ -87,8 +87,8 @@ class ProtocolResult:
     top1: float
     """Share of test clips whose best class is the right one; of retrieval R@1."""
     top5: float
-    """Share of test clips whose right class is among the best min(5, C): 1 with five classes or fewer, unless a class is
-    absent from training. Of retrieval R@5."""
+    """Share of test clips whose right class is among the best min(5, C); 1 with up to five classes, unless a class is
+    absent from training; of retrieval R@5."""
     mean_class: float
     """Top-1 within each class, averaged over the classes that the test set holds."""
     num_test: int
@@ -119,8 +119,8 @@ class Bootstrap:
     __pydantic_config__ = _STRICT
 
     unit: str
-    """Unit that is drawn with replacement: ``video``, or ``group`` where every test video has a group (performers, source
-    films): clips of one group are alike, so they are drawn together."""
+    """Unit that is drawn with replacement: ``video``, or ``group`` where every test video has a group (performers,
+    source films), because clips of one group are alike."""
     num_units: int
     """Number of units; with few units (fewer than about 20) an interval is itself rough."""
     num_draws: int

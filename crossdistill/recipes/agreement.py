@@ -23,7 +23,7 @@ from crossdistill.encoders import Encoder
 from crossdistill.encoders.execution import Execution
 from crossdistill.encoders.weights import weights_hash
 from crossdistill.errors import UserError
-from crossdistill.evaluation.agreement import (
+from crossdistill.evaluation.protocols.agreement import (
     MIN_CLIPS_FOR_CKA,
     NeighbourClasses,
     chance_overlap,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from crossdistill.evaluation.agreement import NeighbourClasses
+from crossdistill.evaluation.protocols.agreement import NeighbourClasses
 from crossdistill.recipes.run import WEAK_TEACHER_SHARE
 from crossdistill.utils.console import print_table
 

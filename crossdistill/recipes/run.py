@@ -24,8 +24,9 @@ from crossdistill.distillation.student import find_student, save_student
 from crossdistill.distillation.teacher_cache import TeacherCache
 from crossdistill.encoders import Encoder
 from crossdistill.encoders.execution import Execution
-from crossdistill.evaluation.evaluate import Evaluation, evaluate_encoder
-from crossdistill.evaluation.store import FOLDER_NAME
+from crossdistill.evaluation.evaluate import evaluate_encoder
+from crossdistill.evaluation.feature_store import FOLDER_NAME
+from crossdistill.evaluation.results import Evaluation
 from crossdistill.recipes import build
 from crossdistill.recipes.config import RunConfig, parse
 from crossdistill.training.loop import train

@@ -32,9 +32,7 @@ FINETUNE = "finetune"
 """The protocol that trains the student itself, so it needs more than features."""
 
 
-def apply_protocols(
-    split: EmbeddedSplit, protocols: Sequence[str], settings: ProtocolSettings
-) -> list[ProtocolResult]:
+def apply_protocols(split: EmbeddedSplit, protocols: Sequence[str], settings: ProtocolSettings) -> list[ProtocolResult]:
     """Apply protocols of ``PROTOCOLS``; intervals are not yet added.
 
     Raises:

@@ -46,7 +46,9 @@ def nearest_others(features_nd: Tensor, k: int) -> Tensor:
         UserError: k below 1, fewer than k + 1 clips, NaN or infinite features.
     """
     if len(features_nd) <= k:
-        raise UserError(f"{len(features_nd)} clips have no {k} neighbours each: give at least {k + 1} clips, or a lower k")
+        raise UserError(
+            f"{len(features_nd)} clips have no {k} neighbours each: give at least {k + 1} clips, or a lower k"
+        )
     indices = nearest_neighbours(queries_bd=features_nd, gallery_nd=features_nd, k=k + 1).indices_bk
     is_self = indices == torch.arange(len(indices), device=indices.device)[:, None]
     # Among many equal rows a clip may not be one of its own first k + 1: then the last one is dropped instead.
@@ -94,7 +96,7 @@ def chance_overlap(num_clips: int, k: int) -> float:
 def shuffled_overlaps(neighbours_a_nk: Tensor, neighbours_b_nk: Tensor, *, num_shuffles: int, seed: int = 0) -> Tensor:
     """Compute mean overlaps after pairing the clips of A with those of B at random: what chance alone gives.
 
-    Each space keeps its own shape, including clips that are neighbours of many others, which ``chance_overlap`` ignores.
+    Each space keeps its own shape, including clips that are neighbours of many others: ``chance_overlap`` ignores them.
 
     Returns:
         [num_shuffles] float64.

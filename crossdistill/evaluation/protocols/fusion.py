@@ -31,9 +31,7 @@ def common_videos(members: Sequence[EmbeddedSplit]) -> list[EmbeddedSplit]:
         UserError: The students were evaluated on videos of other classes.
     """
     trains, tests = (_common([getattr(split, part) for split in members]) for part in ("train", "test"))
-    return [
-        replace(split, train=train, test=test) for split, train, test in zip(members, trains, tests, strict=True)
-    ]
+    return [replace(split, train=train, test=test) for split, train, test in zip(members, trains, tests, strict=True)]
 
 
 def _common(parts: Sequence[Features]) -> list[Features]:
