@@ -20,17 +20,10 @@ from crossdistill.distillation.class_names import name_of
 from crossdistill.encoders import Encoder
 from crossdistill.encoders.base import Classifier
 from crossdistill.encoders.execution import Execution
-<<<<<<< HEAD
 from crossdistill.evaluation.neighbours import nearest_neighbours
 from crossdistill.export.metadata import EMBEDDINGS, LOGITS
 from crossdistill.export.network import Outputs, with_logits
 from crossdistill.export.onnx import open_session, read_metadata, run_session
-=======
-from crossdistill.evaluation.neighbours import nearest_neighbours
-from crossdistill.export.description import EMBEDDINGS, LOGITS
-from crossdistill.export.network import Outputs, logits_of
-from crossdistill.export.onnx import open_session, read_description, run_session
->>>>>>> c3f3e48 (Evaluation: protocols in files of their own, exact k-NN over topk or faiss, Evaluation.to_frame; tests follow)
 from crossdistill.types import View, ViewSpec
 
 CLIPS_AT_ONCE = 8
