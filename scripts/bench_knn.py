@@ -21,7 +21,7 @@ import faiss
 import torch
 from torch import Tensor
 
-from crossdistill.evaluation.knn import nearest_neighbours, unit_rows
+from crossdistill.evaluation.neighbours import nearest_neighbours, unit_rows
 from crossdistill.utils.console import print_table
 
 

@@ -1,4 +1,4 @@
-"""What every protocol demands of its features, said in one sentence where it is not met.
+"""Checks of the features and labels that protocols work on.
 
 Shapes: N clips, D features.
 """
@@ -12,10 +12,10 @@ from crossdistill.errors import UserError
 
 
 def check_features(name: str, features_nd: Tensor) -> None:
-    """Demand a non-empty matrix of finite values.
+    """Check for a non-empty matrix of finite values.
 
     Args:
-        name: How a message calls it, for example ``train``.
+        name: Name of the set in the error text, for example ``train``.
         features_nd: [N, D].
 
     Raises:
@@ -36,7 +36,7 @@ def check_features(name: str, features_nd: Tensor) -> None:
 
 
 def check_labels(name: str, labels_n: Tensor, *, num_clips: int, num_classes: int) -> None:
-    """Demand one label in [0, num_classes) for every clip.
+    """Check for one label in [0, num_classes) for every clip.
 
     Raises:
         UserError: Not integers, another number of labels than clips, unlabelled clips (-1), or labels past the last
@@ -50,32 +50,8 @@ def check_labels(name: str, labels_n: Tensor, *, num_clips: int, num_classes: in
     num_unlabelled = int((labels_n < 0).sum())
     if num_unlabelled:
         raise UserError(
-            f"{num_unlabelled} of {num_clips} {name} clips have no label: leave them out or use a labelled split"
+            f"{num_unlabelled} of {num_clips} {name} clips have no label: remove them or use a labelled split"
         )
     highest = int(labels_n.max())
     if highest >= num_classes:
         raise UserError(f"{name} labels go up to {highest}, but {num_classes} classes allow 0 to {num_classes - 1}")
-
-
-def check_split(
-    *, train_features: Tensor, train_labels: Tensor, test_features: Tensor, test_labels: Tensor, num_classes: int
-) -> None:
-    """Demand a train and a test set that one protocol can use together.
-
-    Raises:
-        UserError: What ``check_features`` and ``check_labels`` reject, or sets of different feature size.
-    """
-    check_features("train", train_features)
-    check_features("test", test_features)
-    if train_features.shape[1] != test_features.shape[1]:
-        raise UserError(
-            f"train features have {train_features.shape[1]} dimensions and test features {test_features.shape[1]}: "
-            "embed both with the same encoder"
-        )
-    check_labels("train", train_labels, num_clips=len(train_features), num_classes=num_classes)
-    check_labels("test", test_labels, num_clips=len(test_features), num_classes=num_classes)
-
-
-def classes_without_training_clips(*, train_labels: Tensor, test_labels: Tensor) -> list[int]:
-    """List the classes of the test set that no training clip shows: their clips cannot be right."""
-    return sorted(set(test_labels.unique().tolist()) - set(train_labels.unique().tolist()))

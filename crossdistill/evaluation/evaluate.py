@@ -1,45 +1,29 @@
-"""``crossdistill evaluate``: what a student is worth, by protocols on the features of a prepared dataset's splits."""
+"""Evaluate one encoder on one split: embed both parts once, then apply protocols to the features."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import combinations
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
 
-from crossdistill.data.dataset import Entry, check_entries, entries_of
+from crossdistill.data.dataset import check_entries
 from crossdistill.data.decoders import DEFAULT_DECODER
 from crossdistill.data.manifest import Manifest
-from crossdistill.distillation.student import load_student, read_facts, read_view
 from crossdistill.encoders import Encoder
 from crossdistill.encoders.execution import Execution
-from crossdistill.errors import UserError, unknown_name
+from crossdistill.evaluation.clips import check_dataset, check_names, entries_of_part
+from crossdistill.evaluation.embedded_split import EmbeddedSplit
+from crossdistill.evaluation.evaluations import evaluation_of_split
+from crossdistill.evaluation.feature_store import kept_features
 from crossdistill.evaluation.features import Features
-from crossdistill.evaluation.finetune import classify
-from crossdistill.evaluation.fusion import agree, common_videos, fuse
-from crossdistill.evaluation.intervals import units_of
-from crossdistill.evaluation.options import SPLIT_MARK, Options, folder_for, parse
-from crossdistill.evaluation.probes import Sets
-from crossdistill.evaluation.protocols import (
-    FINETUNE,
-    JOINT_PROTOCOLS,
-    PROTOCOLS,
-    Settings,
-    apply_protocols,
-    bootstrap_of,
-    mean_of_splits,
-    with_facts,
-)
-from crossdistill.evaluation.results import Evaluation, ProtocolResult
-from crossdistill.evaluation.store import FOLDER_NAME, kept_features
-from crossdistill.evaluation.tables import print_evaluation
+from crossdistill.evaluation.protocols import PROTOCOLS, apply_protocols
+from crossdistill.evaluation.results import Evaluation
+from crossdistill.evaluation.settings import ProtocolSettings, ReadSettings
 from crossdistill.evaluation.views import TestViews
 from crossdistill.training.run_folder import RunFolder
 from crossdistill.training.trackers import require_tracker, track_results
@@ -48,44 +32,25 @@ from crossdistill.utils.console import console
 from crossdistill.utils.distributed import create_accelerator, decide_on_first, use_all_cores
 from crossdistill.utils.files import write_text_atomically
 
-__all__ = ["PROTOCOLS", "Evaluation", "Options", "evaluate_encoder", "main", "print_evaluation"]
-# Of the members of a fusion, so that the table shows what fusing them gains.
-MEMBER_PROTOCOLS = ("knn", "linear", "retrieval")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How videos become features."""
+class EvaluatedEncoder:
+    """An encoder with everything that embedding a split needs."""
 
-    views: TestViews = field(default_factory=TestViews)
-    train_views: TestViews = field(default_factory=TestViews)
-    max_clips: int | None = None
-    """Most clips of either part, spread evenly over it."""
-    num_workers: int = 2
-    decoder: str = DEFAULT_DECODER
-    short_clips: str = "repeat"
-
-
-@dataclass(frozen=True)
-class Student:
-    """An encoder as it is evaluated."""
-
-    name: str
-    """As results call it."""
     encoder: Encoder
     execution: Execution
-    folder: Path | None = None
-    """With its weights, where it has one."""
     features_folder: Path | None = None
-    """Of the feature store; None to keep nothing."""
+    """Folder of the feature store; None to keep nothing."""
     description: str | None = None
-    """Starts the progress bars' text; no bars if None."""
+    """Start of the text of the progress bars; None for no bars."""
 
-    def embed(self, manifest: Manifest, split: str, reading: Reading, accelerator: Accelerator) -> Sets:
-        """Both parts of a split; complete on the first process."""
-        entries = {part: evaluated_entries(manifest, split, part, reading.max_clips) for part in ("train", "test")}
-        # Of both parts before the first is embedded.
-        check_entries([*entries["train"], *entries["test"]], [self.encoder.view], short_clips=reading.short_clips)
+    def embed(self, manifest: Manifest, split: str, settings: ReadSettings, accelerator: Accelerator) -> EmbeddedSplit:
+        """Embed both parts of a split; the result is complete on the first process only."""
+        entries = {name: entries_of_part(manifest, split, name, settings.max_clips) for name in ("train", "test")}
+        # Both parts are checked before the first is embedded, which may take hours.
+        check_entries([*entries["train"], *entries["test"]], [self.encoder.view], short_clips=settings.short_clips)
 
         def part(name: str, views: TestViews) -> Features:
             return kept_features(
@@ -96,14 +61,14 @@ class Student:
                 execution=self.execution,
                 accelerator=accelerator,
                 views=views,
-                num_workers=reading.num_workers,
-                decoder=reading.decoder,
-                short_clips=reading.short_clips,
+                num_workers=settings.num_workers,
+                decoder=settings.decoder,
+                short_clips=settings.short_clips,
                 description=None if self.description is None else f"{self.description}, {name} clips",
             )
 
-        train, test = part("train", reading.train_views), part("test", reading.views)
-        return Sets(train, test, len(manifest.classes), description=self.description)
+        train, test = part("train", settings.train_views), part("test", settings.views)
+        return EmbeddedSplit(train, test, len(manifest.classes), description=self.description)
 
 
 def evaluate_encoder(
@@ -120,61 +85,53 @@ def evaluate_encoder(
     decoder: str = DEFAULT_DECODER,
     short_clips: str = "repeat",
     description: str | None = None,
-    views: TestViews | None = None,
-    train_views: TestViews | None = None,
-    settings: Settings | None = None,
     features_folder: Path | None = None,
 ) -> Evaluation:
-    """Embed both parts of a split once and apply protocols to the features.
+    """Embed the middle of every video of both parts of a split once and apply protocols to the features.
 
     Args:
-        encoder: Embeds the middle of every video, or several views of it.
+        encoder: The encoder, evaluated in eval mode; its training flag is restored.
         manifest: A labelled dataset with the encoder's stream.
-        split: Trains on its ``train`` part, tests on its ``test`` part.
+        split: Name of the split: its ``train`` part is trained on, its ``test`` part is tested on.
         execution: How the encoder runs.
-        accelerator: Tells the processes apart; every process returns the same result.
-        protocols: Of ``PROTOCOLS``.
+        accelerator: The processes that share the work; every process returns the same result.
+        protocols: Names in ``PROTOCOLS``.
         ks: Numbers of neighbours for k-NN.
-        max_clips: Most clips of either part, spread evenly over it; None for all.
-        num_workers: Processes that decode.
-        decoder: Which library reads the videos.
-        short_clips: What becomes of videos that are shorter than the encoder's view: one of ``SHORT_CLIPS``.
-        description: Starts the progress bars' text; no bars if None.
-        views: Of every test video; its middle if None.
-        train_views: Of every training video; as ``views`` if None.
-        settings: Of the protocols, in place of ``ks``.
-        features_folder: Where features are kept for the next evaluation; None to keep nothing.
+        max_clips: Largest number of videos of either part, spread evenly over it; None for all.
+        num_workers: Number of processes that decode.
+        decoder: Library that reads the videos.
+        short_clips: Rule for videos that are shorter than the encoder's view, one of ``SHORT_CLIPS``.
+        description: Start of the text of the progress bars; None for no bars.
+        features_folder: Folder in which features are kept for the next evaluation; None to keep nothing.
 
     Raises:
-        UserError: An unknown protocol or split, a dataset without labels or without the encoder's stream, an empty
-            part, or views that do not fit.
+        UserError: An unknown protocol or split, a dataset without labels or without the encoder's stream, or an empty
+            part.
     """
     check_names("protocol", protocols, PROTOCOLS)
     check_dataset(manifest, encoder.view, split, wanted_by=encoder.name)
-    views = views or TestViews()
-    views.require_fit(encoder.view)
-    reading = Reading(views, train_views or views, max_clips, num_workers, decoder, short_clips)
-    student = Student(encoder.name, encoder, execution, features_folder=features_folder, description=description)
-    settings = settings or Settings(ks=tuple(ks))
-    sets = student.embed(manifest, split, reading, accelerator)
+    reading = ReadSettings(max_clips=max_clips, num_workers=num_workers, decoder=decoder, short_clips=short_clips)
+    settings = ProtocolSettings(ks=tuple(ks))
+    student = EvaluatedEncoder(encoder, execution, features_folder=features_folder, description=description)
+    embedded = student.embed(manifest, split, reading, accelerator)
 
     def evaluate() -> Evaluation:
-        results = apply_protocols(sets, protocols, settings)
-        return describe(encoder.name, manifest, split, sets, results, settings)
+        results = apply_protocols(embedded, protocols, settings)
+        return evaluation_of_split(encoder.name, manifest, split, embedded, results, settings)
 
     return on_first(accelerator, evaluate)
 
 
-def on_first(accelerator: Accelerator, evaluate: Any) -> Any:
-    """Compute on the first process with every core that all of them have on its machine, for all of them.
+def on_first(accelerator: Accelerator, compute: Callable[[], Result]) -> Result:
+    """Compute on the first process, with the CPU threads of all processes, and give every process the result.
 
-    So the numbers of one and of several processes are the same to the last digit: products of matrices may differ in
-    it with the number of threads.
+    With the same number of threads, one process and several give the same numbers to the last digit: matrix products
+    may depend on the number of threads.
     """
 
-    def with_all_threads() -> Any:
+    def with_all_threads() -> Result:
         with _threads_of_all(accelerator):
-            return evaluate()
+            return compute()
 
     return decide_on_first(accelerator, with_all_threads)
 

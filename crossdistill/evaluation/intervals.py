@@ -1,7 +1,7 @@
-"""Confidence intervals: percentiles of a measure over test sets that are drawn with replacement.
+"""Bootstrap confidence intervals: percentiles of a measure over test sets that are drawn with replacement.
 
-Videos are drawn, or groups of them where the set has groups: clips of one performer or one source film are alike, and
-an interval that takes them for independent is too narrow. The percentile method is that of Efron and Tibshirani, "An
+Videos are drawn, or whole groups where the set has groups: clips of one performer or one source film are alike, and an
+interval that treats them as independent is too narrow. The percentile method is that of Efron and Tibshirani, "An
 Introduction to the Bootstrap", 1993, chapter 13.
 
 Shapes: B test clips, U units, C classes, R draws at once.
@@ -17,48 +17,55 @@ from numpy.typing import NDArray
 
 from crossdistill.evaluation.results import MEAN_CLASS, TOP1, Bootstrap, Outcome, Units
 
-NUM_DRAWS = 2000
 LEVEL = 0.95
-# Draws x units at once: bounds the memory.
+# Draws x units that are held at once: bounds the memory.
 _NUM_WEIGHTS_AT_ONCE = 2**22
 
 Floats = NDArray[np.float64]
 
 
 def units_of(videos: Sequence[str], groups: Sequence[str | None]) -> Units:
-    """Groups if every video has one and they are at least two, else the videos themselves."""
+    """Choose what a bootstrap draws: groups if every video has one and there are at least two, else videos."""
     named = [group for group in groups if group is not None]
     if len(named) == len(videos) and len(set(named)) > 1:
         return Units("group", tuple(named))
     return Units("video", tuple(videos))
 
 
-def describe(units: Sequence[Units], *, num_draws: int, seed: int) -> Bootstrap:
-    """What a result has to say about its intervals.
+def describe_bootstrap(units: Sequence[Units], *, num_draws: int, seed: int) -> Bootstrap | None:
+    """Describe how intervals are made.
 
     Args:
-        units: Of each test set.
-        num_draws: How many test sets are drawn.
-        seed: Of the draws.
+        units: Units of each test set.
+        num_draws: Number of test sets that are drawn.
+        seed: Seed of the draws.
+
+    Returns:
+        None without draws.
     """
+    if not num_draws:
+        return None
     kinds = {part.kind for part in units}
     num_units = len({name for part in units for name in part.names})
     return Bootstrap(" and ".join(sorted(kinds)), num_units, num_draws, LEVEL, seed)
 
 
 def bootstrap_intervals(
-    outcomes: Sequence[Outcome], *, num_draws: int = NUM_DRAWS, seed: int = 0
+    outcomes: Sequence[Outcome], *, num_draws: int, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
     """Compute an interval for every measure of an outcome, and for mean-class accuracy.
 
     Args:
-        outcomes: Of one test set, or of several (splits) whose measures are averaged; with units.
-        num_draws: How many test sets are drawn.
-        seed: Same seed and units give the same draws, whatever the protocol: differences are of the protocols.
+        outcomes: One test set, or several (splits) whose measures are averaged; with units.
+        num_draws: Number of test sets that are drawn; 0 for no intervals.
+        seed: Seed of the draws. The same seed and units give the same draws for every protocol, so that differences
+            come from the protocols.
 
     Returns:
-        Measure to the ends of its interval, rounded to 1e-10.
+        Measure to the ends of its interval, rounded to 1e-10; empty without draws.
     """
+    if not num_draws:
+        return {}
     units = [outcome.units for outcome in outcomes if outcome.units is not None]
     assert len(units) == len(outcomes)
     position = {name: i for i, name in enumerate(sorted({name for part in units for name in part.names}))}
@@ -82,7 +89,7 @@ def _ends(values: Floats, percentiles: tuple[float, float]) -> tuple[float, floa
 
 
 def _mean(values: list[Floats]) -> Floats:
-    """Over sets; one of which a draw holds no clip does not count in it."""
+    """Average over test sets; a set without clips in a draw does not count in that draw."""
     if len(values) == 1:
         return values[0]
     stacked = np.stack(values)
@@ -91,7 +98,7 @@ def _mean(values: list[Floats]) -> Floats:
 
 
 def _draws(num_units: int, num_draws: int, seed: int) -> Iterator[Floats]:
-    """[R, U] how often each unit was drawn; R changes nothing in the numbers."""
+    """Yield [R, U] how often each unit was drawn; the numbers do not depend on R."""
     generator = np.random.default_rng(seed)
     at_once = max(1, _NUM_WEIGHTS_AT_ONCE // num_units)
     for start in range(0, num_draws, at_once):
@@ -103,17 +110,17 @@ def _draws(num_units: int, num_draws: int, seed: int) -> Iterator[Floats]:
 
 @dataclass(frozen=True)
 class _Sums:
-    """A test set by units: a draw's measures are ratios of weighted sums, so clips are needed no more."""
+    """Sums over the clips of each unit: the measures of a draw are ratios of weighted sums of them."""
 
     clips_u: Floats
     hits_u: dict[str, Floats]
     clips_uc: Floats
-    """Of the classes that the test set holds."""
+    """[U, C] over the classes that the test set holds."""
     hits_uc: Floats
 
     @staticmethod
     def of(outcome: Outcome, unit_b: NDArray[np.int64], num_units: int, measures: Sequence[str]) -> _Sums:
-        """Add up the clips of each unit."""
+        """Sum over the clips of each unit."""
         classes, class_b = np.unique(outcome.labels_b.numpy(), return_inverse=True)
         hits = {name: outcome.hits[name].numpy() for name in measures}
         clips_uc, hits_uc = (np.zeros((num_units, len(classes))) for _ in range(2))
@@ -130,7 +137,7 @@ class _Sums:
         )
 
     def measure(self, weights_ru: Floats) -> dict[str, Floats]:
-        """[R] for every measure; NaN where a draw holds no clip. A class of which it holds none does not count."""
+        """Compute [R] for every measure: NaN for a draw without clips; a class without clips does not count."""
         num_r = weights_ru @ self.clips_u
         values = {name: _ratio(weights_ru @ hits_u, num_r) for name, hits_u in self.hits_u.items()}
         recall_rc = _ratio(weights_ru @ self.hits_uc, weights_ru @ self.clips_uc)
@@ -140,5 +147,5 @@ class _Sums:
 
 
 def _ratio(above: Floats, below: NDArray[np.generic]) -> Floats:
-    """NaN where there is nothing to divide by."""
+    """Divide, with NaN where the divisor is 0."""
     return np.divide(above, below, out=np.full(above.shape, np.nan), where=np.asarray(below) > 0)

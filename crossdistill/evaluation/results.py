@@ -1,8 +1,8 @@
-"""What a protocol reports: accuracies, how they follow from class scores, and how they are stored.
+"""Results of protocols: accuracies, how they follow from class scores, and how they are stored.
 
-The JSON of an evaluation is ``Evaluation.to_json()``; ``docs/results_schema.md`` explains it field by field, and
-``json_schema`` gives it to machines. Fields are added, never renamed; ``SCHEMA_VERSION`` rises when one changes its
-meaning.
+``Evaluation.to_json`` gives the JSON of an evaluation; ``docs/results_schema.md`` explains it field by field, and
+``json_schema`` gives it as a JSON Schema. Fields are added, never renamed; ``SCHEMA_VERSION`` rises when one changes
+its meaning.
 
 Shapes: B test clips, C classes.
 """
@@ -10,8 +10,9 @@ Shapes: B test clips, C classes.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -19,6 +20,9 @@ from pydantic.json_schema import SkipJsonSchema
 from torch import Tensor
 
 from crossdistill.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas
 
 SCHEMA_FORMAT = "crossdistill-evaluation"
 SCHEMA_VERSION = 1
@@ -42,29 +46,29 @@ class Accuracies:
 
 @dataclass(frozen=True)
 class Units:
-    """What a bootstrap draws, by name: test sets that share videos or groups are then drawn together."""
+    """What a bootstrap draws, by name, so that test sets that share videos or groups are drawn together."""
 
     kind: str
     """``video`` or ``group``."""
     names: tuple[str, ...]
-    """[B], the unit of each test clip."""
+    """[B] unit of each test clip."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a protocol got right, clip by clip: everything that accuracies and their intervals follow from."""
+    """Which clips a protocol got right; accuracies and their intervals follow from it."""
 
     hits: dict[str, Tensor]
-    """Measure to [B] float64 in [0, 1]: 1 where a clip is right by it; between them for means over several draws."""
+    """Measure to [B] float64 in [0, 1]: 1 where a clip is right; between 0 and 1 for a mean over several draws."""
     labels_b: Tensor
     """[B] int64 on the CPU."""
     predicted_b: Tensor | None = None
-    """[B] int64, the best class of each clip; None where a protocol predicts no class."""
+    """[B] int64 best class of each clip; None where a protocol predicts no class."""
     units: Units | None = None
-    """What the bootstrap draws; added by whoever knows the videos."""
+    """What the bootstrap draws; None until the videos are known."""
 
     def accuracies(self) -> Accuracies:
-        """The means of hits, and of top-1 within classes."""
+        """Average the hits over clips, and top-1 over classes."""
         top1_b = self.hits[TOP1]
         count_c = torch.bincount(self.labels_b)
         hits_c = torch.zeros(len(count_c), dtype=torch.float64).index_add_(0, self.labels_b, top1_b)
@@ -83,26 +87,26 @@ class ProtocolResult:
     top1: float
     """Share of test clips whose best class is the right one; of retrieval R@1."""
     top5: float
-    """With fewer than five classes: among the best min(5, C), which is 1 where no class is absent from training. Of
-    retrieval R@5."""
+    """Share of test clips whose right class is among the best min(5, C); 1 with up to five classes, unless a class is
+    absent from training; of retrieval R@5."""
     mean_class: float
     """Top-1 within each class, averaged over the classes that the test set holds."""
     num_test: int
-    """Test clips that were evaluated."""
+    """Number of test clips that were evaluated."""
     details: dict[str, Any] = field(default_factory=dict)
-    """What else the number depends on; every value can be written as JSON."""
+    """Other values that the number depends on; all can be written as JSON."""
     coverage: float = 1.0
     """Share of the test videos that could be read and so were evaluated, in [0, 1]."""
     views: str = "1x1"
     """Clips x crops of every test video that were averaged."""
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Measure (``top1``, ``top5``, ``mean_class``, of retrieval ``recall_at_10`` …) to the ends of its confidence
-    interval; ``Evaluation.bootstrap`` says how they were made."""
+    interval; ``Evaluation.bootstrap`` describes how they were made."""
     outcome: SkipJsonSchema[Any] = field(default=None, compare=False, repr=False)
-    """An ``Outcome``, which is not written as JSON."""
+    """The ``Outcome``; not written as JSON."""
 
     def to_json(self) -> dict[str, Any]:
-        """Give a plain dictionary that ``json.dumps`` takes."""
+        """Convert to a dictionary that ``json.dumps`` takes."""
         values = dataclasses.asdict(dataclasses.replace(self, outcome=None))
         del values["outcome"]
         return {**values, "intervals": {name: list(ends) for name, ends in self.intervals.items()}}
@@ -115,13 +119,13 @@ class Bootstrap:
     __pydantic_config__ = _STRICT
 
     unit: str
-    """What is drawn with replacement: ``video``, or ``group`` where every test video has a group (performers, source
-    films): clips of one group are alike, so they are drawn together."""
+    """Unit that is drawn with replacement: ``video``, or ``group`` where every test video has a group (performers,
+    source films), because clips of one group are alike."""
     num_units: int
-    """With few units (fewer than about 20) an interval is itself rough."""
+    """Number of units; with few units (fewer than about 20) an interval is itself rough."""
     num_draws: int
     level: float
-    """0.95: from the 2.5th to the 97.5th percentile."""
+    """Confidence level; 0.95 is the range from the 2.5th to the 97.5th percentile."""
     seed: int
 
 
@@ -132,7 +136,7 @@ class AgreementResult:
     __pydantic_config__ = _STRICT
 
     students: tuple[str, str]
-    """Which two, by their names in ``Evaluation.students``."""
+    """Names of the two students in ``Evaluation.students``."""
     num_test: int
     coverage: float
     """Share of the test videos that both could read."""
@@ -144,7 +148,7 @@ class AgreementResult:
     overlap_interval: tuple[float, float] | None
     """Confidence interval of the overlap: clips are drawn, their neighbours stay; None without a bootstrap."""
     chance_overlap: float
-    """Overlap of spaces that have nothing in common."""
+    """Expected overlap of unrelated spaces."""
     cka: float
     """Linear CKA, unbiased; 1 for equal spaces, about 0 for unrelated ones. It has no interval: a clip that is drawn
     twice would be its own perfect neighbour."""
@@ -152,7 +156,7 @@ class AgreementResult:
     """Class name to the mean overlap of its clips."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for a JSON file."""
+        """Convert to a dictionary that ``json.dumps`` takes."""
         ends = self.overlap_interval
         values = {"students": list(self.students), "overlap_interval": None if ends is None else list(ends)}
         return {**dataclasses.asdict(self), **values}
@@ -160,7 +164,14 @@ class AgreementResult:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The outcome of some protocols for one encoder on one split; or a mean of splits, or students together."""
+    """Results of protocols for one encoder on one split, for a mean of splits, or for several students together.
+
+    Example:
+        >>> knn = ProtocolResult("1-nn", top1=0.5, top5=1.0, mean_class=0.5, num_test=4, intervals={"top1": (0.2, 0.8)})
+        >>> evaluation = Evaluation("rgb_r3d18", "ucf101", "1", 8, 4, unreadable={}, results={"1-nn": knn})
+        >>> evaluation.top1, evaluation.interval
+        (0.5, (0.2, 0.8))
+    """
 
     __pydantic_config__ = _STRICT
 
@@ -170,13 +181,13 @@ class Evaluation:
     split: str
     """Name of the split; of a mean of splits their names, joined by ``+``."""
     num_train: int
-    """Training clips that were embedded."""
+    """Number of training clips that were embedded."""
     num_test: int
-    """Test clips that were embedded and so evaluated; of several splits the sum."""
+    """Number of test clips that were evaluated; of several splits the sum."""
     unreadable: dict[str, str]
-    """Videos of either part that could not be read, with the reason; they are left out."""
+    """Videos of either part that could not be read, with the reason; they do not count."""
     results: dict[str, ProtocolResult]
-    """By protocol; of several students those of their fusion."""
+    """Protocol to its result; of several students the results of their fusion."""
     coverage: float = 1.0
     """Share of the test videos that were evaluated, in [0, 1]."""
     views: str = "1x1"
@@ -184,24 +195,66 @@ class Evaluation:
     train_views: str = "1x1"
     """Clips x crops of every training video."""
     bootstrap: Bootstrap | None = None
-    """How the intervals of all results were made; None if there are none."""
+    """How the intervals of all results were made; None without intervals."""
     agreement: list[AgreementResult] = field(default_factory=list)
-    """One for each two students."""
+    """Agreement of each pair of students."""
     splits: dict[str, Evaluation] = field(default_factory=dict)
-    """Of a mean of splits: the evaluation of each."""
+    """Split to its evaluation, where this is a mean of splits."""
     students: dict[str, Evaluation] = field(default_factory=dict)
-    """Of several students: the evaluation of each, by its folder."""
+    """Folder of a student to its evaluation, where these are several students."""
     num_unreadable: int = 0
     """Length of ``unreadable``."""
     num_test_seen: int = 0
-    """Test clips that the student's own training used, which were training clips of another split: such numbers are
-    no test. Of several splits the sum; of several students that of the worst."""
+    """Number of test clips that the student was trained on, as training clips of another split; above 0 the numbers are
+    no test. Of several splits the sum; of several students the largest."""
     format: str = SCHEMA_FORMAT
     version: int = SCHEMA_VERSION
-    """Of this schema."""
+    """Version of this schema."""
+
+    @property
+    def first(self) -> ProtocolResult:
+        """Result of the first protocol.
+
+        Raises:
+            UserError: There are no results of single protocols, for example after ``agreement`` alone.
+        """
+        if not self.results:
+            raise UserError(f"the evaluation of {self.encoder} has no results: choose a protocol, for example knn")
+        return next(iter(self.results.values()))
+
+    @property
+    def top1(self) -> float:
+        """Top-1 accuracy of the first protocol, in [0, 1]."""
+        return self.first.top1
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Confidence interval of ``top1``; None without a bootstrap."""
+        return self.first.intervals.get(TOP1)
+
+    def to_frame(self) -> pandas.DataFrame:
+        """Convert the results to a pandas DataFrame with one row per protocol.
+
+        The columns are ``protocol``, ``top1``, ``low`` and ``high`` (ends of the interval of ``top1``, NaN without a
+        bootstrap), ``top5``, ``mean_class``, ``num_test`` and ``coverage``.
+
+        Raises:
+            UserError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise UserError("to_frame() needs pandas, which is not installed: run pip install pandas") from error
+        columns = ["protocol", "top1", "low", "high", "top5", "mean_class", "num_test", "coverage"]
+        rows = []
+        for result in self.results.values():
+            low, high = result.intervals.get(TOP1, (math.nan, math.nan))
+            values = (result.top1, low, high, result.top5, result.mean_class, result.num_test, result.coverage)
+            rows.append((result.protocol, *values))
+        return pandas.DataFrame(rows, columns=columns)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for a JSON file."""
+        """Convert to a dictionary that ``json.dumps`` takes."""
         bootstrap = None if self.bootstrap is None else dataclasses.asdict(self.bootstrap)
         return {
             "format": self.format,
@@ -226,15 +279,15 @@ class Evaluation:
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON Schema (draft 2020-12) of ``Evaluation.to_json``."""
+    """Give the JSON Schema (draft 2020-12) of ``Evaluation.to_json``."""
     return TypeAdapter(Evaluation).json_schema()
 
 
 def read_evaluation(values: dict[str, Any]) -> Evaluation:
-    """Check what ``Evaluation.to_json`` gave after a way through a file, and give it as objects.
+    """Read back what ``Evaluation.to_json`` gave.
 
     Raises:
-        UserError: It does not fit the schema, or a newer version wrote it; the sentence names the first field.
+        UserError: The values do not fit the schema (the error names the first field), or a newer version wrote them.
     """
     if isinstance(values.get("version"), int) and values["version"] > SCHEMA_VERSION:
         raise UserError(
@@ -252,7 +305,7 @@ def read_evaluation(values: dict[str, Any]) -> Evaluation:
 
 
 def hits_from_scores(scores_bc: Tensor, labels_b: Tensor) -> Outcome:
-    """Say for every clip whether it is right among the first, and among the first five classes.
+    """Decide for every clip whether its right class comes first, and whether it is among the first five.
 
     The rank of the right class is the number of classes with a higher score, plus the number of
     lower class indices with an equal score: of equal scores the lower index comes first, on every
@@ -281,14 +334,14 @@ def accuracy_from_scores(scores_bc: Tensor, labels_b: Tensor) -> Accuracies:
     """Compute top-1, top-5 and mean-class accuracy.
 
     Args:
-        scores_bc: [B, C] class scores, higher is better; ``hits_from_scores`` says how equal ones are ranked.
+        scores_bc: [B, C] class scores, higher is better; ``hits_from_scores`` defines the order of equal ones.
         labels_b: [B] int64 in [0, C).
     """
     return hits_from_scores(scores_bc, labels_b).accuracies()
 
 
 def result_of(protocol: str, outcome: Outcome, details: dict[str, Any]) -> ProtocolResult:
-    """The result that follows from hits; coverage, views and intervals are added by whoever knows them."""
+    """Build the result that follows from hits, still without coverage, views and intervals."""
     accuracies = outcome.accuracies()
     return ProtocolResult(
         protocol=protocol,

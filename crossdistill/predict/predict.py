@@ -18,8 +18,8 @@ from crossdistill.data.manifest import Manifest
 from crossdistill.data.sampling import SampleKey
 from crossdistill.distillation.student import find_class_names, find_student, load_student
 from crossdistill.errors import UnreadableVideoError, UserError
+from crossdistill.evaluation.feature_store import FOLDER_NAME, FeatureStore, complete, exported_key, kept_features
 from crossdistill.evaluation.features import Features, assemble, no_features
-from crossdistill.evaluation.store import FOLDER_NAME, FeatureStore, complete, exported_key, kept_features
 from crossdistill.export.metadata import EMBEDDINGS
 from crossdistill.predict.camera import open_camera, recordings
 from crossdistill.predict.predictor import (

@@ -20,7 +20,7 @@ from crossdistill.distillation.student import class_name
 from crossdistill.encoders import Encoder
 from crossdistill.encoders.base import Classifier
 from crossdistill.encoders.execution import Execution
-from crossdistill.evaluation.knn import nearest_neighbours
+from crossdistill.evaluation.neighbours import nearest_neighbours
 from crossdistill.export.metadata import EMBEDDINGS, LOGITS
 from crossdistill.export.network import Outputs, with_logits
 from crossdistill.export.onnx import open_session, read_metadata, run_session

@@ -15,8 +15,8 @@ from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from crossdistill.evaluation.agreement import chance_overlap, linear_cka, nearest_others, share_of_common
 from crossdistill.evaluation.features import Features
+from crossdistill.evaluation.protocols.agreement import chance_overlap, linear_cka, nearest_others, share_of_common
 from crossdistill.report.record import AbsentError
 from crossdistill.report.spaces import Space, on_common_videos, predictions
 

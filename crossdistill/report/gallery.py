@@ -13,7 +13,7 @@ from crossdistill.data.dataset import Entry, entries_of
 from crossdistill.data.manifest import Manifest
 from crossdistill.distillation.student import class_name
 from crossdistill.errors import UnreadableVideoError
-from crossdistill.evaluation.knn import nearest_neighbours
+from crossdistill.evaluation.neighbours import nearest_neighbours
 from crossdistill.report.frames import clip_strip
 from crossdistill.report.record import AbsentError
 from crossdistill.report.spaces import Space

@@ -18,10 +18,13 @@ from crossdistill.distillation.student import find_student, load_student
 from crossdistill.encoders import Encoder, is_from_file
 from crossdistill.encoders.execution import Execution
 from crossdistill.errors import UserError
-from crossdistill.evaluation.evaluate import Reading, Student, check_dataset, describe
+from crossdistill.evaluation.clips import check_dataset
+from crossdistill.evaluation.embedded_split import EmbeddedSplit
+from crossdistill.evaluation.evaluate import EvaluatedEncoder
+from crossdistill.evaluation.evaluations import evaluation_of_split
+from crossdistill.evaluation.feature_store import FOLDER_NAME
 from crossdistill.evaluation.features import Features
-from crossdistill.evaluation.probes import Sets
-from crossdistill.evaluation.protocols import Settings, apply_protocols
+from crossdistill.evaluation.protocols import apply_protocols
 from crossdistill.evaluation.results import Evaluation
 from crossdistill.evaluation.store import FOLDER_NAME
 from crossdistill.recipes.config import AUTO, SELF, RunConfig
@@ -76,7 +79,7 @@ class Space:
     """A network's embedding of both parts of a split."""
 
     network: Network
-    sets: Sets
+    sets: EmbeddedSplit
     evaluation: Evaluation | None
     """With outcomes, clip by clip; None without labels."""
     is_whole: bool
@@ -208,26 +211,25 @@ def embed(
     accelerator = create_accelerator()
     setting = "auto" if config is None else config.machine.precision
     execution = Execution.choose(network.encoder, device=accelerator.device, precision=setting)
-    student = Student(
-        network.encoder.name,
+    student = EvaluatedEncoder(
         network.encoder,
         execution,
         features_folder=network.features_folder,
         description=description,
     )
-    reading = Reading(
+    reading = ReadSettings(
         max_clips=options.num_clips,
         num_workers=options.num_workers,
         short_clips="repeat" if config is None else config.data.short_clips,
     )
-    settings = Settings()
+    settings = ProtocolSettings()
     try:
         check_dataset(manifest, network.encoder.view, split, wanted_by=f"the {network.role}")
         sets = student.embed(manifest, split, reading, accelerator)
         results = apply_protocols(sets, MEASURED, settings)
     except UserError as error:
         raise AbsentError(f"{error}.") from error
-    evaluation = describe(network.encoder.name, manifest, split, sets, results, settings)
+    evaluation = evaluation_of_split(network.encoder.name, manifest, split, sets, results, settings)
     largest = max(len(manifest.select(split=split, part=part)) for part in ("train", "test"))
     return Space(network, sets, evaluation, is_whole=largest <= options.num_clips)
 

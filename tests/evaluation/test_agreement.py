@@ -17,8 +17,8 @@ from crossdistill.data.manifest import Manifest
 from crossdistill.distillation.student import save_student
 from crossdistill.encoders import create_encoder
 from crossdistill.errors import UserError
-from crossdistill.evaluation import agreement
-from crossdistill.evaluation.agreement import (
+from crossdistill.evaluation.protocols import agreement
+from crossdistill.evaluation.protocols.agreement import (
     NeighbourClasses,
     chance_overlap,
     linear_cka,

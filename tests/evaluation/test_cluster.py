@@ -10,7 +10,14 @@ from sklearn.cluster import kmeans_plusplus
 from sklearn.metrics.cluster import contingency_matrix
 
 from crossdistill.errors import UserError
-from crossdistill.evaluation.cluster import evaluate_cluster, match_clusters
+from crossdistill.evaluation.embedded_split import EmbeddedSplit
+from crossdistill.evaluation.protocols import PROTOCOLS, ProtocolSettings
+from crossdistill.evaluation.protocols.cluster import match_clusters
+
+
+def evaluate_cluster(*, seed=0, **tensors):
+    (result,) = PROTOCOLS["cluster"](EmbeddedSplit.from_tensors(**tensors), ProtocolSettings(seed=seed))
+    return result
 
 
 @pytest.mark.parametrize("seed", range(5))

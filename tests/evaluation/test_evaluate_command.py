@@ -24,11 +24,11 @@ from crossdistill.distillation.student import save_student
 from crossdistill.encoders import create_encoder
 from crossdistill.encoders.execution import Execution
 from crossdistill.errors import UserError
-from crossdistill.evaluation import store
+from crossdistill.evaluation import feature_store
 from crossdistill.evaluation.evaluate import evaluate_encoder
+from crossdistill.evaluation.feature_store import FeatureStore, feature_key, kept_features
 from crossdistill.evaluation.features import extract_features
 from crossdistill.evaluation.results import read_evaluation
-from crossdistill.evaluation.store import FeatureStore, feature_key, kept_features
 from crossdistill.evaluation.views import MultiViewClips, TestViews, spread_crops
 from crossdistill.modalities import get_modality
 
@@ -175,9 +175,9 @@ def test_command__all_protocols_stand_with_interval_coverage_and_views(student, 
 
 def test_command__splits_and_their_mean_embed_each_video_once(student, small_folder, tmp_path, capsys, monkeypatch):
     embedded = []
-    extract = store.extract_features
+    extract = feature_store.extract_features
     monkeypatch.setattr(
-        store,
+        feature_store,
         "extract_features",
         lambda encoder, entries, **o: embedded.append(len(entries)) or extract(encoder, entries, **o),
     )
@@ -309,7 +309,9 @@ def test_command__a_class_without_training_clips_is_named_first(student, small_f
 
 @pytest.fixture
 def nothing_is_loaded(monkeypatch):
-    monkeypatch.setattr("crossdistill.evaluation.evaluate.load_student", lambda *_, **__: pytest.fail("too late"))
+    monkeypatch.setattr(
+        "crossdistill.evaluation.evaluate_students.load_student", lambda *_, **__: pytest.fail("too late")
+    )
 
 
 @pytest.mark.parametrize(
@@ -387,13 +389,13 @@ def kept(encoder, manifest, folder, *, views=None, positions=range(6)):
 def embedded(monkeypatch):
     """Names of the videos that were embedded."""
     names = []
-    extract = store.extract_features
+    extract = feature_store.extract_features
 
     def counting(encoder, entries, **options):
         names.extend(entry.video.name for entry in entries)
         return extract(encoder, entries, **options)
 
-    monkeypatch.setattr(store, "extract_features", counting)
+    monkeypatch.setattr(feature_store, "extract_features", counting)
     return names
 
 

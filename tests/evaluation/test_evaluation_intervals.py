@@ -11,8 +11,8 @@ from scipy.stats import bootstrap
 
 from crossdistill.errors import UserError
 from crossdistill.evaluation import intervals
-from crossdistill.evaluation.intervals import bootstrap_intervals, units_of
-from crossdistill.evaluation.protocols import Settings, bootstrap_of, mean_of_splits
+from crossdistill.evaluation.evaluations import mean_of_splits
+from crossdistill.evaluation.intervals import bootstrap_intervals, describe_bootstrap, units_of
 from crossdistill.evaluation.results import (
     AgreementResult,
     Evaluation,
@@ -22,6 +22,7 @@ from crossdistill.evaluation.results import (
     read_evaluation,
     result_of,
 )
+from crossdistill.evaluation.settings import ProtocolSettings
 
 PAGE = Path(__file__).parents[2] / "docs" / "results_schema.md"
 
@@ -70,7 +71,7 @@ def test_bootstrap__groups_widen_it_where_clips_of_a_group_are_alike():
     alike = torch.tensor([float(i % 10 < 5) for i in range(100)])
     by_video = replace(made, hits={"top1": alike, "top5": alike})
     by_group = replace(by_video, units=Units("group", tuple(f"g{i % 10}" for i in range(100))))
-    widths = [np.ptp(bootstrap_intervals([each])["top1"]) for each in (by_video, by_group)]
+    widths = [np.ptp(bootstrap_intervals([each], num_draws=2000)["top1"]) for each in (by_video, by_group)]
     assert widths[1] > 2.5 * widths[0]  # the square root of ten
 
 
@@ -88,17 +89,16 @@ def test_units_of__are_groups_where_every_video_has_one():
 
 
 def evaluation(split="1", *, seed=0, prefix="v"):
-    settings = Settings(num_bootstrap_draws=200)
     made = outcome(60, seed=seed, prefix=prefix)
     result = result_of("linear", made, {"recall": {"1": 0.5 + seed / 10}})
     result = replace(result, intervals=bootstrap_intervals([made], num_draws=200))
-    bootstrap_facts = bootstrap_of([made.units], settings)
+    bootstrap_facts = describe_bootstrap([made.units], num_draws=200, seed=0)
     return Evaluation("flow_r3d18", "toy", split, 90, 60, {}, {"linear": result}, bootstrap=bootstrap_facts)
 
 
 def test_mean_of_splits__averages_numbers_and_narrows_their_interval():
     by_split = {"1": evaluation("1"), "2": evaluation("2", seed=1, prefix="w")}
-    mean = mean_of_splits(by_split, Settings(num_bootstrap_draws=200))
+    mean = mean_of_splits(by_split, ProtocolSettings(num_bootstrap_draws=200))
     result, parts = mean.results["linear"], [each.results["linear"] for each in by_split.values()]
     assert result.top1 == pytest.approx(np.mean([part.top1 for part in parts]), abs=1e-15)
     assert result.details["recall"] == {"1": 0.55}
@@ -107,9 +107,9 @@ def test_mean_of_splits__averages_numbers_and_narrows_their_interval():
     assert low < result.top1 < high
     assert high - low < 0.85 * min(part.intervals["top1"][1] - part.intervals["top1"][0] for part in parts)
     # The same test set twice is no more than once: its videos are drawn together.
-    twice = mean_of_splits({"1": evaluation(), "2": evaluation("2")}, Settings(num_bootstrap_draws=200))
+    twice = mean_of_splits({"1": evaluation(), "2": evaluation("2")}, ProtocolSettings(num_bootstrap_draws=200))
     assert twice.results["linear"].intervals == parts[0].intervals
-    assert mean_of_splits({"1": by_split["1"]}, Settings()) is by_split["1"]
+    assert mean_of_splits({"1": by_split["1"]}, ProtocolSettings()) is by_split["1"]
 
 
 def whole_evaluation():

@@ -12,13 +12,20 @@ from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 from crossdistill.encoders.base import Classifier
 from crossdistill.errors import UserError
+from crossdistill.evaluation.embedded_split import EmbeddedSplit
 from crossdistill.evaluation.features import Features
-from crossdistill.evaluation.finetune import classify
-from crossdistill.evaluation.fusion import agree, common_videos, fuse
-from crossdistill.evaluation.held_out import Shots, held_out_part
-from crossdistill.evaluation.probes import Sets, class_scores, linear, linear_sweep, low_shot
+from crossdistill.evaluation.held_out import held_out_part
+from crossdistill.evaluation.linear_probe import class_scores, train_on
+from crossdistill.evaluation.protocols import ProtocolSettings
+from crossdistill.evaluation.protocols.agreement import compare_students
+from crossdistill.evaluation.protocols.finetune import classify
+from crossdistill.evaluation.protocols.fusion import common_videos, fuse
+from crossdistill.evaluation.protocols.linear import evaluate_linear
+from crossdistill.evaluation.protocols.linear_sweep import evaluate_linear_sweep
+from crossdistill.evaluation.protocols.lowshot import low_shot
+from crossdistill.evaluation.protocols.retrieval import centred_unit, retrieve
 from crossdistill.evaluation.results import accuracy_from_scores
-from crossdistill.evaluation.retrieval import centred_unit, evaluate_retrieval
+from crossdistill.evaluation.settings import Shots
 from crossdistill.evaluation.views import TestViews
 
 NUM_CLASSES = 6
@@ -37,18 +44,16 @@ def features(num, *, seed, dim=12, num_views=1, distance=0.6, with_groups=True):
 
 
 def sets(*, seed=0, num_train=120, num_test=90, **options):
-    return Sets(features(num_train, seed=seed, **options), features(num_test, seed=seed + 1, **options), NUM_CLASSES)
+    train, test = features(num_train, seed=seed, **options), features(num_test, seed=seed + 1, **options)
+    return EmbeddedSplit(train, test, NUM_CLASSES)
 
 
-def retrieve(train, test, **options):
-    return evaluate_retrieval(
-        train_features=[train.features],
-        train_labels=train.labels,
-        test_features=[test.features],
-        test_labels=test.labels,
-        num_classes=NUM_CLASSES,
-        **options,
-    )
+def linear(split, *, seed):
+    return evaluate_linear(split, ProtocolSettings(seed=seed))[0]
+
+
+def linear_sweep(split, **options):
+    return evaluate_linear_sweep(split, ProtocolSettings(), **options)[0]
 
 
 def test_accuracy__equals_scikit_learn():
@@ -72,7 +77,7 @@ def test_accuracy__equals_torchmetrics():
 
 def test_retrieval__equals_scikit_learn_and_numpy():
     both = sets(num_views=3)
-    result = retrieve(both.train, both.test)
+    result = retrieve([both])
     gallery, queries = (x.views_nvd.numpy().astype(np.float64).mean(1) for x in (both.train, both.test))
     gallery, queries = gallery - gallery.mean(0), queries - queries.mean(0)
     near = NearestNeighbors(metric="cosine", algorithm="brute").fit(gallery).kneighbors(queries, 50)[1]
@@ -88,8 +93,8 @@ def test_retrieval__equals_scikit_learn_and_numpy():
 def test_retrieval__each_set_loses_its_own_offset():
     both = sets()
     moved = both.test.views_nvd + 50
-    result = retrieve(both.train, both.test)
-    assert retrieve(both.train, Features(moved, *_rest(both.test))).details == result.details
+    result = retrieve([both])
+    assert retrieve([replace(both, test=Features(moved, *_rest(both.test)))]).details == result.details
     assert centred_unit(torch.ones(1, 3)).norm() == pytest.approx(1)
 
 
@@ -99,13 +104,13 @@ def _rest(part):
 
 def test_linear__several_views_average_probabilities():
     both = sets(num_views=3)
-    probe = both.probe(seed=4)
+    probe = train_on(both.train, NUM_CLASSES, seed=4)
     logits = np.stack([probe.scores(both.test.views_nvd[:, v]).numpy() for v in range(3)])
     expected = softmax(logits.astype(np.float64), axis=2).mean(0)
     np.testing.assert_allclose(class_scores(probe, both.test.views_nvd).exp().numpy() / 3, expected, atol=1e-6)
     result = linear(both, seed=4)
     assert result.top1 == pytest.approx(np.mean(expected.argmax(1) == both.test.labels.numpy()), abs=1e-15)
-    one = linear(Sets(_centre(both.train), _centre(both.test), NUM_CLASSES), seed=4)
+    one = linear(EmbeddedSplit(_centre(both.train), _centre(both.test), NUM_CLASSES), seed=4)
     assert result.top1 > one.top1  # three looks say more than one
 
 
@@ -116,10 +121,10 @@ def _centre(part):
 def test_linear_sweep__never_sees_the_test_set_and_holds_groups_out():
     both = sets()
     lrs = {"lrs": (1e-4, 0.03), "weight_decays": (0.0, 1e-3)}
-    result = linear_sweep(both, seed=0, **lrs)
+    result = linear_sweep(both, **lrs)
     assert (result.details["lr"], result.details["held_out_by"], result.details["num_held_out"]) == (0.03, "group", 24)
     shuffled = Features(both.test.views_nvd.flip(0), *_rest(both.test))
-    other = linear_sweep(Sets(both.train, shuffled, NUM_CLASSES), seed=0, **lrs)
+    other = linear_sweep(EmbeddedSplit(both.train, shuffled, NUM_CLASSES), **lrs)
     assert {k: other.details[k] for k in ("lr", "weight_decay", "held_out_top1")} == {
         k: result.details[k] for k in ("lr", "weight_decay", "held_out_top1")
     }
@@ -176,7 +181,7 @@ def naive_draw(labels, shots, seed):
 
 
 def naive_layer(rows, labels, num_classes, seed):
-    """The head of linear.py line by line in numpy: [N, D] rows to a function from rows to logits."""
+    """The head of linear_probe.py line by line in numpy: [N, D] rows to a function from rows to logits."""
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     mean, std = unit.mean(0), np.sqrt(unit.var(0, ddof=1) + 1e-5)
     inputs, targets = (unit - mean) / std, np.eye(num_classes)[labels]
@@ -236,7 +241,7 @@ def test_classify__equals_a_naive_loop_over_videos_views_and_classes():
     both = replace(both, train=both.train.select(kept))
     generator = torch.Generator().manual_seed(5)
     layer = Classifier(torch.randn(NUM_CLASSES, 12, generator=generator), torch.randn(NUM_CLASSES, generator=generator))
-    result = classify(both, layer, protocol="finetune", details={"epochs": 3})
+    result = classify(both, layer, details={"epochs": 3})
 
     allowed = [c for c in range(NUM_CLASSES) if c != 1]
     right, near, by_class = [], [], {}
@@ -261,12 +266,12 @@ def test_classify__equals_a_naive_loop_over_videos_views_and_classes():
     assert by_class[1] == [0.0] * len(by_class[1]) and 0.1 < result.top1 < 0.9
     assert result.details["classes_without_training_clips"] == [1] and result.details["epochs"] == 3
     with pytest.raises(UserError, match="classifier has 5 classes and the dataset 6"):
-        classify(both, Classifier(layer.weight[:5], layer.bias[:5]), protocol="finetune", details={})
+        classify(both, Classifier(layer.weight[:5], layer.bias[:5]), details={})
 
 
 def test_low_shot_and_sweep__without_a_description_print_nothing(capsys):
     low_shot(sets(), Shots(number=1), num_draws=2, seed=0)
-    linear_sweep(sets(), seed=0, lrs=(0.1,), weight_decays=(0.0,))
+    linear_sweep(sets(), lrs=(0.1,), weight_decays=(0.0,))
     assert capsys.readouterr().out == ""
     low_shot(replace(sets(), description="a student"), Shots(number=1), num_draws=2, seed=0)
     assert "a student, lowshot-1" in capsys.readouterr().out
@@ -275,12 +280,14 @@ def test_low_shot_and_sweep__without_a_description_print_nothing(capsys):
 def test_low_shot__a_class_without_training_clips_is_counted_wrong():
     both = sets(with_groups=False)
     kept = (both.train.labels != 2).nonzero()[:, 0].tolist()
-    result = low_shot(Sets(both.train.select(kept), both.test, NUM_CLASSES), Shots(number=1), num_draws=1, seed=0)
+    result = low_shot(
+        EmbeddedSplit(both.train.select(kept), both.test, NUM_CLASSES), Shots(number=1), num_draws=1, seed=0
+    )
     assert result.details["classes_without_training_clips"] == [2]
     assert not result.outcome.hits["top1"][both.test.labels == 2].any()
     assert not result.outcome.hits["top5"][both.test.labels == 2].any()
-    fewer = Sets(both.train.select(kept), both.test, NUM_CLASSES)
-    fused = {result.protocol: result for result in fuse([fewer, fewer], ks=(1,), seed=0)}["fusion-linear"]
+    fewer = EmbeddedSplit(both.train.select(kept), both.test, NUM_CLASSES)
+    fused = {result.protocol: result for result in fuse([fewer, fewer], ProtocolSettings(ks=(1,)))}["fusion-linear"]
     assert not fused.outcome.hits["top5"][both.test.labels == 2].any()
 
 
@@ -291,13 +298,13 @@ def unit(rows):
 
 def test_fusion__sums_similarities_and_averages_probabilities():
     a, b = sets(seed=0), sets(seed=10, dim=7)
-    found = {result.protocol: result for result in fuse([a, b], ks=(1, 5), seed=0)}
+    found = {result.protocol: result for result in fuse([a, b], ProtocolSettings(ks=(1, 5)))}
     assert list(found) == ["fusion-1-nn", "fusion-5-nn", "fusion-linear", "fusion-retrieval"]
     train, test = (np.hstack([unit(x.features) for x in side]) for side in ((a.train, b.train), (a.test, b.test)))
     labels, right = a.train.labels.numpy(), a.test.labels.numpy()
     nearest = KNeighborsClassifier(1, metric="cosine", algorithm="brute").fit(train, labels)
     assert found["fusion-1-nn"].top1 == pytest.approx(nearest.score(test, right), abs=1e-15)
-    logits = [x.probe(seed=0).scores(x.test.features).numpy().astype(np.float64) for x in (a, b)]
+    logits = [train_on(x.train, NUM_CLASSES, seed=0).scores(x.test.features).numpy().astype(np.float64) for x in (a, b)]
     probabilities = sum(softmax(each, axis=1) for each in logits) / 2
     expected = top_k_accuracy_score(right, probabilities, k=1)
     assert found["fusion-linear"].top1 == pytest.approx(expected, abs=1e-15)
@@ -310,7 +317,7 @@ def test_fusion__sums_similarities_and_averages_probabilities():
 
 def test_common_videos__leaves_out_what_one_student_could_not_read():
     a, b = sets(seed=0), sets(seed=10)
-    lacking = Sets(b.train, b.test.select(range(1, 90)), NUM_CLASSES)
+    lacking = EmbeddedSplit(b.train, b.test.select(range(1, 90)), NUM_CLASSES)
     lacking.test.unreadable["data/v0"] = "cut short"
     both = common_videos([a, lacking])
     assert all(each.test.videos == tuple(f"v{i}" for i in range(1, 90)) for each in both)
@@ -323,9 +330,10 @@ def test_agreement__of_a_space_with_its_rotation_is_whole():
     rotation = torch.linalg.qr(torch.randn(12, 12, generator=torch.Generator().manual_seed(0)))[0]
     turned = Features(part.views_nvd @ rotation * 5, *_rest(part))
     names = [f"class {c}" for c in range(NUM_CLASSES)]
-    same = agree(("a", "b"), part, turned, classes=names, num_draws=100, seed=0)
+    options = {"classes": names, "settings": ProtocolSettings(num_bootstrap_draws=100)}
+    same = compare_students(("a", "b"), part, turned, **options)
     assert same.overlap == 1 and same.cka == pytest.approx(1) and same.overlap_interval == (1, 1)
-    other = agree(("a", "b"), part, features(40, seed=4, distance=0), classes=names, num_draws=100, seed=0)
+    other = compare_students(("a", "b"), part, features(40, seed=4, distance=0), **options)
     low, high = other.overlap_interval
     assert low < other.overlap < high and other.overlap == pytest.approx(other.chance_overlap, abs=0.1)
     assert set(other.overlap_by_class) == set(names)

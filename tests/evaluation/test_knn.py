@@ -8,11 +8,27 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 
 from crossdistill.errors import UserError
-from crossdistill.evaluation import knn
-from crossdistill.evaluation.knn import evaluate_knn, knn_class_scores, knn_predict, nearest_neighbours
+from crossdistill.evaluation import neighbours
+from crossdistill.evaluation.embedded_split import EmbeddedSplit
+from crossdistill.evaluation.neighbours import nearest_neighbours, unit_rows
+from crossdistill.evaluation.protocols import ProtocolSettings, knn
 from crossdistill.evaluation.results import ProtocolResult, accuracy_from_scores
 
 NUM_CLASSES = 7
+
+
+def knn_class_scores(*, gallery_labels_n, k, **options):
+    found = nearest_neighbours(gallery_labels_n=gallery_labels_n, k=k, **options)
+    return knn.class_scores_of(found, gallery_labels_n, k)
+
+
+def knn_predict(**options):
+    return knn_class_scores(**options).argmax(1)
+
+
+def evaluate_knn(*, ks=(1, 5, 20), **tensors):
+    results = knn.evaluate_knn(EmbeddedSplit.from_tensors(**tensors), ProtocolSettings(ks=ks))
+    return dict(zip(ks, results, strict=True))
 
 
 def whole_number_similarities(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
@@ -86,10 +102,10 @@ def test_knn_class_scores__equals_naive_order(make, k):
     )
     sims = whole_number_similarities(queries.numpy(), gallery.numpy())
     expected = naive_class_order(sims, gallery_labels.numpy(), k, NUM_CLASSES)
-    assert [order[:5] for order in order_of(scores)] == [order[:5] for order in expected]
+    assert order_of(scores) == expected
 
 
-def test_nearest_neighbours__first_pass_in_groups_equals_twin():
+def test_nearest_neighbours__more_equal_rows_than_candidates_equals_twin():
     queries, gallery = features(12, 16, 5), features(4_000, 16, 6)
     gallery[3_000:3_010] = gallery[5]  # equal rows, more than there are spare candidates
     queries[0] = 3 * gallery[5]
@@ -98,17 +114,6 @@ def test_nearest_neighbours__first_pass_in_groups_equals_twin():
         found = nearest_neighbours(queries_bd=queries, gallery_nd=gallery, k=2, gallery_chunk=gallery_chunk)
         assert (found.indices_bk.numpy() == naive_neighbours(sims, 2)).all()
         assert found.indices_bk[0].tolist() == [5, 3_000]
-
-
-def test_select_any__finds_the_highest_wherever_they_stand():
-    values = features(50, 32 * 40 + 7, 7)
-    values[0, -3:] = 100  # in the rest that fills no group
-    values[1, 64:90] = 100  # all in one group
-    values[2] = 1.0
-    top, positions = knn._select_any(values, 9)
-    assert (top == values.topk(9, dim=1).values).all()
-    assert (values.gather(1, positions) == top).all()
-    assert all(len(set(row.tolist())) == 9 for row in positions)
 
 
 @pytest.mark.parametrize("sizes", [(1, 1), (7, 13), (64, 300), (100, 1_000)])
@@ -135,16 +140,11 @@ def test_nearest_neighbours__does_not_depend_on_chunks(sizes):
 def test_search__first_pass_changes_nothing(spread):
     """A collapsed encoder (small spread) has similarities closer than float32 resolves."""
     gallery, queries = 1 + spread * features(500, 64, 11), 1 + spread * features(80, 64, 12)
-    search = knn._Search(
-        gallery_nd=knn.unit_rows(gallery), labels_n=labels(500, 13), num_classes=NUM_CLASSES, k=5, gallery_chunk=200
-    )
-    exact = search.scan_exactly(knn.unit_rows(queries), query_chunk=32)
-    fast = search.run(knn.unit_rows(queries), query_chunk=32)
+    search = neighbours._Search(unit_rows(gallery), k=5, gallery_chunk=200)
+    exact = search.search_exactly(unit_rows(queries), query_chunk=32)
+    fast = search.run(unit_rows(queries), query_chunk=32)
     assert torch.equal(exact.similarities_bk, fast.similarities_bk)
     assert torch.equal(exact.indices_bk, fast.indices_bk)
-    for k in (1, 5):
-        ranked = [order_of(knn._scores_of(result, labels(500, 13), k)) for result in (exact, fast)]
-        assert [order[:5] for order in ranked[0]] == [order[:5] for order in ranked[1]]
 
 
 @pytest.mark.parametrize("make", [lambda n, s: features(n, 24, s), many_ties], ids=["gaussian", "many ties"])
@@ -160,7 +160,7 @@ def test_nearest_neighbours__with_faiss_and_without_are_the_same(make, monkeypat
     monkeypatch.setattr(faiss, "IndexFlatIP", counting)
     found = nearest_neighbours(queries_bd=queries, gallery_nd=gallery, k=7, query_chunk=17)
     assert len(searched) == 1
-    monkeypatch.setattr(knn, "_find_faiss", lambda: None)
+    monkeypatch.setattr(neighbours, "_find_faiss", lambda: None)
     alone = nearest_neighbours(queries_bd=queries, gallery_nd=gallery, k=7, query_chunk=17)
     assert len(searched) == 1
     assert torch.equal(found.indices_bk, alone.indices_bk)
@@ -169,9 +169,9 @@ def test_nearest_neighbours__with_faiss_and_without_are_the_same(make, monkeypat
 
 def test_search__proof_is_granted_on_ordinary_features_and_refused_on_collapsed_ones():
     def proven(gallery: torch.Tensor) -> float:
-        search = knn._Search(gallery_nd=knn.unit_rows(gallery), labels_n=None, num_classes=0, k=5, gallery_chunk=10_000)
-        buffer = torch.empty(100 * len(gallery))
-        return search.propose(knn.unit_rows(gallery[:100]), buffer)[1].double().mean().item()
+        search = neighbours._Search(unit_rows(gallery), k=5, gallery_chunk=10_000)
+        queries = unit_rows(gallery[:100])
+        return search._refine(queries, *search._best(queries))[2].double().mean().item()
 
     assert proven(features(2_000, 128, 14)) > 0.98
     assert proven(1 + 1e-5 * features(2_000, 128, 14)) == 0
@@ -187,16 +187,16 @@ def test_knn_class_scores__classes_beyond_the_candidates_that_float32_cannot_tel
     )
     sims = whole_number_similarities(queries.numpy(), gallery.numpy())
     expected = naive_class_order(sims, gallery_labels.numpy(), 1, NUM_CLASSES)
-    assert [order[:5] for order in order_of(scores)] == [order[:5] for order in expected]
+    assert order_of(scores) == expected
 
 
 def test_search__no_proof_without_float32_products():
     queries, gallery = features(20, 64, 15), features(200, 64, 16)
     expected = nearest_neighbours(queries_bd=queries, gallery_nd=gallery, k=5)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert not knn._multiplies_in_float32(torch.device("cpu"))
+        assert not neighbours._multiplies_in_float32(torch.device("cpu"))
         found = nearest_neighbours(queries_bd=queries, gallery_nd=gallery, k=5)
-    assert knn._multiplies_in_float32(torch.device("cpu"))
+    assert neighbours._multiplies_in_float32(torch.device("cpu"))
     assert torch.equal(found.indices_bk, expected.indices_bk)
     assert torch.equal(found.similarities_bk, expected.similarities_bk)
 
@@ -317,13 +317,13 @@ def test_evaluate_knn__takes_features_that_need_gradients():
 def test_unit_rows__scale_zero_rows_and_grid():
     rows = features(30, 50, 29)
     rows[3] = 0
-    unit = knn.unit_rows(rows)
-    assert torch.equal(unit, knn.unit_rows(rows * 4))
-    assert torch.equal(unit[:7], knn.unit_rows(rows[:7]))
+    unit = unit_rows(rows)
+    assert torch.equal(unit, unit_rows(rows * 4))
+    assert torch.equal(unit[:7], unit_rows(rows[:7]))
     assert (unit[3] == 0).all()
     assert (unit.double() * 2**26 == (unit.double() * 2**26).round()).all()
     assert (unit - torch.nn.functional.normalize(rows.double(), dim=1)).abs().max() < 4e-8
-    assert torch.isfinite(knn.unit_rows(torch.tensor([[1e-30, 0.0], [3e38, 3e38]]))).all()
+    assert torch.isfinite(unit_rows(torch.tensor([[1e-30, 0.0], [3e38, 3e38]]))).all()
 
 
 def valid_split() -> dict:
@@ -347,8 +347,8 @@ def valid_split() -> dict:
         ({"train_labels": torch.tensor([0, 1])}, "must be 6 integers"),
         ({"test_features": torch.tensor([[1.0, torch.nan], [1, 2], [torch.inf, 1]])}, "2 of 3 rows of test"),
         ({"test_features": torch.ones(3)}, "must have shape"),
-        ({"ks": (1, 0)}, "k must be at least 1"),
-        ({"ks": ()}, "at least one number"),
+        ({"ks": (1, 0)}, "--k is 1 0: give numbers of neighbours from 1 on"),
+        ({"ks": ()}, "--k is empty"),
     ],
 )
 def test_evaluate_knn__tells_what_is_wrong(change, message):

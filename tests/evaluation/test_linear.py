@@ -7,8 +7,15 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from crossdistill.errors import UserError
-from crossdistill.evaluation import linear
-from crossdistill.evaluation.linear import batch_size_for, evaluate_linear, train_linear_probe
+from crossdistill.evaluation import linear_probe
+from crossdistill.evaluation.embedded_split import EmbeddedSplit
+from crossdistill.evaluation.linear_probe import batch_size_for, train_linear_probe
+from crossdistill.evaluation.protocols import PROTOCOLS, ProtocolSettings
+
+
+def evaluate_linear(**tensors):
+    (result,) = PROTOCOLS["linear"](EmbeddedSplit.from_tensors(**tensors), ProtocolSettings())
+    return result
 
 
 def gaussian_classes(num: int, *, dim: int, num_classes: int, distance: float, seed: int, dtype=torch.float32):
@@ -184,5 +191,11 @@ def test_train_linear_probe__refuses_an_empty_batch():
 
 
 def test_protocol__is_the_papers():
-    published = (linear.LEARNING_RATE, linear.MOMENTUM, linear.WEIGHT_DECAY, linear.NUM_EPOCHS, linear.MILESTONES)
+    published = (
+        linear_probe.LEARNING_RATE,
+        linear_probe.MOMENTUM,
+        linear_probe.WEIGHT_DECAY,
+        linear_probe.NUM_EPOCHS,
+        linear_probe.MILESTONES,
+    )
     assert published == (0.01, 0.9, 1e-4, 40, (15, 30))

@@ -188,7 +188,9 @@ def test_command__a_student_without_classes_names_the_nearest_training_clips(tmp
     said = capsys.readouterr().out
     assert f"1.000  near {video.name} ({manifest.classes[video.label]})" in said and "100.0%" in said
     assert len(list((tmp_path / "features").iterdir())) == 1
-    monkeypatch.setattr("crossdistill.evaluation.store.extract_features", lambda *_, **__: pytest.fail("embeds again"))
+    monkeypatch.setattr(
+        "crossdistill.evaluation.feature_store.extract_features", lambda *_, **__: pytest.fail("embeds again")
+    )
     cli([*arguments, "--data", str(toy_folder), "--k", "1"])
     assert f"1.000  near {video.name} (" in capsys.readouterr().out
     with pytest.raises(SystemExit):

@@ -8,9 +8,8 @@ import pytest
 import tyro
 import yaml
 
-from crossdistill.commands import export
+from crossdistill.commands import evaluate, export
 from crossdistill.errors import UserError
-from crossdistill.evaluation import evaluate
 from crossdistill.predict import predict
 from crossdistill.recipes import agreement as transfer
 from crossdistill.recipes import cache

@@ -1,13 +1,14 @@
-"""How alike two encoders arrange the same clips: shared neighbours, linear CKA, and classes among neighbours.
+"""Agreement of two encoders on the same clips: shared neighbours, linear CKA, and classes among neighbours.
 
-Everything is a function of features alone, and is invariant to rotations of either space and to its scale. No memory
-grows with N²: neighbours are searched in chunks, and CKA is computed from products of features instead of clips.
+All measures are functions of features alone, invariant to rotations and to the scale of either space. No memory grows
+with N²: neighbours are searched in chunks, and CKA is computed from products of features instead of clips.
 
 Shapes: N clips, D and E features of two encoders, K neighbours.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,14 +16,19 @@ from torch import Tensor
 
 from crossdistill.errors import UserError
 from crossdistill.evaluation.checks import check_features
-from crossdistill.evaluation.knn import nearest_neighbours
+from crossdistill.evaluation.features import Features
+from crossdistill.evaluation.intervals import bootstrap_intervals, units_of
+from crossdistill.evaluation.neighbours import nearest_neighbours
+from crossdistill.evaluation.results import TOP1, TOP5, AgreementResult, Outcome
+from crossdistill.evaluation.settings import ProtocolSettings
 
+NUM_NEIGHBOURS = 10
 MIN_CLIPS_FOR_CKA = 4
 _CLIPS_AT_ONCE = 512
 _COLUMNS_AT_ONCE = 1024
-# Share of a space's squared norm that its variance must exceed: rounding of float64 means stays far below.
+# Share of the squared norm that the variance of a space must exceed: rounding errors of float64 means stay below it.
 _CONSTANT_SHARE = 1e-24
-# Share of its largest possible value that HSIC of a space with itself must exceed: below is rounding.
+# Share of its largest possible value that HSIC of a space with itself must exceed: rounding errors stay below it.
 _NO_STRUCTURE_SHARE = 1e-12
 
 
@@ -31,7 +37,7 @@ def nearest_others(features_nd: Tensor, k: int) -> Tensor:
 
     Args:
         features_nd: [N, D].
-        k: Below N.
+        k: Number of neighbours, below N.
 
     Returns:
         [N, K] int64, nearest first; of equal ones the lower index first.
@@ -40,23 +46,25 @@ def nearest_others(features_nd: Tensor, k: int) -> Tensor:
         UserError: k below 1, fewer than k + 1 clips, NaN or infinite features.
     """
     if len(features_nd) <= k:
-        raise UserError(f"{len(features_nd)} clips have no {k} neighbours each: give at least {k + 1}, or a lower k")
+        raise UserError(
+            f"{len(features_nd)} clips have no {k} neighbours each: give at least {k + 1} clips, or a lower k"
+        )
     indices = nearest_neighbours(queries_bd=features_nd, gallery_nd=features_nd, k=k + 1).indices_bk
     is_self = indices == torch.arange(len(indices), device=indices.device)[:, None]
-    # Of many equal rows a clip may not be among its own first k + 1: then the last one is dropped in its place.
+    # Among many equal rows a clip may not be one of its own first k + 1: then the last one is dropped instead.
     is_self[:, -1] |= ~is_self.any(1)
     return indices[~is_self].view(len(indices), k)
 
 
 def share_of_common(neighbours_a_nk: Tensor, neighbours_b_nk: Tensor) -> Tensor:
-    """Compare two lists of neighbours of the same clips.
+    """Compute the share of neighbours that two spaces have in common, for each clip.
 
     Args:
         neighbours_a_nk: [N, K] as ``nearest_others`` gives them.
         neighbours_b_nk: [N, K].
 
     Returns:
-        [N] float64 in [0, 1]: the share of a clip's neighbours in A that are its neighbours in B as well.
+        [N] float64 in [0, 1]: the share of a clip's neighbours in A that are also its neighbours in B.
     """
     is_common_nkk = neighbours_a_nk[:, :, None] == neighbours_b_nk[:, None, :]
     return is_common_nkk.any(2).double().mean(1)
@@ -88,7 +96,7 @@ def chance_overlap(num_clips: int, k: int) -> float:
 def shuffled_overlaps(neighbours_a_nk: Tensor, neighbours_b_nk: Tensor, *, num_shuffles: int, seed: int = 0) -> Tensor:
     """Compute mean overlaps after pairing the clips of A with those of B at random: what chance alone gives.
 
-    Each space keeps its own shape, also clips that are everybody's neighbour, which no formula for chance knows of.
+    Each space keeps its own shape, including clips that are neighbours of many others: ``chance_overlap`` ignores them.
 
     Returns:
         [num_shuffles] float64.
@@ -157,13 +165,13 @@ def _hsic(a_nd: Tensor, b_ne: Tensor) -> float:
 
 @dataclass(frozen=True)
 class NeighbourClasses:
-    """How often the nearest clip of another film shares a clip's class; fractions in [0, 1]."""
+    """How often the nearest clip of another film has the class of a clip; fractions in [0, 1]."""
 
     accuracy: float
     chance: float
-    """Of a clip of another film that is drawn at random."""
+    """Accuracy of a clip of another film that is drawn at random."""
     num_clips: int
-    """Clips that could be right and so count: those whose class other films show too."""
+    """Number of clips that count: those whose class other films show too."""
 
 
 def neighbour_classes(features_nd: Tensor, labels_n: Tensor, films_n: Tensor) -> NeighbourClasses | None:
@@ -172,8 +180,8 @@ def neighbour_classes(features_nd: Tensor, labels_n: Tensor, films_n: Tensor) ->
     Args:
         features_nd: [N, D].
         labels_n: [N] int64, not negative.
-        films_n: [N] int64, not negative: near-duplicates, all of one class, share a number. Different numbers for all
-            clips leave out the clip alone.
+        films_n: [N] int64, not negative. Near-duplicates, all of one class, share a number; with different numbers for
+            all clips only the clip itself is excluded.
 
     Returns:
         None if no class is shown by two films.
@@ -186,7 +194,7 @@ def neighbour_classes(features_nd: Tensor, labels_n: Tensor, films_n: Tensor) ->
     counts_n = num_right_n > 0
     if not counts_n.any():
         return None
-    k = int(num_of_film_n.max()) + 1  # the whole film may come first
+    k = int(num_of_film_n.max()) + 1  # all clips of the film may be nearest
     hits = []
     for clips in counts_n.nonzero()[:, 0].split(_CLIPS_AT_ONCE):
         near_bk = nearest_neighbours(queries_bd=features_nd[clips], gallery_nd=features_nd, k=k).indices_bk.cpu()
@@ -206,3 +214,38 @@ def _check_paired(a_nd: Tensor, b_ne: Tensor) -> None:
         raise UserError(
             f"{len(a_nd)} and {len(b_ne)} clips cannot be compared: embed the same clips with both encoders"
         )
+
+
+def compare_students(
+    names: tuple[str, str], a: Features, b: Features, *, classes: Sequence[str], settings: ProtocolSettings
+) -> AgreementResult:
+    """Compare how two students arrange the same test clips.
+
+    Args:
+        names: Names of the students.
+        a: Features of the first.
+        b: Features of the second, of the same videos.
+        classes: Names of the classes.
+        settings: Number of bootstrap draws and their seed.
+
+    Raises:
+        UserError: Too few clips.
+    """
+    k = min(NUM_NEIGHBOURS, a.num_clips - 1)
+    overlap_n = neighbour_overlap(a.features, b.features, k).cpu()
+    outcome = Outcome({TOP1: overlap_n, TOP5: overlap_n}, a.labels, units=units_of(a.videos, a.groups))
+    intervals = bootstrap_intervals([outcome], num_draws=settings.num_bootstrap_draws, seed=settings.seed)
+    return AgreementResult(
+        students=names,
+        num_test=a.num_clips,
+        coverage=a.coverage,
+        views=str(a.views),
+        k=k,
+        overlap=overlap_n.mean().item(),
+        overlap_interval=intervals.get(TOP1),
+        chance_overlap=chance_overlap(a.num_clips, k),
+        cka=linear_cka(a.features, b.features),
+        overlap_by_class={
+            classes[label]: overlap_n[a.labels == label].mean().item() for label in sorted(set(a.labels.tolist()))
+        },
+    )

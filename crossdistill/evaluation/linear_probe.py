@@ -1,33 +1,33 @@
-"""Linear classification on cached features: how much of a class can be read off an encoder by one linear layer.
+"""Train the linear layer that several protocols share, on frozen features.
 
-The protocol is that of CompRess (Koohpayegani, Tejankar, Pirsiavash, "CompRess: Self-Supervised Learning by
+The training is that of CompRess (Koohpayegani, Tejankar, Pirsiavash, "CompRess: Self-Supervised Learning by
 Compressing Representations", NeurIPS 2020, section 4, "Linear Evaluation"; the authors' ``eval_linear.py``): features
 are L2-normalised, then standardised with the train set's mean and variance; one linear layer; cross-entropy; SGD with
 learning rate 0.01, momentum 0.9 and weight decay 1e-4 on weight and bias; 40 epochs, learning rate × 0.1 after 15 and
 30. The accuracy is that of the last epoch.
 
-Deviations: the layer starts at zero instead of at random values. The loss is convex, so the start decides nothing
-but how far there is to go, and at zero no seed enters except that of the order of clips. Features are cached, so
-training clips are not augmented. The batch is smaller on small sets (``batch_size_for``).
+Deviations: the layer starts at zero instead of at random values. The loss is convex, so the start only decides how far
+the optimum is, and the seed then decides the order of clips alone. Features are cached, so training clips are not
+augmented. The batch is smaller on small sets (``batch_size_for``).
 
-Shapes: N clips, B batch, D features, C classes.
+A video with several views gives one training clip for each view, and a test video is classified by the mean of its
+views' class probabilities.
+
+Shapes: N clips (or videos), V views of a video, D features, C classes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from crossdistill.errors import UserError
-from crossdistill.evaluation.checks import (
-    check_features,
-    check_labels,
-    check_split,
-    classes_without_training_clips,
-)
-from crossdistill.evaluation.results import ProtocolResult, accuracy_from_scores, hits_from_scores, result_of
+from crossdistill.evaluation.checks import check_features, check_labels
+from crossdistill.evaluation.features import Features
 
 LEARNING_RATE = 0.01
 MOMENTUM = 0.9
@@ -38,14 +38,14 @@ PAPER_BATCH_SIZE = 256
 SMALLEST_BATCH_SIZE = 8
 STEPS_PER_EPOCH = 32
 SMALLEST_SHARED_PRODUCT = 2**21
-"""Multiply-adds of a step that are worth more than one thread of a CPU: below, threads wait for each other."""
+"""Multiply-adds of a step from which on several threads of a CPU pay; below, threads wait for each other."""
 VARIANCE_OFFSET = 1e-5
-"""Added to each feature's variance before the root, as the authors do: a constant feature becomes 0, not NaN."""
+"""Added to the variance of each feature before the root, as the authors do: a constant feature becomes 0, not NaN."""
 
 
 @dataclass(frozen=True)
 class LinearProbe:
-    """A trained linear layer and the statistics that its input needs."""
+    """A trained linear layer and the statistics that standardise its input."""
 
     mean_d: Tensor
     """[D] mean of the L2-normalised train features."""
@@ -54,10 +54,10 @@ class LinearProbe:
     weight_dc: Tensor
     """[D, C]."""
     bias_c: Tensor
-    """[C]; -inf of a class without training clips, which is then never predicted and never a hit."""
+    """[C]; -inf for a class without training clips, which is then never predicted and never a hit."""
 
     def scores(self, features_nd: Tensor) -> Tensor:
-        """Give [N, C] logits of raw features, on the probe's device."""
+        """Compute the logits [N, C] of raw features [N, D], on the device of the probe."""
         features_nd = _unit(features_nd.to(self.mean_d))
         return torch.addmm(self.bias_c, (features_nd - self.mean_d) * self.inverse_std_d, self.weight_dc)
 
@@ -66,11 +66,14 @@ def batch_size_for(num_clips: int) -> int:
     """Choose the batch: the paper's 256 from 8,192 clips on, N // 32 below, never under 8.
 
     The paper's 256 on ImageNet means thousands of steps per epoch; on 400 clips it would mean 80 steps in all, most
-    of them at a lowered learning rate, and a layer that is not trained to the end. Measured on Gaussian classes, test
-    accuracy of batch N // 2, N // 8, N // 32: with correlated features of decaying variance, which is what encoders
-    give, 0.56, 0.74, 0.83 (400 clips, 128 dimensions, 8 classes), 0.72, 0.84, 0.88 (512 dimensions) and 0.25, 0.35,
-    0.54 (1,000 clips, 512 dimensions, 50 classes). With independent features, which need no long training, the
-    smaller batch costs at most 0.03.
+    of them at a lowered learning rate, and the layer would not converge. Measured on Gaussian classes, test accuracy
+    of batch N // 2, N // 8, N // 32: with correlated features of decaying variance, as encoders give them, 0.56, 0.74,
+    0.83 (400 clips, 128 dimensions, 8 classes), 0.72, 0.84, 0.88 (512 dimensions) and 0.25, 0.35, 0.54 (1,000 clips,
+    512 dimensions, 50 classes). With independent features, which converge fast, the smaller batch costs at most 0.03.
+
+    Example:
+        >>> batch_size_for(400), batch_size_for(10_000)
+        (12, 256)
     """
     return min(PAPER_BATCH_SIZE, max(SMALLEST_BATCH_SIZE, num_clips // STEPS_PER_EPOCH))
 
@@ -86,19 +89,19 @@ def train_linear_probe(
     lr: float = LEARNING_RATE,
     weight_decay: float = WEIGHT_DECAY,
 ) -> LinearProbe:
-    """Train a linear layer by the protocol that the head of this file describes.
+    """Train a linear layer as the head of this file describes.
 
-    Runs on the features' device and in their precision, float32 at least. Same inputs and seed give the same
-    layer, to the bit, on the same machine.
+    Runs on the device of the features and in their precision, in float32 at least. The same inputs and seed give the
+    same layer to the bit on the same machine.
 
     Args:
-        features_nd: [N, D], need not be normalised.
+        features_nd: [N, D], any scale.
         labels_n: [N] int64 in [0, num_classes).
         num_classes: C.
-        seed: Of the order of clips.
-        batch_size: None for ``batch_size_for(N)``.
-        lr: Before its two drops; the paper's, unless a sweep has found another.
-        weight_decay: Likewise.
+        seed: Seed of the order of clips.
+        batch_size: Clips per step; None for ``batch_size_for(N)``.
+        lr: Learning rate before its two drops; the paper's by default.
+        weight_decay: Weight decay; the paper's by default.
 
     Raises:
         UserError: Features or labels that ``check_features`` and ``check_labels`` reject, or a batch below 1.
@@ -119,49 +122,39 @@ def train_linear_probe(
     return LinearProbe(mean_d=mean_d, inverse_std_d=inverse_std_d, weight_dc=weight_dc, bias_c=bias_c)
 
 
-def evaluate_linear(
-    *,
-    train_features: Tensor,
-    train_labels: Tensor,
-    test_features: Tensor,
-    test_labels: Tensor,
-    num_classes: int,
-    seed: int = 0,
-) -> ProtocolResult:
-    """Train a linear layer on the train set and classify the test set.
-
-    Runs on the device of ``train_features``. ``details`` holds ``seed``, ``batch_size``, ``num_train``,
-    ``train_top1`` and ``classes_without_training_clips``.
+def train_on(features: Features, num_classes: int, **options: Any) -> LinearProbe:
+    """Train a layer on every view of every video.
 
     Args:
-        train_features: [N, D].
-        train_labels: [N] int64.
-        test_features: [B, D].
-        test_labels: [B] int64.
+        features: Of N videos with V views each.
         num_classes: C.
-        seed: Of the order of clips.
-
-    Raises:
-        UserError: Features or labels that ``check_split`` rejects.
+        options: Passed to ``train_linear_probe``.
     """
-    check_split(
-        train_features=train_features,
-        train_labels=train_labels,
-        test_features=test_features,
-        test_labels=test_labels,
+    num_views = features.views_nvd.shape[1]
+    return train_linear_probe(
+        features_nd=features.views_nvd.flatten(0, 1),
+        labels_n=features.labels.repeat_interleave(num_views),
         num_classes=num_classes,
+        **options,
     )
-    probe = train_linear_probe(features_nd=train_features, labels_n=train_labels, num_classes=num_classes, seed=seed)
-    details = {
-        "seed": seed,
-        "batch_size": batch_size_for(len(train_features)),
-        "num_train": len(train_features),
-        "train_top1": accuracy_from_scores(probe.scores(train_features), train_labels).top1,
-        "classes_without_training_clips": classes_without_training_clips(
-            train_labels=train_labels, test_labels=test_labels
-        ),
-    }
-    return result_of("linear", hits_from_scores(probe.scores(test_features), test_labels), details)
+
+
+def class_scores(probe: LinearProbe, views_nvd: Tensor) -> Tensor:
+    """Score classes by the log of the mean over views of class probabilities: [N, C].
+
+    A single view is scored by its logits, which give the same order: probabilities near 1 are equal in floating point
+    where logits are not.
+    """
+    num_views = views_nvd.shape[1]
+    logits_nvc = probe.scores(views_nvd.flatten(0, 1)).unflatten(0, (-1, num_views))
+    if num_views == 1:
+        return logits_nvc[:, 0]
+    return mean_probabilities(logits_nvc.unbind(1))
+
+
+def mean_probabilities(logits_nc: Sequence[Tensor]) -> Tensor:
+    """Combine the logits [N, C] of several models (or views): the log of the sum of their class probabilities."""
+    return torch.stack([logits.double().log_softmax(1) for logits in logits_nc]).logsumexp(0)
 
 
 def _unit(features_nd: Tensor) -> Tensor:
@@ -171,9 +164,9 @@ def _unit(features_nd: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Descent:
-    """SGD with momentum, ``torch.optim.SGD``'s formula, with the gradient of cross-entropy written out.
+    """SGD with momentum as in ``torch.optim.SGD``, with the gradient of cross-entropy written out.
 
-    The gradient by the logits is (softmax - one-hot) / B; without autograd a step is a handful of small operations.
+    The gradient by the logits is (softmax - one-hot) / B. Without autograd a step is a handful of small operations.
     """
 
     num_classes: int
@@ -183,7 +176,7 @@ class _Descent:
     weight_decay: float
 
     def run(self, inputs_nd: Tensor, labels_n: Tensor) -> tuple[Tensor, Tensor]:
-        """From zero to the end of the last epoch: weight [D, C] and bias [C]."""
+        """Train from zero to the end of the last epoch: weight [D, C] and bias [C]."""
         num_threads = torch.get_num_threads()
         if self.batch_size * inputs_nd.shape[1] * self.num_classes < SMALLEST_SHARED_PRODUCT:
             torch.set_num_threads(1)

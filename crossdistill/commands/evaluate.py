@@ -1,0 +1,149 @@
+"""``crossdistill evaluate``: the command line of ``crossdistill.evaluation.evaluate_students``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from crossdistill.evaluation.evaluate_students import StudentEvaluation, evaluate_students, track_students
+from crossdistill.evaluation.settings import NUM_BOOTSTRAP_DRAWS, FineTuning, ProtocolSettings, ReadSettings, Shots
+from crossdistill.evaluation.tables import print_evaluation
+from crossdistill.evaluation.views import TestViews
+from crossdistill.recipes.finetune import fine_tune
+from crossdistill.training.trackers import TrackerName
+from crossdistill.utils.command_line import parse_options
+from crossdistill.utils.distributed import create_accelerator
+from crossdistill.utils.files import require_writable, write_text_atomically
+
+DESCRIPTION = """Evaluate trained students on the splits of a prepared, labelled dataset.
+
+Every number comes with a 95 % confidence interval (bootstrap over test videos, or over groups where the dataset has
+them: performers, source films) and the share of the test videos that could be read. Features are computed once and
+kept beside the student, so that a second protocol takes seconds. For example:
+
+crossdistill evaluate runs/mine --data data/ucf101 --protocols knn linear retrieval
+
+crossdistill evaluate "runs/mine-{split}" --data data/ucf101 --split 1 2 3 --views 10x3
+
+crossdistill evaluate runs/rgb runs/flow --data data/ucf101 --protocols fusion agreement"""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Evaluate trained students on the splits of a prepared, labelled dataset."""
+
+    students: tyro.conf.Positional[tuple[Path, ...]]
+    """Folder of a run, or folder with student.safetensors; several for fusion and agreement. {split} in a name stands
+    for the split: runs/flow-{split} with --split 1 2 3 are three students, each tested on its own split."""
+    data: Path
+    """Prepared dataset (see python -m data_prep)."""
+    split: tuple[str, ...] = ("1",)
+    """Official split; several splits give the numbers of each and their mean."""
+    protocols: tuple[str, ...] = ("knn", "linear")
+    """knn: nearest neighbours by cosine similarity; linear: a linear layer on frozen features, trained by the paper's
+    SGD; linear-sweep: linear with the learning rate and weight decay that are best on a held-out part of train;
+    cluster: k-means, one class per cluster; retrieval: whether one of the 1, 5, 10, 20, 50 nearest videos has the
+    class; lowshot: linear with few labels; finetune: the whole student learns the labels; for several students,
+    fusion: averaged probabilities and summed similarities, agreement: shared neighbours and CKA."""
+    views: str = "1x1"
+    """Clips x crops of every test video: 10x3 are ten clips from start to end and three crops along the longer side.
+    Features are averaged for knn, cluster and retrieval, class probabilities for linear layers."""
+    train_views: str | None = None
+    """Clips x crops of every training video; the value of --views by default."""
+    k: tuple[int, ...] = (1, 5, 20)
+    """Numbers of neighbours for knn."""
+    shots: tuple[str, ...] = ("1%", "10%", "5")
+    """For lowshot: labelled share of each class's training clips, or their number."""
+    draws: int = 5
+    """For lowshot: how often the labelled clips are drawn."""
+    bootstrap: int = NUM_BOOTSTRAP_DRAWS
+    """Number of test sets that are drawn for the intervals; 0 for no intervals."""
+    seed: int = 0
+    """Seed of the order of clips, held-out parts, draws and the bootstrap."""
+    features: Path | None = None
+    """Folder in which features are kept; the folder features beside the student by default."""
+    json: Path | None = None
+    """File to which the results are written as well (docs/results_schema.md)."""
+    finetune_epochs: int = 30
+    """For finetune: number of passes over the training clips."""
+    finetune_lr: float = 1e-3
+    """For finetune: peak learning rate of AdamW."""
+    finetune_batch_size: int = 16
+    """For finetune: clips per batch of one process."""
+    workers: int = 2
+    """Number of processes that decode."""
+    decoder: Literal["pyav", "decord", "torchcodec"] = "pyav"
+    """Library that reads the videos; pyav reads the files that the others cannot read exactly."""
+    short_clips: Literal["repeat", "loop", "error"] = "repeat"
+    """Videos shorter than a clip: repeat their end frames, loop (start them again), or error (refuse to start)."""
+    mixed_precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Precision of the student, as in training."""
+    tracker: TrackerName = "tensorboard"
+    """Tracker that gets the numbers of a run's student, beside the run's curves."""
+    allow_code: bool = False
+    """Run the Python file that the folder of a student names (path/to/file.py:function)."""
+
+    def request(self) -> StudentEvaluation:
+        """Convert to what ``evaluate_students`` takes.
+
+        Raises:
+            UserError: A value is not allowed.
+        """
+        for path in (self.json, None if self.features is None else self.features / "features"):
+            if path is not None:
+                require_writable(path)
+        views = TestViews.parse(self.views)
+        return StudentEvaluation(
+            students=self.students,
+            data=self.data,
+            split=self.split,
+            protocols=self.protocols,
+            reading=ReadSettings(
+                views=views,
+                train_views=views
+                if self.train_views is None
+                else TestViews.parse(self.train_views, option="--train-views"),
+                num_workers=self.workers,
+                decoder=self.decoder,
+                short_clips=self.short_clips,
+            ),
+            settings=ProtocolSettings(
+                ks=self.k,
+                shots=tuple(Shots.parse(text) for text in self.shots),
+                num_low_shot_draws=self.draws,
+                num_bootstrap_draws=self.bootstrap,
+                seed=self.seed,
+            ),
+            fine_tuning=FineTuning(
+                epochs=self.finetune_epochs,
+                lr=self.finetune_lr,
+                batch_size=self.finetune_batch_size,
+                workers=self.workers,
+                mixed_precision=self.mixed_precision,
+                decoder=self.decoder,
+                short_clips=self.short_clips,
+                seed=self.seed,
+            ),
+            features=self.features,
+            mixed_precision=self.mixed_precision,
+            tracker=self.tracker,
+            allow_code=self.allow_code,
+        )
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the command."""
+    options = parse_options(Options, arguments, prog="crossdistill evaluate", description=DESCRIPTION)
+    request, accelerator = options.request(), create_accelerator()
+    evaluation = evaluate_students(request, fine_tune=fine_tune, accelerator=accelerator)
+    if not accelerator.is_main_process:
+        return
+    print_evaluation(evaluation)
+    if options.json is not None:
+        write_text_atomically(options.json, json.dumps(evaluation.to_json(), indent=2) + "\n")
+    track_students(request, evaluation)

@@ -1,0 +1,93 @@
+"""Choose and check the clips of a split on which students are evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from crossdistill.data.dataset import Entry, entries_of
+from crossdistill.data.manifest import Manifest
+from crossdistill.errors import UserError, unknown_name
+from crossdistill.types import ViewSpec
+
+
+def check_names(kind: str, given: Sequence[str], allowed: Collection[str]) -> None:
+    """Check names against a closed list.
+
+    Raises:
+        UserError: No name was given, or one that is not in the list.
+    """
+    if not given:
+        raise UserError(f"no {kind} was given: choose from {', '.join(sorted(allowed))}")
+    for name in given:
+        if name not in allowed:
+            raise unknown_name(kind, name, allowed)
+
+
+def check_dataset(manifest: Manifest, view: ViewSpec, split: str, *, wanted_by: str) -> None:
+    """Check that an encoder can be evaluated on a split.
+
+    Args:
+        manifest: The dataset.
+        view: View of the encoder.
+        split: Name of the split.
+        wanted_by: Name of the encoder in the error text.
+
+    Raises:
+        UserError: The dataset has no labels, not the encoder's stream, or no usable clips in a part of the split.
+    """
+    if not manifest.classes:
+        raise UserError(f"the dataset {manifest.root} has no labels: evaluate on a labelled dataset")
+    for part in ("train", "test"):
+        entries = entries_of_part(manifest, split, part)
+        if not any(entry.video.is_usable for entry in entries):
+            raise UserError(
+                f"all {len(entries)} {part} clips of split {split!r} of {manifest.root} were skipped in preparation: "
+                "see python -m data_prep verify, or choose another --split"
+            )
+    manifest.require_stream(view.kind.stream, wanted_by=wanted_by)
+
+
+def entries_of_part(manifest: Manifest, split: str, part: str, max_clips: int | None = None) -> list[Entry]:
+    """List the videos of one part of a split.
+
+    Args:
+        manifest: The dataset.
+        split: Name of the split.
+        part: ``train`` or ``test``.
+        max_clips: Largest number of videos, spread evenly over the part; None for all.
+
+    Raises:
+        UserError: The dataset has no such split, or the part is empty.
+    """
+    positions = manifest.select(split=split, part=part)
+    if not positions:
+        raise UserError(f"split {split!r} of {manifest.root} has no {part} clips: choose another --split")
+    if max_clips is not None and len(positions) > max_clips:
+        positions = [positions[i * len(positions) // max_clips] for i in range(max_clips)]
+    return entries_of(manifest, positions)
+
+
+def classes_without_training_clips(manifest: Manifest, split: str) -> list[str]:
+    """List the names of the test set's classes that have no usable training clip."""
+    shown = {
+        part: {e.label for e in entries_of_part(manifest, split, part) if e.video.is_usable}
+        for part in ("train", "test")
+    }
+    return [manifest.classes[label] for label in sorted(shown["test"] - shown["train"]) if label >= 0]
+
+
+def num_seen_in_training(manifest: Manifest, split: str, training: dict[str, Any]) -> int:
+    """Count the test clips of a split that the student was trained on, as training clips of another split.
+
+    Args:
+        manifest: The dataset of the evaluation.
+        split: The split whose test part is evaluated.
+        training: ``training`` of the student's ``student.json``. The clips of initial weights or of the teacher are
+            unknown and not counted.
+    """
+    learned = training.get("split")
+    if manifest.dataset not in training.get("datasets", ()) or learned not in manifest.splits:
+        return 0
+    seen = set(manifest.select(split=learned, part="train"))
+    return sum(manifest.videos[i].is_usable for i in manifest.select(split=split, part="test") if i in seen)

@@ -1,0 +1,83 @@
+"""The features of a split's train and test parts, on which all protocols work.
+
+Shapes: N videos, V views of a video, D features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rich.progress import Progress
+from torch import Tensor
+
+from crossdistill.errors import UserError
+from crossdistill.evaluation.checks import check_features, check_labels
+from crossdistill.evaluation.features import Features
+from crossdistill.evaluation.views import TestViews
+from crossdistill.utils.console import progress_bar
+
+
+@dataclass(frozen=True)
+class EmbeddedSplit:
+    """The two parts of a split, embedded by one encoder."""
+
+    train: Features
+    test: Features
+    num_classes: int
+    description: str | None = None
+    """Start of the text of the progress bars; None for no bars."""
+
+    @staticmethod
+    def from_tensors(
+        *, train_features: Tensor, train_labels: Tensor, test_features: Tensor, test_labels: Tensor, num_classes: int
+    ) -> EmbeddedSplit:
+        """Build a split from features that were computed elsewhere.
+
+        Args:
+            train_features: [N, D], any scale.
+            train_labels: [N] int64 in [0, num_classes).
+            test_features: [B, D].
+            test_labels: [B] int64 in [0, num_classes).
+            num_classes: Number of classes.
+
+        Example:
+            >>> import torch
+            >>> from crossdistill.evaluation.protocols import ProtocolSettings, apply_protocols
+            >>> rows, labels = torch.eye(3).repeat(4, 1), torch.arange(3).repeat(4)
+            >>> split = EmbeddedSplit.from_tensors(
+            ...     train_features=rows, train_labels=labels, test_features=rows, test_labels=labels, num_classes=3
+            ... )
+            >>> [(r.protocol, r.top1) for r in apply_protocols(split, ["knn"], ProtocolSettings(ks=(1,)))]
+            [('1-nn', 1.0)]
+        """
+
+        def part(features: Tensor, labels: Tensor) -> Features:
+            names = tuple(str(i) for i in range(len(labels)))
+            return Features(features.unsqueeze(1), labels, {}, names, (None,) * len(names), TestViews())
+
+        return EmbeddedSplit(part(train_features, train_labels), part(test_features, test_labels), num_classes)
+
+    def check(self) -> None:
+        """Check that the two parts can be used together.
+
+        Raises:
+            UserError: An empty part, NaN or infinite features, missing or too high labels, different feature sizes.
+        """
+        train_nd, test_nd = self.train.features, self.test.features
+        check_features("train", train_nd)
+        check_features("test", test_nd)
+        if train_nd.shape[1] != test_nd.shape[1]:
+            raise UserError(
+                f"train features have {train_nd.shape[1]} dimensions and test features {test_nd.shape[1]}: "
+                "embed both with the same encoder"
+            )
+        check_labels("train", self.train.labels, num_clips=len(train_nd), num_classes=self.num_classes)
+        check_labels("test", self.test.labels, num_clips=len(test_nd), num_classes=self.num_classes)
+
+    def absent_classes(self) -> list[int]:
+        """List the classes of the test set that have no training clip: their test clips cannot be right."""
+        return sorted(set(self.test.labels.unique().tolist()) - set(self.train.labels.unique().tolist()))
+
+    def progress(self) -> Progress:
+        """Make a progress bar of linear layers, silent without a description."""
+        return progress_bar(unit="layers", is_shown=self.description is not None)

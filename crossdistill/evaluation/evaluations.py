@@ -1,0 +1,131 @@
+"""Build ``Evaluation`` objects: results with coverage, views and intervals, of one split or as a mean of splits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from crossdistill.data.manifest import Manifest
+from crossdistill.evaluation.embedded_split import EmbeddedSplit
+from crossdistill.evaluation.intervals import bootstrap_intervals, describe_bootstrap, units_of
+from crossdistill.evaluation.results import Bootstrap, Evaluation, ProtocolResult
+from crossdistill.evaluation.settings import ProtocolSettings
+
+
+def evaluation_of_split(
+    encoder: str,
+    manifest: Manifest,
+    split: str,
+    embedded: EmbeddedSplit,
+    results: Sequence[ProtocolResult],
+    settings: ProtocolSettings,
+    *,
+    num_test_seen: int = 0,
+) -> Evaluation:
+    """Put coverage, views and confidence intervals beside the results of one split.
+
+    Args:
+        encoder: Name of the encoder.
+        manifest: The dataset.
+        split: Name of the split.
+        embedded: The features from which the results follow.
+        results: Results with outcomes.
+        settings: Settings of the bootstrap.
+        num_test_seen: Number of test clips that the student was trained on.
+    """
+    train, test = embedded.train, embedded.test
+    units = units_of(test.videos, test.groups)
+    num_draws, seed = settings.num_bootstrap_draws, settings.seed
+    found = {}
+    for result in results:
+        outcome = replace(result.outcome, units=units)
+        found[result.protocol] = replace(
+            result,
+            coverage=test.coverage,
+            views=str(test.views),
+            intervals=bootstrap_intervals([outcome], num_draws=num_draws, seed=seed),
+            outcome=outcome,
+        )
+    unreadable = {**train.unreadable, **test.unreadable}
+    return Evaluation(
+        encoder=encoder,
+        dataset=manifest.dataset,
+        split=split,
+        num_train=train.num_clips,
+        num_test=test.num_clips,
+        unreadable=unreadable,
+        results=found,
+        coverage=test.coverage,
+        views=str(test.views),
+        train_views=str(train.views),
+        bootstrap=describe_bootstrap([units], num_draws=num_draws, seed=seed),
+        num_unreadable=len(unreadable),
+        num_test_seen=num_test_seen,
+    )
+
+
+def mean_of_splits(by_split: dict[str, Evaluation], settings: ProtocolSettings) -> Evaluation:
+    """Average the evaluations of several splits of one dataset; a single split is returned unchanged.
+
+    Videos or groups that are in the test sets of several splits are drawn together, so the interval is that of the
+    mean, not a mean of intervals.
+
+    Args:
+        by_split: Split to its evaluation, with outcomes.
+        settings: Settings of the bootstrap.
+    """
+    evaluations = list(by_split.values())
+    first = evaluations[0]
+    if len(evaluations) == 1:
+        return first
+    unreadable = {video: reason for each in evaluations for video, reason in each.unreadable.items()}
+    results = {
+        name: _mean_result([e.results[name] for e in evaluations], list(by_split), settings) for name in first.results
+    }
+    return replace(
+        first,
+        split=" + ".join(by_split),
+        num_train=sum(each.num_train for each in evaluations),
+        num_test=sum(each.num_test for each in evaluations),
+        num_test_seen=sum(each.num_test_seen for each in evaluations),
+        coverage=_coverage(evaluations),
+        unreadable=unreadable,
+        num_unreadable=len(unreadable),
+        bootstrap=_bootstrap_of_mean(evaluations, settings),
+        results=results,
+        agreement=[],
+        splits=by_split,
+    )
+
+
+def _bootstrap_of_mean(evaluations: Sequence[Evaluation], settings: ProtocolSettings) -> Bootstrap | None:
+    if not all(each.results for each in evaluations):
+        return None
+    units = [each.first.outcome.units for each in evaluations]
+    return describe_bootstrap(units, num_draws=settings.num_bootstrap_draws, seed=settings.seed)
+
+
+def _mean_result(results: list[ProtocolResult], splits: list[str], settings: ProtocolSettings) -> ProtocolResult:
+    num = len(results)
+    recalls = [result.details["recall"] for result in results if "recall" in result.details]
+    details: dict[str, Any] = {"mean_of_splits": splits}
+    if recalls:
+        details["recall"] = {k: sum(recall[k] for recall in recalls) / num for k in recalls[0]}
+    outcomes = [result.outcome for result in results]
+    return replace(
+        results[0],
+        top1=sum(result.top1 for result in results) / num,
+        top5=sum(result.top5 for result in results) / num,
+        mean_class=sum(result.mean_class for result in results) / num,
+        num_test=sum(result.num_test for result in results),
+        coverage=_coverage(results),
+        details=details,
+        intervals=bootstrap_intervals(outcomes, num_draws=settings.num_bootstrap_draws, seed=settings.seed),
+        outcome=None,
+    )
+
+
+def _coverage(parts: Sequence[Evaluation] | Sequence[ProtocolResult]) -> float:
+    """Coverage of several test sets together; each has ``num_test / coverage`` videos."""
+    return sum(part.num_test for part in parts) / sum(part.num_test / part.coverage for part in parts)

@@ -1,0 +1,48 @@
+"""The protocols of ``crossdistill evaluate``, one file each; this registry names them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from crossdistill.errors import UserError
+from crossdistill.evaluation.embedded_split import EmbeddedSplit
+from crossdistill.evaluation.protocols.cluster import evaluate_cluster
+from crossdistill.evaluation.protocols.knn import evaluate_knn
+from crossdistill.evaluation.protocols.linear import evaluate_linear
+from crossdistill.evaluation.protocols.linear_sweep import evaluate_linear_sweep
+from crossdistill.evaluation.protocols.lowshot import evaluate_low_shot
+from crossdistill.evaluation.protocols.retrieval import evaluate_retrieval
+from crossdistill.evaluation.results import ProtocolResult
+from crossdistill.evaluation.settings import ProtocolSettings
+
+__all__ = ["FINETUNE", "JOINT_PROTOCOLS", "PROTOCOLS", "ProtocolSettings", "apply_protocols"]
+
+PROTOCOLS: dict[str, Callable[[EmbeddedSplit, ProtocolSettings], list[ProtocolResult]]] = {
+    "knn": evaluate_knn,
+    "linear": evaluate_linear,
+    "linear-sweep": evaluate_linear_sweep,
+    "cluster": evaluate_cluster,
+    "retrieval": evaluate_retrieval,
+    "lowshot": evaluate_low_shot,
+}
+"""Protocols on the features of one student."""
+JOINT_PROTOCOLS = ("fusion", "agreement")
+"""Protocols of two or more students."""
+FINETUNE = "finetune"
+"""The protocol that trains the student itself, so it needs more than features."""
+
+
+def apply_protocols(split: EmbeddedSplit, protocols: Sequence[str], settings: ProtocolSettings) -> list[ProtocolResult]:
+    """Apply protocols of ``PROTOCOLS``; intervals are not yet added.
+
+    Raises:
+        UserError: No clip of one part could be read.
+    """
+    for name, part in (("train", split.train), ("test", split.test)):
+        if not part.num_clips and part.unreadable:
+            video, reason = next(iter(part.unreadable.items()))
+            raise UserError(
+                f"none of the {len(part.unreadable)} {name} clips could be read (first: {video}: {reason}): see "
+                "python -m data_prep verify"
+            )
+    return [result for name in protocols for result in PROTOCOLS[name](split, settings)]

@@ -1,0 +1,58 @@
+"""The linear protocol on few labelled clips of every class, averaged over several draws of those clips."""
+
+from __future__ import annotations
+
+import statistics
+
+import torch
+
+from crossdistill.evaluation.embedded_split import EmbeddedSplit
+from crossdistill.evaluation.linear_probe import class_scores, train_on
+from crossdistill.evaluation.results import Outcome, ProtocolResult, hits_from_scores, result_of
+from crossdistill.evaluation.settings import ProtocolSettings, Shots
+
+
+def evaluate_low_shot(split: EmbeddedSplit, settings: ProtocolSettings) -> list[ProtocolResult]:
+    """Give one result for each number of labelled clips; see ``low_shot``."""
+    return [
+        low_shot(split, shots, num_draws=settings.num_low_shot_draws, seed=settings.seed) for shots in settings.shots
+    ]
+
+
+def low_shot(split: EmbeddedSplit, shots: Shots, *, num_draws: int, seed: int) -> ProtocolResult:
+    """Train a linear layer on each draw of labelled clips and average the results.
+
+    ``details`` holds ``draws`` (top-1 of each), ``sd`` (sample standard deviation of top-1 over draws) and
+    ``num_labelled``. The interval is that of the mean over draws.
+
+    Args:
+        split: Both parts.
+        shots: Number of labelled clips.
+        num_draws: Number of draws, with seeds ``seed``, ``seed`` + 1 …
+        seed: Seed of the first draw.
+
+    Raises:
+        UserError: Features or labels that ``EmbeddedSplit.check`` rejects.
+    """
+    split.check()
+    outcomes = []
+    with split.progress() as bar:
+        for draw in bar.track(range(seed, seed + num_draws), description=f"{split.description}, lowshot-{shots}"):
+            labelled = split.train.select(shots.draw(split.train.labels, seed=draw).tolist())
+            probe = train_on(labelled, split.num_classes, seed=draw)
+            outcomes.append(hits_from_scores(class_scores(probe, split.test.views_nvd), split.test.labels))
+    draws = [outcome.accuracies().top1 for outcome in outcomes]
+    mean = Outcome(
+        hits={name: torch.stack([outcome.hits[name] for outcome in outcomes]).mean(0) for name in outcomes[0].hits},
+        labels_b=outcomes[0].labels_b,
+    )
+    details = {
+        "shots": str(shots),
+        "seed": seed,
+        "num_train": split.train.num_clips,
+        "num_labelled": labelled.num_clips,
+        "draws": draws,
+        "sd": statistics.stdev(draws) if num_draws > 1 else 0.0,
+        "classes_without_training_clips": split.absent_classes(),
+    }
+    return result_of(f"lowshot-{shots}", mean, details)

@@ -1,0 +1,128 @@
+"""Settings of an evaluation: how clips are read, what protocols need besides features, and how to fine-tune."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from crossdistill.data.decoders import DEFAULT_DECODER
+from crossdistill.errors import UserError
+from crossdistill.evaluation.views import TestViews
+
+NUM_BOOTSTRAP_DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class ReadSettings:
+    """How the videos of a split are read."""
+
+    views: TestViews = field(default_factory=TestViews)
+    """Views of every test video."""
+    train_views: TestViews = field(default_factory=TestViews)
+    """Views of every training video."""
+    max_clips: int | None = None
+    """Largest number of videos of either part, spread evenly over it; None for all."""
+    num_workers: int = 2
+    """Number of processes that decode."""
+    decoder: str = DEFAULT_DECODER
+    """Library that reads the videos."""
+    short_clips: str = "repeat"
+    """Rule for videos that are shorter than a clip, one of ``SHORT_CLIPS``."""
+
+
+@dataclass(frozen=True)
+class Shots:
+    """Number of labelled training clips of each class: a share of them, or a count."""
+
+    share: float | None = None
+    number: int | None = None
+
+    @staticmethod
+    def parse(text: str) -> Shots:
+        """Read ``1%`` or ``5``.
+
+        Raises:
+            UserError: The text is neither a percentage in (0, 100] nor a whole number of at least 1.
+
+        Example:
+            >>> Shots.parse("10%"), Shots.parse("5")
+            (Shots(share=0.1, number=None), Shots(share=None, number=5))
+        """
+        if re.fullmatch(r"[1-9]\d*", text):
+            return Shots(number=int(text))
+        percent = re.fullmatch(r"(\d+(?:\.\d+)?)%", text)
+        if percent is not None and 0 < float(percent[1]) <= 100:
+            return Shots(share=float(percent[1]) / 100)
+        raise UserError(f"--shots {text} is neither a share nor a number: give for example 1% 10% 5")
+
+    def __str__(self) -> str:
+        return f"{100 * self.share:g}%" if self.share is not None else str(self.number)
+
+    def draw(self, labels_n: Tensor, *, seed: int) -> Tensor:
+        """Draw the positions of the labelled clips.
+
+        A share gives at least one clip of every class; a count gives at most all clips of the class.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        chosen = []
+        for label in labels_n.unique():
+            clips = (labels_n == label).nonzero()[:, 0]
+            wanted = self.number if self.share is None else max(1, round(self.share * len(clips)))
+            chosen.append(clips[torch.randperm(len(clips), generator=generator)[:wanted]])
+        return torch.cat(chosen).sort().values
+
+
+@dataclass(frozen=True)
+class ProtocolSettings:
+    """What protocols need besides features."""
+
+    ks: tuple[int, ...] = (1, 5, 20)
+    """Numbers of neighbours for k-NN; 1 is the paper's."""
+    shots: tuple[Shots, ...] = (Shots(share=0.01), Shots(share=0.1), Shots(number=5))
+    """Numbers of labelled clips of a class, for the low-shot protocol."""
+    num_low_shot_draws: int = 5
+    """How often the labelled clips are drawn."""
+    num_bootstrap_draws: int = NUM_BOOTSTRAP_DRAWS
+    """Number of test sets that are drawn for an interval; 0 for no intervals."""
+    seed: int = 0
+    """Seed of the order of clips, held-out parts, low-shot draws, first clusters and the bootstrap."""
+
+    def __post_init__(self) -> None:
+        if not self.ks or min(self.ks) < 1:
+            raise UserError(f"--k is {' '.join(map(str, self.ks)) or 'empty'}: give numbers of neighbours from 1 on")
+        if self.num_low_shot_draws < 1:
+            raise UserError(f"--draws is {self.num_low_shot_draws}: give 1 or more")
+        if self.num_bootstrap_draws < 0:
+            raise UserError(f"--bootstrap is {self.num_bootstrap_draws}: give 0 (no intervals) or more")
+        if self.seed < 0:
+            raise UserError(f"--seed is {self.seed}: give 0 or more")
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """How a student is fine-tuned: AdamW, a cosine schedule and one epoch of warm-up."""
+
+    epochs: int = 30
+    lr: float = 1e-3
+    """Peak learning rate."""
+    batch_size: int = 16
+    """Clips per batch of one process."""
+    workers: int = 2
+    """Number of processes that decode."""
+    mixed_precision: str = "auto"
+    """``auto``, ``fp32`` or ``bf16``."""
+    decoder: str = DEFAULT_DECODER
+    """Library that reads the videos."""
+    short_clips: str = "repeat"
+    """Rule for videos that are shorter than a clip."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.lr <= 0 or self.batch_size < 1:
+            raise UserError(
+                f"--finetune-epochs {self.epochs}, --finetune-lr {self.lr} and --finetune-batch-size {self.batch_size} "
+                "must be above 0"
+            )
