@@ -81,7 +81,7 @@ class Options:
     """Library that reads the videos; pyav reads the files that the others cannot read exactly."""
     short_clips: Literal["repeat", "loop", "error"] = "repeat"
     """Videos shorter than a clip: repeat their end frames, loop (start them again), or error (refuse to start)."""
-    mixed_precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of the student, as in training."""
     tracker: TrackerName = "tensorboard"
     """Tracker that gets the numbers of a run's student, beside the run's curves."""
@@ -124,13 +124,13 @@ class Options:
                 lr=self.finetune_lr,
                 batch_size=self.finetune_batch_size,
                 workers=self.workers,
-                mixed_precision=self.mixed_precision,
+                precision=self.precision,
                 decoder=self.decoder,
                 short_clips=self.short_clips,
                 seed=self.seed,
             ),
             features=self.features,
-            mixed_precision=self.mixed_precision,
+            precision=self.precision,
             tracker=self.tracker,
             allow_code=self.allow_code,
         )

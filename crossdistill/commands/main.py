@@ -15,7 +15,7 @@ from crossdistill.utils.environment import require_matched_torch
 COMMANDS = {
     "train": ("crossdistill.commands.train", "train a student from a teacher, or with labels"),
     "evaluate": (
-        "crossdistill.evaluation.evaluate",
+        "crossdistill.commands.evaluate",
         "evaluate a trained student: k-NN, linear, retrieval, few labels, fine-tuning",
     ),
     "report": ("crossdistill.report.command", "write an HTML page about a run, or compare several runs"),

@@ -33,7 +33,7 @@ from crossdistill.evaluation.protocols.fusion import common_videos, fuse
 from crossdistill.evaluation.results import Evaluation, ProtocolResult
 from crossdistill.evaluation.roles import Role
 from crossdistill.evaluation.settings import FineTuning, ProtocolSettings, ReadSettings
-from crossdistill.training.run_folder import CONFIG_NAME
+from crossdistill.training.run_folder import RunFolder
 from crossdistill.training.trackers import require_tracker, track_results
 from crossdistill.utils.console import console
 from crossdistill.utils.distributed import create_accelerator, use_all_cores
@@ -66,7 +66,7 @@ class StudentEvaluation:
     fine_tuning: FineTuning = field(default_factory=FineTuning)
     features: Path | None = None
     """Folder in which features are kept; None for the folder ``features`` beside each student."""
-    mixed_precision: str = "auto"
+    precision: str = "auto"
     """``auto``, ``fp32`` or ``bf16``."""
     tracker: str = "none"
     """Tracker that gets the numbers of a run's student."""
@@ -209,7 +209,7 @@ class _Students:
         request = self.request
         encoder = load_student(path, allow_code=request.allow_code)
         execution = Execution.choose(
-            encoder, device=self.accelerator.device, precision=request.mixed_precision, layout="auto"
+            encoder, device=self.accelerator.device, precision=request.precision, layout="auto"
         )
         folder = read_facts(path)[0]
         beside = folder.parent if folder.name == "student" else folder
@@ -273,6 +273,7 @@ class _Students:
         details: dict[str, Any] = {**dataclasses.asdict(settings), "run": run.name}
         for name in ("workers", "decoder"):  # they do not change the numbers
             del details[name]
+        details["mixed_precision"] = details.pop("precision")  # its name in the results format
         return lambda: classify(embedded, classifier, details=details)
 
     def _evaluate_together(
@@ -309,7 +310,7 @@ def track_students(request: StudentEvaluation, evaluation: Evaluation) -> None:
     for path, own in _by_folder(alone):
         folder, facts = read_facts(path)
         run, training = folder.parent, facts.get("training", {})
-        if folder.name != "student" or not (run / CONFIG_NAME).is_file() or not own.results:
+        if folder.name != "student" or not RunFolder(run).config.is_file() or not own.results:
             continue
         role = Role.SUPERVISED if training.get("supervised") else Role.DISTILLED
         track_results(request.tracker, run, {str(role): own.to_json()}, step=int(training.get("steps", 0)))

@@ -112,7 +112,7 @@ class FineTuning:
     """Clips per batch of one process."""
     workers: int = 2
     """Number of processes that decode."""
-    mixed_precision: str = "auto"
+    precision: str = "auto"
     """``auto``, ``fp32`` or ``bf16``."""
     decoder: str = DEFAULT_DECODER
     """Library that reads the videos."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from crossdistill.data.dataset import Entry
-from crossdistill.evaluation.agreement import (
+from crossdistill.evaluation.protocols.agreement import (
     NeighbourClasses,
     chance_overlap,
     linear_cka,

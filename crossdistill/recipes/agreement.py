@@ -23,8 +23,8 @@ from crossdistill.distillation.student import find_student, load_student, read_f
 from crossdistill.encoders import Encoder
 from crossdistill.encoders.weights import weights_hash
 from crossdistill.errors import UserError
-from crossdistill.evaluation.agreement import MIN_CLIPS_FOR_CKA
 from crossdistill.evaluation.embedder import EmbeddedBatches, Embedder, batches_of
+from crossdistill.evaluation.protocols.agreement import MIN_CLIPS_FOR_CKA
 from crossdistill.evaluation.roles import Role
 from crossdistill.evaluation.teacher_agreement import AgreementReport, compare_spaces
 from crossdistill.recipes.checks import check_configuration

@@ -49,6 +49,7 @@ def several(value: Any) -> tuple[Any, ...]:
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(several)]
+Paths = Annotated[tuple[Path, ...], BeforeValidator(several)]
 Counts = Annotated[tuple[Count, ...], BeforeValidator(several)]
 
 
@@ -99,7 +100,7 @@ class DataConfig:
 
     __pydantic_config__ = STRICT
 
-    data: tuple[Path, ...] = ()
+    data: Paths = ()
     """One or several prepared datasets (see python -m data_prep); toyactions, rendered at first use, if absent."""
     split: str = "1"
     """Official split: the run trains on its train part and evaluates on its test part."""
@@ -123,7 +124,7 @@ class ObjectiveConfig:
 
     __pydantic_config__ = STRICT
 
-    objective: tuple[str, ...] = ("compress-2q-live", "simreg")
+    objective: Names = ("compress-2q-live", "simreg")
     """One objective or a sum of several, each name or name:weight, for example compress-1q simreg:0.5. They compare
     similarities to the memory bank: compress-2q (the paper's: student anchors come from its EMA copy), compress-2q-live
     (from the student itself), compress-1q (from the teacher), seed, infonce, bingo; embeddings: simreg, cosine,
@@ -370,8 +371,6 @@ def from_keywords(**keywords: Any) -> RunConfig:
     for name, value in keywords.items():
         if name not in section_of:
             raise unknown_name("keyword", name, section_of, listed_by="crossdistill train --help")
-        if name == "data":
-            value = several(value)
         values.setdefault(section_of[name], {})[name] = value
     values = merge(with_current_names(file_values), values)
     config = from_dict(values, source="the keywords")

@@ -44,9 +44,10 @@ def finetune_config(settings: FineTuning, student: Path, *, data: Path, split: s
             "schedule": "cosine",
             "warmup_epochs": 1.0 if settings.epochs > 1 else 0.0,
         },
-        "machine": {"seed": settings.seed, "mixed_precision": settings.mixed_precision},
+        "machine": {"seed": settings.seed, "mixed_precision": settings.precision},
     }
-    # The digest names the run's folder, so that a finished run is found again: its text must not change.
+    # The digest names the run's folder, so that a finished run is found again: its text must not change, and so the
+    # values have the names of version 0.1, which ``from_dict`` reads.
     described = json.dumps([values, sha256_of(student / WEIGHTS_NAME)], sort_keys=True)
     name = f"finetune-{split}-{hashlib.sha256(described.encode()).hexdigest()[:8]}"
     parent = student.parent if student.name == "student" else student

@@ -99,11 +99,8 @@ def read_run(folder: Path) -> RunRecord:
         raise UserError(f"there is no folder {folder}: give a run's folder, as train.py --out names it")
     rounds = sorted(folder.glob("round-*"), key=lambda path: path.name.zfill(40))
     inside = rounds[-1] if rounds and not RunFolder(folder).config.is_file() else folder
-    if (
-        not RunFolder(inside).config.is_file()
-        and not RunFolder(folder).results.is_file()
-        and find_student(folder) is None
-    ):
+    files = (RunFolder(inside).config, RunFolder(folder).results)
+    if not any(path.is_file() for path in files) and find_student(folder) is None:
         raise UserError(
             f"{folder} is not a run's folder (no config.json, no results.json, no student): give the folder that "
             "train.py --out names"

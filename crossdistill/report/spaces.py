@@ -26,7 +26,7 @@ from crossdistill.evaluation.feature_store import FOLDER_NAME
 from crossdistill.evaluation.features import Features
 from crossdistill.evaluation.protocols import apply_protocols
 from crossdistill.evaluation.results import Evaluation
-from crossdistill.evaluation.store import FOLDER_NAME
+from crossdistill.evaluation.settings import ProtocolSettings, ReadSettings
 from crossdistill.recipes.config import AUTO, SELF, RunConfig
 from crossdistill.recipes.data import TOYACTIONS_FOLDER, is_toyactions
 from crossdistill.recipes.identity import own_teacher_config

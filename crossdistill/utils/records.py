@@ -1,4 +1,4 @@
-"""Records in JSON: descriptions with a format version, fingerprints, and the first field in which two records differ."""
+"""Records in JSON: descriptions with a format version, fingerprints, and the first difference of two records."""
 
 from __future__ import annotations
 

@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from crossdistill.recipes.data import select_training_clips
-from crossdistill.recipes.identity import identity
 
 from crossdistill.data.dataset import PairedClips, collate, entries_of, make_loader
 from crossdistill.data.manifest import Manifest
@@ -19,6 +17,8 @@ from crossdistill.encoders.execution import Execution
 from crossdistill.errors import UserError
 from crossdistill.evaluation.evaluate import evaluate_encoder
 from crossdistill.recipes.config import from_dict
+from crossdistill.recipes.data import select_training_clips
+from crossdistill.recipes.identity import identity
 
 
 def view_of(name, num_frames=4, size_px=32):
@@ -203,7 +203,7 @@ def test_short_clips__training_refuses_what_its_evaluation_would(toy_folder):
     videos[last] = replace(video, streams=cut)
     config = from_dict({"data": {"short_clips": "error"}}, source="test")
     views = {"student_view": view_of("flow_r3d10"), "teacher_views": [view_of("rgb_r3d10")]}
-    options = {**views, "accelerator": Accelerator(mixed_precision="no")}
+    options = {**views, "uses_labels": False, "accelerator": Accelerator(mixed_precision="no")}
     assert select_training_clips(config, [manifest], **options).short_clips == "error"
     with pytest.raises(UserError, match=f"1 of {len(videos)} videos .*{video.name}, has 3 frames"):
         select_training_clips(config, [replace(manifest, videos=videos)], **options)

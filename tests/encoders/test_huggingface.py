@@ -153,7 +153,9 @@ def test_student__of_a_changed_size_comes_back(folders, tmp_path):
 @pytest.mark.parametrize("kind", ALL)
 def test_check_before_training__builds_it_on_the_meta_device(folders, kind):
     name = encoder_name(folders, kind)
-    check_configuration(RunConfig(pair=PairConfig(student="flow_r3d10", teacher=(name,), teacher_weights=("pretrained",))))
+    check_configuration(
+        RunConfig(pair=PairConfig(student="flow_r3d10", teacher=(name,), teacher_weights=("pretrained",)))
+    )
     with torch.device("meta"):
         encoder = create_encoder(name)
         assert {p.device.type for p in encoder.parameters()} == {"meta"}

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from crossdistill.recipes.agreement_report import FRESH, TRAINED, Agreement, Report, conclude
-from in_process import train
 from safetensors.torch import save_file
 
 from crossdistill.commands.main import main as cli
@@ -29,6 +28,7 @@ from crossdistill.evaluation.protocols.agreement import (
     shuffled_overlaps,
 )
 from crossdistill.quantization.quantize import BitWidths, quantize
+from crossdistill.recipes.run import main as train
 
 TEACHER = ["--teacher", "rgb_tiny3d_8", "--teacher-frames", 4, "--teacher-size", 32]
 STUDENT = ["--student", "flow_tiny3d_8", "--student-frames", 4, "--student-size", 32]

@@ -6,7 +6,6 @@ import sys
 
 import pytest
 import torch
-from crossdistill.training.optimizer import create_optimizer
 from in_process import train
 from safetensors.torch import load_file
 from torch import nn
@@ -29,6 +28,7 @@ from crossdistill.quantization.quantize import (
 )
 from crossdistill.recipes.config import parse
 from crossdistill.training.checkpoint import Checkpoints, load_optimizer_state, optimizer_state
+from crossdistill.training.optimizer import create_optimizer
 from crossdistill.types import View
 
 pytest.importorskip("brevitas")
@@ -282,9 +282,7 @@ def test_student_files__hold_the_quantised_network_and_say_so(made, tmp_path):
 
 def distiller(objective="compress-2q"):
     student = quantize(small("rgb_tiny3d_8"), BitWidths(4, 8))
-    made = crossdistill.Distiller(
-        student=student, teachers=[small(seed=7)], objective=objective, bank_size=8
-    )
+    made = crossdistill.Distiller(student=student, teachers=[small(seed=7)], objective=objective, bank_size=8)
     return made, torch.optim.SGD(made.trainable.parameters(), lr=0.05, momentum=0.9)
 
 

@@ -17,7 +17,6 @@ from crossdistill.recipes.teachers import teacher_options, teacher_sources
 from crossdistill.training.run_folder import RunFolder
 
 
-
 def check(config):
     check_configuration(config, teacher_sources(config))
 
@@ -171,7 +170,18 @@ def test_round_config__gives_each_round_what_it_can_use(tmp_path):
 
 def test_keywords__are_the_options_of_the_command_line(tmp_path):
     (tmp_path / "run.yaml").write_text("optimization: {lr: 0.3, epochs: 7}\n")
-    options = ["--teacher", "rgb_r3d18", "--student", "flow_r3d18", "--data", "x", "--bits", "w4a8", "--precision", "fp32"]
+    options = [
+        "--teacher",
+        "rgb_r3d18",
+        "--student",
+        "flow_r3d18",
+        "--data",
+        "x",
+        "--bits",
+        "w4a8",
+        "--precision",
+        "fp32",
+    ]
     keywords = {"teacher": "rgb_r3d18", "student": "flow_r3d18", "data": "x", "bits": "w4a8", "precision": "fp32"}
     assert from_keywords(**keywords) == parse(options)
     assert from_keywords(config=tmp_path / "run.yaml", lr=0.4).optimization.lr == 0.4

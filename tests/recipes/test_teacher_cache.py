@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from in_process import cache as cache_command
 from in_process import train as train_command
 from killing import kill_tree
 from safetensors.torch import save_file
@@ -27,7 +28,6 @@ from crossdistill.distillation.teachers import CachedTeacher
 from crossdistill.encoders import create_encoder, wrap_encoder
 from crossdistill.encoders.base import Classifier
 from crossdistill.errors import UserError
-from in_process import cache as cache_command
 from crossdistill.types import PairedBatch, View
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -111,7 +111,8 @@ def test_training__with_a_cache_is_training_with_the_teacher(
     original = encoders.create_encoder
     for module in ("student", "teachers", "weights"):
         monkeypatch.setattr(
-            f"crossdistill.recipes.{module}.create_encoder", lambda name, **o: created.append(name) or original(name, **o)
+            f"crossdistill.recipes.{module}.create_encoder",
+            lambda name, **o: created.append(name) or original(name, **o),
         )
     options = [*cached(cache_folder), "--objective", "compress-2q", "simreg:0.5"]
     losses = train(tmp_path / "run", data, *options)

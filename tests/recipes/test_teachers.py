@@ -80,9 +80,7 @@ def pair_of_teachers(terms, toy_folder, **options):
         student_view=student.view,
         teacher_views=[teacher.view for teacher in teachers],
     )
-    distiller = crossdistill.Distiller(
-        student=student, teachers=teachers, objective=terms, bank_size=16, **options
-    )
+    distiller = crossdistill.Distiller(student=student, teachers=teachers, objective=terms, bank_size=16, **options)
     return distiller, clips.read_batch([SampleKey(i, 0) for i in range(8)])
 
 
@@ -167,11 +165,12 @@ def test_self__views_share_the_moment_and_not_the_crop(toy_folder):
     assert torch.equal(batch.student.values, batch.teachers[0].values)
 
 
-def test_follow__is_an_exponential_moving_average():
+def test_momentum_copy__is_an_exponential_moving_average():
     slow, fast = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
     expected = 0.9 * slow.weight.detach() + 0.1 * fast.weight.detach()
-    follow(slow, fast, momentum=0.9)
-    torch.testing.assert_close(slow.weight.detach(), expected)
+    momentum_copy = MomentumCopy(slow, momentum=0.9)
+    momentum_copy.update(fast, gather=lambda tensor: tensor)
+    torch.testing.assert_close(momentum_copy.module.weight, expected)
 
 
 def test_distort__changes_contrast_and_erases_boxes_of_half_of_the_clips():

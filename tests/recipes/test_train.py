@@ -22,6 +22,7 @@ from crossdistill.objectives import OBJECTIVES
 from crossdistill.recipes import context
 from crossdistill.recipes import run as train_module
 from crossdistill.recipes.config import parse
+from crossdistill.recipes.data import select_training_clips
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TINY = [

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from in_process import train
 from safetensors.torch import save_file
 
 from crossdistill.commands.main import main as cli
@@ -24,6 +23,7 @@ from crossdistill.encoders import create_encoder
 from crossdistill.encoders.execution import Execution
 from crossdistill.modalities import MODALITIES
 from crossdistill.quantization.quantize import parse_bit_widths, quantize
+from crossdistill.recipes.run import main as train
 from crossdistill.report import command, comparison, cost, findings, frames, gallery, record
 from crossdistill.report.charts import (
     MAX_TOLD_APART,
