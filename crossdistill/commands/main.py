@@ -16,7 +16,7 @@ COMMANDS = {
         "crossdistill.commands.evaluate",
         "k-NN, linear, retrieval, few labels, fine-tuning: what a trained student is worth",
     ),
-    "report": ("crossdistill.report.command", "one HTML page about a run, or a comparison of several"),
+    "report": ("crossdistill.commands.report", "write an HTML page about a run, or a comparison of several runs"),
     "transfer": ("crossdistill.recipes.agreement", "will it help? teacher and student compared on a sample of clips"),
     "cache": (
         "crossdistill.recipes.cache",

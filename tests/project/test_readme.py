@@ -8,14 +8,13 @@ import pytest
 import tyro
 import yaml
 
-from crossdistill.commands import evaluate, export
+from crossdistill.commands import evaluate, export, report
 from crossdistill.errors import UserError
 from crossdistill.predict import predict
 from crossdistill.recipes import agreement as transfer
 from crossdistill.recipes import cache
 from crossdistill.recipes.config import RunConfig
 from crossdistill.recipes.config import parse as parse_config
-from crossdistill.report import command as report
 from data_prep.__main__ import COMMANDS, DATASETS
 
 ROOT = Path(__file__).parents[2]
