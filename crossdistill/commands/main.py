@@ -26,7 +26,7 @@ COMMANDS = {
         "crossdistill.commands.export",
         "a trained student as ONNX, TorchScript, .pt2, safetensors or for transformers",
     ),
-    "predict": ("crossdistill.predict.predict", "classes or nearest training clips of any video file or camera"),
+    "predict": ("crossdistill.commands.predict", "classes or nearest training clips of any video file or camera"),
     "encoders": ("crossdistill.commands.encoders", "list the encoders with view, size and source"),
 }
 

@@ -8,9 +8,8 @@ import pytest
 import tyro
 import yaml
 
-from crossdistill.commands import evaluate, export, report
+from crossdistill.commands import evaluate, export, predict, report
 from crossdistill.errors import UserError
-from crossdistill.predict import predict
 from crossdistill.recipes import agreement as transfer
 from crossdistill.recipes import cache
 from crossdistill.recipes.config import RunConfig
