@@ -63,6 +63,7 @@ def prepare_videos(
         facts={"recipe": recipe_facts, "versions": _library_versions(options.recipe)},
     )
     unique_names(manifest.videos)
+    # Videos without inputs are missing: they have no task and stay in the manifest as skipped.
     tasks = [make_task(source, options, recipe_facts) for source in sources if source.inputs]
     if options.depth_model is not None and tasks and all("depth" in task.job.inputs for task in tasks):
         raise UserError(
