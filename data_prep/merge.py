@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from crossdistill.data.manifest import Manifest, Video, unique_names
+from crossdistill.data.manifest import Manifest, Video, require_unique_names
 from crossdistill.errors import UserError
 from data_prep.pipeline.shards import Shard
 from data_prep.pipeline.summary import print_summary
@@ -47,7 +47,7 @@ def run(options: Options) -> Manifest:
         flip_keeps_label=parts[0].flip_keeps_label,
         facts=parts[0].facts,
     )
-    unique_names(merged.videos)
+    require_unique_names(merged.videos)
     merged.save()
     print_summary(merged)
     return merged

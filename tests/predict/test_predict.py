@@ -352,7 +352,7 @@ def test_camera__absent_or_blank_is_one_sentence(tmp_path, monkeypatch, capsys):
         ({"camera": 0, "clips": 0}, "--clips is 0"),
         ({"camera": 0, "k": 0}, "--k is 0"),
         ({"camera": 0, "workers": -1}, "--workers is -1"),
-        ({"camera": 0, "features": Path(__file__)}, "is no folder that you may write to"),
+        ({"camera": 0, "features": Path(__file__)}, "is not a writable folder"),
         ({"camera": 0, "seconds": 0.0}, "--seconds is 0"),
         ({"camera": 0}, "no student was given"),
     ],
@@ -390,8 +390,8 @@ def newer(folder):
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (lambda folder: truncate(folder / WEIGHTS_NAME, 0.5), "is not a whole safetensors file"),
-        (lambda folder: torch.save({"a": print}, folder / WEIGHTS_NAME), "is not a whole safetensors file"),
+        (lambda folder: truncate(folder / WEIGHTS_NAME, 0.5), "is not a complete safetensors file"),
+        (lambda folder: torch.save({"a": print}, folder / WEIGHTS_NAME), "is not a complete safetensors file"),
         (lambda folder: (folder / WEIGHTS_NAME).unlink(), "there is no weight file"),
         (newer, "has format version 99, this crossdistill reads up to 1: update it"),
         (lambda folder: truncate(folder / FACTS_NAME, 0.5), "is damaged"),

@@ -60,5 +60,5 @@ def test_read_versioned_json__refuses_other_content(tmp_path, content, sentence)
 
 
 def test_read_versioned_json__absent_file_is_the_callers_sentence(tmp_path):
-    with pytest.raises(UserError, match="^there is none$"):
+    with pytest.raises(UserError, match=r"^there is none$"):
         read(tmp_path / "x.json")
