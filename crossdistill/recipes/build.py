@@ -260,9 +260,9 @@ def open_datasets(config: RunConfig, accelerator: Accelerator) -> list[Manifest]
         return [Manifest.load(path) for path in config.data.data]
     if (TOYACTIONS_FOLDER / MANIFEST_NAME).is_file():
         return [Manifest.load(TOYACTIONS_FOLDER)]
-    from data_prep.datasets.toyactions import Options, prepare
+    from data_prep.datasets.toyactions import ToyactionsOptions, prepare
 
-    decide_on_first(accelerator, lambda: str(prepare(Options(out=TOYACTIONS_FOLDER)).root))
+    decide_on_first(accelerator, lambda: str(prepare(ToyactionsOptions(out=TOYACTIONS_FOLDER)).root))
     return [Manifest.load(TOYACTIONS_FOLDER)]
 
 
