@@ -94,8 +94,7 @@ def prepare(options: KineticsOptions) -> Manifest:
     replacements = find_clips(options.replacement) if options.replacement else {}
     sources = join_clips(rows, classes, clips, replacements)
     require_some_found(
-        sum(bool(source.inputs) for source in sources),
-        len(sources),
+        [source.inputs for source in sources],
         folder=options.videos,
         source=f"the lists in {', '.join(map(str, options.annotations))} name",
         example=f"{rows[0].name}.mp4",

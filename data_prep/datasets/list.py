@@ -101,8 +101,7 @@ def read_lists(options: ListOptions) -> tuple[list[str], list[SourceVideo]]:
     classes, labels = _index_classes(list(rows.values()), options.classes)
     sources = [_source(rows[name], labels) for name in sorted(rows)]
     require_some_found(
-        sum(bool(source.inputs) for source in sources),
-        len(sources),
+        [source.inputs for source in sources],
         folder=options.videos,
         source=f"{', '.join(str(path) for path, _ in given)} name",
         example=str(next(iter(rows.values())).path),

@@ -112,7 +112,8 @@ def read_recordings(options: UtdMhadOptions) -> list[SourceVideo]:
     inputs = select_inputs(options, found, names)
     for sensor, folder in folders.items():
         example = f"{names[0]}{ENDINGS[sensor]}.mat"
-        require_some_found(len(found[sensor]), len(names), folder=folder, source="the dataset has", example=example)
+        files = [found[sensor].get(name) for name in names]
+        require_some_found(files, folder=folder, source="the dataset has", example=example)
     return [_source(name, inputs[name]) for name in names]
 
 

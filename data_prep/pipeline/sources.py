@@ -146,8 +146,8 @@ def join_files(
             )
         )
     example = f"{listed[0].action}/{listed[0].name}{next(iter(suffixes))}".removeprefix("/")
-    num_found = sum(bool(source.inputs) for source in sources)
-    require_some_found(num_found, len(sources), folder=folder, source=f"the lists in {lists} name", example=example)
+    found_inputs = [source.inputs for source in sources]
+    require_some_found(found_inputs, folder=folder, source=f"the lists in {lists} name", example=example)
     num_unlisted = len(set(found) - {video.name.casefold() for video in listed})
     if num_unlisted:
         console.print(f"{num_unlisted} {' '.join(suffixes)} files are in no list and are not prepared")
@@ -159,11 +159,18 @@ def folder_name(action: str) -> str:
     return action.replace("/", "_").lstrip(".")
 
 
-def require_some_found(num_found: int, num_wanted: int, *, folder: Path, source: str, example: str) -> None:
-    """Raise a ``UserError`` if no file was found. ``source`` says who wants the files, for example "the lists name"."""
-    if not num_found:
+def require_some_found(found: Collection[object], *, folder: Path, source: str, example: str) -> None:
+    """Raise a ``UserError`` if no file was found.
+
+    Args:
+        found: For each video its file, or a false value if it was not found.
+        folder: Folder that was searched.
+        source: Subject and verb of "that ...", for example "the lists in annotations name".
+        example: A file that was expected.
+    """
+    if not any(found):
         raise UserError(
-            f"{folder} and its subfolders contain none of the {num_wanted} videos that {source}: expected for example "
+            f"{folder} and its subfolders contain none of the {len(found)} videos that {source}: expected for example "
             f"{example}"
         )
 
