@@ -198,7 +198,7 @@ def quantize(encoder: Encoder, widths: BitWidths) -> Encoder:
             raise UserError(f"{encoder.name} has no convolution, linear layer or attention that can be quantised")
         for name in called:
             layer = encoder.body.get_submodule(name)
-            is_stem = name in (encoder.stem, *encoder.more_stems)
+            is_stem = name in encoder.info.stems
             own = BitWidths(STEM_BITS, STEM_BITS) if is_stem else widths
             _put(encoder.body, name, _quantised(layer, own, qnn, has_norm=name in norms))
         for convolution, norm in norms.items():

@@ -16,10 +16,8 @@ import crossdistill
 from crossdistill.commands.encoders import _card, count_gmacs
 from crossdistill.commands.encoders import main as listing
 from crossdistill.encoders import ARCHITECTURES, create_encoder, encoder_names
-from crossdistill.encoders.base import CLIP_MODALITIES
-from crossdistill.encoders.pytorchvideo import PYTORCHVIDEO
+from crossdistill.encoders.architecture import CLIP_MODALITIES
 from crossdistill.encoders.sizes import SizesOnly
-from crossdistill.encoders.torchvision import NETWORKS
 from crossdistill.encoders.tsm import temporal_shift
 from crossdistill.encoders.weights import (
     fetch_public_weights,
@@ -35,6 +33,13 @@ from crossdistill.utils.tensor_files import read_weights
 
 # The smallest clips that survive all halvings, [frames, pixels]; 2 frames of 32 pixels for the others.
 SMALL_VIEWS = {"alexnet": (2, 64), "s3d": (8, 32), "x3d_xs": (2, 64), "x3d_s": (2, 64), "x3d_m": (2, 64)}
+
+# Names of the registry -> names of torchvision.
+TORCHVISION = {
+    name: entry.source.removeprefix("torchvision.models.")
+    for name, entry in ARCHITECTURES.items()
+    if entry.source.startswith("torchvision.models.")
+}
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +81,7 @@ def small(name, batch_size=2, smallest=(2, 32)):
     architecture = name.partition("_")[2]
     num_frames, size_px = max(SMALL_VIEWS.get(architecture, smallest), smallest)
     view = {"num_frames": num_frames, "size_px": size_px}
-    if getattr(NETWORKS.get(architecture), "is_of_one_size", False):
+    if architecture == "mvit_v2_s":
         view, num_frames, size_px = {}, 2, 32  # see mvit_of_any_size
     encoder = quick(name, **view)
     return encoder, torch.randn(batch_size, encoder.view.kind.channels, num_frames, size_px, size_px)
@@ -89,7 +94,7 @@ def test_every_encoder__maps_its_view_to_its_features_and_learns(name):
     assert features.shape == (len(clip), encoder.embed_dim)
     features.square().mean().backward()
     assert all(p.grad is not None and p.grad.sum().isfinite() for p in encoder.parameters())
-    for stem in (encoder.stem, *encoder.more_stems):
+    for stem in encoder.info.stems:
         assert encoder.body.get_submodule(stem).weight.shape[1] == encoder.view.kind.channels
 
 
@@ -134,17 +139,17 @@ def test_tokens__are_a_grid_whose_mean_are_the_features(architecture):
 
 
 def library_model(name, view):
-    network = NETWORKS[name]
-    return get_model(network.name or name, weights=None, **network.size_options(view))
+    options = {"image_size": view.size_px} if name == "vit_b_16" else {}
+    return get_model(TORCHVISION[name], weights=None, **options)
 
 
 def load_strictly_without_classifier(model, encoder):
     """What README tells those to do who have the library and not this package."""
-    model.set_submodule(encoder.classifier_prefix.removesuffix("."), nn.Identity())
+    model.set_submodule(encoder.info.classifier_prefix.removesuffix("."), nn.Identity())
     model.load_state_dict(encoder.body.state_dict(), strict=True, assign=True)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", TORCHVISION)
 def test_torchvision__body_loads_into_the_librarys_own_class_and_gives_its_features(name):
     """The features are what goes into the library's last layer."""
     encoder, clip = small(f"rgb_{name}", batch_size=1)
@@ -174,17 +179,17 @@ def test_torchvision__body_loads_into_the_librarys_own_class_and_gives_its_featu
 COUNTED_FRAMES = {"swin3d_t": 16}
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", TORCHVISION)
 def test_torchvision__parameters_and_operations_are_the_published(name, monkeypatch):
     monkeypatch.undo()  # at its own size
-    entry, modality = ARCHITECTURES[name], NETWORKS[name].modalities[0]
+    entry, modality = ARCHITECTURES[name], ARCHITECTURES[name].modalities[0]
     with torch.device("meta"), SizesOnly():
         encoder = create_encoder(f"{modality}_{name}", num_frames=COUNTED_FRAMES.get(name))
         model = library_model(name, encoder.view)
         whole = crossdistill.wrap_encoder(model, name=f"{modality}_x", view=encoder.view, embed_dim=1)
         gmacs = count_gmacs(whole)
         assert 0.85 * gmacs < count_gmacs(encoder) <= gmacs
-    weights = get_model_weights(NETWORKS[name].name or name).DEFAULT
+    weights = get_model_weights(TORCHVISION[name]).DEFAULT
     assert whole.num_parameters == weights.meta["num_params"]
     classifier = sum(p.numel() for key, p in model.named_parameters() if key.startswith(entry.classifier_prefix))
     assert encoder.num_parameters == whole.num_parameters - classifier
@@ -201,7 +206,7 @@ def test_public_weights__load_by_name_from_the_hub_folder(tmp_path, monkeypatch)
         raise URLError("Name or service not known")
 
     monkeypatch.setattr("torch.hub.urlopen", no_network)
-    with pytest.raises(UserError, match=r"cannot be fetched .*put it at .*checkpoints/r3d_18-b3b3357e\.pth"):
+    with pytest.raises(UserError, match=r"cannot be downloaded .*put it at .*checkpoints/r3d_18-b3b3357e\.pth"):
         fetch_public_weights(public)
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True, exist_ok=True)
     torch.save(quick_r3d18().state_dict(), tmp_path / "hub" / "checkpoints" / "r3d_18-b3b3357e.pth")
@@ -231,7 +236,7 @@ def test_view__a_network_of_frames_sees_one_frame_or_a_clip_with_the_pixels_stat
 
 
 LIBRARY_NAMES = {"mvit_b": "mvit_base_16x4"}
-HUB_NAMES = [name for name in PYTORCHVIDEO if name != "r3d50"]
+HUB_NAMES = [name for name, entry in ARCHITECTURES.items() if entry.source.startswith("pytorchvideo.models.hub.")]
 
 
 def hub_model(name):
@@ -288,10 +293,10 @@ def test_slowfast__both_stems_become_those_of_flow():
     rgb, _ = small("rgb_slowfast_r50")
     flow, _ = small("flow_slowfast_r50")
     load_tensors(flow, rgb.body.state_dict(), source="rgb", adapt_stem=True)
-    for stem in (rgb.stem, *rgb.more_stems):
+    for stem in rgb.info.stems:
         filters = [encoder.body.get_submodule(stem).weight.sum(dim=1) for encoder in (rgb, flow)]
         torch.testing.assert_close(*filters)
-    with pytest.raises(UserError, match="stem takes 3 channels, and that of flow_slowfast_r50 takes 2"):
+    with pytest.raises(UserError, match="stem takes 3 channels, and the stem of flow_slowfast_r50 takes 2"):
         load_tensors(flow, rgb.body.state_dict(), source="rgb")
 
 
@@ -446,14 +451,16 @@ def test_weights__an_rgb_stem_becomes_a_flow_stem(tmp_path):
     load_weights(rgb, path)
     load_weights(flow, path, adapt_stem=True)
     gray = torch.randn(1, 1, 4, 32, 32)
-    responses = [e.body.get_submodule(e.stem)(gray.expand(-1, e.view.kind.channels, -1, -1, -1)) for e in (rgb, flow)]
+    responses = [
+        e.body.get_submodule(e.info.stems[0])(gray.expand(-1, e.view.kind.channels, -1, -1, -1)) for e in (rgb, flow)
+    ]
     torch.testing.assert_close(*responses, atol=1e-4, rtol=1e-4)
 
 
 def test_weights__of_another_modality_are_refused_unless_the_stem_may_change(tmp_path):
     path = tmp_path / "r3d18.pth"
     torch.save(quick_r3d18().state_dict(), path)
-    with pytest.raises(UserError, match="stem takes 3 channels, and that of flow_r3d18 takes 2"):
+    with pytest.raises(UserError, match="stem takes 3 channels, and the stem of flow_r3d18 takes 2"):
         load_weights(quick("flow_r3d18"), path)
 
 
@@ -548,13 +555,13 @@ def test_every_architecture__is_a_teacher_and_a_student(architecture):
         student.requires_grad_().zero_grad()
         if student is encoder:
             output.loss.backward()
-            assert student.body.get_submodule(student.stem).weight.grad.sum().isfinite()
+            assert student.body.get_submodule(student.info.stems[0]).weight.grad.sum().isfinite()
 
 
-@pytest.mark.parametrize("name", [name for name in PYTORCHVIDEO if PYTORCHVIDEO[name].published_gmacs])
+@pytest.mark.parametrize("name", [name for name in HUB_NAMES if ARCHITECTURES[name].published_gmacs])
 def test_pytorchvideo__cards_have_the_published_operations(name):
     """At the encoder's own view; the last linear layer, which is not here, has less than a thousandth of them."""
-    assert _card(f"rgb_{name}")["gmacs"] == pytest.approx(PYTORCHVIDEO[name].published_gmacs, rel=0.02)
+    assert _card(f"rgb_{name}")["gmacs"] == pytest.approx(ARCHITECTURES[name].published_gmacs, rel=0.02)
 
 
 def test_listing__of_names_that_are_in_no_list(tmp_path, capsys):
@@ -575,8 +582,8 @@ def test_listing__of_names_that_are_in_no_list(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("import nothing_like_this\n", r"could not be built .line 1, ModuleNotFoundError.*: mend the file"),
-        ("def make():\n    return 1 / 0\n", r"could not be built .line 2, ZeroDivisionError"),
+        ("import nothing_like_this\n", r"failed to build .line 1, ModuleNotFoundError.*: fix the file"),
+        ("def make():\n    return 1 / 0\n", r"failed to build .line 2, ZeroDivisionError"),
         (
             "import torch, crossdistill\ndef make():\n"
             "    view = crossdistill.ViewSpec('flow', 4, 2, 8, mean=(0.0, 0.0), std=(1.0, 1.0))\n"

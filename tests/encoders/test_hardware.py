@@ -81,7 +81,7 @@ def test_execution__layout_changes_memory_not_values(layout):
     view = View(torch.randint(0, 256, (2, 3, 4, 32, 32), dtype=torch.uint8), torch.ones(2, 3))
     expected = Execution.choose(copy.deepcopy(encoder), precision="fp32", layout="no").embed(encoder, view)
     execution = Execution.choose(encoder, precision="fp32", layout=layout)
-    weight = encoder.body.get_submodule(encoder.stem).weight
+    weight = encoder.body.get_submodule(encoder.info.stems[0]).weight
     assert weight.is_contiguous(memory_format=torch.channels_last_3d) == (layout == "yes")
     torch.testing.assert_close(execution.embed(encoder, view), expected, atol=1e-5, rtol=1e-5)
 

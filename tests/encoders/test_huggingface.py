@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from crossdistill.distillation.student import load_student, save_student
 from crossdistill.encoders import create_encoder
-from crossdistill.encoders.huggingface import FAMILIES
+from crossdistill.encoders.huggingface_families import FAMILIES
 from crossdistill.encoders.weights import load_tensors, read_public_weights
 from crossdistill.errors import UserError
 from crossdistill.modalities import IMAGE
@@ -118,7 +118,7 @@ def test_training__reaches_every_parameter_that_is_to_be_trained(folders, kind):
     for name, parameter in encoder.body.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name
         assert parameter.requires_grad or "mask_token" in name or name.startswith("predictor."), name
-    assert encoder.body.get_submodule(encoder.stem).weight.grad.isfinite().all()
+    assert encoder.body.get_submodule(encoder.info.stems[0]).weight.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("kind", ALL)
@@ -172,7 +172,7 @@ def test_tokens__are_in_the_order_of_time_rows_columns(folders, kind):
     changed[:, :, -1:, 16:, 16:] += 1
     with torch.no_grad():
         before, after = (encoder.embed_with_tokens(one)[1] for one in (clip, changed))
-    num_times = 4 // encoder.token_layer.frames_per_token
+    num_times = 4 // encoder.info.token_layer.frames_per_token
     assert before.shape == (1, WIDTH, num_times, 2, 2)
     is_changed = (before != after).any(dim=1)[0]
     assert is_changed.nonzero().tolist() == [[num_times - 1, 1, 1]]
@@ -209,7 +209,7 @@ def test_clips__whose_positions_are_computed_take_published_weights_at_any_size(
 def test_clips__whose_positions_are_learned_refuse_published_weights_at_another_size(folders, kind):
     encoder = create_encoder(encoder_name(folders, kind), num_frames=8, size_px=48)
     assert encoder(random_clip(encoder)).shape == (2, WIDTH)
-    with pytest.raises(UserError, match=r"8 frames of 48 pixels .*: leave out the options that change its view"):
+    with pytest.raises(UserError, match=r"8 frames of 48 pixels .*: remove the options that change its view"):
         read_public_weights(encoder.public_weights[0])
 
 
@@ -224,13 +224,13 @@ def test_flow_student__starts_from_published_filters_of_colour(folders):
     name = f"flow_hf:{folders / 'videomae'}"
     encoder = create_encoder(name)
     tensors = read_public_weights(encoder.public_weights[0])
-    with pytest.raises(UserError, match="stem takes 3 channels, and that of flow_hf"):
+    with pytest.raises(UserError, match="stem takes 3 channels, and the stem of flow_hf"):
         load_tensors(encoder, tensors, source="pretrained")
     load_tensors(encoder, tensors, source="pretrained", adapt_stem=True)
     gray = torch.randn(1, 1, 4, 32, 32)
     rgb = with_published(create_encoder(encoder_name(folders, "videomae")))
     responses = [
-        e.body.get_submodule(e.stem)(gray.expand(-1, e.view.kind.channels, -1, -1, -1)) for e in (rgb, encoder)
+        e.body.get_submodule(e.info.stems[0])(gray.expand(-1, e.view.kind.channels, -1, -1, -1)) for e in (rgb, encoder)
     ]
     torch.testing.assert_close(*responses, atol=1e-5, rtol=1e-5)
 
@@ -303,7 +303,7 @@ def test_wrong_modality__is_named(folders):
 
 def test_network_of_text__is_refused(tmp_path):
     transformers.BertConfig(**SHARED, intermediate_size=8).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="a bert takes no pictures"):
+    with pytest.raises(UserError, match="a bert does not take pictures"):
         create_encoder(f"image_hf:{tmp_path}")
 
 
@@ -313,7 +313,7 @@ def test_view_that_cannot_be__is_refused_before_training(folders):
 
 
 def test_hub_out_of_reach__says_to_give_a_folder(offline):
-    with pytest.raises(UserError, match=r"'nobody/nothing' is no folder here.*give <modality>_hf:/path/to/folder"):
+    with pytest.raises(UserError, match=r"'nobody/nothing' is not a local folder.*give <modality>_hf:/path/to/folder"):
         create_encoder("rgb_hf:nobody/nothing")
 
 
@@ -340,7 +340,7 @@ def test_weights__absent_or_not_whole_are_refused(folders, tmp_path, offline):
         read_public_weights(read_from)
     torch.save(tensors, tmp_path / "vit" / "pytorch_model.bin")  # the library's other format, which can hold code
     path.unlink()
-    with pytest.raises(UserError, match=r"cannot be had .*with its model\.safetensors"):
+    with pytest.raises(UserError, match=r"cannot be read .*with its model\.safetensors"):
         read_public_weights(read_from)
 
 

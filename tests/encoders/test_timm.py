@@ -55,7 +55,7 @@ def test_training__reaches_every_parameter_and_the_stem_has_the_modalitys_channe
     encoder = create_encoder(name, num_frames=2).train()
     encoder(random_clip(encoder)).square().mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in encoder.parameters())
-    assert encoder.body.get_submodule(encoder.stem).weight.shape[1] == encoder.view.kind.channels
+    assert encoder.body.get_submodule(encoder.info.stems[0]).weight.shape[1] == encoder.view.kind.channels
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_published_weights__are_read_by_timm_and_keep_their_linear_classifier(na
     assert (weights.name, weights.modalities) == ("pretrained", ("image", "rgb"))
     tensors = read_public_weights(weights)
     load_tensors(encoder, tensors, source=weights.url)
-    assert encoder.classifier.weight.equal(published[f"{encoder.classifier_prefix}weight"])
+    assert encoder.classifier.weight.equal(published[f"{encoder.info.classifier_prefix}weight"])
     for key, value in encoder.body.state_dict().items():
         torch.testing.assert_close(value, published[key], rtol=0, atol=0)
     flow = create_encoder(f"flow_timm:{name}")
@@ -154,7 +154,7 @@ def test_published_weights__that_are_not_whole_are_refused(published):
     published.update(timm.create_model("test_resnet").state_dict())
     del published["layer4.0.conv1.weight"]
     (weights,) = create_encoder("image_timm:test_resnet").public_weights
-    with pytest.raises(UserError, match="published weights of timm's test_resnet cannot be had"):
+    with pytest.raises(UserError, match="published weights of timm's test_resnet cannot be read"):
         read_public_weights(weights)
 
 
@@ -164,7 +164,7 @@ def test_hub_out_of_reach__says_to_give_a_file(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     (weights,) = create_encoder("image_timm:test_vit").public_weights
-    with pytest.raises(UserError, match=r"weights of timm's test_vit cannot be had .*--teacher-weights FILE"):
+    with pytest.raises(UserError, match=r"weights of timm's test_vit cannot be read .*--teacher-weights FILE"):
         read_public_weights(weights)
 
 

@@ -63,7 +63,7 @@ def test_quantize__weights_are_integers_of_their_width_and_the_stem_of_eight_bit
     plain = {name for name, layer in encoder.body.named_modules() if isinstance(layer, nn.Conv3d)}
     assert set(layers) == plain and float_layers(quantised) == [] and quantised.bits == "w4a8"
     for name, layer in layers.items():
-        largest = 127 if name == encoder.stem else 7
+        largest = 127 if name == encoder.info.stems[0] else 7
         weights = layer.quant_weight().detach().flatten(1)
         scales = layer.weight.detach().flatten(1).abs().amax(dim=1, keepdim=True) / largest
         torch.testing.assert_close(weights / scales, (weights / scales).round(), atol=1e-4, rtol=0)
@@ -151,7 +151,7 @@ def test_convolution__is_the_one_of_training_but_for_rounding():
     expected = simulated(clips())
     assert nn.functional.cosine_similarity(quantised(clips()), expected).min() > 0.99
     one, two = (
-        torch.autograd.grad(e(clips())[:, 0].sum(), e.body.get_submodule(e.stem).weight)[0]
+        torch.autograd.grad(e(clips())[:, 0].sum(), e.body.get_submodule(e.info.stems[0]).weight)[0]
         for e in (quantised, simulated)
     )
     assert nn.functional.cosine_similarity(one.flatten(), two.flatten(), dim=0) > 0.9  # gradients pass in eval mode too
@@ -186,7 +186,9 @@ def test_prepare_for_export__stores_the_same_weights_as_multiples(bits, multiple
     prepare_for_export(file.body)
     assert not [layer for layer in file.modules() if isinstance(layer, nn.BatchNorm3d)]
     names = [
-        name for name, layer in quantised.body.named_modules() if hasattr(layer, "norms") and name != quantised.stem
+        name
+        for name, layer in quantised.body.named_modules()
+        if hasattr(layer, "norms") and name != quantised.info.stems[0]
     ]
     for name in names:
         layer, kept = quantised.body.get_submodule(name), file.body.get_submodule(name)
