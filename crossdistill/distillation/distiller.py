@@ -23,7 +23,7 @@ from crossdistill.encoders.execution import Execution
 from crossdistill.errors import UserError
 from crossdistill.objectives.memory_bank import MemoryBank
 from crossdistill.objectives.objective import Compares
-from crossdistill.quantization.quantize import share_ranges
+from crossdistill.quantization.ranges import share_ranges
 from crossdistill.types import Anchors, PairedBatch, StepOutput
 
 Gather = Callable[[Tensor], Tensor]

@@ -31,7 +31,10 @@ from crossdistill.encoders.execution import Execution
 from crossdistill.encoders.hardware import free_memory_bytes, uses_bf16
 from crossdistill.encoders.weights import load_tensors, load_weights, read_public_weights
 from crossdistill.errors import UserError
-from crossdistill.quantization.quantize import is_range, parse_bit_widths, quantize, require_brevitas
+from crossdistill.quantization.bits import parse_bit_widths
+from crossdistill.quantization.layers import require_brevitas
+from crossdistill.quantization.quantize import quantize
+from crossdistill.quantization.ranges import is_range
 from crossdistill.recipes.config import PairConfig, RunConfig, several, to_dict
 from crossdistill.recipes.standardization import standardize_teachers
 from crossdistill.training.loop import TrainingPlan

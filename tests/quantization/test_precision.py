@@ -14,17 +14,11 @@ from crossdistill.distillation.student import load_student, save_student
 from crossdistill.encoders import create_encoder, wrap_encoder
 from crossdistill.encoders.execution import Execution
 from crossdistill.errors import UserError
+from crossdistill.quantization.bits import BitWidths, parse_bit_widths
 from crossdistill.quantization.integers import IntegerWeights
-from crossdistill.quantization.quantize import (
-    BitWidths,
-    RunningRange,
-    bounds_of,
-    float_layers,
-    parse_bit_widths,
-    prepare_for_export,
-    quantize,
-    share_ranges,
-)
+from crossdistill.quantization.quantize import float_layers, quantize
+from crossdistill.quantization.ranges import RunningRange, bounds_of, share_ranges
+from crossdistill.quantization.stored import prepare_for_export
 from crossdistill.recipes.build import create_optimizer
 from crossdistill.recipes.config import parse
 from crossdistill.recipes.run import main as train

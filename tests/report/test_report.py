@@ -22,7 +22,7 @@ from crossdistill.data.manifest import Manifest
 from crossdistill.encoders import create_encoder
 from crossdistill.encoders.execution import Execution
 from crossdistill.modalities import MODALITIES
-from crossdistill.quantization.quantize import parse_bit_widths, quantize
+from crossdistill.quantization.quantize import quantize
 from crossdistill.recipes.run import main as train
 from crossdistill.report import analysis, comparison_page, cost, frames, gallery, record
 from crossdistill.report.charts import (
@@ -343,7 +343,7 @@ def test_cost__of_a_quantised_network_equals_that_of_floating_point():
     encoder = create_encoder("depth_tiny3d_8", num_frames=4, size_px=16).eval()
     execution = Execution.choose(encoder, device=torch.device("cpu"))
     counted = cost.count_gmacs(encoder, execution)
-    quantize(encoder, parse_bit_widths("w4a8"))
+    quantize(encoder, "w4a8")
     assert counted > 0 and cost.count_gmacs(encoder, execution) == pytest.approx(counted)
     assert all(parameter.requires_grad for parameter in encoder.parameters())
 
