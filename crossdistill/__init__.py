@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from crossdistill.distillation.student import load_student, save_student
     from crossdistill.distillation.terms import create_terms
     from crossdistill.encoders import Encoder, create_encoder, encoder_names, wrap_encoder
-    from crossdistill.encoders.base import TokenLayer
     from crossdistill.encoders.execution import Execution
+    from crossdistill.encoders.tokens import TokenLayer
     from crossdistill.errors import UserError
     from crossdistill.objectives import compress_loss, create_objective
     from crossdistill.objectives.memory_bank import MemoryBank

@@ -1,4 +1,4 @@
-"""Errors that are the person's to mend, and how they are shown."""
+"""Errors that the user can fix, and how commands show them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable
 USER_ERROR_EXIT_STATUS = 2
 CLOSED_OUTPUT_EXIT_STATUS = 128 + 13  # SIGPIPE
 FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# How PyTorch's RuntimeError begins where the machine's memory is used up.
+# Part of the RuntimeError that PyTorch raises if the machine's memory is used up.
 CPU_MEMORY_ERROR = "DefaultCPUAllocator"
-# What no further file can mend, in words.
+# Errors after which writing another file fails as well.
 STOPPING_ERRORS = {
     **dict.fromkeys(FULL_DISK_ERRORS, "the disk is full"),
     errno.EROFS: "the disk is read-only",
@@ -22,29 +22,33 @@ STOPPING_ERRORS = {
 
 
 class UserError(ValueError):
-    """What the person gave cannot work.
+    """Invalid user input.
 
-    The message is one sentence that says what was given, what is allowed and what to do. Command
-    lines print it without a stack trace and exit with status 2.
+    The message is one sentence that says what was given, what is allowed and what to do. Commands print it without a
+    stack trace and exit with status 2.
     """
 
 
 class OneProcessError(UserError):
-    """A ``UserError`` that one of several processes met alone, so that it has to say it itself."""
+    """A ``UserError`` of one process among several. Every process prints its own."""
 
 
 class UnreadableVideoError(Exception):
-    """One video cannot be decoded. Counted and reported by whoever walks over many videos."""
+    """One video cannot be decoded. Code that reads many videos counts and reports these errors and continues."""
 
 
 def unknown_name(kind: str, given: str, allowed: Iterable[str], *, listed_by: str = "") -> UserError:
-    """Build the error for a name that is not in a closed list.
+    """Build the error for a name that is not in a list.
 
     Args:
-        kind: What was named, for example ``objective``.
-        given: The name.
-        allowed: All that there are.
-        listed_by: The command that lists them, where they are too many for a sentence; only like ones are named then.
+        kind: Kind of thing that has the name, for example ``objective``.
+        given: The unknown name.
+        allowed: All allowed names.
+        listed_by: Command that lists them, if they are too many for one sentence. Only similar names are listed then.
+
+    Example:
+        >>> str(unknown_name("decoder", "decor", ["pyav", "decord"]))
+        "unknown decoder 'decor': choose one of decord, pyav; did you mean 'decord'?"
     """
     allowed = sorted(allowed)
     near = difflib.get_close_matches(given, allowed, n=5 if listed_by else 1)
@@ -56,12 +60,12 @@ def unknown_name(kind: str, given: str, allowed: Iterable[str], *, listed_by: st
 
 
 def friendly_errors(main: Callable[..., None]) -> Callable[..., None]:
-    """Decorate a command's ``main`` so that what a person can mend becomes one sentence and status 2.
+    """Decorate a command's ``main``: print errors that the user can fix as one sentence, and exit with status 2.
 
-    That is a ``UserError``, a full disk and memory that is not enough. With ``CROSSDISTILL_TRACEBACK=1`` the stack
-    trace is shown as well. Of several processes on a machine the first one speaks for all, unless the error is a
-    ``OneProcessError`` or out of memory. Where nobody reads the output any longer (``| head``) it ends quietly, with
-    the status of a program that SIGPIPE has ended.
+    These are ``UserError``, a full disk, a path that cannot be read or written, and too little memory. With
+    ``CROSSDISTILL_TRACEBACK=1`` the error is raised with its stack trace instead. If several processes run on a
+    machine, only the first one prints, unless the error is a ``OneProcessError`` or out of memory. If the reader of
+    the output is gone (``| head``), the command exits without a message and with the status of SIGPIPE.
     """
 
     @functools.wraps(main)
@@ -71,7 +75,7 @@ def friendly_errors(main: Callable[..., None]) -> Callable[..., None]:
         except BrokenPipeError:
             if not _is_output_closed():
                 raise
-            # What is left in the buffer has to go somewhere when Python ends.
+            # Python flushes the rest of the buffer at exit, which would fail again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(CLOSED_OUTPUT_EXIT_STATUS)
         except (UserError, OSError, RuntimeError, MemoryError) as error:
@@ -86,7 +90,7 @@ def friendly_errors(main: Callable[..., None]) -> Callable[..., None]:
 
 
 def _run_and_flush(main: Callable[..., None], *args: object, **kwargs: object) -> None:
-    """Flush what was printed while errors can still be caught, also where ``--help`` ends the program."""
+    """Flush the output while a broken pipe can still be caught, also after ``--help``, which raises SystemExit."""
     try:
         main(*args, **kwargs)
     except SystemExit:
@@ -96,7 +100,7 @@ def _run_and_flush(main: Callable[..., None], *args: object, **kwargs: object) -
 
 
 def _is_output_closed() -> bool:
-    """Whether it was the standard output that broke, and not a pipe between processes."""
+    """Whether the standard output is the broken pipe, and not a pipe between processes."""
     try:
         print(flush=True)
     except BrokenPipeError:
@@ -105,27 +109,27 @@ def _is_output_closed() -> bool:
 
 
 def _is_first_process() -> bool:
-    """Whether this is the first of the processes that a launcher started on this machine, or the only one."""
+    """Whether this is the first process that a launcher started on this machine, or the only one."""
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def _sentence(error: BaseException) -> str | None:
-    """What to tell the person; None for an error that is ours to mend."""
+    """Message for the user; None for an error that is a bug."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.errno in FULL_DISK_ERRORS:
         where = f" ({error.filename})" if error.filename else ""
         return (
-            f"the disk is full{where}: free space and start again; finished work is kept, and a training goes on with "
-            "--resume"
+            f"the disk is full{where}: free space and start again; finished work is kept, and a training run continues "
+            "with --resume"
         )
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename} cannot be read or written ({error.strerror.lower()}): give another path"
-    # By name: this module is imported before it is known whether torch can be. The CPU's allocator has no type.
+    # By name, because this module must be importable without torch. The CPU allocator's error has no type of its own.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or CPU_MEMORY_ERROR in str(error):
         reason = str(error).partition("\n")[0]
         return (
-            f"there is not enough memory ({reason}): lower --batch-size (and raise --accumulate by as much), the size "
-            "or number of frames, or --workers"
+            f"there is not enough memory ({reason}): lower --batch-size (and raise --accumulate by the same factor), "
+            "the size or number of frames, or --workers"
         )
     return None

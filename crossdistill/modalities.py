@@ -1,7 +1,7 @@
-"""What a modality is. The only file that knows how flow, depth, colour and joints differ.
+"""The modalities: how the stored integers of RGB, flow, depth and skeletons become the floats that encoders see.
 
-A new modality is one entry in ``MODALITIES`` and, if no stored stream carries it yet, one entry in
-``crossdistill.data.streams.STREAM_FORMATS``; ``docs/add_a_modality.md`` walks through that.
+No other module tests for the name of a modality. A new one is one entry in ``MODALITIES``, and one entry in
+``crossdistill.data.streams.STREAM_FORMATS`` if no stream carries it yet; see ``docs/add_a_modality.md``.
 
 Shapes: B batch, C channels, T frames, H height, W width.
 """
@@ -18,58 +18,59 @@ from torch import Tensor
 from crossdistill.errors import unknown_name
 
 FLOW_BOUND_PX = 20.0
-# Bytes 1 to 255 span the bound on both sides of 128, which is zero exactly: most of a flow field stands still.
+# Bytes 1 to 255 span -20 to 20 px, and 128 is exactly 0, because most of a flow field does not move.
 FLOW_ZERO = 128
 FLOW_STEP_PX = FLOW_BOUND_PX / 127
-# Sixteen bits of millimetres on both sides of the camera.
+# 16 bits of millimetres, with the camera in the middle.
 JOINT_STEP_METRES = 0.001
 JOINT_ZERO = 32768
 
 
 @dataclass(frozen=True)
 class Modality:
-    """How the stored integers of one kind of input become the floats that an encoder sees.
+    """How one kind of input is stored, cropped, resized, mirrored and normalised.
 
-    A stored value ``q`` stands for ``q * value_scale + value_offset`` in ``unit``.
+    A stored integer ``q`` stands for the value ``q * value_scale + value_offset`` in ``unit``.
     """
 
     name: str
     stream: str
-    """The stream of a prepared dataset that carries it."""
+    """Stream of a prepared dataset from which it is read."""
     channels: int
     has_time: bool
-    """Whether an encoder of this modality sees a clip; if not it sees single frames."""
+    """Whether its encoders take clips. If not, they take single frames."""
     unit: str
     value_scale: float
     value_offset: float
     mean: tuple[float, ...]
-    """Per channel, in ``unit``; for encoders that bring no statistics of their own."""
+    """Mean of each channel, in ``unit``. Used for encoders whose library gives no statistics."""
     std: tuple[float, ...]
+    """Standard deviation of each channel, in ``unit``."""
     flip_negates: tuple[int, ...] = ()
-    """Channels whose sign turns when the picture is mirrored left to right."""
+    """Channels whose sign changes when the picture is mirrored left to right."""
     resize_axes: tuple[Literal["x", "y"] | None, ...] = ()
-    """Per channel, the picture axis along which the value stretches; empty: none does."""
+    """Per channel, the axis along which resizing scales the value. None or an empty tuple: it does not."""
     interpolation: Literal["area", "nearest"] = "area"
-    """How pixels are resampled; ``nearest`` where a mixture of two values means nothing."""
+    """How frames are resized. ``nearest`` if the mean of two values has no meaning, as at the edges of depth."""
     normalise_clip: Callable[[Tensor], Tensor] | None = None
-    """Applied to whole clips [B, C, T, H, W] in ``unit``, before mean and std."""
+    """Function of clips [B, C, T, H, W] in ``unit`` that is applied before mean and std."""
     is_picture: bool = True
-    """Whether rows and columns are places in the picture. If not, every view sees all of them: nothing is cropped,
-    and mirroring leaves the columns in their order."""
+    """Whether rows and columns are positions in a picture. If not, frames are not cropped, and mirroring keeps the
+    order of the columns."""
     mirrored_rows: tuple[int, ...] = ()
-    """The row that each row becomes when the scene is mirrored, of the stored frame; empty: none moves."""
+    """For each row of a mirrored frame, the row of the stored frame that it is taken from. Empty: rows stay."""
 
     @property
     def stored_zero(self) -> int:
-        """The stored value that stands for zero."""
+        """Stored integer that stands for the value 0."""
         return round(-self.value_offset / self.value_scale)
 
 
 def disparity_per_clip(depth_mm: Tensor) -> Tensor:
-    """Turn metric depth into disparity in [0, 1], one scale per clip.
+    """Convert metric depth to disparity in [0, 1], with one scale per clip.
 
-    Zero means "no measurement" and stays zero; the nearest measured point of the clip becomes 1.
-    One scale per clip, never per frame: a frame's own scale would hide approach and retreat.
+    0 means "not measured" and stays 0. The nearest measured point of the clip becomes 1. A scale per frame would hide
+    that something comes closer or moves away.
 
     Args:
         depth_mm: [B, 1, T, H, W], millimetres, 0 where nothing was measured.
@@ -83,16 +84,16 @@ def disparity_per_clip(depth_mm: Tensor) -> Tensor:
     return disparity / nearest
 
 
-def around_its_centre(joints_metres: Tensor) -> Tensor:
-    """Move every clip of joints so that its mean position is zero: where a person stands says little.
+def centre_joints(joints_metres: Tensor) -> Tensor:
+    """Centre the joints of each clip: subtract their mean position over all frames.
 
-    One shift per clip, never per frame: a frame's own shift would hide walking and crouching.
+    Where somebody stands says little about the action. A shift per frame would hide walking and crouching.
 
     Args:
-        joints_metres: [B, 3, T, H, W].
+        joints_metres: [B, 3, T, H, W], metres.
 
     Returns:
-        [B, 3, T, H, W], metres from the centre.
+        [B, 3, T, H, W], metres from the mean position.
     """
     return joints_metres - joints_metres.mean(dim=(2, 3, 4), keepdim=True)
 
@@ -161,9 +162,9 @@ SKELETON = Modality(
     std=(0.14, 0.47, 0.13),
     flip_negates=(0,),
     interpolation="nearest",
-    normalise_clip=around_its_centre,
+    normalise_clip=centre_joints,
     is_picture=False,
-    # Head, neck, spine and hip stay; the arm and the leg of one side become those of the other.
+    # Head, neck, spine and hip stay. Left and right arms, and left and right legs, swap.
     mirrored_rows=(0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 16, 17, 18, 19, 12, 13, 14, 15),
 )
 
@@ -171,7 +172,15 @@ MODALITIES: dict[str, Modality] = {m.name: m for m in (IMAGE, RGB, FLOW, DEPTH, 
 
 
 def get_modality(name: str) -> Modality:
-    """Look up a modality by name; an unknown name is a ``UserError`` that lists the known ones."""
+    """Look up a modality by name.
+
+    Raises:
+        UserError: The name is unknown; the error lists the known names.
+
+    Example:
+        >>> get_modality("flow").channels
+        2
+    """
     if name not in MODALITIES:
         raise unknown_name("modality", name, MODALITIES)
     return MODALITIES[name]

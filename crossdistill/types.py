@@ -1,11 +1,11 @@
-"""The data that crosses module borders, as small validated dataclasses.
+"""Dataclasses that pass data between the rooms: what an encoder sees, batches, and the result of a training step.
 
 Shapes: B batch, C channels, T frames, H height, W width, D features.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -17,22 +17,29 @@ from crossdistill.modalities import Modality, get_modality
 
 @dataclass(frozen=True)
 class ViewSpec:
-    """What an encoder wants to see: which modality, how many frames, how large, how normalised."""
+    """Input that an encoder expects: modality, frames, size and normalisation.
+
+    Example:
+        >>> ViewSpec(modality="depth", num_frames=8, stride=2, size_px=112, mean=(0.45,), std=(0.225,)).kind.channels
+        1
+    """
 
     modality: str
     num_frames: int
-    """Frames of one clip; for an image encoder, how many single frames are embedded and averaged."""
+    """Number of frames of a clip. An image encoder embeds each frame and averages the embeddings."""
     stride: int
-    """Distance between neighbouring frames, in frames of the video."""
+    """Distance between two frames of a clip, in frames of the video."""
     size_px: int
-    """Height and width."""
+    """Height and width of the frames."""
     mean: tuple[float, ...]
+    """Mean of each channel, in the modality's unit."""
     std: tuple[float, ...]
+    """Standard deviation of each channel, in the modality's unit."""
     layout: Literal["BCTHW", "BTCHW"] = "BCTHW"
-    """The layout that the encoder's body takes; views themselves are always B C T H W."""
+    """Order of dimensions that the encoder's body takes. A ``View`` is always [B, C, T, H, W]."""
     centre_fraction: float = 1.0
-    """Share of the picture's shorter side that the centred square of an evaluation has: 0.875 where the encoder's
-    library shrinks pictures to 256 pixels and cuts 224 out of them."""
+    """Side of the centre crop in evaluation, as a share of the picture's shorter side. It is 0.875 if the encoder's
+    library resizes pictures to 256 pixels and crops 224."""
 
     def __post_init__(self) -> None:
         channels = get_modality(self.modality).channels
@@ -49,25 +56,26 @@ class ViewSpec:
 
     @property
     def kind(self) -> Modality:
-        """The entry of ``MODALITIES`` that ``modality`` names."""
+        """Entry of ``MODALITIES`` with the name ``modality``."""
         return get_modality(self.modality)
 
 
 @dataclass(frozen=True)
 class View:
-    """A batch as stored, before normalisation: small to move, exact to mirror."""
+    """A batch of clips as stored integers, before normalisation: small to copy, and exact when mirrored."""
 
     values: Tensor
-    """[B, C, T, H, W], uint8 or uint16, the integers of ``Modality``."""
+    """[B, C, T, H, W], uint8 or uint16; ``Modality`` says which values they stand for."""
     channel_scale: Tensor
-    """[B, C] float32: how far resizing stretched each channel's values (1 where it does not)."""
+    """[B, C] float32, the factor by which resizing scaled each channel's values. 1 if resizing does not
+    change the values."""
 
     def to(self, device: torch.device) -> View:
-        """Move to a device without waiting for the copy."""
+        """Copy to a device without waiting for the end of the copy."""
         return View(self.values.to(device, non_blocking=True), self.channel_scale.to(device, non_blocking=True))
 
     def pin_memory(self) -> View:
-        """Let the DataLoader pin the batch, so that copies to a GPU overlap with work."""
+        """Copy to pinned memory, from which copies to a GPU run in the background. Called by the DataLoader."""
         return View(self.values.pin_memory(), self.channel_scale.pin_memory())
 
     def __repr__(self) -> str:
@@ -76,42 +84,39 @@ class View:
 
 @dataclass(frozen=True)
 class PairedBatch:
-    """Views of the same moments of the same videos: the student's, and one for each teacher."""
+    """Clips of the same moments of the same videos: one view for the student and one for each teacher."""
 
-    student: View | Tensor
-    """Stored clips, or a plain tensor that the student takes as it is."""
-    teachers: tuple[View | Tensor, ...]
-    """Empty where none runs: ``--supervised``, a teacher cache, evaluation."""
+    student: View
+    teachers: tuple[View, ...]
+    """One view per teacher. Empty if no teacher runs: with labels alone, with a teacher cache, in evaluation."""
     sample_ids: Tensor
-    """[B] int64, position of the video in the dataset."""
+    """[B] int64, positions of the videos in the dataset."""
     labels: Tensor
-    """[B] int64, -1 where the video has none."""
+    """[B] int64, class indices; -1 for a video without a label."""
     unreadable: tuple[tuple[str, str], ...] = ()
-    """(dataset/video, reason) of the videos that were met while this batch was made and could not be read."""
+    """(dataset/video, reason) of each video that could not be read while this batch was made."""
     sample_keys: Tensor | None = None
-    """[B, 2] int64, sample and epoch (or repeated view) that each clip was drawn as. It stays on the CPU, where it
-    finds rows of a teacher cache."""
+    """[B, 2] int64, sample and epoch from which each clip was drawn. With a teacher cache the second is the number of
+    the augmentation. It stays on the CPU, where the rows of a teacher cache are looked up."""
 
     def to(self, device: torch.device) -> PairedBatch:
-        """Move every tensor to a device."""
-        return PairedBatch(
+        """Copy the tensors to a device, all but ``sample_keys``."""
+        return replace(
+            self,
             student=self.student.to(device),
             teachers=tuple(view.to(device) for view in self.teachers),
             sample_ids=self.sample_ids.to(device, non_blocking=True),
             labels=self.labels.to(device, non_blocking=True),
-            unreadable=self.unreadable,
-            sample_keys=self.sample_keys,
         )
 
     def pin_memory(self) -> PairedBatch:
-        """Let the DataLoader pin the batch."""
-        return PairedBatch(
+        """Copy to pinned memory. Called by the DataLoader."""
+        return replace(
+            self,
             student=self.student.pin_memory(),
             teachers=tuple(view.pin_memory() for view in self.teachers),
             sample_ids=self.sample_ids.pin_memory(),
             labels=self.labels.pin_memory(),
-            unreadable=self.unreadable,
-            sample_keys=self.sample_keys,
         )
 
     def __len__(self) -> int:
@@ -120,21 +125,23 @@ class PairedBatch:
 
 @dataclass(frozen=True)
 class Anchors:
-    """What a finished step adds to the memory bank: the same samples in every field."""
+    """Embeddings that a finished step adds to the memory bank. Row i of every field belongs to the same sample."""
 
     teacher: Tensor
-    """[B, teacher dim], as embedded; the bank normalises them."""
+    """[B, teacher_dim], not normalised: the bank does that."""
     student: Tensor | None
-    """[B, student dim], as embedded; None when the student is compared with the teacher's anchors."""
+    """[B, student_dim], not normalised. None if the student is compared with the teacher's anchors."""
     sample_ids: Tensor
     """[B] int64."""
 
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What one forward pass gives the engine."""
+    """Result of the forward pass of one training step."""
 
     loss: Tensor
-    """Scalar, mean over the batch of this process."""
+    """Scalar, mean over the batch of this process, with gradient."""
     terms: dict[str, Tensor] = field(default_factory=dict)
-    """Detached scalars to log."""
+    """Detached scalars to log, by name."""
+    anchors: tuple[Anchors | None, ...] = ()
+    """For each term of the loss what its memory bank takes; None for a term without a bank."""

@@ -1,38 +1,71 @@
-"""The command line: ``python -m data_prep <dataset> --help``."""
+"""Command line of data preparation: ``python -m data_prep``."""
 
 from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 from crossdistill.errors import friendly_errors, unknown_name
 from crossdistill.utils.command_line import flowed, parse_options, rows_of
 from data_prep.pipeline.prepare import PrepareOptions, check_out_is_apart
 
-# Dataset to what it is, in one line. Each is a module of ``data_prep.datasets`` with a dataclass ``Options``
-# (its fields are the command's options) and a function ``prepare(options) -> Manifest``.
-DATASETS = {
-    "toyactions": "rendered clips of moving bodies with exact flow and depth; needs no download",
-    "ucf101": "UCF101 from its .avi files and official lists",
-    "hmdb51": "HMDB51 from its .avi files and official lists",
-    "kinetics": "Kinetics-400, 600 or 700 from cut clips and official lists",
-    "ssv2": "Something-Something v2 from its .webm files and official lists",
-    "ntu": "NTU RGB+D (60 or 120) from its RGB videos, depth pictures or both",
-    "utd_mhad": "UTD-MHAD from its depth recordings",
-    "folder": "your own videos, in folders by split and class or in any order",
-    "list": "your own videos, from lists with a path and label per line",
-}
 
-# Command over a prepared dataset to its module and what it does, in one line. Each module has a dataclass
-# ``Options`` and a function ``run(options)``.
-COMMANDS = {
-    "inspect": ("inspect", "shows what a prepared dataset holds, in numbers and in a picture of some clips"),
-    "verify": (
-        "verify",
-        "decodes every stream of a prepared dataset and names the files that are not as they should be",
+@dataclass(frozen=True)
+class Command:
+    """Where a command's code is. The module is imported only when it runs, because some need seconds (torch)."""
+
+    summary: str
+    """What the command does or wants, in one line."""
+    module: str
+    """Module in ``data_prep``. Its docstring is the command's help."""
+    options_name: str
+    """Dataclass in the module. Its fields are the command's options."""
+    function_name: str = "prepare"
+    """Function in the module, called with the options."""
+
+    def load(self) -> tuple[type, Callable[[Any], object], str]:
+        """Import the module; return the class of the options, the function and the help text."""
+        module = importlib.import_module(f"data_prep.{self.module}")
+        return getattr(module, self.options_name), getattr(module, self.function_name), module.__doc__ or ""
+
+
+DATASETS = {
+    "toyactions": Command(
+        "rendered clips with exact flow and depth; needs no download", "datasets.toyactions", "ToyactionsOptions"
     ),
-    "merge": ("merge", "joins the parts that --shard I/N runs prepared into one dataset"),
+    "ucf101": Command("UCF101, from its .avi files and official lists", "datasets.ucf101", "Ucf101Options"),
+    "hmdb51": Command("HMDB51, from its .avi files and official lists", "datasets.hmdb51", "Hmdb51Options"),
+    "kinetics": Command(
+        "Kinetics-400, 600 or 700, from trimmed clips and official lists", "datasets.kinetics", "KineticsOptions"
+    ),
+    "ssv2": Command("Something-Something v2, from its .webm files and official lists", "datasets.ssv2", "Ssv2Options"),
+    "ntu": Command("NTU RGB+D 60 or 120, from RGB videos, depth maps or both", "datasets.ntu", "NtuOptions"),
+    "utd_mhad": Command("UTD-MHAD, from depth and skeleton recordings", "datasets.utd_mhad", "UtdMhadOptions"),
+    "folder": Command("your own videos, in class folders or without labels", "datasets.folder", "FolderOptions"),
+    "list": Command(
+        "your own videos, from text files with one path and label per line", "datasets.list", "ListOptions"
+    ),
 }
+"""Dataset name to its command."""
+
+COMMANDS = {
+    "inspect": Command(
+        "prints statistics and draws a contact sheet of sample clips", "inspect", "InspectOptions", "inspect_dataset"
+    ),
+    "verify": Command(
+        "decodes every stream and reports missing, damaged and changed files",
+        "verify",
+        "VerifyOptions",
+        "verify_dataset",
+    ),
+    "merge": Command(
+        "joins the parts that runs with --shard I/N prepared into one dataset", "merge", "MergeOptions", "merge_parts"
+    ),
+}
+"""Name to the command, for commands that work on a prepared dataset."""
 
 USAGE = """usage: python -m data_prep DATASET --out DIR [options]
        python -m data_prep COMMAND DIR [options]
@@ -42,41 +75,39 @@ USAGE = """usage: python -m data_prep DATASET --out DIR [options]
 datasets:
 {datasets}
 
-commands over a prepared dataset:
+commands for a prepared dataset:
 {commands}
 
 {more}"""
-PURPOSE = "Prepares a dataset: streams that decode fast (RGB, flow, depth) and a manifest that training reads."
-MORE = "python -m data_prep DATASET --help says which files a dataset wants, and lists its options."
+PURPOSE = (
+    "Prepares a video dataset for training: converts the videos to streams that decode fast (RGB, optical flow, depth) "
+    "and writes the manifest that train.py reads."
+)
+MORE = (
+    "Run python -m data_prep DATASET --help to see which files a dataset needs, and its options. Repeat a command to "
+    "resume it after an interruption: finished videos are kept."
+)
 
 
 @friendly_errors
 def main(arguments: list[str] | None = None) -> None:
-    """Parse the command line; prepare a dataset, or do something with a prepared one."""
+    """Parse the command line, then prepare a dataset or run a command on a prepared one."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(
-            USAGE.format(
-                purpose=flowed(PURPOSE),
-                datasets=rows_of(DATASETS),
-                commands=rows_of({name: what for name, (_, what) in COMMANDS.items()}),
-                more=flowed(MORE),
-            )
+        datasets, commands = (
+            rows_of({name: command.summary for name, command in group.items()}) for group in (DATASETS, COMMANDS)
         )
+        print(USAGE.format(purpose=flowed(PURPOSE), datasets=datasets, commands=commands, more=flowed(MORE)))
         return
     name, *rest = arguments
-    if name in COMMANDS:
-        module = importlib.import_module(f"data_prep.{COMMANDS[name][0]}")
-        act = module.run
-    elif name in DATASETS:
-        module = importlib.import_module(f"data_prep.datasets.{name}")
-        act = module.prepare
-    else:
-        raise unknown_name("dataset or command", name, [*DATASETS, *COMMANDS])
-    options = parse_options(module.Options, rest, prog=f"python -m data_prep {name}", description=module.__doc__)
+    known = {**DATASETS, **COMMANDS}
+    if name not in known:
+        raise unknown_name("dataset or command", name, known)
+    options_class, function, description = known[name].load()
+    options: object = parse_options(options_class, rest, prog=f"python -m data_prep {name}", description=description)
     if isinstance(options, PrepareOptions):
         check_out_is_apart(options)
-    act(options)
+    function(options)
 
 
 if __name__ == "__main__":

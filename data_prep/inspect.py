@@ -1,9 +1,9 @@
-"""Shows what a prepared dataset holds: tables, and a contact sheet of some clips.
+"""Shows what a prepared dataset contains: tables, and a contact sheet of some clips.
 
-The tables: clips by class and part of each split, files by status, and the size of every stream. The
-contact sheet is a PNG with a few frames of some clips, all their streams under each other: colour;
-flow in the usual colours, direction as hue and speed as saturation; depth from near (bright) to far
-(dark), black where nothing was measured; joints as a body of sticks, its two sides in two colours.
+The tables: clips by class and part of each split, files by status, and the size of every stream. The contact sheet is a
+PNG with a few frames of some clips, with the streams of a clip one below the other: RGB; flow, coloured by direction
+(hue) and speed (saturation); depth from near (bright) to far (dark), black where it was not measured; the skeleton as
+sticks, its two sides in two colours.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PICTURE_WIDTH_INCHES = 1.7
 DOTS_PER_INCH = 120
 LARGEST_SHEET_CLIPS = 30
 STICKS_PX = 160
-# Chains of a Kinect's joints: spine and head, then both arms and legs of either side in one colour.
+# Chains of a Kinect's joints: spine and head in grey, then arm and leg of each side in the colour of the side.
 STICKS = (
     ((0, 1, 2, 3), (90, 90, 90)),
     ((1, 4, 5, 6, 7), (200, 60, 40)),
@@ -53,30 +53,30 @@ Pictures = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """The options of ``python -m data_prep inspect``."""
+class InspectOptions:
+    """Options of ``python -m data_prep inspect``."""
 
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
-    """A prepared dataset."""
+    """Folder of a prepared dataset."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="SHEET.png")] = None
-    """The contact sheet to write; inspect.png in the dataset's folder if not given."""
+    """File of the contact sheet. Default: inspect.png in the dataset's folder."""
     clips: int = 6
-    """Clips on the contact sheet, spread over the classes."""
+    """Number of clips on the contact sheet, from 1 to 30, spread over the classes."""
     seed: int = 0
-    """Another seed shows other clips."""
+    """Seed of the choice of clips."""
 
 
-def run(options: Options) -> None:
+def inspect_dataset(options: InspectOptions) -> None:
     """Print the tables and write the contact sheet.
 
     Raises:
-        UserError: An option is out of range, the folder is no prepared dataset, or the sheet cannot be written.
+        UserError: An option is out of range, the folder is not a prepared dataset, or the sheet cannot be written.
     """
     out = options.out or options.folder / SHEET_NAME
     if out.suffix.lower() != ".png":
-        raise UserError(f"--out {out} is no PNG: give a name that ends in .png")
+        raise UserError(f"--out {out} is not a PNG file: give a name that ends in .png")
     if not 1 <= options.clips <= LARGEST_SHEET_CLIPS:
-        raise UserError(f"--clips {options.clips} cannot work: give a number from 1 to {LARGEST_SHEET_CLIPS}")
+        raise UserError(f"--clips {options.clips} is out of range: give a number from 1 to {LARGEST_SHEET_CLIPS}")
     require_matched_torch()  # flow is coloured by torchvision
     manifest = Manifest.load(options.folder)
     print_clips(manifest)
@@ -84,8 +84,8 @@ def run(options: Options) -> None:
     usable = [video for video in manifest.videos if video.is_usable and video.streams]
     if not usable:
         console.print(
-            f"nothing in {options.folder} is usable, so there is no contact sheet: prepare the dataset again with "
-            "--retry after mending the files above",
+            f"{options.folder} has no usable clip, so there is no contact sheet: fix the files above and prepare the "
+            "dataset again with --retry",
             highlight=False,
             soft_wrap=True,
         )
@@ -103,16 +103,14 @@ def _save(figure: Figure, path: Path) -> None:
     except OSError as error:
         if error.errno in FULL_DISK_ERRORS:
             raise
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}): give --out a place that you may write"
-        ) from error
+        raise UserError(f"{path} cannot be written ({error.strerror}): give another path with --out") from error
 
 
 # Tables.
 
 
 def print_clips(manifest: Manifest) -> None:
-    """Usable clips by class and part of each split; the totals come first, because lists of classes are long."""
+    """Print usable clips by class and part of each split. The totals come first, because lists of classes are long."""
     usable = [video for video in manifest.videos if video.is_usable]
     parts = {split: _parts_of(manifest, split) for split in manifest.splits}
     counts: Counter[tuple[int | None, str, str]] = Counter()
@@ -141,13 +139,13 @@ def _count(number: int, one: str, many: str) -> str:
 
 
 def _parts_of(manifest: Manifest, split: str) -> list[str]:
-    """The parts of a split, training before the others."""
+    """Return the parts of a split, training first."""
     parts = {video.splits[split] for video in manifest.videos if split in video.splits}
     return sorted(parts, key=lambda part: (part != "train", part))
 
 
 def print_statuses(manifest: Manifest) -> None:
-    """Files by status and reason, bad ones with the first few names."""
+    """Print the number of files by status and reason, with the first few names of bad files."""
     names: dict[str, list[str]] = {}
     for video in manifest.videos:
         reason = video.reason.split(":")[0]
@@ -161,7 +159,7 @@ def print_statuses(manifest: Manifest) -> None:
 
 
 def print_streams(manifest: Manifest) -> None:
-    """Number, length, size on disk, picture sizes and frame rates of every stream."""
+    """Print number, duration, size on disk, frame size and frame rate of every stream's files."""
     streams: dict[str, list[Stream]] = {}
     for video in manifest.videos:
         for name, stream in video.streams.items() if video.is_usable else ():
@@ -172,12 +170,12 @@ def print_streams(manifest: Manifest) -> None:
 
 
 def _stream_facts(root: Path, streams: Sequence[Stream]) -> dict[str, str]:
-    """What to say about all files of one stream; files that are gone are counted and have no size."""
+    """Return the rows of one stream. Deleted files are counted and have no size."""
     hours = sum(_seconds(stream) for stream in streams) / 3600
     sizes_mb = [path.stat().st_size / 1e6 for stream in streams if (path := root / stream.path).is_file()]
     num_lost = len(streams) - len(sizes_mb)
     return {
-        "files": f"{len(streams)}" + (f", {num_lost} are gone" if num_lost else ""),
+        "files": f"{len(streams)}" + (f", {num_lost} are missing" if num_lost else ""),
         "frames": str(sum(stream.num_frames for stream in streams)),
         "hours": f"{hours:.3g}",
         "MB": f"{sum(sizes_mb):.1f}",
@@ -189,14 +187,14 @@ def _stream_facts(root: Path, streams: Sequence[Stream]) -> dict[str, str]:
 
 
 def _seconds(stream: Stream) -> float:
-    """From the first frame to the end of the last, which lasts as long as most do."""
+    """Return the duration. The last frame is taken to last for the median time between frames."""
     times = stream.times_seconds
     usual_step = statistics.median(np.diff(times).tolist()) if len(times) > 1 else 0.0
     return float(times[-1] - times[0] + usual_step) if len(times) else 0.0
 
 
 def _rate(stream: Stream) -> str:
-    """Frames per second; "varying" if the steps differ by more than the rounding of the timestamps."""
+    """Return frames per second, or "varying" if the steps differ by more than the timestamps' rounding."""
     steps = np.diff(stream.pts)
     if not len(steps):
         return "one frame"
@@ -206,7 +204,7 @@ def _rate(stream: Stream) -> str:
 
 
 def _most_common(values: Sequence[str]) -> str:
-    """The most frequent value, and how many files have it if not all do."""
+    """Return the most frequent value, and the number of files that have it unless all do."""
     ((value, count),) = Counter(values).most_common(1)
     return value if count == len(values) else f"{value} in {count} of {len(values)}"
 
@@ -215,7 +213,7 @@ def _most_common(values: Sequence[str]) -> str:
 
 
 def choose_clips(videos: Sequence[Video], count: int, *, seed: int) -> list[Video]:
-    """Some clips at random: one of each of some classes, then a second of each, and so on; sorted by class."""
+    """Choose clips at random, one of each class before a second of any; return them sorted by class."""
     random = np.random.default_rng(seed)
     by_label: dict[int | None, list[Video]] = {}
     for i in random.permutation(len(videos)).tolist():
@@ -226,12 +224,12 @@ def choose_clips(videos: Sequence[Video], count: int, *, seed: int) -> list[Vide
 
 
 def paint_rgb(frames: NDArray[Any]) -> tuple[Pictures, str]:
-    """[T, H, W, 3] as it is."""
+    """Return RGB frames [T, H, W, 3] as they are."""
     return frames, "colour"
 
 
 def paint_flow(frames: NDArray[Any]) -> tuple[Pictures, str]:
-    """[T, H, W, 2] in the colours of Baker et al. (IJCV 2011); white stands still. One scale for the clip."""
+    """Colour flow [T, H, W, 2] as Baker et al. (IJCV 2011) do; white is no motion. The clip has one scale."""
     flow_tchw = torch.from_numpy(frames * np.float32(FLOW.value_scale) + np.float32(FLOW.value_offset)).movedim(3, 1)
     fastest_px = float(flow_tchw.square().sum(dim=1).sqrt().max())
     if not fastest_px:
@@ -243,21 +241,21 @@ def paint_flow(frames: NDArray[Any]) -> tuple[Pictures, str]:
 
 
 def paint_depth(frames: NDArray[Any]) -> tuple[Pictures, str]:
-    """[T, H, W, 1], bright is near, black was not measured. One range for the clip."""
+    """Colour depth [T, H, W, 1]: bright is near, black was not measured. The clip has one range."""
     depth_mm = frames[..., 0].astype(np.float32)
     measured = depth_mm > 0
     if not measured.any():
         return np.zeros((*depth_mm.shape, 3), np.uint8), "depth\nnothing measured"
     nearest, farthest = float(depth_mm[measured].min()), float(depth_mm[measured].max())
     nearness = (farthest - depth_mm) / max(1.0, farthest - nearest)
-    # The darkest tenth is left out, so that the farthest point is told from no measurement.
+    # Skips the darkest tenth of the colour map, so that the farthest point differs from no measurement.
     coloured = colormaps["viridis"](0.1 + 0.9 * nearness.clip(0, 1))[..., :3]
     pictures = np.where(measured[..., None], np.rint(coloured * 255), 0).astype(np.uint8)
     return pictures, f"depth\n{nearest / 1000:.2f}–{farthest / 1000:.2f} m"
 
 
 def paint_skeleton(frames: NDArray[Any]) -> tuple[Pictures, str]:
-    """[T, joints, 1, 3] as a body of sticks, seen from the camera without perspective. One scale for the clip."""
+    """Draw joints [T, joints, 1, 3] as sticks, seen from the camera without perspective. The clip has one scale."""
     metres = frames[:, :, 0].astype(np.float32) * np.float32(SKELETON.value_scale) + np.float32(SKELETON.value_offset)
     lowest, highest = metres.min(axis=(0, 1)), metres.max(axis=(0, 1))
     scale = STICKS_PX / (1.1 * max(0.1, *(highest - lowest)[:2]))
@@ -276,26 +274,27 @@ PAINTERS: dict[str, Callable[[NDArray[Any]], tuple[Pictures, str]]] = {
     "depth": paint_depth,
     "skeleton": paint_skeleton,
 }
+"""Stream to the function that turns its stored frames into pictures and a label."""
 
 
 @dataclass(frozen=True)
 class _Strip:
-    """Some frames of one stream of one clip."""
+    """Sampled frames of one stream of one clip."""
 
     label: str
     times_seconds: NDArray[np.float64]
     pictures: Pictures
-    """[0, H, W, 3] where the file cannot be read."""
+    """[T, H, W, 3]; T is 0 if the file cannot be read."""
 
 
 def read_strips(manifest: Manifest, video: Video) -> list[_Strip]:
-    """Frames of all streams of a clip at the same times, evenly spread over it."""
+    """Read frames of all streams of a clip at the same times, evenly spread over the clip."""
     names = [name for name in PAINTERS if name in video.streams]
     if not names:
         return []
     first = video.streams[names[0]].times_seconds
     times = first[0] + (np.arange(SHEET_FRAMES) + 0.5) / SHEET_FRAMES * (first[-1] - first[0])
-    # Exactly the times of frames, so that the other streams are paired with what is shown.
+    # Rounded to the times of frames, so that the other streams are paired with the frames on the sheet.
     times = first[np.unique(nearest_frames(video.streams[names[0]], times))]
     strips = []
     for name in names:
@@ -310,7 +309,7 @@ def read_strips(manifest: Manifest, video: Video) -> list[_Strip]:
 
 
 def draw_sheet(manifest: Manifest, videos: Sequence[Video]) -> Figure:
-    """A row of frames per stream, a block of rows per clip, and the wheel of flow's colours."""
+    """Draw a block of rows per clip, a row of frames per stream, and a wheel that explains the colours of flow."""
     blocks = [(video, read_strips(manifest, video)) for video in videos]
     blocks = [(video, strips) for video, strips in blocks if strips]
     label_inches, title_inches, gap_inches, top_inches = 0.95, 0.42, 0.04, 0.75
@@ -325,7 +324,7 @@ def draw_sheet(manifest: Manifest, videos: Sequence[Video]) -> Figure:
     def add_axes(left: float, top: float, wide: float, high: float, *, is_framed: bool = True) -> Axes:
         axes: Axes = figure.add_axes((left / width, 1 - (top + high) / height, wide / width, high / height))
         axes.set(xticks=[], yticks=[], frame_on=is_framed)
-        for spine in axes.spines.values():  # white flow would have no edge on white paper
+        for spine in axes.spines.values():  # white flow would have no edge on the white sheet
             spine.set(color="0.75", linewidth=0.5)
         return axes
 
@@ -354,7 +353,7 @@ def draw_sheet(manifest: Manifest, videos: Sequence[Video]) -> Figure:
 
 
 def class_of(manifest: Manifest, video: Video) -> str:
-    """A video's class in words."""
+    """Return the name of a video's class, or "unlabelled"."""
     return "unlabelled" if video.label is None else manifest.classes[video.label]
 
 
@@ -364,7 +363,7 @@ def _describe(video: Video) -> str:
 
 
 def flow_wheel(side_px: int = 160) -> NDArray[np.uint8]:
-    """[side, side, 4]: the colour of a motion from the centre to each place; nothing outside the circle."""
+    """Return RGBA [side, side, 4]: at each place the colour of a motion from the centre to it, in a circle."""
     axis = np.linspace(-1, 1, side_px, dtype=np.float32)
     x, y = np.meshgrid(axis, axis)
     is_inside = x**2 + y**2 <= 1

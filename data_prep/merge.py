@@ -1,8 +1,8 @@
-"""Joins the parts that ``--shard I/N`` runs left in a folder into one prepared dataset.
+"""Joins the parts that runs with ``--shard I/N`` prepared into one dataset.
 
-The parts share the folder and its streams; each has a manifest of its own. The joined manifest is the
-one that a run without --shard would have written. Journals stay as they are: giving a dataset's
-command again, with or without --shard, still finds all finished work.
+The parts share the folder and its streams, but each has its own manifest. The joined manifest is the same as that of a
+run without --shard. Journals are not changed: the dataset's command, with or without --shard, still finds all finished
+work.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from crossdistill.data.manifest import Manifest, Video, unique_names
+from crossdistill.data.manifest import Manifest, Video, require_unique_names
 from crossdistill.errors import UserError
 from data_prep.pipeline.shards import Shard
 from data_prep.pipeline.summary import print_summary
@@ -23,19 +23,19 @@ PART_NAME = re.compile(r"manifest\.(\d+)-of-(\d+)\.jsonl")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """The options of ``python -m data_prep merge``."""
+class MergeOptions:
+    """Options of ``python -m data_prep merge``."""
 
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
-    """The folder that the parts were prepared into (their --out)."""
+    """Folder that the parts were prepared into (their --out)."""
 
 
-def run(options: Options) -> Manifest:
-    """Join the parts, write ``manifest.jsonl`` and print what became of the files.
+def merge_parts(options: MergeOptions) -> Manifest:
+    """Join the parts, write ``manifest.jsonl`` and print the number of files by status.
 
     Raises:
-        UserError: A part is missing, the parts were made with different options or from different
-            lists, or the folder holds parts of several divisions.
+        UserError: A part is missing, the parts were made with different options or from different lists, or the folder
+            contains parts of runs with different N.
     """
     parts = [Manifest.load(options.folder, name) for name in _part_names(options.folder)]
     _check_headers(options.folder, parts)
@@ -47,41 +47,41 @@ def run(options: Options) -> Manifest:
         flip_keeps_label=parts[0].flip_keeps_label,
         facts=parts[0].facts,
     )
-    unique_names(merged.videos)
+    require_unique_names(merged.videos)
     merged.save()
     print_summary(merged)
     return merged
 
 
 def _part_names(folder: Path) -> list[str]:
-    """The manifests of all parts, in order."""
+    """Return the names of the parts' manifests, in order."""
     if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}: give the one that the parts were prepared into")
+        raise UserError(f"there is no folder {folder}: give the folder that the parts were prepared into")
     matches = [match for path in folder.iterdir() if (match := PART_NAME.fullmatch(path.name))]
     found = {(int(match[1]), int(match[2])) for match in matches}
     divisions = sorted({n for _, n in found})
     if not divisions:
         raise UserError(
-            f"{folder} holds no manifest such as {Shard(1, 4).manifest_name}: give the folder that runs with "
-            "--shard I/N prepared into, after they ended"
+            f"{folder} contains no manifest such as {Shard(1, 4).manifest_name}: give the --out of finished runs with "
+            "--shard I/N"
         )
     if len(divisions) > 1:
         raise UserError(
-            f"{folder} holds parts of several divisions (--shard I/N with N = {', '.join(map(str, divisions))}): "
-            "remove the manifests of all but one"
+            f"{folder} contains parts of --shard I/N with different N ({', '.join(map(str, divisions))}): remove the "
+            "manifests of all but one N"
         )
     (n,) = divisions
     missing = [f"{i}/{n}" for i in range(1, n + 1) if (i, n) not in found]
     if missing:
         raise UserError(
-            f"{folder} lacks {len(missing)} of {n} parts: run --shard {', '.join(missing)} first; what is finished "
-            "is kept"
+            f"{folder} lacks {len(missing)} of {n} parts: run --shard {', '.join(missing)} first; finished videos are "
+            "kept"
         )
     return [Shard(i, n).manifest_name for i in range(1, n + 1)]
 
 
 def _check_headers(folder: Path, parts: list[Manifest]) -> None:
-    """All parts must be of one dataset, made in one way."""
+    """Raise a ``UserError`` unless all parts have the same dataset, classes and facts."""
     first = _header(parts[0])
     for i, part in enumerate(parts[1:], start=2):
         for name, value in _header(part).items():
@@ -93,7 +93,7 @@ def _check_headers(folder: Path, parts: list[Manifest]) -> None:
 
 
 def _header(part: Manifest) -> dict[str, Any]:
-    """What must agree, the facts one level deep, so that a message can name what differs."""
+    """Return everything that must agree, with the facts one level deep, so that a message can name the difference."""
     header: dict[str, Any] = {
         "dataset": part.dataset,
         "flip_keeps_label": part.flip_keeps_label,
@@ -111,13 +111,13 @@ def _header(part: Manifest) -> dict[str, Any]:
 
 
 def _interleave(folder: Path, parts: list[Manifest]) -> tuple[Video, ...]:
-    """Part i of n holds the videos i - 1, i - 1 + n, i - 1 + 2n, ... of the whole list."""
+    """Restore the order of the whole list: part i of n has its videos i - 1, i - 1 + n, i - 1 + 2n, ..."""
     total, n = sum(len(part.videos) for part in parts), len(parts)
     for i, part in enumerate(parts):
         due = len(range(i, total, n))
         if len(part.videos) != due:
             raise UserError(
-                f"the parts in {folder} are of different lists: part {i + 1} of {n} lists {len(part.videos)} videos, "
-                f"and {due} of {total} would be its share; prepare all parts from the same lists and videos"
+                f"the parts in {folder} come from different lists: part {i + 1} of {n} has {len(part.videos)} videos, "
+                f"but its share of {total} is {due}; prepare all parts from the same lists and videos"
             )
     return tuple(parts[k % n].videos[k // n] for k in range(total))

@@ -1,12 +1,10 @@
-"""Checks every stream of a prepared dataset against the manifest by decoding it whole.
+"""Checks every stream of a prepared dataset against the manifest by decoding the whole file.
 
-For each file: whether it is there, decodes to its end without an error, has the size, number of
-frames and timestamps that the manifest says, and a keyframe wherever the manifest says that decoding
-can start, and whether its content is still that of the manifest's checksum. Ends with exit status 1 if anything
-is amiss, 0 otherwise.
+A file is good if it exists, decodes to its end without an error, has the frame size, number of frames, timestamps,
+keyframes and checksum of the manifest. Prints a table of the findings and the path of every bad file. Exits with status
+1 if a file is bad, with 0 otherwise.
 
-Damaged files can crash a decoder or make it hang: each file is decoded in a child process that is
-replaced when that happens.
+Damaged files can crash a decoder or make it hang, so each file is decoded in a child process, which is then replaced.
 """
 
 from __future__ import annotations
@@ -40,40 +38,40 @@ DAMAGE = (UnreadableVideoError, MemoryError, *DECODE_ERRORS)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """The options of ``python -m data_prep verify``."""
+class VerifyOptions:
+    """Options of ``python -m data_prep verify``."""
 
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
-    """A prepared dataset."""
+    """Folder of a prepared dataset."""
     workers: int | None = None
-    """Files decoded at a time; one per core if not given."""
+    """Number of files decoded in parallel. Default: one per core."""
     time_limit: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 600.0
-    """A file that takes longer counts as bad: decoders can hang on damaged files."""
+    """Longest time for one file. A file that needs longer counts as bad, because decoders can hang on damaged files."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What is the matter with one file."""
+    """Result of the check of one file."""
 
     kind: str
-    """``ok``, or a category for the table."""
+    """``ok``, or the kind of fault: a row of the table."""
     details: str = ""
 
     @property
     def is_bad(self) -> bool:
-        """Whether the file must be made anew."""
+        """Whether the file must be prepared again."""
         return self.kind != OK
 
 
-def run(options: Options) -> None:
+def verify_dataset(options: VerifyOptions) -> None:
     """Check all streams, print a table of findings and every bad file.
 
     Raises:
-        SystemExit: With status 1 if a stream is not as the manifest says.
-        UserError: An option is out of range, or the folder is no prepared dataset.
+        SystemExit: A file is bad; the status is 1.
+        UserError: An option is out of range, or the folder is not a prepared dataset.
     """
     if options.time_limit <= 0:
-        raise UserError(f"--time-limit {options.time_limit:g} cannot work: give seconds, more than 0")
+        raise UserError(f"--time-limit {options.time_limit:g} is out of range: give a number of seconds above 0")
     manifest = Manifest.load(options.folder)
     checks = _checks(manifest, options.time_limit)
     try:
@@ -84,7 +82,7 @@ def run(options: Options) -> None:
             engine=engine,
             description="verifying",
             unit="files",
-            after_stop="nothing was found out; the same command starts anew",
+            after_stop="repeat the command to check all files again",
         )
     finally:
         stop_children()
@@ -92,8 +90,9 @@ def run(options: Options) -> None:
     bad = {check.path for check, finding in zip(checks, findings, strict=True) if finding.is_bad}
     if bad:
         raise SystemExit(
-            f"crossdistill: error: {len(bad)} files of {options.folder} are not as the manifest says: remove those "
-            "(or get originals again) and prepare the dataset again: the same command makes only them anew"
+            f"crossdistill: error: {len(bad)} files of {options.folder} differ from the manifest: delete them (or "
+            "download the originals again) and repeat the command that prepared the dataset; it prepares only these "
+            "files"
         )
 
 
@@ -115,17 +114,17 @@ def _report(manifest: Manifest, checks: Sequence[StreamCheck], findings: Sequenc
     print_table(manifest.dataset, ["finding", *columns], [*rows, ["all", *(str(totals[c]) for c in columns)]])
     for check, finding in zip(checks, findings, strict=True):
         if finding.is_bad:
-            said = f"{check.path}: {finding.kind}" + (f": {finding.details}" if finding.details else "")
-            console.print(said, markup=False, highlight=False, soft_wrap=True)
+            line = f"{check.path}: {finding.kind}" + (f": {finding.details}" if finding.details else "")
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
     extra = extra_files(manifest)
     if extra:
-        console.print(f"{len(extra)} files are in the streams' folders and in no line of the manifest:")
+        console.print(f"{len(extra)} files in the streams' folders are not in the manifest:")
         shown = [str(path) for path in extra[:SHOWN_EXTRA_FILES]] + ["..."] * (len(extra) > SHOWN_EXTRA_FILES)
         console.print("  " + "\n  ".join(shown), markup=False, highlight=False, soft_wrap=True)
 
 
 def extra_files(manifest: Manifest) -> list[Path]:
-    """Files under the streams' folders that no video names, relative to the dataset's folder, sorted."""
+    """Return files in the streams' folders that no video has, relative to the dataset's folder, sorted."""
     streams = [stream for video in manifest.videos for stream in video.streams.values()]
     named = {Path(stream.path) for stream in streams if not Path(stream.path).is_absolute()}
     folders = {path.parts[0] for path in named if len(path.parts) > 1} | set(STREAM_FORMATS)
@@ -143,21 +142,21 @@ def extra_files(manifest: Manifest) -> list[Path]:
 
 @dataclass(frozen=True)
 class StreamCheck:
-    """Whether one stream of one video is as the manifest has it."""
+    """Check of one stream of one video against the manifest."""
 
     root: Path
     column: str
-    """The stream's name."""
+    """Name of the stream."""
     stream: Stream
     time_limit_seconds: float
 
     @property
     def path(self) -> str:
-        """Relative to the dataset's folder, mostly."""
+        """Path of the file: relative to the dataset's folder, or absolute for an indexed original."""
         return self.stream.path
 
     def to_json(self) -> dict[str, Any]:
-        """What ``from_json`` reads back."""
+        """Return a dictionary for ``from_json``, to send the check to a child process."""
         return {
             "root": str(self.root),
             "column": self.column,
@@ -173,11 +172,11 @@ class StreamCheck:
 
     @property
     def stream_format(self) -> StreamFormat | None:
-        """How the file was written; None for an original that was only indexed, or an unknown stream."""
+        """Format that the file was written in; None for an indexed original and for an unknown stream."""
         return None if Path(self.stream.path).is_absolute() else STREAM_FORMATS.get(self.column)
 
     def find(self) -> Finding:
-        """Decode the stream whole and compare it with the manifest."""
+        """Decode the whole stream and compare it with the manifest."""
         path = self.root / self.path
         if not path.is_file():
             return Finding("missing")
@@ -196,18 +195,18 @@ class StreamCheck:
                 pts.append(found_pts)
                 time_bases.add(time_base)
         except DAMAGE as error:
-            return Finding("damaged", f"{_said(error, path)}, after {len(pts)} frames")
+            return Finding("damaged", f"{_reason(error, path)}, after {len(pts)} frames")
         finding = _compare_index(self.stream, pts, time_bases, keyframes)
         if finding.kind == OK and self.stream.sha256 and sha256_of(path) != self.stream.sha256:
-            return Finding("changed", "the content is not that of the manifest, though it decodes")
+            return Finding("changed", "decodes, but differs from the manifest's checksum")
         return finding
 
     def _wrong_picture(self, frame: av.VideoFrame) -> str:
-        """How the first picture differs from what the manifest and the stream's format say; empty if not."""
+        """Say how the first frame differs from the manifest and the stream's format; empty if it does not."""
         is_turned = round(frame.rotation / 90) % 2 == 1
         size = (frame.width, frame.height) if is_turned else (frame.height, frame.width)
         if self.stream_format is not None:
-            # The size that the unpacked frame has, found without decoding: unpack an empty picture.
+            # Files pack several channels into one plane. Unpack an empty picture to find the size of the frame.
             blank: Picture = np.empty(size, dtype=np.uint8)
             unpacked = self.stream_format.unpack(blank).shape
             size = (unpacked[0], unpacked[1])
@@ -221,7 +220,7 @@ class StreamCheck:
 
 
 def _decode_strictly(path: Path) -> Iterator[tuple[int, Fraction | None, av.VideoFrame]]:
-    """Frames as they come, and an error where a usual decoder would patch up the damage and go on."""
+    """Decode frames; raise an error at damage that decoders conceal by default."""
     with av.open(str(path)) as container:
         if not container.streams.video:
             raise UnreadableVideoError("has no video stream")
@@ -230,18 +229,18 @@ def _decode_strictly(path: Path) -> Iterator[tuple[int, Fraction | None, av.Vide
         video.codec_context.options = {"err_detect": "crccheck+bitstream+buffer+explode"}
         for frame in container.decode(video):
             if frame.pts is None:
-                raise UnreadableVideoError("holds a frame without a timestamp")
+                raise UnreadableVideoError("contains a frame without a timestamp")
             yield frame.pts, video.time_base, frame
 
 
 def _decode_as_indexed(path: Path) -> Iterator[tuple[int, Fraction | None, av.VideoFrame]]:
-    """Frames of a foreign file, as forgiving of its faults as when it was indexed."""
+    """Decode an indexed original, as tolerant of its faults as the indexing was."""
     yield from decode_frames(path, num_threads=1)
 
 
-def _said(error: BaseException, path: Path) -> str:
-    reason = getattr(error, "strerror", None) or str(error).removeprefix(f"{path}: ") or type(error).__name__
-    return str(reason)
+def _reason(error: BaseException, path: Path) -> str:
+    """Return the message of an error without the path, which the report prints anyway."""
+    return str(getattr(error, "strerror", None) or str(error).removeprefix(f"{path}: ") or type(error).__name__)
 
 
 def _compare_index(stream: Stream, pts: list[int], time_bases: set[Fraction | None], keyframes: list[int]) -> Finding:
@@ -255,26 +254,27 @@ def _compare_index(stream: Stream, pts: list[int], time_bases: set[Fraction | No
         i = int(differing[0])
         times = f"{float(pts[i] * stream.time_base):.6g} s instead of {stream.times_seconds[i]:.6g} s"
         return Finding("timestamps differ", f"{len(differing)} of {len(pts)}, the first is frame {i}: {times}")
+    # Decoding can start at frame 0, whether or not it is marked as a keyframe.
     absent = sorted(set(stream.keyframes.tolist()) - set(keyframes) - {0})
     if absent and stream.is_seekable:
         return Finding("keyframes differ", f"{len(absent)} of {len(stream.keyframes)}, the first is frame {absent[0]}")
     return Finding(OK)
 
 
-# In a child process, because decoders are native code.
+# Child processes, because decoders are native code that can crash.
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """Make one check, in the child."""
+    """Run one check in the child process."""
     return dataclasses.asdict(StreamCheck.from_json(request).find())
 
 
 def _check_in_child(check: StreamCheck) -> Finding:
-    """Check in this thread's child process; its death and a check that takes too long are findings too."""
+    """Run a check in this thread's child process. A crash and an exceeded time limit are findings too."""
     request = check.to_json()
     try:
         return Finding(**ask(__name__, request, time_limit_seconds=check.time_limit_seconds))
     except TookTooLong:
-        return Finding(TIME_LIMIT, f"took longer than {check.time_limit_seconds:g} s")
+        return Finding(TIME_LIMIT, f"decoding took longer than {check.time_limit_seconds:g} s")
     except Crashed as error:
         return Finding(CRASHED, f"the decoder ended with {error}")

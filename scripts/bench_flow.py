@@ -27,7 +27,7 @@ from rich.table import Table
 from torchvision.models.optical_flow import raft_small
 
 from crossdistill.utils.environment import describe_environment
-from data_prep.datasets.toyactions_renderer import ACTIONS, Identity, compose_scene, render_clip
+from data_prep.datasets.toyactions_renderer import ACTIONS, SceneKey, compose_scene, render_clip
 from data_prep.flow import FLOW_METHODS, FLOW_PRESETS
 from data_prep.frames import Frame
 from data_prep.pipeline.readers import read_video
@@ -44,7 +44,7 @@ Flow = NDArray[np.float32]
 def render(action: str, number: int, num_frames: int) -> tuple[NDArray[np.uint8], Flow]:
     """Pictures [T, H, W, 3] and their flow [T - 1, H, W, 2]: a square clip that is stretched to the width."""
     scene = compose_scene(
-        action, Identity(seed=0, group=number + 1, clip=number), size_px=HEIGHT_PX, num_frames=num_frames
+        action, SceneKey(seed=0, group=number + 1, clip=number), size_px=HEIGHT_PX, num_frames=num_frames
     )
     clip = render_clip(scene)
     pictures = [cv2.resize(picture, (WIDTH_PX, HEIGHT_PX)) for picture in clip.rgb]

@@ -31,7 +31,7 @@ from crossdistill.recipes.run import RESULTS_NAME, TABLE_PROTOCOLS, print_compar
 from crossdistill.utils.console import console
 from crossdistill.utils.environment import describe_environment
 from crossdistill.utils.files import atomic_path, write_text_atomically
-from data_prep.datasets.toyactions import Options, prepare
+from data_prep.datasets.toyactions import ToyactionsOptions, prepare
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 CLIPS_PER_CLASS = 200
@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of all trainings (default: %(default)s)")
     options = parser.parse_args(sys.argv[1:])
     started = time.perf_counter()
-    data = prepare(Options(out=options.out / "data", clips_per_class=CLIPS_PER_CLASS)).root
+    data = prepare(ToyactionsOptions(out=options.out / "data", clips_per_class=CLIPS_PER_CLASS)).root
     sections = {"machine": {"seed": options.seed}, "data": {"data": [str(data)]}}
     distilled = train("demo", options.out / "distilled", **sections)
     supervised = train("demo_supervised", options.out / "supervised", **sections)

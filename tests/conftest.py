@@ -30,10 +30,10 @@ def shared_folder() -> Path:
 @pytest.fixture(scope="session")
 def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared toyactions of 6 clips a class, 32 pixels, 8 frames; tests that change it copy it."""
-    from data_prep.datasets.toyactions import Options, prepare
+    from data_prep.datasets.toyactions import ToyactionsOptions, prepare
 
     folder = tmp_path_factory.mktemp("toy") / "toyactions"
-    prepare(Options(out=folder, clips_per_class=6, size=32, frames=8))
+    prepare(ToyactionsOptions(out=folder, clips_per_class=6, size=32, frames=8))
     return folder
 
 

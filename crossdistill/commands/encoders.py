@@ -1,4 +1,4 @@
-"""``crossdistill encoders``: what can be a teacher or a student."""
+"""``crossdistill encoders``: list the networks that can be a teacher or a student."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import tyro
 from torch.utils.flop_counter import FlopCounterMode
 
 from crossdistill.encoders import ARCHITECTURES, Encoder, create_encoder, encoder_names, is_from_file
-from crossdistill.encoders.base import PublicWeights
+from crossdistill.encoders.base import EncoderInfo
 from crossdistill.encoders.sizes import SizesOnly
 from crossdistill.modalities import get_modality
 from crossdistill.types import ViewSpec
@@ -22,12 +22,12 @@ from crossdistill.utils.command_line import parse_options
 from crossdistill.utils.console import print_table
 
 LEGEND = (
-    "A view is frames x pixels / frames of the video between them; GMACs are multiply-adds of one view in thousand "
-    "millions; --json says more (mean, deviation, layout, source)."
+    "A view is frames x pixels / stride in frames of the video. GMACs are billions of multiply-adds of one view. "
+    "--json shows more (mean, standard deviation, layout, source)."
 )
 OTHERS = (
-    "Networks of timm and Hugging Face go by image_timm:<name> and rgb_hf:<name or folder>, "
-    "one of your own by path/to/file.py:function."
+    "Networks of timm and Hugging Face have names like image_timm:<name> and rgb_hf:<name or folder>, a network of "
+    "your own path/to/file.py:function."
 )
 
 
@@ -36,9 +36,9 @@ class Options:
     """List the encoders with their view, number of features, parameters, operations and published weights."""
 
     names: tyro.conf.Positional[tuple[str, ...]] = ()
-    """These alone, and so also networks of timm and Hugging Face and your own; all that are listed if absent."""
+    """Names to show, also of timm, Hugging Face and your own; the whole list if absent."""
     modality: str | None = None
-    """Only those of one modality."""
+    """Show encoders of this modality only."""
     json: bool = False
     """Print JSON."""
 
@@ -76,7 +76,7 @@ def _accuracy(weights: dict[str, Any]) -> str:
 
 
 def count_gmacs(encoder: Encoder) -> float:
-    """Multiply-adds of convolutions and matrix products for one view, in thousand millions.
+    """Count the multiply-adds of convolutions and matrix products for one view, in billions.
 
     Args:
         encoder: Built on the meta device, where counting takes no time.
@@ -90,7 +90,7 @@ def count_gmacs(encoder: Encoder) -> float:
 
 @dataclass(frozen=True)
 class Size:
-    """What a network has and does, and how much of it is its stems', which follow the modality's channels."""
+    """Parameters and operations of a network, and the part of its stems, which depends on the modality's channels."""
 
     num_parameters: int
     gmacs: float
@@ -98,7 +98,7 @@ class Size:
     stem_gmacs: float
 
     def with_view(self, measured: ViewSpec, wanted: ViewSpec) -> Size:
-        """The same network for another modality: other channels, and another number of frames if taken singly."""
+        """Return the size in another modality, with other channels and another number of single frames."""
         channels = wanted.kind.channels / measured.kind.channels
         frames = wanted.num_frames / measured.num_frames
         return Size(
@@ -111,10 +111,10 @@ class Size:
 
 @functools.cache
 def _measure(architecture: str) -> tuple[Size, ViewSpec]:
-    """Sizes in one of an architecture's modalities: the others follow, which takes a quarter of the time."""
+    """Measure an architecture in its first modality, from which ``Size.with_view`` derives the others in less time."""
     with torch.device("meta"), SizesOnly():  # without memory or values
         encoder = create_encoder(f"{ARCHITECTURES[architecture].modalities[0]}_{architecture}")
-        stems = [encoder.body.get_submodule(name) for name in (encoder.stem, *encoder.more_stems)]
+        stems = [encoder.body.get_submodule(name) for name in encoder.info.stems]
         weights = [stem.get_parameter("weight") for stem in stems]
         outputs: list[int] = []
         for stem in stems:
@@ -125,50 +125,61 @@ def _measure(architecture: str) -> tuple[Size, ViewSpec]:
     return Size(encoder.num_parameters, gmacs, stem_parameters, stem_gmacs), encoder.view
 
 
-def _card_of_any(name: str) -> dict[str, object]:
-    """The card of an encoder that is in no list: built for it."""
+def _card(name: str) -> dict[str, object]:
+    """Return what the listing says about an encoder."""
+    modality, _, architecture = name.partition("_")
+    if architecture in ARCHITECTURES:
+        entry = ARCHITECTURES[architecture]
+        view = entry.view(modality)
+        measured, measured_view = _measure(architecture)
+        size = measured.with_view(measured_view, view)
+        return _describe(
+            name,
+            view,
+            entry,
+            size.num_parameters,
+            size.gmacs,
+            source=entry.source,
+            published_gmacs=entry.published_gmacs,
+        )
     with contextlib.nullcontext() if is_from_file(name) else torch.device("meta"):
         encoder = create_encoder(name).to("meta")
-    weights = [_weights_card(w) for w in encoder.public_weights if encoder.view.modality in w.modalities]
-    return {
-        "name": name,
-        "modality": encoder.view.modality,
-        "view": asdict(encoder.view),
-        "takes": encoder.takes,
-        "embed_dim": encoder.embed_dim,
-        "has_tokens": encoder.token_layer is not None,
-        "num_parameters": encoder.num_parameters,
-        "gmacs": count_gmacs(encoder),
-        "published_gmacs": None,
-        "weights": weights,
-        "student_starts": [w.name for w in encoder.public_weights],
-        "source": type(encoder.body).__module__,
-    }
+    return _describe(
+        name,
+        encoder.view,
+        encoder.info,
+        encoder.num_parameters,
+        count_gmacs(encoder),
+        source=type(encoder.body).__module__,
+        published_gmacs=None,
+    )
 
 
-def _card(name: str) -> dict[str, object]:
-    modality, _, architecture = name.partition("_")
-    if architecture not in ARCHITECTURES:
-        return _card_of_any(name)
-    entry = ARCHITECTURES[architecture]
-    view = entry.view(modality)
-    measured, measured_view = _measure(architecture)
-    size = measured.with_view(measured_view, view)
+def _describe(
+    name: str,
+    view: ViewSpec,
+    info: EncoderInfo,
+    num_parameters: int,
+    gmacs: float,
+    *,
+    source: str,
+    published_gmacs: float | None,
+) -> dict[str, object]:
     return {
         "name": name,
-        "modality": modality,
+        "modality": view.modality,
         "view": asdict(view),
-        "takes": entry.takes,
-        "embed_dim": entry.embed_dim,
-        "has_tokens": entry.token_layer is not None,
-        "num_parameters": size.num_parameters,
-        "gmacs": size.gmacs,
-        "published_gmacs": entry.published_gmacs,
-        "weights": [_weights_card(weights) for weights in entry.public_weights if modality in weights.modalities],
-        "student_starts": [weights.name for weights in entry.public_weights],
-        "source": entry.source,
+        "takes": info.takes,
+        "embed_dim": info.embed_dim,
+        "has_tokens": info.token_layer is not None,
+        "num_parameters": num_parameters,
+        "gmacs": gmacs,
+        "published_gmacs": published_gmacs,
+        "weights": [
+            {"name": weights.name, "top1_percent": weights.top1_percent, "url": weights.url}
+            for weights in info.public_weights
+            if view.modality in weights.modalities
+        ],
+        "student_starts": [weights.name for weights in info.public_weights],
+        "source": source,
     }
-
-
-def _weights_card(weights: PublicWeights) -> dict[str, object]:
-    return {"name": weights.name, "top1_percent": weights.top1_percent, "url": weights.url}

@@ -40,13 +40,4 @@ class Options:
 def main(arguments: Sequence[str]) -> None:
     """Run the command."""
     options = parse_options(Options, arguments, prog="crossdistill export")
-    exported = export_file(
-        options.student,
-        options.out,
-        to=options.to,
-        data=options.data,
-        clips=options.clips,
-        min_cosine=options.min_cosine,
-        allow_code=options.allow_code,
-    )
-    console.print(str(exported), highlight=False, soft_wrap=True)
+    console.print(str(export_file(**vars(options))), highlight=False, soft_wrap=True)

@@ -1,1 +1,1 @@
-"""Prepared datasets: what is on disk, how clips are read, drawn and batched."""
+"""Prepared datasets: their files, and how clips are drawn, decoded, cut and batched."""

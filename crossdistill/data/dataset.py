@@ -1,4 +1,7 @@
-"""The map-style dataset: views of the same moment of the same video for a student and its teachers."""
+"""The map-style dataset of clips, with one view for the student and one for each teacher, and its DataLoader.
+
+Shapes: B batch, C channels, T frames, H height, W width.
+"""
 
 from __future__ import annotations
 
@@ -27,27 +30,28 @@ from crossdistill.data.transforms import Augmentation, Crop, CutClip, centre_cro
 from crossdistill.errors import UnreadableVideoError, UserError
 from crossdistill.types import PairedBatch, View, ViewSpec
 
-# How many other samples are tried in place of an unreadable one before the batch is given up.
+# Number of other samples that are tried in place of an unreadable one.
 MAX_REPLACEMENTS = 8
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One video to draw clips from."""
+    """A video to draw clips from."""
 
     root: Path
+    """Folder of the video's dataset."""
     video: Video
     label: int
-    """-1 if it has none."""
+    """Index of the class; -1 if the video has no label."""
 
     @property
     def key(self) -> str:
-        """Dataset and name: a name alone is unique in one dataset only."""
+        """Folder of the dataset and name of the video. The name alone is unique only within its dataset."""
         return f"{self.root}/{self.video.name}"
 
 
 def entries_of(manifest: Manifest, positions: Sequence[int]) -> list[Entry]:
-    """The videos of a manifest at some positions."""
+    """Return the videos at some positions of a manifest, as ``PairedClips`` takes them."""
     return [
         Entry(manifest.root, video, -1 if video.label is None else video.label)
         for video in (manifest.videos[i] for i in positions)
@@ -55,7 +59,7 @@ def entries_of(manifest: Manifest, positions: Sequence[int]) -> list[Entry]:
 
 
 def check_entries(entries: Iterable[Entry], views: Sequence[ViewSpec], *, short_clips: str) -> None:
-    """Raise a ``UserError`` if ``--short-clips`` refuses one of these videos; unusable ones do not count."""
+    """Raise a ``UserError`` if ``--short-clips error`` is set and a usable video is too short for the views."""
     usable = [entry for entry in entries if entry.video.is_usable]
     videos = ((entry.key, [entry.video.streams[view.kind.stream] for view in views]) for entry in usable)
     check_short_clips(short_clips, videos, views)
@@ -63,45 +67,55 @@ def check_entries(entries: Iterable[Entry], views: Sequence[ViewSpec], *, short_
 
 @dataclass(frozen=True)
 class Item:
-    """One sample before batching; ``views`` is None if it could not be read."""
+    """One sample before batching."""
 
     index: int
+    """Position of the video in the dataset."""
     label: int
+    """Index of the class; -1 if the video has no label."""
     views: tuple[CutClip | None, ...] | None
-    """The student's first; None in place of one that was not asked for."""
+    """The student's view, then the teachers'. A view that was not requested is None. None if no video could be read."""
     unreadable: tuple[tuple[str, str], ...] = ()
+    """(dataset/video, reason) of each video that could not be read."""
     epoch: int = 0
-    """In which it looks like this."""
+    """Epoch whose random draws the sample has."""
 
 
 @dataclass(frozen=True)
 class Replay:
-    """Draws that repeat, because the teacher's embeddings of them are kept: epoch e looks as e modulo the views."""
+    """Random draws that repeat, because a teacher cache holds the embeddings of the augmented clips.
+
+    Epoch e has the draws of epoch e modulo ``num_views``.
+    """
 
     seed: int
-    num_augmentations: int
+    """Seed of the draws."""
+    num_views: int
+    """Number of augmentations of each video in the cache."""
     unreadable: Mapping[tuple[int, int], str]
-    """(sample, view) to the reason for which it has no embedding."""
+    """(sample, augmentation) to the reason why the cache has no embedding for it."""
 
 
 class PairedClips(Dataset[Item]):
     """Clips of videos, one view for the student and one for each of its teachers.
 
     Args:
-        entries: The videos.
-        student_view: What the student sees.
-        teacher_views: What the teachers see; empty when there is none.
-        augmentation: How moment, crop and mirroring are drawn; None for the middle of each video.
-        teacher_augmentation: How crop and mirroring of the teachers' views are drawn where they are not to be the
-            student's: a network that learns from itself sees two views of one moment. All share one geometry if None.
-        seed: With (epoch, index) it determines every draw.
-        replace_unreadable: Whether another video steps in for one that cannot be read (training), or
-            the sample is left out and reported (evaluation).
-        decoder: Which library reads: one of ``DECODERS``.
-        short_clips: What becomes of clips that are longer than their video: one of ``SHORT_CLIPS``.
+        entries: Videos to draw clips from.
+        student_view: View of the student.
+        teacher_views: Views of the teachers; empty if there is none.
+        augmentation: Distribution of crop and mirroring; the time is uniform. None for the middle of each video and
+            picture.
+        teacher_augmentation: Distribution of the teachers' own crop and mirroring, for self-distillation from two views
+            of one moment. If None, all views share one crop.
+        seed: Seed of the draws. (seed, epoch, index) determines a sample.
+        replace_unreadable: Whether another video replaces one that cannot be read (training). If not, the sample is
+            left out and reported (evaluation).
+        decoder: Decoding library: one of ``DECODERS``.
+        short_clips: What happens if a clip is longer than its video: one of ``SHORT_CLIPS``.
 
     Raises:
-        UserError: There is no entry, no such decoder or policy, or with ``error`` a video is too short.
+        UserError: There are no entries, the decoder or policy is unknown, or the policy is ``error`` and a video is too
+            short.
     """
 
     def __init__(
@@ -118,14 +132,14 @@ class PairedClips(Dataset[Item]):
         short_clips: str = "repeat",
     ) -> None:
         if not entries:
-            raise UserError("there are no clips in the data: check --data and --split")
+            raise UserError("the data has no clips: check --data and --split")
         self.entries = list(entries)
         self.views = [student_view, *teacher_views]
         self.augmentation = augmentation
         self.teacher_augmentation = teacher_augmentation
         self.seed = seed
         self.replace_unreadable = replace_unreadable
-        self.decoder = get_decoder(decoder).name  # a library that is absent is named here, not in a worker
+        self.decoder = get_decoder(decoder).name  # a missing library is an error here, not in a worker
         self.short_clips = short_clips
         self.replay: Replay | None = None
         self.is_read = (True,) * len(self.views)
@@ -135,23 +149,23 @@ class PairedClips(Dataset[Item]):
         return len(self.entries)
 
     def replayed(self, replay: Replay) -> PairedClips:
-        """The same videos with repeated draws, of which only the student's view is read."""
+        """Return a copy that repeats the draws of a teacher cache and reads only the student's view."""
         clips = copy.copy(self)
         clips.seed, clips.replay = replay.seed, replay
         clips.is_read = (True, *(False for _ in self.views[1:]))
         return clips
 
     def of_teachers(self) -> PairedClips:
-        """The same draws, of which only the teachers' views are read; nothing stands in for what is unreadable."""
+        """Return a copy that reads only the teachers' views and replaces no unreadable video."""
         clips = copy.copy(self)
         clips.is_read = (False, *(True for _ in self.views[1:]))
         clips.replace_unreadable = False
         return clips
 
     def __getitem__(self, key: SampleKey) -> Item:
-        """Read one sample as it looks in one epoch."""
+        """Read one sample with the draws of one epoch."""
         if self.replay is not None:
-            key = SampleKey(key.index, key.epoch % self.replay.num_augmentations)
+            key = SampleKey(key.index, key.epoch % self.replay.num_views)
         stand_ins = sample_generator(self.seed, key)
         drawn = key
         unreadable: list[tuple[str, str]] = []
@@ -161,12 +175,12 @@ class PairedClips(Dataset[Item]):
                 return Item(drawn.index, entry.label, self._read(drawn), tuple(unreadable), drawn.epoch)
             except UnreadableVideoError as error:
                 unreadable.append((entry.key, str(error)))
-                # It looks as it would in its own place: whoever knows (sample, epoch) knows the clip.
+                # The replacement has the draws of its own (sample, epoch), under which a teacher cache holds it.
                 drawn = SampleKey(int(stand_ins.integers(len(self.entries))), key.epoch)
         return Item(key.index, self.entries[key.index].label, None, tuple(unreadable), key.epoch)
 
     def read_batch(self, keys: Sequence[SampleKey]) -> PairedBatch:
-        """Read samples one by one into a batch; those that cannot be read are left out and named."""
+        """Read samples into a batch. Samples that cannot be read are left out and reported in ``unreadable``."""
         return collate((self[key] for key in keys), num_items=len(keys))
 
     __getitems__ = read_batch  # what a DataLoader calls
@@ -194,7 +208,7 @@ class PairedClips(Dataset[Item]):
         return tuple(clip[0] if clip else None for clip in clips)
 
     def _crops(self, generator: np.random.Generator, *, width_px: int, height_px: int) -> list[Crop]:
-        """One for each view."""
+        """Return one crop for each view."""
         if self.augmentation is None:
             fraction = self.views[0].centre_fraction
             return [centre_crop(width_px=width_px, height_px=height_px, fraction=fraction)] * len(self.views)
@@ -205,11 +219,13 @@ class PairedClips(Dataset[Item]):
         return [shared, *(own for _ in self.views[1:])]
 
 
-class _Rows:
-    """The clips of one view of a batch, each copied as soon as it is read: once, and then its pictures are free.
+class _ViewBatch:
+    """Collects the clips of one view of a batch in one array.
+
+    Each clip is copied as soon as it is read, so that the memory of its decoded pictures is freed.
 
     Args:
-        num_clips: For how many there is room.
+        num_clips: Largest number of clips.
     """
 
     def __init__(self, num_clips: int) -> None:
@@ -223,7 +239,7 @@ class _Rows:
         return not self._scales
 
     def add(self, clip: CutClip) -> None:
-        """Copy one clip; all have one shape."""
+        """Copy one clip. All clips have the same shape."""
         if not self._scales:
             first = clip.frames[0]
             self._values = np.empty((self._num_clips, len(clip.frames), *first.shape), dtype=first.dtype)
@@ -231,19 +247,19 @@ class _Rows:
         self._scales.append(clip.channel_scale)
 
     def view(self) -> View:
-        """[B, C, T, H, W] with channels last in memory, as decoders leave them: the device brings them to the front."""
+        """Return [B, C, T, H, W] with channels last in memory, as they were decoded."""
         values = torch.from_numpy(self._values[: len(self._scales)]).permute(0, 4, 1, 2, 3)
         return View(values, torch.from_numpy(np.stack(self._scales)))
 
 
 def collate(items: Iterable[Item], *, num_items: int) -> PairedBatch:
-    """Make a batch of samples; unreadable ones are left out.
+    """Make a batch of samples, leaving out those without views.
 
     Args:
-        items: Asked for one by one.
-        num_items: How many there are at most.
+        items: The samples. They are requested one by one, so that only one is in memory at a time.
+        num_items: Largest number of samples.
     """
-    views: list[_Rows] = []
+    views: list[_ViewBatch] = []
     keys: list[tuple[int, int]] = []
     labels: list[int] = []
     unreadable: list[tuple[str, str]] = []
@@ -251,17 +267,17 @@ def collate(items: Iterable[Item], *, num_items: int) -> PairedBatch:
         unreadable += item.unreadable
         if item.views is None:
             continue
-        views = views or [_Rows(num_items) for _ in item.views]
-        for rows, clip in zip(views, item.views, strict=True):
+        views = views or [_ViewBatch(num_items) for _ in item.views]
+        for batch, clip in zip(views, item.views, strict=True):
             if clip is not None:
-                rows.add(clip)
+                batch.add(clip)
         keys.append((item.index, item.epoch))
         labels.append(item.label)
     empty = View(torch.empty(0), torch.empty(0))
     sample_keys = torch.tensor(keys, dtype=torch.int64).reshape(-1, 2)
     return PairedBatch(
         student=views[0].view() if views and not views[0].is_empty else empty,
-        teachers=tuple(rows.view() for rows in views[1:] if not rows.is_empty),
+        teachers=tuple(batch.view() for batch in views[1:] if not batch.is_empty),
         sample_ids=sample_keys[:, 0].clone(),
         labels=torch.tensor(labels, dtype=torch.int64),
         unreadable=tuple(unreadable),
@@ -274,7 +290,7 @@ def _as_it_is(batch: PairedBatch) -> PairedBatch:
 
 
 def _use_one_thread(worker: int) -> None:
-    """The workers are the parallelism: OpenCV and torch must not start threads of their own in each."""
+    """Stop OpenCV and torch from starting threads in each worker, because the workers already run in parallel."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
 
@@ -282,13 +298,13 @@ def _use_one_thread(worker: int) -> None:
 def make_loader(
     dataset: PairedClips, batches: Sequence[list[SampleKey]] | object, *, num_workers: int, pin_memory: bool = False
 ) -> DataLoader[Any]:
-    """A DataLoader over batches of sample keys.
+    """Return a DataLoader that yields a ``PairedBatch`` for each list of sample keys.
 
     Args:
         dataset: The clips.
-        batches: Any iterable of lists of ``SampleKey``, for example ``TrainingBatches``.
-        num_workers: Processes that decode; 0 decodes in this process.
-        pin_memory: Whether batches go to a GPU.
+        batches: Iterable of lists of ``SampleKey``, for example ``TrainingBatches``.
+        num_workers: Number of processes that decode; 0 decodes in this process.
+        pin_memory: Whether batches are copied to pinned memory, for a GPU.
     """
     return DataLoader(
         dataset,
@@ -298,6 +314,6 @@ def make_loader(
         pin_memory=pin_memory,
         worker_init_fn=_use_one_thread,
         prefetch_factor=4 if num_workers else None,
-        # Of its own: drawing from torch's generator would shift the dropout of a resumed run.
+        # Without its own generator, the DataLoader draws from torch's and so changes the dropout of a resumed run.
         generator=torch.Generator(),
     )

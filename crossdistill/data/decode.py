@@ -1,9 +1,8 @@
-"""Exact frames of video files by timestamp.
+"""Decode exact frames of video files, which are identified by their timestamps.
 
-``index_video`` finds once when every frame is shown and where decoding can start; the manifest keeps
-it. ``read_clip`` reads the same moments of all streams of a video. Frames are recognised by timestamp:
-exact on files with a variable frame rate, where "position times average rate" is wrong. The libraries
-that can do the reading are in ``crossdistill.data.decoders``.
+``index_video`` finds the timestamps and keyframes of a file once, and the manifest stores them. ``read_clip`` reads the
+same moments of all streams of a video. Timestamps are exact for a variable frame rate too, where "position divided by
+average rate" is wrong. The libraries that decode clips are in ``crossdistill.data.decoders``.
 
 Shapes: T frames, H height, W width, C channels.
 """
@@ -31,11 +30,11 @@ from crossdistill.data.streams import Picture, StreamFormat, get_stream_format
 from crossdistill.errors import UnreadableVideoError
 from crossdistill.utils.files import sha256_of
 
-# What PyAV raises on damaged or missing files.
+# Exceptions that PyAV raises for damaged or missing files.
 DECODE_ERRORS = (av.FFmpegError, OSError, ValueError, IndexError)
-# How far apart two swapped timestamps may stand (XviD's packed frames swap neighbours).
+# Largest distance between two swapped timestamps. (XviD's packed frames swap neighbours.)
 REORDER_WINDOW_FRAMES = 8
-# FFmpeg draws any text file as pictures of letters.
+# FFmpeg opens any text file as a video of its letters.
 TEXT_FORMAT = "tty"
 FALLBACK_TIME_BASE = Fraction(1, 1000)
 
@@ -43,7 +42,11 @@ _log = logging.getLogger(__name__)
 
 
 def open_video(path: Path) -> tuple[av.container.InputContainer, av.VideoStream]:
-    """Open a file and its first video stream; an ``UnreadableVideoError`` says why it cannot be."""
+    """Open a file and its first video stream.
+
+    Raises:
+        UnreadableVideoError: The file cannot be opened, has no video stream, or its codec is unknown to FFmpeg.
+    """
     try:
         container = av.open(str(path))
     except DECODE_ERRORS as error:
@@ -54,20 +57,23 @@ def open_video(path: Path) -> tuple[av.container.InputContainer, av.VideoStream]
     video = container.streams.video[0]
     if video.codec_context is None:
         container.close()
-        raise UnreadableVideoError(f"{path}: is of a codec that FFmpeg does not know")
+        raise UnreadableVideoError(f"{path}: has a codec that FFmpeg does not know")
     return container, video
 
 
 def reason_of(error: BaseException) -> str:
-    """What went wrong, in the words of the library."""
+    """Return the reason that the library gave for an error."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 class PictureReader:
-    """Decoded frames to upright arrays, reusing one colour converter.
+    """Converts decoded frames to upright arrays with one colour converter.
 
-    ``VideoFrame.to_ndarray`` alone sets up a converter with a pool of threads for every frame, which
-    took 0.19 ms a frame of 64x64 here; kept, with one thread, it takes 0.006 ms.
+    ``VideoFrame.to_ndarray`` creates a converter with a pool of threads for every frame. That took 0.19 ms for a frame
+    of 64x64. One converter with one thread takes 0.006 ms.
+
+    Args:
+        picture_format: PyAV's name of the pixel format of the arrays, for example ``rgb24``.
     """
 
     def __init__(self, picture_format: str) -> None:
@@ -75,7 +81,7 @@ class PictureReader:
         self._converter = VideoReformatter()
 
     def read(self, frame: av.VideoFrame) -> Picture:
-        """[H, W] or [H, W, C], turned as the file's rotation metadata asks (phones write it)."""
+        """Return [H, W] or [H, W, C], rotated by the file's rotation metadata, which phones write."""
         picture: Picture = self._converter.reformat(frame, format=self.picture_format, threads=1).to_ndarray()
         return np.rot90(picture, k=round(frame.rotation / 90) % 4) if frame.rotation else picture
 
@@ -83,9 +89,9 @@ class PictureReader:
 def _decode(
     path: Path, num_threads: int = 0, *, with_motion_vectors: bool = False
 ) -> Iterator[tuple[av.VideoFrame, Fraction, Fraction]]:
-    """Every frame in display order, with the time base and the usual distance between frames."""
+    """Yield (frame, time base, usual distance between frames in units of the time base) in display order."""
     container, video = open_video(path)
-    video.thread_type = "AUTO"  # the whole file is read: frame threads are safe and fastest
+    video.thread_type = "AUTO"  # frame threads are fastest, and safe because the file is read to its end
     video.codec_context.thread_count = num_threads
     if with_motion_vectors:
         video.codec_context.flags2 |= Flags2.export_mvs
@@ -102,24 +108,23 @@ def _decode(
 def decode_frames(
     path: Path, *, num_threads: int = 0, with_motion_vectors: bool = False
 ) -> Iterator[tuple[int, Fraction, av.VideoFrame]]:
-    """Decode a whole file in display order, as the decoder's own frames; rotation is not applied.
+    """Decode a whole file in display order to PyAV's frames, without applying rotation.
 
-    A decoder hands frames out in display order, but some files carry the timestamps of neighbours
-    swapped. So the n-th frame gets the n-th smallest timestamp, looking ahead a few frames; a missing
-    or repeated timestamp becomes the previous one plus the usual distance.
+    A decoder returns frames in display order, but in some files the timestamps of neighbours are swapped. So the n-th
+    frame gets the n-th smallest timestamp within a window of a few frames. A missing or repeated timestamp becomes the
+    previous one plus the usual distance.
 
     Args:
         path: A video file.
-        num_threads: Of the decoder; 0 takes all cores. Give 1 inside a worker process, and wherever
-            the loop may be left early.
-        with_motion_vectors: Whether the codec's motion vectors come along as side data of the frames.
+        num_threads: Threads of the decoder; 0 uses all cores. Use 1 in a worker process, and if the loop may end early.
+        with_motion_vectors: Whether the frames carry the codec's motion vectors as side data.
 
     Yields:
         (pts, time base, frame).
 
     Raises:
-        UnreadableVideoError: The file cannot be opened, or decoding stops with an error. The frames
-            before the damage have been yielded by then.
+        UnreadableVideoError: The file cannot be opened, or decoding stops with an error. The frames before the damage
+            are yielded first.
     """
     waiting: deque[av.VideoFrame] = deque()
     waiting_pts: list[int] = []
@@ -150,12 +155,12 @@ def decode_frames(
 def decode_all(
     path: Path, *, picture_format: str = "rgb24", num_threads: int = 0
 ) -> Iterator[tuple[int, Fraction, Picture]]:
-    """Decode a whole file in display order as upright pictures; see ``decode_frames``.
+    """Decode a whole file in display order to upright pictures; see ``decode_frames``.
 
     Args:
         path: A video file.
-        picture_format: PyAV's name of the pixel format that is handed out.
-        num_threads: Of the decoder.
+        picture_format: PyAV's name of the pixel format of the pictures.
+        num_threads: Threads of the decoder; 0 uses all cores.
 
     Yields:
         (pts, time base, picture [H, W] or [H, W, C]).
@@ -168,22 +173,21 @@ def decode_all(
 def index_video(path: Path, *, relative_to: Path | None = None, stream_format: StreamFormat | None = None) -> Stream:
     """Find the size, timestamps and keyframes of a file.
 
-    A file that this project wrote (``stream_format`` given) is indexed from its packets, without
-    decoding. Packets of other files cannot be trusted (frames to be dropped, swapped or repeated
-    timestamps), so those are decoded once.
+    A file that ``StreamWriter`` wrote is indexed from its packets, without decoding. The packets of other files are not
+    reliable (dropped frames, swapped or repeated timestamps), so these files are decoded once.
 
     Args:
         path: A video file.
-        relative_to: Folder against which ``Stream.path`` is kept; the file's own folder if None.
-        stream_format: The format that ``StreamWriter`` wrote the file with; None for any other file.
+        relative_to: Folder to which ``Stream.path`` is relative; the file's own folder if None.
+        stream_format: Format with which ``StreamWriter`` wrote the file; None for any other file.
 
     Raises:
-        UnreadableVideoError: The file cannot be opened, holds no frame or stops decoding.
+        UnreadableVideoError: The file cannot be opened, has no frame, or decoding stops with an error.
     """
     indexed = _index_by_decoding(path) if stream_format is None else _index_packets(path, stream_format)
     size, time_base, pts, keyframes, is_seekable = indexed
     if not pts:
-        raise UnreadableVideoError(f"{path}: holds no frame")
+        raise UnreadableVideoError(f"{path}: has no frame")
     return Stream(
         path=path.relative_to(relative_to or path.parent).as_posix(),
         width_px=size[1],
@@ -207,7 +211,7 @@ def _index_packets(path: Path, stream_format: StreamFormat) -> Index:
             packets = sorted((p.pts, p.is_keyframe) for p in container.demux(video) if p.size and p.pts is not None)
         except DECODE_ERRORS as error:
             raise UnreadableVideoError(f"{path}: stops demuxing ({reason_of(error)})") from error
-        # Sizes of the unpacked frame, without decoding: unpack an empty picture of the file's size.
+        # Unpacking an empty picture of the file's size gives the frame's size without decoding.
         blank: Picture = np.empty((video.height, video.width), dtype=np.uint8)
         size = stream_format.unpack(blank).shape
         time_base = video.time_base or FALLBACK_TIME_BASE
@@ -237,7 +241,7 @@ def _index_by_decoding(path: Path) -> Index:
 def read_frames(
     root: Path, stream: Stream, frames: Sequence[int], *, stream_name: str = "rgb", decoder: str = DEFAULT_DECODER
 ) -> Picture:
-    """Read frames of one stream by position, as one array [T, H, W, C]; see ``read_pictures``."""
+    """Read frames of one stream by position as one array [T, H, W, C]; see ``read_pictures``."""
     return np.stack(read_pictures(root, stream, frames, stream_name=stream_name, decoder=decoder))
 
 
@@ -246,22 +250,22 @@ def read_pictures(
 ) -> Sequence[Picture]:
     """Read frames of one stream by position.
 
-    Every decoder gives the same frames: what another one cannot give exactly (16-bit streams, files whose
-    timestamps are out of order, files it fails on) PyAV reads in its place, and a log line says so once.
+    Every decoder returns the same frames. PyAV reads what the chosen library cannot read exactly (16-bit streams, files
+    with timestamps out of order, files on which it fails), and the log says so once.
 
     Args:
-        root: The dataset's folder.
-        stream: The stream's entry in the manifest.
-        frames: Positions in ``stream.pts``, in any order, repetition allowed.
-        stream_name: Which of ``STREAM_FORMATS`` the file was written with.
-        decoder: One of ``DECODERS``. Colours may differ by a few levels where they are converted.
+        root: Folder of the dataset.
+        stream: Entry of the stream in the manifest.
+        frames: Positions in ``stream.pts``, in any order; a position may repeat.
+        stream_name: Name of the stream's format, a key of ``STREAM_FORMATS``.
+        decoder: One of ``DECODERS``. Their colours may differ by a few levels.
 
     Returns:
-        T times [H, W, C], uint8 or uint16, in the order of ``frames``; a repeated one may be the same array.
+        T arrays [H, W, C], uint8 or uint16, in the order of ``frames``. A repeated frame may be the same array.
 
     Raises:
-        UnreadableVideoError: The file is missing, damaged, or lacks a frame that the manifest names.
-        UserError: The decoder is unknown or does not work here.
+        UnreadableVideoError: The file is missing or damaged, or lacks a frame that the manifest names.
+        UserError: The decoder is unknown or does not work on this machine.
     """
     stream_format = get_stream_format(stream_name)
     chosen = get_decoder(decoder)
@@ -270,12 +274,12 @@ def read_pictures(
         chosen.require(stream_format.picture_format)
         return chosen.read_pictures(path, stream, frames, stream_format)
     except CannotServeError as error:
-        _say_once(decoder, str(error), path.suffix)
+        _log_once(decoder, str(error), path.suffix)
     return get_decoder(DEFAULT_DECODER).read_pictures(path, stream, frames, stream_format)
 
 
 @functools.cache
-def _say_once(decoder: str, reason: str, suffix: str) -> None:
+def _log_once(decoder: str, reason: str, suffix: str) -> None:
     _log.warning("PyAV reads some %s files in place of %s: %s", suffix, decoder, reason)
 
 
@@ -288,21 +292,33 @@ def read_clip(
 ) -> dict[str, Picture]:
     """Read the same moments of several streams of one video.
 
-    Streams are paired by time: each gives the frames shown nearest to the times, whatever its own frame
-    rate, number of frames or first timestamp. Times outside a stream give its first or last frame.
+    Streams are paired by time. Each returns the frames nearest to the times, with any frame rate, number of frames and
+    first timestamp. Times before or after a stream give its first or last frame.
 
     Args:
-        root: The dataset's folder.
-        streams: Name (``rgb``, ``flow``, ``depth``) to the entry in the manifest, for example ``video.streams``.
-        times_seconds: [T], in any order, repetition allowed.
-        decoder: One of ``DECODERS``; see ``read_frames``.
+        root: Folder of the dataset.
+        streams: Stream name to the entry in the manifest, for example ``video.streams``.
+        times_seconds: [T], in any order; a time may repeat.
+        decoder: One of ``DECODERS``; see ``read_pictures``.
 
     Returns:
-        Name to [T, H, W, C]: rgb uint8 [.., 3]; flow uint8 [.., 2]; depth uint16 [.., 1], as stored.
+        Stream name to the stored integers [T, H, W, C]: rgb uint8 with C = 3, flow uint8 with C = 2, depth uint16 with
+        C = 1.
 
     Raises:
-        UnreadableVideoError: A file is missing, damaged, or lacks a frame that the manifest names.
-        UserError: A stream's name or the decoder is unknown, or the decoder does not work here.
+        UnreadableVideoError: A file is missing or damaged, or lacks a frame that the manifest names.
+        UserError: A stream name or the decoder is unknown, or the decoder does not work on this machine.
+
+    Example:
+        >>> import tempfile
+        >>> from crossdistill.data.streams import STREAM_FORMATS, StreamWriter
+        >>> root = Path(tempfile.mkdtemp())
+        >>> with StreamWriter(root / "a.mp4", STREAM_FORMATS["rgb"], time_base=Fraction(1, 10)) as writer:
+        ...     for pts in range(10):
+        ...         writer.write(np.zeros((48, 64, 3), dtype=np.uint8), pts)
+        >>> rgb = index_video(root / "a.mp4", stream_format=STREAM_FORMATS["rgb"])
+        >>> read_clip(root, {"rgb": rgb}, [0.0, 0.52])["rgb"].shape
+        (2, 48, 64, 3)
     """
     times = np.asarray(times_seconds, dtype=np.float64)
     return {
@@ -312,10 +328,17 @@ def read_clip(
 
 
 def nearest_frames(stream: Stream, times_seconds: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Positions of the frames shown nearest to some times; times outside the video give its ends.
+    """Return the positions of the frames nearest to some times; times outside the video give its first or last frame.
 
-    Streams of one video are paired by these times, never by position: flow has one frame fewer than
-    colour, and a depth camera may have a rate of its own.
+    Streams of one video are paired by time and not by position, because flow has one frame fewer than RGB, and a depth
+    camera may have another frame rate.
+
+    Args:
+        stream: Entry of the stream in the manifest.
+        times_seconds: [T], in any order.
+
+    Returns:
+        [T] int64. Of two frames that are equally near, the earlier one.
     """
     times = stream.times_seconds
     right = np.searchsorted(times, times_seconds).clip(0, len(times) - 1)

@@ -1,8 +1,8 @@
-"""Strong views: distortions of what a student sees that leave the moment recognisable, on the device.
+"""Strong augmentation of the student's view, on the device (``--strong-views``).
 
-They know nothing of modalities: values are normalised, so that a gain changes the contrast of pictures and the speed of
-flow alike, and zero is the mean. With crops and mirroring they stand for the strong augmentation of Tejankar et al.,
-ISD, ICCV 2021, whose changes of hue have no meaning for flow and depth.
+It works on normalised values of any modality: a gain changes the contrast of pictures and the speed of flow, and 0 is
+the mean. Together with crops and mirroring it replaces the strong augmentation of ISD (Tejankar et al., ICCV 2021),
+whose changes of hue have no meaning for flow and depth.
 
 Shapes: B batch, C channels, T frames, H height, W width.
 """
@@ -13,20 +13,24 @@ import torch
 from torch import Tensor
 
 GAIN_RANGE = (0.6, 1.4)
-# In standard deviations of the normalised values.
+# In standard deviations, because the values are normalised.
 OFFSET_MAX = 0.4
 ERASE_PROBABILITY = 0.5
-# Of the height and of the width, so between 4 and 25 percent of the picture.
+# Share of the height and of the width: the box covers 4 to 25 percent of the picture.
 ERASED_SIDE_RANGE = (0.2, 0.5)
 
 
 def distort(clip_bcthw: Tensor) -> Tensor:
-    """Change contrast and brightness of every channel, and erase a box from all frames of half of the clips.
+    """Change the contrast and brightness of every channel, and erase a box in half of the clips.
 
-    Draws from torch's generator of the CPU, which checkpoints keep.
+    All frames of a clip are changed in the same way. The draws come from torch's CPU generator, whose state is part of
+    checkpoints.
 
     Args:
-        clip_bcthw: [B, C, T, H, W], normalised; not changed.
+        clip_bcthw: [B, C, T, H, W], normalised.
+
+    Returns:
+        [B, C, T, H, W], a new tensor.
     """
     num_clips, channels, _, height, width = clip_bcthw.shape
     shape = (num_clips, channels, 1, 1, 1)
@@ -39,7 +43,7 @@ def distort(clip_bcthw: Tensor) -> Tensor:
 
 
 def _in_random_span(num_clips: int, length: int) -> Tensor:
-    """[B, length] bool: whether a position is inside a span, a random one for each clip."""
+    """Draw one span for each clip, and return [B, length] bool, whether each position is inside."""
     span = torch.empty(num_clips, 1).uniform_(*ERASED_SIDE_RANGE)
     start = torch.rand(num_clips, 1) * (1 - span)
     position = (torch.arange(length) + 0.5) / length

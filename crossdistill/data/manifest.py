@@ -1,8 +1,7 @@
-"""The manifest: one line per video of a prepared dataset, with everything that reading needs.
+"""The manifest of a prepared dataset: everything that reading its videos needs, in one file.
 
-``manifest.jsonl`` starts with a header line (format version, dataset, classes) and has one JSON
-object per video after it. Timestamps are kept as runs of equal steps, so that a file with a constant
-frame rate costs a few bytes however long it is.
+``manifest.jsonl`` has a header line (format version, dataset, classes) and then one JSON object per video. Timestamps
+are stored as runs of equal steps, so a file with a constant frame rate takes a few bytes at any length.
 """
 
 from __future__ import annotations
@@ -27,7 +26,14 @@ FORMAT_VERSION = 1
 
 
 def encode_steps(values: Sequence[int]) -> list[int]:
-    """Integers as [first, step, count, step, count, ...]; the inverse is ``decode_steps``."""
+    """Encode integers as [first, step, count, step, count, ...].
+
+    Example:
+        >>> encode_steps([0, 2, 4, 6, 7])
+        [0, 2, 3, 1, 1]
+        >>> decode_steps([0, 2, 3, 1, 1]).tolist()
+        [0, 2, 4, 6, 7]
+    """
     if not len(values):
         return []
     coded = [int(values[0])]
@@ -40,7 +46,7 @@ def encode_steps(values: Sequence[int]) -> list[int]:
 
 
 def decode_steps(coded: Sequence[int]) -> NDArray[np.int64]:
-    """The inverse of ``encode_steps``."""
+    """Decode what ``encode_steps`` returned."""
     if not coded:
         return np.empty(0, dtype=np.int64)
     steps = np.repeat(np.asarray(coded[1::2], dtype=np.int64), np.asarray(coded[2::2], dtype=np.int64))
@@ -49,37 +55,37 @@ def decode_steps(coded: Sequence[int]) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class Stream:
-    """One modality of one video: a file, its size, and when each of its frames is shown."""
+    """One stream of one video: its file, the size of its frames, and their timestamps."""
 
     path: str
-    """Relative to the dataset's folder; absolute where the source itself is the stream (``--keep-original``)."""
+    """Path relative to the dataset's folder. Absolute if the source file is the stream (``--keep-original``)."""
     width_px: int
     height_px: int
     time_base: Fraction
     """Seconds per unit of ``pts``."""
     pts: NDArray[np.int64]
-    """[frames], increasing: the frame is shown at ``pts * time_base`` seconds."""
+    """[frames] timestamps, increasing. A frame is shown at ``pts * time_base`` seconds."""
     keyframes: NDArray[np.int64]
-    """Positions in ``pts`` at which decoding can start."""
+    """Positions in ``pts`` of the frames at which decoding can start."""
     is_seekable: bool = True
-    """False where the file's own timestamps are out of order: it is read from its start."""
+    """False if the timestamps in the file are out of order. Such a file is read from its start."""
     num_bytes: int = 0
-    """Of the file; 0 if not known."""
+    """Size of the file; 0 if unknown."""
     sha256: str = ""
-    """Of the file, in hexadecimal digits; empty if not known."""
+    """SHA-256 of the file in hexadecimal digits; empty if unknown."""
 
     @property
     def num_frames(self) -> int:
-        """How many frames the file really holds."""
+        """Number of frames that can be decoded."""
         return len(self.pts)
 
     @cached_property
     def times_seconds(self) -> NDArray[np.float64]:
-        """[frames], when each frame is shown."""
+        """[frames] times at which the frames are shown."""
         return np.asarray(self.pts * float(self.time_base), dtype=np.float64)
 
     def at(self, path: str) -> Stream:
-        """The same stream under another path."""
+        """Return the stream with another path."""
         return dataclasses.replace(self, path=path)
 
     def to_json(self) -> dict[str, Any]:
@@ -115,25 +121,26 @@ class Stream:
 
 @dataclass(frozen=True)
 class Video:
-    """One video of a dataset: its class, its place in the splits, and its streams."""
+    """One video of a dataset: its class, its splits and its streams."""
 
     name: str
-    """Unique in the dataset, for example ``v_Archery_g01_c01``."""
+    """Name, unique in the dataset, for example ``v_Archery_g01_c01``."""
     label: int | None = None
-    """Index into ``Manifest.classes``."""
+    """Index into ``Manifest.classes``; None if unlabelled."""
     group: str | None = None
-    """Videos of one group are near-duplicates and must never be parted by a split."""
+    """Group of near-duplicates, which a split must keep in one part; None if unknown."""
     splits: dict[str, str] = field(default_factory=dict)
-    """Split to part, for example ``{"1": "train", "2": "test"}``."""
+    """Name of each split to the video's part of it, for example ``{"1": "train", "2": "test"}``."""
     status: str = "ok"
-    """``ok``, ``repaired`` (readable, but not all of it) or ``skipped``."""
+    """``ok``, ``repaired`` (only partly readable) or ``skipped`` (not prepared)."""
     reason: str = ""
-    """Why the status is not ``ok``."""
+    """Reason if the status is not ``ok``."""
     streams: dict[str, Stream] = field(default_factory=dict)
+    """Stream name to stream."""
 
     @property
     def is_usable(self) -> bool:
-        """Whether the video was prepared and can be read."""
+        """Whether the video has streams that can be read."""
         return self.status != "skipped"
 
     def to_json(self) -> dict[str, Any]:
@@ -150,43 +157,52 @@ class Video:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A prepared dataset."""
+    """A prepared dataset: a folder, its classes and its videos."""
 
     root: Path
+    """Folder of the dataset."""
     dataset: str
-    """What was prepared, for example ``ucf101``."""
+    """Name of the dataset, for example ``ucf101``."""
     classes: tuple[str, ...]
-    """In the dataset's official order; empty for unlabelled data."""
+    """Names of the classes in the dataset's official order; empty for unlabelled data."""
     videos: tuple[Video, ...]
     flip_keeps_label: bool = True
-    """Whether a mirrored clip still belongs to its class ("left" and "right" do not)."""
+    """Whether a mirrored clip keeps its class. False if classes differ by "left" and "right"."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """How it was prepared: command, options, versions."""
+    """How the dataset was prepared: command, options, versions."""
 
     @cached_property
     def splits(self) -> tuple[str, ...]:
-        """The names of the splits, sorted."""
+        """Names of the splits, sorted."""
         return tuple(sorted({split for video in self.videos for split in video.splits}))
 
     @cached_property
     def streams(self) -> tuple[str, ...]:
-        """The names of the streams that every usable video has, sorted."""
+        """Names of the streams that every usable video has, sorted."""
         usable = [set(video.streams) for video in self.videos if video.is_usable]
         return tuple(sorted(set.intersection(*usable))) if usable else ()
 
     def select(self, *, split: str, part: str) -> list[int]:
-        """Positions of the videos of one part of one split, unusable ones included.
+        """Return the positions of the videos in one part of a split, including unusable videos.
 
         Args:
-            split: For example ``"1"``; an unknown split is a ``UserError``.
-            part: For example ``"train"``.
+            split: Name of the split, for example ``"1"``.
+            part: Name of the part, for example ``"train"``.
+
+        Raises:
+            UserError: There is no such split.
         """
         if split not in self.splits:
             raise UserError(f"{self.root} has no split {split!r}: choose one of {', '.join(sorted(self.splits))}")
         return [i for i, video in enumerate(self.videos) if video.splits.get(split) == part]
 
     def require_stream(self, stream: str, *, wanted_by: str) -> None:
-        """Raise a ``UserError`` unless the dataset has a stream."""
+        """Raise a ``UserError`` unless every usable video has a stream.
+
+        Args:
+            stream: Name of the stream.
+            wanted_by: What needs the stream, for the error.
+        """
         if stream not in self.streams:
             raise UserError(
                 f"{wanted_by} needs the stream {stream!r}, but the dataset {self.root} has only "
@@ -194,7 +210,11 @@ class Manifest:
             )
 
     def save(self, name: str = MANIFEST_NAME) -> Path:
-        """Write the manifest into ``root``, whole or not at all; ``name`` is another for a part of a dataset."""
+        """Write the manifest to ``root`` atomically, and return its path.
+
+        Args:
+            name: Name of the file. Parts of a dataset that are prepared separately have their own.
+        """
         header = {
             "format": "crossdistill-manifest",
             "version": FORMAT_VERSION,
@@ -212,8 +232,12 @@ class Manifest:
     def load(root: str | Path, name: str = MANIFEST_NAME) -> Manifest:
         """Read the manifest of a prepared dataset.
 
+        Args:
+            root: Folder of the dataset.
+            name: Name of the manifest file.
+
         Raises:
-            UserError: There is no manifest, it is damaged, or a newer version wrote it.
+            UserError: There is no manifest, it is damaged, or a newer version of crossdistill wrote it.
         """
         root = Path(root)
         path = root / name
@@ -249,8 +273,8 @@ def _read_json_lines(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def unique_names(videos: Iterable[Video]) -> None:
-    """Raise a ``UserError`` if two videos share a name, because everything is keyed by it."""
+def require_unique_names(videos: Iterable[Video]) -> None:
+    """Raise a ``UserError`` if two videos have the same name, which identifies a video in files and caches."""
     seen: set[str] = set()
     for video in videos:
         if video.name in seen:

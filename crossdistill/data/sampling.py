@@ -1,7 +1,7 @@
-"""When a clip's frames are, and which samples come in which order.
+"""Which frames a clip has, and in which order samples are drawn.
 
-Everything is a pure function of (seed, epoch, sample), never of a worker or process: the same run
-gives the same clips with any number of workers, on any number of processes, and after a resume.
+Everything random is a function of (seed, epoch, sample), and not of a worker or process: a run draws the same clips
+with any number of workers, on any number of processes, and after a resume.
 """
 
 from __future__ import annotations
@@ -19,36 +19,36 @@ from crossdistill.types import ViewSpec
 
 SHORT_CLIPS = {
     "repeat": "the video's first and last frame repeat",
-    "loop": "the clip starts at the video's start, and where the video ends it starts again",
-    "error": "nothing starts",
+    "loop": "the clip starts at the video's start, and the video starts again at its end",
+    "error": "the command stops before it starts",
 }
-"""What becomes of clips that reach over the ends of their video."""
-# A clip that is longer than its video by less than this share of a frame still has every frame once.
+"""Policies for clips that are longer than their video, with what each does."""
+# A clip that is longer than its video by less than this share of a frame still fits, because timestamps are rounded.
 FORGIVEN_FRAMES = 0.5
 
 
 @dataclass(frozen=True)
 class SampleKey:
-    """What a DataLoader asks a dataset for: a sample, as it looks in one epoch."""
+    """Key that a DataLoader passes to the dataset: a sample, and the epoch whose random draws it gets."""
 
     index: int
     epoch: int
 
 
 def sample_generator(seed: int, key: SampleKey) -> np.random.Generator:
-    """The generator for everything random about one sample in one epoch."""
+    """Return the generator of all random draws for one sample in one epoch."""
     return np.random.default_rng([seed, key.epoch, key.index])
 
 
-# The most by which rounded timestamps change the distance between frames.
+# Largest relative change of the distance between frames that counts as rounding of timestamps.
 ROUNDING_SHARE = 0.05
 
 
 def frame_seconds(stream: Stream) -> float:
-    """The usual distance between frames: the median, so that a pause in the video does not matter.
+    """Return the distance between two frames in seconds: the median, which a pause in the video does not change.
 
-    Containers that round timestamps (Matroska: to milliseconds) round the median with them, and over a long clip that
-    adds up to whole frames; the mean knows better, and is taken where rounding explains the difference.
+    Some containers round timestamps (Matroska to milliseconds), and so round the median. Over a long clip this error
+    adds up to whole frames. So the mean is returned if rounding explains the difference between the two.
     """
     if stream.num_frames < 2:
         return 1.0
@@ -60,22 +60,30 @@ def frame_seconds(stream: Stream) -> float:
 
 @dataclass(frozen=True)
 class Loop:
-    """A video that starts again where it ends: the time that all its streams share, with one frame's distance after it.
+    """A video that starts again at its end.
 
-    Streams that are read through the same loop stay paired: a moment that one of them lacks is in neither.
+    The loop covers the time that all streams of the video share. So streams that are read through one loop stay paired.
     """
 
     start_seconds: float
+    """First moment that all streams have."""
     period_seconds: float
+    """Duration of one round: the shared time and the distance of one frame."""
     frame_seconds: float
+    """Distance between frames of the stream with the lowest frame rate."""
     centre_seconds: float
-    """Where clips are centred: the longest then begins at the start."""
+    """Centre of every clip. The longest view then starts at ``start_seconds``."""
 
     def wrap(self, times_seconds: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Any times to those of the first round, of which the first begins half a frame early.
+        """Map times of any round to the first round.
 
-        So what is meant to be a frame's own time is nowhere near the seam, where rounding would decide.
+        Args:
+            times_seconds: [T], any times.
+
+        Returns:
+            [T], times from half a frame before ``start_seconds`` on, and less than one period later.
         """
+        # A round begins between two frames. If it began at a frame, rounding would decide in which round the frame is.
         begin_seconds = self.start_seconds - self.frame_seconds / 2
         return np.asarray(begin_seconds + np.mod(times_seconds - begin_seconds, self.period_seconds), dtype=np.float64)
 
@@ -83,10 +91,28 @@ class Loop:
 def clip_frames(
     stream: Stream, view: ViewSpec, centre_seconds: float, *, loop: Loop | None = None
 ) -> NDArray[np.int64]:
-    """Positions of a clip's frames in a stream, centred on a time.
+    """Return the positions of a clip's frames in its stream.
 
-    The first frame is put on the stream's own grid, then every wanted time takes the nearest frame.
-    Where the clip reaches over an end of the video, the end frame repeats, or with a loop the video starts again.
+    The clip starts at the frame nearest to its first time. Every later time takes its nearest frame.
+
+    Args:
+        stream: The stream.
+        view: Number of frames and stride of the clip.
+        centre_seconds: Time in the middle of the clip.
+        loop: How the video starts again. If None, the first and last frame repeat beyond the ends of the video.
+
+    Returns:
+        [num_frames] int64.
+
+    Example:
+        >>> from fractions import Fraction
+        >>> pts = np.arange(10)
+        >>> video = Stream("a.mp4", 64, 48, Fraction(1, 10), pts=pts, keyframes=pts[:1])
+        >>> view = ViewSpec("rgb", num_frames=4, stride=2, size_px=48, mean=(0.5,) * 3, std=(0.5,) * 3)
+        >>> clip_frames(video, view, centre_seconds=0.4).tolist()
+        [1, 3, 5, 7]
+        >>> clip_frames(video, view, centre_seconds=0.8).tolist()
+        [5, 7, 9, 9]
     """
     step_seconds = view.stride * frame_seconds(stream)
     start_seconds = centre_seconds - step_seconds * (view.num_frames - 1) / 2
@@ -100,9 +126,13 @@ def clip_frames(
 
 
 def centre_range_seconds(streams: Sequence[Stream], views: Sequence[ViewSpec]) -> tuple[float, float]:
-    """Earliest and latest centre at which every view lies inside its stream.
+    """Return the earliest and the latest centre with which every view lies inside its stream, in seconds.
 
-    If the video is too short for that, both are the middle of the time that all streams share.
+    If the video is too short, both are the middle of the time that all streams share.
+
+    Args:
+        streams: The stream of each view.
+        views: Views of the same moment.
     """
     earliest, latest = _centres_inside(streams, views)
     if earliest > latest:
@@ -112,14 +142,14 @@ def centre_range_seconds(streams: Sequence[Stream], views: Sequence[ViewSpec]) -
 
 
 def missing_seconds(streams: Sequence[Stream], views: Sequence[ViewSpec]) -> float:
-    """By how much a video is too short for every view to lie inside its stream around one centre; 0 if it is not."""
+    """Return how much longer a video would have to be for all views of one moment; 0.0 if it is long enough."""
     earliest, latest = _centres_inside(streams, views)
     forgiven_seconds = FORGIVEN_FRAMES * min(frame_seconds(stream) for stream in streams)
     return earliest - latest if earliest - latest > forgiven_seconds else 0.0
 
 
 def video_loop(streams: Sequence[Stream], views: Sequence[ViewSpec]) -> Loop | None:
-    """How a video starts again for views that are longer than it; None if every view lies inside its stream."""
+    """Return the loop of a video that is shorter than its views; None if it is long enough."""
     if not missing_seconds(streams, views):
         return None
     start_seconds, end_seconds = _shared_seconds(streams)
@@ -133,15 +163,15 @@ def video_loop(streams: Sequence[Stream], views: Sequence[ViewSpec]) -> Loop | N
 
 
 def check_short_clips(policy: str, videos: Iterable[tuple[str, Sequence[Stream]]], views: Sequence[ViewSpec]) -> None:
-    """Refuse videos that are too short, before anything starts.
+    """Check the policy for short clips; with ``error``, check that no video is too short.
 
     Args:
-        policy: One of ``SHORT_CLIPS``; all but ``error`` let everything pass.
-        videos: Name, and the stream of each view.
-        views: What is to be seen of every video at one moment.
+        policy: One of ``SHORT_CLIPS``.
+        videos: For each video its name and the stream of each view.
+        views: Views of the same moment.
 
     Raises:
-        UserError: There is no such policy, or with ``error`` a video is too short.
+        UserError: The policy is unknown, or it is ``error`` and a video is too short.
     """
     if policy not in SHORT_CLIPS:
         raise unknown_name("--short-clips", policy, SHORT_CLIPS)
@@ -153,19 +183,19 @@ def check_short_clips(policy: str, videos: Iterable[tuple[str, Sequence[Stream]]
         name, streams = short[0]
         raise UserError(
             f"{len(short)} of {len(named)} videos are shorter than a clip, which --short-clips error refuses: the "
-            f"first, {name}, {_length_and_need(streams, views)}; leave such videos out, let the view have fewer "
-            "frames or a smaller stride, or choose --short-clips repeat or loop"
+            f"first, {name}, {_length_and_need(streams, views)}; remove these videos, choose fewer frames or a smaller "
+            "stride, or choose --short-clips repeat or loop"
         )
 
 
 def _length_and_need(streams: Sequence[Stream], views: Sequence[ViewSpec]) -> str:
-    """What a video that is too short has for the view that lacks most, and what that view needs."""
+    """Say how many frames a video has and how many are needed, for the view that lacks most."""
     lacking = [missing_seconds([stream], [view]) for stream, view in zip(streams, views, strict=True)]
     position = int(np.argmax(lacking))
     stream, view = streams[position], views[position]
     frame = frame_seconds(stream)
     num_needed = view.stride * (view.num_frames - 1) + 1
-    # Each view alone may fit, but not both around one moment, where streams begin or end at different times.
+    # If streams begin or end at different times, each view may fit alone, but not all around one moment.
     num_frames = num_needed - round(missing_seconds(streams, views) / frame)
     return (
         f"has {num_frames} frames ({num_frames * frame:.2f} s) where {view.num_frames} {view.modality} frames with "
@@ -174,18 +204,18 @@ def _length_and_need(streams: Sequence[Stream], views: Sequence[ViewSpec]) -> st
 
 
 def _span_seconds(stream: Stream, view: ViewSpec) -> float:
-    """From a clip's first frame to its last."""
+    """Time between the first and the last frame of a clip."""
     return view.stride * frame_seconds(stream) * (view.num_frames - 1)
 
 
 def _shared_seconds(streams: Sequence[Stream]) -> tuple[float, float]:
-    """The first and the last moment that all streams have; in the wrong order if there is none."""
+    """First and last moment that all streams have; the first is later than the last if there is none."""
     first = max(float(stream.times_seconds[0]) for stream in streams)
     return first, min(float(stream.times_seconds[-1]) for stream in streams)
 
 
 def _centres_inside(streams: Sequence[Stream], views: Sequence[ViewSpec]) -> tuple[float, float]:
-    """Earliest and latest centre at which every view lies inside its stream; in the wrong order if there is none."""
+    """Earliest and latest centre with every view inside its stream; the earliest is later if there is none."""
     earliest, latest = -np.inf, np.inf
     for stream, view in zip(streams, views, strict=True):
         half_seconds = _span_seconds(stream, view) / 2
@@ -195,20 +225,30 @@ def _centres_inside(streams: Sequence[Stream], views: Sequence[ViewSpec]) -> tup
 
 
 class TrainingBatches:
-    """The batches of a whole training run for one process, from any step on.
+    """Batch sampler of a whole training run for one process; it can start at any batch.
 
-    Each epoch is one permutation drawn from (seed, epoch). Global batch ``n`` is the n-th slice of it,
-    and process ``p`` takes the p-th part of the slice: so two processes with half the batch see what
-    one process sees, in the same order. What does not fill a global batch is left to other epochs.
+    Each epoch is one permutation drawn from (seed, epoch). Global batch n is its n-th slice, and process p takes the
+    p-th part of the slice. So two processes with half the batch size see the same samples in the same order as one
+    process. Samples that do not fill a global batch are skipped in that epoch.
 
     Args:
-        num_samples: Size of the dataset.
+        num_samples: Number of samples in the dataset.
         batch_size: Samples per batch of one process.
-        num_epochs: How often the dataset is walked through.
+        num_epochs: Number of passes over the dataset.
         seed: Seed of the permutations.
-        num_processes: Processes that train together.
-        process_index: Which of them this is.
-        start_batch: How many batches of this process are already done.
+        num_processes: Number of processes that train together.
+        process_index: Index of this process.
+        start_batch: Number of batches that this process has finished before a resume.
+
+    Raises:
+        UserError: The dataset has fewer samples than one batch of all processes.
+
+    Example:
+        >>> batches = TrainingBatches(num_samples=7, batch_size=2, num_epochs=2, seed=0)
+        >>> len(batches)
+        6
+        >>> [[key.epoch for key in batch] for batch in batches]
+        [[0, 0], [0, 0], [0, 0], [1, 1], [1, 1], [1, 1]]
     """
 
     def __init__(

@@ -1,16 +1,16 @@
-"""How each stream of a prepared dataset is stored as a video file, written and packed.
+"""Storage formats of the streams of a prepared dataset, and the writer of their video files.
 
-Every stream is one ``.mp4`` per video with exact timestamps (MP4 keeps the source's time base; the
-Matroska container would round it to milliseconds):
+Each stream of a video is one ``.mp4`` file. MP4 keeps the source's exact timestamps; Matroska would round them to
+milliseconds.
 
 * ``rgb``: H.264, a keyframe every 16 frames, no B-frames, tuned for fast decoding.
-* ``flow``: H.264 of keyframes alone at a fixed fine quantiser, full range, x over y in one gray picture of
-  twice the height; N - 1 frames, each with the timestamp of the first frame of its pair.
-* ``depth``: lossless 16-bit PNG, millimetres, 0 where nothing was measured.
-* ``skeleton``: lossless 16-bit PNG, millimetres from the camera around 32768: a row per joint, one column,
-  x over y over z.
+* ``flow``: H.264 with keyframes only, a fixed fine quantiser and full range. x and y lie one above the other in a gray
+  picture of twice the height. N - 1 frames, each with the timestamp of the first frame of its pair.
+* ``depth``: lossless 16-bit PNG, millimetres, 0 for "not measured".
+* ``skeleton``: lossless 16-bit PNG, millimetres from the camera, 32768 is 0. One row per joint, one column; x, y and z
+  lie one above the other.
 
-How these were chosen among 60 candidates, by error, size and speed of random clips: ``docs/data.md``.
+``docs/data.md`` compares 60 candidates by error, size and speed of random clips.
 
 Shapes: H height, W width, C channels.
 """
@@ -35,34 +35,42 @@ from crossdistill.errors import UserError, unknown_name
 from crossdistill.modalities import FLOW_STEP_PX, FLOW_ZERO, JOINT_STEP_METRES, JOINT_ZERO
 
 Picture = NDArray[Any]
-"""uint8 or uint16."""
+"""Array of uint8 or uint16, [H, W, C] or [H, W]."""
 
 
 def stack_channels(frame_hwc: Picture) -> Picture:
-    """[H, W, C] to [C * H, W]: channels under each other in one gray picture."""
+    """Stack the channels of a frame [H, W, C] to one gray picture [C * H, W].
+
+    Example:
+        >>> stack_channels(np.zeros((120, 160, 2), dtype=np.uint8)).shape
+        (240, 160)
+    """
     height, width, channels = frame_hwc.shape
     return np.ascontiguousarray(frame_hwc.transpose(2, 0, 1)).reshape(channels * height, width)
 
 
 def unstack_channels(picture: Picture, channels: int) -> Picture:
-    """The inverse of ``stack_channels``."""
+    """Split a gray picture [C * H, W] into a frame [H, W, C], as the inverse of ``stack_channels``."""
     return picture.reshape(channels, picture.shape[0] // channels, picture.shape[1]).transpose(1, 2, 0)
 
 
 def quantise_flow(flow_px: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Code flow in pixels per frame as bytes; the inverse is ``Modality.value_scale`` and ``value_offset``.
+    """Quantise flow in pixels per frame to bytes. ``Modality.value_scale`` and ``value_offset`` are the inverse.
 
-    Zero is kept exactly; the error of a component is at most 0.079 px within the bound of ±20 px, and larger
-    motion is clipped to the bound.
+    Zero stays exact. The error is at most 0.079 px per component within ±20 px; larger motion is clipped.
+
+    Example:
+        >>> quantise_flow(np.asarray([-100.0, 0.0, 20.0], dtype=np.float32)).tolist()
+        [1, 128, 255]
     """
     coded = np.rint(flow_px * (1 / FLOW_STEP_PX)) + FLOW_ZERO
     return np.clip(coded, 1, 255).astype(np.uint8)
 
 
 def quantise_joints(joints_metres: NDArray[np.float64]) -> NDArray[np.uint16]:
-    """Code positions in metres as 16 bits; the inverse is ``Modality.value_scale`` and ``value_offset``.
+    """Quantise positions in metres to 16 bits. ``Modality.value_scale`` and ``value_offset`` are the inverse.
 
-    Zero is kept exactly; the error is at most half a millimetre within ±32.7 m, and what lies farther is clipped.
+    Zero stays exact. The error is at most half a millimetre within ±32.7 m; positions farther away are clipped.
     """
     coded = np.rint(joints_metres * (1 / JOINT_STEP_METRES)) + JOINT_ZERO
     return np.clip(coded, 1, 65535).astype(np.uint16)
@@ -70,19 +78,22 @@ def quantise_joints(joints_metres: NDArray[np.float64]) -> NDArray[np.uint16]:
 
 @dataclass(frozen=True)
 class StreamFormat:
-    """How frames [H, W, C] of one stream become pictures of a video file, and back."""
+    """How the frames [H, W, C] of a stream are packed into pictures and encoded in a video file."""
 
     name: str
     codec: str
+    """FFmpeg's name of the encoder."""
     pixel_format: str
-    """What the encoder is fed with."""
+    """Pixel format that the encoder takes."""
     picture_format: str
-    """What PyAV hands out and takes as an array."""
+    """Pixel format of the pictures as arrays in PyAV."""
     codec_options: dict[str, str] = field(default_factory=dict)
     is_full_range: bool = False
-    """Said in the file, so that readers of gray pictures hand out the very bytes and do not stretch their range."""
+    """Whether the file is marked as full range. Readers of gray pictures then return the stored bytes unscaled."""
     pack: Callable[[Picture], Picture] = lambda frame: frame
+    """Function from a frame to a picture."""
     unpack: Callable[[Picture], Picture] = lambda picture: picture
+    """Function from a picture to a frame."""
 
 
 STREAM_FORMATS: dict[str, StreamFormat] = {
@@ -91,7 +102,7 @@ STREAM_FORMATS: dict[str, StreamFormat] = {
         codec="libx264",
         pixel_format="yuv420p",
         picture_format="rgb24",
-        # Without mbtree: in pictures of a few blocks its result varies from run to run, and it saves no space here.
+        # mbtree is off: its result varies from run to run for small pictures, and it saves no space here.
         codec_options={"crf": "23", "g": "16", "bf": "0", "tune": "fastdecode", "mbtree": "0"},
     ),
     "flow": StreamFormat(
@@ -99,7 +110,7 @@ STREAM_FORMATS: dict[str, StreamFormat] = {
         codec="libx264",
         pixel_format="gray",
         picture_format="gray",
-        # A fixed quantiser bounds the error: flat regions of flow are not cheap to the eye, as psy and aq assume.
+        # A fixed quantiser bounds the error. psy and aq would spend fewer bits on flat regions, which matter in flow.
         codec_options={
             **{"qp": "14", "g": "1", "bf": "0", "tune": "fastdecode", "mbtree": "0"},
             **{"psy": "0", "aq-mode": "0"},
@@ -129,22 +140,22 @@ STREAM_FORMATS: dict[str, StreamFormat] = {
 
 
 def get_stream_format(name: str) -> StreamFormat:
-    """Look up a stream format by name."""
+    """Look up a stream format by name; an unknown name is a ``UserError``."""
     if name not in STREAM_FORMATS:
         raise unknown_name("stream", name, STREAM_FORMATS)
     return STREAM_FORMATS[name]
 
 
 class StreamWriter:
-    """Writes one stream of one video: a temporary file first, moved into place when it is whole.
+    """Context manager that writes one stream of one video.
 
-    The same frames give the same bytes: one encoder thread, no dates or version strings in the file.
-    Use it as a context manager; after an exception inside the block no file is left behind.
+    It writes a temporary file and renames it when the file is complete. If the block raises, no file remains. Equal
+    frames give equal bytes: the encoder has one thread, and the file has no dates or version strings.
 
     Args:
-        path: The ``.mp4`` to write.
+        path: The ``.mp4`` file.
         stream_format: One of ``STREAM_FORMATS``.
-        time_base: Seconds per unit of the timestamps given to ``write``.
+        time_base: Seconds per unit of the timestamps passed to ``write``.
     """
 
     def __init__(self, path: Path, stream_format: StreamFormat, *, time_base: Fraction) -> None:
@@ -157,21 +168,20 @@ class StreamWriter:
 
     def __enter__(self) -> StreamWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        # MP4 keeps the first timestamp in units of its own, milliseconds unless told otherwise.
+        # MP4 stores the first timestamp in a time base of its own, which is milliseconds by default.
         options = {"fflags": "+bitexact", "movie_timescale": str(self.time_base.denominator)}
         self._container = av.open(str(self._temporary), "w", format="mp4", options=options)
         return self
 
     def write(self, frame: Picture | av.VideoFrame, pts: int) -> None:
-        """Append one frame, shown at ``pts * time_base`` seconds; ``pts`` increases and is not negative.
+        """Append one frame.
 
         Args:
-            frame: An array [H, W, C], or a decoder's own frame that the encoder takes as it is (its
-                colour matrix and range are kept).
-            pts: In units of the time base.
+            frame: An array [H, W, C], or a decoder's frame, whose colour matrix and range are kept.
+            pts: Timestamp in units of the time base. It is not negative, and larger than that of the frame before.
         """
         assert self._container is not None, "write() belongs inside the with block"
-        if pts < 0:  # MP4 means "do not show" by it, and readers drop the frame
+        if pts < 0:  # in MP4 it means "do not show", and readers skip the frame
             raise ValueError(f"the timestamp {pts} is negative: shift all streams of the video so that it starts at 0")
         if not isinstance(frame, av.VideoFrame):
             picture = np.ascontiguousarray(self.stream_format.pack(frame))
@@ -182,7 +192,7 @@ class StreamWriter:
             self._stream = self._open_stream(frame)
         frame.pts = pts
         frame.time_base = self.time_base
-        # Left to the encoder: a source's keyframes would come on top of those every 16 frames.
+        # The encoder chooses keyframes; the source's would be added to those every 16 frames.
         frame.pict_type = PictureType.NONE
         self._container.mux(self._stream.encode(frame))
 

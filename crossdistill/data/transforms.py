@@ -1,8 +1,8 @@
-"""Geometry that all views of a sample share, and normalisation on the device.
+"""Crops that all views of a sample share, and normalisation on the device.
 
-A worker crops, resizes and mirrors the stored integers; floats appear on the device. One ``Crop`` in
-fractions of the picture serves every stream of a sample, whatever its size. A stream that is no picture
-is mirrored with the others and never cropped.
+A worker crops, resizes and mirrors the stored integers; the device converts them to floats. A ``Crop`` is in fractions
+of the picture, so that it fits every stream of a sample at any size. A stream that is not a picture (skeletons) is
+mirrored with the others and never cropped.
 
 Shapes: B batch, C channels, T frames, H height, W width.
 """
@@ -25,7 +25,7 @@ from crossdistill.types import View, ViewSpec
 
 @dataclass(frozen=True)
 class Crop:
-    """A part of a picture, as fractions of its width and height."""
+    """A part of a picture, in fractions of its width and height."""
 
     left: float
     top: float
@@ -36,22 +36,31 @@ class Crop:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random-resized-crop and mirroring, the augmentation of CompRess (sec. 4.1)."""
+    """Random resized crop and mirroring, the augmentation of CompRess (section 4.1)."""
 
     area_min: float = 0.2
-    """Smallest share of the picture's area that a crop may have."""
+    """Smallest area of a crop, as a share of the picture's area."""
     area_max: float = 1.0
+    """Largest area of a crop, as a share of the picture's area."""
     ratio_min: float = 3 / 4
+    """Smallest ratio of width to height, in pixels."""
     ratio_max: float = 4 / 3
+    """Largest ratio of width to height, in pixels."""
     mirror_probability: float = 0.5
 
     def draw(self, generator: np.random.Generator, *, width_px: int, height_px: int) -> Crop:
-        """Draw one crop; after ten tries that do not fit, the largest centred one within the ratios."""
+        """Draw one crop; the centre crop if ten drawn crops in a row do not fit into the picture.
+
+        Args:
+            generator: Generator of the sample and epoch.
+            width_px: Width of the picture.
+            height_px: Height of the picture.
+        """
         is_mirrored = bool(generator.random() < self.mirror_probability)
         for _ in range(10):
             area = generator.uniform(self.area_min, self.area_max)
             ratio = np.exp(generator.uniform(np.log(self.ratio_min), np.log(self.ratio_max)))
-            # In fractions: the picture's own ratio turns a square of pixels into an oblong of fractions.
+            # A crop that is square in pixels is not square in fractions, unless the picture is.
             width = float(np.sqrt(area * ratio * height_px / width_px))
             height = float(area / width)
             if width <= 1 and height <= 1:
@@ -61,7 +70,12 @@ class Augmentation:
 
 
 def centre_crop(*, width_px: int, height_px: int, is_mirrored: bool = False, fraction: float = 1.0) -> Crop:
-    """A centred square of a share of the shorter side, as a crop in fractions."""
+    """Return the centred square whose side is a share of the picture's shorter side.
+
+    Example:
+        >>> centre_crop(width_px=160, height_px=120)
+        Crop(left=0.125, top=0.0, width=0.75, height=1.0, is_mirrored=False)
+    """
     side_px = min(width_px, height_px) * fraction
     width, height = side_px / width_px, side_px / height_px
     return Crop((1 - width) / 2, (1 - height) / 2, width, height, is_mirrored)
@@ -69,16 +83,16 @@ def centre_crop(*, width_px: int, height_px: int, is_mirrored: bool = False, fra
 
 @dataclass(frozen=True)
 class CutClip:
-    """One clip of one stream after the geometry, not yet copied into a batch."""
+    """One clip after cropping, resizing and mirroring, not yet copied into a batch."""
 
     frames: list[Picture]
-    """T times [S, S, C] as stored: parts of the decoded pictures where nothing had to change."""
+    """T arrays [S, S, C] of stored integers: parts of the decoded pictures unless resized or mirrored."""
     channel_scale: NDArray[np.float32]
-    """[C]: how far resizing stretched the values."""
+    """[C], the factor by which resizing scaled each channel's values."""
 
     @property
     def values(self) -> Tensor:
-        """[C, T, S, S], a copy."""
+        """[C, T, S, S], the frames copied into one tensor."""
         return torch.from_numpy(np.stack(self.frames).transpose(3, 0, 1, 2))
 
 
@@ -86,10 +100,10 @@ def cut_view(frames: Sequence[Picture], crop: Crop, *, modality: Modality, size_
     """Crop, resize and mirror the stored integers of one clip.
 
     Args:
-        frames: T times [H, W, C], or [T, H, W, C], as stored.
-        crop: Which part, and whether mirrored.
-        modality: Says how to resample, what mirrors with a change of sign, and what stretches.
-        size_px: Height and width of the result, S.
+        frames: T arrays [H, W, C], or one array [T, H, W, C], of stored integers.
+        crop: Part of the picture, and whether it is mirrored.
+        modality: Rules of the modality for cropping, resizing and mirroring.
+        size_px: Height and width S of the result.
     """
     if not modality.is_picture:
         crop = replace(crop, left=0.0, top=0.0, width=1.0, height=1.0)
@@ -114,7 +128,7 @@ def _mirror(frame_hwc: Picture, modality: Modality) -> Picture:
     frame_hwc = np.ascontiguousarray(frame_hwc)
     mirrored: Picture = cv2.flip(frame_hwc, 1).reshape(frame_hwc.shape) if modality.is_picture else frame_hwc.copy()
     for channel in modality.flip_negates:
-        # Counted from the other side of zero: turns the sign exactly.
+        # Reflecting the integer at the stored zero changes the sign of the value exactly.
         negated = 2 * modality.stored_zero - mirrored[..., channel].astype(np.int32)
         mirrored[..., channel] = negated.clip(0, np.iinfo(mirrored.dtype).max)
     return mirrored
@@ -131,14 +145,20 @@ def _resize(frame_hwc: Picture, size_px: int, modality: Modality) -> Picture:
 
 
 def normalise(view: View, spec: ViewSpec) -> Tensor:
-    """Turn stored integers into the floats that an encoder sees, on the device where they are.
+    """Convert stored integers to the normalised floats that an encoder takes, on the device of the view.
 
     Args:
-        view: [B, C, T, H, W] integers, with the stretch of each channel.
-        spec: The encoder's view: its modality, mean and deviation.
+        view: [B, C, T, H, W] integers, and the scale of each channel.
+        spec: View of the encoder: its modality, mean and standard deviation.
 
     Returns:
-        [B, C, T, H, W] float32, in memory as ``view.values`` is.
+        [B, C, T, H, W] float32, with the memory layout of ``view.values``.
+
+    Example:
+        >>> spec = ViewSpec("image", num_frames=1, stride=1, size_px=2, mean=(0.5,) * 3, std=(0.5,) * 3)
+        >>> white = View(torch.full((1, 3, 1, 2, 2), 255, dtype=torch.uint8), torch.ones(1, 3))
+        >>> normalise(white, spec).unique()
+        tensor([1.])
     """
     modality = spec.kind
     values = view.values.to(torch.float32) * modality.value_scale + modality.value_offset

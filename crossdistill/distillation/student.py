@@ -19,7 +19,7 @@ from crossdistill.encoders import Encoder, create_encoder, is_from_file
 from crossdistill.encoders.base import Classifier
 from crossdistill.encoders.weights import find_classifier, load_weights
 from crossdistill.errors import UserError
-from crossdistill.quantization.quantize import float_layers, parse_bit_widths, quantize
+from crossdistill.quantization.quantize import float_layers, quantize
 from crossdistill.types import ViewSpec
 from crossdistill.utils.files import write_text_atomically
 from crossdistill.utils.records import read_versioned_json
@@ -128,7 +128,7 @@ def load_student(path: str | Path, *, allow_code: bool = False) -> Encoder:
     )
     encoder.view = view
     if description.get("quantize") is not None:
-        quantize(encoder, parse_bit_widths(description["quantize"]))
+        quantize(encoder, description["quantize"])
     load_weights(encoder, folder / WEIGHTS_NAME)
     if (folder / CLASSIFIER_NAME).is_file():
         layer = read_weights(folder / CLASSIFIER_NAME)

@@ -1,4 +1,4 @@
-"""One encoder on one device: normalisation, memory layout and precision in one place."""
+"""How an encoder runs on a device: normalisation, memory layout and precision."""
 
 from __future__ import annotations
 
@@ -21,12 +21,24 @@ Output = TypeVar("Output")
 
 @dataclass(frozen=True)
 class Execution:
-    """How a view becomes embeddings on a device."""
+    """The decisions for one encoder on one device.
+
+    Example:
+        >>> from crossdistill.encoders import create_encoder
+        >>> encoder = create_encoder("rgb_tiny3d_8", num_frames=4, size_px=16)
+        >>> execution = Execution.choose(encoder, precision="fp32")
+        >>> view = View(torch.zeros(2, 3, 4, 16, 16, dtype=torch.uint8), channel_scale=torch.ones(2, 3))
+        >>> execution.embed(encoder, view).shape
+        torch.Size([2, 256])
+    """
 
     view: ViewSpec
+    """The encoder's view, which stored views are normalised for."""
     device: torch.device
     is_bf16: bool
+    """Whether functions run under autocast to bf16."""
     is_channels_last: bool
+    """Whether inputs have channels last in memory."""
 
     @staticmethod
     def choose(
@@ -37,26 +49,26 @@ class Execution:
         layout: str = "auto",
         training_batch_size: int | None = None,
     ) -> Execution:
-        """Decide precision and layout for an encoder, and lay its weights out accordingly.
+        """Decide precision and layout for an encoder, move it to the device and lay out its weights.
 
         Args:
-            encoder: Moved to the device in place.
-            device: Where it runs; where its weights are if None.
-            precision: ``auto``, ``fp32`` or ``bf16``.
-            layout: ``auto``, ``yes`` or ``no``: channels last in memory; ``auto`` where the encoder was measured
-                to be faster with it, and on every GPU.
-            training_batch_size: Clips per batch if the encoder is trained; None if it only embeds.
+            encoder: Changed in place.
+            device: Device to run on; the device of the encoder's weights if None.
+            precision: ``auto``, ``fp32`` or ``bf16``; see ``uses_bf16``.
+            layout: Channels last in memory: ``yes``, ``no`` or ``auto``, which is yes on a GPU, and on a CPU if the
+                encoder was measured to be faster.
+            training_batch_size: Number of clips of a batch if the encoder is trained; None if it only embeds.
         """
         device = device or next(encoder.parameters()).device
         is_bf16 = uses_bf16(encoder, setting=precision, device=device, training_batch_size=training_batch_size)
-        pays = device.type == "cuda" or encoder.channels_last_pays_on_cpu
+        pays = device.type == "cuda" or encoder.info.channels_last_pays_on_cpu
         is_channels_last = pays if layout == "auto" else layout == "yes"
         execution = Execution(encoder.view, device, is_bf16, is_channels_last)
         execution.place(encoder)
         return execution
 
     def place(self, encoder: Encoder) -> None:
-        """Move an encoder to the device and lay its weights out, in place."""
+        """Move an encoder to the device and lay out its weights, in place."""
         encoder.to(self.device)
         if self.is_channels_last:
             to_channels_last(encoder)

@@ -1,4 +1,4 @@
-"""Choices that depend on the machine: precision and memory layout."""
+"""Precision and memory layout, as far as they depend on the machine."""
 
 from __future__ import annotations
 
@@ -14,28 +14,31 @@ from torch import Tensor, nn
 from crossdistill.encoders import Encoder
 from crossdistill.errors import UserError
 
-# Backward passes that have to agree; each takes about as long as a training step.
+# Number of backward passes that must agree. Each takes about as long as a training step.
 NUM_GRADIENT_CHECKS = 5
 
 
 def cpu_has_amx() -> bool:
-    """Whether this CPU multiplies bf16 matrices in tiles (Intel's AMX).
+    """Return whether this CPU multiplies bf16 matrices in tiles (Intel's AMX).
 
-    AVX-512's bf16 extension does not count: on a CPU that has it alone, weight gradients of 3D convolutions came out as
-    NaN now and then, even for a network that had passed ``bf16_gradients_repeat`` (docs/LOG.md).
+    AVX-512's bf16 extension alone does not count: on a CPU with nothing else, weight gradients of 3D convolutions were
+    NaN at times, even for a network that had passed ``bf16_gradients_repeat`` (docs/LOG.md).
     """
     return bool(torch.cpu._is_amx_tile_supported())
 
 
 def uses_bf16(encoder: Encoder, *, setting: str, device: torch.device, training_batch_size: int | None) -> bool:
-    """Decide the precision of an encoder's forward and backward pass.
+    """Decide whether an encoder's forward and backward pass run in bf16.
 
     Args:
-        encoder: Knows whether bf16 was measured to be faster on a CPU.
-        setting: ``fp32``, ``bf16`` or ``auto``. ``auto`` follows ``accelerate launch
-            --mixed_precision`` where that is given.
-        device: Where the encoder runs.
-        training_batch_size: Clips per batch if it is trained; None if it only embeds.
+        encoder: The encoder, whose ``info`` says whether bf16 is faster on a CPU.
+        setting: ``fp32``, ``bf16`` or ``auto``. ``auto`` follows ``accelerate launch --mixed_precision`` if it was
+            given. Otherwise it chooses bf16 on a GPU that supports it, and on a CPU where it is fast and repeatable.
+        device: Device that the encoder runs on.
+        training_batch_size: Number of clips of a batch if the encoder is trained; None if it only embeds.
+
+    Raises:
+        UserError: The launcher asked for another precision.
     """
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if setting == "auto" and launched not in ("no", "bf16"):
@@ -46,16 +49,16 @@ def uses_bf16(encoder: Encoder, *, setting: str, device: torch.device, training_
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if launched == "bf16":
         return True
-    if training_batch_size is None or device.type != "cpu" or not encoder.bf16_pays_on_cpu:
+    if training_batch_size is None or device.type != "cpu" or not encoder.info.bf16_pays_on_cpu:
         return False
     return cpu_has_amx() and bf16_gradients_repeat(encoder, batch_size=training_batch_size)
 
 
 def bf16_gradients_repeat(encoder: Encoder, *, batch_size: int) -> bool:
-    """Whether bf16 gradients of an encoder's own shapes are finite and equal to the bit, time after time.
+    """Return whether an encoder's bf16 gradients are finite and equal to the bit in every pass.
 
-    On some CPUs the kernels for weight gradients of 3D convolutions are not: they gave slightly other values at every
-    pass, and NaN at one pass in six to seventy (docs/LOG.md). Where they do repeat, a resumed run can be exact too.
+    On some CPUs the weight gradients of 3D convolutions are neither: values differed between passes, and one pass in 6
+    to 70 had NaN (docs/LOG.md). An exact resume needs gradients that repeat.
     """
     probe = copy.deepcopy(encoder).cpu().train()
     view = encoder.view
@@ -77,21 +80,21 @@ def bf16_gradients_repeat(encoder: Encoder, *, batch_size: int) -> bool:
 
 
 def autocast(device: torch.device, *, is_bf16: bool) -> AbstractContextManager[object]:
-    """Compute in bf16 where it is safe, or leave everything as it is."""
+    """Return autocast to bf16, or a context that does nothing."""
     if not is_bf16:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
 def to_channels_last(module: nn.Module) -> None:
-    """Lay the weights of 2D and 3D convolutions out with channels last, in place."""
+    """Lay out the weights of 2D and 3D convolutions with channels last, in place."""
     for parameter in module.parameters():
         if parameter.dim() in (4, 5):
             parameter.data = channels_last(parameter.data)
 
 
 def channels_last(tensor: Tensor) -> Tensor:
-    """The same values with channels last in memory; other than 4D and 5D tensors stay as they are."""
+    """Lay out a 4D or 5D tensor with channels last in memory; return other tensors unchanged."""
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     if tensor.dim() not in formats:
         return tensor
@@ -99,7 +102,7 @@ def channels_last(tensor: Tensor) -> Tensor:
 
 
 def free_memory_bytes(device: torch.device) -> int | None:
-    """How much memory can still be taken on a device; None where nobody can say."""
+    """Return the free memory of a device; None if it is unknown."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available) if device.type == "cpu" else None

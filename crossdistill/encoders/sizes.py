@@ -1,4 +1,4 @@
-"""What can be known of a network without its values: shapes on the meta device, in milliseconds."""
+"""Shapes of a network's outputs, found on the meta device within milliseconds and without values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-# What gives its first argument another value but no other shape.
+# Functions whose result has the shape of their first argument.
 ELEMENTWISE: frozenset[Callable[..., Any]] = frozenset(
     {
         functional.batch_norm,
@@ -32,14 +32,14 @@ ELEMENTWISE: frozenset[Callable[..., Any]] = frozenset(
         Tensor.softmax,
     }
 )
-# Zeros in their place: torch draws anew until every value is within bounds, which what lies in memory might never be.
+# Replaced by zeros. Left empty, a truncated normal could draw for ever until all values lie within its bounds.
 RANDOM: frozenset[Callable[..., Any]] = frozenset({Tensor.normal_, Tensor.uniform_})
 
 
 class SizesOnly(TorchFunctionMode):
-    """Leaves out random initial values and elementwise functions, which on the meta device are slow Python.
+    """Skips random initialisation and elementwise functions, which are slow Python on the meta device.
 
-    A network that is built inside has weights of no meaning; its sizes and operations are as ever.
+    Weights of a network that is built inside have no meaning. Its sizes and the operations that are counted stay right.
     """
 
     def __torch_function__(
@@ -49,7 +49,7 @@ class SizesOnly(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Call the function, or give what has the shape of its result."""
+        """Call the function, or return a tensor of the same shape as its result."""
         if func in RANDOM:
             return args[0].zero_()
         if func in ELEMENTWISE and args:
@@ -58,14 +58,18 @@ class SizesOnly(TorchFunctionMode):
 
 
 def output_shape(module: nn.Module, *input_shape: int) -> tuple[int, ...]:
-    """The shape that a module maps an input of another to, found without computing a value.
+    """Return the shape of a module's output without computing it.
 
     Args:
-        module: On any device; not changed.
-        input_shape: Of its one argument.
+        module: On any device; unchanged.
+        input_shape: Shape of its only argument.
 
     Raises:
         Exception: Whatever the module raises for such an input.
+
+    Example:
+        >>> output_shape(nn.Conv2d(3, 8, kernel_size=3, stride=2), 1, 3, 33, 33)
+        (1, 8, 16, 16)
     """
     tensors = {name: value.detach().to("meta") for name, value in (*module.named_parameters(), *module.named_buffers())}
     was_training = module.training

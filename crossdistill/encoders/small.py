@@ -1,27 +1,34 @@
-"""Small networks of our own, for laptops and tests."""
+"""Small networks of this package, for laptops and tests.
+
+Shapes: B batch, C channels, T frames, H height, W width.
+"""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.video.resnet import BasicBlock, Conv3DSimple
 
-from crossdistill.encoders.base import CLIP_MODALITIES, Architecture, TokenLayer
+from crossdistill.encoders.architecture import CLIP_MODALITIES, Architecture
+from crossdistill.encoders.tokens import TokenLayer
 from crossdistill.types import ViewSpec
 
 R3D10_WIDTH = 16
 
 
 class R3D10(nn.Module):
-    """A 3D ResNet with one basic block a stage, for laptops and tests.
+    """A 3D ResNet with one basic block a stage.
 
-    Stem of 3x7x7 with stride (1, 2, 2), then four of torchvision's ``BasicBlock`` with ``width`` times
-    1, 2, 4, 8 channels, the last three halving time and space; then the mean over both.
+    The stem is a convolution of 3x7x7 with stride (1, 2, 2). Four of torchvision's ``BasicBlock`` follow, with 1, 2, 4
+    and 8 times ``width`` channels; the last three halve time and space. The features are the mean over time and space.
+
+    Args:
+        channels: Number of channels of the modality.
+        width: Number of channels after the stem.
+        norm: Makes a normalisation layer of a number of channels.
     """
 
     def __init__(self, channels: int, *, width: int, norm: Callable[[int], nn.Module] = nn.BatchNorm3d) -> None:
@@ -40,7 +47,7 @@ class R3D10(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, clip_bcthw: Tensor) -> Tensor:
-        """[B, C, T, H, W] to [B, 8 * width]."""
+        """Map [B, C, T, H, W] to [B, 8 * width]."""
         features: Tensor = self.stages(self.stem(clip_bcthw))
         return features.mean(dim=(2, 3, 4))
 
@@ -61,28 +68,28 @@ def _replace_batch_norm(module: nn.Module, norm: Callable[[int], nn.Module]) -> 
 
 
 def group_norm(channels: int) -> nn.Module:
-    """GroupNorm with 8 channels a group: no statistics of the batch, so any batch size trains alike."""
+    """Return GroupNorm with 8 channels a group, which trains the same at any batch size."""
     return nn.GroupNorm(max(1, channels // 8), channels)
 
 
 def build_r3d10(view: ViewSpec) -> nn.Module:
-    """``R3D10`` of width 16: 0.9 M parameters."""
+    """Build ``R3D10`` of width 16, which has 0.9 M parameters."""
     return R3D10(view.kind.channels, width=R3D10_WIDTH)
 
 
 def build_r3d10_gn(view: ViewSpec) -> nn.Module:
-    """``R3D10`` of width 16 with GroupNorm, for batches too small for BatchNorm."""
+    """Build ``R3D10`` of width 16 with GroupNorm, for batches that are too small for BatchNorm."""
     return R3D10(view.kind.channels, width=R3D10_WIDTH, norm=group_norm)
 
 
 class Tiny3D(nn.Module):
-    """Four 3x3x3 convolutions with BatchNorm and ReLU, pooled to four moments: for experiments on laptops.
+    """Four 3x3x3 convolutions with BatchNorm and ReLU, pooled over space and to four moments of time.
 
-    ``width`` times 1, 2, 4, 8 channels; the first two halve space, the last two space and time.
+    They have 1, 2, 4 and 8 times ``width`` channels. The first two halve space, the last two space and time.
 
     Args:
-        channels: Of the modality.
-        width: Of the first convolution.
+        channels: Number of channels of the modality.
+        width: Number of channels after the first convolution.
     """
 
     STRIDES = ((1, 2, 2), (1, 2, 2), (2, 2, 2), (2, 2, 2))
@@ -100,18 +107,18 @@ class Tiny3D(nn.Module):
         self.pool = nn.AdaptiveAvgPool3d((self.NUM_MOMENTS, 1, 1))
 
     def forward(self, clip_bcthw: Tensor) -> Tensor:
-        """[B, C, T, H, W] to [B, 32 * width]."""
+        """Map [B, C, T, H, W] to [B, 32 * width]."""
         features: Tensor = self.features(clip_bcthw)
         num_times = features.shape[2]
         if num_times % self.NUM_MOMENTS == 0:
             pooled: Tensor = self.pool(features)
-        else:  # the same as a product, because ONNX knows no moments of unequal length
+        else:  # the same as a matrix product, because ONNX has no adaptive pooling to parts of unequal length
             pooled = features.mean(dim=(3, 4)) @ _shares(num_times, self.NUM_MOMENTS).to(features)
         return pooled.flatten(1)
 
 
 def _shares(num_times: int, num_moments: int) -> Tensor:
-    """[times, moments]: what each time gives to each moment, as adaptive pooling shares them out."""
+    """Return the weight [times, moments] of each time in each moment, equal to those of adaptive pooling."""
     rows = []
     for moment in range(num_moments):
         start, stop = moment * num_times // num_moments, -(-(moment + 1) * num_times // num_moments)
@@ -119,20 +126,16 @@ def _shares(num_times: int, num_moments: int) -> Tensor:
     return torch.tensor(rows).T
 
 
-def build_tiny3d(view: ViewSpec, *, width: int) -> nn.Module:
-    """``Tiny3D`` of one width."""
-    return Tiny3D(view.kind.channels, width=width)
-
-
-def _tiny3d(width: int) -> Architecture:
+def tiny3d(width: int) -> Architecture:
+    """Describe ``Tiny3D`` of one width."""
     return Architecture(
-        build=partial(build_tiny3d, width=width),
+        build=lambda view: Tiny3D(view.kind.channels, width=width),
         embed_dim=8 * width * Tiny3D.NUM_MOMENTS,
         modalities=CLIP_MODALITIES,
         num_frames=16,
         stride=2,
         size_px=64,
-        stem="features.0",
+        stems=("features.0",),
         classifier_prefix="fc.",
         token_layer=TokenLayer("features"),
         channels_last_pays_on_cpu=True,
@@ -140,24 +143,19 @@ def _tiny3d(width: int) -> Architecture:
     )
 
 
-_R3D10 = Architecture(
-    build=build_r3d10,
-    embed_dim=8 * R3D10_WIDTH,
-    modalities=CLIP_MODALITIES,
-    num_frames=16,
-    stride=1,
-    size_px=64,
-    stem="stem.0",
-    classifier_prefix="fc.",
-    bf16_pays_on_cpu=True,
-    channels_last_pays_on_cpu=True,
-    token_layer=TokenLayer("stages"),
-    source="crossdistill.encoders.small.R3D10(width=16)",
-)
-SMALL: dict[str, Architecture] = {
-    "r3d10": _R3D10,
-    "r3d10_gn": replace(
-        _R3D10, build=build_r3d10_gn, source="crossdistill.encoders.small.R3D10(width=16, norm=group_norm)"
-    ),
-    **{f"tiny3d_{width}": _tiny3d(width) for width in (8, 16, 32)},
-}
+def r3d10(build: Callable[[ViewSpec], nn.Module], source: str) -> Architecture:
+    """Describe ``R3D10`` of width 16 with one kind of normalisation."""
+    return Architecture(
+        build=build,
+        embed_dim=8 * R3D10_WIDTH,
+        modalities=CLIP_MODALITIES,
+        num_frames=16,
+        stride=1,
+        size_px=64,
+        stems=("stem.0",),
+        classifier_prefix="fc.",
+        bf16_pays_on_cpu=True,
+        channels_last_pays_on_cpu=True,
+        token_layer=TokenLayer("stages"),
+        source=f"crossdistill.encoders.small.{source}",
+    )

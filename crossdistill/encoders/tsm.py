@@ -1,4 +1,7 @@
-"""Networks of single frames that exchange channels between neighbouring frames (Lin et al., TSM, ICCV 2019)."""
+"""MobileNetV2 for clips, whose frames exchange channels with their neighbours (Lin et al., TSM, ICCV 2019).
+
+Shapes: B batch, C channels, T frames, H height, W width.
+"""
 
 from __future__ import annotations
 
@@ -10,23 +13,30 @@ from torch import Tensor, nn
 from torchvision.models import mobilenet_v2
 from torchvision.models.mobilenetv2 import InvertedResidual
 
-from crossdistill.encoders.base import CLIP_MODALITIES, Architecture, TokenLayer, replace_stem
-from crossdistill.encoders.torchvision import TORCHVISION
-from crossdistill.types import ViewSpec
+from crossdistill.encoders.architecture import CLIP_MODALITIES, Architecture, replace_stem
+from crossdistill.encoders.tokens import TokenLayer
 
 SHIFTED_FRACTION = 1 / 8
-"""Of the channels that come from the next frame, and again of those from the previous one."""
+"""Fraction of the channels that comes from the next frame; as many come from the previous one."""
 
 
 def temporal_shift(frames_btchw: Tensor, *, fraction: float) -> Tensor:
-    """Give each frame some channels of its neighbours (Lin et al., section 3.1; zeros beyond the ends of the clip).
+    """Replace some channels of each frame by those of its neighbours (Lin et al., section 3.1).
 
     Args:
         frames_btchw: [B, T, C, H, W].
-        fraction: The first such part of the channels comes from the next frame, the second from the previous one.
+        fraction: The first fraction of the channels comes from the next frame, the second from the previous one, with
+            zeros beyond the ends of the clip.
 
     Returns:
         [B, T, C, H, W].
+
+    Example:
+        >>> frames = torch.arange(3.0).view(1, 3, 1, 1, 1).expand(1, 3, 4, 1, 1)
+        >>> temporal_shift(frames, fraction=1 / 4)[0, :, :, 0, 0]
+        tensor([[1., 0., 0., 0.],
+                [2., 0., 1., 1.],
+                [0., 1., 2., 2.]])
     """
     num_shifted = int(frames_btchw.shape[2] * fraction)
     num_kept = frames_btchw.shape[2] - 2 * num_shifted
@@ -38,24 +48,24 @@ def temporal_shift(frames_btchw: Tensor, *, fraction: float) -> Tensor:
 
 
 class TSMMobileNetV2(nn.Module):
-    """MobileNetV2 for clips: the branch of every residual block sees shifted channels, its shortcut does not.
+    """MobileNetV2 for clips: the branch of every residual block takes shifted channels, its shortcut does not.
 
-    No parameters are added, and all have torchvision's names.
+    It has torchvision's parameters under torchvision's names.
 
     Args:
-        channels: Of the modality.
-        fraction: Of the channels that is shifted each way; 0 leaves the mean of a 2D network over frames.
+        channels: Number of channels of the modality.
+        fraction: Fraction of the channels that is shifted each way; 0 gives the mean of a 2D network over frames.
     """
 
     def __init__(self, channels: int, *, fraction: float = SHIFTED_FRACTION) -> None:
         super().__init__()
         self.features = mobilenet_v2(weights=None).features
         self.fraction = fraction
-        self.map = nn.Identity()  # a place for hooks: the features before pooling, with time as an axis
+        self.map = nn.Identity()  # for hooks: the features before pooling, with time as an axis
         replace_stem(self, "features.0.0", channels)
 
     def forward(self, clip_bcthw: Tensor) -> Tensor:
-        """[B, C, T, H, W] to [B, 1280]."""
+        """Map [B, C, T, H, W] to [B, 1280]."""
         num_frames = clip_bcthw.shape[2]
         frames = rearrange(clip_bcthw, "b c t h w -> (b t) c h w")
         for block in self.features:
@@ -68,24 +78,18 @@ class TSMMobileNetV2(nn.Module):
         return features.mean(dim=(2, 3, 4))
 
 
-def build_tsm_mobilenet_v2(view: ViewSpec) -> nn.Module:
-    """``TSMMobileNetV2`` with an eighth of the channels shifted each way."""
-    return TSMMobileNetV2(view.kind.channels)
-
-
-_MOBILENET_V2 = TORCHVISION["mobilenet_v2"]
-TSM: dict[str, Architecture] = {
-    "tsm_mobilenet_v2": replace(
-        _MOBILENET_V2,
-        build=build_tsm_mobilenet_v2,
+def shifted(mobilenet: Architecture) -> Architecture:
+    """Describe the network of clips that torchvision's MobileNetV2 becomes with shifted channels."""
+    return replace(
+        mobilenet,
+        build=lambda view: TSMMobileNetV2(view.kind.channels),
         modalities=CLIP_MODALITIES,
         num_frames=8,
         stride=8,  # the authors' dense sampling: 8 of 64 frames
         takes="clip",
         token_layer=TokenLayer("map"),
         source="crossdistill.encoders.tsm.TSMMobileNetV2, weights as torchvision.models.mobilenet_v2",
-        # Trained without the shift: where training starts, but no teacher.
-        public_weights=tuple(replace(public, modalities=("image",)) for public in _MOBILENET_V2.public_weights),
+        # They were trained without the shift: a student may start from them, but they make no teacher of clips.
+        public_weights=tuple(replace(public, modalities=("image",)) for public in mobilenet.public_weights),
         published_gmacs=None,
-    ),
-}
+    )

@@ -1,4 +1,7 @@
-"""Weights from files, strictly: every tensor finds its place, or the load fails with a sentence."""
+"""Weights from files. Loading is strict: every tensor has a place in the network, or one sentence says which has none.
+
+Shapes: D features, N classes.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +18,15 @@ from crossdistill.encoders.base import Classifier, Encoder, PublicWeights
 from crossdistill.errors import UserError
 from crossdistill.utils.tensor_files import read_weights
 
-# torch's libraries end a file's name with the beginning of its SHA-256.
+# File names of PyTorch's libraries end with the first digits of the file's SHA-256.
 HASH_IN_NAME = re.compile(r"-([a-f0-9]{6,})\.")
 
 
 def fetch_public_weights(weights: PublicWeights) -> Path:
-    """The file of published weights in torch's hub folder, downloaded there at first use with its hash checked.
+    """Return the file of published weights in torch's hub folder; download it on first use and check its hash.
 
     Raises:
-        UserError: It is not there and cannot be fetched; the sentence says where to put it.
+        UserError: The file is absent and cannot be downloaded; the sentence says where to put it.
     """
     name = Path(urllib.parse.urlparse(weights.url).path).name
     path = Path(torch.hub.get_dir(), "checkpoints", name)
@@ -35,48 +38,49 @@ def fetch_public_weights(weights: PublicWeights) -> Path:
         torch.hub.download_url_to_file(weights.url, str(path), hash_prefix and hash_prefix[1])
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"{weights.name} weights cannot be fetched from {weights.url} ({error}): get the file elsewhere and put it "
-            f"at {path}, or give another weight file"
+            f"{weights.name} weights cannot be downloaded from {weights.url} ({error}): get the file elsewhere and "
+            f"put it at {path}, or give another weight file"
         ) from error
     return path
 
 
 def read_public_weights(weights: PublicWeights) -> Mapping[str, Tensor]:
-    """Published weights, fetched at first use.
+    """Read published weights, downloaded on first use.
 
     Raises:
-        UserError: They are not here and cannot be fetched; the sentence says where to put them.
+        UserError: They are absent and cannot be downloaded; the sentence says where to put them.
     """
     return read_weights(fetch_public_weights(weights)) if weights.read is None else weights.read()
 
 
 def load_weights(encoder: Encoder, path: Path, *, adapt_stem: bool = False) -> None:
-    """Load a file into an encoder's body, strictly: see ``load_tensors``."""
+    """Load a file into an encoder's body; see ``load_tensors``."""
     load_tensors(encoder, read_weights(path), source=str(path), adapt_stem=adapt_stem)
 
 
 def load_tensors(encoder: Encoder, tensors: Mapping[str, Tensor], *, source: str, adapt_stem: bool = False) -> None:
     """Load tensors into an encoder's body, strictly.
 
-    What is allowed to differ, and only that: a ``module.`` prefix on all names, the classifier that
-    the body does not have, and where asked for the channels of the stem.
+    Names may start with ``module.``. Tensors of a classifier are not loaded into the body; a linear classifier becomes
+    ``encoder.classifier``. Everything else must match.
 
     Args:
         encoder: Changed in place.
-        tensors: By name.
+        tensors: Tensors by name.
         source: Where they come from, for the error.
-        adapt_stem: Make filters of the modality's channels of RGB filters (see ``match_stem_channels``): a start
-            for training, but not the network that the file is of.
+        adapt_stem: Convert the filters of the stems to the modality's channels (see ``match_stem_channels``). Training
+            may start from that, but it is not the network that the file holds.
 
     Raises:
-        UserError: A tensor is missing, unexpected or of another shape; the sentence names the first.
+        UserError: A tensor is missing, unexpected or has another shape; the sentence names the first.
     """
     weights = {name.removeprefix("module."): value for name, value in tensors.items()}
-    dropped = {name for name in weights if encoder.classifier_prefix and name.startswith(encoder.classifier_prefix)}
+    prefix = encoder.info.classifier_prefix
+    dropped = {name for name in weights if prefix and name.startswith(prefix)}
     classifier = find_classifier([weights[name] for name in sorted(dropped)], embed_dim=encoder.embed_dim)
     weights = {name: value for name, value in weights.items() if name not in dropped}
     own = encoder.body.state_dict()
-    for stem in (f"{name}.weight" for name in (encoder.stem, *encoder.more_stems)):
+    for stem in (f"{name}.weight" for name in encoder.info.stems):
         if stem in weights and stem in own:
             if adapt_stem:
                 weights[stem] = match_stem_channels(weights[stem], own[stem])
@@ -98,11 +102,16 @@ def load_tensors(encoder: Encoder, tensors: Mapping[str, Tensor], *, source: str
 
 
 def find_classifier(tensors: Sequence[Tensor], *, embed_dim: int) -> Classifier | None:
-    """The linear layer from features to classes, if that is all that a classifier consists of.
+    """Return a classifier's linear layer, or None if the classifier consists of anything else.
 
     Args:
-        tensors: Of the classifier.
-        embed_dim: D.
+        tensors: All tensors of the classifier, sorted by name.
+        embed_dim: D, the number of features.
+
+    Example:
+        >>> layer = find_classifier([torch.zeros(7), torch.zeros(7, 4)], embed_dim=4)
+        >>> layer.weight.shape, layer.bias.shape
+        (torch.Size([7, 4]), torch.Size([7]))
     """
     weights = [tensor for tensor in tensors if tensor.dim() == 2 and tensor.shape[1] == embed_dim]
     biases = [tensor for tensor in tensors if tensor.dim() == 1]
@@ -112,23 +121,27 @@ def find_classifier(tensors: Sequence[Tensor], *, embed_dim: int) -> Classifier 
 
 
 def _require_same_channels(source: str, encoder: Encoder, stem: Tensor, own_stem: Tensor) -> None:
-    """Name the number of channels, which says more than a shape, where a file is of another modality."""
+    """Raise a ``UserError`` about channels, which says more than one about shapes, for weights of another modality."""
     if stem.dim() == own_stem.dim() > 1 and stem.shape[1] != own_stem.shape[1]:
         raise UserError(
-            f"{source} holds a network whose stem takes {stem.shape[1]} channels, and that of {encoder.name} takes "
+            f"{source} holds a network whose stem takes {stem.shape[1]} channels, and the stem of {encoder.name} takes "
             f"{own_stem.shape[1]}: give weights of the same modality"
         )
 
 
 def match_stem_channels(weight: Tensor, like: Tensor) -> Tensor:
-    """Give a stem of RGB filters another number of input channels.
+    """Give the filters of a stem another number of input channels.
 
-    The mean over the input channels is repeated, times old over new channels, so that an input equal in
-    all channels excites the filter as before (Wang et al., Temporal Segment Networks, ECCV 2016).
+    The mean over the input channels is repeated and scaled by old / new channels. An input with equal channels then
+    gives the same output as before (Wang et al., Temporal Segment Networks, ECCV 2016).
 
     Args:
         weight: [out, in, ...].
-        like: [out, in', ...]; anything else that differs is left for the caller to refuse.
+        like: [out, in', ...]. Other differences in shape are not resolved here; the caller refuses them.
+
+    Example:
+        >>> match_stem_channels(torch.ones(8, 3, 7, 7), torch.empty(8, 2, 7, 7))[0, :, 0, 0]
+        tensor([1.5000, 1.5000])
     """
     if weight.dim() != like.dim() or weight.shape[1] == like.shape[1]:
         return weight
@@ -137,7 +150,7 @@ def match_stem_channels(weight: Tensor, like: Tensor) -> Tensor:
 
 
 def weights_hash(encoder: Encoder) -> str:
-    """A short SHA-256 over names and values: the same network with the same weights gives the same."""
+    """Return 16 digits of a SHA-256 over the names and values of the body's tensors."""
     digest = hashlib.sha256()
     for name, value in sorted(encoder.body.state_dict().items()):
         digest.update(name.encode())

@@ -91,7 +91,7 @@ def open_file(path: Path, encoder: Encoder) -> Forward:
 
 
 def _open_transformers_model(path: Path, encoder: Encoder) -> Forward:
-    from crossdistill.encoders.huggingface import FAMILIES, OTHER
+    from crossdistill.encoders.huggingface_families import FAMILIES, OTHER
 
     body: Any = encoder.body
     model = _from_pretrained(path, **FAMILIES.get(body.config.model_type, OTHER).build)
@@ -162,7 +162,7 @@ def _model_card(encoder: Encoder, metadata: ExportMetadata) -> str:
 
 def _pooling(encoder: Encoder) -> str:
     """Return how features are made of the model's output: the first docstring line of the family's function."""
-    from crossdistill.encoders.huggingface import FAMILIES, OTHER
+    from crossdistill.encoders.huggingface_families import FAMILIES, OTHER
 
     body: Any = encoder.body
     family = FAMILIES.get(body.config.model_type, OTHER)

@@ -23,7 +23,7 @@ from transformers.utils import ModelOutput
 from crossdistill.encoders import create_encoder, is_from_file
 from crossdistill.errors import UserError
 from crossdistill.export.metadata import INPUT, ExportMetadata
-from crossdistill.quantization.quantize import parse_bit_widths, quantize
+from crossdistill.quantization.quantize import quantize
 
 MODEL_TYPE = "crossdistill"
 
@@ -88,7 +88,7 @@ class CrossDistillModel(PreTrainedModel):
             )
             encoder.view = view
             if metadata.bits is not None:
-                quantize(encoder, parse_bit_widths(metadata.bits))
+                quantize(encoder, metadata.bits)
             self.student: nn.Module = encoder
             self.classifier = nn.Linear(encoder.embed_dim, metadata.num_classes) if metadata.num_classes else None
         self.post_init()

@@ -27,7 +27,8 @@ from crossdistill.encoders import Encoder
 from crossdistill.errors import UserError
 from crossdistill.export.metadata import INPUT, METADATA_KEY, ExportMetadata
 from crossdistill.export.network import ExportedStudent, Forward, Outputs, exporter_errors
-from crossdistill.quantization.quantize import hand_on_scales, prepare_for_export
+from crossdistill.quantization.layers import return_scales
+from crossdistill.quantization.stored import prepare_for_export
 
 OPSET = 17
 INTEGER_OPERATORS = ("QLinearConv", "ConvInteger", "QGemm", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat")
@@ -72,7 +73,7 @@ def write(student: ExportedStudent, path: Path, examples: Tensor, metadata: Expo
         if encoder.bits is None:
             torch.onnx.export(student, (examples,), str(path), **options)
         else:
-            hand_on_scales(encoder, are_handed_on=True)
+            return_scales(encoder, enabled=True)
             prepare_for_export(encoder.body)
             export_qcdq = importlib.import_module("brevitas.export").export_onnx_qcdq
             export_qcdq(student, args=examples, export_path=str(path), **options)

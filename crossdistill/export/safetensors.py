@@ -16,7 +16,7 @@ from crossdistill.encoders import Encoder, create_encoder
 from crossdistill.encoders.weights import load_tensors
 from crossdistill.export.metadata import METADATA_KEY, ExportMetadata
 from crossdistill.export.network import ExportedStudent, Forward, encoder_forward
-from crossdistill.quantization.quantize import parse_bit_widths, quantize
+from crossdistill.quantization.quantize import quantize
 from crossdistill.utils.tensor_files import write_tensors
 
 ADVICE = "free space there and start again"
@@ -55,7 +55,7 @@ def rebuild(encoder: Encoder) -> Encoder:
     )
     fresh.view = view
     if encoder.bits is not None:
-        quantize(fresh, parse_bit_widths(encoder.bits))
+        quantize(fresh, encoder.bits)
     return fresh.eval()
 
 

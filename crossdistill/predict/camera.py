@@ -1,4 +1,4 @@
-"""A camera as short video files, one after the other: what reads files then reads cameras too."""
+"""A camera as a series of short video files, so that code that reads files reads cameras too."""
 
 from __future__ import annotations
 
@@ -21,37 +21,37 @@ STORED_AS = "rgb"
 
 @contextmanager
 def open_camera(index: int, *, capture: Callable[[int], Any] = cv2.VideoCapture) -> Iterator[Any]:
-    """Open a camera by its number and close it afterwards.
+    """Open a camera, and close it after the block.
 
     Args:
-        index: 0 is the first.
-        capture: Opens it; OpenCV's, or one that looks like it.
+        index: Number of the camera, from 0.
+        capture: Opens the camera: OpenCV's class, or one with the same methods.
 
     Raises:
-        UserError: It cannot be opened.
+        UserError: The camera cannot be opened.
     """
-    # Its warnings about each way to open a camera say less than the one sentence below.
+    # OpenCV warns about each backend that it tries. The one sentence below says all.
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
     device = capture(index)
     try:
         if not device.isOpened():
-            raise UserError(f"camera {index} cannot be opened: check that it is there and that no other program has it")
+            raise UserError(f"camera {index} cannot be opened: connect it, and close other programs that use it")
         yield device
     finally:
         device.release()
 
 
 def record(device: Any, path: Path, *, seconds: float, clock: Callable[[], float] = time.monotonic) -> int:
-    """Write what a camera shows for a while as a video file with the times at which frames came.
+    """Record a camera for a while as a video file. Frames get the times at which they arrived.
 
     Args:
-        device: As ``open_camera`` gives it.
-        path: The file, which is there afterwards unless no frame came.
-        seconds: How long.
-        clock: In seconds.
+        device: An opened camera.
+        path: The file to write. It does not exist afterwards if no frame arrived.
+        seconds: Length of the recording.
+        clock: Returns the time in seconds.
 
     Returns:
-        How many frames were written; fewer than expected where the camera was unplugged.
+        Number of frames, which is smaller than expected if the camera was unplugged.
     """
     started, previous_ms, num_frames = clock(), -1, 0
     with StreamWriter(path, get_stream_format(STORED_AS), time_base=MILLISECOND) as writer:
@@ -59,15 +59,18 @@ def record(device: Any, path: Path, *, seconds: float, clock: Callable[[], float
             is_read, picture = device.read()
             if not is_read:
                 break
-            height, width = (side // 2 * 2 for side in picture.shape[:2])  # H.264 takes even sides
-            previous_ms = max(round(1000 * elapsed), previous_ms + 1)
+            height, width = (side // 2 * 2 for side in picture.shape[:2])  # H.264 needs even sides
+            previous_ms = max(round(1000 * elapsed), previous_ms + 1)  # timestamps must rise
             writer.write(cv2.cvtColor(picture[:height, :width], cv2.COLOR_BGR2RGB), previous_ms)
             num_frames += 1
     return num_frames
 
 
 def recordings(device: Any, *, seconds: float, clock: Callable[[], float] = time.monotonic) -> Iterator[Path]:
-    """Record again and again; each file is removed when the next is asked for. Ends when the camera gives no frame."""
+    """Yield one recording after the other until the camera gives no more frames.
+
+    Each file is removed when the next is requested. The arguments are those of ``record``.
+    """
     with tempfile.TemporaryDirectory(prefix="crossdistill-") as folder:
         path = Path(folder, "camera.mp4")
         while record(device, path, seconds=seconds, clock=clock):

@@ -1,191 +1,198 @@
-"""What a student says of a video: classes by its own classifier, or by the nearest training clips.
-
-Shapes: N clips of one video, G clips of the gallery, C classes, D features.
-"""
+"""Prediction for video files and cameras: what ``crossdistill predict`` and a notebook call."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
-from crossdistill.data.transforms import normalise
-from crossdistill.distillation.student import class_name
-from crossdistill.encoders import Encoder
-from crossdistill.encoders.base import Classifier
-from crossdistill.encoders.execution import Execution
-from crossdistill.evaluation.neighbours import nearest_neighbours
-from crossdistill.export.metadata import EMBEDDINGS, LOGITS
-from crossdistill.export.network import Outputs, with_logits
-from crossdistill.export.onnx import open_session, read_metadata, run_session
-from crossdistill.types import View, ViewSpec
-
-CLIPS_AT_ONCE = 8
+from crossdistill.data.manifest import Manifest
+from crossdistill.distillation.student import find_student
+from crossdistill.errors import UnreadableVideoError, UserError
+from crossdistill.evaluation.feature_store import FOLDER_NAME
+from crossdistill.predict.camera import open_camera, recordings
+from crossdistill.predict.results import Prediction, write_predictions
+from crossdistill.predict.runtimes import Runtime, open_runtime, run_in_batches
+from crossdistill.predict.scorers import Scorer, choose_scorer
+from crossdistill.predict.video_clips import read_video_clips, recipe_for, require_source
+from crossdistill.utils.console import console, progress_bar
+from crossdistill.utils.files import require_writable
+from data_prep.recipe import Recipe
 
 
-class Network(Protocol):
-    """A student in some runtime."""
+def predict_files(
+    student: str | Path | None,
+    paths: Sequence[str | Path] = (),
+    *,
+    onnx: str | Path | None = None,
+    camera: int | None = None,
+    seconds: float = 3.0,
+    data: str | Path | None = None,
+    split: str = "1",
+    k: int = 5,
+    clips: int = 10,
+    top: int = 5,
+    json: str | Path | None = None,
+    features: str | Path | None = None,
+    workers: int = 2,
+    allow_code: bool = False,
+    on_prediction: Callable[[Prediction], None] | None = None,
+) -> list[Prediction]:
+    """Predict the classes of video files, or of what a camera sees until Ctrl-C.
 
-    name: str
-    view: ViewSpec
-    num_classes: int
-    """Of its classifier; 0 where there is none."""
-    classes: tuple[str, ...]
-    """Their names, as far as the student itself knows them."""
-
-    def run(self, view: View) -> Outputs:
-        """Embeddings [N, D] and, with a classifier, logits [N, C] of clips as stored."""
-        ...
-
-
-class TorchNetwork:
-    """A student in PyTorch, on a GPU if there is one.
-
-    Args:
-        encoder: As ``load_student`` gives it.
-        classes: Names of its classifier's classes.
-    """
-
-    def __init__(self, encoder: Encoder, classes: tuple[str, ...] = ()) -> None:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.execution = Execution.choose(encoder, device=device, precision="fp32", layout="auto")
-        self.encoder = encoder.eval()
-        layer = encoder.classifier
-        self._layer = None if layer is None else Classifier(layer.weight.cpu(), layer.bias.cpu())
-        self.name, self.view, self.classes = encoder.name, encoder.view, classes
-        self.num_classes = 0 if layer is None else len(layer.bias)
-
-    def run(self, view: View) -> Outputs:
-        """See ``Network``."""
-        with torch.inference_mode():
-            embeddings = self.execution.embed(self.encoder, view.to(self.execution.device)).cpu()
-            return with_logits(embeddings, self._layer)
-
-
-class OnnxNetwork:
-    """A student in onnxruntime: everything that is known of it is in the file.
+    The student's own classifier gives the classes. Without one, the nearest training clips of ``data`` do.
 
     Args:
-        path: What ``crossdistill export --to onnx`` wrote.
+        student: A run's folder, or the folder with ``student.safetensors``; not needed with ``onnx``.
+        paths: Video files, of any kind that PyAV reads or of a prepared dataset.
+        onnx: A file of ``crossdistill export``, to run in onnxruntime instead of PyTorch.
+        camera: Number of a camera to watch instead of files.
+        seconds: Seconds of the camera for one prediction.
+        data: The prepared dataset that the student was trained on, for class names and training clips.
+        split: Split whose training clips are compared.
+        k: Number of nearest clips that vote.
+        clips: Number of clips per video, spread evenly, that a prediction is averaged over.
+        top: Number of classes, or of nearest clips, in a prediction.
+        json: A file to write the predictions to.
+        features: Folder that stores the features of the training clips; by default ``features`` beside the student, or
+            beside the ONNX file if no student is given.
+        workers: Number of processes that decode the training clips.
+        allow_code: Whether to run the Python file that a student of a custom network (path/to/file.py:function) names.
+        on_prediction: Called with each prediction at once, for example ``print``.
+
+    Returns:
+        One prediction per file, or per recording of the camera. A file that cannot be decoded has one without scores.
 
     Raises:
-        UserError: onnxruntime is absent, or the file is no such file.
+        UserError: An argument is invalid, a file is missing, or the student sees a modality that a file cannot give.
     """
-
-    def __init__(self, path: Path) -> None:
-        self._session = open_session(path)
-        description = read_metadata(self._session, path)
-        self.name, self.view = description.encoder, description.view
-        self.num_classes, self.classes = description.num_classes, description.classes
-        self.path, self.embed_dim = path, description.embed_dim
-
-    def run(self, view: View) -> Outputs:
-        """See ``Network``."""
-        return run_session(self._session, normalise(view, self.view))
-
-
-def run_in_parts(network: Network, view: View) -> Outputs:
-    """Outputs of any number of clips, a few at a time."""
-    parts = [
-        network.run(View(values, scale))
-        for values, scale in zip(view.values.split(CLIPS_AT_ONCE), view.channel_scale.split(CLIPS_AT_ONCE), strict=True)
-    ]
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-
-@dataclass(frozen=True)
-class Guess:
-    """A class, and how much speaks for it."""
-
-    name: str
-    share: float
-    """A classifier's probability, or the share of the nearest clips."""
+    videos = [Path(path) for path in paths]
+    student_path, onnx_path, data_path, json_path, features_path = (
+        None if path is None else Path(path) for path in (student, onnx, data, json, features)
+    )
+    _check_numbers(k=k, clips=clips, top=top, workers=workers, seconds=seconds)
+    _check_sources(videos, camera)
+    for output in (json_path, None if features_path is None else features_path / FOLDER_NAME):
+        if output is not None:
+            require_writable(output)
+    manifest = None if data_path is None else Manifest.load(data_path)
+    runtime = open_runtime(student_path, onnx=onnx_path, manifest=manifest, allow_code=allow_code)
+    recipe = recipe_for(runtime.view, manifest)
+    for path in videos or [Path(f"camera {camera}")]:
+        require_source(path, runtime.view, recipe)
+    with contextlib.ExitStack() as stack:
+        # A camera that cannot be opened is an error before the gallery is embedded, which may take long.
+        device = None if camera is None else stack.enter_context(open_camera(camera))
+        store = features_path or default_features(student_path, onnx_path)
+        scorer = choose_scorer(runtime, manifest, split=split, k=k, workers=workers, features=store)
+        predictor = VideoPredictor(runtime, scorer, recipe, num_clips=clips, top=top)
+        found = predictor.predict_all(videos) if device is None else predictor.watch(device, camera, seconds=seconds)
+        predictions = _collect(found, on_prediction, is_endless=device is not None)
+    if json_path is not None:
+        write_predictions(json_path, runtime.name, predictions)
+    return predictions
 
 
-@dataclass(frozen=True)
-class NearClip:
-    """A clip of the gallery."""
-
-    name: str
-    class_name: str | None
-    similarity: float
-    """Cosine."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What is said of one video, best first."""
-
-    basis: str
-    """What the shares are of."""
-    classes: tuple[Guess, ...] = ()
-    nearest: tuple[NearClip, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for a JSON file."""
-        return {
-            "basis": self.basis,
-            "classes": [{"name": guess.name, "share": guess.share} for guess in self.classes],
-            "nearest": [{"name": n.name, "class": n.class_name, "similarity": n.similarity} for n in self.nearest],
-        }
+def _check_numbers(*, workers: int, seconds: float, **counts: int) -> None:
+    for name, number in counts.items():
+        if number < 1:
+            raise UserError(f"--{name} is {number}: give 1 or more")
+    if workers < 0:
+        raise UserError(f"--workers is {workers}: give 0 (decode in this process) or more")
+    if not seconds > 0:
+        raise UserError(f"--seconds is {seconds}: give more than 0")
 
 
-class Judge(Protocol):
-    """Makes predictions of a network's outputs."""
+def _check_sources(videos: Sequence[Path], camera: int | None) -> None:
+    """Raise a ``UserError`` unless there are either existing files or a camera."""
+    if camera is None and not videos:
+        raise UserError("no video was given: give video files after the student, or --camera 0")
+    if camera is not None and videos:
+        raise UserError(f"--camera and {len(videos)} video files were given: give one or the other")
+    for path in videos:
+        if not path.is_file():
+            problem = "is a folder" if path.is_dir() else "does not exist"
+            raise UserError(f"the video {path} {problem}: give video files after the student")
 
-    def predict(self, outputs: Mapping[str, Tensor], *, top: int) -> Prediction:
-        """What is said of a video, of whose clips the outputs are."""
-        ...
+
+def _collect(
+    found: Iterator[Prediction], on_prediction: Callable[[Prediction], None] | None, *, is_endless: bool
+) -> list[Prediction]:
+    """List predictions and pass each on; Ctrl-C ends the list of a camera."""
+    predictions = []
+    with contextlib.suppress(KeyboardInterrupt) if is_endless else contextlib.nullcontext():
+        for prediction in found:
+            predictions.append(prediction)
+            if on_prediction is not None:
+                on_prediction(prediction)
+    return predictions
 
 
-@dataclass(frozen=True)
-class ByClassifier:
-    """The mean over clips of the classifier's probabilities."""
+def default_features(student: Path | None, onnx: Path | None) -> Path | None:
+    """Return the default folder of the feature store, or None if it cannot be written.
 
-    names: tuple[str, ...]
-    """Of the classes; numbers stand in for those that are not known."""
-
-    def predict(self, outputs: Mapping[str, Tensor], *, top: int) -> Prediction:
-        """See ``Judge``."""
-        probabilities_c = outputs[LOGITS].double().softmax(dim=1).mean(dim=0)
-        best = probabilities_c.topk(min(top, len(probabilities_c)))
-        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        guesses = tuple(Guess(class_name(position, self.names), share) for position, share in pairs)
-        return Prediction("probabilities of the classifier", classes=guesses)
+    It is the one that ``crossdistill evaluate`` uses for the student; without a student it is beside the ONNX file.
+    """
+    if student is not None:
+        folder = find_student(student) or student
+        parent = folder.parent if folder.name == "student" else folder
+    else:
+        assert onnx is not None
+        parent = onnx.parent
+    features = parent / FOLDER_NAME
+    return features if os.access(features if features.is_dir() else parent, os.W_OK) else None
 
 
 @dataclass(frozen=True)
-class ByNeighbours:
-    """The vote of the k clips of a gallery that are nearest to the mean of the video's unit embeddings."""
+class VideoPredictor:
+    """Reads clips of videos and scores them."""
 
-    features_gd: Tensor
-    labels: Sequence[int]
-    """[G], -1 where a clip has none."""
-    names: Sequence[str]
-    """[G], of the clips."""
-    classes: tuple[str, ...]
-    k: int
+    runtime: Runtime
+    scorer: Scorer
+    recipe: Recipe
+    """How the student's stream is computed from a video that has another modality."""
+    num_clips: int
+    """Number of clips per video."""
+    top: int
+    """Number of classes or nearest clips in a prediction."""
 
-    def predict(self, outputs: Mapping[str, Tensor], *, top: int) -> Prediction:
-        """See ``Judge``; of equal votes the class of the nearer clip comes first."""
-        query_1d = F.normalize(outputs[EMBEDDINGS].double(), dim=1).mean(dim=0, keepdim=True).float()
-        found = nearest_neighbours(queries_bd=query_1d, gallery_nd=self.features_gd, k=self.k)
-        positions, similarities = found.indices_bk[0].tolist(), found.similarities_bk[0].tolist()
-        nearest = tuple(
-            NearClip(self.names[i], self._class_of(i), similarity)
-            for i, similarity in zip(positions, similarities, strict=True)
-        )
-        votes = Counter(clip.class_name for clip in nearest if clip.class_name is not None)  # in order of nearness
-        guesses = tuple(Guess(name, count / len(nearest)) for name, count in votes.most_common(top))
-        basis = f"votes of the {len(nearest)} nearest of {len(self.names)} training clips"
-        return Prediction(basis, classes=guesses, nearest=nearest[:top])
+    def predict(self, path: Path, *, name: str) -> Prediction:
+        """Predict one file.
 
-    def _class_of(self, position: int) -> str | None:
-        label = self.labels[position]
-        return None if label < 0 else class_name(label, self.classes)
+        Args:
+            path: The file.
+            name: Name of the video in the prediction.
+        """
+        try:
+            clips = read_video_clips(path, self.runtime.view, num_clips=self.num_clips, recipe=self.recipe)
+        except UnreadableVideoError as error:
+            return Prediction(name, None, note=str(error).removeprefix(f"{path}: "))
+        scores = self.scorer.score(run_in_batches(self.runtime, clips.view), top=self.top)
+        return Prediction(name, scores, num_clips=len(clips.view.values), note=clips.note)
+
+    def predict_all(self, paths: Sequence[Path]) -> Iterator[Prediction]:
+        """Predict one file after the other."""
+        with progress_bar(unit="videos", is_shown=len(paths) > 1) as bar:
+            for path in bar.track(paths, description="predict"):
+                yield self.predict(path, name=str(path))
+
+    def watch(self, device: Any, camera: int | None, *, seconds: float) -> Iterator[Prediction]:
+        """Predict one recording of a camera after the other, until the camera gives no more pictures.
+
+        Args:
+            device: The opened camera.
+            camera: Its number.
+            seconds: Length of a recording.
+
+        Raises:
+            UserError: The camera gives no picture at all.
+        """
+        path = None
+        for path in recordings(device, seconds=seconds):
+            yield self.predict(path, name=f"camera {camera}")
+        if path is None:
+            raise UserError(f"camera {camera} gives no picture: check it with another program")
+        console.print(f"camera {camera} gives no more pictures", highlight=False)

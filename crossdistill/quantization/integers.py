@@ -1,8 +1,8 @@
-"""What a quantised convolution computes outside of training: sums of integers, as the exported file does.
+"""Integer arithmetic of a quantised convolution outside of training, equal to that of the exported file.
 
-In floating point a sum that ends almost between two integers goes to one in PyTorch and to the other elsewhere, and in
-a deep network of few bits one such step moves the embedding. Integers leave no choice: the sum, its factor and its
-rounding are those of ONNX' QLinearConv, in its order: the network that is evaluated is the network that is exported.
+A floating-point sum close to halfway between two integers may round differently in PyTorch and in a runtime, and one
+such step moves the embedding of a deep network of few bits. Sums of integers are exact. Sum, factor and rounding follow
+ONNX' QLinearConv in its order, so the network that is evaluated is the network that is exported.
 
 Shapes: B batch, C output channels, I input channels of a group.
 """
@@ -15,18 +15,26 @@ import torch
 from torch import Tensor, nn
 
 STORED_BITS = 8
-"""Of weights in a file, whatever their width: the smallest integers that runtimes have."""
+"""Bits of a weight in a file, whatever its width: the smallest integers that runtimes have."""
 MAX_BIAS = 2.0**30
-"""A bias is an integer of 32 bits in units of input scale times weight scale, and the sum needs room beside it."""
+"""Largest bias, in units of input scale times weight scale: sums have 32 bits and need room for the products too."""
 
 
 def round_through(values: Tensor) -> Tensor:
-    """Rounded to the nearest integer, of two to the even one; gradients pass as if nothing had happened."""
+    """Round to the nearest integer, and halves to the even one; the gradient is that of the identity.
+
+    Example:
+        >>> values = torch.tensor([0.5, 1.5, 1.7], requires_grad=True)
+        >>> round_through(values).detach()
+        tensor([0., 2., 2.])
+        >>> torch.autograd.grad(round_through(values).sum(), values)
+        (tensor([1., 1., 1.]),)
+    """
     return values + (torch.round(values) - values).detach()
 
 
 def fold(layer: nn.Module, norm: nn.Module | None) -> tuple[Tensor, Tensor | None]:
-    """Weight [C, I, ...] and bias [C] of a convolution with the BatchNorm after it, by its running statistics."""
+    """Fold a BatchNorm's running statistics into the convolution before it: weight [C, I, ...] and bias [C]."""
     weight, bias = layer.weight, layer.bias
     assert isinstance(weight, Tensor)
     if norm is None:
@@ -39,36 +47,36 @@ def fold(layer: nn.Module, norm: nn.Module | None) -> tuple[Tensor, Tensor | Non
 
 @dataclass(frozen=True)
 class IntegerWeights:
-    """A layer as a file keeps it: weights of few bits as multiples in ``STORED_BITS``, and so a finer bias.
+    """Weights of a layer as a file stores them: multiples of the layer's integers in ``STORED_BITS`` bits.
 
-    A bias counts in steps of input scale times weight scale. Of four bits for both these are so coarse that rounding to
-    them moved the embeddings of a ResNet-18 to a cosine of 0.79 (docs/LOG.md). Weights of four bits are stored 16 times
-    as large with a scale 16 times as small: the values are the same, and the steps of the bias 16 times as fine.
+    A bias is an integer in steps of input scale times weight scale. With four bits for both, rounding to these coarse
+    steps moved the embeddings of a ResNet-18 to a cosine of 0.79 (docs/LOG.md). Weights of four bits are stored times
+    16 with a scale divided by 16: the values stay the same, and the steps of the bias become finer.
     """
 
     integers: Tensor
-    """[C, I, ...] float32 that holds integers of the layer's own width."""
+    """[C, I, ...] float32 with integers of the layer's own width."""
     multiple: int
-    """Of what is stored: that many times the integers."""
+    """Factor between ``integers`` and the stored integers."""
     scale: Tensor
-    """[C] of what is stored."""
+    """[C] scales of the stored integers."""
     bias: Tensor | None
-    """[C] float32 that holds integers, in steps of input scale times ``scale``."""
+    """[C] float32 with integers, in steps of input scale times ``scale``."""
 
     @staticmethod
     def of(weight: Tensor, bias: Tensor | None, *, bits: int, input_scale: Tensor) -> IntegerWeights:
-        """Symmetric, the scale of each channel its largest weight's, or what its bias needs to fit into 32 bits.
+        """Quantise symmetrically; the scale of a channel fits its largest weight, and its bias into 32 bits.
 
         Args:
             weight: [C, I, ...].
             bias: [C].
-            bits: Of the weights.
-            input_scale: Of what the layer is given.
+            bits: Bits of the weights.
+            input_scale: Scale of the layer's input.
         """
         multiple = int(2 ** (STORED_BITS - bits))
         largest = 2 ** (bits - 1) - 1
         scale = weight.detach().abs().flatten(1).amax(dim=1).clamp(min=1e-10) / largest
-        if bias is not None:  # of a channel whose weights are almost zero
+        if bias is not None:  # matters for a channel whose weights are almost zero
             scale = torch.maximum(scale, bias.detach().abs() * multiple / (input_scale.detach() * MAX_BIAS))
         columns = scale.view(-1, *[1] * (weight.dim() - 1))
         integers = round_through(weight / columns).clamp(-largest, largest)
@@ -79,20 +87,20 @@ class IntegerWeights:
 
     @property
     def values(self) -> Tensor:
-        """[C, I, ...] in floating point."""
+        """Weights [C, I, ...] in floating point."""
         return self.integers * (self.scale * self.multiple).view(-1, *[1] * (self.integers.dim() - 1))
 
     def convolve(self, layer: nn.Module, inputs: Tensor, *, input_scale: Tensor, output_scale: Tensor) -> Tensor:
-        """Sums [B, C, ...] in steps of the output's scale, not yet rounded.
+        """Return the sums [B, C, ...] in steps of the output's scale, before rounding.
 
         Args:
             layer: The convolution, for its stride, padding, dilation and groups.
-            inputs: [B, ...] float32 that holds integers; zero is the value zero.
-            input_scale: Of the inputs.
-            output_scale: Of the outputs.
+            inputs: [B, ...] float32 with integers, where 0 stands for the value 0.
+            input_scale: Scale of the inputs.
+            output_scale: Scale of the outputs.
         """
-        # Exact in float32 up to 2**24, which sums of 8 bits by 8 bits rarely reach, and so is their multiple by a power
-        # of two. The one rounding, when the bias is added, is that of a runtime that turns 32 bits to floating point.
+        # Sums are exact in float32 up to 2**24, which products of 8 by 8 bits rarely reach. So are their multiples by a
+        # power of two. Adding the bias rounds once, like a runtime that converts 32-bit integers to floating point.
         sums = layer._conv_forward(inputs, self.integers, None) * self.multiple  # type: ignore[operator]
         shape = (1, -1, *[1] * (sums.dim() - 2))
         if self.bias is not None:

@@ -1,4 +1,4 @@
-"""Charts of numbers: lines, intervals, and cost against accuracy."""
+"""Line charts, charts of accuracies with intervals, and charts of accuracy over cost."""
 
 from __future__ import annotations
 
@@ -8,86 +8,106 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from crossdistill.report.svg import SHAPES, Scale, element, join, percent, picture, shape, short_number, text
+from crossdistill.report.svg import (
+    SHAPES,
+    Scale,
+    element,
+    join,
+    percent,
+    picture,
+    shape,
+    short_number,
+    text,
+    whole_percent,
+)
 
 MAX_POINTS = 400
+"""Maximum number of points of a line; longer lines are averaged."""
 MAX_MARKED_POINTS = 12
-NUM_COLOURS = 8
-"""Of the style sheet's classes ``series-0`` …"""
-MAX_TOLD_APART = NUM_COLOURS * len(SHAPES)
-"""Things of equal rank that look different."""
+"""Maximum length of a line whose points are all marked."""
 NUM_MARKS = 6
-"""Along a long line of a shape of its own."""
-DODGE_PX = 3.0
-"""Between dots of the same cost: less than a dot, so that none seems to be elsewhere."""
+"""Marks along a longer line, if its shape is not the default one."""
+NUM_COLOURS = 8
+"""Number of CSS classes ``series-0``, ``series-1``, …"""
+MAX_STYLES = NUM_COLOURS * len(SHAPES)
+"""Number of distinguishable combinations of colour and shape."""
+MIN_DISTANCE_PX = 3.0
+"""Horizontal distance between dots of equal cost; smaller than a dot, so that the cost stays readable."""
 CHARACTER_PX = 7
-"""Of a group's title, at most."""
+"""Maximum width of a character of a group's title."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """A line, with the classes of its colour and shape."""
+    """A line of a chart."""
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
-    colour: str
+    style: str
+    """CSS classes of colour and shape."""
 
 
 @dataclass(frozen=True)
 class Dot:
-    """A measured share, with its interval where it has one."""
+    """A measured share, with its interval if it has one."""
 
     name: str
     value: float
-    ends: tuple[float, float] | None
-    colour: str
+    interval: tuple[float, float] | None
+    style: str
+    """CSS classes of colour and shape."""
 
 
 @dataclass(frozen=True)
 class CostDot:
-    """What a network costs and what it gets right."""
+    """Cost and accuracy of a network."""
 
     name: str
     cost: float
     accuracy: float
-    ends: tuple[float, float] | None
-    colour: str
+    interval: tuple[float, float] | None
+    style: str
+    """CSS classes of colour and shape."""
 
 
-def colour_of(position: int) -> str:
-    """The classes of the n-th of several things of equal rank: a colour, and where colours begin anew the next shape.
+def style_of(position: int) -> str:
+    """Return the CSS classes of the n-th of several equal series: first all colours, then the next shape.
 
     Args:
-        position: Below ``MAX_TOLD_APART``.
+        position: Below ``MAX_STYLES``.
+
+    Example:
+        >>> style_of(0), style_of(9)
+        ('series-0', 'series-1 square')
     """
     colour, name = f"series-{position % NUM_COLOURS}", SHAPES[position // NUM_COLOURS]
     return colour if name == SHAPES[0] else f"{colour} {name}"
 
 
-def draw_dot(x: float, y: float, radius: float, *children: str | Markup, colour: str) -> Markup:
-    """A mark of the shape and colour that the classes ``colour`` name."""
-    return shape(_shape_of(colour), x, y, radius, *children, class_=f"dot {colour}")
+def draw_dot(x: float, y: float, radius: float, *children: str | Markup, style: str) -> Markup:
+    """Draw a mark in the colour and shape of a style."""
+    return shape(_shape_of(style), x, y, radius, *children, class_=f"dot {style}")
 
 
-def _shape_of(colour: str) -> str:
-    return next((name for name in SHAPES if name in colour.split()), SHAPES[0])
+def _shape_of(style: str) -> str:
+    return next((name for name in SHAPES if name in style.split()), SHAPES[0])
 
 
 def legend(items: Sequence[tuple[str, str]]) -> Markup:
-    """Names with their colours, as HTML; of one thing alone there is nothing to tell apart."""
-    parts = [element("span", element("i", class_=f"key {colour}"), name) for name, colour in items]
+    """Create an HTML legend of names and styles; empty for a single item."""
+    parts = [element("span", element("i", class_=f"key {style}"), name) for name, style in items]
     return element("p", *parts, class_="legend") if len(parts) > 1 else Markup("")
 
 
 def thinned(series: Series) -> Series:
-    """Means of neighbouring points where there are more than a picture can show."""
+    """Average neighbouring points of a line with more than ``MAX_POINTS``."""
     size = math.ceil(len(series.x) / MAX_POINTS)
     if size <= 1:
         return series
     starts = range(0, len(series.x), size)
     x, y = ([sum(values[i : i + size]) / len(values[i : i + size]) for i in starts] for values in (series.x, series.y))
-    return Series(series.name, x, y, series.colour)
+    return Series(series.name, x, y, series.style)
 
 
 def line_chart(
@@ -99,23 +119,21 @@ def line_chart(
     width_px: int = 460,
     height_px: int = 240,
     is_log_x: bool = False,
-    from_zero: bool = True,
 ) -> Markup:
-    """Lines over a common axis, with a title and a legend.
+    """Draw lines over a common axis, with a title and a legend.
 
     Args:
-        series: At least one, of finite values.
-        title: Above it.
-        x_label: Below it.
-        y_format: How the values of the vertical axis are written.
-        width_px: Of the picture.
-        height_px: Of the picture.
+        series: One or more lines of finite values.
+        title: Title above the chart.
+        x_label: Label of the horizontal axis.
+        y_format: Format of the values on the vertical axis.
+        width_px: Width.
+        height_px: Height.
         is_log_x: Whether the horizontal axis is logarithmic.
-        from_zero: Whether the vertical axis begins at 0.
     """
     lines = [thinned(one) for one in series]
     xs, ys = [x for one in lines for x in one.x], [y for one in lines for y in one.y]
-    low = min(0.0, *ys) if from_zero else min(ys)
+    low = min(0.0, *ys)
     high = max(ys) if max(ys) > low else low + 1
     across = Scale(min(xs), max(xs), 52, width_px - 12, is_log_x)
     up = Scale(low, high + 0.04 * (high - low), height_px - 38, 10)
@@ -124,23 +142,27 @@ def line_chart(
     for one in lines:
         points = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in zip(one.x, one.y, strict=True))
         name = element("title", one.name)
-        parts.append(element("polyline", name, points=points, class_=f"line {one.colour}"))
-        parts += [draw_dot(across(one.x[i]), up(one.y[i]), 3.2, name, colour=one.colour) for i in _marked(one)]
+        parts.append(element("polyline", name, points=points, class_=f"line {one.style}"))
+        parts += [draw_dot(across(one.x[i]), up(one.y[i]), 3.2, name, style=one.style) for i in _marked(one)]
     chart = picture(width_px, height_px, *parts, label=title)
-    return element("figure", element("h3", title), legend([(s.name, s.colour) for s in series]), chart)
+    return element("figure", element("h3", title), legend([(one.name, one.style) for one in series]), chart)
 
 
 def _marked(series: Series) -> Sequence[int]:
-    """Positions of the points with a mark: all of a short line, some of a long one whose colour another line has."""
+    """Return the positions of marked points.
+
+    A short line has marks at all points. A long line has some if its shape distinguishes it from a line of the same
+    colour, and none otherwise.
+    """
     num = len(series.x)
     if num <= MAX_MARKED_POINTS:
         return range(num)
-    is_first_shape = _shape_of(series.colour) == SHAPES[0]
+    is_first_shape = _shape_of(series.style) == SHAPES[0]
     return [] if is_first_shape else [(2 * i + 1) * num // (2 * NUM_MARKS) for i in range(NUM_MARKS)]
 
 
 def horizontal_grid(up: Scale, *, left: float, right: float, text_of: Callable[[float], str]) -> Markup:
-    """Lines at the ticks of a vertical axis, with their values on the left."""
+    """Draw a line at every tick of the vertical axis, with its value on the left."""
     parts = []
     for tick in up.ticks(4):
         parts.append(element("line", x1=left, x2=right, y1=up(tick), y2=up(tick), class_="grid"))
@@ -149,7 +171,7 @@ def horizontal_grid(up: Scale, *, left: float, right: float, text_of: Callable[[
 
 
 def x_axis(across: Scale, *, y: float, label: str, height_px: float) -> Markup:
-    """The horizontal axis."""
+    """Draw the horizontal axis."""
     parts = [element("line", x1=across.start_px, x2=across.end_px, y1=y, y2=y, class_="axis")]
     parts += [text(across(tick), y + 16, short_number(tick), anchor="middle", class_="tick") for tick in across.ticks()]
     middle = (across.start_px + across.end_px) / 2
@@ -157,16 +179,16 @@ def x_axis(across: Scale, *, y: float, label: str, height_px: float) -> Markup:
 
 
 def interval_chart(groups: Sequence[tuple[str, Sequence[Dot]]], *, label: str, width_px: int = 976) -> Markup:
-    """Shares with their intervals, in groups: one line for each dot.
+    """Draw shares with their intervals in groups, one line per dot.
 
     Args:
-        groups: Title of the group (a protocol, say) and its dots.
-        label: What the chart shows.
-        width_px: Of the picture.
+        groups: Titles (for example protocols) and dots of the groups.
+        label: Description for screen readers.
+        width_px: Width.
     """
     row_px, gap_px = 17, 12
     left = max(150, min(width_px // 2, 28 + CHARACTER_PX * max(len(title) for title, _ in groups)))
-    across = Scale(0, _round_up(max(_high(dot) for _, dots in groups for dot in dots)), left, width_px - 64)
+    across = Scale(0, _round_up(max(_upper_end(dot) for _, dots in groups for dot in dots)), left, width_px - 64)
     y = 8.0
     parts: list[Markup] = []
     for title, dots in groups:
@@ -178,61 +200,63 @@ def interval_chart(groups: Sequence[tuple[str, Sequence[Dot]]], *, label: str, w
     lines = [
         element("line", x1=across(tick), x2=across(tick), y1=4, y2=y - 4, class_="grid") for tick in across.ticks(6)
     ]
-    names = [text(across(tick), y + 12, percent(tick, 0), anchor="middle", class_="tick") for tick in across.ticks(6)]
+    names = [
+        text(across(tick), y + 12, whole_percent(tick), anchor="middle", class_="tick") for tick in across.ticks(6)
+    ]
     chart = picture(width_px, y + 18, *lines, *parts, *names, label=label)
-    colours = {dot.name: dot.colour for _, dots in groups for dot in dots}
-    return element("figure", legend(list(colours.items())), chart, class_="wide")
+    styles = {dot.name: dot.style for _, dots in groups for dot in dots}
+    return element("figure", legend(list(styles.items())), chart, class_="wide")
 
 
 def _interval(dot: Dot, across: Scale, y: float) -> Markup:
     at = across(dot.value)
-    parts = [draw_dot(at, y, 4.5, colour=dot.colour)]
+    parts = [draw_dot(at, y, 4.5, style=dot.style)]
     end = at
-    said = f"{dot.name}: {percent(dot.value)}"
-    if dot.ends is not None:
-        low, end = (across(value) for value in dot.ends)
-        parts.insert(0, element("line", x1=low, x2=end, y1=y, y2=y, class_=f"whisker {dot.colour}"))
-        said += f" ({100 * dot.ends[0]:.1f}–{100 * dot.ends[1]:.1f})"
+    tooltip = f"{dot.name}: {percent(dot.value)}"
+    if dot.interval is not None:
+        low, end = (across(value) for value in dot.interval)
+        parts.insert(0, element("line", x1=low, x2=end, y1=y, y2=y, class_=f"whisker {dot.style}"))
+        tooltip += f" ({100 * dot.interval[0]:.1f}–{100 * dot.interval[1]:.1f})"
     parts.append(text(max(end, at) + 9, y + 4, f"{100 * dot.value:.1f}", class_="value"))
-    return element("g", element("title", said), *parts)
+    return element("g", element("title", tooltip), *parts)
 
 
-def _high(dot: Dot) -> float:
-    return dot.value if dot.ends is None else max(dot.value, dot.ends[1])
+def _upper_end(dot: Dot) -> float:
+    return dot.value if dot.interval is None else max(dot.value, dot.interval[1])
 
 
 def _round_up(share: float) -> float:
-    """To the next tenth, at most 1."""
+    """Round up to a multiple of 0.1, at most 1."""
     return min(1.0, math.ceil(share * 10 + 1e-9) / 10)
 
 
 def cost_chart(dots: Sequence[CostDot], *, title: str, x_label: str, width_px: int = 460) -> Markup:
-    """Accuracy over cost, the cost on a logarithmic axis; a legend has to say which dot is which."""
+    """Draw accuracy over cost on a logarithmic axis, without a legend."""
     height_px = 320
     costs = [dot.cost for dot in dots]
     across = Scale(min(costs) / 1.6, max(costs) * 1.6, 52, width_px - 14, is_log=True)
-    bounds = [value for dot in dots for value in (dot.accuracy, *(dot.ends or ()))]
+    bounds = [value for dot in dots for value in (dot.accuracy, *(dot.interval or ()))]
     up = Scale(math.floor(min(bounds) * 10) / 10, _round_up(max(bounds)), height_px - 40, 12)
     parts = [
-        horizontal_grid(up, left=52, right=width_px - 14, text_of=lambda share: percent(share, 0)),
+        horizontal_grid(up, left=52, right=width_px - 14, text_of=whole_percent),
         x_axis(across, y=height_px - 40, label=x_label, height_px=height_px),
     ]
     ordered = sorted(dots, key=lambda one: -one.accuracy)
     places = _side_by_side([across(dot.cost) for dot in ordered])
     for x, dot in zip(places, ordered, strict=True):
         y = up(dot.accuracy)
-        if dot.ends is not None:
-            low, high = (up(value) for value in dot.ends)
-            parts.append(element("line", x1=x, x2=x, y1=low, y2=high, class_=f"whisker {dot.colour}"))
-        said = element("title", f"{dot.name}: {percent(dot.accuracy)}, {short_number(dot.cost)}")
-        parts.append(draw_dot(x, y, 5.5, said, colour=dot.colour))
+        if dot.interval is not None:
+            low, high = (up(value) for value in dot.interval)
+            parts.append(element("line", x1=x, x2=x, y1=low, y2=high, class_=f"whisker {dot.style}"))
+        tooltip = element("title", f"{dot.name}: {percent(dot.accuracy)}, {short_number(dot.cost)}")
+        parts.append(draw_dot(x, y, 5.5, tooltip, style=dot.style))
     return element("figure", element("h3", title), picture(width_px, height_px, *parts, label=title))
 
 
 def _side_by_side(places: Sequence[float]) -> list[float]:
-    """Moved apart where several would stand on each other."""
+    """Move positions apart that would overlap."""
     moved: list[float] = []
     for place in places:
-        near = sum(abs(place - other) < DODGE_PX for other in places[: len(moved)])
-        moved.append(place + DODGE_PX * ((near + 1) // 2) * (1 if near % 2 else -1))
+        near = sum(abs(place - other) < MIN_DISTANCE_PX for other in places[: len(moved)])
+        moved.append(place + MIN_DISTANCE_PX * ((near + 1) // 2) * (1 if near % 2 else -1))
     return moved

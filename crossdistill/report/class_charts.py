@@ -1,4 +1,4 @@
-"""Charts of classes: confusion, bars for each class, and the map of an embedding.
+"""Charts with one entry per class: confusion matrix, bars by class, and points of t-SNE.
 
 Shapes: N clips, C classes.
 """
@@ -11,39 +11,39 @@ from dataclasses import dataclass
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from crossdistill.report.svg import SHAPES, Scale, element, join, percent, picture, shape, text
+from crossdistill.report.svg import SHAPES, Scale, element, join, picture, shape, text, whole_percent
 
-# Classes up to which every row and column has its name beside it.
 MAX_NAMED_CLASSES = 45
+"""Maximum number of classes whose names are shown beside the confusion matrix."""
 MAX_BARS = 60
 SCALE_STEPS = 10
 MAX_NAME_LETTERS = 32
-# Readable on light and on dark ground; with the shapes, 36 classes look different.
+# Readable on light and dark backgrounds. Together with the four shapes they distinguish 36 classes.
 COLOURS = ("#4c78d8", "#e0803a", "#3a9e6e", "#d0495a", "#8a63c9", "#b08a2a", "#2a9db5", "#d067a8", "#7d8790")
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A class's value, and another one to stand beside it as a tick."""
+    """Bar of one class."""
 
     name: str
     value: float
     tick: float | None = None
-    said: str = ""
-    """What the bar says when it is pointed at."""
+    """Second value, drawn as a tick."""
+    tooltip: str = ""
 
 
 def shortened(name: str) -> str:
-    """A name that fits beside a row."""
+    """Cut a class name to the length that fits beside a row."""
     return name if len(name) <= MAX_NAME_LETTERS else name[: MAX_NAME_LETTERS - 1] + "…"
 
 
 def confusion_chart(counts_cc: NDArray, classes: Sequence[str]) -> Markup:
-    """Which class is taken for which.
+    """Draw a confusion matrix.
 
     Args:
-        counts_cc: [C, C] clips, of the row's class and taken for the column's.
-        classes: [C] names.
+        counts_cc: [C, C] number of clips by true class (row) and predicted class (column).
+        classes: C names.
     """
     num = len(classes)
     is_named = num <= MAX_NAMED_CLASSES
@@ -55,11 +55,11 @@ def confusion_chart(counts_cc: NDArray, classes: Sequence[str]) -> Markup:
         total = counts_cc[row].sum()
         for column in counts_cc[row].nonzero()[0].tolist():
             count = int(counts_cc[row, column])
-            said = f"{classes[row]} → {classes[column]}: {count} of {int(total)}"
+            tooltip = f"{classes[row]} → {classes[column]}: {count} of {int(total)}"
             parts.append(
                 element(
                     "rect",
-                    element("title", said),
+                    element("title", tooltip),
                     x=left + column * cell + 0.5,
                     y=top + row * cell + 0.5,
                     width=cell - 1,
@@ -78,29 +78,29 @@ def confusion_chart(counts_cc: NDArray, classes: Sequence[str]) -> Markup:
 
 
 def confusion_scale() -> Markup:
-    """What the colours of ``confusion_chart`` mean, as a picture of its own."""
+    """Draw the colour scale of ``confusion_chart``."""
     cell, left, top = 22, 150, 2
     shares = [step / SCALE_STEPS for step in range(1, SCALE_STEPS + 1)]
     parts = []
-    for row, (kind, said) in enumerate((("right", "taken for itself"), ("wrong", "taken for another"))):
+    for row, (kind, name) in enumerate((("right", "correct"), ("wrong", "incorrect"))):
         y = top + row * (cell + 2)
-        parts.append(text(left - 8, y + cell / 2 + 4, said, anchor="end"))
+        parts.append(text(left - 8, y + cell / 2 + 4, name, anchor="end"))
         for i, share in enumerate(shares):
-            title = element("title", f"{said}: {percent(share, 0)}")
+            title = element("title", f"{name}: {whole_percent(share)}")
             place = {"x": left + i * cell, "y": y, "width": cell - 1, "height": cell}
             parts.append(element("rect", title, **place, class_=kind, fill_opacity=_opacity(share)))
     right, below = left + SCALE_STEPS * cell, top + 2 * (cell + 2)
-    words = "share of the row's clips; none: no colour"
+    words = "share of the clips of the row; no colour: 0 %"
     numbers = [
-        text(left + (i + 0.5) * cell, below + 12, percent(shares[i], 0), anchor="middle", class_="tick")
+        text(left + (i + 0.5) * cell, below + 12, whole_percent(shares[i]), anchor="middle", class_="tick")
         for i in (0, SCALE_STEPS // 2 - 1, SCALE_STEPS - 1)
     ]
     parts.append(text(right + 18, top + cell + 5, words, class_="label"))
-    return picture(right + 270, below + 28, join(parts), *numbers, label="colours of the confusion matrix")
+    return picture(right + 270, below + 28, join(parts), *numbers, label="colour scale of the confusion matrix")
 
 
 def _opacity(share: float) -> float:
-    """Of a cell with this share of its row's clips: the smallest is seen, and the rest grows evenly."""
+    """Opacity of a cell by its share of the row; linear, and visible for the smallest share."""
     return 0.12 + 0.88 * share
 
 
@@ -109,9 +109,9 @@ def _slanted(x: float, y: float, content: str) -> Markup:
 
 
 def change_chart(bars: Sequence[Bar], *, label: str) -> Markup:
-    """Changes from -1 to 1, best first: bars to the right of the middle are gains."""
+    """Draw changes from -1 to 1, the best first; bars to the right are gains."""
     row_px, left, width_px = 19, 224, 760
-    shown = _ends_of(bars)
+    shown = _best_and_worst(bars)
     reach = max(0.05, *(abs(bar.value) for bar in shown))
     across = Scale(-reach, reach, left + 46, width_px - 46)
     height = row_px * len(shown) + 6
@@ -123,7 +123,7 @@ def change_chart(bars: Sequence[Bar], *, label: str) -> Markup:
         kind = "gain" if bar.value >= 0 else "loss"
         drawn = element(
             "rect",
-            element("title", bar.said),
+            element("title", bar.tooltip),
             x=start,
             y=y + 2,
             width=max(1.0, end - start),
@@ -140,10 +140,10 @@ def change_chart(bars: Sequence[Bar], *, label: str) -> Markup:
     return picture(width_px, height, *parts, label=label)
 
 
-def bar_chart(bars: Sequence[Bar], *, label: str, colour: str) -> Markup:
-    """Shares from 0 to 1 for each class, with a tick where something else stands."""
+def bar_chart(bars: Sequence[Bar], *, label: str, style: str) -> Markup:
+    """Draw a share from 0 to 1 for each class, with a tick at a second value."""
     row_px, left, width_px = 19, 224, 760
-    shown = _ends_of(bars)
+    shown = _best_and_worst(bars)
     across = Scale(0, 1, left, width_px - 50)
     height = row_px * len(shown) + 22
     lines = [
@@ -151,20 +151,20 @@ def bar_chart(bars: Sequence[Bar], *, label: str, colour: str) -> Markup:
         for tick in across.ticks()
     ]
     names = [
-        text(across(tick), height - 4, percent(tick, 0), anchor="middle", class_="tick") for tick in across.ticks()
+        text(across(tick), height - 4, whole_percent(tick), anchor="middle", class_="tick") for tick in across.ticks()
     ]
     parts = []
     for i, bar in enumerate(shown):
         y = i * row_px + 2
         drawn = element(
             "rect",
-            element("title", bar.said),
+            element("title", bar.tooltip),
             x=left,
             y=y + 2,
             width=max(1.0, across(bar.value) - left),
             height=13,
             rx=2,
-            class_=f"bar {colour}",
+            class_=f"bar {style}",
         )
         parts += [text(left - 8, y + 13, shortened(bar.name), anchor="end"), drawn]
         if bar.tick is not None:
@@ -173,51 +173,51 @@ def bar_chart(bars: Sequence[Bar], *, label: str, colour: str) -> Markup:
     return picture(width_px, height, *lines, *names, *parts, label=label)
 
 
-def _ends_of(bars: Sequence[Bar]) -> list[Bar]:
-    """Best first; of very many the best and the worst."""
+def _best_and_worst(bars: Sequence[Bar]) -> list[Bar]:
+    """Sort bars, the best first; with more than ``MAX_BARS`` keep the best and the worst half."""
     ordered = sorted(bars, key=lambda bar: -bar.value)
     half = MAX_BARS // 2
     return ordered if len(ordered) <= MAX_BARS else [*ordered[:half], *ordered[-half:]]
 
 
-def map_chart(points_n2: NDArray, labels: Sequence[int], names: Sequence[str], *, title: str, note: str) -> Markup:
-    """Clips as marks on a plane.
+def point_chart(points_n2: NDArray, labels: Sequence[int], names: Sequence[str], *, title: str, note: str) -> Markup:
+    """Draw clips as points of a plane.
 
     Args:
-        points_n2: [N, 2], any scale.
-        labels: [N] class of each; -1 without.
-        names: [N] what each says when it is pointed at.
-        title: Above it.
-        note: Below the title.
+        points_n2: [N, 2] coordinates in any scale.
+        labels: [N] classes; -1 for a clip without label.
+        names: [N] tooltips.
+        title: Title above the chart.
+        note: Small text beside the title.
     """
     size, margin = 430, 12
     low, high = points_n2.min(0), points_n2.max(0)
     spread = (high - low).clip(min=1e-9)
     places = margin + (points_n2 - low) / spread * (size - 2 * margin)
-    marks = [mark(float(x), float(y), label, name) for (x, y), label, name in zip(places, labels, names, strict=True)]
+    marks = [_mark(float(x), float(y), label, name) for (x, y), label, name in zip(places, labels, names, strict=True)]
     frame = element("rect", x=0.5, y=0.5, width=size - 1, height=size - 1, rx=6, class_="plane")
     heading = element("h3", title, " ", element("small", note))
     return element("figure", heading, picture(size, size, frame, *marks, label=title))
 
 
-def mark(x: float, y: float, label: int, said: str, radius: float = 4.2) -> Markup:
-    """One clip: a class has a colour and a shape, which together repeat after 36 classes."""
-    title = element("title", said) if said else ""
+def _mark(x: float, y: float, label: int, tooltip: str) -> Markup:
+    """Draw a clip in the colour and shape of its class; the combinations repeat after 36 classes."""
+    title = element("title", tooltip) if tooltip else ""
     look = {"fill": COLOURS[label % len(COLOURS)] if label >= 0 else COLOURS[-1], "class_": f"clip-mark c{label}"}
     name = SHAPES[label // len(COLOURS) % len(SHAPES)] if label >= 0 else SHAPES[0]
-    return shape(name, x, y, radius, title, **look)
+    return shape(name, x, y, 4.2, title, **look)
 
 
 def class_legend(classes: Sequence[str]) -> Markup:
-    """Every class with its mark; pointing at one makes the others step back, by the style that comes with it."""
+    """Create a legend of all classes; its style fades the points of other classes while one class is hovered."""
     items = [
         element(
             "li",
-            element("svg", mark(7, 7, i, ""), viewBox="0 0 14 14", width=14, height=14, aria_hidden="true"),
+            element("svg", _mark(7, 7, i, ""), viewBox="0 0 14 14", width=14, height=14, aria_hidden="true"),
             name,
             class_=f"c{i}",
         )
         for i, name in enumerate(classes)
     ]
-    rules = "".join(f".maps:has(.c{i}:hover) .clip-mark:not(.c{i}){{opacity:.1}}" for i in range(len(classes)))
+    rules = "".join(f".projections:has(.c{i}:hover) .clip-mark:not(.c{i}){{opacity:.1}}" for i in range(len(classes)))
     return element("ul", *items, class_="classes") + element("style", Markup(rules))

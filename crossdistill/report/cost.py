@@ -1,4 +1,4 @@
-"""What a network costs on this machine."""
+"""Cost of a network: parameters, multiply-adds, time on this machine and size of its weight file."""
 
 from __future__ import annotations
 
@@ -11,37 +11,40 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from crossdistill.encoders import Encoder
 from crossdistill.encoders.execution import Execution
-from crossdistill.report.spaces import Network
+from crossdistill.report.networks import Network
 from crossdistill.types import View
 
 BATCH_SIZE = 16
 MAX_SECONDS = 1.5
-"""Of each of the two timings."""
+"""Time limit of one timing, for single clips or for batches."""
 MAX_PASSES = 50
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one network."""
+    """Cost of one network."""
 
     role: str
     encoder: str
     bits: str | None
-    """Of a quantised network, for example ``w4a8``."""
+    """Bits of a quantised network, for example ``w4a8``; None for floating point."""
     num_parameters: int
     gmacs: float
-    """Multiply-adds of convolutions and matrix products for one clip, in thousand millions."""
+    """Multiply-adds of convolutions and matrix products for one clip, in units of 1e9."""
     latency_seconds: float
-    """Of one clip, normalisation included, decoding not."""
+    """Time for one clip, with normalisation and without decoding."""
     clips_per_second: float
-    """In batches of ``BATCH_SIZE``."""
+    """Throughput with batches of ``BATCH_SIZE``."""
     num_bytes: int | None
-    """Of the file with its weights; None where there is none of its own."""
+    """Size of the weight file; None if the network has no file."""
     device: str
 
 
-def measure(network: Network) -> Cost:
-    """Count and time one network: the fastest of several passes, which other work on the machine disturbs least."""
+def measure_cost(network: Network) -> Cost:
+    """Count and time one network.
+
+    The times are those of the fastest of several passes, which depends least on other work on the machine.
+    """
     encoder = network.encoder.eval()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     execution = Execution.choose(encoder, device=device)
@@ -63,8 +66,8 @@ def measure(network: Network) -> Cost:
 
 
 def count_gmacs(encoder: Encoder, execution: Execution) -> float:
-    """Multiply-adds of one clip, by a pass of the network as it is."""
-    # The counter follows gradients, and brevitas' weights have some.
+    """Count the multiply-adds of one clip, in units of 1e9."""
+    # FlopCounterMode hooks into autograd, and brevitas' quantised weights require gradients.
     frozen = copy.deepcopy(encoder).requires_grad_(False)
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         execution.embed(frozen, _clips(encoder, 1).to(execution.device))
@@ -72,7 +75,7 @@ def count_gmacs(encoder: Encoder, execution: Execution) -> float:
 
 
 def _seconds_of_passes(encoder: Encoder, execution: Execution, *, batch_size: int) -> list[float]:
-    """Seconds of passes after the first, which sets things up."""
+    """Seconds of each pass but the first, which includes initialisation."""
     clips = _clips(encoder, batch_size).to(execution.device)
     seconds: list[float] = []
     with torch.inference_mode():
@@ -89,7 +92,7 @@ def _seconds_of_passes(encoder: Encoder, execution: Execution, *, batch_size: in
 
 
 def _clips(encoder: Encoder, num: int) -> View:
-    """Clips of noise as they are stored."""
+    """Random clips in the stored format."""
     view = encoder.view
     shape = (num, view.kind.channels, view.num_frames, view.size_px, view.size_px)
     values = torch.randint(1, 255, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""Frames of any stream as colour pictures that people can read, and clips as strips of them.
+"""Convert frames of any stream to RGB images, and clips to one image with frames side by side.
 
 Shapes: T frames, H height, W width, C channels.
 """
@@ -20,15 +20,15 @@ from crossdistill.errors import UnreadableVideoError
 from crossdistill.modalities import FLOW_ZERO, JOINT_STEP_METRES, JOINT_ZERO
 from crossdistill.types import ViewSpec
 
-Colours = NDArray[np.uint8]
-"""[H, W, 3], red first."""
+Rgb = NDArray[np.uint8]
+"""[H, W, 3], RGB."""
 NUM_FRAMES = 8
-"""Of a strip."""
+"""Frames of a strip."""
 SIDE_PX = 112
 WEBP_QUALITY = 72
-# Flow of this many stored levels is shown in full colour.
-STRONG_FLOW_LEVELS = 40.0
-# Joints of the Kinect's twenty, in the order in which datasets of it are stored.
+MAX_FLOW_LEVELS = 40.0
+"""Flow, in stored levels, that gets full saturation."""
+# Pairs of the 20 joints of a Kinect, in the order of its datasets.
 KINECT_BONES = (
     *((0, 1), (1, 2), (2, 3)),  # head, neck, spine, hips
     *((1, 4), (4, 5), (5, 6), (6, 7), (1, 8), (8, 9), (9, 10), (10, 11)),  # arms
@@ -38,25 +38,25 @@ NUM_KINECT_JOINTS = 20
 BACKGROUND, BONE, LEFT_BONE, JOINT = (22, 26, 34), (126, 166, 255), (255, 178, 102), (240, 243, 250)
 
 
-def paint_colour(frames: Sequence[Picture]) -> list[Colours]:
-    """Colour is what it is."""
+def rgb_to_rgb(frames: Sequence[Picture]) -> list[Rgb]:
+    """Return the frames unchanged."""
     return [np.ascontiguousarray(frame, dtype=np.uint8) for frame in frames]
 
 
-def paint_flow(frames: Sequence[Picture]) -> list[Colours]:
-    """Direction as hue, speed as saturation: what stands still is white."""
-    painted = []
+def flow_to_rgb(frames: Sequence[Picture]) -> list[Rgb]:
+    """Show direction as hue and speed as saturation; zero flow is white."""
+    images = []
     for frame in frames:
         x, y = (frame[..., axis].astype(np.float32) - FLOW_ZERO for axis in (0, 1))
         hue = np.degrees(np.arctan2(y, x)) % 360
-        strength = np.clip(np.hypot(x, y) / STRONG_FLOW_LEVELS, 0, 1)
+        strength = np.clip(np.hypot(x, y) / MAX_FLOW_LEVELS, 0, 1)
         hsv = np.stack([hue, strength, np.ones_like(hue)], axis=-1).astype(np.float32)
-        painted.append((cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB) * 255).astype(np.uint8))
-    return painted
+        images.append((cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB) * 255).astype(np.uint8))
+    return images
 
 
-def paint_depth(frames: Sequence[Picture]) -> list[Colours]:
-    """Near is bright, far is dark, not measured is black; one scale for the clip."""
+def depth_to_rgb(frames: Sequence[Picture]) -> list[Rgb]:
+    """Show near as bright, far as dark and unmeasured as black, with one scale for the clip."""
     clip = np.stack(frames)[..., 0].astype(np.float32)
     measured = clip[clip > 0]
     near, far = np.percentile(measured, (1, 99)) if measured.size else (0.0, 1.0)
@@ -65,8 +65,8 @@ def paint_depth(frames: Sequence[Picture]) -> list[Colours]:
     return [np.repeat(frame[..., None], 3, axis=-1) for frame in grey]
 
 
-def paint_skeleton(frames: Sequence[Picture]) -> list[Colours]:
-    """Joints as seen from the front, in one frame of reference for the clip; bones where the joints are Kinect's."""
+def skeleton_to_rgb(frames: Sequence[Picture]) -> list[Rgb]:
+    """Draw joints from the front, with one scale for the clip, and bones if there are 20 joints (Kinect)."""
     metres = (np.stack(frames)[:, :, 0, :].astype(np.float32) - JOINT_ZERO) * JOINT_STEP_METRES
     flat = metres[..., :2].reshape(-1, 2)
     low, high = flat.min(0), flat.max(0)
@@ -75,9 +75,9 @@ def paint_skeleton(frames: Sequence[Picture]) -> list[Colours]:
     return [_draw_joints((joints - centre) * scale) for joints in metres[..., :2]]
 
 
-def _draw_joints(places: NDArray[np.float32]) -> Colours:
-    """[J, 2] pixels from the middle, y up."""
-    picture: Colours = np.full((SIDE_PX, SIDE_PX, 3), BACKGROUND, dtype=np.uint8)
+def _draw_joints(places: NDArray[np.float32]) -> Rgb:
+    """Draw joints [J, 2], given in px from the centre with y up."""
+    picture: Rgb = np.full((SIDE_PX, SIDE_PX, 3), BACKGROUND, dtype=np.uint8)
     points = [(round(SIDE_PX / 2 + float(x)), round(SIDE_PX / 2 - float(y))) for x, y in places]
     if len(points) == NUM_KINECT_JOINTS:
         for start, end in KINECT_BONES:
@@ -88,17 +88,17 @@ def _draw_joints(places: NDArray[np.float32]) -> Colours:
     return picture
 
 
-PAINTERS: dict[str, Callable[[Sequence[Picture]], list[Colours]]] = {
-    "rgb": paint_colour,
-    "flow": paint_flow,
-    "depth": paint_depth,
-    "skeleton": paint_skeleton,
+TO_RGB: dict[str, Callable[[Sequence[Picture]], list[Rgb]]] = {
+    "rgb": rgb_to_rgb,
+    "flow": flow_to_rgb,
+    "depth": depth_to_rgb,
+    "skeleton": skeleton_to_rgb,
 }
-"""By stream; one that is not listed is shown as ``paint_values`` does."""
+"""Functions by stream; ``first_channel_to_rgb`` handles all others."""
 
 
-def paint_values(frames: Sequence[Picture]) -> list[Colours]:
-    """Any stream: its first channel from its least to its largest value."""
+def first_channel_to_rgb(frames: Sequence[Picture]) -> list[Rgb]:
+    """Show the first channel in grey, from the smallest to the largest value of the clip."""
     clip = np.stack(frames)[..., 0].astype(np.float32)
     low, high = float(clip.min()), float(clip.max())
     grey = ((clip - low) / max(1e-6, high - low) * 255).astype(np.uint8)
@@ -106,14 +106,14 @@ def paint_values(frames: Sequence[Picture]) -> list[Colours]:
 
 
 def clip_strip(entry: Entry, view: ViewSpec) -> str:
-    """The middle clip of a video as an encoder's stream shows it, frames side by side, as a data URI.
+    """Draw the centre clip of a video, frames side by side, as a data URI.
 
     Args:
-        entry: The video.
-        view: Says which stream, and how long a clip is.
+        entry: Video.
+        view: View of an encoder, which gives the stream and the length of the clip.
 
     Raises:
-        UnreadableVideoError: It cannot be read, or lacks the stream.
+        UnreadableVideoError: The video cannot be read or lacks the stream.
     """
     name = view.kind.stream
     stream = entry.video.streams.get(name)
@@ -123,7 +123,7 @@ def clip_strip(entry: Entry, view: ViewSpec) -> str:
     clip = clip_frames(stream, view, (earliest + latest) / 2).tolist()
     chosen = [clip[i * (len(clip) - 1) // (NUM_FRAMES - 1)] for i in range(NUM_FRAMES)]
     frames = read_pictures(entry.root, stream, chosen, stream_name=name)
-    squares = [_square(frame) for frame in PAINTERS.get(name, paint_values)(frames)]
+    squares = [_square(frame) for frame in TO_RGB.get(name, first_channel_to_rgb)(frames)]
     is_written, content = cv2.imencode(
         ".webp", cv2.cvtColor(np.hstack(squares), cv2.COLOR_RGB2BGR), [cv2.IMWRITE_WEBP_QUALITY, WEBP_QUALITY]
     )
@@ -131,8 +131,8 @@ def clip_strip(entry: Entry, view: ViewSpec) -> str:
     return "data:image/webp;base64," + base64.b64encode(content.tobytes()).decode()
 
 
-def _square(frame: Colours) -> Colours:
-    """The centred square, at the size of the page; a column of values is stretched to it."""
+def _square(frame: Rgb) -> Rgb:
+    """Crop the centred square and resize it; very narrow frames (joints) are stretched instead."""
     height, width, _ = frame.shape
     side = min(height, width)
     if 4 * side > max(height, width):

@@ -1,4 +1,4 @@
-"""Sections to one HTML file. The template escapes; what is ``Markup`` was escaped where it was made."""
+"""Make the sections of a page and render the HTML file. Templates escape everything but ``Markup``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from crossdistill.report.record import AbsentError
+from crossdistill.report.record import UnavailableError
 from crossdistill.report.svg import percent, short_number
 from crossdistill.utils.console import progress_bar
 
@@ -26,54 +26,57 @@ class Tile:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page, or the sentence in its place."""
+    """A part of the page, or the sentence that replaces it."""
 
     name: str
-    """In addresses within the page."""
+    """Anchor of the section."""
     title: str
     lead: str
+    """Introductory sentence."""
     body: Markup = field(default_factory=Markup)
-    absent: str = ""
+    unavailable: str = ""
+    """Sentence in place of the body; empty if there is a body."""
 
 
 @dataclass(frozen=True)
 class Page:
-    """Everything that the page holds."""
+    """Content of a page."""
 
     title: str
     headline: str
     tiles: Sequence[Tile]
     sections: Sequence[Section]
     notes: Sequence[str] = ()
+    """Sentences at the end of the page."""
 
 
 @dataclass(frozen=True)
-class Draft:
-    """A section that is not yet made."""
+class SectionPlan:
+    """A section and the function that makes its body."""
 
     name: str
     title: str
     lead: str
     make: Callable[[], Markup]
-    """Gives the body, or raises an ``AbsentError`` with the sentence in its place."""
+    """Returns the body, or raises an ``UnavailableError``."""
 
-    def finished(self) -> Section:
-        """The section; some take seconds."""
+    def run(self) -> Section:
+        """Make the section, which can take seconds."""
         try:
             return Section(self.name, self.title, self.lead, body=self.make())
-        except AbsentError as error:
-            return Section(self.name, self.title, self.lead, absent=f"Not here: {error}")
+        except UnavailableError as error:
+            return Section(self.name, self.title, self.lead, unavailable=f"Not available: {error}")
 
 
-def make_sections(drafts: Sequence[Draft]) -> list[Section]:
-    """Make one section after the other, with a progress bar."""
+def make_sections(plans: Sequence[SectionPlan]) -> list[Section]:
+    """Make the sections one after the other, with a progress bar."""
     with progress_bar(unit="sections") as bar:
-        return [draft.finished() for draft in bar.track(drafts, description="page")]
+        return [plan.run() for plan in bar.track(plans, description="page")]
 
 
 @cache
 def _environment() -> Environment:
-    # Everything is escaped, whatever a template's name ends with.
+    # Escape in all templates; by default jinja2 decides by the file extension.
     environment = Environment(
         loader=PackageLoader("crossdistill.report"),
         autoescape=True,
@@ -86,11 +89,11 @@ def _environment() -> Environment:
 
 
 def render(template: str, **values: Any) -> Markup:
-    """One of ``templates/``, filled."""
+    """Render one of the files in ``templates/``."""
     return Markup(_environment().get_template(template).render(**values))
 
 
 def render_page(page: Page) -> str:
-    """The whole file."""
+    """Render the HTML file of a page."""
     source, _, _ = PackageLoader("crossdistill.report").get_source(_environment(), "style.css")
     return str(render("page.html", page=page, style=Markup(source)))

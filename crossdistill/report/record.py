@@ -1,4 +1,4 @@
-"""What a run's folder holds, read without failing over what is lost or of an earlier version."""
+"""Read a run folder. Files that are missing, damaged or of another version become notes instead of errors."""
 
 from __future__ import annotations
 
@@ -13,114 +13,119 @@ from crossdistill.distillation.student import FACTS_NAME, find_student
 from crossdistill.encoders import is_from_file
 from crossdistill.errors import UserError
 from crossdistill.evaluation.results import SCHEMA_FORMAT, Evaluation, read_evaluation
+from crossdistill.evaluation.roles import NumberedRole, Role
 from crossdistill.recipes.config import RunConfig, from_dict
-from crossdistill.training.run_folder import RunFolder
+from crossdistill.recipes.run import RESULTS_NAME
+from crossdistill.training.run_folder import CONFIG_NAME, METRICS_NAME
 
-DISTILLED, SUPERVISED = "student, distilled", "student, supervised"
-Row = dict[str, float]
-"""Name to value of one line of ``metrics.jsonl``."""
+MetricsLine = dict[str, float]
+"""Values of one line of ``metrics.jsonl`` by name."""
+
+
+class UnavailableError(Exception):
+    """A part of the page cannot be made; the message is the sentence that the page shows in its place."""
 
 
 def short_name(encoder: str) -> str:
-    """An encoder's name without the folders of the Python file that builds it."""
+    """Return an encoder's name without the folders of the Python file that builds it.
+
+    Example:
+        >>> short_name("my/models/net.py:build"), short_name("rgb_r3d18")
+        ('net.py:build', 'rgb_r3d18')
+    """
     return Path(encoder).name if is_from_file(encoder) else encoder
-
-
-class AbsentError(Exception):
-    """A part of the page cannot be there; the message is the sentence that stands in its place."""
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run as its folder describes it."""
+    """Contents of a run folder."""
 
     folder: Path
     name: str
     config: RunConfig | None
-    """None where it is lost or cannot be understood."""
+    """None if it is missing or of another version."""
     configuration: dict[str, Any]
-    """As it was written."""
+    """The configuration as written, with keys of any version."""
     environment: dict[str, Any]
-    metrics: tuple[Row, ...]
+    metrics: tuple[MetricsLine, ...]
     results: dict[str, dict[str, Evaluation]]
-    """Dataset's folder to role to evaluation."""
+    """Evaluations by dataset folder and role."""
     more_results: tuple[Evaluation, ...]
-    """Of the trained student: what ``crossdistill evaluate --json`` left in the folder."""
+    """Evaluations of the trained student in other files of the folder (``crossdistill evaluate --json``)."""
     facts: dict[str, Any]
-    """``student.json``."""
+    """Contents of ``student.json``."""
     notes: tuple[str, ...]
-    """What could not be read, in sentences."""
+    """Sentences about what could not be read."""
 
     @property
     def student(self) -> Path | None:
-        """The folder with the student's weights, if there is one."""
+        """Folder of the student's weights, if there is one."""
         return find_student(self.folder)
 
     @property
     def is_supervised(self) -> bool:
-        """Whether it learned from labels."""
+        """Whether the student learned from labels."""
         if self.config is not None:
             return self.config.pair.supervised
         return bool(self.facts.get("training", {}).get("supervised", False))
 
     @property
     def role(self) -> str:
-        """What ``results.json`` calls the student that was trained; of several rounds the last."""
-        trained = SUPERVISED if self.is_supervised else DISTILLED
-        roles = [role for by_role in self.results.values() for role in by_role if role.startswith(trained)]
-        rounds = [role for role in roles if role.startswith(f"{trained}, round")]
-        return max(rounds, key=lambda role: int(role.rpartition(" ")[2]), default=trained)
+        """Role of the trained student in ``results.json``; with several rounds, the student of the last round."""
+        trained = Role.SUPERVISED if self.is_supervised else Role.DISTILLED
+        parsed = [NumberedRole.parse(role) for by_role in self.results.values() for role in by_role]
+        found = [role for role in parsed if role is not None and role.role is trained]
+        return str(max(found, key=lambda role: role.number or 0, default=trained))
 
     @property
     def encoder(self) -> str:
-        """The student's network, as far as it is known."""
+        """Name of the student's encoder; "a student" if it is unknown."""
         configured = None if self.config is None else self.config.pair.student
         return short_name(str(self.facts.get("encoder") or configured or "a student"))
 
     @property
     def teachers(self) -> str:
-        """Their names in words; empty if it learned from labels."""
+        """Names of the teachers, joined by "and"; empty if the student learned from labels."""
         return "" if self.config is None else " and ".join(short_name(name) for name in self.config.pair.teacher)
 
     @property
     def datasets(self) -> tuple[Path, ...]:
-        """The folders of the datasets that it learned from, as they were named then."""
+        """Folders of the training datasets, as given at training."""
         configured = () if self.config is None else self.config.data.data
         return configured or tuple(Path(path) for path in self.results)
 
 
 def read_run(folder: Path) -> RunRecord:
-    """Read a run's folder; of self-distillation in rounds the curves are those of the last round.
+    """Read a run folder. With several rounds the curves are those of the last round.
 
     Raises:
-        UserError: It is no run's folder.
+        UserError: The folder does not exist or is not a run folder.
     """
     if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}: give a run's folder, as train.py --out names it")
+        raise UserError(f"the folder {folder} does not exist: give a run folder (--out of train.py)")
     rounds = sorted(folder.glob("round-*"), key=lambda path: path.name.zfill(40))
-    inside = rounds[-1] if rounds and not RunFolder(folder).config.is_file() else folder
-    files = (RunFolder(inside).config, RunFolder(folder).results)
-    if not any(path.is_file() for path in files) and find_student(folder) is None:
+    inside = rounds[-1] if rounds and not (folder / CONFIG_NAME).is_file() else folder
+    if not (inside / CONFIG_NAME).is_file() and not (folder / RESULTS_NAME).is_file() and find_student(folder) is None:
         raise UserError(
-            f"{folder} is not a run's folder (no config.json, no results.json, no student): give the folder that "
-            "train.py --out names"
+            f"{folder} is not a run folder (no {CONFIG_NAME}, no {RESULTS_NAME}, no student): give the --out folder of "
+            "train.py"
         )
     notes: list[str] = []
-    curves = folder if RunFolder(folder).metrics.is_file() or not rounds else rounds[-1]
+    curves = folder if (folder / METRICS_NAME).is_file() or not rounds else rounds[-1]
     if curves is not folder:
-        notes.append(f"Curves are those of {curves.name}.")
-    written = _read_json(RunFolder(inside).config, notes)
+        notes.append(f"The curves are those of {curves.name}.")
+    written = _read_json(inside / CONFIG_NAME, notes)
     configuration, environment = (_section(written, key) for key in ("configuration", "environment"))
     student = find_student(folder)
     facts = {} if student is None else _read_json(student / FACTS_NAME, notes)
     return RunRecord(
         folder=folder,
         name=folder.resolve().name,
-        config=_understood(configuration, notes) if configuration else None,
+        config=_parse_config(configuration, notes) if configuration else None,
         configuration=configuration,
         environment=environment,
-        metrics=read_metrics(RunFolder(curves).metrics),
-        results=_read_results(RunFolder(folder).results, notes),
+        metrics=read_metrics(curves / METRICS_NAME),
+        results=_read_results(folder / RESULTS_NAME, notes),
         more_results=_more_results(folder, str(facts.get("encoder"))),
         facts=facts,
         notes=tuple(notes),
@@ -128,9 +133,9 @@ def read_run(folder: Path) -> RunRecord:
 
 
 def _read_json(path: Path, notes: list[str]) -> dict[str, Any]:
-    """An object of a file; empty with a note where there is none."""
+    """Read a JSON object; returns an empty one and adds a note if that fails."""
     if not path.is_file():
-        notes.append(f"There is no {path.name}.")
+        notes.append(f"{path.name} is missing.")
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -145,8 +150,8 @@ def _section(content: dict[str, Any], key: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _understood(configuration: dict[str, Any], notes: list[str]) -> RunConfig | None:
-    """The configuration without keys of another version, which are noted."""
+def _parse_config(configuration: dict[str, Any], notes: list[str]) -> RunConfig | None:
+    """Parse a configuration, ignoring keys of another version; adds a note about them."""
     sections = {field.name: field.default_factory for field in dataclasses.fields(RunConfig)}
     known: dict[str, Any] = {}
     dropped = []
@@ -158,27 +163,27 @@ def _understood(configuration: dict[str, Any], notes: list[str]) -> RunConfig | 
         known[name] = {key: value for key, value in values.items() if key in keys}
         dropped += [f"{name}.{key}" for key in values if key not in keys]
     if dropped:
-        notes.append(f"Options of another version of crossdistill are not looked at: {', '.join(dropped)}.")
+        notes.append(f"Options of another version of crossdistill are ignored: {', '.join(dropped)}.")
     try:
-        return from_dict(known, source="config.json")
+        return from_dict(known, source=CONFIG_NAME)
     except UserError as error:
         notes.append(f"The configuration is of another version of crossdistill ({error}).")
         return None
 
 
-def read_metrics(path: Path) -> tuple[Row, ...]:
-    """The finite numbers of every whole line; empty without a file."""
+def read_metrics(path: Path) -> tuple[MetricsLine, ...]:
+    """Read the finite numbers of every complete line; returns no line if there is no file."""
     if not path.is_file():
         return ()
-    rows = []
+    lines = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             values = json.loads(line)
         except ValueError:
-            continue  # a line that a kill cut short
-        if isinstance(values, dict) and "step" in values:
-            rows.append({k: float(v) for k, v in values.items() if isinstance(v, int | float) and math.isfinite(v)})
-    return tuple(row for row in rows if "step" in row)
+            continue  # a killed run leaves an incomplete last line
+        if isinstance(values, dict):
+            lines.append({k: float(v) for k, v in values.items() if isinstance(v, int | float) and math.isfinite(v)})
+    return tuple(line for line in lines if "step" in line)
 
 
 def _read_results(path: Path, notes: list[str]) -> dict[str, dict[str, Evaluation]]:
@@ -188,12 +193,12 @@ def _read_results(path: Path, notes: list[str]) -> dict[str, dict[str, Evaluatio
             try:
                 found.setdefault(dataset, {})[role] = read_evaluation(values)
             except UserError as error:
-                notes.append(f"Of {path.name} the results of the {role} are left out: {error}.")
+                notes.append(f"{path.name}: the results of {role} cannot be read: {error}.")
     return found
 
 
 def _more_results(folder: Path, encoder: str) -> tuple[Evaluation, ...]:
-    """Evaluations of this student that lie beside ``results.json``; anything else in the folder is passed over."""
+    """Read evaluations of this student that lie beside ``results.json``, and ignore all other files."""
     found = []
     for path in sorted(folder.glob("*.json")):
         content = _read_json(path, [])
@@ -202,5 +207,5 @@ def _more_results(folder: Path, encoder: str) -> tuple[Evaluation, ...]:
         try:
             found.append(read_evaluation(content))
         except UserError:
-            continue  # of a newer version: what is shown is what can be understood
+            continue  # written by a newer version
     return tuple(found)

@@ -1,4 +1,4 @@
-"""Small SVG pictures: escaped elements, scales and ticks. Colours come from the page's style sheet by class."""
+"""SVG elements with escaped content, axis scales, ticks and number formats. CSS classes set the colours."""
 
 from __future__ import annotations
 
@@ -12,47 +12,51 @@ Attribute = str | float | int | None
 
 
 def element(name: str, *children: str | Markup, **attributes: Attribute) -> Markup:
-    """An SVG or HTML element; text and attributes are escaped, ``Markup`` is taken as it is.
+    """Create an SVG or HTML element. Text and attributes are escaped; ``Markup`` is used as it is.
 
     Args:
-        name: Of the element.
-        children: Inside of it.
-        attributes: With ``_`` for ``-``, and one at the end dropped (``class_``); None leaves one out.
+        name: Tag.
+        children: Content.
+        attributes: Names with ``_`` for ``-``; a final ``_`` is dropped (``class_``). None omits an attribute.
+
+    Example:
+        >>> print(element("text", "a < b", x=1.5, class_="label"))
+        <text x="1.5" class="label">a &lt; b</text>
     """
     pairs = [
         Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), _plain(value))
         for key, value in attributes.items()
         if value is not None
     ]
-    # The names are this package's own; what people named is escaped by format and escape.
+    # Tag names come from this package. Names from datasets and runs are escaped by `format` and `escape`.
     tag = Markup(name)
     return Markup("<{}{}>{}</{}>").format(tag, Markup("").join(pairs), join(children), tag)
 
 
 def join(parts: Sequence[str | Markup]) -> Markup:
-    """Elements after each other."""
+    """Concatenate elements; text is escaped."""
     return Markup("").join(escape(part) for part in parts)
 
 
 def text(x: float, y: float, content: str, *, anchor: str = "start", class_: str | None = None) -> Markup:
-    """A line of text; ``anchor`` is start, middle or end."""
+    """Create a line of text; ``anchor`` is start, middle or end."""
     return element("text", content, x=x, y=y, text_anchor=anchor, class_=class_)
 
 
 SHAPES = ("circle", "square", "triangle", "diamond")
-"""Of marks; also classes of the style sheet."""
+"""Shapes of marks; also CSS classes."""
 
 
 def shape(name: str, x: float, y: float, radius: float, *children: str | Markup, **look: Attribute) -> Markup:
-    """A mark around a point, of about the same area in every shape.
+    """Create a mark around a point; all shapes have about the same area.
 
     Args:
         name: One of ``SHAPES``.
-        x: Of its middle.
-        y: Of its middle.
-        radius: Of the circle.
-        children: Inside of it, for example its title.
-        look: More attributes.
+        x: Centre in px.
+        y: Centre in px.
+        radius: Radius of the circle in px.
+        children: Content, for example a title.
+        look: Further attributes.
     """
     if name == "circle":
         return element("circle", *children, cx=x, cy=y, r=radius, **look)
@@ -69,13 +73,13 @@ def shape(name: str, x: float, y: float, radius: float, *children: str | Markup,
 
 
 def picture(width_px: float, height_px: float, *parts: str | Markup, label: str) -> Markup:
-    """A whole SVG, never shown larger than it is.
+    """Create an SVG that is never shown larger than its own size.
 
     Args:
-        width_px: Of its own coordinates.
-        height_px: Of its own coordinates.
+        width_px: Width.
+        height_px: Height.
         parts: Elements.
-        label: What it shows, for who cannot see it.
+        label: Description for screen readers.
     """
     return element(
         "svg",
@@ -93,7 +97,7 @@ def _plain(value: str | float | int) -> str:
 
 @dataclass(frozen=True)
 class Scale:
-    """Values to places along an axis, linear or logarithmic."""
+    """Map from values to pixels along an axis, linear or logarithmic."""
 
     low: float
     high: float
@@ -102,18 +106,18 @@ class Scale:
     is_log: bool = False
 
     def __call__(self, value: float) -> float:
-        """Where a value stands."""
+        """Return the position of a value in px."""
         low, high, value = (math.log(x) if self.is_log else x for x in (self.low, self.high, value))
         share = (value - low) / (high - low) if high > low else 0.5
         return self.start_px + share * (self.end_px - self.start_px)
 
     def ticks(self, count: int = 5) -> list[float]:
-        """Round values within the scale."""
+        """Return round values within the scale."""
         return log_ticks(self.low, self.high) if self.is_log else nice_ticks(self.low, self.high, count)
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About ``count`` multiples of 1, 2 or 5 times a power of ten within a range."""
+    """Return about ``count`` multiples of 1, 2 or 5 times a power of ten within a range."""
     if not high > low:
         return [low]
     raw = (high - low) / max(1, count)
@@ -124,7 +128,7 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten within a range, and 2 and 5 times them where there are few."""
+    """Return powers of ten within a range, and multiples of them if there are fewer than three."""
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for factors in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8)):
         found = [f * 10.0**e for e in exponents for f in factors if low <= f * 10.0**e <= high]
@@ -134,7 +138,12 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def short_number(value: float) -> str:
-    """A number for an axis or a tile: 73 k, 1.2 M, 0.05."""
+    """Format a number for an axis or a tile.
+
+    Example:
+        >>> short_number(73_032), short_number(1.2e6), short_number(0.05)
+        ('73 k', '1.2 M', '0.05')
+    """
     for limit, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
         if abs(value) >= limit:
             return f"{value / limit:.3g}{unit}"
@@ -144,5 +153,10 @@ def short_number(value: float) -> str:
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """A share in [0, 1] as a percentage."""
+    """Format a share in [0, 1] as a percentage."""
     return f"{100 * share:.{digits}f} %"
+
+
+def whole_percent(share: float) -> str:
+    """Format a share in [0, 1] as a percentage without decimals."""
+    return percent(share, 0)

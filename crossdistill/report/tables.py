@@ -1,4 +1,4 @@
-"""Evaluations as rows and cells of the page, and as dots of its charts."""
+"""Rows and cells of the result tables, and dots of the accuracy chart."""
 
 from __future__ import annotations
 
@@ -7,82 +7,87 @@ from dataclasses import dataclass
 from typing import Any
 
 from crossdistill.evaluation.results import TOP1, TOP5, Evaluation, ProtocolResult
+from crossdistill.evaluation.roles import NumberedRole, Role
 from crossdistill.evaluation.tables import FEW_UNITS
 from crossdistill.report.charts import Dot
+from crossdistill.report.networks import BASELINE_ROLE, kind_of
 from crossdistill.report.record import short_name
-from crossdistill.report.spaces import kind_of
-from crossdistill.report.subject import Table
+from crossdistill.report.results import ResultTable
 
-FIRST = ("linear", "linear-sweep", "1-nn", "5-nn", "20-nn")
-"""Protocols that come first, in this order."""
+FIRST_PROTOCOLS = ("linear", "linear-sweep", "1-nn", "5-nn", "20-nn")
+"""Protocols in the first rows, in this order."""
 RETRIEVAL = "retrieval"
-ROLE_ORDER = ("teacher", "supervised twin", "student, supervised", "student, distilled", "student, random")
+ROLE_ORDER = (Role.TEACHER, BASELINE_ROLE, Role.SUPERVISED, Role.DISTILLED, Role.RANDOM)
 
 
 @dataclass(frozen=True)
-class Figure:
-    """One measured share."""
+class Accuracy:
+    """One measured accuracy."""
 
     value: float
-    ends: tuple[float, float] | None
+    interval: tuple[float, float] | None
     note: str = ""
-    """What stands below the number: its interval, and the spread over draws."""
+    """Text below the number: its interval, and the standard deviation over draws."""
     coverage: float = 1.0
-    """Share of the test clips that could be read."""
+    """Readable share of the test clips."""
 
 
-def figure_of(result: ProtocolResult, measure: str = TOP1, value: float | None = None) -> Figure:
-    """A measure of a result with its interval."""
-    ends = result.intervals.get(measure)
-    note = "" if ends is None else f"{100 * ends[0]:.1f}–{100 * ends[1]:.1f}"
+def accuracy_of(result: ProtocolResult, measure: str = TOP1, value: float | None = None) -> Accuracy:
+    """Return a measure of a result with its interval."""
+    interval = result.intervals.get(measure)
+    note = "" if interval is None else f"{100 * interval[0]:.1f}–{100 * interval[1]:.1f}"
     if measure == TOP1 and len(result.details.get("draws", ())) > 1:
         note += f"{'; ' if note else ''}draws ± {100 * result.details['sd']:.1f}"
-    return Figure(result.top1 if value is None else value, ends, note, result.coverage)
+    return Accuracy(result.top1 if value is None else value, interval, note, result.coverage)
 
 
-def figures_of(evaluation: Evaluation) -> dict[str, Figure]:
-    """Name of a row to its number: top-1 of every protocol, and all recalls of retrieval."""
-    found: dict[str, Figure] = {}
+def accuracies_of(evaluation: Evaluation) -> dict[str, Accuracy]:
+    """Return the top-1 accuracy of every protocol, and all recalls of retrieval, by row name."""
+    found: dict[str, Accuracy] = {}
     for name, result in evaluation.results.items():
         recalls = result.details.get("recall")
         if not isinstance(recalls, dict):
-            found[name] = figure_of(result)
+            found[name] = accuracy_of(result)
             continue
         measures = {"1": TOP1, "5": TOP5}
         for k, value in recalls.items():
-            found[f"{name}, R@{k}"] = figure_of(result, measures.get(k, f"recall_at_{k}"), value)
+            found[f"{name}, R@{k}"] = accuracy_of(result, measures.get(k, f"recall_at_{k}"), value)
     return found
 
 
 def row_names(evaluations: Iterable[Evaluation]) -> list[str]:
-    """Rows that any evaluation has, the usual ones first."""
-    names = list(dict.fromkeys(name for evaluation in evaluations for name in figures_of(evaluation)))
-    return [*(name for name in FIRST if name in names), *(name for name in names if name not in FIRST)]
+    """Return the row names of all evaluations, the common ones first."""
+    names = list(dict.fromkeys(name for evaluation in evaluations for name in accuracies_of(evaluation)))
+    return [
+        *(name for name in FIRST_PROTOCOLS if name in names),
+        *(name for name in names if name not in FIRST_PROTOCOLS),
+    ]
 
 
 def title_of(name: str) -> str:
-    """A protocol's name as people write it."""
+    """Return the display name of a row."""
     return name.replace("-nn", "-NN").replace("lowshot-", "low-shot ").replace("finetune", "fine-tuned")
 
 
-def ordered_roles(table: Table) -> list[str]:
-    """Teachers first, the random student last."""
+def ordered_roles(table: ResultTable) -> list[str]:
+    """Sort roles: teachers first, the random student last, unknown roles after it."""
 
-    def rank(role: str) -> tuple[int, str]:
-        starts = [i for i, start in enumerate(ROLE_ORDER) if role.startswith(start)]
-        return (starts[0] if starts else len(ROLE_ORDER), role)
+    def rank(text: str) -> tuple[int, str]:
+        parsed = NumberedRole.parse(text)
+        role = text if parsed is None else parsed.role
+        return (ROLE_ORDER.index(role) if role in ROLE_ORDER else len(ROLE_ORDER), text)
 
     return sorted(table.by_role, key=rank)
 
 
-def table_values(table: Table) -> dict[str, Any]:
-    """What the template ``results.html`` wants to know of a table, without its chart."""
+def table_values(table: ResultTable) -> dict[str, Any]:
+    """Return the values of the template ``results.html`` for one table, without its chart."""
     roles = ordered_roles(table)
-    figures = {role: figures_of(table.by_role[role]) for role in roles}
+    accuracies = {role: accuracies_of(table.by_role[role]) for role in roles}
     rows = []
     for name in row_names(table.by_role.values()):
-        cells = [figures[role].get(name) for role in roles]
-        coverage = min(figure.coverage for figure in cells if figure is not None)
+        cells = [accuracies[role].get(name) for role in roles]
+        coverage = min(cell.coverage for cell in cells if cell is not None)
         rows.append({"name": title_of(name), "cells": cells, "coverage": coverage})
     details = [
         {
@@ -98,10 +103,10 @@ def table_values(table: Table) -> dict[str, Any]:
         for name, result in table.by_role[role].results.items()
     ]
     heads = [
-        {"name": role, "kind": kind_of(role), "encoder": short_name(table.by_role[role].encoder)} for role in roles
+        {"name": role, "kind": str(kind_of(role)), "encoder": short_name(table.by_role[role].encoder)} for role in roles
     ]
     return {
-        "title": f"{table.dataset}, split {table.split}, top-1 in percent",
+        "title": f"{table.dataset}, split {table.split}: top-1 accuracy in %",
         "roles": heads,
         "rows": rows,
         "details": details,
@@ -109,42 +114,41 @@ def table_values(table: Table) -> dict[str, Any]:
     }
 
 
-def notes_of(table: Table) -> list[str]:
-    """How many clips the numbers are of, how intervals were made, what was computed here."""
+def notes_of(table: ResultTable) -> list[str]:
+    """Return sentences on the number of clips, the intervals, and what was computed for the page."""
     evaluations = list(table.by_role.values())
     first = max(evaluations, key=lambda evaluation: evaluation.num_test)
     worst = max(evaluations, key=lambda evaluation: len(evaluation.unreadable))
     notes = [
-        f"{first.num_test} test clips against {first.num_train} training clips; "
-        f"{len(worst.unreadable)} could not be read."
+        f"{first.num_test} test clips, {first.num_train} training clips; {len(worst.unreadable)} clips were unreadable."
     ]
-    made = next((evaluation.bootstrap for evaluation in evaluations if evaluation.bootstrap), None)
-    if made is not None:
-        rough = ", so few that the intervals are themselves rough" if made.num_units < FEW_UNITS else ""
+    bootstrap = next((evaluation.bootstrap for evaluation in evaluations if evaluation.bootstrap), None)
+    if bootstrap is not None:
+        rough = ", which is too few for precise intervals" if bootstrap.num_units < FEW_UNITS else ""
         notes.append(
-            f"Below each number its {made.level:.0%} interval: {made.num_draws} test sets drawn from {made.num_units} "
-            f"{made.unit}s{rough}."
+            f"The numbers in small print are {bootstrap.level:.0%} intervals by a bootstrap of {bootstrap.num_draws} "
+            f"draws over {bootstrap.num_units} {bootstrap.unit}s{rough}."
         )
     if table.computed:
         notes.append(
-            "Computed for this page from the networks' features, because results.json lacks them or their interval: "
+            "Computed for this page because results.json lacks them or their interval: "
             f"{', '.join(title_of(name) for name in table.computed)}."
         )
     return [" ".join(notes)]
 
 
-def chart_groups(table: Table) -> list[tuple[str, list[Dot]]]:
-    """Protocols with the dots of all networks, for the interval chart."""
+def chart_groups(table: ResultTable) -> list[tuple[str, list[Dot]]]:
+    """Return the dots of all networks by protocol, for the interval chart."""
     roles = ordered_roles(table)
-    figures = {role: figures_of(table.by_role[role]) for role in roles}
+    accuracies = {role: accuracies_of(table.by_role[role]) for role in roles}
     groups = []
     for name in row_names(table.by_role.values()):
         if name.startswith(RETRIEVAL) and not name.endswith(("R@1", "R@5")):
             continue
         dots = [
-            Dot(role, figures[role][name].value, figures[role][name].ends, kind_of(role))
+            Dot(role, accuracies[role][name].value, accuracies[role][name].interval, str(kind_of(role)))
             for role in roles
-            if name in figures[role]
+            if name in accuracies[role]
         ]
         groups.append((title_of(name), dots))
     return groups

@@ -1,1 +1,1 @@
-"""What has nothing to do with video: files, consoles, processes."""
+"""Files, JSON records, the console, processes, the environment and command lines. Nothing here knows about video."""

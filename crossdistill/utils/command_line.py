@@ -1,4 +1,4 @@
-"""Command lines to dataclasses, with tyro; what it refuses becomes one sentence."""
+"""Parse command lines into dataclasses with tyro, with errors of one sentence and help that fits the terminal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Options = TypeVar("Options")
 HELP = ("-h", "--help")
 _registry = ConstructorRegistry()
 _ASKED = "asked"
-"""Marks what tyro is asked about a dataclass from within its own question."""
+"""Marker of a type whose rule is being applied, so that the rule does not apply to itself."""
 
 
 def parse_options(
@@ -121,13 +121,13 @@ def _parse(
 
 
 def flowed(text: str) -> str:
-    """Paragraphs, and lists of items with a star, broken at the terminal's width wherever they were broken before."""
+    """Break paragraphs and items of ``*`` lists at the width of the terminal, ignoring their old line breaks."""
     paragraphs = re.split(r"\n\s*\n", inspect.cleandoc(text))
     return "\n\n".join("\n".join(map(_filled, re.split(r"\n(?=\* )", paragraph))) for paragraph in paragraphs)
 
 
 def rows_of(meanings: Mapping[str, str]) -> str:
-    """Names with what they mean, in two columns as wide as the terminal."""
+    """Format names and their meanings in two columns that fit the terminal."""
     width = max(map(len, meanings)) + 3
     return "\n".join(_filled(what, f"  {name:<{width}}") for name, what in meanings.items())
 
@@ -141,15 +141,15 @@ def _filled(text: str, start: str = "") -> str:
         initial_indent=start,
         subsequent_indent=indent,
         break_long_words=False,
-        break_on_hyphens=False,  # names of options have some
+        break_on_hyphens=False,  # option names contain hyphens
     )
 
 
 @_registry.struct_rule
 def _with_joined_lines(info: StructTypeInfo) -> StructConstructorSpec | None:
-    """What tyro makes of a dataclass, with one line for each paragraph of help.
+    """Return tyro's specification of a dataclass, with each paragraph of help texts joined to one line.
 
-    Tyro joins the lines of a field's docstring only where they begin with a letter, which indented lines do not.
+    tyro itself joins the lines of a docstring only if they are not indented.
     """
     if not dataclasses.is_dataclass(info.type) or _ASKED in info.markers:
         return None
@@ -165,7 +165,7 @@ def _joined(field: StructFieldSpec) -> str | None:
 
 
 def _reason_in_box(text: str) -> str:
-    """What stands between the first two rules of tyro's box, and the option that it supposes was meant."""
+    """Return the text above the first rule of tyro's error box, and the option that tyro suggests."""
     lines = [line.strip(" │") for line in text.splitlines()]
     parts: list[list[str]] = [[]]
     for line in lines:

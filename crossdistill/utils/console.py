@@ -1,11 +1,14 @@
-"""What people see while they wait: progress bars, tables, one-line notices."""
+"""Console output: progress bars and tables, in terminals, log files and notebooks."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.live import Live
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -19,45 +22,79 @@ from rich.table import Column, Table
 from rich.text import Text
 
 WIDE = 100
-"""Columns of a terminal from which on bars are drawn long."""
+"""Width of a terminal, in columns, from which on bars are long."""
+NOTEBOOK_REFRESHES = 2
+"""Updates of a progress bar per second in a notebook."""
 
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Leave it to ``friendly_errors``; rich would exit with a status of its own."""
+        """Raise the error again for ``friendly_errors``; rich would exit with another status."""
         raise
 
 
-console = _Console(markup=False)  # names of runs and classes are no markup
+console = _Console(markup=False)  # names of runs and classes may contain brackets
 
 
 class _CutColumn(TextColumn):
-    """Text on one line, cut short where the terminal is narrow, so that the numbers and times stay whole.
+    """Text on one line that is cut if the terminal is narrow, so that numbers and times keep their space.
 
     Args:
-        text_format: As of ``TextColumn``.
+        text_format: Format string, see ``rich.progress.TextColumn``.
     """
 
     def __init__(self, text_format: str) -> None:
         super().__init__(text_format, markup=False, table_column=Column())
 
     def render(self, task: Task) -> Text:
-        """One line with an ellipsis at its end if it has to be cut."""
+        """Return the text as one line, with an ellipsis at its end if it is cut."""
         text = super().render(task)
         text.no_wrap, text.overflow = True, "ellipsis"
         return text
 
 
-def progress_bar(*fields: str, unit: str = "", is_shown: bool = True) -> Progress:
-    """A progress bar with time left and extra text fields, silent where ``is_shown`` is false.
+class _NotebookLive(Live):
+    """Display of a progress bar that updates one output of a notebook cell.
+
+    rich's own display needs ipywidgets; without it the user sees a warning and no bar.
 
     Args:
-        fields: Names of text fields, filled with ``progress.update(task, name=...)``.
-        unit: What is counted, for example ``clips``.
-        is_shown: False on all processes but the first.
+        progress: The progress bar.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        # Each refresh is a message to the browser, so there are fewer than in a terminal.
+        super().__init__(
+            console=progress.console, get_renderable=progress.get_renderable, refresh_per_second=NOTEBOOK_REFRESHES
+        )
+        self._progress = progress
+        self._output: Any = None
+
+    def refresh(self) -> None:
+        """Show the bar, or update the bar that is shown."""
+        if self._output is None:
+            # Every notebook has IPython; it is not a dependency of crossdistill.
+            self._output = importlib.import_module("IPython.display").display(self._progress, display_id=True)
+        else:
+            self._output.update(self._progress)
+
+    def stop(self) -> None:
+        """Show the last state and end the updates."""
+        if self.is_started:
+            self.refresh()
+        super().stop()
+
+
+def progress_bar(*fields: str, unit: str = "", is_shown: bool = True) -> Progress:
+    """Return a progress bar with elapsed time, remaining time and optional text fields.
+
+    Args:
+        fields: Names of text fields, which ``progress.update(task, name=...)`` sets.
+        unit: What the bar counts, for example ``clips``.
+        is_shown: Whether the bar is shown. Pass False on all processes but the first.
     """
     whole = Column(no_wrap=True)
-    return Progress(
+    progress = Progress(
         _CutColumn("{task.description}"),
         BarColumn(bar_width=24 if console.width >= WIDE else 10),
         MofNCompleteColumn(table_column=whole),
@@ -69,21 +106,24 @@ def progress_bar(*fields: str, unit: str = "", is_shown: bool = True) -> Progres
         console=console,
         disable=not is_shown,
     )
+    if console.is_jupyter:
+        progress.live = _NotebookLive(progress)
+    return progress
 
 
 def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], *, folds_names: bool = False) -> None:
-    """Print a table, the first column left-aligned, numbers right-aligned.
+    """Print a table with a left-aligned first column and right-aligned other columns.
 
     Args:
-        title: Above it.
+        title: Line above the table.
         header: Names of the columns.
-        rows: Texts.
-        folds_names: Where the terminal is too narrow, whether the first column is folded in place of the others.
+        rows: For each row the texts of its cells.
+        folds_names: Whether the first column is folded if the terminal is too narrow. If not, the others are.
     """
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for i, name in enumerate(header):
         table.add_column(name, justify="left" if i == 0 else "right", no_wrap=(i == 0) != folds_names, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))  # names are no markup
-    console.print(title, highlight=False)  # not the table's own, which is wrapped where the table is narrow
+        table.add_row(*(Text(cell) for cell in row))  # names may contain brackets
+    console.print(title, highlight=False)  # a title of the table would be as narrow as the table
     console.print(table)

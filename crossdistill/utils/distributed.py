@@ -1,4 +1,4 @@
-"""Exchange between processes of what Accelerate does not carry: Python objects and decisions."""
+"""Set up the processes of a run, and exchange Python objects and decisions between them."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ Result = TypeVar("Result")
 
 
 def create_accelerator(*, accumulate: int = 1) -> Accelerator:
-    """Accelerate's view of the processes, without its mixed precision, which ``runner.Execution`` chooses.
+    """Return an Accelerator for the processes of this run, without mixed precision, which ``Execution`` chooses.
 
-    Without a GPU the processes of ``torchrun`` form a group of CPUs; Accelerate by itself would take each for the only
-    one, and all would write into one folder.
+    Without a GPU, the processes of ``torchrun`` form a group on the CPU. By default, Accelerate would treat each as the
+    only process, and all would write to the same folder.
 
     Args:
-        accumulate: Batches per optimizer step.
+        accumulate: Number of batches per optimizer step.
 
     Raises:
-        UserError: More processes were started than Accelerate joins.
+        UserError: Accelerate joins fewer processes than were started.
     """
     num_started = int(os.environ.get("WORLD_SIZE", "1"))
     is_cpu_group = num_started > 1 and not torch.cuda.is_available()
@@ -40,7 +40,7 @@ def create_accelerator(*, accumulate: int = 1) -> Accelerator:
 
 
 def gather_objects(accelerator: Accelerator, items: list[Any]) -> list[Any]:
-    """The lists of all processes, one after the other, on every process."""
+    """Return the concatenated lists of all processes, on every process."""
     if accelerator.num_processes == 1:
         return items
     lists: list[list[Any] | None] = [None] * accelerator.num_processes
@@ -49,16 +49,16 @@ def gather_objects(accelerator: Accelerator, items: list[Any]) -> list[Any]:
 
 
 def broadcast_buffers(accelerator: Accelerator, module: nn.Module) -> None:
-    """Give every process the first one's running statistics, which each gathers from its own batches."""
+    """Copy the buffers, such as running statistics of BatchNorm, from the first process to all processes."""
     if accelerator.num_processes > 1:
         for buffer in module.buffers():
             torch.distributed.broadcast(buffer, 0)
 
 
 def decide_on_first(accelerator: Accelerator, decide: Callable[[], Result]) -> Result:
-    """Call a function on the first process only, and give every process its result.
+    """Call a function on the first process only, and return its result on every process.
 
-    If it raises there, every process raises the same error, so that none waits for ever.
+    If the function raises, every process raises the same error, so that none waits forever.
     """
     outcome: list[Any] = [None, None]
     if accelerator.is_main_process:
@@ -75,10 +75,10 @@ def decide_on_first(accelerator: Accelerator, decide: Callable[[], Result]) -> R
 
 
 def use_all_cores(accelerator: Accelerator) -> None:
-    """On a CPU, share the cores of the machine among its processes.
+    """Divide the cores of the machine among its processes, if they compute on the CPU.
 
-    ``accelerate launch`` and ``torchrun`` set ``OMP_NUM_THREADS=1`` where nobody has set it, which leaves all cores but
-    one idle. A number that the person chose, 2 or more, is kept.
+    ``accelerate launch`` and ``torchrun`` set ``OMP_NUM_THREADS=1`` by default, with which each process uses one core.
+    A value of 2 or more was set by the user and is kept.
     """
     if accelerator.device.type == "cpu" and os.environ.get("OMP_NUM_THREADS", "1") == "1":
         num_local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))

@@ -1,6 +1,6 @@
-"""What a run ran on, and whether torch and torchvision belong together.
+"""Describe the software and hardware of a run, and check that torch and torchvision are a matching pair.
 
-``python -m crossdistill.utils.environment`` prints it, for installation and for reports of bugs.
+``python -m crossdistill.utils.environment`` prints both, to check an installation and for bug reports.
 """
 
 from __future__ import annotations
@@ -21,20 +21,19 @@ _CHECKOUT = Path(__file__).resolve().parents[2]
 _CPU_INFO = Path("/proc/cpuinfo")
 _COMMAND_TIMEOUT_SECONDS = 10.0
 
-# What importing a broken installation of torch or torchvision raises: a missing operator (RuntimeError),
-# an undefined symbol or a missing shared library (ImportError, OSError), a half-imported module
-# (AttributeError).
+# Errors of importing a broken torch or torchvision: a missing operator (RuntimeError), an undefined symbol or a missing
+# shared library (ImportError, OSError), a partially imported module (AttributeError).
 _BROKEN_INSTALL_ERRORS = (RuntimeError, ImportError, OSError, AttributeError)
 
 
 def require_matched_torch() -> None:
-    """Import torch and torchvision, or say how to mend them.
+    """Import torch and torchvision, and raise an error that says how to fix them if this fails.
 
-    Their compiled parts are built as pairs. Beside another torch, torchvision fails when it is imported,
-    with a message that names neither: ``operator torchvision::nms does not exist``.
+    Each torchvision is built for one torch. With another torch its import fails with an error that names neither:
+    ``operator torchvision::nms does not exist``.
 
     Raises:
-        UserError: One of them is missing, torch cannot be loaded, or torchvision is not of torch's build.
+        UserError: One of them is not installed, torch cannot be loaded, or torchvision was built for another torch.
     """
     versions = {name: _version(name) for name in ("torch", "torchvision")}
     for name in versions:
@@ -45,13 +44,13 @@ def require_matched_torch() -> None:
 
 
 def describe_environment() -> dict[str, str | int | list[str] | None]:
-    """Describe what this process runs on, in the form that is written into a run. Never raises.
+    """Describe the software and hardware of this process, as it is written into a run's folder. Never raises.
 
     Returns:
-        Versions of ``python``, ``crossdistill``, ``torch``, ``torchvision``, ``accelerate`` and ``av``
-        (None where one is not installed); ``cuda``, which torch was built for (None in a CPU build);
-        ``git_commit`` (see :func:`git_commit`); ``platform``; ``cpu``, the model's name;
-        ``num_cpu_cores`` that this process may use; ``gpus``, their names.
+        The versions of ``python``, ``crossdistill``, ``torch``, ``torchvision``, ``accelerate`` and ``av`` (None if not
+        installed); ``cuda``, the version that torch was built for (None for a CPU build); ``git_commit``, see
+        ``git_commit``; ``platform``; ``cpu``, the name of the model; ``num_cpu_cores``, the number of cores that this
+        process may use; ``gpus``, the names of the GPUs.
     """
     return {
         "python": platform.python_version(),
@@ -66,15 +65,15 @@ def describe_environment() -> dict[str, str | int | list[str] | None]:
 
 
 def git_commit(checkout: Path = _CHECKOUT) -> str | None:
-    """The commit of the checkout that this package lies in, with ``-dirty`` where files differ from it.
+    """Return the git commit of the checkout that contains this package.
 
     Args:
-        checkout: The repository's root. A folder inside of another repository, such as a virtual
-            environment in somebody's project, is not a checkout of ours.
+        checkout: Root of the repository. A folder inside another repository, such as a virtual environment in a user's
+            project, does not count as a checkout.
 
     Returns:
-        40 hexadecimal digits, with ``-dirty`` behind where tracked files were changed or new files lie
-        about; None outside of a checkout, before the first commit, and without git.
+        40 hexadecimal digits, followed by ``-dirty`` if tracked files were changed or untracked files exist. None
+        outside a checkout, before the first commit, and without git.
     """
     if not (checkout / ".git").exists():
         return None
@@ -86,24 +85,24 @@ def git_commit(checkout: Path = _CHECKOUT) -> str | None:
 
 
 def _broken_install(name: str, versions: dict[str, str | None], error: BaseException) -> UserError:
-    """Build the error for a torch or torchvision that cannot be imported."""
+    """Return the error for a torch or torchvision that cannot be imported."""
     if isinstance(error, ModuleNotFoundError) and error.name in versions:
         return UserError(
             f"{error.name} is not installed: type python -m pip install torch torchvision, "
-            "in one command so that pip chooses them as a pair"
+            "in one command, so that pip installs a pair"
         )
     reason = str(error).partition("\n")[0]
     if name == "torch" or isinstance(error, ModuleNotFoundError):
         return UserError(f"{name} {versions[name]} cannot be loaded ({reason}): type {REINSTALL_COMMAND}")
     return UserError(
-        f"torch {versions['torch']} and torchvision {versions['torchvision']} are builds that do not belong together "
-        f"({reason}), often a CPU-only torch beside a torchvision from the registry: type {REINSTALL_COMMAND}, "
-        "in one command so that pip chooses them as a pair"
+        f"torch {versions['torch']} and torchvision {versions['torchvision']} are not a matching pair of builds "
+        f"({reason}); often torch is a CPU-only build and torchvision is not: type {REINSTALL_COMMAND}, "
+        "in one command, so that pip installs a pair"
     )
 
 
 def _version(package: str) -> str | None:
-    """The installed version, read without importing the package."""
+    """Return the installed version without importing the package; None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -111,14 +110,14 @@ def _version(package: str) -> str | None:
 
 
 def _run_git(checkout: Path, *arguments: str) -> str | None:
-    """Git's answer, or None where it fails. Variables that a git hook sets do not lead it elsewhere."""
+    """Return the output of git; None if it fails. Variables that a git hook sets are removed."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     command = ["git", "--no-optional-locks", "-C", str(checkout), *arguments]
     return _output_of(command, environment)
 
 
 def _output_of(command: list[str], environment: dict[str, str] | None = None) -> str | None:
-    """What a command prints, or None where it is missing, fails or takes too long."""
+    """Return the output of a command; None if it is missing, fails or takes too long."""
     try:
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, check=True, timeout=_COMMAND_TIMEOUT_SECONDS
@@ -129,7 +128,7 @@ def _output_of(command: list[str], environment: dict[str, str] | None = None) ->
 
 
 def _cpu_model() -> str:
-    """The CPU's name as its maker writes it, or else the architecture."""
+    """Return the model name of the CPU, or else its architecture."""
     name = _cpu_model_of_linux()
     if name is None and platform.system() == "Darwin":
         name = _output_of(["sysctl", "-n", "machdep.cpu.brand_string"])
@@ -146,7 +145,7 @@ def _cpu_model_of_linux() -> str | None:
 
 
 def _num_cpu_cores() -> int:
-    """Cores that this process may use: fewer than the machine has, in a container or a cluster's job."""
+    """Return the number of cores that this process may use, which a container or a cluster job may limit."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -172,7 +171,7 @@ def _gpu_names() -> list[str]:
 
 @friendly_errors
 def main() -> None:
-    """Check the installation and print what it consists of."""
+    """Check the installation and print the environment."""
     require_matched_torch()
     for name, value in describe_environment().items():
         print(f"{name:<14} {', '.join(value) or 'none' if isinstance(value, list) else value}")

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: write aside, flush to disk, rename."""
+"""Write files atomically: to a temporary file that is flushed to disk and renamed."""
 
 from __future__ import annotations
 
@@ -13,10 +13,20 @@ from crossdistill.errors import UserError
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path in the same folder; move it to ``path`` when the block succeeds.
+    """Yield a temporary path in the same folder, and rename it to ``path`` if the block succeeds.
 
-    If the block fails the temporary file is removed and ``path`` is as it was. The file and its
-    folder are flushed, so that a power cut after the block cannot leave an empty file.
+    If the block raises, the temporary file is removed and ``path`` is unchanged. The file and its folder are flushed to
+    disk, so that a power failure after the block cannot leave an empty file.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "new" / "a.txt"
+        >>> with atomic_path(path) as temporary:
+        ...     _ = temporary.write_text("x")
+        ...     path.exists()
+        False
+        >>> path.read_text()
+        'x'
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,16 +46,16 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def require_writable(path: Path) -> None:
-    """Raise a ``UserError`` before any work if a file cannot be written at a path."""
+    """Raise a ``UserError`` if no file can be written to a path. Call it before the work whose result is written."""
     if path.is_dir():
-        raise UserError(f"{path} is a folder: give the name of a file")
+        raise UserError(f"{path} is a folder: give a file name")
     parent = next(parent for parent in path.absolute().parents if parent.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UserError(f"{path} cannot be written, because {parent} is no folder that you may write to")
+        raise UserError(f"{path} cannot be written, because {parent} is not a writable folder: give another path")
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal digits."""
+    """Return the SHA-256 of a file's content in hexadecimal digits."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 24):
@@ -54,6 +64,6 @@ def sha256_of(path: Path) -> str:
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Write UTF-8 text, whole or not at all."""
+    """Write UTF-8 text to a file atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Records in JSON: descriptions with a format version, fingerprints, and the first difference of two records."""
+"""JSON records: fingerprints, the first field in which two records differ, and files with a format version."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tensors in files: safetensors, written whole or not at all, and weight files read without executing anything."""
+"""Write safetensors files atomically, and read weight files without executing code in them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,24 @@ from crossdistill.errors import UserError
 from crossdistill.utils.files import atomic_path
 
 _TENSOR_KEY = "__tensor__"
-# Keys under which training scripts keep the network's weights inside a larger dictionary.
+# Keys of the state dict in the larger dictionaries that training scripts save.
 NESTED_KEYS = ("state_dict", "model_state", "model", "teacher", "student")
 
 
 def split_tensors(tree: Any, *, path: str = "") -> tuple[Any, dict[str, Tensor]]:
-    """Part a nested state of dicts and lists into JSON and named tensors; ``join_tensors`` undoes it."""
+    """Split a nested state of dicts and lists into JSON and named tensors. ``join_tensors`` is the inverse.
+
+    Args:
+        tree: Nested dicts and lists of tensors and JSON values.
+        path: Prefix of the tensors' names.
+
+    Example:
+        >>> rest, tensors = split_tensors({"step": 3, "model": {"weight": torch.zeros(2)}})
+        >>> rest
+        {'step': 3, 'model': {'weight': {'__tensor__': 'model/weight'}}}
+        >>> list(tensors)
+        ['model/weight']
+    """
     if isinstance(tree, Tensor):
         return {_TENSOR_KEY: path}, {path: tree}
     if isinstance(tree, dict):
@@ -38,7 +50,7 @@ def split_tensors(tree: Any, *, path: str = "") -> tuple[Any, dict[str, Tensor]]
 
 
 def join_tensors(tree: Any, tensors: dict[str, Tensor]) -> Any:
-    """The inverse of ``split_tensors``; keys of dictionaries come back as strings."""
+    """Join what ``split_tensors`` returned. Keys of dictionaries are strings afterwards."""
     if isinstance(tree, dict):
         if _TENSOR_KEY in tree:
             return tensors[tree[_TENSOR_KEY]]
@@ -49,28 +61,28 @@ def join_tensors(tree: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], *, metadata: dict[str, str], advice: str) -> None:
-    """Write a safetensors file, whole or not at all, flushed to disk.
+    """Write a safetensors file atomically.
 
     Args:
         path: The file.
-        tensors: On any device, in any memory layout.
-        metadata: Of the file's header.
-        advice: Ends the sentence of the error.
+        tensors: Tensors on any device and in any memory layout.
+        metadata: Metadata of the file's header.
+        advice: What the user can do if writing fails, for the error.
 
     Raises:
-        UserError: The disk is full or cannot be written.
+        UserError: The disk is full or not writable.
     """
     try:
         with atomic_path(path) as temporary:
-            save_file(_apart(tensors), temporary, metadata=metadata)
+            save_file(_contiguous(tensors), temporary, metadata=metadata)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write {path} ({error}); {advice}") from error
 
 
-def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors on the CPU as safetensors wants them: contiguous, and none in the memory of another.
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors as safetensors requires them: on the CPU, contiguous, and without shared memory.
 
-    What is so already is no copy: a memory bank may take more than half of the machine's memory.
+    Only tensors that are not so are copied, because a memory bank may take more than half of the machine's memory.
     """
     found: dict[str, Tensor] = {}
     taken: set[int] = set()
@@ -83,10 +95,13 @@ def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a ``.safetensors`` file, or a ``.pth``/``.pt`` file without executing anything in it.
+    """Read a ``.safetensors`` file, or a ``.pth`` or ``.pt`` file without executing code in it.
+
+    Returns:
+        Name to tensor, on the CPU.
 
     Raises:
-        UserError: The file is missing, damaged, or a pickle that holds more than tensors.
+        UserError: The file is missing, damaged, or a pickle with more than tensors.
     """
     if not path.is_file():
         raise UserError(
@@ -96,18 +111,18 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         try:
             return load_file(path)
         except SafetensorError as error:
-            raise UserError(f"{path} is not a whole safetensors file ({error}): get it again") from error
+            raise UserError(f"{path} is not a complete safetensors file ({error}): get it again") from error
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # torch's own about pickles; the sentence below says it
+            warnings.simplefilter("ignore", UserWarning)  # about pickles; the error below replaces it
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path} holds more than tensors, and loading it could run a stranger's code: save its state_dict() "
-            "alone, best as .safetensors"
+            f"{path} contains more than tensors and could execute unknown code: save only the state_dict(), "
+            "preferably as .safetensors"
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
-        raise UserError(f"{path} is not a whole PyTorch file ({error}): get it again") from error
+        raise UserError(f"{path} is not a complete PyTorch file ({error}): get it again") from error
     for key in NESTED_KEYS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]

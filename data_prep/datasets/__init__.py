@@ -1,1 +1,1 @@
-"""One file for each dataset: its lists and file names."""
+"""One module per dataset: finds the source videos and reads the official lists."""

@@ -1,16 +1,16 @@
-"""Your own videos in folders: by split and class, by class, or any pile of them.
+"""Your own videos in folders: by split and class, by class, or without labels in any order.
 
---videos is one of these; a class folder may hold folders, and other files are passed over:
+--videos has one of these layouts. Class folders may contain folders; files that are not videos are ignored.
 
-* <split>/<class>/<video>: the splits are called train (or training) and test (or testing, val, valid,
-  validation). With both test and val, results are those on test, and val is kept in the part "val".
-* <class>/<video>: everything is for training, unless --test-share 0.2 draws that share of each class for
-  testing. Clips that were cut from one video may then be on both sides, which makes results look better
-  than they are: if you have such clips, use folders train and test instead.
-* Anything, with --unlabelled: no classes and no splits. All of it is training data for distillation.
+* <split>/<class>/<video>: the split folders are called train (or training) and test (or testing, val, valid,
+  validation). If there are both test and val, results are measured on test, and val is kept as the part "val".
+* <class>/<video>: all videos are training videos. With --test-share 0.2, that share of each class is drawn at random
+  for testing. Clips that were cut from the same video may then be on both sides, which inflates the results. If you
+  have such clips, use folders train and test instead.
+* Any layout, with --unlabelled: no classes and no splits. All videos are training data for distillation.
 
-Videos are .mp4, .avi, .mkv, .webm, .mov and other files that FFmpeg reads. Each is named by its path below
---videos. The class index is the sorted names of the class folders.
+Videos are .mp4, .avi, .mkv, .webm, .mov and other files that FFmpeg reads. A video's name is its path below --videos.
+The class index is the sorted names of the class folders. The split is "1".
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from crossdistill.data.manifest import Manifest
 from crossdistill.errors import UserError
 from data_prep.pipeline.prepare import PrepareOptions, SourceVideo, check_out_is_apart, prepare_videos
-from data_prep.pipeline.sources import VIDEO_SUFFIXES, require_utf8, walk_files
+from data_prep.pipeline.sources import VIDEO_SUFFIXES, walk_files
 
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "testing")
@@ -32,60 +32,72 @@ SPLIT = "1"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(PrepareOptions):
-    """The options of ``python -m data_prep folder``."""
+class FolderOptions(PrepareOptions):
+    """Options of ``python -m data_prep folder``."""
 
     videos: Path
-    """The folder."""
+    """Folder of the videos."""
     unlabelled: bool = False
-    """Take all videos below the folder without classes, whatever its folders are called."""
+    """Prepare all videos without classes, in any layout of folders."""
     test_share: float | None = None
-    """Of folders by class: the share of each class that tests, between 0 and 1."""
+    """Share of each class that is drawn for testing, between 0 and 1. For folders by class only."""
     seed: int = 0
-    """Draws the videos of --test-share."""
+    """Seed of the draw of --test-share."""
 
 
-def prepare(options: Options) -> Manifest:
+def prepare(options: FolderOptions) -> Manifest:
     """Prepare a folder of videos."""
     classes, sources = read_folder(options)
     return prepare_videos("folder", sources, classes=classes, options=options)
 
 
-def read_folder(options: Options) -> tuple[list[str], list[SourceVideo]]:
+def read_folder(options: FolderOptions) -> tuple[list[str], list[SourceVideo]]:
     """Find the videos.
 
     Returns:
-        The class names, sorted, and the videos by path.
+        Class names, sorted, and videos in the order of their paths.
 
     Raises:
-        UserError: There is no video, or the folders are in no order described above.
+        UserError: There is no video, or the folders have none of the layouts above.
     """
     _check(options)
     paths = [path for path in walk_files(options.videos) if path.suffix.lower() in VIDEO_SUFFIXES]
     if not paths:
-        raise UserError(f"{options.videos} and the folders below it hold no video: give a folder of videos")
-    for path in paths:
-        require_utf8(path)
+        raise UserError(f"{options.videos} and its subfolders contain no video: give a folder of videos")
+    _require_utf8(paths)
     if options.unlabelled:
         return [], [_source(path, options.videos) for path in paths]
     part_names = _part_names(options.videos)
     if part_names and options.test_share is not None:
-        raise UserError(f"{options.videos} has folders by split already: leave --test-share out")
+        raise UserError(f"{options.videos} already has folders by split: remove --test-share")
     return _by_split(paths, options.videos, part_names) if part_names else _by_class(paths, options)
 
 
-def _check(options: Options) -> None:
+def _require_utf8(paths: Iterable[Path]) -> None:
+    """Raise a ``UserError`` if a path is not valid UTF-8: a manifest could not store it."""
+    for path in paths:
+        try:
+            str(path).encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"the name {str(path)!a} is not UTF-8: rename the file") from error
+
+
+def _check(options: FolderOptions) -> None:
     check_out_is_apart(options)
     if options.test_share is None:
         return
     if options.unlabelled:
-        raise UserError("--test-share draws from each class, and --unlabelled has none: leave one of them out")
+        raise UserError(
+            "--test-share draws from each class, but --unlabelled has no classes: remove one of the two options"
+        )
     if not 0 < options.test_share < 1:
-        raise UserError(f"--test-share {options.test_share:g} cannot work: give a share between 0 and 1")
+        raise UserError(
+            f"--test-share {options.test_share:g} is out of range: give a share between 0 and 1, both excluded"
+        )
 
 
 def _part_names(root: Path) -> dict[str, str]:
-    """The folders of splits and the part of each; empty if the folders are classes."""
+    """Return split folder to its part; empty if the folders are classes."""
     folders = [path.name for path in root.iterdir() if path.is_dir() and path.name[0] != "."]
     train = [name for name in folders if name.lower() in TRAIN_NAMES]
     if not train:
@@ -95,8 +107,8 @@ def _part_names(root: Path) -> dict[str, str]:
     others = sorted(set(folders) - {*train, *test, *validation})
     if others:
         raise UserError(
-            f"{root} has the folders {train[0]} and {others[0]}: where there is a folder {train[0]} the others must be "
-            f"{', '.join(TEST_NAMES + VALIDATION_NAMES)}, so move {others[0]} away"
+            f"{root} has the folders {train[0]} and {others[0]}: beside {train[0]} only "
+            f"{', '.join(TEST_NAMES + VALIDATION_NAMES)} are allowed, so move {others[0]} away"
         )
     parts = dict.fromkeys(train, "train") | dict.fromkeys(test, "test")
     return parts | dict.fromkeys(validation, "val" if test else "test")
@@ -109,22 +121,22 @@ def _by_split(paths: Collection[Path], root: Path, part_names: dict[str, str]) -
             raise UserError(
                 f"{path} is in no class folder: move it to {root / place[0]}/<class>/, or give --unlabelled"
                 if len(place) == 2
-                else f"{path} is in no split: move it to {root / next(iter(part_names))}/<class>/"
+                else f"{path} is in no split folder: move it to {root / next(iter(part_names))}/<class>/"
             )
     classes = sorted({place[1] for place in places.values() if part_names[place[0]] == "train"})
     labels = {name: label for label, name in enumerate(classes)}
     for path, place in places.items():
         if place[1] not in labels:
             raise UserError(
-                f"{path} is of the class {place[1]!r}, which has no training video: "
-                "a class must have the same name in all splits"
+                f"{path} has the class {place[1]!r}, which has no training video: name the class folders alike in all "
+                "splits"
             )
     return classes, [
         _source(path, root, label=labels[place[1]], part=part_names[place[0]]) for path, place in places.items()
     ]
 
 
-def _by_class(paths: Collection[Path], options: Options) -> tuple[list[str], list[SourceVideo]]:
+def _by_class(paths: Collection[Path], options: FolderOptions) -> tuple[list[str], list[SourceVideo]]:
     root = options.videos
     by_class: dict[str, list[Path]] = {}
     for path in paths:
@@ -142,8 +154,9 @@ def _by_class(paths: Collection[Path], options: Options) -> tuple[list[str], lis
 
 
 def _draw(paths: Iterable[Path], root: Path, share: float, seed: int) -> set[Path]:
-    """A share of the videos of one class, at least one on each side; a class of one video only trains."""
+    """Draw test videos of one class: at least one, and not all. The only video of a class is a training video."""
 
+    # A hash of the path, because a generator would draw other videos as soon as one video is added.
     def chance(path: Path) -> bytes:
         return hashlib.sha256(f"{seed}:{path.relative_to(root).as_posix()}".encode()).digest()
 

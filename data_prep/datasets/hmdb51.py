@@ -1,15 +1,14 @@
 """HMDB51: 6,766 clips of 51 actions, from films and the web (Kuehne et al., 2011).
 
-Wants two downloads from the dataset's page,
-https://serre.lab.brown.edu/hmdb51.html (HMDB: a large human motion database):
+Download two archives from https://serre.lab.brown.edu/hmdb51.html and unpack them:
 
-* hmdb51_org.rar, unpacked, and the .rar files of the classes in it unpacked too: the .avi files, in
-  folders by class or all in one (--videos).
-* test_train_splits.rar, unpacked: <class>_test_split1.txt to <class>_test_split3.txt of every class
-  (--annotations). One split is enough.
+* hmdb51_org.rar, and the .rar files of the classes in it: the .avi files, in class folders or all in one folder
+  (--videos).
+* test_train_splits.rar: <class>_test_split1.txt to <class>_test_split3.txt of every class (--annotations). One split
+  is enough.
 
-Each of the three splits trains on 70 and tests on 30 clips of a class (3,570 and 1,530) and leaves the
-others out: such a clip has no place in that split. The class index is the sorted class names.
+The splits are the official "1", "2" and "3". Each has 70 training clips and 30 test clips of a class (3,570 and 1,530
+in all) and does not use the other clips. The class index is the sorted class names.
 """
 
 from __future__ import annotations
@@ -21,7 +20,15 @@ from pathlib import Path
 from crossdistill.data.manifest import Manifest
 from crossdistill.errors import UserError
 from data_prep.pipeline.prepare import PrepareOptions, prepare_videos
-from data_prep.pipeline.sources import ListedVideo, join_files, read_lines, walk_files, warn_of_parted_groups
+from data_prep.pipeline.sources import (
+    ListedVideo,
+    add_file,
+    join_files,
+    read_lines,
+    require_listed,
+    walk_files,
+    warn_of_group_leakage,
+)
 
 LIST_NAME = re.compile(r"(?P<action>.+)_test_split(?P<split>[1-3])\.txt")
 VIDEO_LINE = re.compile(r"(?P<name>.+)\.avi\s+(?P<part>[012])", re.IGNORECASE)
@@ -32,17 +39,17 @@ NAME_END = r"_[fulh]_(?:nm|cm)_np\d+_(?:ba|fr|le|ri)_(?:bad|med|goo)_\d+"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(PrepareOptions):
-    """The options of ``python -m data_prep hmdb51``."""
+class Hmdb51Options(PrepareOptions):
+    """Options of ``python -m data_prep hmdb51``."""
 
     videos: Path
-    """Folder of the .avi files; all folders below it are searched."""
+    """Folder of the .avi files. Subfolders are searched."""
     annotations: Path
-    """Folder of brush_hair_test_split1.txt and so on; all folders below it are searched."""
+    """Folder of brush_hair_test_split1.txt and so on. Subfolders are searched."""
 
 
-def prepare(options: Options) -> Manifest:
-    """Prepare HMDB51, or as much of it as is there."""
+def prepare(options: Hmdb51Options) -> Manifest:
+    """Prepare HMDB51, or the part of it that was downloaded."""
     classes, listed = read_lists(options.annotations)
     sources = join_files(listed, options.videos, suffixes=(".avi",), lists=options.annotations)
     return prepare_videos("hmdb51", sources, classes=classes, options=options)
@@ -52,52 +59,48 @@ def read_lists(folder: Path) -> tuple[list[str], list[ListedVideo]]:
     """Read the official lists.
 
     Args:
-        folder: Holds ``<class>_test_split<N>.txt``, itself or in a folder below it.
+        folder: Folder of ``<class>_test_split<N>.txt``. Subfolders are searched.
 
     Returns:
-        The class names, sorted, and the videos sorted by class and name.
+        Class names, sorted, and videos sorted by class and name.
 
     Raises:
-        UserError: A list is absent or malformed, or contradicts another.
+        UserError: A list is missing or malformed, or contradicts another list.
     """
     lists = _find_lists(folder)
     classes = sorted({action for action, _ in lists})
     videos: dict[str, ListedVideo] = {}
     for (action, split), path in sorted(lists.items()):
         _read_video_list(path, action, classes.index(action), split, videos)
-    if not videos:
-        raise UserError(f"the lists in {folder} name no video: the first is {next(iter(lists.values()))}")
-    warn_of_parted_groups(videos.values())
+    require_listed(videos, folder)
+    warn_of_group_leakage(videos.values())
     return classes, sorted(videos.values(), key=lambda video: (video.action, video.name))
 
 
 def _find_lists(folder: Path) -> dict[tuple[str, str], Path]:
-    """Class and split to the list's path; every class has the same splits."""
+    """Return class and split to the path of the list, the same splits for every class."""
     lists: dict[tuple[str, str], Path] = {}
     for path in walk_files(folder):
         match = LIST_NAME.fullmatch(path.name)
-        if match is None:
-            continue
-        other = lists.setdefault((match["action"], match["split"]), path)
-        if other != path:
-            raise UserError(f"{other} and {path} are lists of the same class and split: give a folder with one of them")
+        if match is not None:
+            add_file(lists, (match["action"], match["split"]), path, what="class and split")
     if not lists:
         raise UserError(
-            f"{folder} holds no list of HMDB51: expected for example brush_hair_test_split1.txt "
+            f"{folder} contains no list of HMDB51: expected for example brush_hair_test_split1.txt "
             "(test_train_splits.rar, unpacked)"
         )
     for split in sorted({split for _, split in lists}):
         for action in sorted({action for action, _ in lists}):
             if (action, split) not in lists:
                 raise UserError(
-                    f"{folder} holds no {action}_test_split{split}.txt, though other classes have that split: "
-                    "unpack the official lists again"
+                    f"{folder} contains no {action}_test_split{split}.txt, though other classes have a list of split "
+                    f"{split}: unpack the official lists again"
                 )
     return lists
 
 
 def _read_video_list(path: Path, action: str, label: int, split: str, videos: dict[str, ListedVideo]) -> None:
-    """Add the videos of one list, or their place in one more split."""
+    """Add the videos of one list to ``videos``, or the split to videos that are there."""
     seen: set[str] = set()
     for place, line in read_lines(path):
         match = VIDEO_LINE.fullmatch(line)
@@ -105,18 +108,18 @@ def _read_video_list(path: Path, action: str, label: int, split: str, videos: di
             raise UserError(f"{place} is {line!r}: expected name.avi and 1 (train), 2 (test) or 0 (unused)")
         name = match["name"]
         if name.casefold() in seen:
-            raise UserError(f"{place} names {name}.avi, which an earlier line of the list does too: remove one of them")
+            raise UserError(f"{place} names {name}.avi, which is also in an earlier line: remove one of the lines")
         seen.add(name.casefold())
         video = videos.setdefault(name.casefold(), ListedVideo(name, action, label, _film(name, action)))
         if video.action != action:
             raise UserError(
-                f"{place} names {name}.avi, which the lists of {video.action!r} name too: unpack the lists again"
+                f"{place} names {name}.avi, which is also in a list of {video.action!r}: unpack the lists again"
             )
         if match["part"] != UNUSED:
             video.splits[split] = PARTS[match["part"]]
 
 
 def _film(name: str, action: str) -> str | None:
-    """What the clip is cut from, as its name says; no official split parts the clips of a class and a film."""
+    """Return the film that a clip was cut from, if its name tells. The official splits keep a film in one part."""
     match = re.fullmatch(f"(?P<film>.+)_{re.escape(action)}{NAME_END}", name)
     return match["film"] if match else None

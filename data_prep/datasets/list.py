@@ -1,15 +1,16 @@
-"""Your own videos in lists: one "path label" per line, as other video libraries take them.
+"""Your own videos in text lists: one "path label" per line, the format of other video libraries.
 
-* --train-list and --test-list: the path of a video, then a blank, comma or tab, then its class: a number from
-  0, or a name. Paths and names may hold blanks, and a path may be in double quotes. Of a path that does not end
-  like a video's (.mp4, .avi ...) the class is what stands after the last tab, else comma, else blank.
-* --unlabelled-list: the path alone; a label after it is passed over. Lists of this kind by themselves are
-  training data for distillation; beside a --train-list they are prepared, but have no place in its split.
+* --train-list and --test-list: the path of a video, then a space, comma or tab, then its class as a number from 0 or as
+  a name. Paths and names may contain spaces, and a path may be in double quotes. If the path does not end like a
+  video's (.mp4, .avi and so on), the class is the text after the last tab, else after the last comma, else after the
+  last space.
+* --unlabelled-list: the path alone; a label after it is ignored. These videos are in no split. They are training data
+  for distillation, alone or in addition to a --train-list.
 
-Paths are below --videos, or absolute. Numbers are named by the line of --classes, which has one name per line;
-without it the classes are called 0, 1 and so on. If classes are given by name and there is no --classes, the
-class index is the sorted names. Each video is named by its path below --videos. A file that is not there is
-kept in the manifest as missing. The split is "1".
+Paths are absolute or below --videos. Class numbers are lines of --classes, which has one name per line; without it the
+classes are called 0, 1 and so on. If the lists give class names and there is no --classes, the class index is the
+sorted names. A video's name is its path below --videos. A file that does not exist is kept in the manifest as missing.
+The split is "1".
 """
 
 from __future__ import annotations
@@ -26,94 +27,103 @@ from data_prep.pipeline.prepare import PrepareOptions, SourceVideo, prepare_vide
 from data_prep.pipeline.sources import VIDEO_SUFFIXES, read_class_names, read_lines, require_some_found
 
 SEPARATORS = ("\t", ",", " ")
-# The path reaches to the last suffix of a video that something follows.
+# The path ends at the last suffix of a video that a separator and more text follow.
 LABELLED_LINE = re.compile(
     rf'(?P<path>.+(?:{"|".join(map(re.escape, VIDEO_SUFFIXES))})"?)[\t ,]\s*(?P<action>.+)', re.I
 )
 SPLIT = "1"
-# A number beyond it is rather a frame count or an id than a class.
+# A larger number is more likely a frame count or an id than a class.
 MAX_UNNAMED_CLASSES = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(PrepareOptions):
-    """The options of ``python -m data_prep list``."""
+class ListOptions(PrepareOptions):
+    """Options of ``python -m data_prep list``."""
 
     videos: Path = Path()
-    """Folder that the paths in the lists begin at."""
+    """Folder that relative paths in the lists start from."""
     train_list: tuple[Path, ...] = ()
     """Lists of training videos."""
     test_list: tuple[Path, ...] = ()
-    """Lists of the videos that results are measured on."""
+    """Lists of test videos."""
     unlabelled_list: tuple[Path, ...] = ()
     """Lists of videos without labels."""
     classes: Path | None = None
-    """File with one class name per line; the first has the number 0."""
+    """File with one class name per line. The first has the number 0."""
 
 
 @dataclass(frozen=True)
-class Row:
+class ListLine:
     """One line of a list."""
 
     place: str
     """File and line, for messages."""
     path: Path
+    """Absolute path of the video."""
     name: str
+    """Name of the video in the manifest."""
     action: str | None
-    """The class as it stands there; None in lists without labels."""
+    """Class as the list writes it, a number or a name; None in lists without labels."""
     part: str | None
+    """``train``, ``test``, or None in lists without labels."""
 
 
-def prepare(options: Options) -> Manifest:
-    """Prepare the videos of some lists."""
+def prepare(options: ListOptions) -> Manifest:
+    """Prepare the videos of the lists."""
     classes, sources = read_lists(options)
     return prepare_videos("list", sources, classes=classes, options=options)
 
 
-def read_lists(options: Options) -> tuple[list[str], list[SourceVideo]]:
-    """Read the lists and look for the files.
+def read_lists(options: ListOptions) -> tuple[list[str], list[SourceVideo]]:
+    """Read the lists and find the files.
 
     Returns:
-        The class names by label, and the videos by name.
+        Class names by label, and videos sorted by name.
 
     Raises:
-        UserError: A list is absent, malformed or contradicts another, or none of the files is there.
+        UserError: A list is missing, malformed or contradicts another list, or no file exists.
     """
     lists = [(path, "train") for path in options.train_list] + [(path, "test") for path in options.test_list]
     given: list[tuple[Path, str | None]] = [*lists, *((path, None) for path in options.unlabelled_list)]
     if not given:
-        raise UserError("there is no list: give --train-list, --test-list or --unlabelled-list")
-    rows: dict[str, Row] = {}
+        raise UserError("no list was given: give --train-list, --test-list or --unlabelled-list")
+    rows: dict[str, ListLine] = {}
     for path, part in given:
         for place, line in read_lines(path):
             row = _read_row(place, line, part, options.videos)
             other = rows.setdefault(row.name, row)
             if other is not row:
-                raise UserError(f"{row.place} names {row.path}, which {other.place} does too: remove one of the lines")
+                raise UserError(
+                    f"{row.place} names {row.path}, which is also in {other.place}: remove one of the lines"
+                )
     if not rows:
         raise UserError(f"{given[0][0]} names no video: write one path and label per line")
     classes, labels = _index_classes(list(rows.values()), options.classes)
     sources = [_source(rows[name], labels) for name in sorted(rows)]
-    names = ", ".join(str(path) for path, _ in given)
-    require_some_found(sources, folder=options.videos, lists=names, example=str(next(iter(rows.values())).path))
+    require_some_found(
+        [source.inputs for source in sources],
+        folder=options.videos,
+        source=f"{', '.join(str(path) for path, _ in given)} name",
+        example=str(next(iter(rows.values())).path),
+    )
     return classes, sources
 
 
-def _read_row(place: str, line: str, part: str | None, root: Path) -> Row:
+def _read_row(place: str, line: str, part: str | None, root: Path) -> ListLine:
     if part is None:
         path, action = _without_label(line), None
     else:
         path, action = _split_line(place, line)
-    # Not resolve(): a link is known by its own name, wherever it leads.
+    # Not resolve(), because a link keeps its own name, wherever it leads.
     base = Path(os.path.normpath(Path.cwd() / root))
     full = Path(os.path.normpath(base / path.strip('"')))
     inside = full.is_relative_to(base)
     name = (full.relative_to(base) if inside else full.relative_to(full.anchor)).as_posix()
-    return Row(place, full, name, action, part)
+    return ListLine(place, full, name, action, part)
 
 
 def _split_line(place: str, line: str) -> tuple[str, str]:
-    """Path and class."""
+    """Split a line into path and class."""
     match = LABELLED_LINE.fullmatch(line)
     separator = next((s for s in SEPARATORS if s in line), None)
     path, action = "", ""
@@ -122,12 +132,12 @@ def _split_line(place: str, line: str) -> tuple[str, str]:
     elif separator is not None:
         path, action = (part.strip() for part in line.rsplit(separator, 1))
     if not path or not action or _is_video(action):
-        raise UserError(f"{place} is {line!r}: expected a path, then a blank, comma or tab, then a class")
+        raise UserError(f"{place} is {line!r}: expected a path, then a space, comma or tab, then a class")
     return path, action
 
 
 def _without_label(line: str) -> str:
-    """The path of a line that may have a label after it."""
+    """Return the path of a line that may have a label after it."""
     match = LABELLED_LINE.fullmatch(line)
     return line if match is None or _is_video(line) else match["path"]
 
@@ -136,8 +146,8 @@ def _is_video(text: str) -> bool:
     return text.strip('"').lower().endswith(VIDEO_SUFFIXES)
 
 
-def _index_classes(rows: Sequence[Row], path: Path | None) -> tuple[list[str], dict[str, int]]:
-    """The class names, and the label of each class as the lists write it."""
+def _index_classes(rows: Sequence[ListLine], path: Path | None) -> tuple[list[str], dict[str, int]]:
+    """Return the class names, and the label of each class as the lists write it."""
     labelled = [row for row in rows if row.action is not None]
     written = {str(row.action) for row in labelled}
     are_numbers = all(_is_number(action) for action in written)
@@ -151,12 +161,12 @@ def _index_classes(rows: Sequence[Row], path: Path | None) -> tuple[list[str], d
     labels = {}
     for row in labelled:
         action = str(row.action)
-        # A class may be called "007": a number is one only if all are.
+        # A class may be called "007": classes are numbers only if all of them are.
         label = int(action) if are_numbers else by_name.get(action)
         if label is None or not 0 <= label < len(names):
             raise UserError(
                 f"{row.place} gives the class {action}, but {path or 'the lists'} has the {len(names)} classes "
-                f"{names[0]} (0) to {names[-1]} ({len(names) - 1}): give the right --classes"
+                f"{names[0]} (0) to {names[-1]} ({len(names) - 1}): fix the line, or give another --classes"
             )
         labels[action] = label
     return names, labels
@@ -166,7 +176,7 @@ def _is_number(text: str) -> bool:
     return text.removeprefix("-").isdecimal()
 
 
-def _unnamed_classes(labelled: Sequence[Row]) -> list[str]:
+def _unnamed_classes(labelled: Sequence[ListLine]) -> list[str]:
     if not labelled:
         return []
     by_number = sorted(labelled, key=lambda row: int(str(row.action)))
@@ -179,7 +189,7 @@ def _unnamed_classes(labelled: Sequence[Row]) -> list[str]:
     return [str(label) for label in range(int(str(by_number[-1].action)) + 1)]
 
 
-def _source(row: Row, labels: dict[str, int]) -> SourceVideo:
+def _source(row: ListLine, labels: dict[str, int]) -> SourceVideo:
     return SourceVideo(
         name=row.name,
         inputs={"rgb": row.path} if row.path.is_file() else {},

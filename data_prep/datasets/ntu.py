@@ -1,17 +1,17 @@
 """NTU RGB+D: 56,880 recordings of 60 actions by 40 people, from three Kinects (Shahroudy et al., 2016).
 
-Wants parts of the dataset, which https://rose1.ntu.edu.sg/dataset/actionRecognition gives to registered people:
+Request access at https://rose1.ntu.edu.sg/dataset/actionRecognition, and download one or both of these parts:
 
-* The RGB videos: S001C001P001R001A001_rgb.avi and so on (--videos).
-* The masked depth maps, or the full ones: a folder S001C001P001R001A001 of 16-bit PNG per recording (--depth).
+* RGB videos: S001C001P001R001A001_rgb.avi and so on (--videos).
+* Masked depth maps, or the full ones: a folder S001C001P001R001A001 of 16-bit PNG files per recording (--depth).
 
-Either will do, with the fitting --modalities: rgb flow for videos alone, depth flow for depth alone. All
-streams must be there for every recording, so one that lacks a needed part counts as missing. The files with
-S018 to S032 of NTU RGB+D 120 (Liu et al., 2019) may be there too; the classes are then the 120.
+With one part alone, choose --modalities accordingly: rgb flow for videos, depth flow for depth maps. Every recording
+must have every stream, so a recording that lacks a needed part counts as missing. The files S018 to S032 of NTU RGB+D
+120 (Liu et al., 2019) may be in the same folders. The dataset then has the 120 classes.
 
-Splits: "xsub" trains on 20 people and tests on the other 20, "xview" trains on cameras 2 and 3 and tests on
-camera 1, both on S001 to S017. Where NTU RGB+D 120 is there, "xsub120" parts its 106 people and "xset" trains
-on the setups with even numbers. Train with --split xsub. Depth is stamped at 30 frames per second.
+Splits: "xsub" trains on 20 people and tests on the other 20. "xview" trains on cameras 2 and 3 and tests on camera 1.
+Both use S001 to S017 only. With the files of NTU RGB+D 120 there are also "xsub120" (53 of 106 people train) and "xset"
+(setups with even numbers train). Train with --split xsub. Depth has 30 frames per second.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Literal
 from crossdistill.data.manifest import Manifest
 from crossdistill.errors import UserError
 from data_prep.pipeline.prepare import PrepareOptions, SourceVideo, prepare_videos
-from data_prep.pipeline.sources import inputs_of, walk_files
+from data_prep.pipeline.sources import add_file, select_inputs, walk_files
 
 NAME = re.compile(
     r"S(?P<setup>\d{3})C(?P<camera>\d{3})P(?P<person>\d{3})R(?P<repetition>\d{3})A(?P<action>\d{3})", re.IGNORECASE
@@ -42,145 +42,44 @@ TRAIN_PEOPLE_120 = TRAIN_PEOPLE | {
 TRAIN_CAMERAS = frozenset({2, 3})
 # fmt: off
 CLASSES = (
-    "drink water",
-    "eat meal",
-    "brush teeth",
-    "brush hair",
-    "drop",
-    "pick up",
-    "throw",
-    "sit down",
-    "stand up",
-    "clapping",
-    "reading",
-    "writing",
-    "tear up paper",
-    "put on jacket",
-    "take off jacket",
-    "put on a shoe",
-    "take off a shoe",
-    "put on glasses",
-    "take off glasses",
-    "put on a hat or cap",
-    "take off a hat or cap",
-    "cheer up",
-    "hand waving",
-    "kicking something",
-    "reach into pocket",
-    "hopping",
-    "jump up",
-    "phone call",
-    "play with phone or tablet",
-    "type on a keyboard",
-    "point to something",
-    "taking a selfie",
-    "check time (from watch)",
-    "rub two hands",
-    "nod head or bow",
-    "shake head",
-    "wipe face",
-    "salute",
-    "put palms together",
-    "cross hands in front",
-    "sneeze or cough",
-    "staggering",
-    "falling down",
-    "headache",
-    "chest pain",
-    "back pain",
-    "neck pain",
-    "nausea or vomiting",
-    "fan self",
-    "punch or slap",
-    "kicking",
-    "pushing",
-    "pat on back",
-    "point finger",
-    "hugging",
-    "giving object",
-    "touch pocket",
-    "shaking hands",
-    "walking towards",
-    "walking apart",
-    "put on headphone",
-    "take off headphone",
-    "shoot at basket",
-    "bounce ball",
-    "tennis bat swing",
-    "juggle table tennis ball",
-    "hush",
-    "flick hair",
-    "thumb up",
-    "thumb down",
-    "make OK sign",
-    "make victory sign",
-    "staple book",
-    "counting money",
-    "cutting nails",
-    "cutting paper",
-    "snap fingers",
-    "open bottle",
-    "sniff or smell",
-    "squat down",
-    "toss a coin",
-    "fold paper",
-    "ball up paper",
-    "play magic cube",
-    "apply cream on face",
-    "apply cream on hand",
-    "put on bag",
-    "take off bag",
-    "put object into bag",
-    "take object out of bag",
-    "open a box",
-    "move heavy objects",
-    "shake fist",
-    "throw up cap or hat",
-    "capitulate",
-    "cross arms",
-    "arm circles",
-    "arm swings",
-    "run on the spot",
-    "butt kicks",
-    "cross toe touch",
-    "side kick",
-    "yawn",
-    "stretch oneself",
-    "blow nose",
-    "hit with object",
-    "wield knife",
-    "knock over",
-    "grab stuff",
-    "shoot with gun",
-    "step on foot",
-    "high-five",
-    "cheers and drink",
-    "carry object",
-    "take a photo",
-    "follow",
-    "whisper",
-    "exchange things",
-    "support somebody",
+    "drink water", "eat meal", "brush teeth", "brush hair", "drop", "pick up", "throw", "sit down", "stand up",
+    "clapping", "reading", "writing", "tear up paper", "put on jacket", "take off jacket", "put on a shoe",
+    "take off a shoe", "put on glasses", "take off glasses", "put on a hat or cap", "take off a hat or cap", "cheer up",
+    "hand waving", "kicking something", "reach into pocket", "hopping", "jump up", "phone call",
+    "play with phone or tablet", "type on a keyboard", "point to something", "taking a selfie",
+    "check time (from watch)", "rub two hands", "nod head or bow", "shake head", "wipe face", "salute",
+    "put palms together", "cross hands in front", "sneeze or cough", "staggering", "falling down", "headache",
+    "chest pain", "back pain", "neck pain", "nausea or vomiting", "fan self", "punch or slap", "kicking", "pushing",
+    "pat on back", "point finger", "hugging", "giving object", "touch pocket", "shaking hands", "walking towards",
+    "walking apart", "put on headphone", "take off headphone", "shoot at basket", "bounce ball", "tennis bat swing",
+    "juggle table tennis ball", "hush", "flick hair", "thumb up", "thumb down", "make OK sign", "make victory sign",
+    "staple book", "counting money", "cutting nails", "cutting paper", "snap fingers", "open bottle", "sniff or smell",
+    "squat down", "toss a coin", "fold paper", "ball up paper", "play magic cube", "apply cream on face",
+    "apply cream on hand", "put on bag", "take off bag", "put object into bag", "take object out of bag", "open a box",
+    "move heavy objects", "shake fist", "throw up cap or hat", "capitulate", "cross arms", "arm circles", "arm swings",
+    "run on the spot", "butt kicks", "cross toe touch", "side kick", "yawn", "stretch oneself", "blow nose",
+    "hit with object", "wield knife", "knock over", "grab stuff", "shoot with gun", "step on foot", "high-five",
+    "cheers and drink", "carry object", "take a photo", "follow", "whisper", "exchange things", "support somebody",
     "rock-paper-scissors",
 )
 # fmt: on
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(PrepareOptions):
-    """The options of ``python -m data_prep ntu``."""
+class NtuOptions(PrepareOptions):
+    """Options of ``python -m data_prep ntu``."""
 
     videos: Path | None = None
-    """Folder of the ..._rgb.avi files; all folders below it are searched."""
+    """Folder of the ..._rgb.avi files. Subfolders are searched."""
     depth: Path | None = None
-    """Folder of the recordings' depth folders; all folders below it are searched."""
+    """Folder of the recordings' depth folders. Subfolders are searched."""
     modalities: tuple[Literal["rgb", "flow", "depth"], ...] = ("rgb", "flow", "depth")
     """Streams to make. Streams that an earlier run made with the same options are kept."""
 
 
 @dataclass(frozen=True)
 class Recording:
-    """What a recording's name says; all numbers from 1."""
+    """Name of a recording, parsed. All numbers start at 1."""
 
     name: str
     setup: int
@@ -190,14 +89,14 @@ class Recording:
 
     @staticmethod
     def parse(name: str) -> Recording | None:
-        """Read ``SsssCcccPpppRrrrAaaa``; None if it is another name."""
+        """Parse ``SsssCcccPpppRrrrAaaa``; return None for any other name."""
         match = NAME.fullmatch(name)
         if match is None:
             return None
         return Recording(name.upper(), *(int(match[part]) for part in ("setup", "camera", "person", "action")))
 
     def splits(self, *, has_120: bool) -> dict[str, str]:
-        """Where the official splits put it."""
+        """Return the recording's part in each official split."""
         is_train = {}
         if self.setup <= LAST_SETUP_60:
             is_train = {"xsub": self.person in TRAIN_PEOPLE, "xview": self.camera in TRAIN_CAMERAS}
@@ -206,20 +105,20 @@ class Recording:
         return {split: "train" if trains else "test" for split, trains in is_train.items()}
 
 
-def prepare(options: Options) -> Manifest:
-    """Prepare NTU RGB+D, or as much of it as is there."""
+def prepare(options: NtuOptions) -> Manifest:
+    """Prepare NTU RGB+D, or the part of it that was downloaded."""
     sources, classes = read_recordings(options)
     return prepare_videos("ntu", sources, classes=classes, options=options)
 
 
-def read_recordings(options: Options) -> tuple[list[SourceVideo], tuple[str, ...]]:
-    """Find the recordings and what the streams need of each.
+def read_recordings(options: NtuOptions) -> tuple[list[SourceVideo], tuple[str, ...]]:
+    """Find the recordings and the files that their streams are made from.
 
     Returns:
-        The recordings sorted by name, and the 60 or 120 classes.
+        Recordings sorted by name, and the 60 or 120 classes.
 
     Raises:
-        UserError: There is nothing to prepare, or a stream cannot be made from what was given.
+        UserError: There is nothing to prepare, or a stream cannot be made from the given sensors.
     """
     found: dict[str, dict[str, Path]] = {}
     if options.videos is not None:
@@ -234,12 +133,16 @@ def read_recordings(options: Options) -> tuple[list[SourceVideo], tuple[str, ...
     classes = CLASSES if has_120 else CLASSES[:NUM_CLASSES_60]
     for recording in recordings:
         if not 1 <= recording.action <= len(classes):
-            raise UserError(f"{recording.name} is of the class {recording.action}, but there are only {len(classes)}")
-    inputs = inputs_of(options, found, names)
+            raise UserError(
+                f"{recording.name} has the class {recording.action}, but the dataset has {len(classes)} classes: "
+                "remove the file"
+            )
+    inputs = select_inputs(options, found, names)
     if not any(inputs.values()):
         raise UserError(
-            f"no recording has all that {' '.join(options.modalities)} need: {len(found.get('rgb', ()))} videos and "
-            f"{len(found.get('depth', ()))} depth folders were found, named like S001C001P001R001A001"
+            f"no recording has all files that --modalities {' '.join(options.modalities)} needs: found "
+            f"{len(found.get('rgb', ()))} videos and {len(found.get('depth', ()))} depth folders with names like "
+            "S001C001P001R001A001"
         )
     return [_source(recording, inputs[recording.name], has_120=has_120) for recording in recordings], classes
 
@@ -264,9 +167,9 @@ def _find_videos(folder: Path) -> dict[str, Path]:
 
 
 def _find_depth(folder: Path) -> dict[str, Path]:
-    """Folders of pictures; what is in them is not listed here, because it is millions of files."""
     found: dict[str, Path] = {}
-    for path in walk_files(folder, whole=NAME):
+    # The depth folders are not searched, because they contain millions of files.
+    for path in walk_files(folder, stop_at=NAME):
         if NAME.fullmatch(path.name) and path.is_dir():
             _add(found, path.name, path)
     return found
@@ -274,8 +177,5 @@ def _find_depth(folder: Path) -> dict[str, Path]:
 
 def _add(found: dict[str, Path], name: str, path: Path) -> None:
     recording = Recording.parse(name)
-    if recording is None:
-        return
-    other = found.setdefault(recording.name, path)
-    if other != path:
-        raise UserError(f"{other} and {path} are of the same recording: give a folder that holds one of them")
+    if recording is not None:
+        add_file(found, recording.name, path, what="recording")

@@ -1,14 +1,15 @@
 """Something-Something v2: 220,847 clips of 174 actions of hands with objects (Goyal et al., 2017).
 
-Wants two downloads from the dataset's page, https://www.qualcomm.com/developer/software/something-something-v-2-dataset
-(registration is free for research):
+Download two sets of archives from https://www.qualcomm.com/developer/software/something-something-v-2-dataset
+(registration is free for research), join the parts and unpack them:
 
-* The parts of the video archive, joined and unpacked: <id>.webm, all in one folder (--videos).
-* The labels archive, unpacked (--annotations): labels.json, train.json, validation.json and, if you like,
-  test.json; names that begin with something-something-v2- (the earlier release) are taken too.
+* The videos: <id>.webm, all in one folder (--videos).
+* The labels (--annotations): labels.json, train.json, validation.json and, optionally, test.json. The names of the
+  earlier release, which begin with something-something-v2-, are accepted too.
 
-Split "1" is train against validation, which is what results are reported on. The test videos have no
-labels and no place in a split. Mirroring turns "from left to right" round, so it does not keep the label.
+Split "1" has the official training videos as training part and the validation videos as test part. The official test
+videos have no labels and are in no split: they are unlabelled training data. Mirroring does not keep the label, because
+classes tell left from right.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 from crossdistill.data.manifest import Manifest
 from crossdistill.errors import UserError
 from data_prep.pipeline.prepare import PrepareOptions, prepare_videos
-from data_prep.pipeline.sources import ListedVideo, join_files, read_json
+from data_prep.pipeline.sources import ListedVideo, join_files, read_json, require_listed
 
 PREFIX = "something-something-v2-"
 LABELS = "labels.json"
@@ -30,24 +31,24 @@ SUFFIXES = (".webm", ".mp4", ".mkv", ".avi")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(PrepareOptions):
-    """The options of ``python -m data_prep ssv2``."""
+class Ssv2Options(PrepareOptions):
+    """Options of ``python -m data_prep ssv2``."""
 
     videos: Path
-    """Folder of the .webm files (or .mp4, .mkv, .avi); all folders below it are searched."""
+    """Folder of the .webm files (or .mp4, .mkv, .avi). Subfolders are searched."""
     annotations: Path
     """Folder of labels.json, train.json, validation.json and test.json."""
 
 
-def prepare(options: Options) -> Manifest:
-    """Prepare Something-Something v2, or as much of it as is there."""
+def prepare(options: Ssv2Options) -> Manifest:
+    """Prepare Something-Something v2, or the part of it that was downloaded."""
     classes, listed = read_lists(options.annotations)
     sources = join_files(
         listed,
         options.videos,
         suffixes=SUFFIXES,
         lists=options.annotations,
-        # By the ids' last two digits: no file system likes 220,847 files in one folder.
+        # A folder for each pair of last digits: file systems are slow with 220,847 files in one folder.
         stream_folder=lambda video: video.name[-2:].zfill(2),
     )
     return prepare_videos("ssv2", sources, classes=classes, options=options, flip_keeps_label=False)
@@ -57,35 +58,34 @@ def read_lists(folder: Path) -> tuple[list[str], list[ListedVideo]]:
     """Read the official lists.
 
     Args:
-        folder: Holds ``labels.json`` and some of the lists.
+        folder: Folder of ``labels.json`` and some of the lists.
 
     Returns:
-        The classes in the order of ``labels.json``, and the videos by id.
+        Class names in the order of ``labels.json``, and videos sorted by id.
 
     Raises:
-        UserError: A list is absent or malformed, names an unknown class, or a video twice.
+        UserError: A list is missing or malformed, names an unknown class, or names a video twice.
     """
     classes = _read_classes(_path_of(folder, LABELS))
     labels = {name: label for label, name in enumerate(classes)}
-    present = [(_path_of(folder, name), part) for name, part in PARTS.items() if _path_of(folder, name).is_file()]
+    present = [(path, part) for name, part in PARTS.items() if (path := _path_of(folder, name)).is_file()]
     if not present:
-        raise UserError(f"{folder} holds no list of videos: expected for example {next(iter(PARTS))}")
+        raise UserError(f"{folder} contains no list of videos: expected for example {next(iter(PARTS))}")
     videos: dict[str, ListedVideo] = {}
     for path, part in present:
         entries = read_json(path, wanted="the labels archive, unpacked")
         if not isinstance(entries, list):
-            raise UserError(f"{path} is no list of videos: expected [{{id, template}}, ...]")
+            raise UserError(f"{path} is not a list of videos: expected [{{id, template}}, ...]")
         for number, entry in enumerate(entries, start=1):
             video = _read_entry(f"{path} entry {number}", entry, part, labels)
             if videos.setdefault(video.name, video) is not video:
                 raise UserError(f"{path} entry {number} names the video {video.name} again: unpack the lists again")
-    if not videos:
-        raise UserError(f"the lists in {folder} name no video: the first is {present[0][0]}")
+    require_listed(videos, folder)
     return classes, sorted(videos.values(), key=lambda video: (len(video.name), video.name))
 
 
 def _path_of(folder: Path, name: str) -> Path:
-    """A list under its name, or under that of the earlier release if only that is there."""
+    """Return the path of a list, with the earlier release's name if only that file exists."""
     old = folder / f"{PREFIX}{name}"
     return old if old.is_file() and not (folder / name).is_file() else folder / name
 
@@ -95,7 +95,7 @@ def _read_classes(path: Path) -> list[str]:
     try:
         by_index = {int(index): str(name) for name, index in given.items()}
     except (AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is no list of classes: expected {{class: index, ...}}") from error
+        raise UserError(f"{path} is not a list of classes: expected {{class: index, ...}}") from error
     if sorted(by_index) != list(range(len(given))) or not given:
         raise UserError(f"{path} does not number its {len(given)} classes from 0 without gaps: unpack it again")
     return [by_index[index] for index in range(len(by_index))]
@@ -104,10 +104,11 @@ def _read_classes(path: Path) -> list[str]:
 def _read_entry(place: str, entry: Any, part: str | None, labels: Mapping[str, int]) -> ListedVideo:
     name = str(entry.get("id", "")) if isinstance(entry, dict) else ""
     if not name.isdigit():
-        raise UserError(f"{place} has no id that is a number: unpack the lists again")
+        raise UserError(f"{place} has no numeric id: unpack the lists again")
     if part is None:
         return ListedVideo(name, "", None)
+    # Templates mark objects, "Pushing [something]"; labels.json does not.
     action = str(entry.get("template", "")).replace("[", "").replace("]", "")
     if action not in labels:
-        raise UserError(f"{place} names the class {action!r}, which {LABELS} does not")
+        raise UserError(f"{place} names the class {action!r}, which is not in {LABELS}")
     return ListedVideo(name, action, labels[action], splits={"1": part})

@@ -1,13 +1,11 @@
-"""Toyactions: rendered clips of moving bodies, written as real video files. It needs no download.
+"""Toyactions: rendered clips of moving bodies with exact flow and depth, as video files. It needs no download.
 
-Twelve classes of motion: slides (left, right, up, down), approach and recede, spins and orbits
-(clockwise and anticlockwise), bounce and shake. Textures, colours, shapes, sizes, places, a moving
-background and distracting bodies are drawn independently of the class: a single frame says nothing
-about it. Flow and depth are exact.
+Twelve classes of motion: slides (left, right, up, down), approach and recede, spins and orbits (clockwise and
+anticlockwise), bounce and shake. Textures, colours, shapes, sizes, places, a moving background and distracting bodies
+are drawn independently of the class, so that a single frame does not tell the class.
 
-The folder gets rgb/, flow/ and depth/, split lists in UCF101's manner in lists/ and a manifest. The
-same options give the same bytes, however many workers there are. A run that was stopped goes on where
-it was when it is started again with the same options.
+The folder gets rgb/, flow/ and depth/, split lists in the format of UCF101 in lists/, and a manifest. The same options
+give the same bytes, with any number of workers. Repeat the command to resume it after an interruption.
 """
 
 from __future__ import annotations
@@ -32,12 +30,12 @@ from crossdistill.data.streams import STREAM_FORMATS, Picture, StreamWriter, qua
 from crossdistill.errors import UserError
 from crossdistill.utils.console import console
 from crossdistill.utils.files import write_text_atomically
-from data_prep.datasets.toyactions_renderer import ACTIONS, RENDERER_VERSION, Identity, compose_scene, render_clip
+from data_prep.datasets.toyactions_renderer import ACTIONS, RENDERER_VERSION, SceneKey, compose_scene, render_clip
 from data_prep.pipeline.executor import Engine, run_jobs
 
 DATASET = "toyactions"
 STREAMS = ("rgb", "flow", "depth")
-# Written before the first clip, so that an unfinished folder tells which options its clips are of.
+# Written before the first clip: records the options of the clips in an unfinished folder.
 OPTIONS_NAME = "toyactions.json"
 
 CLIPS_PER_GROUP = 4
@@ -46,45 +44,57 @@ NUM_SPLITS = 3
 TEST_SHARE = 0.3
 
 UNITS_PER_FRAME = 800
-"""Timestamps count 1 / (fps x 800) seconds, so that every frame's time is a whole number."""
+"""Units of timestamps per frame: the time base is 1 / (fps x 800) seconds."""
 
 
 @dataclass(frozen=True)
-class Options:
-    """What to render, and where to."""
+class ToyactionsOptions:
+    """Options of ``python -m data_prep toyactions``."""
 
     out: Path
-    """Folder to write the dataset into."""
+    """Folder of the dataset."""
     clips_per_class: int = 120
     """Clips of each of the 12 classes, at least 2."""
     size: int = 64
-    """Side of the square frames in pixels: even, from 32 to 256."""
+    """Side of the square frames in pixels, an even number from 32 to 256."""
     frames: int = 20
-    """Frames per clip, at least 4; bounce and shake need about 16 to be told from slides."""
+    """Frames per clip, at least 4. Bounce and shake need about 16 to differ from slides."""
     fps: int = 16
-    """Frames per second that the files are marked with, from 1 to 240."""
+    """Frame rate of the files, from 1 to 240."""
     seed: int = 0
-    """Another seed gives another dataset of the same kind."""
+    """Seed of the random numbers. Another seed gives another dataset of the same kind."""
     workers: int | None = None
-    """Clips rendered at a time; one per core if not given."""
+    """Number of clips rendered in parallel. Default: one per core."""
 
 
-def prepare(options: Options) -> Manifest:
-    """Render the dataset, or what is missing of it, and write its manifest.
+def prepare(options: ToyactionsOptions) -> Manifest:
+    """Render the clips that are missing in the folder, and write lists and manifest.
 
     Raises:
-        UserError: An option is out of its range, or the folder holds something else.
+        UserError: An option is out of range, or the folder contains another dataset.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     options = ToyactionsOptions(out=Path(folder), clips_per_class=2, size=32, frames=4, workers=1)
+        ...     manifest = prepare(options)
+        toyactions ...
+        >>> len(manifest.videos), manifest.streams
+        (24, ('depth', 'flow', 'rgb'))
     """
     _check(options)
     _claim_folder(options)
     finished = _finished_manifest(options)
     if finished is not None:
-        console.print(f"{options.out}: already prepared, {len(finished.videos)} clips", highlight=False, soft_wrap=True)
+        console.print(
+            f"{options.out} is already prepared: {len(finished.videos)} clips", highlight=False, soft_wrap=True
+        )
         return finished
     start_seconds = time.perf_counter()
     _write_lists(options)
     _remove_leftovers(options.out)
-    jobs = [_Job(options, clip) for clip in clip_ids(options.clips_per_class)]
+    jobs = [_ClipJob(options, clip) for clip in clip_ids(options.clips_per_class)]
     videos = run_jobs(_make_video, jobs, engine=Engine(workers=options.workers), description=DATASET, unit="clips")
     manifest = Manifest(
         root=options.out,
@@ -108,7 +118,7 @@ def prepare(options: Options) -> Manifest:
 # Options and the folder they belong to.
 
 
-def _check(options: Options) -> None:
+def _check(options: ToyactionsOptions) -> None:
     _check_range("--clips-per-class", options.clips_per_class, 2, None)
     _check_range("--size", options.size, 32, 256)
     if options.size % 2:
@@ -121,7 +131,7 @@ def _check(options: Options) -> None:
     if options.workers is not None:
         _check_range("--workers", options.workers, 1, None)
     if options.out.exists() and not options.out.is_dir():
-        raise UserError(f"--out {options.out} is a file, but a folder is needed: choose another path")
+        raise UserError(f"--out {options.out} is a file: choose the path of a folder")
 
 
 def _check_range(name: str, given: int, lowest: int, highest: int | None) -> None:
@@ -130,20 +140,20 @@ def _check_range(name: str, given: int, lowest: int, highest: int | None) -> Non
         raise UserError(f"{name} {given} is out of range: choose a whole number {allowed}")
 
 
-def _contents(options: Options) -> dict[str, int]:
-    """Everything that decides what the files hold."""
+def _contents(options: ToyactionsOptions) -> dict[str, int]:
+    """Return everything that the content of the files depends on."""
     fields = dataclasses.asdict(options)
     return {**{k: v for k, v in fields.items() if k not in ("out", "workers")}, "renderer_version": RENDERER_VERSION}
 
 
-def _facts(options: Options) -> dict[str, Any]:
+def _facts(options: ToyactionsOptions) -> dict[str, Any]:
     packages = ("av", "numpy", "opencv-contrib-python-headless")
     versions = {package: importlib.metadata.version(package) for package in packages}
     return {"command": f"python -m data_prep {DATASET}", "options": _contents(options), "versions": versions}
 
 
-def _claim_folder(options: Options) -> None:
-    """Write the options into the folder, or raise a ``UserError`` if it is another dataset's."""
+def _claim_folder(options: ToyactionsOptions) -> None:
+    """Write the options into the folder; raise a ``UserError`` if it contains a dataset with other options."""
     wanted = _contents(options)
     held = _held_contents(options.out)
     if held is None:
@@ -153,17 +163,17 @@ def _claim_folder(options: Options) -> None:
     if names:
         differences = " and ".join(f"{name} {held.get(name)} instead of {wanted.get(name)}" for name in names)
         raise UserError(
-            f"{options.out} holds {DATASET} with {differences}: choose another --out, give the same options, "
-            "or delete that folder first"
+            f"{options.out} contains {DATASET} with {differences}: choose another --out, give the same options, or "
+            "delete the folder"
         )
 
 
 def _held_contents(out: Path) -> dict[str, Any] | None:
-    """What the clips in the folder were rendered with; None if there are none."""
+    """Return the options that the clips in the folder were rendered with; None if there are no clips."""
     if (out / MANIFEST_NAME).exists():
         manifest = Manifest.load(out)
         if manifest.dataset != DATASET:
-            raise UserError(f"{out} holds the dataset {manifest.dataset!r}, not {DATASET!r}: choose another --out")
+            raise UserError(f"{out} contains the dataset {manifest.dataset!r}, not {DATASET!r}: choose another --out")
         return dict(manifest.facts["options"])
     path = out / OPTIONS_NAME
     if not path.exists():
@@ -174,7 +184,8 @@ def _held_contents(out: Path) -> dict[str, Any] | None:
         raise UserError(f"{path} is damaged: delete the folder {out} and prepare it again") from error
 
 
-def _finished_manifest(options: Options) -> Manifest | None:
+def _finished_manifest(options: ToyactionsOptions) -> Manifest | None:
+    """Return the manifest if all files of the dataset exist."""
     if not (options.out / MANIFEST_NAME).exists():
         return None
     manifest = Manifest.load(options.out)
@@ -183,7 +194,7 @@ def _finished_manifest(options: Options) -> Manifest | None:
 
 
 def _remove_leftovers(out: Path) -> None:
-    """Remove the temporary files that a killed run left behind."""
+    """Remove the temporary files of a killed run."""
     for stream in STREAMS:
         for path in (out / stream).glob("*/.v_*.mp4.*.tmp"):
             path.unlink(missing_ok=True)
@@ -194,7 +205,7 @@ def _remove_leftovers(out: Path) -> None:
 
 @dataclass(frozen=True)
 class ClipId:
-    """One clip: its class, its group and its number within the class's part of the group, from 1."""
+    """Identifies one clip by its class, its group, and its number among the group's clips of the class (from 1)."""
 
     action: str
     group: int
@@ -202,17 +213,17 @@ class ClipId:
 
     @property
     def name(self) -> str:
-        """The name in UCF101's manner."""
+        """Name in the format of UCF101."""
         return f"v_{self.action}_g{self.group:02d}_c{self.clip:02d}"
 
 
 def num_groups(clips_per_class: int) -> int:
-    """How many groups share a class's clips: about four clips each, at most as many groups as UCF101."""
+    """Return the number of groups of a class: about four clips a group, and at most 25 groups as in UCF101."""
     return min(MAX_GROUPS, max(2, clips_per_class // CLIPS_PER_GROUP))
 
 
 def clip_ids(clips_per_class: int) -> list[ClipId]:
-    """Every clip, by class, group and number; every class has the same groups."""
+    """Return all clips, ordered by class, group and number. Every class has the same groups."""
     groups = num_groups(clips_per_class)
     return [
         ClipId(action, group, clip)
@@ -223,11 +234,15 @@ def clip_ids(clips_per_class: int) -> list[ClipId]:
 
 
 def held_out_groups(groups: int, split: int) -> set[int]:
-    """The groups that test a split: blocks of neighbours as in UCF101, wrapping around.
+    """Return the test groups of a split: consecutive groups, as in UCF101, continued at the first after the last.
 
     Args:
-        groups: How many groups there are, at least 2.
-        split: From 1.
+        groups: Number of groups, at least 2.
+        split: Number of the split, from 1.
+
+    Example:
+        >>> sorted(held_out_groups(10, 1)), sorted(held_out_groups(10, 4))
+        ([1, 2, 3], [1, 2, 10])
     """
     count = max(1, round(TEST_SHARE * groups))
     return {(count * (split - 1) + i) % groups + 1 for i in range(count)}
@@ -238,8 +253,8 @@ def _parts(clip: ClipId, groups: int) -> dict[str, str]:
     return {str(split): "test" if clip.group in held_out_groups(groups, split) else "train" for split in splits}
 
 
-def _list_files(options: Options) -> dict[Path, str]:
-    """The official-looking lists: path to text."""
+def _list_files(options: ToyactionsOptions) -> dict[Path, str]:
+    """Return path to text of the split lists, in the format of UCF101."""
     folder, groups, labels = options.out / "lists", num_groups(options.clips_per_class), list(ACTIONS)
     files = {folder / "classInd.txt": "".join(f"{i} {action}\n" for i, action in enumerate(labels, start=1))}
     for split in range(1, NUM_SPLITS + 1):
@@ -252,7 +267,7 @@ def _list_files(options: Options) -> dict[Path, str]:
     return files
 
 
-def _write_lists(options: Options) -> None:
+def _write_lists(options: ToyactionsOptions) -> None:
     for path, text in _list_files(options).items():
         write_text_atomically(path, text)
 
@@ -261,15 +276,15 @@ def _write_lists(options: Options) -> None:
 
 
 @dataclass(frozen=True)
-class _Job:
-    """One clip to render: everything that a worker needs."""
+class _ClipJob:
+    """One clip to render, with everything that a worker needs."""
 
-    options: Options
+    options: ToyactionsOptions
     clip: ClipId
 
 
-def _make_video(job: _Job) -> Video:
-    """Render one clip unless its files are there, and describe it for the manifest."""
+def _make_video(job: _ClipJob) -> Video:
+    """Render one clip unless its files exist, and return its entry of the manifest."""
     options, clip = job.options, job.clip
     paths = {stream: options.out / stream / clip.action / f"{clip.name}.mp4" for stream in STREAMS}
     if not all(path.exists() for path in paths.values()):
@@ -289,7 +304,7 @@ def _make_video(job: _Job) -> Video:
 
 @contextlib.contextmanager
 def _one_thread_of_opencv() -> Iterator[None]:
-    """The pictures are small and the workers are the parallelism."""
+    """Limit OpenCV to one thread: the pictures are small, and the clips are rendered in parallel."""
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
@@ -298,9 +313,9 @@ def _one_thread_of_opencv() -> Iterator[None]:
         cv2.setNumThreads(threads)
 
 
-def _write_streams(options: Options, clip: ClipId, paths: dict[str, Path]) -> None:
-    identity = Identity(seed=options.seed, group=clip.group, clip=clip.clip)
-    rendered = render_clip(compose_scene(clip.action, identity, size_px=options.size, num_frames=options.frames))
+def _write_streams(options: ToyactionsOptions, clip: ClipId, paths: dict[str, Path]) -> None:
+    key = SceneKey(seed=options.seed, group=clip.group, clip=clip.clip)
+    rendered = render_clip(compose_scene(clip.action, key, size_px=options.size, num_frames=options.frames))
     frames: dict[str, Picture] = {
         "rgb": np.rint(rendered.rgb * 255).astype(np.uint8),
         "flow": quantise_flow(rendered.flow_px),

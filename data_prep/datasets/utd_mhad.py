@@ -1,14 +1,14 @@
 """UTD-MHAD: 861 recordings of 27 actions by 8 people, from a Kinect and a body sensor (Chen et al., 2015).
 
-Wants downloads from the dataset's page, https://personal.utdallas.edu/~kehtar/UTD-MHAD.html:
+Download the archives from https://personal.utdallas.edu/~kehtar/UTD-MHAD.html and unpack them:
 
-* Depth.zip, unpacked: a1_s1_t1_depth.mat and so on (--depth);
-* for --modalities with skeleton also Skeleton.zip, unpacked: a1_s1_t1_skeleton.mat and so on (--skeleton).
+* Depth.zip: a1_s1_t1_depth.mat and so on (--depth).
+* Skeleton.zip, for --modalities with skeleton: a1_s1_t1_skeleton.mat and so on (--skeleton).
 
-Optical flow is computed on the depth. A skeleton has 20 joints in every frame of depth. Split "1" is the
-official one: people 1, 3, 5 and 7 train, 2, 4, 6 and 8 test. Split "2" swaps them, which makes a cross-validation
-of all eight people; it is not the dataset's own. The classes tell left from right, so mirroring
-does not keep the label. Frames are stamped at the 30 per second that the dataset's page gives.
+Optical flow is estimated on the depth. A skeleton has 20 joints in every frame of depth. Split "1" is the official
+cross-subject split: people 1, 3, 5 and 7 train, people 2, 4, 6 and 8 test. Split "2" swaps the two parts, which gives a
+cross-validation over all eight people; it is not an official split. Mirroring does not keep the label, because classes
+tell left from right. Timestamps are those of 30 frames per second, the rate that the dataset's page gives.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Literal
 from crossdistill.data.manifest import Manifest
 from crossdistill.errors import UserError
 from data_prep.pipeline.prepare import PrepareOptions, SourceVideo, prepare_videos
-from data_prep.pipeline.sources import find_files, inputs_of, only_file
+from data_prep.pipeline.sources import find_files, only_file, require_some_found, select_inputs
 
 CLASSES = (
     "right arm swipe to the left",
@@ -54,38 +54,38 @@ CLASSES = (
 )
 NUM_PEOPLE = 8
 NUM_TRIALS = 4
-# Spoilt when they were recorded, and never published.
+# Recordings that failed and were never published.
 NOT_PUBLISHED = frozenset({"a8_s1_t4", "a23_s6_t4", "a27_s8_t4"})
 TRAIN_PEOPLE = frozenset({1, 3, 5, 7})
 SWAPPED = {"train": "test", "test": "train"}
 NAME = re.compile(r"a(?P<action>\d+)_s(?P<person>\d+)_t\d+")
 ENDINGS = {"depth": "_depth", "skeleton": "_skeleton"}
-"""Sensor to what its files' names end in."""
+"""Sensor to the end of its files' stems."""
 FRAMES_PER_SECOND = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(PrepareOptions):
-    """The options of ``python -m data_prep utd_mhad``."""
+class UtdMhadOptions(PrepareOptions):
+    """Options of ``python -m data_prep utd_mhad``."""
 
     depth: Path
-    """Folder of the ..._depth.mat files; all folders below it are searched."""
+    """Folder of the ..._depth.mat files. Subfolders are searched."""
     skeleton: Path | None = None
-    """Folder of the ..._skeleton.mat files, for --modalities with skeleton."""
-    # Wider than that of other datasets, which have no joints.
+    """Folder of the ..._skeleton.mat files, for --modalities with skeleton. Subfolders are searched."""
+    # Overrides the common option: only this dataset has skeletons.
     modalities: tuple[Literal["rgb", "flow", "depth", "skeleton"], ...] = ("depth", "flow")  # type: ignore[assignment]
     """Streams to make: depth, flow, skeleton. Streams that an earlier run made with the same options are kept."""
 
 
-def prepare(options: Options) -> Manifest:
-    """Prepare UTD-MHAD, or as much of it as is there."""
+def prepare(options: UtdMhadOptions) -> Manifest:
+    """Prepare UTD-MHAD, or the part of it that was downloaded."""
     return prepare_videos(
         "utd_mhad", read_recordings(options), classes=CLASSES, options=options, flip_keeps_label=False
     )
 
 
 def recording_names() -> list[str]:
-    """The names of all published recordings, by action, person and trial."""
+    """Return the names of all published recordings, ordered by action, person and trial."""
     names = [
         f"a{action}_s{person}_t{trial}"
         for action in range(1, len(CLASSES) + 1)
@@ -95,32 +95,30 @@ def recording_names() -> list[str]:
     return [name for name in names if name not in NOT_PUBLISHED]
 
 
-def read_recordings(options: Options) -> list[SourceVideo]:
-    """All published recordings with their files; those without one are kept as missing.
+def read_recordings(options: UtdMhadOptions) -> list[SourceVideo]:
+    """Find the files of all published recordings. Recordings without a file are kept as missing.
 
     Raises:
-        UserError: A folder holds none of the files, or a stream cannot be made from them.
+        UserError: A folder contains none of the files, or a stream cannot be made from the given sensors.
     """
     if options.skeleton is not None and "skeleton" not in options.modalities:
         raise UserError(
-            f"--skeleton {options.skeleton} does nothing without skeleton in --modalities: add skeleton, or leave "
-            "--skeleton out"
+            f"--skeleton {options.skeleton} has no effect without skeleton in --modalities: add skeleton there, or "
+            "remove --skeleton"
         )
     names = recording_names()
     folders = {"depth": options.depth, **({"skeleton": options.skeleton} if options.skeleton else {})}
     found = {sensor: _recordings(folder, sensor, names) for sensor, folder in folders.items()}
-    inputs = inputs_of(options, found, names)
+    inputs = select_inputs(options, found, names)
     for sensor, folder in folders.items():
-        if not found[sensor]:
-            raise UserError(
-                f"{folder} and the folders below it hold none of the {len(names)} videos of the dataset: expected for "
-                f"example {names[0]}{ENDINGS[sensor]}.mat"
-            )
+        example = f"{names[0]}{ENDINGS[sensor]}.mat"
+        files = [found[sensor].get(name) for name in names]
+        require_some_found(files, folder=folder, source="the dataset has", example=example)
     return [_source(name, inputs[name]) for name in names]
 
 
 def _recordings(folder: Path, sensor: str, names: list[str]) -> dict[str, Path]:
-    """Name to the sensor's file, of those that are there."""
+    """Return recording name to the sensor's file, for the files that exist."""
     files = find_files(folder, suffixes=(".mat",))
     found = {name: only_file(name + ENDINGS[sensor], files) for name in names}
     return {name: path for name, path in found.items() if path is not None}

@@ -54,6 +54,7 @@ def raft_flow(network: nn.Module, first: Picture, second: Picture) -> NDArray[np
     size_px = (round(height * scale), round(width * scale))
     device = next(network.parameters()).device
     with torch.inference_mode():
+        # RAFT refines its estimate several times: the last one is the best.
         flow = network(*(_to_input(picture, size_px).to(device) for picture in (first, second)))[-1]
         flow = flow[:, :, : size_px[0], : size_px[1]].float().cpu()
         if scale != 1.0:

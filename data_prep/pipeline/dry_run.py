@@ -10,9 +10,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from joblib import cpu_count
+
 from crossdistill.errors import UserError
 from crossdistill.utils.console import console
-from data_prep.pipeline.executor import Engine
 from data_prep.pipeline.guard import stop_children
 from data_prep.pipeline.jobs import StopError, run_job
 from data_prep.pipeline.options import PrepareOptions
@@ -43,7 +44,7 @@ def print_estimate(tasks: Sequence[Task], *, num_listed: int, options: PrepareOp
     seconds, made_bytes = _try_samples(samples, options.out)
     # Time and size are taken as proportional to the size of the source.
     factor = sum(task.num_source_bytes for task in remaining) / max(1, sum(task.num_source_bytes for task in samples))
-    workers = options.workers or Engine().num_local_cores
+    workers = options.workers or cpu_count()
     console.print(
         f"estimate: {seconds * factor / workers / 60:.1f} minutes with {workers} workers on this machine, "
         f"{made_bytes * factor / 1e9:.2f} GB in {options.out}; the dry run wrote nothing",

@@ -11,8 +11,9 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import joblib
 from joblib import Parallel, cpu_count, delayed
@@ -30,19 +31,7 @@ DASK_TIMEOUT_SETTING, DASK_DEFAULT_TIMEOUT = "distributed.comm.timeouts.connect"
 
 
 @contextlib.contextmanager
-def _processes(address: str | None) -> Iterator[None]:
-    with joblib.parallel_config(backend="loky"):
-        yield
-
-
-@contextlib.contextmanager
-def _threads(address: str | None) -> Iterator[None]:
-    with joblib.parallel_config(backend="threading"):
-        yield
-
-
-@contextlib.contextmanager
-def _dask(address: str | None) -> Iterator[None]:
+def _connect_to_dask(address: str | None) -> Iterator[None]:
     try:
         import dask.config
         from distributed import Client
@@ -57,12 +46,12 @@ def _dask(address: str | None) -> Iterator[None]:
         raise UserError(
             f"no Dask scheduler answers at --address {address}: start it, or correct the address ({error})"
         ) from error
-    with client, joblib.parallel_config(backend="dask"):
+    with client:  # joblib uses the current client
         yield
 
 
 @contextlib.contextmanager
-def _ray(address: str | None) -> Iterator[None]:
+def _connect_to_ray(address: str | None) -> Iterator[None]:
     try:
         import ray
         from ray.util.joblib import register_ray
@@ -75,26 +64,26 @@ def _ray(address: str | None) -> Iterator[None]:
             f"no Ray cluster answers at --address {address}: start it, or correct the address ({error})"
         ) from error
     register_ray()
-    with joblib.parallel_config(backend="ray"):
-        yield
+    yield
 
 
 @dataclass(frozen=True)
 class Backend:
     """One backend of joblib."""
 
-    enter: Callable[[str | None], Any]
-    """Takes an address and returns a context in which joblib uses the backend."""
-    is_cluster: bool = False
+    joblib_name: str
+    connect: Callable[[str | None], AbstractContextManager[None]] | None = None
+    """Takes an address and returns a context with a connection to the cluster. None for this machine."""
     chunk_size: int | None = None
     """Number of jobs whose results arrive together. None if each result arrives as it is ready."""
 
 
 ENGINES: dict[str, Backend] = {
-    "processes": Backend(_processes),
-    "threads": Backend(_threads),
-    "dask": Backend(_dask, is_cluster=True),
-    "ray": Backend(_ray, is_cluster=True, chunk_size=256),
+    "processes": Backend("loky"),
+    "threads": Backend("threading"),
+    "dask": Backend("dask", _connect_to_dask),
+    # joblib cannot return the results of Ray one by one. Without chunks, all would arrive at the end.
+    "ray": Backend("ray", _connect_to_ray, chunk_size=256),
 }
 
 
@@ -109,11 +98,6 @@ class Engine:
     workers: int | None = None
     """Number of jobs at a time. None: one per core that this process may use, or all workers of a cluster."""
 
-    @property
-    def num_local_cores(self) -> int:
-        """Number of cores of this machine that this process may use."""
-        return int(cpu_count())
-
     def backend(self) -> Backend:
         """Return the backend.
 
@@ -125,7 +109,7 @@ class Engine:
         if self.name not in ENGINES:
             raise unknown_name("engine", self.name, ENGINES)
         backend = ENGINES[self.name]
-        if self.address is not None and not backend.is_cluster:
+        if self.address is not None and backend.connect is None:
             raise UserError(
                 f"--address {self.address} has no effect without a cluster: add --engine dask or --engine ray, "
                 "or remove --address"
@@ -167,10 +151,15 @@ def run_jobs(
     backend = engine.backend()
     if not jobs:
         return []
-    num_workers = engine.workers or (-1 if backend.is_cluster else engine.num_local_cores)
+    num_workers = engine.workers or (cpu_count() if backend.connect is None else -1)
+    connection = contextlib.nullcontext() if backend.connect is None else backend.connect(engine.address)
     results: dict[int, Result] = {}
     try:
-        with backend.enter(engine.address), progress_bar("rate", unit=unit) as bar:
+        with (
+            connection,
+            joblib.parallel_config(backend=backend.joblib_name),
+            progress_bar("rate", unit=unit) as bar,
+        ):
             task = bar.add_task(description, total=len(jobs), rate="")
             for position, result in _results(function, jobs, num_workers, backend.chunk_size):
                 results[position] = result
@@ -187,6 +176,7 @@ def run_jobs(
 def _results(
     function: Callable[[Job], Result], jobs: Sequence[Job], num_workers: int, chunk_size: int | None
 ) -> Iterator[tuple[int, Result]]:
+    # One job per batch: jobs take seconds, and a batch would delay the results of its first jobs.
     calls = (delayed(_run_one)(function, i, job, os.getpid()) for i, job in enumerate(jobs))
     if chunk_size is None:
         yield from Parallel(n_jobs=num_workers, batch_size=1, return_as="generator_unordered")(calls)

@@ -58,7 +58,7 @@ def run_job(job: Job) -> Outcome:
     except Crashed as error:
         _remove_temporary_files(job)
         return Outcome("skipped", f"crashed: the decoder ended with {error}")
-    if "stop" in given:
+    if "stop" in given:  # exceptions do not cross the pipe
         raise StopError(given["stop"])
     streams = {name: Stream.from_json(stream) for name, stream in given["streams"].items()}
     return Outcome(given["status"], given["reason"], streams)
@@ -81,12 +81,13 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     job = _JOB.validate_python(request)
     try:
         outcome = transcode(job.inputs, job.stream_paths, root=Path(job.root), recipe=job.recipe)
-    except UserError as error:
+    except UserError as error:  # an option or a missing library, the same for all videos
         return {"stop": str(error)}
     except OSError as error:
         if error.errno in STOPPING_ERRORS:
             what = STOPPING_ERRORS[error.errno]
             return {"stop": f"{what} ({error.filename or job.root}): {os.strerror(error.errno)}"}
+        # A target without write permission ends the run; a source without read permission is one unusable video.
         if error.errno in (errno.EACCES, errno.EPERM) and str(error.filename or "").startswith(job.root):
             return {"stop": f"{error.filename} is not writable: {os.strerror(error.errno)}"}
         outcome = _failed(job, error)

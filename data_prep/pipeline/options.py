@@ -51,7 +51,7 @@ class PrepareOptions:
     retry: bool = False
     """Try again the files that an earlier run skipped."""
     workers: int | None = None
-    """Number of videos prepared at a time. Default: one per core, or the capacity of the cluster."""
+    """Number of videos prepared at a time. If not given: one per core, or the capacity of the cluster."""
     engine: Literal["local", "dask", "ray"] = "local"
     """Where videos are prepared: on this machine, or on a cluster whose machines see the same folders."""
     address: str | None = None

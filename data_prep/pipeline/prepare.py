@@ -6,7 +6,7 @@ import dataclasses
 import importlib.metadata
 from collections.abc import Mapping, Sequence
 
-from crossdistill.data.manifest import MANIFEST_NAME, Manifest, Video, unique_names
+from crossdistill.data.manifest import MANIFEST_NAME, Manifest, Video, require_unique_names
 from crossdistill.errors import UserError
 from crossdistill.utils.console import console
 from data_prep.pipeline.dry_run import print_estimate
@@ -62,7 +62,8 @@ def prepare_videos(
         # No paths and no dates: the same work gives the same bytes.
         facts={"recipe": recipe_facts, "versions": _library_versions(options.recipe)},
     )
-    unique_names(manifest.videos)
+    require_unique_names(manifest.videos)
+    # Videos without inputs are missing: they have no task and stay in the manifest as skipped.
     tasks = [make_task(source, options, recipe_facts) for source in sources if source.inputs]
     if options.depth_model is not None and tasks and all("depth" in task.job.inputs for task in tasks):
         raise UserError(

@@ -1,14 +1,14 @@
-"""What dataset modules share when they read lists and look for files."""
+"""Shared by the dataset modules: find files, read official lists, and join the two."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from crossdistill.errors import UserError
 from crossdistill.utils.console import console
@@ -17,42 +17,48 @@ from data_prep.pipeline.transcode import check_source, source_of
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".3gp")
 
+Key = TypeVar("Key", bound=Hashable)
+
 
 @dataclass
 class ListedVideo:
-    """One video as a dataset's lists name it."""
+    """One video of a dataset's lists."""
 
     name: str
-    """As the first list spells it; later lists and the file may differ in case."""
+    """Name as the first list spells it. Later lists and the file may differ in case."""
     action: str
-    """The class, as the list of classes spells it; empty if it is not known."""
+    """Class name, empty if unknown."""
     label: int | None
-    """From 0."""
+    """Class index, from 0."""
     group: str | None = None
-    """Clips of one group are cut from one film: the unit of bootstrap intervals, whatever the classes."""
+    """Source film of the clip. Clips of a group are near-duplicates; bootstrap intervals resample whole groups."""
     splits: dict[str, str] = field(default_factory=dict)
+    """Split to the video's part in it, ``train`` or ``test``."""
 
 
-def walk_files(folder: Path, *, whole: re.Pattern[str] | None = None) -> Iterator[Path]:
-    """All files of a folder and of those below it, links followed, hidden ones left out, sorted by folder.
+# Files.
+
+
+def walk_files(folder: Path, *, stop_at: re.Pattern[str] | None = None) -> Iterator[Path]:
+    """Yield all files of a folder and its subfolders, sorted by folder. Links are followed, hidden files skipped.
 
     Args:
-        folder: Where to begin.
-        whole: Folders whose whole name matches are given themselves, in place of their files.
+        folder: Folder to search.
+        stop_at: Folders whose whole name matches are yielded and not searched.
 
     Raises:
-        UserError: There is no such folder, or a link leads back to a folder that holds it.
+        UserError: The folder does not exist, or a link leads back to a folder that contains it.
     """
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}: give the folder that holds the files")
-    yield from _walk(folder, (), whole)
+    yield from _walk(folder, (), stop_at)
 
 
-def _walk(folder: Path, above: tuple[tuple[int, int], ...], whole: re.Pattern[str] | None) -> Iterator[Path]:
+def _walk(folder: Path, above: tuple[tuple[int, int], ...], stop_at: re.Pattern[str] | None) -> Iterator[Path]:
     facts = folder.stat()
     here = (facts.st_dev, facts.st_ino)
     if here in above:
-        raise UserError(f"{folder} is a link to a folder that holds it ({folder.resolve()}): remove the link")
+        raise UserError(f"{folder} is a link to a folder that contains it ({folder.resolve()}): remove the link")
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except PermissionError as error:
@@ -60,8 +66,8 @@ def _walk(folder: Path, above: tuple[tuple[int, int], ...], whole: re.Pattern[st
     for entry in entries:
         if entry.name.startswith("."):
             continue
-        if _is_folder(entry) and not (whole and whole.fullmatch(entry.name)):
-            yield from _walk(Path(entry.path), (*above, here), whole)
+        if _is_folder(entry) and not (stop_at and stop_at.fullmatch(entry.name)):
+            yield from _walk(Path(entry.path), (*above, here), stop_at)
         else:
             yield Path(entry.path)
 
@@ -69,23 +75,15 @@ def _walk(folder: Path, above: tuple[tuple[int, int], ...], whole: re.Pattern[st
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself: handed out as a file, which then turns out to be none
+    except OSError:  # a link to itself: yielded as a file, which then turns out to be missing
         return False
 
 
-def require_utf8(path: Path) -> None:
-    """Raise a ``UserError`` if a file's name is no text: a manifest could not hold it."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"the name {str(path)!a} is not UTF-8: rename the file") from error
-
-
 def find_files(folder: Path, *, suffixes: Collection[str]) -> dict[str, list[Path]]:
-    """Find files by suffix in a folder and all below it, as stem in lower case to sorted paths.
+    """Find files by suffix in a folder and its subfolders; return lower-case stem to sorted paths.
 
     Raises:
-        UserError: There is no such folder, or a link leads round in a circle.
+        UserError: The folder does not exist, or a link leads back to a folder that contains it.
     """
     found: dict[str, list[Path]] = {}
     for path in walk_files(folder):
@@ -95,15 +93,22 @@ def find_files(folder: Path, *, suffixes: Collection[str]) -> dict[str, list[Pat
 
 
 def only_file(name: str, found: Mapping[str, Sequence[Path]]) -> Path | None:
-    """The one file of a stem, whatever its case; None if there is none.
+    """Return the file whose stem is ``name`` in any case, or None.
 
     Raises:
         UserError: Two files have the name.
     """
     paths = found.get(name.casefold(), [])
     if len(paths) > 1:
-        raise UserError(f"{paths[0]} and {paths[1]} have the same name: give a folder that holds one of them")
+        raise UserError(f"{paths[0]} and {paths[1]} have the same name: give a folder that holds only one of them")
     return paths[0] if paths else None
+
+
+def add_file(found: dict[Key, Path], key: Key, path: Path, *, what: str) -> None:
+    """Add a file to ``found``; raise a ``UserError`` if another file has the key. ``what`` names what they share."""
+    other = found.setdefault(key, path)
+    if other != path:
+        raise UserError(f"{other} and {path} belong to the same {what}: give a folder that holds only one of them")
 
 
 def join_files(
@@ -114,137 +119,155 @@ def join_files(
     lists: Path,
     stream_folder: Callable[[ListedVideo], str] = lambda video: folder_name(video.action),
 ) -> list[SourceVideo]:
-    """Give each listed video the file of its name, whatever its case; those without one are kept as missing.
+    """Find the file of each listed video by its name in any case. Videos without a file are kept as missing.
 
     Args:
-        listed: At least one video.
-        folder: Searched with all folders below it.
-        suffixes: Of the files to look at.
-        lists: Where the lists come from, for messages.
-        stream_folder: Where the streams of a video go; the folder of its class if not given.
+        listed: Videos of the lists, at least one.
+        folder: Folder to search, with its subfolders.
+        suffixes: Suffixes of video files, in lower case.
+        lists: Folder of the lists, for messages.
+        stream_folder: Maps a video to the subfolder of its streams; by default the class.
 
     Raises:
-        UserError: None of the files is there, or two have the same name.
+        UserError: No file is found, or two files have the same name.
     """
     found = find_files(folder, suffixes=suffixes)
-    sources = [to_source(v, only_file(v.name, found), folder=stream_folder(v)) for v in listed]
+    sources = []
+    for video in listed:
+        path = only_file(video.name, found)
+        sources.append(
+            SourceVideo(
+                name=video.name,
+                inputs={"rgb": path} if path else {},
+                folder=stream_folder(video),
+                label=video.label,
+                group=video.group,
+                splits=video.splits,
+            )
+        )
     example = f"{listed[0].action}/{listed[0].name}{next(iter(suffixes))}".removeprefix("/")
-    require_some_found(sources, folder=folder, lists=lists, example=example)
+    found_inputs = [source.inputs for source in sources]
+    require_some_found(found_inputs, folder=folder, source=f"the lists in {lists} name", example=example)
     num_unlisted = len(set(found) - {video.name.casefold() for video in listed})
     if num_unlisted:
         console.print(f"{num_unlisted} {' '.join(suffixes)} files are in no list and are not prepared")
     return sources
 
 
-def to_source(video: ListedVideo, path: Path | None, *, folder: str | None = None) -> SourceVideo:
-    """A listed video with its file, if it has one; ``folder`` is where its streams go, the class if not given."""
-    return SourceVideo(
-        name=video.name,
-        inputs={"rgb": path} if path else {},
-        folder=folder_name(video.action) if folder is None else folder,
-        label=video.label,
-        group=video.group,
-        splits=video.splits,
-    )
-
-
 def folder_name(action: str) -> str:
-    """A class as a folder of streams: one folder, whatever is in the name."""
+    """Turn a class name into the name of one folder."""
     return action.replace("/", "_").lstrip(".")
 
 
-def require_some_found(sources: Iterable[SourceVideo], *, folder: Path, lists: Path | str, example: str) -> None:
-    """Raise a ``UserError`` if none of the listed videos has a file."""
-    sources = list(sources)
-    if not any(source.inputs for source in sources):
+def require_some_found(found: Collection[object], *, folder: Path, source: str, example: str) -> None:
+    """Raise a ``UserError`` if no file was found.
+
+    Args:
+        found: For each video its file, or a false value if it was not found.
+        folder: Folder that was searched.
+        source: Subject and verb of "that ...", for example "the lists in annotations name".
+        example: A file that was expected.
+    """
+    if not any(found):
         raise UserError(
-            f"{folder} and the folders below it hold none of the {len(sources)} videos that the lists in {lists} name: "
-            f"expected for example {example}"
+            f"{folder} and its subfolders contain none of the {len(found)} videos that {source}: expected for example "
+            f"{example}"
         )
 
 
-def inputs_of(
+def select_inputs(
     options: PrepareOptions, found: Mapping[str, Mapping[str, Path]], names: Iterable[str]
 ) -> dict[str, dict[str, Path]]:
-    """Of a dataset with several sensors, the inputs of each name that the streams need.
+    """Select the files that the streams of each video are made from, for datasets with several sensors.
 
-    A video that lacks one of them has no inputs, because every stream must be there for every video.
+    Every video must have every stream. A video that lacks one of the files gets no inputs and counts as missing.
 
     Args:
-        options: Name the streams to make.
-        found: Sensor to name to its file or folder.
-        names: Of all videos.
+        options: Options with the streams to make.
+        found: Sensor to video name to its file or folder.
+        names: Names of all videos.
+
+    Returns:
+        Video name to sensor to the file or folder.
 
     Raises:
-        UserError: A stream cannot be made from these sensors.
+        UserError: No sensor provides one of the streams.
     """
     for stream in options.modalities:
         check_source(stream, found, options.recipe)
     needed = list(dict.fromkeys(source_of(stream, found) for stream in options.modalities))
     inputs = {}
-    lacking: dict[str, int] = {}
+    num_lacking: dict[str, int] = {}
     for name in names:
         missing = [sensor for sensor in needed if name not in found[sensor]]
         inputs[name] = {} if missing else {sensor: found[sensor][name] for sensor in needed}
-        if missing and len(missing) < len(needed):
+        # A video of which nothing is there was not downloaded, and is no mistake.
+        if len(missing) < len(needed):
             for sensor in missing:
-                lacking[sensor] = lacking.get(sensor, 0) + 1
-    for sensor, count in lacking.items():
-        console.print(
-            f"{count} videos have no {sensor} and count as missing: choose --modalities without it to use them"
-        )
+                num_lacking[sensor] = num_lacking.get(sensor, 0) + 1
+    for sensor, count in num_lacking.items():
+        console.print(f"{count} videos have no {sensor} and count as missing: to use them, remove it from --modalities")
     return inputs
 
 
-def warn_of_parted_groups(videos: Iterable[ListedVideo]) -> None:
-    """Clips of one group are near-duplicates: a group in both parts of a split makes results look good."""
+# Lists.
+
+
+def require_listed(videos: Collection[object], lists: Path | str) -> None:
+    """Raise a ``UserError`` if the lists name no video."""
+    if not videos:
+        raise UserError(f"the lists in {lists} name no video: download them again")
+
+
+def warn_of_group_leakage(videos: Iterable[ListedVideo]) -> None:
+    """Print a warning if a group is in both parts of a split: near-duplicates inflate the results."""
     parts: dict[tuple[str, str, str], set[str]] = {}
     for video in videos:
         if video.group is not None:
             for split, part in video.splits.items():
                 parts.setdefault((split, video.action, video.group), set()).add(part)
     for split in sorted({split for split, *_ in parts}):
-        num_parted = sum(len(seen) > 1 for (of_split, *_), seen in parts.items() if of_split == split)
-        if num_parted:
-            console.print(f"warning: {num_parted} groups of near-duplicates are in both parts of split {split}")
+        num_leaking = sum(len(seen) > 1 for (of_split, *_), seen in parts.items() if of_split == split)
+        if num_leaking:
+            console.print(f"warning: {num_leaking} groups of near-duplicates are in both parts of split {split}")
 
 
 def read_text(path: Path, *, wanted: str) -> str:
-    """A text file of any encoding; bytes that are not UTF-8 become marks.
+    """Read a text file. Bytes that are not UTF-8 become replacement characters.
 
     Raises:
-        UserError: There is no such file, or it cannot be read.
+        UserError: The file does not exist or cannot be read. ``wanted`` says what to give.
     """
     try:
         return path.read_text(encoding="utf-8-sig", errors="replace")
     except FileNotFoundError as error:
-        raise UserError(f"there is no {path}: give {wanted}") from error
+        raise UserError(f"there is no file {path}: give {wanted}") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): give {wanted}") from error
 
 
 def read_json(path: Path, *, wanted: str) -> Any:
-    """What a JSON file holds.
+    """Read a JSON file.
 
     Raises:
-        UserError: There is no such file, or it is damaged.
+        UserError: The file does not exist or is damaged. ``wanted`` says what to give.
     """
     try:
         return json.loads(read_text(path, wanted=wanted))
     except json.JSONDecodeError as error:
-        raise UserError(f"{path} line {error.lineno} is no JSON ({error.msg}): download it again") from error
+        raise UserError(f"{path} line {error.lineno} is not valid JSON ({error.msg}): download it again") from error
 
 
 def read_class_names(path: Path) -> list[str]:
-    """Class names, one per line; the first has the label 0.
+    """Read class names, one per line. The first has the label 0.
 
     Raises:
-        UserError: There is no such file, it is empty, or it names a class twice.
+        UserError: The file does not exist, is empty, or names a class twice.
     """
     names: list[str] = []
     for place, line in read_lines(path):
         if line in names:
-            raise UserError(f"{place} names the class {line!r} again: every class stands on one line")
+            raise UserError(f"{place} names the class {line!r} again: write every class on one line only")
         names.append(line)
     if not names:
         raise UserError(f"{path} names no class: give a file with one class name per line")
@@ -252,10 +275,10 @@ def read_class_names(path: Path) -> list[str]:
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Lines that are not blank, each with "file line N" for messages; any line ends, any encoding.
+    """Yield the lines that are not blank, each with "file line N" for messages. Line ends and encoding may be any.
 
     Raises:
-        UserError: There is no such file, or it cannot be read.
+        UserError: The file does not exist or cannot be read.
     """
     text = read_text(path, wanted="a text file")
     for number, line in enumerate(re.split(r"\r\n|\r|\n", text), start=1):

@@ -125,7 +125,7 @@ def transcode(inputs: Mapping[str, Input], stream_paths: Mapping[str, str], *, r
     """
     for stream in stream_paths:
         check_source(stream, inputs, recipe)
-    cv2.setNumThreads(1)  # videos are prepared in parallel; and results depend on the number of threads
+    cv2.setNumThreads(1)  # videos are prepared in parallel, and flow depends on the number of threads
     damages: list[str] = []
     streams: dict[str, Stream] = {}
     try:
@@ -227,7 +227,7 @@ def _write_streams(
         try:
             for frame in READERS[modality](path, recipe, rate):
                 last_seconds = float(frame.pts * frame.time_base)
-                if not writers:
+                if not writers:  # the time base is known from the first frame on
                     first_seconds, shift = last_seconds, max(0, -frame.pts) if starts_at_zero else 0
                     for name, target in targets.items():
                         writer = StreamWriter(target, get_stream_format(name), time_base=frame.time_base)
@@ -238,7 +238,9 @@ def _write_streams(
                     if made is not None and made[1] + shift >= 0:
                         writers[name].write(made[0], made[1] + shift)
         except UnreadableVideoError as error:
+            # The frames before the damage are kept, unless they are too few.
             damage = str(error).removeprefix(f"{path}: ")
+        # Decoders take a file that was cut between two frames for a shorter one. Only its header reveals the cut.
         declared = declared_length(path)
         shortfall = declared.shortfall(num_frames, _covered_seconds(first_seconds, last_seconds, num_frames))
         if not damage and shortfall:
@@ -246,7 +248,7 @@ def _write_streams(
         if damage:
             total = declared.num_frames or "an unknown number of"
             damage += f": {shortfall or f'{num_frames} of {total} frames'}"
-        # Raised inside the block, so that the writers remove their files.
+        # Raise inside the block, so that the writers remove their files.
         if num_frames < recipe.min_frames:
             raise UnusableVideo(_reason_of_shortage(damage, num_frames, recipe.min_frames))
     return damage

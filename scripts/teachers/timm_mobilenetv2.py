@@ -1,4 +1,4 @@
-"""A teacher of one's own: timm's MobileNetV2 with the weights of TensorFlow's checkpoint (1001 classes).
+"""An encoder of your own: timm's MobileNetV2 for the weights of TensorFlow's checkpoint (1001 classes).
 
 train.py --teacher scripts/teachers/timm_mobilenetv2.py:mobilenetv2_100 --teacher-weights FILE ...
 """
@@ -11,7 +11,7 @@ import crossdistill
 
 
 def mobilenetv2_100() -> crossdistill.Encoder:
-    """MobileNetV2 1.0 with TensorFlow's padding; it embeds single frames as 1280 features."""
+    """Build MobileNetV2 1.0 with TensorFlow's padding, which maps single frames to 1280 features."""
     body = timm.create_model("mobilenetv2_100", num_classes=0, pad_type="same")
     view = crossdistill.ViewSpec("image", 1, 1, 160, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     return crossdistill.wrap_encoder(

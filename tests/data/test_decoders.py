@@ -34,11 +34,11 @@ SECONDS_PER_CHILD = 120
 # odd sides the libraries interpolate chroma differently, which shows at the sharp edges of test pictures.
 MAX_LEVELS = 5.0
 
-ANOTHER_COUNT = "it counts another number of frames than can be decoded"
+ANOTHER_COUNT = "its number of frames is not the number that can be decoded"
 FAILS = "it fails on the file"
 OUT_OF_ORDER = "the timestamps in the file are out of order"
 LEADING = "some of its keyframes are followed by frames that are shown before them"
-OTHER_TIMES = "it shows frames at other times than the file says"
+OTHER_TIMES = "its timestamps are not those of the file"
 # Files of the shared folder that a decoder cannot give exactly, and why; PyAV reads them in its place.
 CANNOT = {
     "pyav": {},
@@ -252,7 +252,7 @@ def test_pictures_that_change_their_size__are_an_unreadable_video(tmp_path):
     )
     (tmp_path / "both.mpg").write_bytes(small.read_bytes() + large.read_bytes())
     stream = dataclasses.replace(index_video(tmp_path / "both.mpg"), is_seekable=False)
-    with pytest.raises(UnreadableVideoError, match="its pictures change their size"):
+    with pytest.raises(UnreadableVideoError, match="the size of its pictures changes"):
         read_frames(tmp_path, stream, [0, stream.num_frames - 1])
 
 
@@ -322,7 +322,7 @@ def test_streams_that_a_decoder_cannot_hand_out__are_listed_and_read_by_pyav(tmp
         "decord": {"gray16le"},
         "torchcodec": {"gray16le"},
     }
-    decode._say_once.cache_clear()
+    decode._log_once.cache_clear()
     stream = write_stream(tmp_path, "depth", list(range(10)), Fraction(1, 30), 0)
     try:
         get_decoder("decord")
@@ -332,7 +332,7 @@ def test_streams_that_a_decoder_cannot_hand_out__are_listed_and_read_by_pyav(tmp
         for _ in range(3):
             read_frames(tmp_path, stream, [4], stream_name="depth", decoder="decord")
     assert [record.message for record in caplog.records] == [
-        "PyAV reads some .mp4 files in place of decord: it hands out 8 bits a channel, and the stream has 16"
+        "PyAV reads some .mp4 files in place of decord: it returns 8 bits a channel, and the stream has 16"
     ]
 
 

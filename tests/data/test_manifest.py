@@ -21,7 +21,7 @@ from crossdistill.data.manifest import (
     Video,
     decode_steps,
     encode_steps,
-    unique_names,
+    require_unique_names,
 )
 from crossdistill.errors import UserError
 
@@ -141,9 +141,9 @@ def test_load__newer_version(tmp_path):
 
 
 def test_unique_names(tmp_path):
-    unique_names(example(tmp_path).videos)
+    require_unique_names(example(tmp_path).videos)
     with pytest.raises(UserError, match="two videos are named 'x'"):
-        unique_names([Video("x"), Video("y"), Video("x")])
+        require_unique_names([Video("x"), Video("y"), Video("x")])
 
 
 WRITE_FOR_EVER = """

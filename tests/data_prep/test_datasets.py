@@ -1,9 +1,8 @@
-"""The datasets' lists and folders: every naming that is met with, damaged lists, and one small preparation each."""
+"""Lists and folders of the datasets: every way to name files, damaged lists, and one small preparation of each."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 import os
 import re
@@ -12,20 +11,21 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import cv2
-import data_prep.list as listed_videos
 import numpy as np
 import pytest
-from in_process import train
 from video_files import moving_frames, write_video
 
 from crossdistill.data.decode import read_frames
 from crossdistill.data.manifest import Manifest
 from crossdistill.errors import UserError
-from data_prep.__main__ import DATASETS, main
+from crossdistill.recipes.run import main as train
+from data_prep.__main__ import COMMANDS, DATASETS, main
 from data_prep.datasets import folder, hmdb51, kinetics, ntu, ssv2, ucf101, utd_mhad
+from data_prep.datasets import list as listed_videos
 from data_prep.pipeline.prepare import PrepareOptions, SourceVideo
-from data_prep.pipeline.sources import inputs_of, join_files, walk_files
+from data_prep.pipeline.sources import join_files, select_inputs, walk_files
 
+PREPARED = set(DATASETS) - {"toyactions"}  # toyactions is rendered and has options of its own
 BRUSH = "April_09_brush_hair_u_nm_np1_ba_goo"
 ODD = "Brushing_[_NEW_]_#1&2;_UPDATED!!!!_brush_hair_h_cm_np1_fr_goo_0"
 
@@ -58,16 +58,17 @@ def assert_readable(manifest: Manifest, *, rgb_frames: int = 9) -> None:
             assert len(pictures) == rgb_frames - (name == "flow")
 
 
-# What all share.
+# Shared by all datasets.
 
 
-def test_overview__names_every_dataset(capsys):
+def test_overview__names_every_command(capsys):
     main([])
     overview = capsys.readouterr().out
-    for name in DATASETS:
+    for name, command in {**DATASETS, **COMMANDS}.items():
         assert f"\n  {name} " in overview
-        module = importlib.import_module(f"data_prep.{name}")
-        assert module.__doc__ and callable(module.prepare) and dataclasses.is_dataclass(module.Options)
+        options, function, help_text = command.load()
+        assert help_text and callable(function) and issubclass(options, PrepareOptions) == (name in PREPARED)
+        assert options.__doc__ == f"Options of ``python -m data_prep {name}``."
 
 
 @pytest.mark.parametrize(
@@ -82,7 +83,7 @@ def test_overview__names_every_dataset(capsys):
         ("list", ("--train-list", "--test-list", "--unlabelled-list", "--classes")),
     ],
 )
-def test_help__says_which_files_are_wanted(name, words, capsys):
+def test_help__names_the_files_to_download(name, words, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([name, "--help"])
     assert stopped.value.code == 0
@@ -91,24 +92,24 @@ def test_help__says_which_files_are_wanted(name, words, capsys):
         assert word in text, word
 
 
-def test_walk_files__whole_folders_are_not_entered(tmp_path):
+def test_walk_files__stops_at_matching_folders(tmp_path):
     touch(tmp_path / "a" / "S1" / "1.png", tmp_path / "a" / "note.txt", tmp_path / ".hidden" / "x")
-    assert list(walk_files(tmp_path, whole=re.compile(r"S\d"))) == [
+    assert list(walk_files(tmp_path, stop_at=re.compile(r"S\d"))) == [
         tmp_path / "a" / "S1",
         tmp_path / "a" / "note.txt",
     ]
 
 
-def test_walk_files__link_in_a_circle(tmp_path):
+def test_walk_files__refuses_a_link_to_a_parent(tmp_path):
     touch(tmp_path / "cat" / "a.mp4")
     (tmp_path / "cat" / "again").symlink_to(tmp_path)
-    with pytest.raises(UserError, match=r"again is a link to a folder that holds it"):
-        folder.read_folder(folder.Options(videos=tmp_path, out=tmp_path.parent / "out"))
+    with pytest.raises(UserError, match=r"again is a link to a folder that contains it"):
+        folder.read_folder(folder.FolderOptions(videos=tmp_path, out=tmp_path.parent / "out"))
 
 
-def test_inputs_of__needs_what_the_streams_are_made_from(capsys):
+def test_select_inputs__requires_the_sources_of_all_streams(capsys):
     def inputs(found, *modalities):
-        return inputs_of(PrepareOptions(out=Path("unused"), modalities=modalities), found, "ab")
+        return select_inputs(PrepareOptions(out=Path("unused"), modalities=modalities), found, "ab")
 
     found = {"rgb": {"a": Path("a.avi"), "b": Path("b.avi")}, "depth": {"a": Path("a")}}
     assert inputs(found, "rgb", "flow") == {"a": {"rgb": Path("a.avi")}, "b": {"rgb": Path("b.avi")}}
@@ -124,7 +125,7 @@ def test_inputs_of__needs_what_the_streams_are_made_from(capsys):
 
 
 @pytest.fixture
-def hmdb(tmp_path: Path) -> hmdb51.Options:
+def hmdb(tmp_path: Path) -> hmdb51.Hmdb51Options:
     lists = tmp_path / "lists" / "testTrainMulti_7030_splits"
     for split, parts in (("1", "120"), ("3", "101")):
         names = (f"{BRUSH}_0", f"{BRUSH}_1", ODD)
@@ -132,10 +133,12 @@ def hmdb(tmp_path: Path) -> hmdb51.Options:
         write(lists / f"brush_hair_test_split{split}.txt", *lines)
         write(lists / f"wave_test_split{split}.txt", "a_wave_u_nm_np1_fr_med_1.avi 2 ", "")
     touch(tmp_path / "videos" / "brush_hair" / f"{BRUSH}_0.avi", tmp_path / "videos" / f"{ODD}.AVI")
-    return hmdb51.Options(videos=tmp_path / "videos", annotations=tmp_path / "lists", out=tmp_path / "out", workers=1)
+    return hmdb51.Hmdb51Options(
+        videos=tmp_path / "videos", annotations=tmp_path / "lists", out=tmp_path / "out", workers=1
+    )
 
 
-def test_hmdb51__official_format(hmdb):
+def test_hmdb51__reads_official_lists(hmdb):
     classes, videos = hmdb51.read_lists(hmdb.annotations)
     assert classes == ["brush_hair", "wave"]
     film = "Brushing_[_NEW_]_#1&2;_UPDATED!!!!"
@@ -147,12 +150,12 @@ def test_hmdb51__official_format(hmdb):
     ]
 
 
-def test_hmdb51__group_in_both_parts_is_mentioned(hmdb, capsys):
+def test_hmdb51__warns_of_group_leakage(hmdb, capsys):
     hmdb51.read_lists(hmdb.annotations)
     assert "1 groups of near-duplicates are in both parts of split 1" in capsys.readouterr().out
 
 
-def test_hmdb51__prepares_odd_names(hmdb):
+def test_hmdb51__prepares_files_with_odd_names(hmdb):
     for path in walk_files(hmdb.videos):
         small_video(path)
     manifest = hmdb51.prepare(hmdb)
@@ -171,23 +174,27 @@ def test_hmdb51__prepares_odd_names(hmdb):
     [
         ("wave_test_split1.txt", "x.avi 3", r"wave_test_split1\.txt line 1 is 'x\.avi 3': expected name\.avi and 1"),
         ("wave_test_split1.txt", "\nx.avi", r"line 2 is 'x\.avi': expected"),
-        ("wave_test_split1.txt", "x.avi 1\nX.avi 2", r"line 2 names X\.avi, which an earlier line"),
-        ("wave_test_split1.txt", f"{ODD}.avi 1", r"names Brush.*which the lists of 'brush_hair' name too"),
-        ("jump_test_split1.txt", "x.avi 1", r"holds no jump_test_split3\.txt, though other classes have that split"),
-        ("copy/wave_test_split1.txt", "x.avi 1", r"are lists of the same class and split"),
+        ("wave_test_split1.txt", "x.avi 1\nX.avi 2", r"line 2 names X\.avi, which is also in an earlier line"),
+        ("wave_test_split1.txt", f"{ODD}.avi 1", r"names Brush.*which is also in a list of 'brush_hair'"),
+        (
+            "jump_test_split1.txt",
+            "x.avi 1",
+            r"contains no jump_test_split3\.txt, though other classes have a list of split 3",
+        ),
+        ("copy/wave_test_split1.txt", "x.avi 1", r"belong to the same class and split"),
     ],
 )
-def test_hmdb51__mistakes_are_placed(hmdb, name, text, message):
+def test_hmdb51__errors_name_file_and_line(hmdb, name, text, message):
     write(hmdb.annotations / "testTrainMulti_7030_splits" / name, text)
     with pytest.raises(UserError, match=message):
         hmdb51.read_lists(hmdb.annotations)
 
 
-def test_hmdb51__nothing_there(hmdb, tmp_path):
-    with pytest.raises(UserError, match=r"holds no list of HMDB51: expected for example brush_hair_test_split1"):
+def test_hmdb51__refuses_folders_without_lists_or_videos(hmdb, tmp_path):
+    with pytest.raises(UserError, match=r"contains no list of HMDB51: expected for example brush_hair_test_split1"):
         hmdb51.read_lists(hmdb.videos)
     (tmp_path / "empty").mkdir()
-    message = r"empty and the folders below it hold none of the 4 videos .*expected for example brush_hair/April.*\.avi"
+    message = r"empty and its subfolders contain none of the 4 videos .*expected for example brush_hair/April.*\.avi"
     with pytest.raises(UserError, match=message):
         hmdb51.prepare(dataclasses.replace(hmdb, videos=tmp_path / "empty"))
     for path in walk_files(hmdb.annotations):
@@ -196,13 +203,13 @@ def test_hmdb51__nothing_there(hmdb, tmp_path):
         hmdb51.read_lists(hmdb.annotations)
 
 
-def test_hmdb51__official_counts(shared_folder, capsys):
+def test_hmdb51__official_lists_have_the_published_counts(shared_folder, capsys):
     classes, videos = hmdb51.read_lists(shared_folder / "annotations" / "hmdb51")
     assert (len(classes), len(videos)) == (51, 6_766)
     counts = Counter(place for video in videos for place in video.splits.items())
     assert counts == {(split, part): n for split in "123" for part, n in (("train", 3_570), ("test", 1_530))}
     assert all(video.group for video in videos)
-    assert "near-duplicates" not in capsys.readouterr().out  # the official splits part no film of a class
+    assert "near-duplicates" not in capsys.readouterr().out  # the official splits keep the clips of a film in one part
 
 
 # Kinetics.
@@ -212,8 +219,8 @@ IDS = ("---QUuC4vJs", "_0123456789", "abc_def-ghi", "ABC_def-ghi", "plain012345"
 
 
 @pytest.fixture
-def clips(tmp_path: Path) -> kinetics.Options:
-    """One clip in every naming; two ids differ in case alone, and one clip is not there."""
+def clips(tmp_path: Path) -> kinetics.KineticsOptions:
+    """One clip for each way to name files. Two ids differ in case only, and one clip is missing."""
     lists = tmp_path / "lists"
     write(
         lists / "train.csv",
@@ -239,17 +246,17 @@ def clips(tmp_path: Path) -> kinetics.Options:
         videos / f"{IDS[4]}.jpg",
         videos / "readme.mp4",
     )
-    return kinetics.Options(videos=videos, annotations=(lists,), out=tmp_path / "out", workers=1)
+    return kinetics.KineticsOptions(videos=videos, annotations=(lists,), out=tmp_path / "out", workers=1)
 
 
-def kinetics_files(options: kinetics.Options) -> dict[str, str | None]:
+def kinetics_files(options: kinetics.KineticsOptions) -> dict[str, str | None]:
     classes, rows = kinetics.read_lists(options.annotations)
     replacements = kinetics.find_clips(options.replacement) if options.replacement else {}
     sources = kinetics.join_clips(rows, classes, kinetics.find_clips(options.videos), replacements)
     return {s.name[:11]: s.inputs["rgb"].relative_to(options.videos.parent).as_posix() for s in sources if s.inputs}
 
 
-def test_kinetics__lists_by_header(clips):
+def test_kinetics__reads_columns_in_any_order(clips):
     classes, rows = kinetics.read_lists(clips.annotations)
     assert classes == ["dancing charleston", 'playing "air", drums']
     assert {row.name: (row.action, row.part) for row in rows} == {
@@ -262,7 +269,7 @@ def test_kinetics__lists_by_header(clips):
     }
 
 
-def test_kinetics__finds_every_naming(clips):
+def test_kinetics__finds_files_named_in_any_way(clips):
     assert kinetics_files(clips) == {
         IDS[0]: f"videos/train/dancing charleston/{IDS[0]}_000084_000094.mp4",
         IDS[1]: f"videos/train/playing_drums/{IDS[1]}_1_11.webm",
@@ -272,7 +279,7 @@ def test_kinetics__finds_every_naming(clips):
     }
 
 
-def test_kinetics__replacement_joins_on_the_id(clips, tmp_path, capsys):
+def test_kinetics__replacements_are_found_by_id(clips, tmp_path, capsys):
     replacement = tmp_path / "replacement"
     touch(replacement / "x" / f"{IDS[1]}_000003_000013.mp4", replacement / f"{IDS[5]}.mp4")
     files = kinetics_files(dataclasses.replace(clips, replacement=replacement))
@@ -285,7 +292,7 @@ def test_kinetics__replacement_joins_on_the_id(clips, tmp_path, capsys):
         kinetics_files(dataclasses.replace(clips, replacement=replacement))
 
 
-def test_kinetics__splits(clips, tmp_path):
+def test_kinetics__prepares_official_splits(clips, tmp_path):
     for path in walk_files(clips.videos):
         if path.suffix != ".jpg":
             small_video(path)
@@ -314,7 +321,7 @@ def test_kinetics__splits(clips, tmp_path):
     [
         (
             ["label,youtube_id,time_start,split", "a,abcdefghijk,1,train"],
-            r"bad\.csv has no column time_end: its first line",
+            r"bad\.csv has no column time_end: the first line must name",
         ),
         ([], r"bad\.csv has no column youtube_id"),
         ([HEADER], r"bad\.csv name no video"),
@@ -323,51 +330,53 @@ def test_kinetics__splits(clips, tmp_path):
         ([HEADER, "a,abcdefghijk,1,2,trian"], r"line 2 has the split 'trian'"),
         ([HEADER, "a,abcdefghijk,one,2,train"], r"line 2 has the times 'one' and '2'"),
         ([HEADER, "a,abcdefghijk,inf,2,train"], r"line 2 has the times 'inf' and '2'"),
-        ([HEADER, ",abcdefghijk,1,2,val"], r"line 2 has no label, though its split is 'val'"),
+        ([HEADER, ",abcdefghijk,1,2,val"], r"line 2 has no label, but its split is 'val'"),
         (
             [HEADER, "a,abcdefghijk,1,2,train", "b,abcdefghijk,1.0,2,val"],
-            r"line 3 names the clip abcdefghijk_000001_000002, which .*bad\.csv line 2 does too",
+            r"line 3 names the clip abcdefghijk_000001_000002, which is also in .*bad\.csv line 2: remove",
         ),
-        ([HEADER, "a,abcdefghijk,1,2,train," + "x" * 200_000], r"is no CSV \(field larger than"),
+        ([HEADER, "a,abcdefghijk,1,2,train," + "x" * 200_000], r"is not valid CSV \(field larger than"),
     ],
 )
-def test_kinetics__mistakes_are_placed(tmp_path, rows, message):
+def test_kinetics__errors_name_file_and_line(tmp_path, rows, message):
     with pytest.raises(UserError, match=message):
         kinetics.read_lists((write(tmp_path / "bad.csv", *rows),))
 
 
-def test_kinetics__binary_rubbish_for_a_list(tmp_path):
+def test_kinetics__refuses_binary_or_missing_lists(tmp_path):
     path = tmp_path / "bad.csv"
     path.write_bytes(bytes(range(256)) * 40)
     with pytest.raises(UserError):
         kinetics.read_lists((path,))
-    with pytest.raises(UserError, match=r"there is no .*nowhere\.csv: give a list of Kinetics"):
+    with pytest.raises(UserError, match=r"there is no file .*nowhere\.csv: give a list of Kinetics"):
         kinetics.read_lists((tmp_path / "nowhere.csv",))
 
 
-def test_kinetics__folder_without_or_with_other_lists(clips, tmp_path, capsys):
+def test_kinetics__ignores_other_csv_files(clips, tmp_path, capsys):
     write(clips.annotations[0] / "kinetics_400_labels.csv", "id,name", "0,abseiling")
     assert len(kinetics.read_lists(clips.annotations)[1]) == 6
-    assert "also holds kinetics_400_labels.csv, which is no list" in " ".join(capsys.readouterr().out.split())
-    with pytest.raises(UserError, match="holds no list of Kinetics"):
+    assert "also contains kinetics_400_labels.csv, which is not a list" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(UserError, match="contains no list of Kinetics"):
         kinetics.read_lists((clips.videos,))
     with pytest.raises(UserError, match="--annotations is empty"):
         kinetics.read_lists(())
 
 
-def test_kinetics__class_index_from_a_file(clips, tmp_path):
+def test_kinetics__takes_class_index_from_a_file(clips, tmp_path):
     names = write(tmp_path / "classes.txt", 'playing "air", drums', "abseiling", "dancing charleston")
     classes, _ = kinetics.read_lists(clips.annotations, classes=names)
     assert classes.index("dancing charleston") == 2
     write(names, "abseiling", "dancing charleston")
-    with pytest.raises(UserError, match=r"train\.csv line 3 names the class 'playing \"air\", drums', which .*classes"):
+    with pytest.raises(
+        UserError, match=r"train\.csv line 3 names the class 'playing \"air\", drums', which is not in .*classes"
+    ):
         kinetics.read_lists(clips.annotations, classes=names)
     write(names, "abseiling", "abseiling")
     with pytest.raises(UserError, match=r"classes\.txt line 2 names the class 'abseiling' again"):
         kinetics.read_lists(clips.annotations, classes=names)
 
 
-def test_kinetics__two_rows_for_one_file(clips):
+def test_kinetics__refuses_two_lines_with_one_file(clips):
     with (clips.annotations[0] / "train.csv").open("a") as file:
         file.write(f"dancing charleston,{IDS[2]},50,60,train,0\n")
     with pytest.raises(
@@ -376,15 +385,17 @@ def test_kinetics__two_rows_for_one_file(clips):
         kinetics.prepare(clips)
 
 
-def test_kinetics__two_files_of_one_clip_or_none(clips, tmp_path):
+def test_kinetics__refuses_two_files_of_a_clip_and_folders_without_clips(clips, tmp_path):
     touch(clips.videos / "copy" / f"{IDS[0]}_84_94.mp4")
-    with pytest.raises(UserError, match="are of the same clip: give a folder that holds one of them"):
+    with pytest.raises(UserError, match="belong to the same clip: give a folder that holds only one of them"):
         kinetics.prepare(clips)
-    with pytest.raises(UserError, match="lists and the folders below it hold none of the 6 videos"):
+    with pytest.raises(
+        UserError, match=r"lists and its subfolders contain none of the 6 videos that the lists in .*lists name"
+    ):
         kinetics.prepare(dataclasses.replace(clips, videos=clips.annotations[0]))
 
 
-def test_kinetics__official_list(shared_folder):
+def test_kinetics__official_list_has_the_published_counts(shared_folder):
     classes, rows = kinetics.read_lists((shared_folder / "annotations" / "kinetics",))
     assert (len(classes), len(rows)) == (400, 19_906)
     assert {row.part for row in rows} == {"validation"}
@@ -397,7 +408,7 @@ TEMPLATES = {"Pushing something from left to right": "1", "Holding something": "
 
 
 @pytest.fixture
-def somethings(tmp_path: Path) -> ssv2.Options:
+def somethings(tmp_path: Path) -> ssv2.Ssv2Options:
     lists = tmp_path / "labels"
     push = {"id": "151201", "template": "Pushing [something] from left to right", "label": "pushing a cup"}
     write(lists / "labels.json", json.dumps(TEMPLATES))
@@ -405,10 +416,10 @@ def somethings(tmp_path: Path) -> ssv2.Options:
     write(lists / "validation.json", json.dumps([{"id": 7, "template": "Holding [something]"}]))
     write(lists / "test.json", json.dumps([{"id": "42"}]))
     touch(tmp_path / "videos" / "151201.webm", tmp_path / "videos" / "42.webm")
-    return ssv2.Options(videos=tmp_path / "videos", annotations=lists, out=tmp_path / "out", workers=1)
+    return ssv2.Ssv2Options(videos=tmp_path / "videos", annotations=lists, out=tmp_path / "out", workers=1)
 
 
-def test_ssv2__official_format(somethings):
+def test_ssv2__reads_lists_of_both_releases(somethings):
     wanted = (
         ["Holding something", "Pushing something from left to right"],
         [("7", 0, {"1": "test"}), ("42", None, {}), ("151201", 1, {"1": "train"})],
@@ -421,7 +432,7 @@ def test_ssv2__official_format(somethings):
     assert (classes, [(v.name, v.label, v.splits) for v in videos]) == wanted
 
 
-def test_ssv2__prepares(somethings):
+def test_ssv2__prepares_files_found(somethings):
     for path in walk_files(somethings.videos):
         small_video(path)
     manifest = ssv2.prepare(somethings)
@@ -433,35 +444,39 @@ def test_ssv2__prepares(somethings):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("train.json", "[{", r"train\.json line 2 is no JSON"),
-        ("train.json", '{"id": "1"}', r"train\.json is no list of videos"),
-        ("train.json", '[{"template": "Holding [something]"}]', r"train\.json entry 1 has no id that is a number"),
-        ("train.json", '["1"]', r"train\.json entry 1 has no id"),
-        ("train.json", '[{"id": "1", "template": "Eating"}]', r"entry 1 names the class 'Eating', which labels\.json"),
+        ("train.json", "[{", r"train\.json line 2 is not valid JSON"),
+        ("train.json", '{"id": "1"}', r"train\.json is not a list of videos"),
+        ("train.json", '[{"template": "Holding [something]"}]', r"train\.json entry 1 has no numeric id"),
+        ("train.json", '["1"]', r"train\.json entry 1 has no numeric id"),
+        (
+            "train.json",
+            '[{"id": "1", "template": "Eating"}]',
+            r"entry 1 names the class 'Eating', which is not in labels\.json",
+        ),
         (
             "train.json",
             '[{"id": "7", "template": "Holding [something]"}]',
             r"validation\.json entry 1 names the video 7 again",
         ),
-        ("labels.json", "[]", r"labels\.json is no list of classes"),
-        ("labels.json", '{"Holding something": "one"}', r"labels\.json is no list of classes"),
+        ("labels.json", "[]", r"labels\.json is not a list of classes"),
+        ("labels.json", '{"Holding something": "one"}', r"labels\.json is not a list of classes"),
         ("labels.json", '{"Holding something": "1"}', r"labels\.json does not number its 1 classes from 0"),
     ],
 )
-def test_ssv2__mistakes_are_placed(somethings, name, content, message):
+def test_ssv2__errors_name_file_and_line(somethings, name, content, message):
     write(somethings.annotations / name, content)
     with pytest.raises(UserError, match=message):
         ssv2.read_lists(somethings.annotations)
 
 
-def test_ssv2__nothing_there(somethings):
-    with pytest.raises(UserError, match="hold none of the 3 videos"):
+def test_ssv2__refuses_folders_without_lists_or_videos(somethings):
+    with pytest.raises(UserError, match="contain none of the 3 videos"):
         ssv2.prepare(dataclasses.replace(somethings, videos=somethings.annotations))
-    with pytest.raises(UserError, match=r"there is no .*labels\.json: give the folder of Something"):
+    with pytest.raises(UserError, match=r"there is no file .*labels\.json: give the folder of Something"):
         ssv2.read_lists(somethings.videos)
     for name in ("train", "validation", "test"):
         (somethings.annotations / f"{name}.json").unlink()
-    with pytest.raises(UserError, match=r"holds no list of videos: expected for example train\.json"):
+    with pytest.raises(UserError, match=r"contains no list of videos: expected for example train\.json"):
         ssv2.read_lists(somethings.annotations)
 
 
@@ -469,7 +484,7 @@ def test_ssv2__nothing_there(somethings):
 
 
 def depth_folder(path: Path, num_frames: int = 9) -> Path:
-    """16-bit pictures whose grey is 1000 mm plus 10 mm per frame."""
+    """Write a folder of 16-bit pictures: frame i is 1000 mm + 10 mm * i everywhere."""
     path.mkdir(parents=True)
     for i in range(num_frames):
         picture = np.full((32, 40), 1000 + 10 * i, dtype=np.uint16)
@@ -478,11 +493,11 @@ def depth_folder(path: Path, num_frames: int = 9) -> Path:
 
 
 def ntu_sources(**options):
-    sources, classes = ntu.read_recordings(ntu.Options(out=Path("unused"), **options))
+    sources, classes = ntu.read_recordings(ntu.NtuOptions(out=Path("unused"), **options))
     return {source.name: source for source in sources}, classes
 
 
-def test_ntu__names_and_splits(tmp_path):
+def test_ntu__reads_labels_and_splits_from_names(tmp_path):
     names = ("S001C001P001R001A001", "S017C002P003R002A060", "S002C003P038R001A024")
     touch(*(tmp_path / "nturgb+d_rgb" / f"{name}_rgb.avi" for name in names))
     touch(tmp_path / "S001C001P001R001A001.skeleton", tmp_path / "S001C001P001R001A002_ir.avi")
@@ -496,7 +511,7 @@ def test_ntu__names_and_splits(tmp_path):
     assert len(ntu.TRAIN_PEOPLE) == 20
 
 
-def test_ntu__with_the_120_classes(tmp_path):
+def test_ntu__has_120_classes_with_the_files_of_ntu_120(tmp_path):
     names = ("S001C001P001R001A001", "S018C001P045R001A061", "S031C002P044R001A120")
     touch(*(tmp_path / f"{name}_rgb.avi" for name in names))
     sources, classes = ntu_sources(videos=tmp_path, modalities=("rgb",))
@@ -515,7 +530,7 @@ def test_ntu__prepares_both_sensors(tmp_path, capsys):
         small_video(tmp_path / "rgb" / f"{name}_rgb.avi")
     for name in names[1:]:
         depth_folder(tmp_path / "nturgb+d_depth_masked" / name)
-    options = ntu.Options(
+    options = ntu.NtuOptions(
         videos=tmp_path / "rgb", depth=tmp_path / "nturgb+d_depth_masked", out=tmp_path / "out", workers=1
     )
     manifest = ntu.prepare(options)
@@ -533,7 +548,7 @@ def test_ntu__prepares_both_sensors(tmp_path, capsys):
     assert manifest.streams == ("depth", "flow")
 
 
-def test_ntu__mistakes(tmp_path):
+def test_ntu__errors_say_what_is_missing(tmp_path):
     touch(tmp_path / "a" / "S001C001P001R001A001_rgb.avi")
     (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match="there is nothing to prepare: give --videos, --depth or both"):
@@ -542,23 +557,26 @@ def test_ntu__mistakes(tmp_path):
         ntu_sources(videos=tmp_path)
     with pytest.raises(UserError, match="'rgb' cannot be made: it needs rgb, and there is only depth"):
         ntu_sources(depth=tmp_path / "none")
-    with pytest.raises(UserError, match="no recording has all that rgb flow depth need: 1 videos and 0 depth folders"):
+    with pytest.raises(
+        UserError,
+        match="no recording has all files that --modalities rgb flow depth needs: found 1 videos and 0 depth folders",
+    ):
         ntu_sources(videos=tmp_path / "a", depth=tmp_path / "none")
     touch(tmp_path / "a" / "S001C001P001R001A061_rgb.avi")
-    with pytest.raises(UserError, match="A061 is of the class 61, but there are only 60"):
+    with pytest.raises(UserError, match="A061 has the class 61, but the dataset has 60 classes"):
         ntu_sources(videos=tmp_path / "a", modalities=("rgb",))
     for kind in ("nturgb+d_depth", "nturgb+d_depth_masked"):
         touch(tmp_path / kind / "S001C001P001R001A001" / "1.png")
-    with pytest.raises(UserError, match="are of the same recording: give a folder that holds one of them"):
+    with pytest.raises(UserError, match="belong to the same recording: give a folder that holds only one of them"):
         ntu_sources(depth=tmp_path, modalities=("depth",))
 
 
 # UTD-MHAD.
 
 
-def test_utd_mhad__all_recordings(tmp_path):
+def test_utd_mhad__lists_all_published_recordings(tmp_path):
     touch(tmp_path / "a27_s8_t3_depth.mat")
-    sources = utd_mhad.read_recordings(utd_mhad.Options(depth=tmp_path, out=tmp_path))
+    sources = utd_mhad.read_recordings(utd_mhad.UtdMhadOptions(depth=tmp_path, out=tmp_path))
     assert len({source.name for source in sources}) == 861
     assert [source.name for source in sources if source.inputs] == ["a27_s8_t3"]
     assert Counter(source.splits["1"] for source in sources) == {"train": 431, "test": 430}
@@ -567,20 +585,20 @@ def test_utd_mhad__all_recordings(tmp_path):
     assert len(set(utd_mhad.CLASSES)) == 27
 
 
-def test_utd_mhad__all_files_are_known(shared_folder, tmp_path):
+def test_utd_mhad__finds_all_published_files(shared_folder, tmp_path):
     folder = shared_folder / "data" / "utd_mhad"
-    sources = utd_mhad.read_recordings(utd_mhad.Options(depth=folder, out=tmp_path))
+    sources = utd_mhad.read_recordings(utd_mhad.UtdMhadOptions(depth=folder, out=tmp_path))
     assert all(source.inputs["depth"].is_file() for source in sources)
     assert len(sources) == len(list((folder / "Depth").glob("*.mat")))
 
 
-def test_utd_mhad__three_real_recordings(shared_folder, tmp_path):
+def test_utd_mhad__prepares_real_recordings(shared_folder, tmp_path):
     names = ("a1_s1_t1", "a14_s2_t3", "a27_s8_t3")
     for name in names:
         path = tmp_path / "Depth" / f"{name}_depth.mat"
         path.parent.mkdir(exist_ok=True)
         path.symlink_to(shared_folder / "data" / "utd_mhad" / "Depth" / path.name)
-    options = utd_mhad.Options(depth=tmp_path / "Depth", out=tmp_path / "out", short_side_px=64, workers=1)
+    options = utd_mhad.UtdMhadOptions(depth=tmp_path / "Depth", out=tmp_path / "out", short_side_px=64, workers=1)
     manifest = utd_mhad.prepare(options)
     usable = {v.name: (v.status, v.label, v.group, v.splits) for v in manifest.videos if v.is_usable}
     assert usable == {
@@ -591,23 +609,26 @@ def test_utd_mhad__three_real_recordings(shared_folder, tmp_path):
     assert (len(manifest.videos), manifest.streams, manifest.flip_keeps_label) == (861, ("depth", "flow"), False)
 
 
-def test_utd_mhad__mistakes(tmp_path):
+def test_utd_mhad__errors_say_what_is_missing(tmp_path):
     touch(tmp_path / "a1_s1_t1_inertial.mat")
-    with pytest.raises(UserError, match=r"hold none of the 861 videos .*expected for example a1_s1_t1_depth\.mat"):
-        utd_mhad.prepare(utd_mhad.Options(depth=tmp_path, out=tmp_path / "out"))
+    with pytest.raises(
+        UserError,
+        match=r"contain none of the 861 videos that the dataset has: expected for example a1_s1_t1_depth\.mat",
+    ):
+        utd_mhad.prepare(utd_mhad.UtdMhadOptions(depth=tmp_path, out=tmp_path / "out"))
     with pytest.raises(UserError, match="'rgb' cannot be made: it needs rgb, and there is only depth"):
-        utd_mhad.prepare(utd_mhad.Options(depth=tmp_path, out=tmp_path / "out", modalities=("rgb",)))
+        utd_mhad.prepare(utd_mhad.UtdMhadOptions(depth=tmp_path, out=tmp_path / "out", modalities=("rgb",)))
 
 
 # Folders.
 
 
 def folder_places(root: Path, **options):
-    classes, sources = folder.read_folder(folder.Options(videos=root, out=root.parent / "out", **options))
+    classes, sources = folder.read_folder(folder.FolderOptions(videos=root, out=root.parent / "out", **options))
     return classes, {source.name: (source.label, source.splits) for source in sources}
 
 
-def test_folder__by_split_and_class(tmp_path):
+def test_folder__reads_splits_and_classes_from_folders(tmp_path):
     root = tmp_path / "videos"
     touch(root / "Training" / "cat" / "a.mp4", root / "Training" / "dog" / "in" / "a.MOV")
     touch(root / "val" / "cat" / "b.mp4", root / "val" / "cat" / "notes.txt", root / "readme.txt")
@@ -623,7 +644,7 @@ def test_folder__by_split_and_class(tmp_path):
     assert places["val/cat/b.mp4"] == (0, {"1": "val"}) and places["test/dog/c.mp4"] == (1, {"1": "test"})
 
 
-def test_folder__by_class(tmp_path):
+def test_folder__draws_test_videos_of_each_class(tmp_path):
     root = tmp_path / "videos"
     touch(*(root / name / f"{i}.mp4" for name in ("cat", "dog") for i in range(10)), root / "owl" / "only.mp4")
     classes, places = folder_places(root)
@@ -636,7 +657,7 @@ def test_folder__by_class(tmp_path):
     assert folder_places(root, test_share=0.3, seed=1)[1] != drawn
 
 
-def test_folder__unlabelled(tmp_path):
+def test_folder__unlabelled_takes_any_layout(tmp_path):
     root = tmp_path / "videos"
     touch(root / "a.mp4", root / "train" / "b.webm", root / "deep" / "er" / "a.mp4", root / "c.mp3")
     assert folder_places(root, unlabelled=True) == (
@@ -645,45 +666,47 @@ def test_folder__unlabelled(tmp_path):
     )
 
 
-def test_folder__mistakes(tmp_path):
+def test_folder__errors_say_where_to_move_files(tmp_path):
     root = tmp_path / "videos"
     touch(root / "notes.txt")
-    with pytest.raises(UserError, match="hold no video: give a folder of videos"):
+    with pytest.raises(UserError, match="contain no video: give a folder of videos"):
         folder_places(root)
     touch(root / "a.mp4")
     with pytest.raises(UserError, match=r"a\.mp4 is in no class folder: move it to .*<class>/, or give --unlabelled"):
         folder_places(root)
     touch(root / "train" / "cat" / "a.mp4")
-    with pytest.raises(UserError, match=r"a\.mp4 is in no split: move it to .*train/<class>/"):
+    with pytest.raises(UserError, match=r"a\.mp4 is in no split folder: move it to .*train/<class>/"):
         folder_places(root)
     (root / "a.mp4").rename(root / "train" / "b.mp4")
     with pytest.raises(UserError, match=r"b\.mp4 is in no class folder: move it to .*train/<class>/"):
         folder_places(root)
     (root / "train" / "b.mp4").unlink()
-    with pytest.raises(UserError, match="has folders by split already: leave --test-share out"):
+    with pytest.raises(UserError, match="already has folders by split: remove --test-share"):
         folder_places(root, test_share=0.5)
     touch(root / "test" / "Cat" / "a.mp4")
-    with pytest.raises(UserError, match="is of the class 'Cat', which has no training video"):
+    with pytest.raises(UserError, match="has the class 'Cat', which has no training video"):
         folder_places(root)
     touch(root / "dog" / "a.mp4")
-    with pytest.raises(UserError, match="has the folders train and dog: where there is a folder train"):
+    with pytest.raises(UserError, match="has the folders train and dog: beside train only test, testing"):
         folder_places(root)
-    with pytest.raises(UserError, match=r"--test-share 1 cannot work: give a share between 0 and 1"):
+    with pytest.raises(UserError, match=r"--test-share 1 is out of range: give a share between 0 and 1"):
         folder_places(root, test_share=1.0)
-    with pytest.raises(UserError, match="--test-share draws from each class, and --unlabelled has none"):
+    with pytest.raises(
+        UserError, match="--test-share draws from each class, but --unlabelled has no classes: remove one"
+    ):
         folder_places(root, test_share=0.5, unlabelled=True)
     with pytest.raises(UserError, match="out is inside --videos"):
-        folder.prepare(folder.Options(videos=root, out=root / "out"))
+        folder.prepare(folder.FolderOptions(videos=root, out=root / "out"))
 
 
-@pytest.mark.skipif(os.name == "nt", reason="names are text there")
-def test_folder__name_that_is_no_text(tmp_path):
+@pytest.mark.skipif(os.name == "nt", reason="file names are always text on Windows")
+def test_folder__refuses_a_name_that_is_not_utf8(tmp_path):
     root = tmp_path / "videos"
     root.mkdir()
     try:
         (root / "caf\udce9.mp4").touch()
     except OSError:
-        pytest.skip("this file system takes no such name")
+        pytest.skip("this file system refuses such a name")
     with pytest.raises(UserError, match=r"caf\\udce9\.mp4' is not UTF-8: rename the file"):
         folder_places(root, unlabelled=True)
 
@@ -697,7 +720,7 @@ ODD_PLACES = (
 )
 
 
-def test_folder__odd_names_from_end_to_end(tmp_path):
+def test_folder__prepares_odd_names(tmp_path):
     root = tmp_path / "meine Videos"
     for seed, place in enumerate(ODD_PLACES):
         small_video(root / place, seed)
@@ -716,11 +739,11 @@ def test_folder__odd_names_from_end_to_end(tmp_path):
 
 def list_places(root: Path, **options):
     options = {name: tuple(paths) if isinstance(paths, list) else paths for name, paths in options.items()}
-    classes, sources = listed_videos.read_lists(listed_videos.Options(videos=root, out=root / "out", **options))
+    classes, sources = listed_videos.read_lists(listed_videos.ListOptions(videos=root, out=root / "out", **options))
     return classes, {s.name: (s.label, s.splits.get("1"), bool(s.inputs)) for s in sources}
 
 
-def test_list__numbers(tmp_path):
+def test_list__reads_class_numbers(tmp_path):
     touch(tmp_path / "a b.mp4", tmp_path / "sub" / "c.mp4", tmp_path / "d,e.avi")
     trains = write(tmp_path / "train.txt", "a b.mp4 0", "./sub/c.mp4,2", "", '"d,e.avi"\t1')
     tests = write(tmp_path / "test.txt", f"{tmp_path}/f.mp4 1")
@@ -737,7 +760,7 @@ def test_list__numbers(tmp_path):
     assert list_places(tmp_path, train_list=[trains], classes=names)[0] == ["run", "sit", "walk", "fly"]
 
 
-def test_list__names(tmp_path):
+def test_list__reads_class_names(tmp_path):
     touch(tmp_path / "a.mp4", tmp_path / "b", tmp_path / "c.mp4")
     trains = write(tmp_path / "train.txt", "a.mp4,riding a bike", "b\tbowling", "c.mp4 riding a bike")
     assert list_places(tmp_path, train_list=[trains]) == (
@@ -746,7 +769,7 @@ def test_list__names(tmp_path):
     )
 
 
-def test_list__unlabelled_and_elsewhere(tmp_path):
+def test_list__reads_unlabelled_lists_and_absolute_paths(tmp_path):
     outside = tmp_path / "else where" / "x.mp4"
     touch(outside, tmp_path / "videos" / "my clip.mp4", tmp_path / "videos" / "y.mp4", tmp_path / "z.mp4")
     unlabelled = write(tmp_path / "all.txt", "my clip.mp4", "y.mp4 17", str(outside), "../z.mp4")
@@ -759,17 +782,21 @@ def test_list__unlabelled_and_elsewhere(tmp_path):
 @pytest.mark.parametrize(
     ("trains", "tests", "message"),
     [
-        (["a.mp4"], [], r"train\.txt line 1 is 'a\.mp4': expected a path, then a blank"),
+        (["a.mp4"], [], r"train\.txt line 1 is 'a\.mp4': expected a path, then a space"),
         (["my a.mp4"], [], r"train\.txt line 1 is 'my a\.mp4': expected a path"),
-        (["", "a.mp4 0", "./a.mp4 1"], [], r"train\.txt line 3 names .*a\.mp4, which .*train\.txt line 2 does too"),
-        (["a.mp4 0"], ["a.mp4 0"], r"test\.txt line 1 names .*a\.mp4, which .*train\.txt line 1 does too"),
+        (
+            ["", "a.mp4 0", "./a.mp4 1"],
+            [],
+            r"train\.txt line 3 names .*a\.mp4, which is also in .*train\.txt line 2: remove",
+        ),
+        (["a.mp4 0"], ["a.mp4 0"], r"test\.txt line 1 names .*a\.mp4, which is also in .*train\.txt line 1: remove"),
         (["a.mp4 -1"], [], r"line 1 gives the class -1: give numbers from 0"),
         (["a.mp4 123456789"], [], r"line 1 gives the class 123456789: give numbers from 0 to 99999"),
-        (["nowhere.mp4 0"], [], r"hold none of the 1 videos .*nowhere\.mp4"),
+        (["nowhere.mp4 0"], [], r"contain none of the 1 videos that .*train\.txt, .*nowhere\.mp4"),
         ([" "], [], r"train\.txt names no video"),
     ],
 )
-def test_list__mistakes_are_placed(tmp_path, trains, tests, message):
+def test_list__errors_name_file_and_line(tmp_path, trains, tests, message):
     touch(tmp_path / "a.mp4")
     train_list, test_list = write(tmp_path / "train.txt", *trains), write(tmp_path / "test.txt", *tests)
     with pytest.raises(UserError, match=message):
@@ -777,7 +804,7 @@ def test_list__mistakes_are_placed(tmp_path, trains, tests, message):
 
 
 @pytest.mark.parametrize("action", ["2", "-1", "swim"])
-def test_list__class_that_is_not_in_the_index(tmp_path, action):
+def test_list__refuses_classes_outside_the_index(tmp_path, action):
     touch(tmp_path / "a.mp4")
     names = write(tmp_path / "classes.txt", "run", "sit")
     trains = write(tmp_path / "train.txt", f"a.mp4 {action}")
@@ -787,16 +814,16 @@ def test_list__class_that_is_not_in_the_index(tmp_path, action):
         list_places(tmp_path, train_list=[trains], classes=names)
 
 
-def test_list__absent(tmp_path):
-    with pytest.raises(UserError, match="there is no list: give --train-list"):
+def test_list__refuses_missing_lists(tmp_path):
+    with pytest.raises(UserError, match="no list was given: give --train-list"):
         list_places(tmp_path)
-    with pytest.raises(UserError, match=r"there is no .*train\.txt: give"):
+    with pytest.raises(UserError, match=r"there is no file .*train\.txt: give"):
         list_places(tmp_path, train_list=[tmp_path / "train.txt"])
     with pytest.raises(UserError, match="cannot be read"):
         list_places(tmp_path, train_list=[tmp_path])
 
 
-def test_list__odd_names_from_end_to_end(tmp_path):
+def test_list__prepares_odd_names(tmp_path):
     for seed, place in enumerate(ODD_PLACES):
         small_video(tmp_path / "videos" / place, seed)
     trains = write(tmp_path / "train.txt", *(f"{place} {i % 2}" for i, place in enumerate(ODD_PLACES)))
@@ -808,7 +835,7 @@ def test_list__odd_names_from_end_to_end(tmp_path):
     assert_readable(manifest)
 
 
-def test_commands__mistakes_are_one_sentence(tmp_path, capsys):
+def test_commands__errors_are_one_sentence(tmp_path, capsys):
     for arguments in (
         ["hmdb51", "--videos", "a", "--annotations", str(tmp_path)],
         ["kinetics", "--videos", "a", "--annotations", str(tmp_path)],
@@ -825,7 +852,7 @@ def test_commands__mistakes_are_one_sentence(tmp_path, capsys):
         assert not (tmp_path / "out").exists()
 
 
-# Training on what was prepared.
+# Training on prepared datasets.
 
 
 def test_training__on_a_labelled_and_an_unlabelled_set(toy_folder, teacher_file, tmp_path):
@@ -835,13 +862,13 @@ def test_training__on_a_labelled_and_an_unlabelled_set(toy_folder, teacher_file,
         copy.parent.mkdir(exist_ok=True)
         copy.write_bytes((toy.root / video.streams["rgb"].path).read_bytes())
     pile = folder.prepare(
-        folder.Options(videos=tmp_path / "pile", out=tmp_path / "prepared", unlabelled=True, workers=1)
+        folder.FolderOptions(videos=tmp_path / "pile", out=tmp_path / "prepared", unlabelled=True, workers=1)
     )
     options = [
         *("--teacher", "rgb_r3d10_gn", "--teacher-weights", teacher_file, "--student", "flow_r3d10"),
         *("--student-frames", 4, "--student-size", 32, "--teacher-frames", 4, "--teacher-size", 32),
         *("--epochs", 1, "--batch-size", 8, "--bank-size", 40, "--workers", 0, "--tracker", "none"),
-        *("--precision", "fp32", "--channels-last", "no", "--knn-every-epochs", 1),
+        *("--mixed-precision", "fp32", "--channels-last", "no", "--knn-every-epochs", 1),
         *("--data", pile.root, toy_folder, "--out", tmp_path / "run"),
     ]
     train([str(option) for option in options])
@@ -856,7 +883,7 @@ def test_training__on_a_labelled_and_an_unlabelled_set(toy_folder, teacher_file,
     assert any("knn" in row for row in rows)
 
 
-# The official lists against whole trees of files, in every naming: nothing is missing, nothing left over.
+# Official lists against complete trees of empty files: every file is found, whatever its name looks like.
 
 
 def touch_all(folder: Path, names: Iterable[str]) -> Path:

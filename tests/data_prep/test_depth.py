@@ -315,8 +315,9 @@ def test_create_depth__network_is_loaded_once_per_process(relative_model, monkey
     network = load_depth_network(relative_model)
     monkeypatch.setattr("data_prep.depth.load_depth_network", lambda name: loaded.append(name) or network)
     for _ in range(3):
-        create_depth(Recipe(depth_model="a name"))
+        estimate = create_depth(Recipe(depth_model="a name"))
     assert loaded == ["a name"]
+    assert callable(estimate)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -21,14 +21,14 @@ from crossdistill.errors import UserError
 from data_prep.__main__ import main
 from data_prep.inspect import (
     SHEET_FRAMES,
-    Options,
+    InspectOptions,
     choose_clips,
     draw_sheet,
     flow_wheel,
+    inspect_dataset,
     paint_depth,
     paint_flow,
     read_strips,
-    run,
 )
 
 
@@ -42,7 +42,7 @@ def write_stream(root: Path, name: str, stream: str, frames, pts, time_base=Frac
 
 @pytest.fixture
 def mixed(tmp_path: Path) -> Manifest:
-    """Labelled, unlabelled and bad videos; one with depth of another size and rate."""
+    """Labelled, unlabelled and bad videos; one has depth of another size and frame rate."""
     frames = moving_frames(20)
     gray = np.full((10, 24, 32, 1), 1500, np.uint16)
     gray[:, :, :4] = 0
@@ -62,11 +62,11 @@ def mixed(tmp_path: Path) -> Manifest:
 
 
 def printed_rows(text: str) -> list[list[str]]:
-    """Cells of all printed tables."""
+    """Return the cells of all printed tables."""
     return [re.split(r"\s{2,}", line.strip()) for line in text.splitlines() if "  " in line.strip()]
 
 
-def test_inspect__tables(mixed, capsys):
+def test_inspect__prints_clips_statuses_and_streams(mixed, capsys):
     main(["inspect", str(mixed.root)])
     text = capsys.readouterr().out
     rows = printed_rows(text)
@@ -90,31 +90,31 @@ def test_inspect__tables(mixed, capsys):
     assert f"contact sheet: {mixed.root / 'inspect.png'}" in text.replace("\n", "")
 
 
-def test_inspect__files_that_are_gone_are_counted(mixed, capsys):
+def test_inspect__counts_missing_files(mixed, capsys):
     (mixed.root / "rgb" / "b.mp4").unlink()
     main(["inspect", str(mixed.root)])
-    assert ["files", "1", "2, 1 are gone"] in printed_rows(capsys.readouterr().out)
+    assert ["files", "1", "2, 1 are missing"] in printed_rows(capsys.readouterr().out)
 
 
-def test_inspect__sheet_of_all_streams(toy_folder, tmp_path):
+def test_inspect__writes_a_reproducible_sheet(toy_folder, tmp_path):
     out = tmp_path / "new" / "sheet.png"
     before = {p: p.stat().st_mtime_ns for p in toy_folder.rglob("*")}
-    run(Options(folder=toy_folder, out=out, clips=2))
+    inspect_dataset(InspectOptions(folder=toy_folder, out=out, clips=2))
     picture = cv2.imread(str(out))
     assert picture is not None
     assert {p: p.stat().st_mtime_ns for p in toy_folder.rglob("*")} == before, "nothing but --out is written"
     one = tmp_path / "one.png"
-    run(Options(folder=toy_folder, out=one, clips=1))
+    inspect_dataset(InspectOptions(folder=toy_folder, out=one, clips=1))
     assert picture.shape[1] == cv2.imread(str(one)).shape[1] and picture.shape[0] > cv2.imread(str(one)).shape[0]
     again = tmp_path / "again.png"
-    run(Options(folder=toy_folder, out=again, clips=1))
+    inspect_dataset(InspectOptions(folder=toy_folder, out=again, clips=1))
     assert again.read_bytes() == one.read_bytes()
     other = tmp_path / "other.png"
-    run(Options(folder=toy_folder, out=other, clips=1, seed=1))
+    inspect_dataset(InspectOptions(folder=toy_folder, out=other, clips=1, seed=1))
     assert other.read_bytes() != one.read_bytes()
 
 
-def test_draw_sheet__pictures_and_words(toy_folder):
+def test_draw_sheet__shows_every_stream_with_class_name_and_times(toy_folder):
     manifest = Manifest.load(toy_folder)
     video = manifest.videos[0]
     figure = draw_sheet(manifest, [video])
@@ -128,7 +128,7 @@ def test_draw_sheet__pictures_and_words(toy_folder):
     assert len(figure.axes) == 3 * SHEET_FRAMES + 1, "three streams and the wheel"
 
 
-def test_read_strips__streams_are_paired_by_time(mixed):
+def test_read_strips__pairs_streams_by_time(mixed):
     rgb, depth = read_strips(mixed, mixed.videos[0])
     assert rgb.pictures.shape == (SHEET_FRAMES, 48, 64, 3)
     assert np.abs(rgb.times_seconds - depth.times_seconds).max() <= 0.1 + 1e-9, "half of depth's step of 0.2 s"
@@ -137,7 +137,7 @@ def test_read_strips__streams_are_paired_by_time(mixed):
     assert np.diff(alone.times_seconds).max() > 0.5, "the pause"
 
 
-def test_inspect__short_and_unreadable_clips(mixed):
+def test_read_strips__handles_short_and_unreadable_clips(mixed):
     frames = moving_frames(2)
     streams = {"rgb": write_stream(mixed.root, "short", "rgb", frames, range(2))}
     (short,) = read_strips(mixed, Video("short", streams=streams))
@@ -148,7 +148,7 @@ def test_inspect__short_and_unreadable_clips(mixed):
     draw_sheet(mixed, mixed.videos[:1])
 
 
-def test_paint_flow__usual_colours():
+def test_paint_flow__colours_direction_and_speed():
     codes = np.full((1, 2, 3, 2), 128, np.uint8)
     codes[0, 0, 0] = (128 + 127, 128)  # 20 px to the right: red
     codes[0, 0, 1] = (128, 128 + 127)  # 20 px down: yellow
@@ -162,7 +162,7 @@ def test_paint_flow__usual_colours():
     assert (label, still.min()) == ("flow\nno motion", 255)
 
 
-def test_paint_depth__black_is_not_measured():
+def test_paint_depth__paints_near_bright_and_unmeasured_black():
     depth = np.array([[[[0], [800], [1600], [4000]]]], np.uint16)
     pictures, label = paint_depth(depth)
     assert label == "depth\n0.80–4.00 m"
@@ -181,7 +181,7 @@ def test_flow_wheel__right_is_red():
     assert wheel[0, 0, 3] == 0
 
 
-def test_choose_clips__spread_over_classes():
+def test_choose_clips__spreads_over_classes():
     videos = [Video(f"v{label}_{i}", label=label) for label in (0, 1, 2, None) for i in range(5)]
     chosen = choose_clips(videos, 4, seed=0)
     assert [video.label for video in chosen] == [0, 1, 2, None]
@@ -193,7 +193,7 @@ def test_choose_clips__spread_over_classes():
     assert len({v.label for v in choose_clips(many, 6, seed=0)}) == 6
 
 
-def test_inspect__unlabelled_dataset(mixed, tmp_path, capsys):
+def test_inspect__handles_an_unlabelled_dataset(mixed, tmp_path, capsys):
     video = dataclasses.replace(mixed.videos[0], label=None, splits={})
     dataclasses.replace(mixed, classes=(), videos=(video,)).save()
     main(["inspect", str(mixed.root), "--clips", "1"])
@@ -203,34 +203,34 @@ def test_inspect__unlabelled_dataset(mixed, tmp_path, capsys):
     assert (mixed.root / "inspect.png").stat().st_size > 10_000
 
 
-def test_inspect__nothing_usable(mixed, capsys):
+def test_inspect__writes_no_sheet_without_usable_clips(mixed, capsys):
     dataclasses.replace(mixed, videos=mixed.videos[2:]).save()
     main(["inspect", str(mixed.root)])
     text = " ".join(capsys.readouterr().out.split())
-    assert f"nothing in {mixed.root} is usable, so there is no contact sheet" in text
+    assert f"{mixed.root} has no usable clip, so there is no contact sheet" in text
     assert "skipped: unreadable" in text
     assert not (mixed.root / "inspect.png").exists()
 
 
-def test_inspect__mistakes(mixed, tmp_path):
+def test_inspect__refuses_wrong_options(mixed, tmp_path):
     for changes, message in (
-        ({"out": tmp_path / "sheet.jpg"}, r"sheet\.jpg is no PNG"),
-        ({"clips": 0}, "--clips 0 cannot work"),
+        ({"out": tmp_path / "sheet.jpg"}, r"sheet\.jpg is not a PNG file"),
+        ({"clips": 0}, "--clips 0 is out of range: give a number from 1 to 30"),
         ({"folder": tmp_path / "nowhere"}, "is not a prepared dataset"),
         ({"out": mixed.root / "manifest.jsonl" / "sheet.png"}, "cannot be written"),
     ):
         with pytest.raises(UserError, match=message):
-            run(dataclasses.replace(Options(folder=mixed.root), **changes))
+            inspect_dataset(dataclasses.replace(InspectOptions(folder=mixed.root), **changes))
 
 
-def test_inspect__sheet_lies_in_the_folder_if_not_told_otherwise(toy_folder, tmp_path):
+def test_inspect__writes_the_sheet_into_the_folder_by_default(toy_folder, tmp_path):
     folder = Path(shutil.copytree(toy_folder, tmp_path / "toy"))
-    run(Options(folder=folder, clips=1))
+    inspect_dataset(InspectOptions(folder=folder, clips=1))
     assert (folder / "inspect.png").is_file()
     assert not list(folder.glob(".*.tmp"))
 
 
-def test_help__names_commands(capsys):
+def test_command_line__suggests_the_nearest_command(capsys):
     main([])
     text = capsys.readouterr().out
     for command in ("inspect", "verify", "merge"):

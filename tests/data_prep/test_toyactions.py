@@ -1,4 +1,4 @@
-"""The embedded dataset: files, lists and splits, exact flow and depth, and what a single frame gives away."""
+"""Toyactions: files, lists and splits, exact flow and depth, and that a single frame does not tell the class."""
 
 import functools
 import hashlib
@@ -22,14 +22,22 @@ from crossdistill.data.manifest import MANIFEST_NAME, Manifest
 from crossdistill.errors import UserError
 from crossdistill.modalities import FLOW
 from data_prep.__main__ import main
-from data_prep.datasets.toyactions import OPTIONS_NAME, ClipId, Options, clip_ids, held_out_groups, num_groups, prepare
+from data_prep.datasets.toyactions import (
+    OPTIONS_NAME,
+    ClipId,
+    ToyactionsOptions,
+    clip_ids,
+    held_out_groups,
+    num_groups,
+    prepare,
+)
 from data_prep.datasets.toyactions_renderer import (
     ACTIONS,
     RENDERER_VERSION,
     Clip,
-    Identity,
     Motion,
     Scene,
+    SceneKey,
     Track,
     compose_scene,
     render_clip,
@@ -50,20 +58,20 @@ def digests(root: Path) -> dict[str, str]:
 
 def compose(action: str, *, clip: int = 1, seed: int = 0, size_px: int = 64, num_frames: int = 20) -> Scene:
     return compose_scene(
-        action, Identity(seed=seed, group=clip % 5 + 1, clip=clip), size_px=size_px, num_frames=num_frames
+        action, SceneKey(seed=seed, group=clip % 5 + 1, clip=clip), size_px=size_px, num_frames=num_frames
     )
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> Manifest:
-    return prepare(Options(out=tmp_path_factory.mktemp("toyactions") / "data", workers=1, **SMALL))
+    return prepare(ToyactionsOptions(out=tmp_path_factory.mktemp("toyactions") / "data", workers=1, **SMALL))
 
 
 # Files.
 
 
-def test_prepare__same_seed_same_bytes_with_any_number_of_workers(dataset, tmp_path):
-    again = prepare(Options(out=tmp_path / "elsewhere", workers=2, **SMALL))
+def test_prepare__equal_options_give_equal_bytes_with_any_number_of_workers(dataset, tmp_path):
+    again = prepare(ToyactionsOptions(out=tmp_path / "elsewhere", workers=2, **SMALL))
     assert digests(again.root) == digests(dataset.root)
     assert len(digests(again.root)) == 3 * 12 * 2 + 7 + 2  # streams, lists, manifest and options
     assert str(tmp_path) not in (again.root / MANIFEST_NAME).read_text()
@@ -76,8 +84,8 @@ def test_compose_scene__depends_on_seed_group_clip_and_class():
         assert np.abs(base - render_frame(other, 0).rgb).mean() > 0.02
 
 
-def test_prepare__other_seed_other_streams(dataset, tmp_path):
-    other = digests(prepare(Options(out=tmp_path, workers=1, seed=1, **SMALL)).root)
+def test_prepare__another_seed_gives_other_streams(dataset, tmp_path):
+    other = digests(prepare(ToyactionsOptions(out=tmp_path, workers=1, seed=1, **SMALL)).root)
     same = [path for path, digest in digests(dataset.root).items() if other[path] == digest]
     assert all(path.startswith("lists/") for path in same)
 
@@ -85,8 +93,8 @@ def test_prepare__other_seed_other_streams(dataset, tmp_path):
 def test_prepare__streams_read_back(dataset):
     for video in dataset.videos[::5]:
         action, group, clip = video.name.removeprefix("v_").split("_")
-        identity = Identity(seed=0, group=int(group[1:]), clip=int(clip[1:]))
-        rendered = render_clip(compose_scene(action, identity, size_px=SIZE_PX, num_frames=NUM_FRAMES))
+        key = SceneKey(seed=0, group=int(group[1:]), clip=int(clip[1:]))
+        rendered = render_clip(compose_scene(action, key, size_px=SIZE_PX, num_frames=NUM_FRAMES))
         flow, depth, rgb = (
             read_frames(dataset.root, video.streams[name], range(video.streams[name].num_frames), stream_name=name)
             for name in ("flow", "depth", "rgb")
@@ -107,9 +115,9 @@ def test_prepare__timestamps_are_exact(dataset):
     assert np.array_equal(streams["flow"].times_seconds, streams["rgb"].times_seconds[:-1])
 
 
-def test_prepare__goes_on_where_it_was(dataset, tmp_path):
+def test_prepare__resumes_and_keeps_finished_files(dataset, tmp_path):
     root = tmp_path / "data"
-    prepare(Options(out=root, workers=1, **SMALL))
+    prepare(ToyactionsOptions(out=root, workers=1, **SMALL))
     expected = digests(root)
     kept = root / dataset.videos[0].streams["rgb"].path
     kept_time = kept.stat().st_mtime_ns
@@ -117,14 +125,14 @@ def test_prepare__goes_on_where_it_was(dataset, tmp_path):
     lost = root / dataset.videos[-1].streams["depth"].path
     lost.unlink()
     (lost.parent / f".{lost.name}.123.tmp").write_bytes(b"half a file")
-    prepare(Options(out=root, workers=1, **SMALL))
+    prepare(ToyactionsOptions(out=root, workers=1, **SMALL))
     assert digests(root) == expected
     assert kept.stat().st_mtime_ns == kept_time
 
 
-def test_prepare__finished_folder_is_returned_at_once(dataset, monkeypatch):
+def test_prepare__finished_folder_is_not_rendered_again(dataset, monkeypatch):
     monkeypatch.setattr("data_prep.datasets.toyactions.run_jobs", None)
-    assert len(prepare(Options(out=dataset.root, **SMALL)).videos) == 24
+    assert len(prepare(ToyactionsOptions(out=dataset.root, **SMALL)).videos) == 24
 
 
 # Names, lists, groups.
@@ -176,7 +184,7 @@ def test_clip_name():
     assert ClipId("SlideLeft", 3, 2).name == "v_SlideLeft_g03_c02"
 
 
-# What people may type.
+# Options.
 
 
 @pytest.mark.parametrize(
@@ -192,36 +200,36 @@ def test_clip_name():
         ({"workers": 0}, "--workers 0 is out of range: choose a whole number at least 1"),
     ],
 )
-def test_prepare__says_what_is_wrong_with_an_option(tmp_path, given, message):
+def test_prepare__refuses_options_out_of_range(tmp_path, given, message):
     with pytest.raises(UserError) as error:
-        prepare(Options(out=tmp_path / "data", **{**SMALL, **given}))
+        prepare(ToyactionsOptions(out=tmp_path / "data", **{**SMALL, **given}))
     assert message in str(error.value)
     assert not (tmp_path / "data").exists()
 
 
-def test_prepare__out_is_a_file(tmp_path):
+def test_prepare__refuses_a_file_as_out(tmp_path):
     (tmp_path / "data").write_text("")
-    with pytest.raises(UserError, match=r"is a file, but a folder is needed: choose another"):
-        prepare(Options(out=tmp_path / "data", **SMALL))
+    with pytest.raises(UserError, match=r"is a file: choose the path of a folder"):
+        prepare(ToyactionsOptions(out=tmp_path / "data", **SMALL))
 
 
 @pytest.mark.parametrize("is_finished", [True, False])
-def test_prepare__folder_of_other_options(dataset, tmp_path, is_finished):
+def test_prepare__refuses_a_folder_of_other_options(dataset, tmp_path, is_finished):
     root = dataset.root
     if not is_finished:
         root = tmp_path
         (root / OPTIONS_NAME).write_bytes((dataset.root / OPTIONS_NAME).read_bytes())
     with pytest.raises(UserError, match=r"seed 0 instead of 7 and size 48 instead of 64: choose another --out"):
-        prepare(Options(out=root, **{**SMALL, "size": 64}, seed=7))
+        prepare(ToyactionsOptions(out=root, **{**SMALL, "size": 64}, seed=7))
 
 
-def test_prepare__folder_of_another_dataset(tmp_path):
+def test_prepare__refuses_a_folder_of_another_dataset(tmp_path):
     Manifest(root=tmp_path, dataset="ucf101", classes=(), videos=()).save()
-    with pytest.raises(UserError, match=r"holds the dataset 'ucf101', not 'toyactions': choose another --out"):
-        prepare(Options(out=tmp_path, **SMALL))
+    with pytest.raises(UserError, match=r"contains the dataset 'ucf101', not 'toyactions': choose another --out"):
+        prepare(ToyactionsOptions(out=tmp_path, **SMALL))
 
 
-def test_command__help_is_the_modules_text(capsys):
+def test_command__help_is_the_docstring_of_the_module(capsys):
     with pytest.raises(SystemExit):
         main(["toyactions", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
@@ -241,7 +249,7 @@ def test_command__prepares(tmp_path):
 
 
 def seen_throughout(clip: Clip, t: int) -> np.ndarray:
-    """Pixels away from edges of surfaces whose point stays in the frame and is seen in frame t + 1 too."""
+    """Mask of pixels far from edges whose surface point is also visible in frame t + 1."""
     size_px = clip.surface.shape[1]
     landing = np.moveaxis(clip.flow_px[t], -1, 0) + np.mgrid[:size_px, :size_px][::-1]
     is_inside = ((landing > 1) & (landing < size_px - 2)).all(axis=0)
@@ -257,14 +265,14 @@ def seen_throughout(clip: Clip, t: int) -> np.ndarray:
 
 
 def pull_back(picture: np.ndarray, flow_px: np.ndarray) -> np.ndarray:
-    """Frame t + 1 as seen from frame t: each pixel takes the value of the place where it goes."""
+    """Warp frame t + 1 to frame t: each pixel takes the value at the place that its flow leads to."""
     size_px = len(picture)
     x, y = (np.moveaxis(flow_px, -1, 0) + np.mgrid[:size_px, :size_px][::-1]).astype(np.float32)
     return cv2.remap(picture, x, y, cv2.INTER_CUBIC)
 
 
 @pytest.mark.parametrize("action", ACTIONS)
-def test_flow__carries_frames_onto_each_other(action):
+def test_flow__warps_each_frame_onto_the_next(action):
     warped, unwarped = [], []
     for number in range(1, 5):
         clip = render_clip(compose(action, clip=number))
@@ -278,7 +286,7 @@ def test_flow__carries_frames_onto_each_other(action):
 
 
 @pytest.mark.parametrize("action", ["SlideLeft", "SpinClockwise", "OrbitAnticlockwise", "Bounce"])
-def test_depth__is_carried_along_by_flow(action):
+def test_depth__follows_the_flow(action):
     clip = render_clip(compose(action, clip=3))
     for t in range(19):
         there = pull_back(clip.depth_mm[t + 1, :, :, 0].astype(np.float32), clip.flow_px[t])
@@ -287,7 +295,7 @@ def test_depth__is_carried_along_by_flow(action):
 
 
 @pytest.mark.parametrize(("action", "sign"), [("Approach", -1), ("Recede", 1)])
-def test_depth__radius_goes_as_one_over_distance(action, sign):
+def test_depth__radius_is_proportional_to_inverse_distance(action, sign):
     for number in range(1, 7):
         scene = compose(action, clip=number)
         body = next(body for body in scene.bodies if body.surface == 1)
@@ -299,8 +307,8 @@ def test_depth__radius_goes_as_one_over_distance(action, sign):
         assert 1.6 < (seen[-1] / seen[0]) ** sign < 3.2
 
 
-def test_depth__bodies_keep_to_separate_ranges():
-    """So that painting from far to near is a z-buffer."""
+def test_depth__bodies_stay_in_separate_ranges():
+    """Otherwise painting from far to near would not be a z-buffer."""
     for number in range(60):
         scene = compose(list(ACTIONS)[number % 12], clip=number)
         nearest_behind_mm = scene.background_depth_mm / (1 + 0.6 * np.abs(scene.background_slope).sum())
@@ -312,7 +320,7 @@ def test_depth__bodies_keep_to_separate_ranges():
 
 
 @pytest.mark.parametrize("size_px", [64, 256])
-def test_flow__within_the_stored_bound(size_px):
+def test_flow__stays_within_the_stored_range(size_px):
     largest = 0.0
     for action in ACTIONS:
         for number in range(1, 40 if size_px == 64 else 3):
@@ -354,7 +362,7 @@ def motion_of_body(action: str, number: int) -> dict[str, np.ndarray]:
         ("SpinAnticlockwise", "curl", -1),
     ],
 )
-def test_flow__sign_of_each_class(action, measure, sign):
+def test_flow__has_the_sign_of_the_class(action, measure, sign):
     for number in range(1, 6):
         motion = motion_of_body(action, number)
         assert (sign * motion[measure] > 0).all()
@@ -369,7 +377,7 @@ def test_flow__orbits_turn_one_way(action, sign):
         assert np.abs(motion["curl"]).max() < 1e-4
 
 
-def test_flow__bounce_turns_on_one_axis_and_shake_goes_nowhere():
+def test_flow__bounce_is_vertical_and_shake_returns():
     for number in range(1, 6):
         bounce, shake = motion_of_body("Bounce", number), motion_of_body("Shake", number)
         assert np.abs(bounce["x"]).max() < 1e-5
@@ -378,10 +386,10 @@ def test_flow__bounce_turns_on_one_axis_and_shake_goes_nowhere():
         assert np.hypot(shake["x"].sum(), shake["y"].sum()) < 0.3 * path_px
 
 
-# What single frames and flow say about the class.
+# Information about the class in single frames and in flow.
 
 NUM_PROBED_CLIPS = 96
-TWIN_PAIRS = [
+OPPOSITE_PAIRS = [
     ("SlideLeft", "SlideRight"),
     ("SlideUp", "SlideDown"),
     ("Approach", "Recede"),
@@ -391,11 +399,11 @@ TWIN_PAIRS = [
 
 
 class Frames:
-    """One frame of many clips of each class, as features; groups share textures.
+    """Features of one frame of many clips of each class. Clips of a group share textures.
 
-    Two kinds: what an image encoder could use (a random ResNet-18's embedding, raw pixels, and how far
-    each region's colour lies from the frame's usual one), and the exact place, size and distance of the
-    acting body, an upper bound for whatever an encoder could find of them.
+    There are two kinds of features. ``by_eye``: what an image encoder could use (the embedding of a random ResNet-18,
+    raw pixels, and the distance of each region's colour from the frame's median). ``by_truth``: exact place, size and
+    distance of the acting body, an upper bound for any encoder.
     """
 
     def __init__(self, actions: Sequence[str], *, kind: str, earliest: int, latest: int) -> None:
@@ -410,11 +418,11 @@ class Frames:
 
     @staticmethod
     def render(action: str, group: int, clip: int, moment: int) -> Clip:
-        identity = Identity(seed=5, group=int(group), clip=int(clip))
-        return render_frame(compose_scene(action, identity, size_px=48, num_frames=20), int(moment))
+        key = SceneKey(seed=5, group=int(group), clip=int(clip))
+        return render_frame(compose_scene(action, key, size_px=48, num_frames=20), int(moment))
 
     def surprise(self, actions: Sequence[str]) -> float:
-        """How far a linear probe beats guessing on textures it has not seen, in standard deviations."""
+        """Accuracy of a linear probe on unseen textures above chance, in standard deviations."""
         features = np.vstack([self.features[action] for action in actions])
         labels = np.repeat(np.arange(len(actions)), NUM_PROBED_CLIPS)
         groups = np.tile(self.groups, len(actions))
@@ -453,7 +461,7 @@ def true_geometry(clips: list[Clip]) -> np.ndarray:
 
 
 def assert_guessing(surprises: dict[str, float]) -> None:
-    """Bounds that one honest run in some hundreds exceeds; the seeds are fixed, so a pass stays a pass."""
+    """Check bounds that about one run in some hundreds exceeds by chance; fixed seeds make the result repeatable."""
     values = list(surprises.values())
     assert max(values) < 3.3, surprises
     assert sum(values) / np.sqrt(len(values)) < 3, surprises
@@ -463,21 +471,21 @@ SLIDES = ("SlideLeft", "SlideRight", "SlideUp", "SlideDown")
 
 
 @pytest.mark.parametrize("kind", ["by_eye", "by_truth"])
-def test_middle_frame__tells_no_class(kind):
+def test_middle_frame__does_not_tell_the_class(kind):
     frames = Frames(list(ACTIONS), kind=kind, earliest=9, latest=10)  # twenty frames have two in the middle
-    sets = [SLIDES, *TWIN_PAIRS, ("Approach", "SpinClockwise"), ("SlideUp", "OrbitClockwise", "Bounce", "Shake")]
+    sets = [SLIDES, *OPPOSITE_PAIRS, ("Approach", "SpinClockwise"), ("SlideUp", "OrbitClockwise", "Bounce", "Shake")]
     assert_guessing({"/".join(actions): frames.surprise(actions) for actions in sets})
 
 
-def test_any_frame__tells_no_direction():
-    actions = [action for pair in TWIN_PAIRS for action in pair]
+def test_any_frame__does_not_tell_the_direction():
+    actions = [action for pair in OPPOSITE_PAIRS for action in pair]
     frames = Frames(actions, kind="by_truth", earliest=0, latest=19)
-    assert_guessing({"/".join(pair): frames.surprise(pair) for pair in TWIN_PAIRS})
+    assert_guessing({"/".join(pair): frames.surprise(pair) for pair in OPPOSITE_PAIRS})
 
 
 @pytest.mark.parametrize(("kind", "shift"), [("by_eye", 0.12), ("by_truth", 0.04)])
 def test_probe__finds_a_leak(monkeypatch, kind, shift):
-    """The bounds have power: bodies that stand off the middle, to the side that they come from, break them."""
+    """Bodies shifted towards the side that they come from exceed the bounds, so the bounds can fail."""
     for action, sign in (("SlideLeft", 1), ("SlideRight", -1)):
         monkeypatch.setitem(ACTIONS, action, shifted(ACTIONS[action], sign * shift))
     assert Frames(SLIDES[:2], kind=kind, earliest=9, latest=10).surprise(SLIDES[:2]) > 3.3
@@ -492,7 +500,7 @@ def shifted(motion: Motion, shift: float) -> Motion:
 
 
 def flow_statistics(flow_px: np.ndarray) -> np.ndarray:
-    """Per clip: mean motion, its turning and variation, and rotation and expansion about its centre. [T, H, W, 2]"""
+    """Statistics of a clip's flow [T, H, W, 2]: mean motion, its turning and variation, rotation and expansion."""
     flow = flow_px - np.median(flow_px, axis=(1, 2), keepdims=True)  # the background's pan
     speed = np.hypot(flow[..., 0], flow[..., 1])
     weight = (speed > 0.25 * speed.max(axis=(1, 2), keepdims=True)) + 1e-6

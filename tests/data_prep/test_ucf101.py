@@ -1,4 +1,4 @@
-"""UCF101 from lists and .avi files to a prepared dataset, damage and interruption included."""
+"""UCF101 from lists and .avi files to a prepared dataset, with damaged files and interrupted runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from crossdistill.data.manifest import Manifest
 from crossdistill.errors import UserError
 from crossdistill.modalities import FLOW
 from data_prep.__main__ import main
-from data_prep.datasets.ucf101 import Options, prepare, read_lists
+from data_prep.datasets.ucf101 import Ucf101Options, prepare, read_lists
 from data_prep.flow.dis import dis_flow
 from data_prep.pipeline.executor import Engine, run_jobs
 from data_prep.pipeline.readers import Input, target_size
@@ -36,7 +36,7 @@ CLASSES = ("Archery", "HandstandPushups")
 
 
 def write_lists(folder: Path, *, train: list[str], test: list[str], split: str = "01") -> Path:
-    """Lists in the official format, line ends of Windows included."""
+    """Write lists in the official format, with the line ends of Windows."""
     folder.mkdir(parents=True, exist_ok=True)
     classes = "".join(f"{i} {name}\r\n" for i, name in enumerate(CLASSES, start=1))
     (folder / "classInd.txt").write_bytes(f"{classes}\r\n".encode())
@@ -48,8 +48,8 @@ def write_lists(folder: Path, *, train: list[str], test: list[str], split: str =
 
 
 @pytest.fixture
-def small_set(tmp_path: Path) -> Options:
-    """Three readable videos; the list and the file of one of them differ in case."""
+def small_set(tmp_path: Path) -> Ucf101Options:
+    """Three readable videos. The name of one differs in case between list and file."""
     videos = tmp_path / "videos"
     write_video(videos / "Archery" / "v_Archery_g01_c01.avi", moving_frames(24, step_xy=(2, 0)))
     write_video(videos / "Archery" / "v_Archery_g08_c01.avi", moving_frames(24, step_xy=(0, -1)))
@@ -60,7 +60,7 @@ def small_set(tmp_path: Path) -> Options:
         train=["Archery/v_Archery_g08_c01.avi", "HandstandPushups/v_HandstandPushups_g08_c02.avi"],
         test=["Archery/v_Archery_g01_c01.avi"],
     )
-    return Options(videos=videos, annotations=lists, out=tmp_path / "out", short_side_px=32, workers=1)
+    return Ucf101Options(videos=videos, annotations=lists, out=tmp_path / "out", short_side_px=32, workers=1)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -70,7 +70,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 # Lists.
 
 
-def test_read_lists__official_format(small_set):
+def test_read_lists__reads_official_format(small_set):
     classes, videos = read_lists(small_set.annotations)
     assert classes == list(CLASSES)
     assert [(v.name, v.action, v.label, v.group, v.splits) for v in videos] == [
@@ -80,7 +80,7 @@ def test_read_lists__official_format(small_set):
     ]
 
 
-def test_read_lists__splits_are_joined_whatever_the_case(tmp_path):
+def test_read_lists__joins_splits_in_any_case(tmp_path):
     write_lists(
         tmp_path, train=["Archery/v_Archery_g02_c01.avi"], test=["HandstandPushups/v_HandStandPushups_g01_c01.avi"]
     )
@@ -89,12 +89,12 @@ def test_read_lists__splits_are_joined_whatever_the_case(tmp_path):
     assert [video.splits for video in videos] == [{"1": "train"}, {"1": "test", "3": "train"}]
 
 
-def test_read_lists__folder_of_the_official_archive(small_set, tmp_path):
+def test_read_lists__accepts_the_parent_folder(small_set, tmp_path):
     small_set.annotations.rename(tmp_path / "ucfTrainTestlist")
     assert len(read_lists(tmp_path)[1]) == 3
 
 
-def test_read_lists__group_in_both_parts_is_mentioned(tmp_path, capsys):
+def test_read_lists__warns_of_group_leakage(tmp_path, capsys):
     read_lists(write_lists(tmp_path, train=["Archery/v_Archery_g01_c01.avi"], test=["Archery/v_Archery_g01_c02.avi"]))
     assert "1 groups of near-duplicates are in both parts of split 1" in capsys.readouterr().out
 
@@ -111,7 +111,7 @@ def test_read_lists__group_in_both_parts_is_mentioned(tmp_path, capsys):
         (
             "testlist01.txt",
             "Juggling/v_Juggling_g01_c01.avi",
-            r"testlist01\.txt line 1 names the class 'Juggling', which",
+            r"testlist01\.txt line 1 names the class 'Juggling', which is not in classInd\.txt",
         ),
         ("trainlist01.txt", "Archery/v_Archery_g01_c01.avi 2", r"line 1 gives the label 2, but classInd\.txt gives 1"),
         (
@@ -121,30 +121,37 @@ def test_read_lists__group_in_both_parts_is_mentioned(tmp_path, capsys):
         ),
         (
             "trainlist01.txt",
+            "Archery/v_Archery_g08_c01.avi 1\nArchery/v_archery_g08_c01.avi 1",
+            r"trainlist01\.txt line 2 names v_archery_g08_c01, which is already in the train part of split 1",
+        ),
+        (
+            "trainlist01.txt",
             "Archery/v_Archery_g01_c01.avi 1",
-            r"testlist01\.txt line 1 names .* split 1's other list too",
+            r"testlist01\.txt line 1 names v_Archery_g01_c01, which is already in the train part of split 1",
         ),
         ("classInd.txt", "1 Archery\n3 HandstandPushups\n", r"classInd\.txt line 2 is '3 Hand.*expected the number 2"),
         ("classInd.txt", "\n", r"classInd\.txt names no class"),
     ],
 )
-def test_read_lists__mistakes_are_placed(small_set, name, text, message):
+def test_read_lists__errors_name_file_and_line(small_set, name, text, message):
     (small_set.annotations / name).write_bytes(text.encode())
     with pytest.raises(UserError, match=message):
         read_lists(small_set.annotations)
 
 
-def test_read_lists__absent_lists(small_set):
+def test_read_lists__refuses_missing_lists(small_set):
     for name in ("trainlist01.txt", "testlist01.txt"):
         (small_set.annotations / name).unlink()
-    with pytest.raises(UserError, match=r"holds no list of videos: expected for example trainlist01\.txt"):
+    with pytest.raises(UserError, match=r"contains no list of videos: expected for example trainlist01\.txt"):
         read_lists(small_set.annotations)
     (small_set.annotations / "classInd.txt").unlink()
-    with pytest.raises(UserError, match=r"there is no .*classInd\.txt: give the folder of UCF101's official lists"):
+    with pytest.raises(
+        UserError, match=r"there is no file .*classInd\.txt: give the folder of UCF101's official lists"
+    ):
         read_lists(small_set.annotations)
 
 
-def test_read_lists__official_counts(shared_folder):
+def test_read_lists__official_lists_have_the_published_counts(shared_folder):
     classes, videos = read_lists(shared_folder / "annotations" / "ucf101")
     assert len(classes) == 101
     assert len(videos) == 13_320
@@ -162,7 +169,7 @@ def test_read_lists__official_counts(shared_folder):
     assert (handstand.action, handstand.label) == ("HandstandPushups", 36)
 
 
-# From files to a dataset.
+# Preparation.
 
 
 def test_prepare__whole_dataset(small_set):
@@ -185,7 +192,7 @@ def test_prepare__whole_dataset(small_set):
     assert not list(small_set.out.rglob("*.tmp"))
 
 
-def test_prepare__frames_are_those_of_the_source(small_set):
+def test_prepare__keeps_every_frame_of_the_source(small_set):
     manifest = prepare(small_set)
     for video in manifest.videos[:2]:
         source = small_set.videos / "Archery" / f"{video.name}.avi"
@@ -208,7 +215,7 @@ def test_prepare__flow_has_the_right_size_and_sign(small_set):
 
 @pytest.mark.parametrize("preset", ["ultrafast", "fast", "medium"])
 @pytest.mark.parametrize("step_xy", [(3, 0), (-3, 0), (0, 4), (-2, -5), (0, 0)])
-def test_dis_flow__translation(preset, step_xy):
+def test_dis_flow__finds_translations(preset, step_xy):
     cv2.setNumThreads(1)
     first = cv2.cvtColor(texture(96, 128, grain_px=3), cv2.COLOR_RGB2GRAY)
     second = np.roll(first, (step_xy[1], step_xy[0]), axis=(0, 1))
@@ -217,8 +224,8 @@ def test_dis_flow__translation(preset, step_xy):
     np.testing.assert_allclose(flow[16:-16, 16:-16].mean(axis=(0, 1)), step_xy, atol=0.1)
 
 
-def test_flow_pairs_with_colour_by_time(small_set, tmp_path):
-    """At an uneven rate the n-th flow belongs to the n-th and the next frame, wherever they are in time."""
+def test_flow__has_the_timestamps_of_its_first_frames(small_set, tmp_path):
+    """At an uneven frame rate, flow n belongs to frames n and n + 1 and has the time of frame n."""
     pts = np.cumsum([0, 5, 1, 1, 9, 2, 2, 7, 1, 1, 30, 1]).tolist()
     source = write_video(
         tmp_path / "uneven.mp4", moving_frames(12), codec="libx264", pts=pts, time_base=Fraction(1, 600)
@@ -232,7 +239,7 @@ def test_flow_pairs_with_colour_by_time(small_set, tmp_path):
     np.testing.assert_array_equal(nearest_frames(flow, rgb.times_seconds), [*range(11), 10])
 
 
-def test_prepare__flat_folder_and_unlisted_files(small_set, capsys):
+def test_prepare__accepts_a_flat_folder_and_counts_unlisted_files(small_set, capsys):
     for path in sorted(small_set.videos.glob("*/v_*")):
         path.rename(small_set.videos / path.name)
     shutil.copy(small_set.videos / "v_Archery_g01_c01.avi", small_set.videos / "v_Archery_g25_c07.avi")
@@ -241,7 +248,7 @@ def test_prepare__flat_folder_and_unlisted_files(small_set, capsys):
     assert "1 .avi files are in no list" in capsys.readouterr().out
 
 
-def test_prepare__one_stream_first_then_another(small_set):
+def test_prepare__adds_a_stream_to_those_that_exist(small_set):
     both = contents(prepare(small_set).root)
     part = dataclasses.replace(small_set, out=small_set.out.with_name("parts"), modalities=("rgb",))
     assert prepare(part).streams == ("rgb",)
@@ -291,7 +298,7 @@ def test_prepare__bad_files_are_marked_and_counted(small_set, capsys):
     assert not (manifest.root / "rgb" / "Archery" / "v_Archery_g12_c01.mp4").exists()
 
 
-def test_prepare__damage_in_the_middle(shared_folder, tmp_path):
+def test_transcode__keeps_frames_before_the_damage(shared_folder, tmp_path):
     source = shared_folder / "media" / "corrupted.mp4"
     outcome = transcode({"rgb": Input(str(source))}, {"rgb": "rgb.mp4"}, root=tmp_path, recipe=Recipe(short_side_px=64))
     assert outcome.status == "repaired"
@@ -303,8 +310,8 @@ def test_prepare__damage_in_the_middle(shared_folder, tmp_path):
     assert not (tmp_path / "b.mp4").exists()
 
 
-def test_transcode__file_cut_between_frames_ends_early(tmp_path):
-    """Decoders take such a file for a shorter one: only the header knows better."""
+def test_transcode__reports_a_file_cut_between_frames(tmp_path):
+    """Decoders take such a file for a shorter one; only the header has the true length."""
     source = write_video(tmp_path / "cut.avi", moving_frames(60), options={"g": "1"})
     data = source.read_bytes()
     chunks = [match.start() for match in re.finditer(b"00dc", data[: data.index(b"idx1")])]
@@ -314,7 +321,7 @@ def test_transcode__file_cut_between_frames_ends_early(tmp_path):
     assert outcome.streams["rgb"].num_frames == 25
 
 
-def test_transcode__tiny_pictures_and_missing_streams(tmp_path):
+def test_transcode__skips_tiny_pictures(tmp_path):
     source = write_video(tmp_path / "tiny.avi", moving_frames(12, height=8, width=64))
     outcome = transcode({"rgb": Input(str(source))}, {"flow": "flow.mp4"}, root=tmp_path, recipe=Recipe())
     assert (outcome.status, outcome.reason) == ("skipped", "too small: 64x8 pixels")
@@ -330,24 +337,24 @@ def test_transcode__tiny_pictures_and_missing_streams(tmp_path):
         ((240, 240), 128, (128, 128)),
     ],
 )
-def test_target_size(given, short_side_px, wanted):
+def test_target_size__keeps_aspect_ratio_with_even_sides(given, short_side_px, wanted):
     assert target_size(*given, short_side_px) == wanted
 
 
-def test_prepare__nothing_found(small_set, tmp_path):
+def test_prepare__refuses_a_folder_without_listed_videos(small_set, tmp_path):
     (tmp_path / "elsewhere").mkdir()
-    message = r"elsewhere and the folders below it hold none of the 3 videos .*Archery/v_Archery_g01_c01\.avi"
+    message = r"elsewhere and its subfolders contain none of the 3 videos .*Archery/v_Archery_g01_c01\.avi"
     with pytest.raises(UserError, match=message):
         prepare(dataclasses.replace(small_set, videos=tmp_path / "elsewhere"))
     assert not small_set.out.exists()
 
 
-def test_prepare__no_such_folder(small_set, tmp_path):
+def test_prepare__refuses_a_missing_folder(small_set, tmp_path):
     with pytest.raises(UserError, match=r"there is no folder .*nowhere: give the folder that holds the files"):
         prepare(dataclasses.replace(small_set, videos=tmp_path / "nowhere"))
 
 
-def test_prepare__same_name_twice(small_set):
+def test_prepare__refuses_two_files_with_one_name(small_set):
     path = small_set.videos / "Archery" / "v_Archery_g01_c01.avi"
     shutil.copy(path, small_set.videos / path.name)
     with pytest.raises(UserError, match="have the same name"):
@@ -364,22 +371,22 @@ def test_prepare__same_name_twice(small_set):
         ({"workers": 0}, "--workers 0 is invalid: give 1 or more"),
     ],
 )
-def test_prepare__options_out_of_range(small_set, change, message):
+def test_prepare__refuses_options_out_of_range(small_set, change, message):
     with pytest.raises(UserError, match=message):
         prepare(dataclasses.replace(small_set, **change))
 
 
-# Again, and after an interruption.
+# Repeated and interrupted runs.
 
 
-def test_prepare__second_run_makes_nothing_anew(small_set):
+def test_prepare__second_run_keeps_all_files(small_set):
     prepare(small_set)
     before = {p: p.stat().st_mtime_ns for p in small_set.out.rglob("*.mp4")}
     prepare(small_set)
     assert {p: p.stat().st_mtime_ns for p in small_set.out.rglob("*.mp4")} == before
 
 
-def test_prepare__changed_source_or_options_are_made_anew(small_set):
+def test_prepare__changed_sources_and_options_are_prepared_again(small_set):
     prepare(small_set)
     before = contents(small_set.out)
     source = small_set.videos / "Archery" / "v_Archery_g01_c01.avi"
@@ -392,7 +399,7 @@ def test_prepare__changed_source_or_options_are_made_anew(small_set):
     assert {video.streams["flow"].height_px for video in smaller.videos} == {24}
 
 
-def test_prepare__source_that_became_unreadable_leaves_no_streams(small_set):
+def test_prepare__removes_streams_of_a_source_that_became_unreadable(small_set):
     prepare(small_set)
     (small_set.videos / "Archery" / "v_Archery_g01_c01.avi").write_bytes(b"")
     manifest = prepare(dataclasses.replace(small_set, max_bad=1.0))
@@ -400,12 +407,12 @@ def test_prepare__source_that_became_unreadable_leaves_no_streams(small_set):
     assert not [p for p in small_set.out.rglob("*") if p.stem == "v_Archery_g01_c01"]
 
 
-def test_prepare__killed_and_started_again_equals_uninterrupted(tmp_path):
+def test_prepare__resumed_after_kill_matches_uninterrupted_run(tmp_path):
     names = [f"Archery/v_Archery_g{group:02d}_c01.avi" for group in range(1, 13)]
     lists = write_lists(tmp_path / "lists", train=names[4:], test=names[:4])
     for i, name in enumerate(names):
         write_video(tmp_path / "videos" / name, moving_frames(60, height=96, width=128, seed=i))
-    options = Options(videos=tmp_path / "videos", annotations=lists, out=tmp_path / "whole", workers=1)
+    options = Ucf101Options(videos=tmp_path / "videos", annotations=lists, out=tmp_path / "whole", workers=1)
     prepare(options)
     arguments = ["--videos", str(options.videos), "--annotations", str(lists), "--out", str(tmp_path / "killed")]
     command = [sys.executable, "-m", "data_prep", "ucf101", *arguments, "--workers", "2"]
@@ -424,11 +431,11 @@ def test_prepare__killed_and_started_again_equals_uninterrupted(tmp_path):
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
-# The shared machinery.
+# Jobs and the command line.
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_run_jobs__results_in_order(workers):
+def test_run_jobs__returns_results_in_order(workers):
     def square(number: int) -> int:
         if number < 0:
             raise UserError(f"{number} is negative")
@@ -440,7 +447,7 @@ def test_run_jobs__results_in_order(workers):
         run_jobs(square, [1, 2, -3, 4], engine=Engine(workers=workers))
 
 
-def test_help__says_which_files_are_wanted(capsys):
+def test_help__names_the_files_to_download(capsys):
     with pytest.raises(SystemExit):
         main(["ucf101", "--help"])
     text = capsys.readouterr().out
@@ -454,20 +461,20 @@ def test_help__says_which_files_are_wanted(capsys):
         assert words in text
 
 
-def test_command_line__error_is_one_sentence(tmp_path, capsys):
+def test_command_line__errors_are_one_sentence(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["ucf101", "--videos", "a", "--annotations", str(tmp_path), "--out", str(tmp_path / "out")])
     assert stopped.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_prepare__three_real_clips(shared_folder, tmp_path):
+def test_prepare__keeps_timestamps_of_real_clips(shared_folder, tmp_path):
     source = shared_folder / "data" / "ucf101_mini"
     paths = sorted((source / "videos").rglob("*.avi"))[::18]
     for path in paths:
         (tmp_path / "videos").mkdir(exist_ok=True)
         shutil.copy(path, tmp_path / "videos")
-    options = Options(
+    options = Ucf101Options(
         videos=tmp_path / "videos",
         annotations=source / "ucfTrainTestlist",
         out=tmp_path / "out",

@@ -1,4 +1,4 @@
-"""Prepared datasets that are whole, and such with damaged, swapped, missing and superfluous files."""
+"""Verification of good datasets, and of datasets with damaged, swapped, missing and extra files."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from video_files import moving_frames, truncate, write_video
 from crossdistill.data.manifest import Manifest
 from crossdistill.errors import UserError
 from data_prep.__main__ import main
-from data_prep.datasets.ucf101 import Options, prepare
-from data_prep.verify import OK, Finding, StreamCheck, extra_files
+from data_prep.datasets.ucf101 import Ucf101Options, prepare
+from data_prep.verify import OK, Finding, StreamCheck, VerifyOptions, extra_files, verify_dataset
 
 RIGHT, DIAGONAL, LONGER = "v_Archery_g01_c01", "v_Archery_g02_c01", "v_Archery_g03_c01"
 
 
 @pytest.fixture(scope="module")
 def made_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three prepared videos: two of one length that move differently, and a longer one."""
+    """Three prepared videos: two of the same length with different motion, and a longer one."""
     folder = tmp_path_factory.mktemp("made")
     steps = {RIGHT: ((2, 0), 20), DIAGONAL: ((-1, 1), 20), LONGER: ((1, 0), 30)}
     for seed, (name, (step_xy, num_frames)) in enumerate(steps.items()):
@@ -30,13 +30,13 @@ def made_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "lists").mkdir()
     (folder / "lists" / "classInd.txt").write_text("1 Archery\n")
     (folder / "lists" / "trainlist01.txt").write_text("".join(f"Archery/{name}.avi 1\n" for name in steps))
-    prepare(Options(videos=folder / "videos", annotations=folder / "lists", out=folder / "out", workers=1))
+    prepare(Ucf101Options(videos=folder / "videos", annotations=folder / "lists", out=folder / "out", workers=1))
     return folder / "out"
 
 
 @pytest.fixture
 def folder(made_folder: Path, tmp_path: Path) -> Path:
-    """A copy to spoil."""
+    """A copy that a test may change."""
     return Path(shutil.copytree(made_folder, tmp_path / "out"))
 
 
@@ -45,7 +45,7 @@ def path_of(folder: Path, stream: str, name: str) -> Path:
 
 
 def verify(folder: Path, capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, str]:
-    """Exit status and what is printed."""
+    """Run the command; return its exit status and output."""
     capsys.readouterr()
     try:
         main(["verify", str(folder), "--workers", "1", *options])
@@ -57,25 +57,25 @@ def verify(folder: Path, capsys: pytest.CaptureFixture[str], *options: str) -> t
 
 
 def find(folder: Path, stream: str, name: str) -> Finding:
-    """What is found of one stream, in this process."""
+    """Check one stream in this process."""
     video = next(video for video in Manifest.load(folder).videos if video.name == name)
     return StreamCheck(folder, stream, video.streams[stream], 60).find()
 
 
-def test_verify__whole_dataset(folder, capsys):
+def test_verify__accepts_a_good_dataset(folder, capsys):
     status, printed = verify(folder, capsys)
     assert status == 0
     rows = [line.replace("│", " ").split() for line in printed.splitlines()]
     assert ["ok", "3", "3"] in rows and ["all", "3", "3"] in rows
-    assert "no line of the manifest" not in printed
+    assert "not in the manifest" not in printed
 
 
-def test_verify__depth(toy_folder, capsys):
+def test_verify__accepts_depth(toy_folder, capsys):
     status, printed = verify(toy_folder, capsys)
     assert status == 0 and "depth" in printed
 
 
-def test_verify__every_kind_of_damage_is_named(folder, capsys):
+def test_verify__names_every_bad_file(folder, capsys):
     path_of(folder, "rgb", RIGHT).unlink()
     truncate(path_of(folder, "flow", RIGHT), 0.5)
     shutil.copy(path_of(folder, "rgb", LONGER), path_of(folder, "rgb", DIAGONAL))
@@ -87,28 +87,28 @@ def test_verify__every_kind_of_damage_is_named(folder, capsys):
     assert f"rgb/Archery/{DIAGONAL}.mp4: frames differ: 30 frames instead of 20" in printed
     assert f"flow/Archery/{DIAGONAL}.mp4: damaged" in printed
     assert LONGER not in printed
-    assert "4 files of" in printed and "prepare the dataset again" in printed
+    assert "4 files of" in printed and "repeat the command that prepared the dataset" in printed
 
 
-def test_verify__prepared_again_it_is_whole(folder, made_folder, capsys):
+def test_verify__accepts_a_repaired_dataset(folder, made_folder, capsys):
     path_of(folder, "rgb", RIGHT).unlink()
     assert verify(folder, capsys)[0] == 1
     source = made_folder.parent
-    prepare(Options(videos=source / "videos", annotations=source / "lists", out=folder, workers=1))
+    prepare(Ucf101Options(videos=source / "videos", annotations=source / "lists", out=folder, workers=1))
     assert verify(folder, capsys)[0] == 0
 
 
-def test_verify__video_of_another_clip_with_the_same_times(folder, capsys):
+def test_verify__finds_a_file_of_another_clip(folder, capsys):
     shutil.copy(path_of(folder, "rgb", DIAGONAL), path_of(folder, "rgb", RIGHT))
     status, printed = verify(folder, capsys)
     assert status == 1
-    assert f"rgb/Archery/{RIGHT}.mp4: changed: the content is not that of the manifest" in printed
+    assert f"rgb/Archery/{RIGHT}.mp4: changed: decodes, but differs from the manifest's checksum" in printed
     assert DIAGONAL not in printed
 
 
 @pytest.mark.parametrize("stream", ["rgb", "flow"])
-def test_verify__one_bit(folder, stream):
-    """Decoders mostly take no notice."""
+def test_verify__finds_a_flipped_bit(folder, stream):
+    """Most decoders conceal it."""
     path = path_of(folder, stream, LONGER)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -116,7 +116,7 @@ def test_verify__one_bit(folder, stream):
     assert find(folder, stream, LONGER).kind in ("changed", "damaged")
 
 
-def test_verify__swapped_streams(folder):
+def test_verify__finds_swapped_streams(folder):
     rgb, flow = path_of(folder, "rgb", RIGHT), path_of(folder, "flow", RIGHT)
     kept = rgb.read_bytes()
     shutil.copy(flow, rgb)
@@ -125,7 +125,7 @@ def test_verify__swapped_streams(folder):
     assert find(folder, "flow", RIGHT) == Finding("other picture", "64x24 pixels instead of 64x48")
 
 
-def test_verify__eight_bits_in_place_of_depth(toy_folder, tmp_path):
+def test_verify__finds_8_bits_instead_of_16(toy_folder, tmp_path):
     folder = Path(shutil.copytree(toy_folder, tmp_path / "toy"))
     streams = Manifest.load(folder).videos[0].streams
     shutil.copy(folder / streams["rgb"].path, folder / streams["depth"].path)
@@ -134,7 +134,7 @@ def test_verify__eight_bits_in_place_of_depth(toy_folder, tmp_path):
 
 
 @pytest.mark.parametrize("stream", ["rgb", "flow"])
-def test_verify__overwritten_bytes(folder, stream):
+def test_verify__finds_overwritten_bytes(folder, stream):
     path = path_of(folder, stream, LONGER)
     data = bytearray(path.read_bytes())
     middle = len(data) // 2
@@ -143,12 +143,12 @@ def test_verify__overwritten_bytes(folder, stream):
     assert find(folder, stream, LONGER).kind == "damaged"
 
 
-def test_verify__file_that_is_no_video(folder):
+def test_verify__finds_a_file_that_is_not_a_video(folder):
     path_of(folder, "rgb", LONGER).write_text("not a video\n" * 100)
     assert find(folder, "rgb", LONGER).kind == "damaged"
 
 
-def test_verify__manifest_with_other_times_and_keyframes(folder):
+def test_verify__compares_timestamps_and_keyframes(folder):
     stream = next(v for v in Manifest.load(folder).videos if v.name == LONGER).streams["rgb"]
 
     def found(**changes: object) -> Finding:
@@ -167,10 +167,10 @@ def test_verify__manifest_with_other_times_and_keyframes(folder):
     assert finding == Finding("keyframes differ", "1 of 2, the first is frame 17")
 
 
-def test_verify__originals_of_other_makers(made_folder, tmp_path, capsys):
+def test_verify__checks_indexed_originals(made_folder, tmp_path, capsys):
     source = made_folder.parent
     shutil.copytree(source / "videos", tmp_path / "videos")
-    options = Options(
+    options = Ucf101Options(
         videos=tmp_path / "videos",
         annotations=source / "lists",
         out=tmp_path / "out",
@@ -186,7 +186,7 @@ def test_verify__originals_of_other_makers(made_folder, tmp_path, capsys):
     assert f"{LONGER}.avi: " in printed
 
 
-def test_verify__files_that_no_video_names(folder, capsys):
+def test_verify__lists_extra_files(folder, capsys):
     (folder / "rgb" / "Archery" / ".v_left.mp4.123.tmp").write_bytes(b"half")
     (folder / "flow" / "old.mp4").write_bytes(b"old")
     (folder / "notes.txt").write_text("not in a stream's folder")
@@ -196,36 +196,33 @@ def test_verify__files_that_no_video_names(folder, capsys):
     ]
     status, printed = verify(folder, capsys)
     assert status == 0
-    assert "2 files are in the streams' folders and in no line of the manifest" in printed
+    assert "2 files in the streams' folders are not in the manifest" in printed
     assert "flow/old.mp4" in printed
 
 
 # Decoders that hang or crash.
 
 
-def test_verify__time_limit_counts_as_bad(folder, capsys):
-    """Of one file: each that takes too long costs a child, and starting one takes seconds."""
+def test_verify__file_over_the_time_limit_is_bad(folder, capsys):
+    """Uses one file only: every file over the limit costs a child process, which takes seconds to start."""
     manifest = Manifest.load(folder)
     video = next(video for video in manifest.videos if video.name == LONGER)
     one = dataclasses.replace(video, streams={"rgb": video.streams["rgb"]})
     dataclasses.replace(manifest, videos=[one]).save()
     status, printed = verify(folder, capsys, "--time-limit", "0.000001")
     assert status == 1
-    assert f"rgb/Archery/{LONGER}.mp4: time limit: took longer than 1e-06 s" in printed
+    assert f"rgb/Archery/{LONGER}.mp4: time limit: decoding took longer than 1e-06 s" in printed
     assert "1 files of" in printed
 
 
-# People's mistakes.
+# Wrong options.
 
 
-def test_verify__mistakes(tmp_path, folder):
+def test_verify__refuses_wrong_options(tmp_path, folder):
     with pytest.raises(SystemExit) as stopped:
         main(["verify", str(tmp_path)])
     assert stopped.value.code == 2
-    from data_prep.verify import Options as VerifyOptions
-    from data_prep.verify import run
-
-    with pytest.raises(UserError, match="--time-limit -1 cannot work"):
-        run(VerifyOptions(folder=folder, time_limit=-1.0))
+    with pytest.raises(UserError, match="--time-limit -1 is out of range"):
+        verify_dataset(VerifyOptions(folder=folder, time_limit=-1.0))
     with pytest.raises(UserError, match="--workers 0 is invalid"):
-        run(VerifyOptions(folder=folder, workers=0))
+        verify_dataset(VerifyOptions(folder=folder, workers=0))

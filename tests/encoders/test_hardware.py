@@ -1,4 +1,4 @@
-"""Precision and layout: what decides them, and that deciding changes nothing."""
+"""Precision and layout: how they are chosen, and that the choice does not change an encoder."""
 
 import copy
 
@@ -39,14 +39,14 @@ def test_uses_bf16__on_a_cpu(monkeypatch):
         decide(monkeypatch, launched="fp16")
 
 
-def test_uses_bf16__a_gpu_that_would_emulate_it_computes_in_fp32(monkeypatch):
+def test_uses_bf16__not_on_a_gpu_that_emulates_it(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     cuda = torch.device("cuda")
     assert not uses_bf16(tiny(), setting="auto", device=cuda, training_batch_size=8)
     assert uses_bf16(tiny(), setting="bf16", device=cuda, training_batch_size=8)
 
 
-def test_gradient_check__leaves_network_and_generator_alone():
+def test_gradient_check__does_not_change_network_or_generator():
     encoder = tiny()
     before, generator = copy.deepcopy(encoder.state_dict()), torch.get_rng_state()
     bf16_gradients_repeat(encoder, batch_size=2)
@@ -56,7 +56,7 @@ def test_gradient_check__leaves_network_and_generator_alone():
 
 
 class Unsteady(nn.Module):
-    """A network whose gradient depends on how often it was called."""
+    """A network whose gradient depends on the number of calls."""
 
     def __init__(self):
         super().__init__()
@@ -68,20 +68,20 @@ class Unsteady(nn.Module):
         return clip.mean(dim=(2, 3, 4)) * self.weight * self.calls
 
 
-def test_gradient_check__notices_what_does_not_repeat():
+def test_gradient_check__detects_gradients_that_differ():
     encoder = tiny()
     encoder.body = Unsteady()
     assert not bf16_gradients_repeat(encoder, batch_size=2)
 
 
 @pytest.mark.parametrize("layout", ["yes", "no"])
-def test_execution__layout_changes_memory_not_values(layout):
+def test_execution__layout_does_not_change_values(layout):
     torch.manual_seed(0)
     encoder = tiny().eval()
     view = View(torch.randint(0, 256, (2, 3, 4, 32, 32), dtype=torch.uint8), torch.ones(2, 3))
     expected = Execution.choose(copy.deepcopy(encoder), precision="fp32", layout="no").embed(encoder, view)
     execution = Execution.choose(encoder, precision="fp32", layout=layout)
-    weight = encoder.body.get_submodule(encoder.stem).weight
+    weight = encoder.body.get_submodule(encoder.info.stems[0]).weight
     assert weight.is_contiguous(memory_format=torch.channels_last_3d) == (layout == "yes")
     torch.testing.assert_close(execution.embed(encoder, view), expected, atol=1e-5, rtol=1e-5)
 
@@ -111,6 +111,6 @@ def test_execution__a_stored_view_for_a_module_of_plain_tensors_is_one_sentence(
         execution.run(encoder, view)
 
 
-def test_channels_last__leaves_other_tensors():
+def test_channels_last__returns_other_tensors_unchanged():
     vector = torch.ones(3, 2)
     assert channels_last(vector) is vector

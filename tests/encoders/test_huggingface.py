@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from crossdistill.distillation.student import load_student, save_student
 from crossdistill.encoders import create_encoder
-from crossdistill.encoders.huggingface import FAMILIES
+from crossdistill.encoders.huggingface_families import FAMILIES
 from crossdistill.encoders.weights import load_tensors, read_public_weights
 from crossdistill.errors import UserError
 from crossdistill.modalities import IMAGE
@@ -50,7 +50,7 @@ ALL = {**CLIPS, **PICTURES}
 
 
 def library_model(kind, **changes):
-    """The library's own class for a configuration, as its users build it."""
+    """Build the library's own class for a configuration, as its users do."""
     config = ALL[kind][0]()
     for key, value in changes.items():
         setattr(config, key, value)
@@ -64,7 +64,7 @@ def library_model(kind, **changes):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Every model as its library saves it."""
+    """Folders of all models, as their library saves them."""
     root = tmp_path_factory.mktemp("models")
     for kind in ALL:
         library_model(kind).save_pretrained(root / kind)
@@ -94,7 +94,7 @@ def with_published(encoder):
 
 
 def plain_features(kind, model, clip):
-    """What the library's own call gives for a clip, or for the frames of one by one."""
+    """Return the output of the library's own call for a clip, or for its frames one by one."""
     with torch.no_grad():
         if kind in CLIPS:
             return ALL[kind][1](model(clip.transpose(1, 2)))
@@ -112,17 +112,17 @@ def test_published_weights__give_the_librarys_own_features(folders, kind):
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_training__reaches_every_parameter_that_is_to_be_trained(folders, kind):
+def test_training__every_trainable_parameter_gets_a_gradient(folders, kind):
     encoder = create_encoder(encoder_name(folders, kind)).train()
     encoder(random_clip(encoder)).square().mean().backward()
     for name, parameter in encoder.body.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name
         assert parameter.requires_grad or "mask_token" in name or name.startswith("predictor."), name
-    assert encoder.body.get_submodule(encoder.stem).weight.grad.isfinite().all()
+    assert encoder.body.get_submodule(encoder.info.stems[0]).weight.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_student__leaves_for_the_librarys_class_and_comes_back_without_the_folder(folders, kind, tmp_path):
+def test_student__loads_into_the_librarys_class_and_without_the_folder(folders, kind, tmp_path):
     moved = tmp_path / kind
     shutil.copytree(folders / kind, moved)
     modality = "flow" if kind in CLIPS else "image"
@@ -143,7 +143,7 @@ def test_student__leaves_for_the_librarys_class_and_comes_back_without_the_folde
         torch.testing.assert_close(again(clip), expected)
 
 
-def test_student__of_a_changed_size_comes_back(folders, tmp_path):
+def test_student__of_a_changed_size_loads(folders, tmp_path):
     encoder = create_encoder(encoder_name(folders, "timesformer"), num_frames=2, size_px=48).eval()
     save_student(encoder, tmp_path / "student", facts={})
     clip = random_clip(encoder)
@@ -164,7 +164,7 @@ def test_check_before_training__builds_it_on_the_meta_device(folders, kind):
 
 @pytest.mark.parametrize("kind", CLIPS)
 def test_tokens__are_in_the_order_of_time_rows_columns(folders, kind):
-    """A change in the last frames' lower right changes the embedded patch there most; attention is taken out."""
+    """Without attention, a change at the lower right of the last frames changes the token there most."""
     encoder = create_encoder(encoder_name(folders, kind)).eval()
     for name, parameter in encoder.body.named_parameters():
         if "layer" in name and "norm" not in name:  # every block becomes the identity
@@ -174,7 +174,7 @@ def test_tokens__are_in_the_order_of_time_rows_columns(folders, kind):
     changed[:, :, -1:, 16:, 16:] += 1
     with torch.no_grad():
         before, after = (encoder.embed_with_tokens(one)[1] for one in (clip, changed))
-    num_times = 4 // encoder.token_layer.frames_per_token
+    num_times = 4 // encoder.info.token_layer.frames_per_token
     assert before.shape == (1, WIDTH, num_times, 2, 2)
     is_changed = (before != after).any(dim=1)[0]
     assert is_changed.nonzero().tolist() == [[num_times - 1, 1, 1]]
@@ -211,33 +211,33 @@ def test_clips__whose_positions_are_computed_take_published_weights_at_any_size(
 def test_clips__whose_positions_are_learned_refuse_published_weights_at_another_size(folders, kind):
     encoder = create_encoder(encoder_name(folders, kind), num_frames=8, size_px=48)
     assert encoder(random_clip(encoder)).shape == (2, WIDTH)
-    with pytest.raises(UserError, match=r"8 frames of 48 pixels .*: leave out the options that change its view"):
+    with pytest.raises(UserError, match=r"8 frames of 48 pixels .*: remove the options that change its view"):
         read_public_weights(encoder.public_weights[0])
 
 
-def test_pictures__of_clips_are_embedded_frame_by_frame(folders):
+def test_network_of_pictures__embeds_a_clip_frame_by_frame(folders):
     rgb, depth = (create_encoder(f"{modality}_hf:{folders / 'dinov2'}") for modality in ("rgb", "depth"))
     assert (rgb.view.num_frames, rgb.view.stride, rgb.takes) == (8, 4, "frames")
     assert rgb.public_weights[0].modalities == ("image", "rgb")
     assert depth(random_clip(depth)).shape == (2, WIDTH)
 
 
-def test_flow_student__starts_from_published_filters_of_colour(folders):
+def test_flow_student__starts_from_published_rgb_filters(folders):
     name = f"flow_hf:{folders / 'videomae'}"
     encoder = create_encoder(name)
     tensors = read_public_weights(encoder.public_weights[0])
-    with pytest.raises(UserError, match="stem takes 3 channels, and that of flow_hf"):
+    with pytest.raises(UserError, match="stem takes 3 channels, and the stem of flow_hf"):
         load_tensors(encoder, tensors, source="pretrained")
     load_tensors(encoder, tensors, source="pretrained", adapt_stem=True)
     gray = torch.randn(1, 1, 4, 32, 32)
     rgb = with_published(create_encoder(encoder_name(folders, "videomae")))
     responses = [
-        e.body.get_submodule(e.stem)(gray.expand(-1, e.view.kind.channels, -1, -1, -1)) for e in (rgb, encoder)
+        e.body.get_submodule(e.info.stems[0])(gray.expand(-1, e.view.kind.channels, -1, -1, -1)) for e in (rgb, encoder)
     ]
     torch.testing.assert_close(*responses, atol=1e-5, rtol=1e-5)
 
 
-def test_weights__come_out_of_a_classifier_and_of_a_model_of_two_towers(tmp_path):
+def test_weights__are_read_from_a_classifier_and_from_a_two_tower_model(tmp_path):
     classifier = transformers.VideoMAEForVideoClassification(CLIPS["videomae"][0]())
     classifier.save_pretrained(tmp_path / "classifier")
     encoder = with_published(create_encoder(f"rgb_hf:{tmp_path / 'classifier'}"))
@@ -264,8 +264,8 @@ def test_weights__come_out_of_a_classifier_and_of_a_model_of_two_towers(tmp_path
         ("clip_vision_model", "CLIPImageProcessor"),
     ],
 )
-def test_statistics__do_to_intensities_what_the_preprocessing_does_to_bytes(folders, tmp_path, kind, processor):
-    """The default of its family, and what is saved with the model."""
+def test_statistics__equal_the_preprocessing_of_bytes(folders, tmp_path, kind, processor):
+    """For the family's default, and for the preprocessing saved with the model."""
     shutil.copytree(folders / kind, tmp_path / kind)
     preprocess = getattr(transformers, processor)(do_resize=False, do_center_crop=False)
     frames = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
@@ -291,47 +291,47 @@ def test_view__has_the_size_of_the_preprocessing_and_the_frames_of_the_configura
     assert (view.num_frames, view.stride, view.size_px, view.layout) == (4, 32, 32, "BTCHW")
 
 
-def test_masked_autoencoder__sees_the_whole_picture(tmp_path):
+def test_masked_autoencoder__embeds_the_whole_picture(tmp_path):
     transformers.ViTMAEModel(transformers.ViTMAEConfig(**VIT)).save_pretrained(tmp_path)
     encoder = with_published(create_encoder(f"image_hf:{tmp_path}"))
     clip = random_clip(encoder)
     torch.testing.assert_close(encoder(clip), encoder(clip), atol=1e-5, rtol=1e-5)
 
 
-def test_wrong_modality__is_named(folders):
+def test_wrong_modality__error_gives_the_right_name(folders):
     with pytest.raises(UserError, match=r"network of clips .videomae.*not image: name it rgb_hf:"):
         create_encoder(f"image_hf:{folders / 'videomae'}")
 
 
 def test_network_of_text__is_refused(tmp_path):
     transformers.BertConfig(**SHARED, intermediate_size=8).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="a bert takes no pictures"):
+    with pytest.raises(UserError, match="a bert does not take pictures"):
         create_encoder(f"image_hf:{tmp_path}")
 
 
-def test_view_that_cannot_be__is_refused_before_training(folders):
+def test_impossible_view__is_refused_before_training(folders):
     with pytest.raises(UserError, match=r"cannot take 1 frames of 32 pixels .*its own view is 4 of 32"):
         create_encoder(encoder_name(folders, "videomae"), num_frames=1)
 
 
-def test_hub_out_of_reach__says_to_give_a_folder(offline):
-    with pytest.raises(UserError, match=r"'nobody/nothing' is no folder here.*give <modality>_hf:/path/to/folder"):
+def test_unreachable_hub__error_asks_for_a_folder(offline):
+    with pytest.raises(UserError, match=r"'nobody/nothing' is not a local folder.*give <modality>_hf:/path/to/folder"):
         create_encoder("rgb_hf:nobody/nothing")
 
 
-def test_folder_without_a_configuration__is_named(tmp_path):
+def test_folder_without_a_configuration__error_names_it(tmp_path):
     with pytest.raises(UserError, match=r"holds no config\.json"):
         create_encoder(f"rgb_hf:{tmp_path}")
 
 
-def test_code_of_a_stranger__is_not_run(tmp_path):
+def test_code_of_a_model__does_not_run(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}))
-    (tmp_path / "own.py").write_text("raise SystemExit('code of a stranger ran')")
+    (tmp_path / "own.py").write_text("raise SystemExit('untrusted code ran')")
     with pytest.raises(UserError, match="without code of its own"):
         create_encoder(f"image_hf:{tmp_path}")
 
 
-def test_weights__absent_or_not_whole_are_refused(folders, tmp_path, offline):
+def test_weights__absent_or_incomplete_are_refused(folders, tmp_path, offline):
     shutil.copytree(folders / "vit", tmp_path / "vit")
     (read_from,) = create_encoder(encoder_name(tmp_path, "vit")).public_weights
     path = tmp_path / "vit" / "model.safetensors"
@@ -342,11 +342,11 @@ def test_weights__absent_or_not_whole_are_refused(folders, tmp_path, offline):
         read_public_weights(read_from)
     torch.save(tensors, tmp_path / "vit" / "pytorch_model.bin")  # the library's other format, which can hold code
     path.unlink()
-    with pytest.raises(UserError, match=r"cannot be had .*with its model\.safetensors"):
+    with pytest.raises(UserError, match=r"cannot be read .*with its model\.safetensors"):
         read_public_weights(read_from)
 
 
-def test_library_absent__says_how_to_install_it(monkeypatch):
+def test_missing_library__error_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(UserError, match=r"needs transformers.*pip install 'crossdistill\[hf\]'"):
         create_encoder("rgb_hf:MCG-NJU/videomae-base")

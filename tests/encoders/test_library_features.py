@@ -1,7 +1,7 @@
-"""The same decoded video through this package and by hand through each library's own network and preprocessing.
+"""Features of a video through this package equal those of each library's own network and preprocessing.
 
-The videos have the size to which the library's preprocessing would bring them, so that no resampling is involved; what
-is pinned is which frames, which part of the picture, mean, deviation and layout.
+The videos have the size to which the library's preprocessing resizes, so nothing is resampled. The tests pin the choice
+of frames, the crop, mean, standard deviation and layout.
 """
 
 import av
@@ -24,7 +24,7 @@ TOLERANCE = {"atol": 1e-5, "rtol": 1e-4}
 
 
 def make_video(path, *, width_px, height_px, num_frames):
-    """A lossless file of moving noise."""
+    """Write a lossless file of moving noise."""
     generator = np.random.default_rng(0)
     noise = generator.integers(0, 256, (height_px, width_px, 3), dtype=np.uint8)
     with av.open(str(path), "w") as container:
@@ -38,14 +38,14 @@ def make_video(path, *, width_px, height_px, num_frames):
 
 
 def decode(path):
-    """[T, C, H, W] uint8, by the plainest loop there is."""
+    """Decode to [T, C, H, W] uint8 with the simplest loop."""
     with av.open(str(path)) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
 
 
-def ours(encoder, path):
-    """Features of the middle of a video, as evaluation has them."""
+def embed_middle(encoder, path):
+    """Embed the middle of a video, as evaluation does."""
     stream = index_video(path)
     entry = Entry(path.parent, Video("made", streams={"rgb": stream}), -1)
     batch = crossdistill.PairedClips([entry], student_view=encoder.view).read_batch([SampleKey(0, 0)])
@@ -70,7 +70,7 @@ def test_torchvision_video__r3d_18(tmp_path):
     clip = preset(decode(path)[::2])  # trained at 15 frames a second on videos of 30: 16 frames, every second one
     assert clip.shape == (3, 16, 112, 112)
     with torch.inference_mode():
-        torch.testing.assert_close(ours(encoder, path), model(clip[None]), **TOLERANCE)
+        torch.testing.assert_close(embed_middle(encoder, path), model(clip[None]), **TOLERANCE)
 
 
 def test_torchvision_images__mobilenet_v2(tmp_path):
@@ -80,7 +80,7 @@ def test_torchvision_images__mobilenet_v2(tmp_path):
     model.classifier = nn.Identity()
     picture = MobileNet_V2_Weights.DEFAULT.transforms()(decode(path)[1])  # the middle frame
     with torch.inference_mode():
-        torch.testing.assert_close(ours(encoder, path), model(picture[None]), **TOLERANCE)
+        torch.testing.assert_close(embed_middle(encoder, path), model(picture[None]), **TOLERANCE)
 
 
 @pytest.mark.parametrize(("name", "num_frames", "stride", "size_px"), [("x3d_xs", 4, 12, 160), ("x3d_s", 13, 6, 160)])
@@ -99,7 +99,7 @@ def test_pytorchvideo__with_the_preprocessing_of_its_hub_page(tmp_path, name, nu
     clip = (centre(decode(path)[::stride], size_px) / 255 - 0.45) / 0.225
     with torch.inference_mode():
         model(clip.transpose(0, 1)[None])
-        torch.testing.assert_close(ours(encoder, path), seen[0].flatten(1), **TOLERANCE)
+        torch.testing.assert_close(embed_middle(encoder, path), seen[0].flatten(1), **TOLERANCE)
 
 
 def test_timm__with_its_own_transform(tmp_path):
@@ -115,7 +115,7 @@ def test_timm__with_its_own_transform(tmp_path):
     picture = Image.fromarray(decode(path)[1].permute(1, 2, 0).numpy())
     with torch.inference_mode():
         expected = model(timm.data.create_transform(**data, is_training=False)(picture)[None])
-        torch.testing.assert_close(ours(encoder, path), expected, **TOLERANCE)
+        torch.testing.assert_close(embed_middle(encoder, path), expected, **TOLERANCE)
 
 
 def test_hugging_face__with_its_own_processor(tmp_path):
@@ -137,4 +137,4 @@ def test_hugging_face__with_its_own_processor(tmp_path):
     assert pixels.shape == (1, 4, 3, 32, 32)
     with torch.inference_mode():
         expected = model(pixel_values=pixels).last_hidden_state.mean(dim=1)
-        torch.testing.assert_close(ours(encoder, path), expected, **TOLERANCE)
+        torch.testing.assert_close(embed_middle(encoder, path), expected, **TOLERANCE)

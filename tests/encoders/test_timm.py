@@ -36,7 +36,7 @@ def architecture(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_student__leaves_for_timms_class_with_its_features_and_comes_back(name, tmp_path):
+def test_student__loads_into_timms_class_and_gives_its_features(name, tmp_path):
     encoder = create_encoder(name, num_frames=2).eval()
     save_student(encoder, tmp_path, facts={})
     model = timm.create_model(architecture(name), num_classes=0, in_chans=encoder.view.kind.channels).eval()
@@ -51,11 +51,11 @@ def test_student__leaves_for_timms_class_with_its_features_and_comes_back(name, 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_training__reaches_every_parameter_and_the_stem_has_the_modalitys_channels(name):
+def test_training__every_parameter_gets_a_gradient_and_the_stem_fits_the_modality(name):
     encoder = create_encoder(name, num_frames=2).train()
     encoder(random_clip(encoder)).square().mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in encoder.parameters())
-    assert encoder.body.get_submodule(encoder.stem).weight.shape[1] == encoder.view.kind.channels
+    assert encoder.body.get_submodule(encoder.info.stems[0]).weight.shape[1] == encoder.view.kind.channels
 
 
 @pytest.mark.parametrize(
@@ -83,8 +83,8 @@ def test_check_before_training__knows_the_published_weights():
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
-def test_tokens__average_to_the_features_of_a_network_that_averages(name):
-    """ResNet pools by the mean; the ViT's class token comes before its tokens, which are in the order of rows."""
+def test_tokens__mean_equals_the_features_of_a_network_that_averages(name):
+    """ResNet pools by the mean. The ViT has its class token first, then the tokens row by row."""
     encoder = create_encoder(f"rgb_timm:{name}", num_frames=2).eval()
     clip = random_clip(encoder)
     with torch.no_grad():
@@ -96,7 +96,7 @@ def test_tokens__average_to_the_features_of_a_network_that_averages(name):
         torch.testing.assert_close(tokens.mean(dim=(2, 3, 4)), features, atol=1e-5, rtol=1e-5)
 
 
-def test_view__is_timms_for_colour_and_the_modalitys_own_for_flow():
+def test_view__has_timms_statistics_for_pixels_and_the_modalitys_for_flow():
     image, rgb, flow = (create_encoder(f"{modality}_timm:test_vit").view for modality in ("image", "rgb", "flow"))
     data = timm.data.resolve_model_data_config(timm.create_model("test_vit"))
     for view in (image, rgb):
@@ -119,7 +119,7 @@ def test_weight_file__with_its_classifier_loads_strictly_at_any_size(name, size_
             torch.testing.assert_close(encoder(picture[:, :, None]), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_size__of_numbered_windows_goes_into_the_network():
+def test_size__of_a_network_with_windows_goes_into_its_constructor():
     with torch.device("meta"):
         encoder = create_encoder("image_timm:swin_tiny_patch4_window7_224", size_px=448)
         features, tokens = encoder.embed_with_tokens(random_clip(encoder))
@@ -129,7 +129,7 @@ def test_size__of_numbered_windows_goes_into_the_network():
 
 @pytest.fixture
 def published(monkeypatch):
-    """Tensors in the place of what timm fetches from its hub."""
+    """Replace timm's download by tensors."""
     tensors = {}
     monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", lambda *args, **kwargs: dict(tensors))
     return tensors
@@ -143,28 +143,28 @@ def test_published_weights__are_read_by_timm_and_keep_their_linear_classifier(na
     assert (weights.name, weights.modalities) == ("pretrained", ("image", "rgb"))
     tensors = read_public_weights(weights)
     load_tensors(encoder, tensors, source=weights.url)
-    assert encoder.classifier.weight.equal(published[f"{encoder.classifier_prefix}weight"])
+    assert encoder.classifier.weight.equal(published[f"{encoder.info.classifier_prefix}weight"])
     for key, value in encoder.body.state_dict().items():
         torch.testing.assert_close(value, published[key], rtol=0, atol=0)
     flow = create_encoder(f"flow_timm:{name}")
     load_tensors(flow, tensors, source=weights.url, adapt_stem=True)
 
 
-def test_published_weights__that_are_not_whole_are_refused(published):
+def test_published_weights__incomplete_are_refused(published):
     published.update(timm.create_model("test_resnet").state_dict())
     del published["layer4.0.conv1.weight"]
     (weights,) = create_encoder("image_timm:test_resnet").public_weights
-    with pytest.raises(UserError, match="published weights of timm's test_resnet cannot be had"):
+    with pytest.raises(UserError, match="published weights of timm's test_resnet cannot be read"):
         read_public_weights(weights)
 
 
-def test_hub_out_of_reach__says_to_give_a_file(monkeypatch, tmp_path):
+def test_unreachable_hub__error_asks_for_a_file(monkeypatch, tmp_path):
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     (weights,) = create_encoder("image_timm:test_vit").public_weights
-    with pytest.raises(UserError, match=r"weights of timm's test_vit cannot be had .*--teacher-weights FILE"):
+    with pytest.raises(UserError, match=r"weights of timm's test_vit cannot be read .*--teacher-weights FILE"):
         read_public_weights(weights)
 
 
@@ -185,17 +185,17 @@ def test_network_without_published_weights__offers_none():
         ("rbg_timm:resnet18", "unknown encoder"),
     ],
 )
-def test_unknown_names__say_the_nearest(name, message):
+def test_unknown_names__error_lists_similar_names(name, message):
     with pytest.raises(UserError, match=message):
         create_encoder(name)
 
 
-def test_size_that_cannot_be__is_refused_before_training():
+def test_impossible_size__is_refused_before_training():
     with pytest.raises(UserError, match=r"image_timm:test_vit cannot take 1 frames of 100 pixels .*1 of 160"):
         create_encoder("image_timm:test_vit", size_px=100)
 
 
-def test_library_absent__says_how_to_install_it(monkeypatch):
+def test_missing_library__error_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(UserError, match=r"needs timm.*pip install 'crossdistill\[hf\]'"):
         create_encoder("image_timm:resnet50")

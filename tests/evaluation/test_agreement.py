@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from crossdistill.recipes.agreement_report import FRESH, TRAINED, Agreement, Report, conclude
 from safetensors.torch import save_file
 
 from crossdistill.commands.main import main as cli
@@ -27,7 +26,8 @@ from crossdistill.evaluation.protocols.agreement import (
     share_of_common,
     shuffled_overlaps,
 )
-from crossdistill.quantization.quantize import BitWidths, quantize
+from crossdistill.quantization.quantize import quantize
+from crossdistill.recipes.agreement_report import FRESH, TRAINED, Agreement, Report, conclude
 from crossdistill.recipes.run import main as train
 
 TEACHER = ["--teacher", "rgb_tiny3d_8", "--teacher-frames", 4, "--teacher-size", 32]
@@ -234,7 +234,7 @@ def test_command__judges_a_quantised_student_against_a_fresh_one_of_as_many_bits
     pytest.importorskip("brevitas")
     torch.manual_seed(5)
     student = create_encoder("flow_tiny3d_8", num_frames=4, size_px=32)
-    save_student(quantize(student, BitWidths(2, 2)), tmp_path / "student", facts={})
+    save_student(quantize(student, "w2a2"), tmp_path / "student", facts={})
     rest = [*teacher, "--data", toy_folder]
     before, coarse = (figures(tmp_path, *rest, *STUDENT, *options) for options in ((), ("--precision", "w2a2")))
     named = figures(tmp_path, *rest, *STUDENT, "--student-weights", tmp_path / "student", "--precision", "w2a2")

@@ -329,7 +329,7 @@ def nothing_is_loaded(monkeypatch):
         (["--bootstrap", "-1"], r"--bootstrap is -1: give 0 \(no intervals\) or more"),
         (["--protocols"], "--protocols is empty: name one or more"),
         (["--finetune-epochs", "0"], "--finetune-epochs 0.* must be above 0"),
-        (["--features", __file__], "is no folder that you may write to"),
+        (["--features", __file__], "is not a writable folder"),
     ],
 )
 def test_bad_options__are_one_sentence(student, small_folder, capsys, nothing_is_loaded, options, sentence):
@@ -351,7 +351,7 @@ def test_student_of_a_newer_version__is_one_sentence(student, toy_folder, capsys
 def test_corrupt_weights__are_one_sentence(student, toy_folder, capsys):
     path = student / "student" / "student.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    assert "is not a whole safetensors file" in error_of(capsys, student, "--data", toy_folder)
+    assert "is not a complete safetensors file" in error_of(capsys, student, "--data", toy_folder)
 
 
 class Bomb:
@@ -365,7 +365,7 @@ def test_pickled_weights__are_refused_and_never_run(student, toy_folder, tmp_pat
     path.write_bytes(pickle.dumps(Bomb()))
     assert "is a file, and a student is a folder" in error_of(capsys, path, "--data", toy_folder)
     shutil.copy(path, student / "student" / "student.safetensors")
-    assert "is not a whole safetensors file" in error_of(capsys, student, "--data", toy_folder)
+    assert "is not a complete safetensors file" in error_of(capsys, student, "--data", toy_folder)
     assert not (tmp_path / "exploded").exists()
 
 

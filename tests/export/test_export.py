@@ -14,7 +14,7 @@ from crossdistill.errors import UserError
 from crossdistill.export import export_student, onnx
 from crossdistill.export.export import dataset_clips
 from crossdistill.export.onnx import FLOAT_OPERATORS, INTEGER_OPERATORS
-from crossdistill.quantization.quantize import BitWidths, noise_clips, quantize
+from crossdistill.quantization.quantize import noise_clips, quantize
 
 pytest.importorskip("brevitas")
 pytest.importorskip("onnxoptimizer")
@@ -65,14 +65,14 @@ def trained_for_a_while(trained, toy_folder):
 @pytest.mark.parametrize(
     ("name", "num_frames", "widths", "num_convolutions"),
     [
-        ("rgb_r3d10", 4, BitWidths(8, 8), 12),
-        ("image_squeezenet1_0", None, BitWidths(4, 8), 25),
-        ("flow_tiny3d_8", 16, BitWidths(4, 4), 4),
-        ("flow_tiny3d_8", 16, BitWidths(2, 2), 4),
-        ("rgb_r3d10", 4, BitWidths(2, 4), 12),
-        ("image_resnet18", None, BitWidths(4, 4), 20),
-        ("image_resnet18", None, BitWidths(2, 4), 20),
-        ("image_squeezenet1_0", None, BitWidths(3, 5), 25),
+        ("rgb_r3d10", 4, "w8a8", 12),
+        ("image_squeezenet1_0", None, "w4a8", 25),
+        ("flow_tiny3d_8", 16, "w4a4", 4),
+        ("flow_tiny3d_8", 16, "w2a2", 4),
+        ("rgb_r3d10", 4, "w2a4", 12),
+        ("image_resnet18", None, "w4a4", 20),
+        ("image_resnet18", None, "w2a4", 20),
+        ("image_squeezenet1_0", None, "w3a5", 25),
     ],
 )
 def test_export__quantised_network_runs_on_integers_and_matches_pytorch(
@@ -104,7 +104,7 @@ class Attention(nn.Module):
 def test_export__attention_and_linear_layers_run_on_integers(tmp_path):
     torch.manual_seed(0)
     view = create_encoder("image_resnet18", size_px=32).view
-    encoder = quantize(wrap_encoder(Attention(), view=view, embed_dim=24, stem="patches").eval(), BitWidths(4, 8))
+    encoder = quantize(wrap_encoder(Attention(), view=view, embed_dim=24, stem="patches").eval(), "w4a8")
     agreement = export_student(encoder, tmp_path / "student.onnx", noise_clips(encoder, 4))
     # One convolution; two projections, two matrix products of attention, two layers of the MLP, the last layer.
     assert sum(agreement.operators[name] for name in agreement.operators if name in INTEGER_OPERATORS) == 8
@@ -164,7 +164,7 @@ def test_export__missing_package_says_how_to_install_it(tmp_path, monkeypatch):
 
 
 def test_command__reports_agreement_on_real_clips(tmp_path, toy_folder, trained, capsys):
-    save_student(trained("flow_tiny3d_8", BitWidths(4, 8), num_frames=16), tmp_path / "student", facts={})
+    save_student(trained("flow_tiny3d_8", "w4a8", num_frames=16), tmp_path / "student", facts={})
     out = tmp_path / "student.onnx"
     cli(["export", str(tmp_path), "--to", "onnx", "--out", str(out), "--data", str(toy_folder), "--clips", "3"])
     said = " ".join(capsys.readouterr().out.split())

@@ -22,7 +22,7 @@ from crossdistill.errors import UserError
 from crossdistill.export import FORMATS, Format, export_file, export_student, onnx
 from crossdistill.export.agreement import MIN_COSINE, ExportAgreement, compare_outputs, require_agreement
 from crossdistill.export.metadata import ExportMetadata
-from crossdistill.quantization.quantize import BitWidths, noise_clips, quantize
+from crossdistill.quantization.quantize import noise_clips, quantize
 
 transformers = pytest.importorskip("transformers")
 onnx_library = pytest.importorskip("onnx")
@@ -200,7 +200,7 @@ def test_hf__network_from_python_file_is_refused(tmp_path):
 @pytest.mark.parametrize("to", ["torchscript", "hf", "safetensors"])
 def test_format__quantised_student_computes_as_in_training(tmp_path, to):
     pytest.importorskip("brevitas")
-    encoder = quantize(make_encoder(), BitWidths(4, 8)).eval()
+    encoder = quantize(make_encoder(), "w4a8").eval()
     agreement = export_student(encoder, tmp_path / "a", noise_clips(encoder, 2), to=to)
     assert agreement.max_difference < 1e-5 and read_metadata(tmp_path / "a", to).bits == "w4a8"
 

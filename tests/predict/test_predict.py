@@ -1,6 +1,8 @@
-"""Predictions: which clips of a file are looked at, what is said of them, and what people read when it goes wrong."""
+"""Predictions: the clips that are read from a file, their scores, cameras, and error texts."""
 
+import dataclasses
 import functools
+import inspect
 import itertools
 import json
 import math
@@ -12,6 +14,7 @@ import torch
 from video_files import decode_everything, moving_frames, truncate, write_video
 
 from crossdistill.commands.main import main as cli
+from crossdistill.commands.predict import Options
 from crossdistill.data.dataset import PairedClips, entries_of
 from crossdistill.data.manifest import Manifest
 from crossdistill.data.sampling import SampleKey
@@ -21,10 +24,10 @@ from crossdistill.encoders import create_encoder
 from crossdistill.encoders.base import Classifier
 from crossdistill.errors import UnreadableVideoError, UserError
 from crossdistill.export import export_student
-from crossdistill.predict import predict
+from crossdistill.predict import ClassScore, Prediction, Scores, predict_files, predictor, runtimes, scorers
 from crossdistill.predict.camera import open_camera, record, recordings
-from crossdistill.predict.predict import Answer, Options, lines_of
-from crossdistill.predict.predictor import ByClassifier, ByNeighbours, Guess, Prediction
+from crossdistill.predict.results import print_prediction
+from crossdistill.predict.scorers import ClassifierScorer, NeighbourScorer
 from crossdistill.predict.video_clips import read_video_clips, recipe_for, require_source
 from crossdistill.quantization.quantize import noise_clips
 
@@ -48,19 +51,19 @@ def make_student(folder, *, name="rgb_tiny3d_8", num_classes=3, classes=CLASSES)
 
 
 def ramp(num_frames, *, height=32, width=48):
-    """Frames that tell their position by their brightness."""
+    """Frames whose brightness encodes their position."""
     return np.stack([np.full((height, width, 3), 20 + 5 * t, dtype=np.uint8) for t in range(num_frames)])
 
 
 def positions(path, clips):
-    """[clips, frames]: which frames of a ramp in a file were read, by the brightness that the file gave them."""
+    """Return the positions [clips, frames] of a ramp's frames, found by their brightness in the file."""
     pictures = decode_everything(path)[1]
     known = torch.tensor([pictures[t].mean() for t in range(len(pictures))])
     seen = clips.view.values.double().mean(dim=(1, 3, 4))
     return (seen[..., None] - known).abs().argmin(dim=-1).tolist()
 
 
-def test_clips__are_spread_evenly_from_the_first_frame_to_the_last(tmp_path):
+def test_clips__spread_evenly_from_first_to_last_frame(tmp_path):
     path = write_video(tmp_path / "a.mp4", ramp(40), codec="libx264")
     view = make_view()
     read = functools.partial(read_video_clips, path, view, recipe=recipe_for(view, None))
@@ -68,7 +71,7 @@ def test_clips__are_spread_evenly_from_the_first_frame_to_the_last(tmp_path):
     assert positions(path, read(num_clips=1)) == [[16, 18, 20, 22]]
 
 
-def test_clips__a_video_that_is_no_longer_than_one_has_one(tmp_path):
+def test_clips__video_shorter_than_a_clip_has_one(tmp_path):
     view = make_view()
     path = write_video(tmp_path / "a.mp4", ramp(5), codec="libx264")
     clips = read_video_clips(path, view, num_clips=10, recipe=recipe_for(view, None))
@@ -85,14 +88,14 @@ def test_clips__a_video_that_is_no_longer_than_one_has_one(tmp_path):
         (lambda path: None, "there is no such file"),
     ],
 )
-def test_clips__of_a_file_that_cannot_serve_say_why(tmp_path, make, says):
+def test_clips__unusable_file_names_the_reason(tmp_path, make, says):
     view, path = make_view(), tmp_path / "a.mp4"
     make(path)
     with pytest.raises(UnreadableVideoError, match=says):
         read_video_clips(path, view, num_clips=1, recipe=recipe_for(view, None))
 
 
-def test_clips__of_flow_are_computed_from_colour(tmp_path):
+def test_clips__flow_is_computed_from_colour(tmp_path):
     """A texture that moves by (2, -1) pixels a frame, at a view of the video's own size."""
     path = write_video(tmp_path / "a.mp4", moving_frames(12, height=64, width=64, step_xy=(2, -1)), codec="libx264")
     view = make_view("flow", num_frames=8, stride=1, size_px=64)
@@ -103,7 +106,7 @@ def test_clips__of_flow_are_computed_from_colour(tmp_path):
 
 
 @pytest.mark.parametrize("modality", ["rgb", "depth", "flow"])
-def test_clips__of_a_stored_stream_are_those_of_evaluation(toy_folder, modality):
+def test_clips__stored_stream_equals_clips_of_evaluation(toy_folder, modality):
     manifest, view = Manifest.load(toy_folder), make_view(modality)
     entries = entries_of(manifest, [0])
     expected = PairedClips(entries, student_view=view).read_batch([SampleKey(0, epoch=0)]).student
@@ -120,30 +123,30 @@ def test_recipe__is_that_of_the_training_data(toy_folder):
 
 
 @pytest.mark.parametrize("modality", ["depth", "skeleton"])
-def test_source__what_colour_cannot_give_is_one_sentence(tmp_path, modality):
+def test_source__modality_that_colour_cannot_give_is_refused(tmp_path, modality):
     view = make_view(modality, size_px=20)
-    with pytest.raises(UserError, match=f"holds rgb, from which the {modality} that this student sees cannot be had"):
+    with pytest.raises(UserError, match=f"holds rgb, but this student sees {modality}, which cannot be computed"):
         require_source(tmp_path / "a.mp4", view, recipe_for(view, None))
 
 
 def test_classifier__averages_probabilities_of_clips():
     logits = torch.tensor([[math.log(8.0), 0.0, 0.0], [0.0, 0.0, math.log(2.0)]])  # 0.8 0.1 0.1 and 0.25 0.25 0.5
-    guesses = ByClassifier(("a", "b")).predict({"logits": logits}, top=2).classes
-    assert [guess.name for guess in guesses] == ["a", "class 2"]
-    assert [guess.share for guess in guesses] == pytest.approx([0.525, 0.3])
+    classes = ClassifierScorer(("a", "b")).score({"logits": logits}, top=2).classes
+    assert [score.name for score in classes] == ["a", "class 2"]
+    assert [score.share for score in classes] == pytest.approx([0.525, 0.3])
 
 
-def test_neighbours__vote_and_the_nearer_class_wins_a_tie():
+def test_neighbours__class_of_nearest_clip_wins_a_tie():
     gallery = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9], [-1.0, 0.0]])
-    judge = ByNeighbours(gallery, [0, 0, 1, 1, -1], list("vwxyz"), ("a", "b"), k=4)
-    found = judge.predict({"embeddings": torch.tensor([[1.0, 2.0], [2.0, 4.0]])}, top=3)
-    assert [(guess.name, guess.share) for guess in found.classes] == [("b", 0.5), ("a", 0.5)]
+    scorer = NeighbourScorer(gallery, [0, 0, 1, 1, -1], list("vwxyz"), ("a", "b"), k=4)
+    found = scorer.score({"embeddings": torch.tensor([[1.0, 2.0], [2.0, 4.0]])}, top=3)
+    assert [(score.name, score.share) for score in found.classes] == [("b", 0.5), ("a", 0.5)]
     assert [clip.name for clip in found.nearest] == ["y", "x", "w"]
     assert found.nearest[1].similarity == pytest.approx(2 / math.sqrt(5))
-    assert judge.predict({"embeddings": torch.tensor([[-1.0, 0.0]])}, top=1).nearest[0].class_name is None
+    assert scorer.score({"embeddings": torch.tensor([[-1.0, 0.0]])}, top=1).nearest[0].class_name is None
 
 
-def test_command__goes_on_after_bad_files_and_ends_with_their_number(tmp_path, capsys):
+def test_command__continues_after_bad_file_and_reports_their_number(tmp_path, capsys):
     make_student(tmp_path / "student")
     good = write_video(tmp_path / "[good].mp4", moving_frames(30))
     half = truncate(write_video(tmp_path / "half.avi", moving_frames(30)), 0.02)
@@ -158,20 +161,20 @@ def test_command__goes_on_after_bad_files_and_ends_with_their_number(tmp_path, c
     assert len(fine["classes"]) == 2 and {c["name"] for c in fine["classes"]} <= set(CLASSES)
 
 
-def test_command__onnx_says_the_same_without_a_network_of_pytorch(tmp_path, monkeypatch):
+def test_command__onnx_matches_pytorch_without_loading_the_student(tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
     encoder = make_student(tmp_path / "student")
     export_student(encoder, tmp_path / "a.onnx", noise_clips(encoder, 2), classes=CLASSES)
     video, outs = write_video(tmp_path / "a.mp4", moving_frames(30)), [tmp_path / "1.json", tmp_path / "2.json"]
     cli(["predict", str(tmp_path), str(video), "--json", str(outs[0])])
-    monkeypatch.setattr(predict, "load_student", None)
+    monkeypatch.setattr(runtimes, "load_student", None)
     cli(["predict", "--onnx", str(tmp_path / "a.onnx"), str(video), "--json", str(outs[1])])
     torch_says, onnx_says = ([a["classes"] for a in json.loads(out.read_text())["answers"]] for out in outs)
     assert [c["name"] for c in torch_says[0]] == [c["name"] for c in onnx_says[0]]
     assert [c["share"] for c in torch_says[0]] == pytest.approx([c["share"] for c in onnx_says[0]], abs=1e-4)
 
 
-def test_command__a_student_without_classes_names_the_nearest_training_clips(tmp_path, toy_folder, capsys, monkeypatch):
+def test_command__student_without_classes_shows_nearest_training_clips(tmp_path, toy_folder, capsys, monkeypatch):
     make_student(tmp_path / "student", num_classes=0)
     manifest = Manifest.load(toy_folder)
     video = manifest.videos[manifest.select(split="1", part="train")[0]]
@@ -195,24 +198,24 @@ def test_command__a_student_without_classes_names_the_nearest_training_clips(tmp
     assert f"1.000  near {video.name} (" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         cli(arguments)
-    assert "learned without labels and names no classes: give --data" in capsys.readouterr().err
+    assert "was trained without labels and has no classes: give --data" in capsys.readouterr().err
 
 
 @pytest.fixture
 def clips_run(monkeypatch):
-    """How many clips each call of the ONNX file was given."""
+    """Number of clips in each call of the ONNX file."""
     pytest.importorskip("onnxruntime")
-    run, counts = predict.OnnxNetwork.run, []
+    run, counts = runtimes.OnnxRuntime.run, []
 
     def counting(self, view):
         counts.append(len(view.values))
         return run(self, view)
 
-    monkeypatch.setattr(predict.OnnxNetwork, "run", counting)
+    monkeypatch.setattr(runtimes.OnnxRuntime, "run", counting)
     return counts
 
 
-def test_command__onnx_embeds_each_training_clip_once_for_a_file(tmp_path, toy_folder, capsys, clips_run):
+def test_command__onnx_embeds_each_training_clip_once_per_file(tmp_path, toy_folder, capsys, clips_run):
     encoder = make_student(tmp_path / "run" / "student", num_classes=0)
     onnx = tmp_path / "files" / "a.onnx"
     onnx.parent.mkdir()
@@ -234,7 +237,7 @@ def test_command__onnx_embeds_each_training_clip_once_for_a_file(tmp_path, toy_f
     cli(["predict", str(video), *common])
     assert f": features read from {kept}\n" in capsys.readouterr().out
     predicted(video, "--split", "2")
-    assert sum(clips_run) == len(parts["2"] - parts["1"]) + 1  # whichever split a clip is of, it is the same clip
+    assert sum(clips_run) == len(parts["2"] - parts["1"]) + 1  # both splits share the features of a clip
     assert predicted(tmp_path / "run", video) == first  # the file's features, beside the student
     assert sum(clips_run) == len(parts["1"]) + 1 and len(list((tmp_path / "run" / "features").iterdir())) == 1
     assert predicted(tmp_path / "run", video, "--features", tmp_path / "files" / "features") == first
@@ -248,41 +251,39 @@ def test_command__onnx_embeds_each_training_clip_once_for_a_file(tmp_path, toy_f
     assert len(list((tmp_path / "files" / "features").iterdir())) == 2
 
 
-def test_command__onnx_in_a_folder_that_cannot_be_written_keeps_nothing(tmp_path, toy_folder, monkeypatch, clips_run):
+def test_command__onnx_in_read_only_folder_stores_nothing(tmp_path, toy_folder, monkeypatch, clips_run):
     encoder = make_student(tmp_path / "student", num_classes=0)
     export_student(encoder, tmp_path / "a.onnx", noise_clips(encoder, 2))
     video = write_video(tmp_path / "a.mp4", moving_frames(30))
-    monkeypatch.setattr(predict.os, "access", lambda path, _: False)
+    monkeypatch.setattr(predictor.os, "access", lambda path, _: False)
     before = sorted(tmp_path.iterdir())
     cli(["predict", str(video), "--onnx", str(tmp_path / "a.onnx"), "--data", str(toy_folder), "--workers", "0"])
     assert sorted(tmp_path.iterdir()) == before and len(clips_run) > 1
 
 
-def test_command__missing_files_and_cameras_are_named_before_the_gallery_is_embedded(
-    tmp_path, toy_folder, capsys, monkeypatch
-):
+def test_command__missing_file_or_camera_is_an_error_before_embedding(tmp_path, toy_folder, capsys, monkeypatch):
     make_student(tmp_path / "student", num_classes=0)
-    monkeypatch.setattr(predict, "embed_gallery", lambda *_, **__: pytest.fail("too late"))
+    monkeypatch.setattr(scorers, "embed_gallery", lambda *_, **__: pytest.fail("too late"))
     camera = FakeCamera(0)
     camera.isOpened = lambda: False
     watch(monkeypatch, camera)
-    given = {("missing.mp4",): "the video missing.mp4 is not there", ("--camera", "0"): "camera 0 cannot be opened"}
+    given = {("missing.mp4",): "the video missing.mp4 does not exist", ("--camera", "0"): "camera 0 cannot be opened"}
     for arguments, expected in given.items():
         with pytest.raises(SystemExit):
             cli(["predict", str(tmp_path), *arguments, "--data", str(toy_folder)])
         assert expected in capsys.readouterr().err
 
 
-def test_command__says_once_that_classes_have_no_names(tmp_path, capsys):
+def test_command__unknown_class_names_are_noted_once(tmp_path, capsys):
     make_student(tmp_path / "student", classes=())
     video = write_video(tmp_path / "a.mp4", moving_frames(30))
     cli(["predict", str(tmp_path), str(video), str(video), "--clips", "1"])
     said = capsys.readouterr().out
-    assert said.count("nothing names the 3 classes of rgb_tiny3d_8") == 1 and "class 2" in said
+    assert said.count("the names of the 3 classes of rgb_tiny3d_8 are unknown") == 1 and "class 2" in said
 
 
 class FakeCamera:
-    """Shows a ramp in blue, green, red and is unplugged, or the person presses Ctrl-C, after some frames."""
+    """Shows a ramp in BGR. After some frames it is unplugged, or raises what Ctrl-C raises."""
 
     def __init__(self, num_frames, *, ends_with=None):
         self.frames = iter(ramp(max(1, num_frames), height=33)[:num_frames])
@@ -307,11 +308,11 @@ def ticking():
 
 
 def watch(monkeypatch, camera):
-    monkeypatch.setattr(predict, "open_camera", functools.partial(open_camera, capture=lambda index: camera))
-    monkeypatch.setattr(predict, "recordings", functools.partial(recordings, clock=ticking()))
+    monkeypatch.setattr(predictor, "open_camera", functools.partial(open_camera, capture=lambda index: camera))
+    monkeypatch.setattr(predictor, "recordings", functools.partial(recordings, clock=ticking()))
 
 
-def test_camera__frames_are_stored_at_the_times_at_which_they_came(tmp_path):
+def test_camera__frames_keep_their_arrival_times(tmp_path):
     camera = FakeCamera(20)
     assert record(camera, tmp_path / "a.mp4", seconds=0.5, clock=ticking()) == 12
     view = make_view()
@@ -320,7 +321,7 @@ def test_camera__frames_are_stored_at_the_times_at_which_they_came(tmp_path):
 
 
 @pytest.mark.parametrize(("ends_with", "last"), [(None, "gives no more pictures"), (KeyboardInterrupt, "camera 0 (")])
-def test_camera__answers_until_ctrl_c_or_its_end(tmp_path, monkeypatch, capsys, ends_with, last):
+def test_camera__predicts_until_ctrl_c_or_unplugged(tmp_path, monkeypatch, capsys, ends_with, last):
     make_student(tmp_path / "student")
     camera, out = FakeCamera(48, ends_with=ends_with), tmp_path / "out.json"
     watch(monkeypatch, camera)
@@ -331,7 +332,7 @@ def test_camera__answers_until_ctrl_c_or_its_end(tmp_path, monkeypatch, capsys, 
     assert len(answers) >= 2 and all(answer["num_clips"] == 1 for answer in answers[:2])
 
 
-def test_camera__without_a_picture_or_not_there_is_one_sentence(tmp_path, monkeypatch, capsys):
+def test_camera__absent_or_blank_is_one_sentence(tmp_path, monkeypatch, capsys):
     make_student(tmp_path / "student")
     camera = FakeCamera(0)
     watch(monkeypatch, camera)
@@ -343,23 +344,38 @@ def test_camera__without_a_picture_or_not_there_is_one_sentence(tmp_path, monkey
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("arguments", "says"),
     [
-        ({"paths": ()}, "there is no video"),
-        ({"paths": ("s",)}, "there is no video"),
-        ({"paths": ("s", "v"), "camera": 0}, "give one or the other"),
-        ({"paths": ("s", "v"), "clips": 0}, "--clips is 0"),
-        ({"paths": ("s", "v"), "workers": -1}, "--workers is -1"),
-        ({"paths": ("s", "v"), "features": Path(__file__)}, "is no folder that you may write to"),
-        ({"paths": ("s",), "camera": 0, "seconds": 0.0}, "--seconds is 0"),
+        ({}, "no video was given"),
+        ({"paths": ["v"], "camera": 0}, "give one or the other"),
+        ({"paths": ["v"]}, "the video v does not exist"),
+        ({"camera": 0, "clips": 0}, "--clips is 0"),
+        ({"camera": 0, "k": 0}, "--k is 0"),
+        ({"camera": 0, "workers": -1}, "--workers is -1"),
+        ({"camera": 0, "features": Path(__file__)}, "is not a writable folder"),
+        ({"camera": 0, "seconds": 0.0}, "--seconds is 0"),
+        ({"camera": 0}, "no student was given"),
     ],
 )
-def test_options__that_cannot_be_are_refused(tmp_path, options, says):
+def test_arguments__invalid_value_is_refused(arguments, says):
     with pytest.raises(UserError, match=says):
-        Options(**{**options, "paths": tuple(tmp_path / name for name in options["paths"])}).check()
+        predict_files(None, **arguments)
 
 
-def test_student__a_file_in_its_place_is_named(tmp_path, capsys):
+def test_predict_files__same_predictions_and_defaults_as_command(tmp_path):
+    make_student(tmp_path / "student")
+    video, outs = write_video(tmp_path / "a.mp4", moving_frames(30)), [tmp_path / "1.json", tmp_path / "2.json"]
+    cli(["predict", str(tmp_path), str(video), "--json", str(outs[0])])
+    (prediction,) = predict_files(tmp_path, [str(video)], json=outs[1])
+    assert json.loads(outs[0].read_text()) == json.loads(outs[1].read_text())
+    assert prediction.to_json() == json.loads(outs[0].read_text())["answers"][0]
+    options = {field.name: field.default for field in dataclasses.fields(Options) if field.name != "paths"}
+    parameters = inspect.signature(predict_files).parameters
+    assert {name: parameters[name].default for name in options} == options
+    assert parameters.keys() - options.keys() == {"student", "paths", "on_prediction"}
+
+
+def test_student__file_instead_of_folder_is_refused(tmp_path, capsys):
     video = write_video(tmp_path / "a.mp4", ramp(8))
     with pytest.raises(SystemExit):
         cli(["predict", str(video), str(video)])
@@ -374,14 +390,14 @@ def newer(folder):
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (lambda folder: truncate(folder / WEIGHTS_NAME, 0.5), "is not a whole safetensors file"),
-        (lambda folder: torch.save({"a": print}, folder / WEIGHTS_NAME), "is not a whole safetensors file"),
+        (lambda folder: truncate(folder / WEIGHTS_NAME, 0.5), "is not a complete safetensors file"),
+        (lambda folder: torch.save({"a": print}, folder / WEIGHTS_NAME), "is not a complete safetensors file"),
         (lambda folder: (folder / WEIGHTS_NAME).unlink(), "there is no weight file"),
         (newer, "has format version 99, this crossdistill reads up to 1: update it"),
         (lambda folder: truncate(folder / FACTS_NAME, 0.5), "is damaged"),
     ],
 )
-def test_student__bad_folders_are_one_sentence(tmp_path, damage, says):
+def test_student__damaged_folder_is_one_sentence(tmp_path, damage, says):
     make_student(tmp_path)
     damage(tmp_path)
     with pytest.raises(UserError, match=says) as raised:
@@ -389,6 +405,6 @@ def test_student__bad_folders_are_one_sentence(tmp_path, damage, says):
     assert "\n" not in str(raised.value)
 
 
-def test_lines__show_names_as_they_are():
-    prediction = Prediction("votes", classes=(Guess("[red]x[/red]", 0.5),))
-    assert list(lines_of(Answer("[a].mp4", prediction, num_clips=1)))[1] == "   50.0%  [red]x[/red]"
+def test_print__names_are_not_markup(capsys):
+    print_prediction(Prediction("[a].mp4", Scores("votes", classes=(ClassScore("[red]x[/red]", 0.5),)), num_clips=1))
+    assert capsys.readouterr().out == "[a].mp4 (1 clip, votes)\n   50.0%  [red]x[/red]\n"

@@ -22,7 +22,7 @@ from crossdistill.data.manifest import Manifest
 from crossdistill.data.sampling import SampleKey
 from crossdistill.data.streams import STREAM_FORMATS, StreamWriter, quantise_joints
 from crossdistill.data.transforms import Augmentation, Crop, centre_crop, cut_view, normalise
-from crossdistill.encoders.base import CLIP_MODALITIES
+from crossdistill.encoders.architecture import CLIP_MODALITIES
 from crossdistill.errors import UnreadableVideoError, UserError
 from crossdistill.modalities import DEPTH, RGB, SKELETON
 from crossdistill.types import View, ViewSpec

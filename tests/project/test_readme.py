@@ -1,6 +1,5 @@
 """README's Python example runs as it stands and prints what its comments say; its commands are ones that exist."""
 
-import importlib
 import re
 from pathlib import Path
 
@@ -8,14 +7,12 @@ import pytest
 import tyro
 import yaml
 
-from crossdistill.commands import evaluate, export
+from crossdistill.commands import evaluate, export, predict, report
 from crossdistill.errors import UserError
-from crossdistill.predict import predict
 from crossdistill.recipes import agreement as transfer
 from crossdistill.recipes import cache
 from crossdistill.recipes.config import RunConfig
 from crossdistill.recipes.config import parse as parse_config
-from crossdistill.report import command as report
 from data_prep.__main__ import COMMANDS, DATASETS
 
 ROOT = Path(__file__).parents[2]
@@ -71,9 +68,8 @@ def parse_train(arguments):
 
 def parse_data_prep(arguments):
     name, *rest = arguments
-    module = COMMANDS[name][0] if name in COMMANDS else name
-    assert name in COMMANDS or name in DATASETS, name
-    tyro.cli(importlib.import_module(f"data_prep.{module}").Options, args=rest)
+    options, _, _ = {**DATASETS, **COMMANDS}[name].load()
+    tyro.cli(options, args=rest)
 
 
 def parse_make(arguments):
@@ -150,12 +146,11 @@ def test_text__names_files_and_options_that_exist(capsys):
     text = "\n".join(path.read_text(encoding="utf-8") for path in DOCUMENTS)
     for path in set(re.findall(r"(?:configs|scripts)/[\w/]+\.\w+", text)):
         assert (ROOT / path).is_file(), path
-    modules = [*DATASETS, *(module for module, _ in COMMANDS.values())]
     commands = (cache, evaluate, export, predict, report, transfer)
     classes = [
         RunConfig,
         *(module.Options for module in commands),
-        *(importlib.import_module(f"data_prep.{m}").Options for m in modules),
+        *(command.load()[0] for command in (*DATASETS.values(), *COMMANDS.values())),
     ]
     known = set().union(*(options_of(options, capsys) for options in classes))
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", text)) - OTHERS_OPTIONS

@@ -1,4 +1,4 @@
-"""The report's page: what it holds, that it escapes, what it says where something is missing, and in a browser."""
+"""The HTML report: its content, escaping, unavailable sections, and rendering in a browser."""
 
 import http.server
 import json
@@ -22,22 +22,22 @@ from crossdistill.data.manifest import Manifest
 from crossdistill.encoders import create_encoder
 from crossdistill.encoders.execution import Execution
 from crossdistill.modalities import MODALITIES
-from crossdistill.quantization.quantize import parse_bit_widths, quantize
+from crossdistill.quantization.quantize import quantize
 from crossdistill.recipes.run import main as train
-from crossdistill.report import command, comparison, cost, findings, frames, gallery, record
+from crossdistill.report import analysis, comparison_page, cost, frames, gallery, record
 from crossdistill.report.charts import (
-    MAX_TOLD_APART,
+    MAX_STYLES,
     CostDot,
     Dot,
     Series,
-    colour_of,
     cost_chart,
     interval_chart,
     line_chart,
+    style_of,
     thinned,
 )
-from crossdistill.report.class_charts import confusion_chart, confusion_scale, map_chart
-from crossdistill.report.spaces import kind_of
+from crossdistill.report.class_charts import confusion_chart, confusion_scale, point_chart
+from crossdistill.report.networks import kind_of
 from crossdistill.report.svg import Scale, element, nice_ticks, percent, short_number
 from crossdistill.types import ViewSpec
 
@@ -46,19 +46,19 @@ QUOTES = "a\"b'c&d"
 STUDENT = ["--student", "flow_tiny3d_8", "--student-frames", 4, "--student-size", 32]
 TEACHER = ["--teacher", "rgb_tiny3d_8", "--teacher-frames", 4, "--teacher-size", 32]
 FAST = ["--epochs", 1, "--batch-size", 8, "--workers", 0, "--tracker", "none", "--knn-clips", 0, "--log-every-steps", 1]
-SECTIONS = ["accuracy", "run", "curves", "confusion", "change", "map", "gallery", "agreement", "cost"]
+SECTIONS = ["accuracy", "run", "curves", "confusion", "change", "tsne", "gallery", "agreement", "cost"]
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
 
 
 class Page(HTMLParser):
-    """Elements, addresses and texts of a page."""
+    """Elements, addresses and text of a page."""
 
     def __init__(self, content):
         super().__init__()
-        self.tags, self.addresses, self.styles, self.text, self.absent = [], [], [], "", {}
-        self._section, self._in_absent = None, False
+        self.tags, self.addresses, self.styles, self.text, self.unavailable = [], [], [], "", {}
+        self._section, self._in_unavailable = None, False
         self.feed(content)
 
     def handle_starttag(self, tag, attributes):
@@ -67,13 +67,13 @@ class Page(HTMLParser):
         self.addresses += [values[name] for name in ("src", "href", "srcset", "action", "data") if name in values]
         self.styles += [values["style"]] if "style" in values else []
         self._section = values["id"] if tag == "section" else self._section
-        self._in_absent = tag == "p" and values.get("class") == "absent"
+        self._in_unavailable = tag == "p" and values.get("class") == "unavailable"
 
     def handle_data(self, data):
         self.text += data
-        if self._in_absent and data.strip():
-            self.absent[self._section] = data.strip()
-            self._in_absent = False
+        if self._in_unavailable and data.strip():
+            self.unavailable[self._section] = data.strip()
+            self._in_unavailable = False
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -81,7 +81,7 @@ def short_timings():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cost, "MAX_SECONDS", 0.01)
         patch.setattr(cost, "BATCH_SIZE", 2)
-        patch.setattr(findings, "NUM_ITERATIONS", 250)
+        patch.setattr(analysis, "NUM_ITERATIONS", 250)
         yield
 
 
@@ -91,7 +91,7 @@ def run_report(*options):
 
 @pytest.fixture(scope="module")
 def evil_data(toy_folder, tmp_path_factory):
-    """A dataset whose first class, and one of whose videos, have names that would be code."""
+    """A dataset whose first class and whose videos have names with HTML code."""
     folder = tmp_path_factory.mktemp("data") / "toy"
     shutil.copytree(toy_folder, folder)
     manifest = Manifest.load(folder)
@@ -102,12 +102,12 @@ def evil_data(toy_folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, evil_data):
-    """A distilled run with a name of quotes, and its supervised twin."""
+    """A distilled run with quotes in its name, and its supervised baseline."""
     folder = tmp_path_factory.mktemp("runs")
     common = [*FAST, *STUDENT, "--data", evil_data]
     torch.manual_seed(7)
     save_file(create_encoder("rgb_tiny3d_8").body.state_dict(), folder / "teacher.safetensors")
-    distilled, twin = folder / f"run {QUOTES.replace('/', '')}", folder / "twin"
+    distilled, baseline = folder / f"run {QUOTES.replace('/', '')}", folder / "baseline"
     distil = [
         *TEACHER,
         "--teacher-weights",
@@ -119,15 +119,15 @@ def runs(tmp_path_factory, evil_data):
         "simreg",
     ]
     train([str(o) for o in (*common, *distil, "--out", distilled, "--no-evaluate")])
-    train([str(o) for o in (*common, "--supervised", "--out", twin, "--no-evaluate")])
-    return distilled, twin
+    train([str(o) for o in (*common, "--supervised", "--out", baseline, "--no-evaluate")])
+    return distilled, baseline
 
 
 @pytest.fixture(scope="module")
 def page(runs):
-    """The page of the distilled run beside its twin."""
-    distilled, twin = runs
-    run_report(distilled, "--twin", twin, "--gallery", 3)
+    """The page of the distilled run with its supervised baseline."""
+    distilled, baseline = runs
+    run_report(distilled, "--twin", baseline, "--gallery", 3)
     return (distilled / "report.html").read_text(encoding="utf-8")
 
 
@@ -140,15 +140,15 @@ def require_self_contained(content):
     return found
 
 
-def test_page__has_all_sections_and_nothing_from_outside(page):
+def test_page__has_all_sections_and_loads_nothing(page):
     found = require_self_contained(page)
     assert re.findall(r'<section id="([^"]+)"', page) == SECTIONS
-    assert found.absent == {}
+    assert found.unavailable == {}
     assert found.tags.count("svg") > 10 and page.count("data:image/webp;base64,") >= 3 * 6
-    assert page.index("colours of the confusion matrix") < page.index("rows are the true classes")
-    for role in ("teacher", "supervised twin", "student, distilled", "student, random"):
+    assert page.index("colour scale of the confusion matrix") < page.index("rows are the true classes")
+    for role in ("teacher", "supervised baseline", "student, distilled", "student, random"):
         assert role in found.text
-    for words in ("retrieval, R@10", "95% interval", "Linear CKA", "whole configuration", "simreg"):
+    for words in ("retrieval, R@10", "95% interval", "Linear CKA", "complete configuration", "simreg"):
         assert words in found.text
 
 
@@ -159,7 +159,7 @@ def test_page__escapes_names_of_classes_files_and_runs(page):
     assert "&lt;script&gt;" in page and f'"{QUOTES}' not in page
 
 
-def test_page__gives_figures_of_the_evaluation(runs, evil_data, page, tmp_path):
+def test_page__shows_the_numbers_of_the_evaluation(runs, evil_data, page, tmp_path):
     out = tmp_path / "numbers.json"
     cli(["evaluate", str(runs[0]), "--data", str(evil_data), "--json", str(out), "--workers", "0"])
     evaluation = json.loads(out.read_text())
@@ -168,7 +168,7 @@ def test_page__gives_figures_of_the_evaluation(runs, evil_data, page, tmp_path):
     assert f"<b>{100 * linear['top1']:.1f}</b><small>{100 * low:.1f}–{100 * high:.1f}</small>" in page
 
 
-def test_results_beside_a_run__are_in_its_table(runs, evil_data, tmp_path):
+def test_page__includes_evaluations_in_the_run_folder(runs, evil_data, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(runs[0], folder)
     values = [str(folder), "--data", str(evil_data), "--views", "2x1", "--protocols", "lowshot", "--shots", "2"]
@@ -176,11 +176,11 @@ def test_results_beside_a_run__are_in_its_table(runs, evil_data, tmp_path):
     run_report(folder, "--no-teacher", "--gallery", 0)
     found = Page((folder / "report.html").read_text())
     assert "low-shot 2, 2x1 views" in found.text
-    assert set(found.absent) == {"change", "gallery", "agreement"}
-    assert "--no-teacher" in found.absent["agreement"] and "--twin" in found.absent["change"]
+    assert set(found.unavailable) == {"change", "gallery", "agreement"}
+    assert "--no-teacher" in found.unavailable["agreement"] and "--twin" in found.unavailable["change"]
 
 
-def test_page__says_what_is_missing(runs, tmp_path):
+def test_page__gives_reasons_for_unavailable_sections(runs, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(runs[0], folder)
     content = json.loads((folder / "config.json").read_text())
@@ -191,40 +191,40 @@ def test_page__says_what_is_missing(runs, tmp_path):
     (folder / "metrics.jsonl").write_text('{"step": 1, "lo')
     run_report(folder, "--out", tmp_path / "page.html")
     found = Page((tmp_path / "page.html").read_text())
-    assert set(found.absent) == {"accuracy", "curves", "confusion", "change", "map", "gallery", "agreement"}
-    assert str(tmp_path / "gone") in found.absent["map"] and "--data" in found.absent["gallery"]
+    assert set(found.unavailable) == {"accuracy", "curves", "confusion", "change", "tsne", "gallery", "agreement"}
+    assert str(tmp_path / "gone") in found.unavailable["tsne"] and "--data" in found.unavailable["gallery"]
     assert "lost.safetensors" in found.text and "pair.of_another_version" in found.text
 
 
-def test_supervised_run_without_results__has_its_own_sections(runs, tmp_path):
-    run_report(runs[1], "--out", tmp_path / "twin.html", "--gallery", 1)
-    found = Page((tmp_path / "twin.html").read_text())
-    assert set(found.absent) == {"change", "agreement"}
-    assert "learned from labels" in found.absent["agreement"]
+def test_page__of_a_supervised_run_has_no_agreement_and_no_change(runs, tmp_path):
+    run_report(runs[1], "--out", tmp_path / "baseline.html", "--gallery", 1)
+    found = Page((tmp_path / "baseline.html").read_text())
+    assert set(found.unavailable) == {"change", "agreement"}
+    assert "learned from labels" in found.unavailable["agreement"]
 
 
-def test_comparison__has_every_run_once_in_its_table(runs, tmp_path):
+def test_comparison__shows_every_run_once_per_table(runs, tmp_path):
     out = tmp_path / "comparison.html"
     run_report(*runs, "--out", out)
     content = out.read_text()
     found = require_self_contained(content)
-    assert found.absent == {} and EVIL not in content
+    assert found.unavailable == {} and EVIL not in content
     assert re.findall(r'<section id="([^"]+)"', content) == ["runs", "accuracy", "cost", "curves", "classes"]
-    assert content.count("</i>twin</th>") == 2  # accuracies, cost
+    assert content.count("</i>baseline</th>") == 2  # accuracies, cost
     assert found.tags.count("svg") >= 6
 
 
-def test_command__shows_how_far_it_is(runs, tmp_path, capsys):
-    distilled, twin = runs
+def test_command__shows_progress(runs, tmp_path, capsys):
+    distilled, baseline = runs
     run_report(distilled, "--out", tmp_path / "one.html")
     printed = capsys.readouterr().out
     assert re.search(r"cost [━]* 3/3 networks", printed) and re.search(r"page [━]* 9/9 sections", printed)
-    run_report(distilled, twin, "--out", tmp_path / "two.html")
+    run_report(distilled, baseline, "--out", tmp_path / "two.html")
     printed = capsys.readouterr().out
     assert len(re.findall(r"cost [━]* 1/1 networks", printed)) == 2 and re.search(r"page [━]* 5/5 sections", printed)
 
 
-def test_comparison__tells_runs_of_one_name_apart_by_their_folders(runs, tmp_path, monkeypatch):
+def test_comparison__shows_folders_of_runs_with_equal_names(runs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for folder in ("a/x", "b/x", "c/y"):
         shutil.copytree(runs[0] / "student", tmp_path / folder / "student")
@@ -233,48 +233,51 @@ def test_comparison__tells_runs_of_one_name_apart_by_their_folders(runs, tmp_pat
     assert re.findall(r'<th><i class="key [^"]+"></i>([^<]+)', content)[:3] == ["a/x", "b/x", "y"]
 
 
-def test_twin__of_another_student_is_one_sentence(runs, tmp_path, capsys):
+def test_baseline__of_another_student_or_with_a_teacher_is_rejected(runs, tmp_path, capsys):
     other = tmp_path / "other"
     shutil.copytree(runs[1], other)
     facts = other / "student" / "student.json"
     facts.write_text(facts.read_text().replace('"flow_tiny3d_8"', '"rgb_tiny3d_8"'))
-    for twin, said in ((other, "trained rgb_tiny3d_8, not flow_tiny3d_8"), (runs[0], "learned from a teacher")):
+    for baseline, said in (
+        (other, "trained rgb_tiny3d_8, not flow_tiny3d_8"),
+        (runs[0], "was distilled from a teacher"),
+    ):
         with pytest.raises(SystemExit):
-            run_report(runs[0], "--twin", twin)
-        assert f"{said}: give the run of the same student with --supervised" in capsys.readouterr().err
+            run_report(runs[0], "--twin", baseline)
+        assert f"{said}: give a run of the same student with --supervised" in capsys.readouterr().err
 
 
-def test_comparison__without_a_dataset_or_results_still_shows_costs(runs, tmp_path, monkeypatch):
+def test_comparison__without_dataset_or_results_shows_costs(runs, tmp_path, monkeypatch):
     folders = [tmp_path / "a", tmp_path / "b"]
     for folder in folders:
         shutil.copytree(runs[0] / "student", folder / "student")
     monkeypatch.chdir(tmp_path)
     run_report(*folders)
     found = Page((tmp_path / "comparison.html").read_text())
-    assert set(found.absent) == {"accuracy", "curves", "classes"}
+    assert set(found.unavailable) == {"accuracy", "curves", "classes"}
     assert "flow_tiny3d_8" in found.text
 
 
 @pytest.mark.parametrize(("times", "is_close"), [([1.0], False), ([1.0, 1.09, 3.0], True), ([1.0, 1.2], False)])
-def test_comparison__calls_no_time_the_lowest_that_another_nearly_has(times, is_close):
-    assert comparison._is_close(times) is is_close
+def test_comparison__names_no_lowest_time_if_two_are_close(times, is_close):
+    assert comparison_page._is_close(times) is is_close
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["nowhere"], "there is no folder nowhere"),
-        (["."], "is not a run's folder"),
+        (["nowhere"], "the folder nowhere does not exist"),
+        (["."], "is not a run folder"),
         ([], "no run was given"),
-        (["a", "b", "--twin", "c"], "--twin is for the page of one run"),
+        (["a", "b", "--twin", "c"], "--twin needs a single run"),
         (["a", "--clips", "0"], "--clips is 0"),
         (["a", "--gallery", "-1"], "--gallery is -1: give 0"),
-        (["a", "b", "./a"], "the run a was named twice"),
+        (["a", "b", "./a"], "the run a was given twice"),
         (["a", "--out", "."], "is a folder"),
-        ([f"r{i}" for i in range(33)], "33 runs were given, and colours and shapes tell 32 apart"),
+        ([f"r{i}" for i in range(33)], "33 runs were given, but a comparison shows at most 32"),
     ],
 )
-def test_wrong_options__are_one_sentence(options, said, tmp_path, monkeypatch, capsys):
+def test_invalid_options__raise_one_sentence(options, said, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):
         run_report(*options)
@@ -282,14 +285,14 @@ def test_wrong_options__are_one_sentence(options, said, tmp_path, monkeypatch, c
     assert said in error and len(error.splitlines()) == 1
 
 
-def test_dataset_that_is_none__stops_with_a_sentence(runs, tmp_path, capsys):
+def test_data__that_is_not_a_dataset_is_rejected(runs, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run_report(runs[0], "--data", tmp_path)
     assert "is not a prepared dataset" in capsys.readouterr().err
 
 
 def open_in_browser(content, folder):
-    """The browser's exit, and the hosts that it asked for: every name leads to a server of this test."""
+    """Return the browser process and the hosts that it requested; all names resolve to a server of the test."""
     asked = []
 
     class Recorder(http.server.BaseHTTPRequestHandler):
@@ -314,17 +317,17 @@ def open_in_browser(content, folder):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
-def test_page__renders_in_a_browser_that_reaches_nothing(page, tmp_path):
+def test_page__renders_in_a_browser_without_requests(page, tmp_path):
     (tmp_path / "control").mkdir()
     outside = "<p>hello</p><img src='http://pictures.example/a.png'>"
     control = set(open_in_browser(outside, tmp_path / "control")[1])
-    assert "pictures.example" in control  # so it would be seen
+    assert "pictures.example" in control  # the server sees requests
     done, asked = open_in_browser(page, tmp_path)
-    assert set(asked) <= control - {"pictures.example"}  # what the browser asks for by itself
+    assert set(asked) <= control - {"pictures.example"}  # requests of the browser itself
     dom = Page(done.stdout)
     assert done.returncode == 0, done.stderr[-500:]
     assert "script" not in dom.tags and dom.tags.count("section") == len(SECTIONS)
-    # The browser has parsed names as text, not as elements, and kept every picture.
+    # The browser parsed names as text, not as elements, and kept every image.
     assert EVIL in dom.text and dom.tags.count("svg") == Page(page).tags.count("svg")
     import cv2
 
@@ -335,12 +338,12 @@ def test_page__renders_in_a_browser_that_reaches_nothing(page, tmp_path):
 # Parts.
 
 
-def test_cost__of_few_bits_is_counted_like_the_network_of_many():
+def test_cost__of_a_quantised_network_equals_that_of_floating_point():
     pytest.importorskip("brevitas")
     encoder = create_encoder("depth_tiny3d_8", num_frames=4, size_px=16).eval()
     execution = Execution.choose(encoder, device=torch.device("cpu"))
     counted = cost.count_gmacs(encoder, execution)
-    quantize(encoder, parse_bit_widths("w4a8"))
+    quantize(encoder, "w4a8")
     assert counted > 0 and cost.count_gmacs(encoder, execution) == pytest.approx(counted)
     assert all(parameter.requires_grad for parameter in encoder.parameters())
 
@@ -351,7 +354,7 @@ def test_element__escapes_text_and_attributes():
     assert str(made) == f"<text {attributes}>&lt;script&gt;alert(1)&lt;/script&gt;<b>&amp;</b></text>"
 
 
-def test_scales_and_numbers():
+def test_scales_and_numbers__closed_forms():
     assert nice_ticks(0, 1, 5) == [0, 0.2, 0.4, 0.6, 0.8, 1.0] and nice_ticks(3, 3) == [3]
     assert Scale(0, 10, 100, 200)(2.5) == 125 and Scale(1, 100, 0, 10, is_log=True)(10) == pytest.approx(5)
     assert all(1e3 <= tick <= 2e5 for tick in Scale(1e3, 2e5, 0, 1, is_log=True).ticks())
@@ -359,7 +362,7 @@ def test_scales_and_numbers():
     assert percent(0.7326) == "73.3 %"
 
 
-def test_thinned__keeps_the_mean_and_few_points():
+def test_thinned__keeps_the_mean_with_few_points():
     series = Series("loss", range(10_000), [float(i % 7) for i in range(10_000)], "series-0")
     few = thinned(series)
     assert len(few.x) <= 400 and sum(few.y) / len(few.y) == pytest.approx(sum(series.y) / 10_000, abs=0.02)
@@ -367,10 +370,10 @@ def test_thinned__keeps_the_mean_and_few_points():
 
 
 def test_confusion__counts_and_accuracies():
-    counts = findings.confusion(torch.tensor([0, 0, 2, 2, 2]), torch.tensor([0, 2, 2, 2, 0]), 4)
+    counts = analysis.confusion_matrix(torch.tensor([0, 0, 2, 2, 2]), torch.tensor([0, 2, 2, 2, 0]), 4)
     assert counts.tolist() == [[1, 0, 1, 0], [0, 0, 0, 0], [1, 0, 2, 0], [0, 0, 0, 0]]
-    np.testing.assert_allclose(findings.class_accuracies(counts), [0.5, np.nan, 2 / 3, np.nan])
-    assert [(c.true, c.taken_for, c.count, c.total) for c in findings.worst_confusions(counts)] == [
+    np.testing.assert_allclose(analysis.class_accuracies(counts), [0.5, np.nan, 2 / 3, np.nan])
+    assert [(c.true, c.predicted, c.count, c.total) for c in analysis.worst_confusions(counts)] == [
         (0, 2, 1, 2),
         (2, 0, 1, 3),
     ]
@@ -379,13 +382,13 @@ def test_confusion__counts_and_accuracies():
 
 
 def looks_of(chart):
-    """Tag and classes of every mark: what an eye can tell apart."""
+    """Tag and classes of every mark: its visible style."""
     return set(re.findall(r'<(circle|rect|polygon)[^>]* class="dot ([^"]+)"', str(chart)))
 
 
-def test_charts__of_more_runs_than_colours_give_every_run_a_look_of_its_own():
-    looks = [colour_of(i) for i in range(MAX_TOLD_APART)]
-    assert len(set(looks)) == MAX_TOLD_APART > 8
+def test_charts__give_every_run_its_own_style():
+    looks = [style_of(i) for i in range(MAX_STYLES)]
+    assert len(set(looks)) == MAX_STYLES > 8
     intervals = interval_chart([("linear", [Dot(f"r{i}", 0.5, None, look) for i, look in enumerate(looks)])], label="")
     costs = cost_chart(
         [CostDot(f"r{i}", 10.0 + i, 0.5, None, look) for i, look in enumerate(looks)], title="", x_label=""
@@ -393,32 +396,32 @@ def test_charts__of_more_runs_than_colours_give_every_run_a_look_of_its_own():
     xs = list(range(100))
     lines = line_chart([Series(f"r{i}", xs, xs, look) for i, look in enumerate(looks)], title="", x_label="")
     for chart in (intervals, costs):
-        assert len(looks_of(chart)) == MAX_TOLD_APART
+        assert len(looks_of(chart)) == MAX_STYLES
         assert {tag for tag, _ in looks_of(chart)} == {"circle", "rect", "polygon"}
-    assert len(looks_of(lines)) == MAX_TOLD_APART - 8  # a smooth line has no marks, any other has
-    style = (Path(command.__file__).parent / "templates" / "style.css").read_text()
+    assert len(looks_of(lines)) == MAX_STYLES - 8  # lines of the first shape have no marks
+    style = (Path(record.__file__).parent / "templates" / "style.css").read_text()
     for name in ("square", "triangle", "diamond"):
         assert f".line.{name} {{ stroke-dasharray" in style and f".key.{name}" in style
 
 
-def test_confusion_scale__has_the_colours_of_the_cells():
+def test_confusion_scale__matches_the_colours_of_the_cells():
     cells = str(confusion_chart(np.array([[1, 1], [0, 3]]), ["a", "b"]))
     scale = str(confusion_scale())
     for title, kind, share in (("a → b: 1 of 2", "wrong", "50 %"), ("b → b: 3 of 3", "right", "100 %")):
         (opacity,) = re.findall(rf'class="{kind}" fill-opacity="([\d.]+)"><title>{title}', cells)
         (same,) = re.findall(rf'class="{kind}" fill-opacity="([\d.]+)"><title>[^<]*: {share}', scale)
         assert opacity == same
-    assert all(words in scale for words in ("taken for itself", "taken for another", "share of the row"))
+    assert all(words in scale for words in ("correct", "incorrect", "share of the clips of the row"))
 
 
 def test_map_chart__places_every_clip_inside():
     points = np.array([[0.0, -5.0], [3.0, 9.0], [1.0, 1.0]])
-    chart = map_chart(points, [0, 9, 30], ["x", EVIL, "z"], title="t", note="n")
+    chart = point_chart(points, [0, 9, 30], ["x", EVIL, "z"], title="t", note="n")
     places = [float(value) for value in re.findall(r'c[xy]="([\d.]+)"', chart)]
     assert chart.count("clip-mark") == 3 and all(0 < place < 430 for place in places) and EVIL not in chart
 
 
-def test_draw_queries__spreads_over_classes_and_repeats():
+def test_draw_queries__covers_classes_and_is_deterministic():
     labels = [0] * 50 + [1] * 3 + [2] * 3
     drawn = gallery.draw_queries(labels, 6)
     assert drawn == gallery.draw_queries(labels, 6) and len(set(drawn)) == 6
@@ -426,14 +429,14 @@ def test_draw_queries__spreads_over_classes_and_repeats():
     assert len(gallery.draw_queries(labels, 100)) == 56
 
 
-def test_kinds_of_roles():
+def test_kind_of__every_role():
     kinds = [
-        kind_of(role) for role in ("teacher 2", "student, random", "supervised twin", "student, distilled, round 2")
+        kind_of(role) for role in ("teacher 2", "student, random", "supervised baseline", "student, distilled, round 2")
     ]
-    assert kinds == ["teacher", "random", "twin", "student"]
+    assert kinds == ["teacher", "random", "baseline", "student"]
 
 
-def test_read_metrics__keeps_finite_numbers_of_whole_lines(tmp_path):
+def test_read_metrics__keeps_finite_numbers_of_complete_lines(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text(
         '{"step": 1, "loss": NaN, "lr": 0.1, "note": "x"}\n\n[1]\n{"loss": 1}\n{"step": 2, "loss": 3}\n{"st'
@@ -441,7 +444,7 @@ def test_read_metrics__keeps_finite_numbers_of_whole_lines(tmp_path):
     assert record.read_metrics(path) == ({"step": 1.0, "lr": 0.1}, {"step": 2.0, "loss": 3.0})
 
 
-def test_rounds__are_read_from_the_last(runs, tmp_path):
+def test_read_run__with_rounds_reads_the_last(runs, tmp_path):
     for number in (2, 10):
         shutil.copytree(runs[0], tmp_path / f"round-{number}")
     (tmp_path / "round-10" / "metrics.jsonl").write_text('{"step": 7, "loss": 1}\n')
@@ -450,11 +453,11 @@ def test_rounds__are_read_from_the_last(runs, tmp_path):
     assert [row["step"] for row in found.metrics] == [7.0] and found.config is not None and found.student is not None
     shutil.copy(runs[0] / "config.json", tmp_path)  # as train.py writes it
     found = record.read_run(tmp_path)
-    assert [row["step"] for row in found.metrics] == [7.0] and "Curves are those of round-10." in found.notes
+    assert [row["step"] for row in found.metrics] == [7.0] and "The curves are those of round-10." in found.notes
 
 
 @pytest.mark.parametrize("stream", ["rgb", "flow", "depth"])
-def test_clip_strip__shows_any_stream_of_a_dataset(toy_folder, stream):
+def test_clip_strip__draws_every_stream(toy_folder, stream):
     modality = next(one for one in MODALITIES.values() if one.stream == stream and one.has_time)
     view = ViewSpec(modality.name, num_frames=4, stride=1, size_px=32, mean=modality.mean, std=modality.std)
     manifest = Manifest.load(toy_folder)
@@ -464,21 +467,16 @@ def test_clip_strip__shows_any_stream_of_a_dataset(toy_folder, stream):
     assert strip.startswith("data:image/webp;base64,") and len(strip) > 1000
 
 
-def test_painters__of_flow_depth_and_joints():
+def test_to_rgb__flow_depth_joints_and_other_streams():
     flow = np.full((8, 8, 2), 128, dtype=np.uint8)
     flow[:, 4:, 0] = 168
-    still, moving = frames.paint_flow([flow])[0][0, 0], frames.paint_flow([flow])[0][0, 7]
+    still, moving = frames.flow_to_rgb([flow])[0][0, 0], frames.flow_to_rgb([flow])[0][0, 7]
     assert still.tolist() == [255, 255, 255] and moving.tolist() == [255, 0, 0]
     depth = np.array([[[0], [1000], [3000]]], dtype=np.uint16)
-    unmeasured, near, far = frames.paint_depth([depth])[0][0, :, 0].tolist()
+    unmeasured, near, far = frames.depth_to_rgb([depth])[0][0, :, 0].tolist()
     assert unmeasured == 0 < far < near
     joints = np.random.default_rng(0).integers(32000, 33500, (20, 1, 3)).astype(np.uint16)
-    drawn = frames.paint_skeleton([joints, joints])
+    drawn = frames.skeleton_to_rgb([joints, joints])
     assert len(drawn) == 2 and drawn[0].shape == (112, 112, 3) and len(np.unique(drawn[0].reshape(-1, 3), axis=0)) > 3
-    strange = frames.paint_values([np.arange(12, dtype=np.uint16).reshape(3, 4, 1)])
+    strange = frames.first_channel_to_rgb([np.arange(12, dtype=np.uint16).reshape(3, 4, 1)])
     assert strange[0].min() == 0 and strange[0].max() == 255
-
-
-def test_options__know_where_the_page_goes(tmp_path):
-    assert command.Options((tmp_path,)).file == tmp_path / "report.html"
-    assert command.Options((tmp_path, tmp_path)).file == Path("comparison.html")

@@ -1,6 +1,9 @@
-"""What people see while they wait, in terminals of any width."""
+"""Progress bars in terminals of any width, in notebooks and in log files."""
 
 import io
+import sys
+import types
+import warnings
 
 import pytest
 from rich.console import Console
@@ -20,3 +23,58 @@ def test_progress_bar__keeps_numbers_and_times_whole(num_columns, monkeypatch):
     assert line.startswith("depth" if num_columns == 60 else "depth_tiny3d")
     assert (fields in line) == (num_columns == 140)
     assert ("…" in line) == (num_columns < 140)
+
+
+class Output:
+    """The output of a notebook cell, as ``IPython.display.display(..., display_id=True)`` returns it."""
+
+    def __init__(self, shown):
+        self.states = []
+        self.update(shown)
+
+    def update(self, shown):
+        self.states.append(shown._repr_mimebundle_([], [])["text/plain"])
+
+
+def test_progress_bar__updates_one_output_of_a_notebook_without_ipywidgets(monkeypatch):
+    outputs = []
+
+    def display(shown, *, display_id=None):
+        if display_id is None:  # rich displays an empty text when a bar ends
+            assert shown._repr_mimebundle_([], [])["text/plain"] == ""
+            return None
+        outputs.append(Output(shown))
+        return outputs[-1]
+
+    monkeypatch.setitem(sys.modules, "IPython", types.ModuleType("IPython"))
+    monkeypatch.setitem(sys.modules, "IPython.display", types.SimpleNamespace(display=display))
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    monkeypatch.setattr(module, "console", Console(force_jupyter=True, markup=False))
+    with warnings.catch_warnings(), module.progress_bar(unit="clips") as bar:
+        warnings.simplefilter("error")
+        task = bar.add_task("clips", total=1000)
+        for _ in range(1000):
+            bar.advance(task)
+    (output,) = outputs
+    assert "1000/1000 clips" in output.states[-1]
+    assert len(output.states) < 20  # and not one for each step
+
+
+def test_progress_bar__is_silent_on_other_processes(monkeypatch):
+    for notebook in (False, True):
+        said = io.StringIO()
+        monkeypatch.setattr(module, "console", Console(file=said, force_jupyter=notebook, markup=False))
+        with module.progress_bar(is_shown=False) as bar:
+            bar.advance(bar.add_task("x", total=1))
+        assert said.getvalue() == ""
+
+
+def test_progress_bar__is_one_line_in_a_log_file(monkeypatch):
+    said = io.StringIO()
+    monkeypatch.setattr(module, "console", Console(file=said, width=100, markup=False))
+    with module.progress_bar(unit="clips") as bar:
+        task = bar.add_task("x", total=50)
+        for _ in range(50):
+            bar.advance(task)
+            bar.refresh()
+    assert len(said.getvalue().strip().splitlines()) == 1 and "50/50 clips" in said.getvalue()

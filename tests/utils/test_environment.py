@@ -64,7 +64,7 @@ def test_every_command__names_a_mismatch_in_one_sentence(tmp_path: Path, command
     (tmp_path / "torch.py").write_text("")
     done = run_python(*COMMANDS[command], python_path=tmp_path, cwd=PACKAGE.parent)
     assert done.returncode == USER_ERROR_EXIT_STATUS, done.stderr
-    assert "Traceback" not in done.stderr and "do not belong together" in done.stderr
+    assert "Traceback" not in done.stderr and "are not a matching pair" in done.stderr
 
 
 @pytest.mark.parametrize("failure", [MISSING_OPERATOR, UNDEFINED_SYMBOL, HALF_IMPORTED])
@@ -77,7 +77,7 @@ def test_require_matched_torch__mismatch_is_one_sentence(tmp_path: Path, failure
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("crossdistill: error: ")]
-    assert re.search(r"torch \d+\.\d+\S* and torchvision \d+\.\d+\S* are builds that do not belong together", line)
+    assert re.search(r"torch \d+\.\d+\S* and torchvision \d+\.\d+\S* are not a matching pair of builds", line)
     assert "python -m pip install --force-reinstall torch torchvision" in line
     assert "CPU-only" in line
 

@@ -61,9 +61,11 @@ def test_paths_that_cannot_be_written__are_found_before_the_work(tmp_path):
     (tmp_path / "file").write_text("x")
     require_writable(tmp_path / "new" / "folder" / "numbers.json")
     assert not (tmp_path / "new").exists()
-    with pytest.raises(UserError, match="is a folder: give the name of a file"):
+    with pytest.raises(UserError, match="is a folder: give a file name"):
         require_writable(tmp_path)
-    with pytest.raises(UserError, match=r"file/numbers.json cannot be written, because .*/file is no folder"):
+    with pytest.raises(
+        UserError, match=r"file/numbers.json cannot be written, because .*/file is not a writable folder"
+    ):
         require_writable(tmp_path / "file" / "numbers.json")
 
 

@@ -1,8 +1,8 @@
-"""The libraries that can read clips, by name: one entry of data and one module each, loaded at first use.
+"""Libraries that decode clips. Each is one entry of ``DECODERS`` and one module, which is imported at first use.
 
-A module has two functions. ``check()`` raises if the library is absent or does not work.
-``read_pictures(path, stream, frames, stream_format)`` gives T times [H, W, C] or raises ``CannotServeError``
-where the library would not give exactly the frames that the manifest names; PyAV then reads the file.
+The module has two functions. ``check()`` raises if the library is not installed or does not work.
+``read_pictures(path, stream, frames, stream_format)`` returns T arrays [H, W, C]. It raises ``CannotServeError`` if the
+library would not return exactly the frames that the manifest names; PyAV then reads the file.
 """
 
 from __future__ import annotations
@@ -21,45 +21,45 @@ from crossdistill.data.streams import Picture, StreamFormat
 from crossdistill.errors import UserError, unknown_name
 
 DEFAULT_DECODER = "pyav"
-# Libraries that index a file themselves may differ from the manifest by this share of a frame's duration.
+# Largest difference between a library's timestamps and those of the manifest, as a share of a frame's duration.
 TIME_TOLERANCE_FRAMES = 0.1
 
 ReadPictures = Callable[[Path, Stream, Sequence[int], StreamFormat], Sequence[Picture]]
 
 
 class CannotServeError(Exception):
-    """A library cannot give exactly the frames asked for; the text is the reason, the same for files of one kind."""
+    """A library cannot return exactly the requested frames. The message is the same for all files of one kind."""
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """One library."""
+    """A library that decodes clips."""
 
     name: str
     module: str
-    """Where its two functions are."""
+    """Module with ``check`` and ``read_pictures``."""
     install: str
-    """What to do where it is absent."""
+    """How to install the library, for the error."""
     picture_formats: frozenset[str] | None = None
-    """Of ``StreamFormat.picture_format``: what it hands out without loss; None for all."""
+    """Values of ``StreamFormat.picture_format`` that it returns without loss; None for all."""
     cannot: Mapping[str, str] = field(default_factory=dict)
-    """The other formats of today's streams, with the reason."""
+    """Reason for each other value of ``StreamFormat.picture_format``."""
 
     def require(self, picture_format: str) -> None:
-        """Raise ``CannotServeError`` for a picture format that it does not hand out."""
+        """Raise ``CannotServeError`` for a picture format that the library does not return."""
         if self.picture_formats is not None and picture_format not in self.picture_formats:
-            raise CannotServeError(self.cannot.get(picture_format, f"it does not hand out {picture_format}"))
+            raise CannotServeError(self.cannot.get(picture_format, f"it does not return {picture_format}"))
 
     @property
     def read_pictures(self) -> ReadPictures:
-        """The function that reads; see the module's text."""
+        """Function ``read_pictures`` of the decoder's module."""
         read: ReadPictures = importlib.import_module(self.module).read_pictures
         return read
 
 
-# Gray comes as three equal channels, unchanged.
+# Gray files are returned as RGB with three equal channels, without loss.
 _8_BIT = frozenset({"rgb24", "gray"})
-_ONLY_8_BIT = {"gray16le": "it hands out 8 bits a channel, and the stream has 16"}
+_ONLY_8_BIT = {"gray16le": "it returns 8 bits a channel, and the stream has 16"}
 
 DECODERS: dict[str, Decoder] = {
     "pyav": Decoder(
@@ -86,10 +86,14 @@ DECODERS: dict[str, Decoder] = {
 
 @functools.cache
 def get_decoder(name: str) -> Decoder:
-    """Look up a decoder and try it once in this process.
+    """Look up a decoder, and check once per process that its library works.
 
     Raises:
-        UserError: There is none of this name, or its library is absent or does not work here.
+        UserError: The name is unknown, or the library is not installed or does not work on this machine.
+
+    Example:
+        >>> get_decoder("pyav").install
+        'pip install av'
     """
     if name not in DECODERS:
         raise unknown_name("decoder", name, DECODERS)
@@ -108,24 +112,24 @@ def get_decoder(name: str) -> Decoder:
 def require_exact(
     stream: Stream, *, num_frames: int, frames: Sequence[int], times_seconds: NDArray[np.float64]
 ) -> None:
-    """Raise ``CannotServeError`` unless a library's own index of a file agrees with the manifest.
+    """Raise ``CannotServeError`` unless a library's index of a file agrees with the manifest.
 
     Args:
-        stream: What the manifest says.
-        num_frames: How many frames the library counts.
-        frames: Positions that are asked for.
-        times_seconds: [len(frames)], when the library shows them, by the manifest's clock.
+        stream: Entry of the stream in the manifest.
+        num_frames: Number of frames that the library counts.
+        frames: Positions of the requested frames.
+        times_seconds: [len(frames)], the library's timestamps of these frames.
     """
     if num_frames != stream.num_frames:
-        raise CannotServeError("it counts another number of frames than can be decoded")
+        raise CannotServeError("its number of frames is not the number that can be decoded")
     ends = stream.times_seconds[[0, -1]]
     tolerance_seconds = TIME_TOLERANCE_FRAMES * float(ends[1] - ends[0]) / max(1, num_frames - 1)
     if not (np.abs(times_seconds - stream.times_seconds[list(frames)]) <= max(tolerance_seconds, 1e-3)).all():
-        raise CannotServeError("it shows frames at other times than the file says")
+        raise CannotServeError("its timestamps are not those of the file")
 
 
 def require_order(stream: Stream) -> None:
-    """Raise ``CannotServeError`` for a file whose timestamps are out of order."""
+    """Raise ``CannotServeError`` for a file with timestamps out of order."""
     if not stream.is_seekable:
         raise CannotServeError("the timestamps in the file are out of order")
 
@@ -133,18 +137,21 @@ def require_order(stream: Stream) -> None:
 def arrange(
     pictures: Picture, *, wanted: Sequence[int], frames: Sequence[int], stream: Stream, stream_format: StreamFormat
 ) -> list[Picture]:
-    """RGB pictures of sorted positions to frames T times [H, W, C] of the stream, in the order asked for.
+    """Unpack RGB pictures of sorted positions into the requested frames.
 
     Args:
         pictures: [len(wanted), H, W, 3], uint8; a gray file has three equal channels.
-        wanted: Positions, sorted, each once.
-        frames: Positions in the order asked for, repetition allowed.
-        stream: What the manifest says.
-        stream_format: How the stream's pictures are packed.
+        wanted: Sorted positions without repetition.
+        frames: Positions in the requested order; a position may repeat.
+        stream: Entry of the stream in the manifest.
+        stream_format: How the frames of the stream are packed into pictures.
+
+    Returns:
+        T arrays [H, W, C], in the order of ``frames``.
     """
     is_colour = stream_format.picture_format == "rgb24"
     unpacked = list(pictures) if is_colour else [stream_format.unpack(gray) for gray in pictures[..., 0]]
     if unpacked[0].shape[:2] != (stream.height_px, stream.width_px):
-        raise CannotServeError("it gives pictures of another size")
+        raise CannotServeError("its pictures have another size")
     by_position = dict(zip(wanted, unpacked, strict=True))
     return [by_position[position] for position in frames]

@@ -1,10 +1,12 @@
-"""Clips through decord 0.6.
+"""Decode clips with decord 0.6.
 
-A reader is opened for every clip and closed after it: one that is kept grows with every seek. decord
-also counts a file's packets as frames and looks for frames that never come, which can last for ever;
-so nothing is decoded before its count is found to be the manifest's. After a seek it counts frames
-instead of reading their timestamps, which is wrong where a keyframe is followed by frames that are
-shown before it; such files are found by their packets, once in each process.
+decord has three faults that this module works around:
+
+* The memory of a reader grows with every seek, so each clip gets a new one.
+* It counts packets as frames and may search endlessly for a frame that does not exist, so nothing is decoded before its
+  number of frames is found equal to the manifest's.
+* After a seek it counts frames and ignores their timestamps. This is wrong if frames that follow a keyframe in the file
+  are shown before it. The packets show which files have such frames; they are scanned once per process.
 """
 
 from __future__ import annotations
@@ -22,12 +24,12 @@ from crossdistill.data.streams import Picture, StreamFormat
 
 
 def check() -> None:
-    """Raise ImportError or OSError where decord is absent or broken."""
+    """Raise ImportError or OSError if decord is not installed or does not load."""
     import decord  # noqa: F401
 
 
 def read_pictures(path: Path, stream: Stream, frames: Sequence[int], stream_format: StreamFormat) -> list[Picture]:
-    """Frames T times [H, W, C] by position in ``stream.pts``; rotation is applied by decord itself."""
+    """Read T frames [H, W, C] by position in ``stream.pts``; decord applies the rotation."""
     import decord
     from decord._ffi.base import DECORDLimitReachedError
 
@@ -37,7 +39,7 @@ def read_pictures(path: Path, stream: Stream, frames: Sequence[int], stream_form
     wanted = sorted(set(frames))
     try:
         reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
-        # decord numbers frames by their timestamps and lets the first stand at 0.
+        # decord shifts the timestamps so that the first is 0.
         first_and_wanted = reader.get_frame_timestamp([0, *wanted])[:, 0].astype(np.float64)
         times_seconds = first_and_wanted[1:] - first_and_wanted[0] + stream.times_seconds[0]
         require_exact(stream, num_frames=len(reader), frames=wanted, times_seconds=times_seconds)

@@ -1,8 +1,7 @@
-"""Clips through PyAV: every stream of every file, from the timestamps and keyframes of the manifest.
+"""Decode clips with PyAV, which reads every stream, by the timestamps and keyframes of the manifest.
 
-Most of the time goes into decoding frames that are only needed for those that refer to them. So
-decoding stops and seeks on wherever a keyframe saves frames, and frames of H.264 to which no other
-refers are not decoded unless they are wanted.
+Most of the time goes into decoding frames that were not requested but that requested frames refer to. So the reader
+seeks to a later keyframe if this saves frames, and skips H.264 frames that no other frame refers to.
 """
 
 from __future__ import annotations
@@ -20,26 +19,26 @@ from crossdistill.errors import UnreadableVideoError
 
 # A seek costs about as much as decoding one frame of 320x240.
 MIN_FRAMES_SAVED_BY_SEEKING = 2
-# Codecs in which a frame that is marked as no reference is one. (In HEVC only within its temporal layer.)
+# Codecs in which no other frame refers to a frame marked as "not a reference". (HEVC means: within its temporal layer.)
 SKIPPING_CODECS = ("h264",)
 
 
 def check() -> None:
-    """Nothing to find out: PyAV is a dependency, and its wheel carries FFmpeg."""
+    """Do nothing: PyAV is a dependency, and its wheel contains FFmpeg."""
 
 
 def read_pictures(path: Path, stream: Stream, frames: Sequence[int], stream_format: StreamFormat) -> list[Picture]:
-    """Frames T times [H, W, C] by position in ``stream.pts``, in any order, repetition allowed.
+    """Read T frames [H, W, C] by position in ``stream.pts``, in any order; a position may repeat.
 
     Raises:
-        UnreadableVideoError: The file is missing, damaged, or lacks a frame that the manifest names.
+        UnreadableVideoError: The file is missing or damaged, or lacks a frame that the manifest names.
     """
     clip = _Clip([int(stream.pts[i]) for i in frames], stream_format)
     try:
         if stream.is_seekable:
             _read_by_seeking(path, stream, clip)
         if clip.missing:
-            # Timestamps out of order, or a container that seeks past its own keyframes: slow but sure.
+            # The timestamps are out of order, or seeking in this container skips keyframes.
             _read_from_start(path, clip)
     except DECODE_ERRORS as error:
         raise UnreadableVideoError(f"{path}: stops decoding ({reason_of(error)})") from error
@@ -51,7 +50,12 @@ def read_pictures(path: Path, stream: Stream, frames: Sequence[int], stream_form
 
 
 class _Clip:
-    """The frames found so far, by timestamp."""
+    """The requested frames, as far as they are decoded.
+
+    Args:
+        order: Timestamps of the frames in the requested order.
+        stream_format: How the frames are packed into pictures.
+    """
 
     def __init__(self, order: Sequence[int], stream_format: StreamFormat) -> None:
         self.order = order
@@ -61,24 +65,24 @@ class _Clip:
         self._reader = PictureReader(stream_format.picture_format)
 
     def offer(self, frame: av.VideoFrame, pts: int | None) -> None:
-        """Keep the frame if it is wanted."""
+        """Keep a decoded frame if it was requested."""
         if pts is None or pts not in self.missing:
             return
         picture = self._stream_format.unpack(self._reader.read(frame))
         if self._found and picture.shape != next(iter(self._found.values())).shape:
-            raise ValueError("its pictures change their size")
+            raise ValueError("the size of its pictures changes")
         self._found[pts] = picture
         self.missing.discard(pts)
 
     @property
     def pictures(self) -> list[Picture]:
-        """T times [H, W, C], in the order asked for."""
+        """T arrays [H, W, C] in the requested order."""
         return [self._found[pts] for pts in self.order]
 
 
 def _read_by_seeking(path: Path, stream: Stream, clip: _Clip) -> None:
     container, video = open_video(path)
-    # One thread: the DataLoader's workers are the parallelism, and frame threads have hung on early exits.
+    # One thread, because the DataLoader's workers run in parallel, and frame threads can hang if decoding ends early.
     video.thread_type = "SLICE"
     video.codec_context.thread_count = 1
     with container:
@@ -88,9 +92,12 @@ def _read_by_seeking(path: Path, stream: Stream, clip: _Clip) -> None:
 
 
 def plan_runs(stream: Stream, wanted: Sequence[int]) -> list[tuple[int, list[int]]]:
-    """Group sorted timestamps into runs to be decoded forward, each from the timestamp of a keyframe.
+    """Group sorted timestamps into runs, each of which is decoded forward from a keyframe.
 
-    A new run starts where a keyframe lies between two wanted frames and some others before it.
+    A new run starts if seeking to the next frame's keyframe saves ``MIN_FRAMES_SAVED_BY_SEEKING`` frames or more.
+
+    Returns:
+        For each run the timestamp of its keyframe and the requested timestamps.
     """
     positions = np.searchsorted(stream.pts, wanted)
     groups = np.maximum(np.searchsorted(stream.keyframes, positions, side="right") - 1, 0)
@@ -114,11 +121,11 @@ def _decode_run(
     run: Sequence[int],
     clip: _Clip,
 ) -> None:
-    """Decode forward from where the container stands, until the run's last frame or past it."""
+    """Decode forward from the container's position up to the last frame of the run."""
     codec = video.codec_context
     unwanted: set[int] = set()
     if codec.name in SKIPPING_CODECS:
-        # Known times alone: the second field of an interlaced frame may have a packet and a time of its own.
+        # Only timestamps of the manifest: the second field of an interlaced frame may have its own packet and time.
         first, last = np.searchsorted(stream.pts, [start_pts, run[-1]])
         unwanted = set(stream.pts[first:last].tolist()).difference(run)
     for packet in container.demux(video):

@@ -1,4 +1,4 @@
-"""Clips through torchcodec, which needs FFmpeg's shared libraries on the machine."""
+"""Decode clips with torchcodec, which needs FFmpeg's shared libraries on the machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TEST_SIDE_PX = 64
 
 
 def check() -> None:
-    """Decode one frame: without FFmpeg's libraries the import or the first use fails, as RuntimeError or OSError."""
+    """Decode one frame; without FFmpeg's libraries the import or this first use raises RuntimeError or OSError."""
     from torchcodec.decoders import VideoDecoder
 
     shape = tuple(VideoDecoder(_one_frame_file(), dimension_order="NHWC").get_frame_at(0).data.shape)
@@ -38,16 +38,16 @@ def _one_frame_file() -> bytes:
 
 
 def read_pictures(path: Path, stream: Stream, frames: Sequence[int], stream_format: StreamFormat) -> list[Picture]:
-    """Frames T times [H, W, C] by position in ``stream.pts``; rotation is applied by torchcodec itself."""
+    """Read T frames [H, W, C] by position in ``stream.pts``; torchcodec applies the rotation."""
     from torchcodec.decoders import VideoDecoder
 
     require_order(stream)
     wanted = sorted(set(frames))
     try:
-        # "exact" scans the packets at opening; "approximate" would guess positions from an average rate.
+        # "exact" scans the packets when the file is opened; "approximate" computes positions from the average rate.
         decoder = VideoDecoder(path, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
         if len(decoder) != stream.num_frames:
-            raise CannotServeError("it counts another number of frames than can be decoded")
+            raise CannotServeError("its number of frames is not the number that can be decoded")
         batch = decoder.get_frames_at(wanted)
     except (RuntimeError, ValueError, IndexError, OSError) as error:
         raise CannotServeError("it fails on the file") from error

@@ -1,4 +1,4 @@
-"""Students of few bits: what their layers hold, and that they train, stop, go on and load like any other."""
+"""Quantised students: the values of their layers, and that they train, resume and load like any other."""
 
 import copy
 import json
@@ -6,7 +6,6 @@ import sys
 
 import pytest
 import torch
-from in_process import train
 from safetensors.torch import load_file
 from torch import nn
 
@@ -15,20 +14,15 @@ from crossdistill.distillation.student import load_student, save_student
 from crossdistill.encoders import create_encoder, wrap_encoder
 from crossdistill.encoders.execution import Execution
 from crossdistill.errors import UserError
+from crossdistill.quantization.bits import BitWidths, parse_bit_widths
 from crossdistill.quantization.integers import IntegerWeights
-from crossdistill.quantization.quantize import (
-    BitWidths,
-    RunningRange,
-    bounds_of,
-    float_layers,
-    parse_bit_widths,
-    prepare_for_export,
-    quantize,
-    share_ranges,
-)
+from crossdistill.quantization.quantize import float_layers, quantize
+from crossdistill.quantization.ranges import RunningRange, bounds_of, share_ranges
+from crossdistill.quantization.stored import prepare_for_export
+from crossdistill.recipes.build import create_optimizer
 from crossdistill.recipes.config import parse
+from crossdistill.recipes.run import main as train
 from crossdistill.training.checkpoint import Checkpoints, load_optimizer_state, optimizer_state
-from crossdistill.training.optimizer import create_optimizer
 from crossdistill.types import View
 
 pytest.importorskip("brevitas")
@@ -45,9 +39,9 @@ def clips(num_clips=4, *, seed=1):
 
 @pytest.fixture(scope="module")
 def made():
-    """An rgb_r3d10 before and after; copied by tests that change it."""
+    """An rgb_r3d10 before and after quantisation; tests that change it make a copy."""
     encoder = small()
-    return encoder, quantize(copy.deepcopy(encoder), BitWidths(4, 8))
+    return encoder, quantize(copy.deepcopy(encoder), "w4a8")
 
 
 @pytest.mark.parametrize("text", ["w1a8", "w4a9", "w4", "4,8", "w4a8x", "w04a8", ""])
@@ -57,33 +51,33 @@ def test_bit_widths__are_two_to_eight(text):
         parse_bit_widths(text)
 
 
-def test_quantize__weights_are_integers_of_their_width_and_the_stem_of_eight_bits(made):
+def test_quantize__weights_are_integers_and_the_stem_has_eight_bits(made):
     encoder, quantised = made
     layers = {name: layer for name, layer in quantised.body.named_modules() if hasattr(layer, "weight_quant")}
     plain = {name for name, layer in encoder.body.named_modules() if isinstance(layer, nn.Conv3d)}
     assert set(layers) == plain and float_layers(quantised) == [] and quantised.bits == "w4a8"
     for name, layer in layers.items():
-        largest = 127 if name == encoder.stem else 7
+        largest = 127 if name == encoder.info.stems[0] else 7
         weights = layer.quant_weight().detach().flatten(1)
         scales = layer.weight.detach().flatten(1).abs().amax(dim=1, keepdim=True) / largest
         torch.testing.assert_close(weights / scales, (weights / scales).round(), atol=1e-4, rtol=0)
         assert (layer.weight - layer.quant_weight()).abs().flatten(1).le(0.51 * scales).all()
 
 
-def test_quantize__keeps_values_names_and_the_generator(made):
+def test_quantize__does_not_change_values_names_or_the_generator(made):
     encoder, quantised = made
     own = quantised.body.state_dict()
     assert all(torch.equal(own[name], value) for name, value in encoder.body.state_dict().items())
     before = torch.get_rng_state()
-    eight = quantize(copy.deepcopy(encoder), BitWidths(8, 8)).eval()
+    eight = quantize(copy.deepcopy(encoder), "w8a8").eval()
     assert torch.equal(before, torch.get_rng_state())
     similarity = nn.functional.cosine_similarity(eight(clips()), encoder.eval()(clips()))
     assert 0.99 < similarity.min() < 1 - 1e-7
     with pytest.raises(UserError, match="quantised to w8a8 already"):
-        quantize(eight, BitWidths(4, 8))
+        quantize(eight, "w4a8")
 
 
-def test_running_range__is_that_of_the_first_batch_then_moves_and_zero_stays_zero(made):
+def test_running_range__starts_with_the_first_batch_moves_and_keeps_zero(made):
     quantised = copy.deepcopy(made[1])
     first = next(module for module in quantised.modules() if isinstance(module, RunningRange))
     of_noise = first.bounds.clone()
@@ -101,7 +95,7 @@ def test_running_range__is_that_of_the_first_batch_then_moves_and_zero_stays_zer
 
 
 def naive_convolution(layer, norm, values):
-    """What QLinearConv is defined to give, with sums of int64 and every step by hand in float32."""
+    """Compute QLinearConv by its definition, with sums in int64 and every step in float32."""
     given, gives = (
         proxy.fused_activation_quant_proxy.tensor_quant for proxy in (layer.input_quant, norm.output_quant.act_quant)
     )
@@ -130,7 +124,7 @@ def seen(encoder, num_batches=3):
 
 @torch.no_grad()
 def test_convolution__sums_integers_outside_of_training():
-    quantised = seen(quantize(small(), BitWidths(4, 4)))
+    quantised = seen(quantize(small(), "w4a4"))
     layers = [layer for layer in quantised.body.modules() if getattr(layer, "norms", None) and layer.weight_bits == 4]
     assert len(layers) == 11
     for layer in layers:
@@ -142,8 +136,8 @@ def test_convolution__sums_integers_outside_of_training():
         assert torch.equal(norm(layer(values)), layer(values))  # nothing is left to do for it
 
 
-def test_convolution__is_the_one_of_training_but_for_rounding():
-    quantised = seen(quantize(small(), BitWidths(8, 8)))
+def test_convolution__equals_training_up_to_rounding():
+    quantised = seen(quantize(small(), "w8a8"))
     simulated = copy.deepcopy(quantised)
     for layer in simulated.modules():
         if hasattr(layer, "is_simulated"):
@@ -151,27 +145,27 @@ def test_convolution__is_the_one_of_training_but_for_rounding():
     expected = simulated(clips())
     assert nn.functional.cosine_similarity(quantised(clips()), expected).min() > 0.99
     one, two = (
-        torch.autograd.grad(e(clips())[:, 0].sum(), e.body.get_submodule(e.stem).weight)[0]
+        torch.autograd.grad(e(clips())[:, 0].sum(), e.body.get_submodule(e.info.stems[0]).weight)[0]
         for e in (quantised, simulated)
     )
     assert nn.functional.cosine_similarity(one.flatten(), two.flatten(), dim=0) > 0.9  # gradients pass in eval mode too
 
 
 def test_convolution__in_bf16_sums_the_same_integers():
-    quantised = seen(quantize(small(), BitWidths(4, 8)))
+    quantised = seen(quantize(small(), "w4a8"))
     with torch.autocast("cpu", torch.bfloat16):
         half = quantised(clips())
     torch.testing.assert_close(half, quantised(clips()), atol=0, rtol=1e-6)
 
 
-def test_ranges__begin_with_those_of_noise():
-    ranges = ranges_of(quantize(small("rgb_tiny3d_8"), BitWidths(4, 8)))
+def test_ranges__start_with_those_of_noise():
+    ranges = ranges_of(quantize(small("rgb_tiny3d_8"), "w4a8"))
     assert len(ranges) == 8 and not any(layer.bounds.tolist() == [0.0, 1.0] for layer in ranges)
 
 
-def test_round__is_of_the_value_and_not_of_its_place():
-    """Half of a step goes to the even integer before the zero point, here an odd one, is added: as in ONNX."""
-    layer = next(m for m in quantize(small("rgb_tiny3d_8"), BitWidths(4, 8)).modules() if isinstance(m, RunningRange))
+def test_round__rounds_before_the_zero_point_is_added():
+    """As in ONNX, half a step is rounded to the even integer before an odd zero point is added."""
+    layer = next(m for m in quantize(small("rgb_tiny3d_8"), "w4a8").modules() if isinstance(m, RunningRange))
     layer.bounds.copy_(torch.tensor([-1.0, 254.0]))
     assert [float(value) for value in layer.grid()] == [1, 1, 8]
     steps = torch.tensor([-3.0, -0.5, 0.5, 1.5, 2.5, 300.0])
@@ -186,7 +180,9 @@ def test_prepare_for_export__stores_the_same_weights_as_multiples(bits, multiple
     prepare_for_export(file.body)
     assert not [layer for layer in file.modules() if isinstance(layer, nn.BatchNorm3d)]
     names = [
-        name for name, layer in quantised.body.named_modules() if hasattr(layer, "norms") and name != quantised.stem
+        name
+        for name, layer in quantised.body.named_modules()
+        if hasattr(layer, "norms") and name != quantised.info.stems[0]
     ]
     for name in names:
         layer, kept = quantised.body.get_submodule(name), file.body.get_submodule(name)
@@ -200,7 +196,7 @@ def test_prepare_for_export__stores_the_same_weights_as_multiples(bits, multiple
         assert differs.sum() <= 1  # of weights almost between two integers
 
 
-def test_integer_weights__of_a_channel_without_weights_keep_its_bias():
+def test_integer_weights__channel_of_zeros_keeps_its_bias():
     weight, bias = torch.tensor([[0.0, 0.0], [3.0, 7.0]]), torch.tensor([5.0, -1.0])
     found = IntegerWeights.of(weight, bias, bits=4, input_scale=torch.tensor(0.5))
     assert found.bias.abs().max() <= 2**30 and found.integers.tolist() == [[0, 0], [3, 7]]
@@ -209,7 +205,7 @@ def test_integer_weights__of_a_channel_without_weights_keep_its_bias():
 
 
 class Mixed(nn.Module):
-    """Attention, a layer that is called, one whose weights are read, and a subclass that computes otherwise."""
+    """Attention, a layer that is called, one whose weights are read, and a subclass that computes something else."""
 
     class Doubled(nn.Linear):
         def forward(self, tokens):
@@ -234,28 +230,28 @@ def mixed():
     return wrap_encoder(Mixed(), view=view, embed_dim=12, stem="patches")
 
 
-def test_quantize__replaces_what_is_called_and_names_what_stays():
+def test_quantize__replaces_layers_that_are_called_and_lists_the_others():
     encoder = mixed()
     picture = clips()[:, :, :1]
     expected = encoder.eval()(picture)
-    quantised = quantize(encoder, BitWidths(8, 8)).eval()
+    quantised = quantize(encoder, "w8a8").eval()
     assert float_layers(quantised) == ["read", "doubled"]
     assert nn.functional.cosine_similarity(quantised(picture), expected).min() > 0.99
     quantised.train()(picture).square().sum().backward()
     assert quantised.body.attention.in_proj.weight.grad.abs().sum() > 0
 
 
-def test_quantize__needs_a_layer_that_can_be():
+def test_quantize__needs_a_layer_to_quantise():
     view = create_encoder("image_resnet18", size_px=32).view
     body = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(3))
     with pytest.raises(UserError, match="image_pooled has no convolution"):
-        quantize(wrap_encoder(body, view=view, embed_dim=3, name="image_pooled"), BitWidths(8, 8))
+        quantize(wrap_encoder(body, view=view, embed_dim=3, name="image_pooled"), "w8a8")
 
 
-def test_quantize__without_brevitas_says_how_to_get_it(monkeypatch):
+def test_quantize__without_brevitas_error_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "brevitas.nn", None)
     with pytest.raises(UserError, match=r"pip install 'crossdistill\[precision\]'"):
-        quantize(small(), BitWidths(4, 8))
+        quantize(small(), "w4a8")
 
 
 @pytest.mark.parametrize("layout", ["yes", "no"])
@@ -269,7 +265,7 @@ def test_quantised__trains_in_bf16_and_channels_last(made, layout):
     assert sum(gradient.abs().sum() for gradient in gradients) > 0
 
 
-def test_student_files__hold_the_quantised_network_and_say_so(made, tmp_path):
+def test_student_files__hold_and_describe_the_quantised_network(made, tmp_path):
     quantised = copy.deepcopy(made[1])
     quantised.train()(clips())
     save_student(quantised.eval(), tmp_path, facts={})
@@ -281,8 +277,10 @@ def test_student_files__hold_the_quantised_network_and_say_so(made, tmp_path):
 
 
 def distiller(objective="compress-2q"):
-    student = quantize(small("rgb_tiny3d_8"), BitWidths(4, 8))
-    made = crossdistill.Distiller(student=student, teachers=[small(seed=7)], objective=objective, bank_size=8)
+    student = quantize(small("rgb_tiny3d_8"), "w4a8")
+    made = crossdistill.Distiller(
+        student=student, teachers=[small(seed=7)], terms=crossdistill.create_terms([objective]), bank_size=8
+    )
     return made, torch.optim.SGD(made.trainable.parameters(), lr=0.05, momentum=0.9)
 
 
@@ -290,15 +288,17 @@ def step(made, optimizer, seed):
     made.trainable.train()
     shown = View((clips(seed=seed) * 40 + 100).clamp(0, 255).byte(), torch.ones(4, 3))
     ids = torch.arange(4)
-    output = made(crossdistill.PairedBatch(student=shown, teachers=(shown,), sample_ids=ids, labels=ids))
+    output = made.compute(
+        made.trainable, crossdistill.PairedBatch(student=shown, teachers=(shown,), sample_ids=ids, labels=ids)
+    )
     output.loss.backward()
     optimizer.step()
     optimizer.zero_grad()
-    made.after_step()
+    made.after_step([output])
     return output.loss
 
 
-def test_quantised__goes_on_from_a_checkpoint_to_the_bit_with_its_ema_copy(tmp_path):
+def test_quantised__resumes_to_the_bit_with_its_ema_copy(tmp_path):
     made, optimizer = distiller()
     for seed in range(2):
         step(made, optimizer, seed)
@@ -313,7 +313,7 @@ def test_quantised__goes_on_from_a_checkpoint_to_the_bit_with_its_ema_copy(tmp_p
     again.load_state_dict(content["task"])
     for seed in range(2, 4):
         assert torch.equal(step(made, optimizer, seed), step(again, other, seed))
-    for one, two in ((made.trainable, again.trainable), (made.momentum_copy.module, again.momentum_copy.module)):
+    for one, two in ((made.trainable, again.trainable), (made.ema, again.ema)):
         assert all(torch.equal(value, two.state_dict()[name]) for name, value in one.state_dict().items())
     gains = [value for name, value in made.trainable.named_parameters() if name.endswith(".gain")]
     assert any(gain != 1 for gain in gains)
@@ -358,9 +358,9 @@ def test_optimizer__never_decays_learned_ranges(optimizer):
     assert decays.keys() == {id(value) for value in tower.parameters()}
 
 
-def test_ranges__of_all_processes_become_their_mean():
-    """An EMA copy is not wrapped by DDP: without this a resumed run would go on with the first process's ranges."""
-    processes = [quantize(small("rgb_tiny3d_8"), BitWidths(4, 8)).train() for _ in range(2)]
+def test_share_ranges__gives_all_processes_their_mean():
+    """DDP does not wrap an EMA copy: otherwise a resumed run would continue with the ranges of the first process."""
+    processes = [quantize(small("rgb_tiny3d_8"), "w4a8").train() for _ in range(2)]
     for seed, encoder in enumerate(processes):
         encoder(clips(seed=seed) * (1 + seed))
     before = [[layer.bounds.clone() for layer in ranges_of(encoder)] for encoder in processes]

@@ -1,0 +1,65 @@
+"""``crossdistill predict``: the classes of video files, or of what a camera sees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from crossdistill.predict import predict_files
+from crossdistill.predict.results import print_prediction, require_readable
+from crossdistill.utils.command_line import parse_options
+
+
+@dataclass(frozen=True)
+class Options:
+    """Predict the classes of videos: by the student's own classifier, or by the nearest training clips of --data."""
+
+    paths: tyro.conf.Positional[tuple[Path, ...]]
+    """The student (a run's folder, or the folder with student.safetensors; not needed with --onnx), then videos."""
+    onnx: Path | None = None
+    """Run this file of crossdistill export in onnxruntime instead of PyTorch."""
+    camera: int | None = None
+    """Number of a camera to watch until Ctrl-C, instead of videos."""
+    seconds: float = 3.0
+    """Seconds of the camera for one prediction."""
+    data: Path | None = None
+    """The prepared dataset that the student was trained on, for class names and training clips."""
+    split: str = "1"
+    """Split whose training clips are compared."""
+    k: int = 5
+    """Number of nearest clips that vote."""
+    clips: int = 10
+    """Number of clips per video, spread evenly, that a prediction is averaged over."""
+    top: int = 5
+    """Number of classes, or of nearest clips, to show."""
+    json: Path | None = None
+    """Also write the predictions to this file."""
+    features: Path | None = None
+    """Folder that stores the features of the training clips; by default the folder features beside the student, or
+    beside the file of --onnx if no student is given."""
+    workers: int = 2
+    """Number of processes that decode the training clips."""
+    allow_code: bool = False
+    """Run the Python file that a student of a custom network (path/to/file.py:function) names."""
+
+    @property
+    def student(self) -> Path | None:
+        """Folder of the student; None if --onnx is given and the first path is no folder."""
+        is_omitted = self.onnx is not None and not (self.paths and self.paths[0].is_dir())
+        return None if is_omitted or not self.paths else self.paths[0]
+
+    @property
+    def videos(self) -> tuple[Path, ...]:
+        """The video files."""
+        return self.paths if self.student is None else self.paths[1:]
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the command."""
+    options = parse_options(Options, arguments, prog="crossdistill predict")
+    shared = {name: value for name, value in vars(options).items() if name != "paths"}
+    predictions = predict_files(options.student, options.videos, **shared, on_prediction=print_prediction)
+    require_readable(predictions, is_camera=options.camera is not None)

@@ -1,0 +1,169 @@
+"""Entries of the registry: how to build a network of fresh weights for a modality and a view."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from torch import nn
+
+from crossdistill.encoders.base import Encoder, EncoderInfo
+from crossdistill.encoders.sizes import output_shape
+from crossdistill.errors import UserError
+from crossdistill.modalities import MODALITIES, get_modality
+from crossdistill.types import ViewSpec
+
+CLIP_MODALITIES = tuple(kind.name for kind in MODALITIES.values() if kind.has_time)
+"""Modalities that a network of clips can be built for: only its first convolution differs."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """How the pictures that a network was trained with were normalised and cut."""
+
+    mean: tuple[float, ...]
+    """One value for each channel, in the modality's unit."""
+    std: tuple[float, ...]
+    centre_fraction: float = 1.0
+    """See ``ViewSpec.centre_fraction``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture(EncoderInfo):
+    """One entry of the registry."""
+
+    build: Callable[[ViewSpec], nn.Module]
+    """Builds a body that maps such views to [B, D], without a classifier."""
+    modalities: tuple[str, ...]
+    num_frames: int
+    """Number of frames of a clip; 1 in a modality without time."""
+    stride: int
+    """Distance between the frames of a clip, in frames of the video; 1 in a modality without time."""
+    size_px: int
+    """Height and width."""
+    statistics: dict[str, Statistics] = field(default_factory=dict)
+    """Statistics by modality; the modality's own where absent."""
+    source: str = ""
+    """The library and class that the body's weights load into, as text."""
+    published_gmacs: float | None = None
+    """Published billions of multiply-adds of one view with the classifier (of one frame if it takes frames)."""
+
+    def view(self, modality: str) -> ViewSpec:
+        """Return the view that this architecture takes in one of its modalities."""
+        return make_view(
+            modality,
+            num_frames=self.num_frames,
+            stride=self.stride,
+            size_px=self.size_px,
+            statistics=self.statistics.get(modality),
+        )
+
+
+def make_view(
+    modality: str, *, num_frames: int, stride: int, size_px: int, statistics: Statistics | None = None
+) -> ViewSpec:
+    """Return a network's own view in a modality.
+
+    Args:
+        modality: Name of the modality.
+        num_frames: Number of frames of a clip; ignored in a modality without time, as is ``stride``.
+        stride: Distance between frames, in frames of the video.
+        size_px: Height and width.
+        statistics: Statistics of the network's training data; the modality's own if None.
+    """
+    kind = get_modality(modality)
+    statistics = statistics or Statistics(kind.mean, kind.std)
+    return ViewSpec(
+        modality=modality,
+        num_frames=num_frames if kind.has_time else 1,
+        stride=stride if kind.has_time else 1,
+        size_px=size_px,
+        mean=statistics.mean,
+        std=statistics.std,
+        centre_fraction=statistics.centre_fraction,
+    )
+
+
+def change_view(own: ViewSpec, **changes: int | None) -> ViewSpec:
+    """Return a view with the fields that the user gave; None keeps the network's own."""
+    return replace(own, **{key: value for key, value in changes.items() if value is not None})  # type: ignore[arg-type]
+
+
+def view_error(name: str, view: ViewSpec, own: ViewSpec, error: Exception) -> UserError:
+    """Return one sentence for the many ways in which libraries refuse a view.
+
+    Args:
+        name: Name of the encoder.
+        view: The view that was asked for.
+        own: The network's own view.
+        error: What the library raised.
+    """
+    return UserError(
+        f"{name} cannot take {view.num_frames} frames of {view.size_px} pixels ({reason_of(error)}): its own view is "
+        f"{own.num_frames} of {own.size_px}, so remove the options that change it, give more or larger frames, or "
+        "choose another network"
+    )
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the first line of an error without its full stop, to stand in brackets in a sentence."""
+    first = str(error).strip().split("\n", 1)[0]
+    return " ".join(first.split()).rstrip(".") or type(error).__name__
+
+
+def build_encoder(architecture: Architecture, *, name: str, modality: str, **view_changes: int | None) -> Encoder:
+    """Build an entry of the registry with fresh weights.
+
+    Args:
+        architecture: The entry.
+        name: Full name, for example ``flow_r3d18``.
+        modality: One of the architecture's modalities.
+        view_changes: ``num_frames``, ``stride`` and ``size_px``; the architecture's own where None or absent.
+
+    Raises:
+        UserError: The network cannot take such a view.
+    """
+    own = architecture.view(modality)
+    view = change_view(own, **view_changes)
+    try:
+        body = architecture.build(view)
+        if replace(view, stride=own.stride) != own:
+            _require_features(body, view, architecture)
+    except (ArithmeticError, AssertionError, IndexError, RuntimeError, ValueError) as error:
+        if view == own or isinstance(error, UserError):
+            raise
+        raise view_error(name, view, own, error) from error
+    return Encoder(body, name=name, view=view, info=architecture)
+
+
+def _require_features(body: nn.Module, view: ViewSpec, architecture: Architecture) -> None:
+    """Run the body on the meta device, because the strides of a network can leave nothing of a small view."""
+    num_frames = () if architecture.takes == "frames" else (view.num_frames,)
+    shape = output_shape(body, 1, view.kind.channels, *num_frames, view.size_px, view.size_px)
+    if shape != (1, architecture.embed_dim):
+        raise ValueError(f"it gives {list(shape)} instead of {architecture.embed_dim} features")
+
+
+def replace_stem(body: nn.Module, stem: str, channels: int) -> None:
+    """Give a network's first convolution another number of input channels, with fresh weights.
+
+    Args:
+        body: Changed in place; unchanged if the number is right.
+        stem: Name of the convolution.
+        channels: Wanted number of input channels.
+    """
+    old = body.get_submodule(stem)
+    assert isinstance(old, nn.Conv2d | nn.Conv3d)
+    if old.in_channels == channels:
+        return
+    new = type(old)(
+        channels,
+        old.out_channels,
+        old.kernel_size,  # type: ignore[arg-type]
+        old.stride,  # type: ignore[arg-type]
+        old.padding,  # type: ignore[arg-type]
+        bias=old.bias is not None,
+    )
+    nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
+    parent, _, leaf = stem.rpartition(".")
+    setattr(body.get_submodule(parent), leaf, new)

@@ -1,0 +1,97 @@
+"""Tokens: the features that a network has for each place and time before it pools them.
+
+Shapes: B batch, C channels, T frames, H height, W width, N tokens, E token features.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from crossdistill.modalities import IMAGE
+
+
+@dataclass(frozen=True)
+class TokenLayer:
+    """The module of a network whose output is its tokens."""
+
+    module: str
+    """Name of the module in the body."""
+    layout: Literal["channels-first", "channels-last", "sequence"] = "channels-first"
+    """Shape of the output: [B, E, T, H, W], [B, T, H, W, E] (without T in a network of single frames), or [B, N, E].
+    A sequence holds ``num_prefix`` class and register tokens, then the grid in the order of time, rows, columns."""
+    frames_per_token: int = 1
+    """Number of frames that one token of a sequence spans."""
+    num_prefix: int = 0
+    """Number of tokens before the grid in a sequence."""
+
+
+def arrange_tokens(output: Tensor, layer: TokenLayer, *, num_frames: int, is_per_frame: bool) -> Tensor:
+    """Bring the output of a token layer into one layout.
+
+    Args:
+        output: Output of the layer; the first axis of a network of single frames is batch times frames.
+        layer: Describes the output.
+        num_frames: T of the clip.
+        is_per_frame: Whether the network takes single frames.
+
+    Returns:
+        [B, E, T', H', W'] on the network's own grid.
+
+    Example:
+        >>> layer = TokenLayer("blocks", "sequence", num_prefix=1)
+        >>> arrange_tokens(torch.zeros(2, 17, 8), layer, num_frames=4, is_per_frame=False).shape
+        torch.Size([2, 8, 4, 2, 2])
+    """
+    if layer.layout == "sequence":
+        num_times = 1 if is_per_frame else max(1, num_frames // layer.frames_per_token)
+        grid = output[:, layer.num_prefix :]
+        side = math.isqrt(grid.shape[1] // num_times)
+        if num_times * side * side != grid.shape[1]:
+            raise ValueError(f"{grid.shape[1]} tokens do not form {num_times} square grids")
+        output = rearrange(grid, "b (t h w) e -> b t h w e", t=num_times, h=side)
+    if layer.layout != "channels-first":
+        output = output.movedim(-1, 1)
+    if is_per_frame:  # a sequence has a time axis of length 1 here, and a grid has none
+        return rearrange(output.squeeze(2) if output.dim() == 5 else output, "(b t) e h w -> b e t h w", t=num_frames)
+    return output
+
+
+def find_token_layer(body: nn.Module, *, channels: int, size_px: int) -> TokenLayer | None:
+    """Find the last module of a network of pictures whose output is a square grid or a sequence of tokens.
+
+    Args:
+        body: Maps [B, 3, H, W] to features; on the meta device.
+        channels: Number of features before pooling.
+        size_px: Height and width at which the grid is larger than 1x1.
+    """
+    found: list[TokenLayer] = []
+
+    def look(name: str, output: Any) -> None:
+        shape = tuple(output.shape) if isinstance(output, torch.Tensor) else ()
+        if len(shape) == 4 and shape[1] == channels and shape[2] == shape[3] > 1:
+            found.append(TokenLayer(name, "channels-first"))
+        elif len(shape) == 4 and shape[3] == channels and shape[1] == shape[2] > 1:
+            found.append(TokenLayer(name, "channels-last"))
+        elif len(shape) == 3 and shape[2] == channels and shape[1] > 1:
+            # What is left over from the largest square grid are class and register tokens.
+            prefix = getattr(body, "num_prefix_tokens", shape[1] - math.isqrt(shape[1]) ** 2)
+            found.append(TokenLayer(name, "sequence", num_prefix=prefix))
+
+    hooks = [
+        module.register_forward_hook(lambda module, inputs, output, name=name: look(name, output))
+        for name, module in body.named_modules()
+        if name
+    ]
+    try:
+        with torch.no_grad():
+            body(torch.empty(1, IMAGE.channels, size_px, size_px, device="meta"))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found[-1] if found else None

@@ -1,0 +1,119 @@
+"""Results of a prediction: scores of classes, the nearest training clips, and their text and JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crossdistill.errors import UserError
+from crossdistill.utils.console import console
+from crossdistill.utils.files import write_text_atomically
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """A class and its score."""
+
+    name: str
+    share: float
+    """Probability by the classifier, or share of the nearest clips."""
+
+
+@dataclass(frozen=True)
+class NearestClip:
+    """A training clip that is close to the video."""
+
+    name: str
+    class_name: str | None
+    similarity: float
+    """Cosine of both embeddings."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of one video, best first."""
+
+    basis: str
+    """Meaning of the shares, in words."""
+    classes: tuple[ClassScore, ...] = ()
+    nearest: tuple[NearestClip, ...] = ()
+    """Empty if a classifier gave the scores."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Prediction for one video."""
+
+    video: str
+    """Path of the file, or ``camera N``."""
+    scores: Scores | None
+    """None if the video could not be read."""
+    num_clips: int = 0
+    """Number of clips that the scores are averaged over."""
+    note: str = ""
+    """Defect of the video; the reason if there are no scores."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON object."""
+        if self.scores is None:
+            return {"video": self.video, "error": self.note}
+        return {
+            "video": self.video,
+            "num_clips": self.num_clips,
+            "note": self.note,
+            "basis": self.scores.basis,
+            "classes": [{"name": score.name, "share": score.share} for score in self.scores.classes],
+            "nearest": [
+                {"name": clip.name, "class": clip.class_name, "similarity": clip.similarity}
+                for clip in self.scores.nearest
+            ],
+        }
+
+    def __str__(self) -> str:
+        """Return the video in one line, and one line for each class and clip.
+
+        Example:
+            >>> print(Prediction("a.mp4", Scores("votes", (ClassScore("wave", 0.75),)), num_clips=2))
+            a.mp4 (2 clips, votes)
+               75.0%  wave
+        """
+        if self.scores is None:
+            return f"{self.video}: cannot be read ({self.note})"
+        clips = f"{self.num_clips} clip{'s' if self.num_clips > 1 else ''}"
+        note = f"; {self.note}" if self.note else ""
+        classes = [f"  {score.share:6.1%}  {score.name}" for score in self.scores.classes]
+        nearest = [
+            f"  {clip.similarity:6.3f}  near {clip.name}{f' ({clip.class_name})' if clip.class_name else ''}"
+            for clip in self.scores.nearest
+        ]
+        return "\n".join([f"{self.video} ({clips}, {self.scores.basis}{note})", *classes, *nearest])
+
+
+def print_prediction(prediction: Prediction) -> None:
+    """Print a prediction."""
+    console.print(str(prediction), highlight=False, markup=False, soft_wrap=True)
+
+
+def write_predictions(path: Path, student: str, predictions: Sequence[Prediction]) -> None:
+    """Write predictions as JSON.
+
+    Args:
+        path: The file.
+        student: Name of the encoder.
+        predictions: Predictions of all videos.
+    """
+    content = {"student": student, "answers": [prediction.to_json() for prediction in predictions]}
+    write_text_atomically(path, json.dumps(content, indent=2) + "\n")
+
+
+def require_readable(predictions: Sequence[Prediction], *, is_camera: bool) -> None:
+    """Raise a ``UserError`` if a file could not be read, or if nothing of a camera could be read."""
+    num_failed = sum(prediction.scores is None for prediction in predictions)
+    # The last recording before a camera is unplugged may be too short.
+    if num_failed and (not is_camera or num_failed == len(predictions)):
+        raise UserError(
+            f"{num_failed} of {len(predictions)} videos could not be read, for the reasons above: fix or remove them"
+        )

@@ -1,0 +1,185 @@
+"""Runtimes of a student: PyTorch, and onnxruntime for an exported file.
+
+Shapes: N clips, C classes, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from crossdistill.data.dataset import Entry, PairedClips
+from crossdistill.data.manifest import Manifest
+from crossdistill.data.sampling import SampleKey
+from crossdistill.data.transforms import normalise
+from crossdistill.distillation.class_names import find_class_names
+from crossdistill.distillation.student import load_student
+from crossdistill.encoders import Encoder
+from crossdistill.encoders.base import Classifier
+from crossdistill.encoders.execution import Execution
+from crossdistill.errors import UserError
+from crossdistill.evaluation.embedder import EmbeddedBatches, Embedder, batches_of
+from crossdistill.evaluation.feature_store import FeatureStore, complete, exported_key, kept_features
+from crossdistill.evaluation.features import Features, assemble, no_features
+from crossdistill.export.metadata import EMBEDDINGS
+from crossdistill.export.network import Outputs, with_logits
+from crossdistill.export.onnx import open_session, read_metadata, run_session
+from crossdistill.types import PairedBatch, View, ViewSpec
+from crossdistill.utils.distributed import create_accelerator
+
+CLIPS_AT_ONCE = 8
+"""Number of clips in a batch. Another number can change the last bits of the outputs."""
+
+
+class Runtime(Protocol):
+    """A student in some runtime."""
+
+    name: str
+    """Name of the encoder."""
+    view: ViewSpec
+    num_classes: int
+    """Number of the classifier's classes; 0 without a classifier."""
+    classes: tuple[str, ...]
+    """Names of the classes; empty if the student does not know them."""
+
+    def run(self, view: View) -> Outputs:
+        """Return embeddings [N, D] and, with a classifier, logits [N, C] of stored clips."""
+        ...
+
+    def embed_videos(
+        self, entries: Sequence[Entry], *, dataset: str, features: Path | None, workers: int, description: str
+    ) -> Features:
+        """Embed the middle clip of each video, or read its features from the store.
+
+        Args:
+            entries: The videos. Unreadable ones are left out.
+            dataset: Name of their dataset.
+            features: Folder of the feature store; None to store nothing.
+            workers: Number of processes that decode.
+            description: Text of the progress bar.
+        """
+        ...
+
+
+class TorchRuntime:
+    """A student in PyTorch, on a GPU if there is one.
+
+    Args:
+        encoder: The student.
+        classes: Names of its classifier's classes; empty if unknown.
+    """
+
+    def __init__(self, encoder: Encoder, classes: tuple[str, ...] = ()) -> None:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._embedder = Embedder(encoder, Execution.choose(encoder, device=device, precision="fp32", layout="auto"))
+        layer = encoder.classifier
+        # Embedder returns embeddings on the CPU.
+        self._classifier = None if layer is None else Classifier(layer.weight.cpu(), layer.bias.cpu())
+        self.name, self.view, self.classes = encoder.name, encoder.view, classes
+        self.num_classes = 0 if layer is None else len(layer.bias)
+
+    def run(self, view: View) -> Outputs:
+        """See ``Runtime``."""
+        with torch.inference_mode():
+            return with_logits(self._embedder(view), self._classifier)
+
+    def embed_videos(
+        self, entries: Sequence[Entry], *, dataset: str, features: Path | None, workers: int, description: str
+    ) -> Features:
+        """See ``Runtime``."""
+        return kept_features(
+            self._embedder.encoder,
+            entries,
+            folder=features,
+            dataset=dataset,
+            execution=self._embedder.execution,
+            accelerator=create_accelerator(),
+            num_workers=workers,
+            description=description,
+        )
+
+
+class OnnxRuntime:
+    """A student in onnxruntime. The file's metadata holds all that is needed.
+
+    Args:
+        path: A file that ``crossdistill export --to onnx`` wrote.
+
+    Raises:
+        UserError: onnxruntime is missing, or it cannot run the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._session = path, open_session(path)
+        metadata = read_metadata(self._session, path)
+        self.name, self.view, self.embed_dim = metadata.encoder, metadata.view, metadata.embed_dim
+        self.num_classes, self.classes = metadata.num_classes, metadata.classes
+
+    def run(self, view: View) -> Outputs:
+        """See ``Runtime``."""
+        return run_session(self._session, normalise(view, self.view))
+
+    def embed_batch(self, batch: PairedBatch) -> Tensor:
+        """Embed a batch of one or more clips, as ``BatchEmbedder`` does: float32 [N, D]."""
+        return self.run(batch.student)[EMBEDDINGS]
+
+    def embed_videos(
+        self, entries: Sequence[Entry], *, dataset: str, features: Path | None, workers: int, description: str
+    ) -> Features:
+        """See ``Runtime``."""
+
+        def extract(missing: Sequence[Entry]) -> Features:
+            keys = batches_of([SampleKey(i, epoch=0) for i in range(len(missing))], CLIPS_AT_ONCE)
+            clips = PairedClips(missing, student_view=self.view)
+            walk = EmbeddedBatches(clips, keys, [self], num_workers=workers, description=description)
+            rows: dict[int, Tensor] = {}
+            for batch, (embedded_nd,) in walk:
+                rows |= dict(zip(batch.sample_ids.tolist(), embedded_nd[:, None], strict=True))
+            return assemble(rows, missing, walk.unreadable, no_features(self.embed_dim))
+
+        if features is None:
+            return extract(entries)
+        key = exported_key(self._path, encoder=self.name, view=self.view, embed_dim=self.embed_dim, dataset=dataset)
+        return complete(
+            FeatureStore(features, key),
+            entries,
+            extract,
+            accelerator=create_accelerator(),
+            view=self.view,
+            description=description,
+        )
+
+
+def open_runtime(
+    student: Path | None, *, onnx: Path | None, manifest: Manifest | None, allow_code: bool
+) -> TorchRuntime | OnnxRuntime:
+    """Open an exported file in onnxruntime if one is given, otherwise load the student in PyTorch.
+
+    Args:
+        student: Folder of the student.
+        onnx: The exported file.
+        manifest: The dataset that the student was trained on, for the names of its classes.
+        allow_code: Whether to run the Python file that the student may name.
+
+    Raises:
+        UserError: Neither is given, or it cannot be loaded.
+    """
+    if onnx is not None:
+        return OnnxRuntime(onnx)
+    if student is None:
+        raise UserError("no student was given: give a run's folder before the videos, or --onnx FILE")
+    if student.is_file():
+        raise UserError(f"{student} is a file: give the student's folder first, then the videos (or --onnx FILE)")
+    encoder = load_student(student, allow_code=allow_code)
+    return TorchRuntime(encoder, find_class_names(student, encoder.classifier, manifest))
+
+
+def run_in_batches(runtime: Runtime, view: View) -> Outputs:
+    """Run any number of clips, in batches of ``CLIPS_AT_ONCE``."""
+    batches = zip(view.values.split(CLIPS_AT_ONCE), view.channel_scale.split(CLIPS_AT_ONCE), strict=True)
+    outputs = [runtime.run(View(values, channel_scale)) for values, channel_scale in batches]
+    return {name: torch.cat([output[name] for output in outputs]) for name in outputs[0]}

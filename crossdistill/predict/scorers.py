@@ -1,0 +1,155 @@
+"""Scores of a video: by the student's classifier, or by the nearest training clips.
+
+Shapes: N clips of one video, G clips of the gallery, C classes, D features.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from crossdistill.data.dataset import entries_of
+from crossdistill.data.manifest import Manifest
+from crossdistill.distillation.class_names import name_of
+from crossdistill.errors import UserError
+from crossdistill.evaluation.neighbours import nearest_neighbours
+from crossdistill.export.metadata import EMBEDDINGS, LOGITS
+from crossdistill.predict.results import ClassScore, NearestClip, Scores
+from crossdistill.predict.runtimes import Runtime
+from crossdistill.utils.console import console
+
+
+class Scorer(Protocol):
+    """Turns a student's outputs into the scores of a video."""
+
+    def score(self, outputs: Mapping[str, Tensor], *, top: int) -> Scores:
+        """Return the best ``top`` classes and clips for the outputs of a video's clips."""
+        ...
+
+
+@dataclass(frozen=True)
+class ClassifierScorer:
+    """Mean over clips of the classifier's probabilities."""
+
+    names: tuple[str, ...]
+    """Names of the classes; a number replaces an unknown name."""
+
+    def score(self, outputs: Mapping[str, Tensor], *, top: int) -> Scores:
+        """See ``Scorer``.
+
+        Example:
+            >>> import torch
+            >>> ClassifierScorer(("clap", "wave")).score({"logits": torch.tensor([[0.0, 9.0]])}, top=1).classes[0].name
+            'wave'
+        """
+        probabilities_c = outputs[LOGITS].double().softmax(dim=1).mean(dim=0)
+        best = probabilities_c.topk(min(top, len(probabilities_c)))
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        classes = tuple(ClassScore(name_of(position, self.names), share) for position, share in pairs)
+        return Scores("probabilities of the classifier", classes=classes)
+
+
+@dataclass(frozen=True)
+class NeighbourScorer:
+    """Votes of the k gallery clips that are nearest to the mean of the video's unit embeddings."""
+
+    features_gd: Tensor
+    labels: Sequence[int]
+    """[G] labels, -1 for a clip without a label."""
+    names: Sequence[str]
+    """[G] names of the clips."""
+    classes: tuple[str, ...]
+    """Names of the classes."""
+    k: int
+
+    def score(self, outputs: Mapping[str, Tensor], *, top: int) -> Scores:
+        """See ``Scorer``. Of classes with equal votes, that of the nearest clip comes first."""
+        query_1d = F.normalize(outputs[EMBEDDINGS].double(), dim=1).mean(dim=0, keepdim=True).float()
+        found = nearest_neighbours(queries_bd=query_1d, gallery_nd=self.features_gd, k=self.k)
+        pairs = zip(found.indices_bk[0].tolist(), found.similarities_bk[0].tolist(), strict=True)
+        nearest = tuple(NearestClip(self.names[i], self._class_of(i), similarity) for i, similarity in pairs)
+        # Counter keeps the order of insertion, which is the order of similarity, among equal counts.
+        votes = Counter(clip.class_name for clip in nearest if clip.class_name is not None)
+        classes = tuple(ClassScore(name, count / len(nearest)) for name, count in votes.most_common(top))
+        basis = f"votes of the {len(nearest)} nearest of {len(self.names)} training clips"
+        return Scores(basis, classes=classes, nearest=nearest[:top])
+
+    def _class_of(self, position: int) -> str | None:
+        label = self.labels[position]
+        return None if label < 0 else name_of(label, self.classes)
+
+
+def choose_scorer(
+    runtime: Runtime, manifest: Manifest | None, *, split: str, k: int, workers: int, features: Path | None
+) -> Scorer:
+    """Choose the student's classifier if it has one, otherwise the training clips of a dataset, and embed those.
+
+    Args:
+        runtime: The student.
+        manifest: The prepared dataset; None if none was given.
+        split: Split whose training clips are embedded.
+        k: Number of nearest clips that vote.
+        workers: Number of processes that decode.
+        features: Folder of the feature store; None to store nothing.
+
+    Raises:
+        UserError: There is neither a classifier nor a dataset, or the dataset is not the student's.
+    """
+    if runtime.num_classes:
+        return ClassifierScorer(_class_names(runtime, manifest))
+    if manifest is None:
+        raise UserError(
+            f"{runtime.name} was trained without labels and has no classes: give --data with a prepared dataset, whose "
+            "nearest clips are then shown"
+        )
+    return embed_gallery(runtime, manifest, split=split, k=k, workers=workers, features=features)
+
+
+def _class_names(runtime: Runtime, manifest: Manifest | None) -> tuple[str, ...]:
+    """Return the names of the classifier's classes, and print a notice if they are unknown or not the dataset's."""
+    names, notice = runtime.classes, ""
+    if not names and manifest is not None and len(manifest.classes) == runtime.num_classes:
+        names = manifest.classes
+    if not names:
+        notice = (
+            f"the names of the {runtime.num_classes} classes of {runtime.name} are unknown, so numbers are shown: give "
+            "--data with the dataset that the student was trained on"
+        )
+    elif manifest is not None and names != manifest.classes:
+        notice = (
+            f"{runtime.name} knows the names of the {len(names)} classes that it was trained on; --data, whose classes "
+            "differ, --split and --k have no effect"
+        )
+    if notice:
+        console.print(notice, soft_wrap=True, highlight=False)
+    return names
+
+
+def embed_gallery(
+    runtime: Runtime, manifest: Manifest, *, split: str, k: int, workers: int, features: Path | None
+) -> NeighbourScorer:
+    """Embed the middle of every training clip; of every clip if the dataset has no splits.
+
+    Args are those of ``choose_scorer``.
+
+    Raises:
+        UserError: The dataset has no such split or stream, or no clip can be read.
+    """
+    manifest.require_stream(runtime.view.kind.stream, wanted_by=runtime.name)
+    positions = manifest.select(split=split, part="train") if manifest.splits else range(len(manifest.videos))
+    found = runtime.embed_videos(
+        [entry for entry in entries_of(manifest, list(positions)) if entry.video.is_usable],
+        dataset=manifest.dataset,
+        features=features,
+        workers=workers,
+        description=f"clips of {manifest.dataset}",
+    )
+    if not found.num_clips:
+        raise UserError(f"no training clip of {manifest.root} can be read: check it with python -m data_prep verify")
+    return NeighbourScorer(found.features, found.labels.tolist(), found.videos, manifest.classes, k=k)

@@ -1,0 +1,211 @@
+"""Quantised layers: brevitas' layers in place of plain ones.
+
+Shapes: B batch, C output channels, I input channels of a group.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crossdistill.errors import UserError
+from crossdistill.quantization.bits import BitWidths
+from crossdistill.quantization.integers import IntegerWeights, fold
+from crossdistill.quantization.ranges import RunningRange
+
+OUTPUT_BITS = 8
+"""Bits of a convolution's output after its normalisation, so that a runtime can stay with integers between layers."""
+CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
+NORMS = (nn.BatchNorm2d, nn.BatchNorm3d)
+REPLACED = (*CONVOLUTIONS, nn.Linear, nn.MultiheadAttention)
+
+
+def require_brevitas() -> ModuleType:
+    """Return the module of brevitas' layers, or raise a ``UserError`` that says how to install them."""
+    try:
+        return importlib.import_module("brevitas.nn")
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"quantised networks need brevitas, which cannot be imported ({error}): "
+            "pip install 'crossdistill[precision]'"
+        ) from error
+
+
+def quantised_layer(layer: nn.Module, widths: BitWidths, qnn: ModuleType, *, has_norm: bool) -> nn.Module:
+    """Return brevitas' layer with the weights of a plain one.
+
+    Args:
+        layer: A convolution, a linear layer or ``nn.MultiheadAttention``.
+        widths: Bits of its weights and inputs.
+        qnn: brevitas' module of layers.
+        has_norm: Whether a BatchNorm follows, which is quantised instead of the layer's output.
+    """
+    weights, inputs, outputs = _weights(widths.weight_bits), _ranged(widths.activation_bits), _ranged(OUTPUT_BITS)
+    bias = layer.in_proj_bias is not None if isinstance(layer, nn.MultiheadAttention) else layer.bias is not None
+    new: Any
+    if isinstance(layer, nn.MultiheadAttention):
+        new = _quantised_attention(layer, qnn, weights=weights, activations=inputs)
+    elif isinstance(layer, nn.Linear):
+        new = qnn.QuantLinear(layer.in_features, layer.out_features, bias, weight_quant=weights, input_quant=inputs)
+    else:
+        assert isinstance(layer, CONVOLUTIONS)
+        kind = qnn.QuantConv2d if isinstance(layer, nn.Conv2d) else qnn.QuantConv3d
+        new = type(kind.__name__, (IntegerConvolution, kind), {})(  # printed under brevitas' name
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel_size,
+            stride=layer.stride,
+            padding=layer.padding,
+            dilation=layer.dilation,
+            groups=layer.groups,
+            padding_mode=layer.padding_mode,
+            bias=bias,
+            weight_quant=weights,
+            input_quant=inputs,
+            output_quant=None if has_norm else outputs,
+        )
+        new.weight_bits, new.norms, new.is_simulated = widths.weight_bits, [], False
+    new.load_state_dict(layer.state_dict(), strict=False)  # a plain layer has no ranges
+    quantised: nn.Module = new.to(next(layer.parameters()).device).train(layer.training)
+    return quantised
+
+
+def _quantised_attention(
+    layer: nn.MultiheadAttention, qnn: ModuleType, *, weights: type, activations: type
+) -> nn.Module:
+    """Return attention whose projections and both products between tokens take integers."""
+    new: nn.Module = qnn.QuantMultiheadAttention(
+        layer.embed_dim,
+        layer.num_heads,
+        dropout=layer.dropout,
+        bias=layer.in_proj_bias is not None,
+        batch_first=layer.batch_first,
+        in_proj_input_quant=activations,
+        in_proj_weight_quant=weights,
+        in_proj_bias_quant=None,
+        attn_output_weights_quant=activations,
+        q_scaled_quant=activations,
+        k_transposed_quant=activations,
+        v_quant=activations,
+        out_proj_input_quant=activations,
+        out_proj_weight_quant=weights,
+        out_proj_bias_quant=None,
+    )
+    return new
+
+
+def _weights(bits: int) -> type:
+    """Return brevitas' description of signed symmetric weights, whose scale fits the largest of an output channel."""
+    base = importlib.import_module("brevitas.quant").Int8WeightPerChannelFloat
+    return type("Weights", (base,), {"bit_width": bits})
+
+
+def _ranged(bits: int) -> type:
+    """Return brevitas' description of activations that a ``RunningRange`` quantises."""
+    base = importlib.import_module("brevitas.quant.base").UintQuant
+    solver = importlib.import_module("brevitas.quant.solver").ActQuantSolver
+    per_tensor = importlib.import_module("brevitas.inject.enum").ScalingPerOutputType.TENSOR
+    described = {
+        "tensor_quant": RunningRange,
+        "bit_width": bits,
+        "scaling_per_output_type": per_tensor,
+        "restrict_scaling_type": "fp",
+    }
+    return type("Activations", (base, solver), described)
+
+
+def keep_range() -> None:
+    """Do nothing, in place of the function that brevitas calls whenever a state is loaded.
+
+    That function makes a new ``RunningRange``, and an optimizer would keep the parameters of the old one.
+    """
+
+
+def quantise_norm(norm: nn.Module, convolution: nn.Module, qnn: ModuleType) -> None:
+    """Quantise the output of a BatchNorm to 8 bits, and record the convolution that it is folded into."""
+    norm.output_quant = qnn.QuantIdentity(act_quant=_ranged(OUTPUT_BITS)).train(norm.training)
+    norm.register_forward_hook(_quantise_output)
+    assert isinstance(convolution, IntegerConvolution)
+    convolution.norms.append(norm)
+    norm.convolutions = [convolution]  # type: ignore[assignment]  # a list, so that it is no child
+
+
+def _quantise_output(norm: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """Quantise a BatchNorm's output, unless the convolution summed integers: it has then normalised and rounded too."""
+    quantised: Tensor = inputs[0] if norm.convolutions[0].sums_integers else norm.output_quant(output)
+    return quantised
+
+
+class IntegerConvolution(nn.Module):
+    """Mixed into brevitas' convolutions: outside of training they sum integers (see ``integers.py``)."""
+
+    weight_bits: int
+    norms: list[Any]
+    """The BatchNorm to fold, or none. It is in a list so that it is no child of the convolution."""
+    is_simulated: bool
+    """Whether it computes in floating point outside of training as well, for exporters and to find the first ranges."""
+    input_quant: Any
+    output_quant: Any
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
+    @property
+    def sums_integers(self) -> bool:
+        """Whether ``forward`` currently sums integers."""
+        return not (self.training or self.is_simulated)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Map [B, I, ...] to [B, C, ...]."""
+        if not self.sums_integers:
+            convolved: Tensor = super().forward(values)
+            return convolved
+        # Sums of integers need float32: bf16 holds integers only up to 256.
+        kind = values.device.type
+        with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext():
+            given, gives = _range_of(self.input_quant), self.output_range
+            input_scale, output_scale = given.grid()[0], gives.grid()[0]
+            steps = self.integer_weights().convolve(
+                self,
+                given.round(values.float() / input_scale),
+                input_scale=input_scale,
+                output_scale=output_scale,
+            )
+            return gives.round(steps) * output_scale
+
+    @property
+    def output_range(self) -> RunningRange:
+        """Range of the output, after the BatchNorm if one follows."""
+        return _range_of(self.norms[0].output_quant.act_quant if self.norms else self.output_quant)
+
+    def folded(self) -> tuple[Tensor, Tensor | None]:
+        """Return weight and bias with the BatchNorm folded."""
+        return fold(self, self.norms[0] if self.norms else None)
+
+    def integer_weights(self) -> IntegerWeights:
+        """Return the weights as a file stores them, with the BatchNorm folded."""
+        weight, bias = self.folded()
+        return IntegerWeights.of(weight, bias, bits=self.weight_bits, input_scale=_range_of(self.input_quant).grid()[0])
+
+
+def _range_of(proxy: Any) -> RunningRange:
+    """Return the range in brevitas' proxy of activations."""
+    found: RunningRange = proxy.fused_activation_quant_proxy.tensor_quant
+    return found
+
+
+def return_scales(module: nn.Module, *, enabled: bool) -> None:
+    """Let brevitas' layers return scales with their values: an export needs them, training is faster without."""
+    for layer in module.modules():
+        if hasattr(layer, "skip_create_quant_tensor"):
+            setattr(layer, "skip_create_quant_tensor", not enabled)  # noqa: B010 - mypy takes it for a tensor
+
+
+def put_layer(body: nn.Module, name: str, layer: nn.Module) -> None:
+    """Replace a submodule by its name."""
+    parent, _, leaf = name.rpartition(".")
+    setattr(body.get_submodule(parent), leaf, layer)

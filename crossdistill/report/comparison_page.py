@@ -1,0 +1,246 @@
+"""The page that compares several runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from crossdistill.evaluation.results import Evaluation
+from crossdistill.report.analysis import class_accuracies, confusion_of
+from crossdistill.report.charts import CostDot, Dot, Series, cost_chart, interval_chart, legend, line_chart, style_of
+from crossdistill.report.class_charts import MAX_BARS
+from crossdistill.report.cost import BATCH_SIZE, Cost
+from crossdistill.report.curves import KNN, points_of
+from crossdistill.report.networks import Kind
+from crossdistill.report.page import Page, SectionPlan, Tile, make_sections, render
+from crossdistill.report.record import RunRecord, UnavailableError
+from crossdistill.report.results import ResultTable, main_result, result_tables
+from crossdistill.report.run_data import RunData
+from crossdistill.report.run_page import cost_note, cost_row, shown_protocol
+from crossdistill.report.svg import element, percent, short_number, whole_percent
+from crossdistill.report.tables import accuracies_of, notes_of, row_names, title_of
+
+SHOWN_ROWS = ("linear", "1-nn", "20-nn", "retrieval, R@5", "cluster")
+"""Rows of results that the comparison shows."""
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """A run with its name and style in the comparison."""
+
+    name: str
+    style: str
+    """CSS classes of colour and shape."""
+    data: RunData
+    table: ResultTable | None
+    evaluation: Evaluation | None
+    """Evaluation of the trained student."""
+
+    @property
+    def cost(self) -> Cost | None:
+        """Cost of the student."""
+        return self.data.costs[0] if self.data.costs else None
+
+
+LEADS = {
+    "runs": "Top-1 accuracy of all students on the test part, in %.",
+    "accuracy": "Overlapping intervals do not prove that two students are equal, but they show no difference either.",
+    "cost": "Better is up, cheaper is left, on a logarithmic axis. Runs of equal cost are drawn beside each other. "
+    "Times were measured one after the other, so on a busy machine they differ even between equal students.",
+    "curves": "Losses of different objectives have different units: compare their shape, not their height.",
+    "classes": "Accuracy within each class; the classes in which the runs differ most come first.",
+}
+
+
+def comparison_page(runs: Sequence[RunData]) -> Page:
+    """Make the page that compares several runs, in the given order."""
+    names = _names([run.record for run in runs])
+    compared = [_compared(run, names[position], position) for position, run in enumerate(runs)]
+    datasets = dict.fromkeys(run.table.dataset for run in compared if run.table)
+    notes = [f"{run.name}: {note}" for run in compared for note in run.data.record.notes]
+    for run in compared:
+        reasons = dict.fromkeys([run.data.no_dataset, *run.data.reasons.values()])
+        notes += [f"{run.name}: {reason}" for reason in reasons if reason]
+    on = f" on {', '.join(datasets)}" if datasets else ""
+    sections = (
+        ("runs", "Runs", lambda: _table(compared)),
+        ("accuracy", "Accuracy with intervals", lambda: _intervals(compared)),
+        ("cost", "Accuracy over cost", lambda: _costs(compared)),
+        ("curves", "Training curves", lambda: _curves(compared)),
+        ("classes", "Accuracy by class", lambda: _classes(compared)),
+    )
+    return Page(
+        title=f"Comparison of {len(compared)} runs",
+        headline=f"{', '.join(dict.fromkeys(run.data.record.encoder for run in compared))}{on}.",
+        tiles=_tiles(compared),
+        sections=make_sections([SectionPlan(name, title, LEADS[name], make) for name, title, make in sections]),
+        notes=notes,
+    )
+
+
+def _names(records: Sequence[RunRecord]) -> list[str]:
+    """Return the folder names of the runs; the folders as given for runs of the same name."""
+    names = [record.name for record in records]
+    return [str(record.folder) if names.count(record.name) > 1 else record.name for record in records]
+
+
+def _compared(run: RunData, name: str, position: int) -> ComparedRun:
+    tables = result_tables(run)
+    table = tables[0] if tables else None
+    evaluation = None if table is None else table.by_role.get(run.record.role)
+    return ComparedRun(name, style_of(position), run, table, evaluation)
+
+
+def _tiles(runs: Sequence[ComparedRun]) -> list[Tile]:
+    results = [(run, main_result(run.evaluation)) for run in runs if run.evaluation is not None]
+    measured = [(run, result) for run, result in results if result is not None]
+    tiles = []
+    if measured and len({run.table.dataset for run, _ in measured if run.table}) == 1:
+        top1, names = _extreme([(run.name, result.top1) for run, result in measured], max)
+        tiles.append(Tile(percent(top1), f"best top-1, {measured[0][1].protocol}", names))
+    for title, value_of, text_of in COSTS:
+        costed = [(run, value_of(run.cost)) for run in runs if run.cost is not None]
+        if costed and not (title == TIME and _is_close(sorted(value for _, value in costed))):
+            value, names = _extreme([(run.name, value) for run, value in costed], min)
+            tiles.append(Tile(text_of(value), f"lowest: {title}", names))
+    return tiles
+
+
+def _extreme(values: Sequence[tuple[str, float]], choose: Callable[[Iterable[float]], float]) -> tuple[float, str]:
+    """Return the largest or smallest of several values, and the names of the runs that have it."""
+    found = choose(value for _, value in values)
+    names = [name for name, value in values if value == found]
+    return found, names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
+def _is_close(ascending: Sequence[float]) -> bool:
+    """Return whether the two smallest times are too similar to call one the lowest."""
+    return len(ascending) > 1 and ascending[1] <= (1 + CLOSE_TIMES) * ascending[0]
+
+
+TIME = "milliseconds per clip"
+CLOSE_TIMES = 0.1
+"""Relative difference of times that the measurement does not resolve."""
+COSTS: tuple[tuple[str, Callable[[Cost], float], Callable[[float], str]], ...] = (
+    ("parameters", lambda cost: float(cost.num_parameters), short_number),
+    ("multiply-adds per clip", lambda cost: cost.gmacs * 1e9, short_number),
+    (TIME, lambda cost: 1000 * cost.latency_seconds, lambda value: f"{value:.3g} ms"),
+    ("bytes of the weight file", lambda cost: float(cost.num_bytes or 0), lambda value: f"{short_number(value)}B"),
+)
+
+
+def _table(runs: Sequence[ComparedRun]) -> Markup:
+    evaluations = [run.evaluation for run in runs if run.evaluation is not None]
+    names = [name for name in row_names(evaluations) if name in SHOWN_ROWS]
+    rows: list[dict[str, Any]] = []
+    for run in runs:
+        accuracies = {} if run.evaluation is None else accuracies_of(run.evaluation)
+        record = run.data.record
+        rows.append(
+            {
+                "name": run.name,
+                "style": run.style,
+                "student": record.encoder,
+                "teacher": "none (labels)" if record.is_supervised else record.teachers or "–",
+                "cells": [accuracies.get(name) for name in names],
+                "coverage": min((accuracies[name].coverage for name in names if name in accuracies), default=None),
+            }
+        )
+    tables = [run.table for run in runs if run.table is not None]
+    notes = list(dict.fromkeys(f"{table.dataset}: {note}" for table in tables for note in notes_of(table)))
+    if len({table.dataset for table in tables}) > 1:
+        notes.append("The runs were evaluated on different datasets, so their accuracies are not comparable.")
+    return render("runs.html", protocols=[title_of(name) for name in names], rows=rows, notes=notes)
+
+
+def _measured(runs: Sequence[ComparedRun]) -> list[tuple[ComparedRun, Evaluation]]:
+    found = [(run, run.evaluation) for run in runs if run.evaluation is not None]
+    if not found:
+        raise UnavailableError("no run was evaluated, and none can be evaluated now.")
+    return found
+
+
+def _intervals(runs: Sequence[ComparedRun]) -> Markup:
+    measured = _measured(runs)
+    groups = []
+    for name in row_names([evaluation for _, evaluation in measured]):
+        if name not in SHOWN_ROWS:
+            continue
+        accuracies = [(run, accuracies_of(evaluation).get(name)) for run, evaluation in measured]
+        dots = [
+            Dot(run.name, accuracy.value, accuracy.interval, run.style)
+            for run, accuracy in accuracies
+            if accuracy is not None
+        ]
+        groups.append((title_of(name), dots))
+    return interval_chart(groups, label="accuracies of all runs")
+
+
+def _costs(runs: Sequence[ComparedRun]) -> Markup:
+    costs = [(run, run.cost) for run in runs if run.cost is not None]
+    if not costs:
+        raise UnavailableError("the student of no run can be loaded.")
+    rows = [cost_row(cost, name=run.name, style=run.style) for run, cost in costs]
+    charts = []
+    for title, value_of, _ in COSTS:
+        dots = []
+        for run in runs:
+            result = None if run.evaluation is None else main_result(run.evaluation)
+            value = None if run.cost is None else value_of(run.cost)
+            if result is not None and value:
+                dots.append(CostDot(run.name, value, result.top1, result.intervals.get("top1"), run.style))
+        if dots:
+            charts.append(cost_chart(dots, title=f"Accuracy over {title}", x_label=title))
+    table = render("cost.html", costs=rows, batch_size=BATCH_SIZE, note=cost_note([cost for _, cost in costs]))
+    names = legend([(run.name, run.style) for run, _ in costs])
+    return names + element("div", *charts, class_="pictures") + table
+
+
+def _curves(runs: Sequence[ComparedRun]) -> Markup:
+    charts = []
+    wanted = (("Loss", "loss", short_number), ("1-NN of held-out clips", KNN, whole_percent))
+    for title, key, y_format in wanted:
+        series = [
+            Series(run.name, *points, run.style)
+            for run in runs
+            if (points := points_of(run.data.record.metrics, key))[0]
+        ]
+        if series:
+            charts.append((series, title, y_format))
+    if not charts:
+        raise UnavailableError("no run has a metrics.jsonl with a complete line.")
+    width_px = 976 if len(charts) == 1 else 460
+    drawn = [
+        line_chart(series, title=title, x_label="step", y_format=y_format, width_px=width_px, height_px=280)
+        for series, title, y_format in charts
+    ]
+    return element("div", *drawn, class_="pictures")
+
+
+def _classes(runs: Sequence[ComparedRun]) -> Markup:
+    """Make a heat map with a row per class and a column per run."""
+    shown = [(run, run.data.of_kind(Kind.STUDENT)[0]) for run in runs if run.data.of_kind(Kind.STUDENT)]
+    class_lists = {run.data.manifest.classes for run, _ in shown if run.data.manifest is not None}
+    if len(shown) < 2 or len(class_lists) != 1:
+        raise UnavailableError("fewer than two students could be embedded on datasets with the same classes.")
+    protocol = shown_protocol(shown[0][1])
+    accuracies_rc = np.stack([class_accuracies(confusion_of(student, protocol)) for _, student in shown])
+    classes = next(iter(class_lists))
+    seen = [i for i in range(len(classes)) if not np.isnan(accuracies_rc[:, i]).any()]
+    order = sorted(seen, key=lambda i: (-float(np.ptp(accuracies_rc[:, i])), i))[:MAX_BARS]
+    head = [element("th", "class"), *(element("th", run.name) for run, _ in shown)]
+    rows = [
+        element("tr", element("th", classes[i]), *(_heat_cell(float(value)) for value in accuracies_rc[:, i]))
+        for i in order
+    ]
+    table = element("table", element("thead", element("tr", *head)), element("tbody", *rows), class_="heat")
+    return element("div", table, class_="scroll") + element("p", f"Protocol {protocol}, in %.", class_="note")
+
+
+def _heat_cell(share: float) -> Markup:
+    style = f"background:color-mix(in srgb, var(--student) {round(62 * share)}%, transparent)"
+    return element("td", f"{100 * share:.0f}", style=style)

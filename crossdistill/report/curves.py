@@ -1,0 +1,53 @@
+"""Training curves of a run: losses, accuracies during training, learning rate and speed over steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
+from crossdistill.report.charts import Series, line_chart, style_of
+from crossdistill.report.record import MetricsLine, UnavailableError
+from crossdistill.report.svg import element, short_number, whole_percent
+
+LR, KNN, SPEED = "lr", "knn", "clips_per_second"
+ACCURACIES = {KNN: "1-NN of held-out clips", "accuracy": "training batches"}
+NOT_LOSSES = ("step", LR, SPEED, "bank_fill", "grad_norm", *ACCURACIES)
+
+
+def training_curves(metrics: Sequence[MetricsLine]) -> Markup:
+    """Draw all curves of a run."""
+    if not metrics:
+        raise UnavailableError("the run has no metrics.jsonl with a complete line.")
+    charts = [
+        _chart("Loss", metrics, _losses(metrics)),
+        _chart("Accuracy during training", metrics, list(ACCURACIES)),
+        _chart("Learning rate", metrics, [LR]),
+        _chart("Clips per second", metrics, [SPEED]),
+    ]
+    return element("div", *(chart for chart in charts if chart is not None), class_="pictures")
+
+
+def _losses(metrics: Sequence[MetricsLine]) -> list[str]:
+    keys = dict.fromkeys(key for line in metrics for key in line if key not in NOT_LOSSES)
+    terms = [key for key in keys if key != "loss"]
+    # A single term equals the loss.
+    return ["loss", *terms] if len(terms) > 1 else ["loss"] if "loss" in keys else terms
+
+
+def _chart(title: str, metrics: Sequence[MetricsLine], keys: Sequence[str]) -> Markup | None:
+    series: list[Series] = []
+    for key in keys:
+        steps, values = points_of(metrics, key)
+        if steps:
+            series.append(Series(ACCURACIES.get(key, key), steps, values, style_of(len(series))))
+    if not series:
+        return None
+    y_format = whole_percent if keys[0] in ACCURACIES else short_number
+    return line_chart(series, title=title, x_label="step", y_format=y_format)
+
+
+def points_of(metrics: Sequence[MetricsLine], key: str) -> tuple[list[float], list[float]]:
+    """Return steps and values of the lines that contain a key."""
+    chosen = [line for line in metrics if key in line]
+    return [line["step"] for line in chosen], [line[key] for line in chosen]

@@ -1,0 +1,113 @@
+"""Embed a dataset with a network of a run, and evaluate it by the protocols that need only features.
+
+Features come from the store that ``crossdistill evaluate`` fills too, so most of them exist already.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from crossdistill.data.manifest import Manifest
+from crossdistill.encoders.execution import Execution
+from crossdistill.errors import UserError
+from crossdistill.evaluation.clips import check_dataset
+from crossdistill.evaluation.embedded_split import EmbeddedSplit
+from crossdistill.evaluation.evaluate import EvaluatedEncoder
+from crossdistill.evaluation.evaluations import evaluation_of_split
+from crossdistill.evaluation.features import Features
+from crossdistill.evaluation.protocols import apply_protocols
+from crossdistill.evaluation.results import Evaluation
+from crossdistill.evaluation.settings import ProtocolSettings, ReadSettings
+from crossdistill.recipes.config import RunConfig
+from crossdistill.report.networks import LoadOptions, Network
+from crossdistill.report.record import UnavailableError
+from crossdistill.utils.distributed import create_accelerator
+
+PROTOCOLS = ("knn", "linear", "retrieval")
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """Features of both parts of a split by one network."""
+
+    network: Network
+    split: EmbeddedSplit
+    evaluation: Evaluation | None
+    """Results with the outcome of every clip; None without labels."""
+    is_complete: bool
+    """Whether all clips were embedded, so that the results hold for the whole dataset."""
+
+    @property
+    def role(self) -> str:
+        """Role of the network."""
+        return self.network.role
+
+
+def embed(
+    network: Network, manifest: Manifest, config: RunConfig | None, options: LoadOptions, *, description: str
+) -> Embedding:
+    """Embed and evaluate both parts of the run's split.
+
+    Args:
+        network: Network with its weights.
+        manifest: Dataset.
+        config: Configuration of the run that trained the network; None if it is missing.
+        options: Number of clips and workers.
+        description: Start of the progress bars' text.
+
+    Raises:
+        UnavailableError: The dataset lacks labels, the split or the network's stream, or a clip is too short.
+    """
+    split = "1" if config is None else config.data.split
+    accelerator = create_accelerator()
+    setting = "auto" if config is None else config.machine.mixed_precision
+    execution = Execution.choose(network.encoder, device=accelerator.device, precision=setting)
+    evaluated = EvaluatedEncoder(
+        network.encoder,
+        execution,
+        features_folder=network.features_folder,
+        description=description,
+    )
+    reading = ReadSettings(
+        max_clips=options.num_clips,
+        num_workers=options.num_workers,
+        short_clips="repeat" if config is None else config.data.short_clips,
+    )
+    settings = ProtocolSettings()
+    try:
+        check_dataset(manifest, network.encoder.view, split, wanted_by=f"the {network.role}")
+        embedded = evaluated.embed(manifest, split, reading, accelerator)
+        results = apply_protocols(embedded, PROTOCOLS, settings)
+    except UserError as error:
+        raise UnavailableError(f"{error}.") from error
+    evaluation = evaluation_of_split(network.encoder.name, manifest, split, embedded, results, settings)
+    largest = max(len(manifest.select(split=split, part=part)) for part in ("train", "test"))
+    return Embedding(network, embedded, evaluation, is_complete=largest <= options.num_clips)
+
+
+def on_common_videos(*parts: Features) -> list[Features]:
+    """Select the videos that all networks could read, in the same order."""
+    common = set.intersection(*(set(part.videos) for part in parts))
+    chosen = []
+    for part in parts:
+        order = sorted((name, i) for i, name in enumerate(part.videos) if name in common)
+        chosen.append(part.select([i for _, i in order]))
+    return chosen
+
+
+def predictions(embedding: Embedding, protocol: str) -> tuple[Tensor, Tensor]:
+    """Return the labels [B] and the predicted classes [B] of the test clips.
+
+    Raises:
+        UnavailableError: The protocol predicts no class.
+    """
+    result = None if embedding.evaluation is None else embedding.evaluation.results.get(protocol)
+    outcome = None if result is None else result.outcome
+    if outcome is None or outcome.predicted_b is None:
+        raise UnavailableError(f"the protocol {protocol} predicts no class.")
+    predicted: Tensor = outcome.predicted_b
+    labels: Tensor = outcome.labels_b
+    return labels.to(torch.int64), predicted

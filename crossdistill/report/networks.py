@@ -1,0 +1,180 @@
+"""Load the networks of a run: the student, the same student before training, its teachers and a supervised baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from enum import Enum
+from pathlib import Path
+from typing import TypeVar
+
+from crossdistill.data.manifest import MANIFEST_NAME, Manifest
+from crossdistill.distillation.student import find_student, load_student
+from crossdistill.encoders import Encoder, is_from_file
+from crossdistill.errors import UserError
+from crossdistill.evaluation.feature_store import FOLDER_NAME
+from crossdistill.evaluation.roles import NumberedRole, Role, teacher_roles
+from crossdistill.recipes import build
+from crossdistill.recipes.config import RunConfig
+from crossdistill.report.record import RunRecord, UnavailableError
+
+Loaded = TypeVar("Loaded")
+BASELINE_ROLE = "supervised baseline"
+"""Role of the same student trained with labels by another run (``--twin``)."""
+
+
+class Kind(str, Enum):
+    """Kind of network; also the CSS class of its colour."""
+
+    STUDENT = "student"
+    TEACHER = "teacher"
+    RANDOM = "random"
+    """The student before training."""
+    BASELINE = "baseline"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+def kind_of(role: str) -> Kind:
+    """Return the kind of network of a role.
+
+    Example:
+        >>> str(kind_of("teacher 2")), str(kind_of("student, distilled, round 2"))
+        ('teacher', 'student')
+    """
+    if role == BASELINE_ROLE:
+        return Kind.BASELINE
+    parsed = NumberedRole.parse(role)
+    kinds = {Role.TEACHER: Kind.TEACHER, Role.RANDOM: Kind.RANDOM}
+    return Kind.STUDENT if parsed is None else kinds.get(parsed.role, Kind.STUDENT)
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """Options for loading networks and embedding clips."""
+
+    num_clips: int = 5000
+    """Maximum number of clips of each part that are embedded."""
+    num_workers: int = 2
+    """Processes that decode."""
+    has_teacher: bool = True
+    """Whether the teachers are loaded."""
+    allow_code: bool = False
+    """Whether Python files that build an encoder may be run."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network of the run with its weights."""
+
+    role: str
+    encoder: Encoder
+    features_folder: Path
+    """Folder of the feature store that ``crossdistill evaluate`` fills too."""
+    weights_file: Path | None = None
+
+    @property
+    def kind(self) -> Kind:
+        """Kind of the network."""
+        return kind_of(self.role)
+
+
+def find_dataset(record: RunRecord, data: Path | None) -> Manifest:
+    """Open ``--data``, or the first dataset of the run that still exists.
+
+    Raises:
+        UnavailableError: ``--data`` is absent and no dataset of the run exists any more.
+        UserError: ``--data`` is not a prepared dataset.
+    """
+    if data is not None:
+        return Manifest.load(data)
+    candidates = record.datasets or (build.TOYACTIONS_FOLDER,)
+    for path in candidates:
+        if (path / MANIFEST_NAME).is_file():
+            return Manifest.load(path)
+    named = ", ".join(map(str, candidates))
+    raise UnavailableError(f"the dataset no longer exists at {named}: give its folder with --data.")
+
+
+def load_trained(record: RunRecord, role: str, options: LoadOptions) -> Network:
+    """Load the student that a run trained.
+
+    Raises:
+        UnavailableError: The run has no student, or its weights cannot be loaded.
+    """
+    folder = record.student
+    if folder is None:
+        raise UnavailableError(f"{record.name} contains no student (yet).")
+    encoder = _load(lambda: load_student(folder, allow_code=options.allow_code))
+    return Network(role, encoder, record.folder / FOLDER_NAME, folder / "student.safetensors")
+
+
+def load_random(record: RunRecord, options: LoadOptions) -> Network:
+    """Create the student as it was before training, with the run's seed."""
+    config = _configured(record)
+    _allow(config.pair.student or "", options)
+    encoder = _load(lambda: build.create_student(config, is_fresh=True).eval())
+    return Network(str(Role.RANDOM), encoder, record.folder / FOLDER_NAME)
+
+
+def load_teachers(
+    record: RunRecord, student: Encoder, manifest: Manifest | None, options: LoadOptions
+) -> Iterator[Network | str]:
+    """Load every teacher; yields a sentence with the reason for each one that is unavailable."""
+    config = _configured(record)
+    if not options.has_teacher:
+        yield "it was disabled by --no-teacher."
+        return
+    if build.SELF in config.pair.teacher:
+        yield "the teacher was the student's own EMA copy, which is not stored."
+        return
+    chosen = build.chosen_teachers(config)
+    for role, teacher in zip(teacher_roles(len(chosen)), chosen, strict=True):
+        try:
+            _allow(teacher.name, options)
+            found = _with_weights(record, config, teacher, manifest)
+            encoder = _load(lambda found=found: build.create_teacher(found, student.view).eval())  # type: ignore[misc]
+        except UnavailableError as error:
+            yield str(error)
+            continue
+        yield Network(role, encoder, record.folder / FOLDER_NAME, _weights_file(found.weights))
+
+
+def _with_weights(
+    record: RunRecord, config: RunConfig, teacher: build.TeacherOptions, manifest: Manifest | None
+) -> build.TeacherOptions:
+    """Replace ``auto`` by the weights that it meant: of the teacher that the run trained, or the published ones."""
+    if teacher.weights != build.AUTO:
+        return teacher
+    if manifest is not None and build.trains_its_own_teacher([manifest]):
+        trained = build.teacher_config(config, teacher, record.folder, [manifest]).machine.out
+        if trained is None or find_student(trained) is None:
+            raise UnavailableError(f"the teacher that the run trained no longer exists ({trained}).")
+        return replace(teacher, weights=str(trained))
+    return _load(lambda: build.with_published_weights(teacher))
+
+
+def _weights_file(weights: str) -> Path | None:
+    folder = find_student(weights)
+    path = Path(weights) if folder is None else folder / "student.safetensors"
+    return path if path.is_file() else None
+
+
+def _configured(record: RunRecord) -> RunConfig:
+    if record.config is None:
+        raise UnavailableError("the configuration of the run is missing or of another version.")
+    return record.config
+
+
+def _allow(name: str, options: LoadOptions) -> None:
+    if is_from_file(name) and not options.allow_code:
+        raise UnavailableError(f"{name} is a Python file: add --allow-code to run it.")
+
+
+def _load(load: Callable[[], Loaded]) -> Loaded:
+    """Call a loader and convert its errors into an ``UnavailableError``."""
+    try:
+        return load()
+    except (UserError, OSError) as error:
+        raise UnavailableError(f"it cannot be loaded: {error}.") from error

@@ -1,0 +1,131 @@
+"""Everything that the page shows of one run: its folder, its networks, their embeddings and costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from crossdistill.data.manifest import Manifest
+from crossdistill.report.cost import Cost, measure_cost
+from crossdistill.report.embeddings import Embedding, embed
+from crossdistill.report.networks import (
+    BASELINE_ROLE,
+    Kind,
+    LoadOptions,
+    Network,
+    find_dataset,
+    load_random,
+    load_teachers,
+    load_trained,
+)
+from crossdistill.report.record import RunRecord, UnavailableError
+from crossdistill.utils.console import progress_bar
+
+
+@dataclass
+class RunData:
+    """Data of one run, filled by ``collect``."""
+
+    record: RunRecord
+    baseline: RunRecord | None = None
+    """Run that trained the same student with labels."""
+    manifest: Manifest | None = None
+    embeddings: list[Embedding] = field(default_factory=list)
+    costs: list[Cost] = field(default_factory=list)
+    reasons: dict[Kind, str] = field(default_factory=dict)
+    """Sentence with the reason for each kind of network that is unavailable."""
+    no_dataset: str = ""
+    """Sentence with the reason if there is no dataset."""
+
+    def of_kind(self, kind: Kind) -> list[Embedding]:
+        """Return the embeddings of the networks of a kind."""
+        return [embedding for embedding in self.embeddings if embedding.network.kind is kind]
+
+    def require(self, kind: Kind) -> Embedding:
+        """Return the first embedding of a kind.
+
+        Raises:
+            UnavailableError: There is none; the message is the reason.
+        """
+        found = self.of_kind(kind)
+        if not found:
+            raise UnavailableError(self.reasons.get(kind) or self.no_dataset or f"there is no {kind}.")
+        return found[0]
+
+
+def collect(
+    record: RunRecord,
+    *,
+    baseline: RunRecord | None,
+    data: Path | None,
+    options: LoadOptions,
+    kinds: Iterable[Kind] = tuple(Kind),
+) -> RunData:
+    """Load, time and embed the networks of a run. Networks that are unavailable are skipped, with the reason.
+
+    Args:
+        record: The run.
+        baseline: Run that trained the same student with labels.
+        data: Dataset to use instead of the run's own.
+        options: How networks are loaded and clips are read.
+        kinds: Kinds of networks to load; the student is always loaded.
+    """
+    run = RunData(record, baseline)
+    try:
+        run.manifest = find_dataset(record, data)
+    except UnavailableError as error:
+        run.no_dataset = str(error)
+    wanted = set(kinds)
+    networks = list(_load_networks(run, wanted, options))
+    with progress_bar(unit="networks") as bar:
+        run.costs = [measure_cost(network) for network in bar.track(networks, description=f"{record.name}, cost")]
+    for network in networks if run.manifest is not None else ():
+        assert run.manifest is not None
+        # A comparison embeds only the student of each run, so the name of the run tells more than the role.
+        description = network.role if len(wanted) > 1 else record.name
+        config = baseline.config if baseline is not None and network.kind is Kind.BASELINE else record.config
+        try:
+            run.embeddings.append(embed(network, run.manifest, config, options, description=description))
+        except UnavailableError as error:
+            run.reasons[network.kind] = str(error)
+    return run
+
+
+def _load_networks(run: RunData, kinds: set[Kind], options: LoadOptions) -> Iterator[Network]:
+    """Load the networks, the student first; the reasons for missing ones are added to the run."""
+    record = run.record
+    try:
+        student = load_trained(record, record.role, options)
+    except UnavailableError as error:
+        # Every chart compares with the student, so no other network is needed without it.
+        run.reasons |= dict.fromkeys(Kind, str(error))
+        return
+    yield student
+    if Kind.BASELINE in kinds:
+        if run.baseline is None:
+            run.reasons[Kind.BASELINE] = (
+                "no supervised baseline was given: add --twin RUN with a run of the same student and --supervised."
+            )
+        else:
+            try:
+                yield load_trained(run.baseline, BASELINE_ROLE, options)
+            except UnavailableError as error:
+                run.reasons[Kind.BASELINE] = str(error)
+    if record.is_supervised:
+        run.reasons[Kind.TEACHER] = "the run learned from labels, not from a teacher."
+        return
+    if Kind.RANDOM in kinds:
+        try:
+            yield load_random(record, options)
+        except UnavailableError as error:
+            run.reasons[Kind.RANDOM] = str(error)
+    if Kind.TEACHER in kinds:
+        try:
+            for teacher in load_teachers(record, student.encoder, run.manifest, options):
+                if isinstance(teacher, str):
+                    run.reasons[Kind.TEACHER] = teacher
+                else:
+                    yield teacher
+        except UnavailableError as error:
+            run.reasons[Kind.TEACHER] = str(error)

@@ -1,0 +1,312 @@
+"""The page of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
+from crossdistill.report.analysis import (
+    TeacherAgreement,
+    agreement_with,
+    class_accuracies,
+    confusion_of,
+    tsne_of,
+    worst_confusions,
+)
+from crossdistill.report.charts import Series, interval_chart, line_chart
+from crossdistill.report.class_charts import (
+    Bar,
+    bar_chart,
+    change_chart,
+    class_legend,
+    confusion_chart,
+    confusion_scale,
+    point_chart,
+)
+from crossdistill.report.cost import BATCH_SIZE, Cost
+from crossdistill.report.curves import training_curves
+from crossdistill.report.embeddings import Embedding
+from crossdistill.report.facts import headline, run_facts
+from crossdistill.report.gallery import build_gallery
+from crossdistill.report.networks import Kind, kind_of
+from crossdistill.report.page import Page, SectionPlan, Tile, make_sections, render
+from crossdistill.report.record import UnavailableError, short_name
+from crossdistill.report.results import MAIN_PROTOCOLS, main_result, result_tables
+from crossdistill.report.run_data import RunData
+from crossdistill.report.svg import element, join, percent, short_number, whole_percent
+from crossdistill.report.tables import accuracy_of, chart_groups, table_values
+
+MIN_CHANGE = 0.0005
+"""Smaller differences of accuracies are shown as zero."""
+
+LEADS = {
+    "accuracy": "Accuracy on the test part by protocol. Lines are confidence intervals.",
+    "run": "Configuration, student and machine.",
+    "curves": "Values of metrics.jsonl over training steps. Neighbouring points of long runs are averaged.",
+    "confusion": "Rows are true classes, columns are predicted classes. Hover over a cell for its numbers.",
+    "change": "Accuracy within each class, student minus supervised baseline, in percentage points.",
+    "tsne": "t-SNE of the test clips: nearby clips have similar embeddings, distances between distant groups have no "
+    "meaning. Hover over a class to highlight it, over a point for the clip's name.",
+    "gallery": "Test clips, drawn with a fixed seed, and their nearest training clips in the student's embedding. "
+    "Hover over a row to play it.",
+    "agreement": "Share of a test clip's nearest neighbours in the teacher's embedding that are also its neighbours in "
+    "the embedding of another network.",
+    "cost": "Measured when this page was written, without decoding.",
+}
+
+
+def run_page(run: RunData, *, num_queries: int) -> Page:
+    """Make the page of one run.
+
+    Args:
+        run: Data of the run.
+        num_queries: Number of test clips in the gallery.
+    """
+    record = run.record
+    notes = [*record.notes, *(f"Supervised baseline: {note}" for note in (run.baseline.notes if run.baseline else ()))]
+    if not all(embedding.is_complete for embedding in run.embeddings):
+        notes.append("Charts of the embedding show only a part of the clips: raise --clips to show more.")
+    sections = (
+        ("accuracy", "Accuracy", lambda: _accuracy(run)),
+        ("run", "Run", lambda: run_facts(record)),
+        ("curves", "Training curves", lambda: training_curves(record.metrics)),
+        ("confusion", "Confusion matrix", lambda: _confusion(run)),
+        ("change", "Change by class against the supervised baseline", lambda: _change(run)),
+        ("tsne", "t-SNE of the embedding", lambda: _projections(run)),
+        ("gallery", "Nearest neighbours", lambda: _gallery(run, num_queries)),
+        ("agreement", "Agreement with the teacher", lambda: _agreement(run)),
+        ("cost", "Cost", lambda: _cost(run)),
+    )
+    return Page(
+        title=record.name,
+        headline=headline(record),
+        tiles=[*_accuracy_tiles(run), *_cost_tiles(run.costs)],
+        sections=make_sections([SectionPlan(name, title, LEADS[name], make) for name, title, make in sections]),
+        notes=notes,
+    )
+
+
+def _accuracy_tiles(run: RunData) -> list[Tile]:
+    tables = result_tables(run)
+    by_role = tables[0].by_role if tables else {}
+    own = main_result(by_role[run.record.role]) if run.record.role in by_role else None
+    if own is None:
+        return []
+    note = accuracy_of(own).note
+    tiles = [Tile(percent(own.top1), f"top-1, {own.protocol}", f"interval {note}" if note else "")]
+    others = {kind_of(role): evaluation.results.get(own.protocol) for role, evaluation in by_role.items()}
+    names = {Kind.BASELINE: "supervised baseline", Kind.TEACHER: "teacher", Kind.RANDOM: "random weights"}
+    for kind, name in names.items():
+        other = others.get(kind)
+        if other is not None and not (kind is Kind.RANDOM and others.get(Kind.BASELINE) is not None):
+            tiles.append(
+                Tile(_points(own.top1 - other.top1), f"points against {name}", f"{name}: {percent(other.top1)}")
+            )
+    return tiles
+
+
+def _points(difference: float) -> str:
+    """Format a difference of accuracies in percentage points."""
+    if abs(difference) < MIN_CHANGE:
+        return "±0"
+    return f"{100 * difference:+.1f}".replace("-", "−")
+
+
+def _cost_tiles(costs: Sequence[Cost]) -> list[Tile]:
+    own, teacher = (
+        next((cost for cost in costs if kind_of(cost.role) is kind), None) for kind in (Kind.STUDENT, Kind.TEACHER)
+    )
+    if own is None:
+        return []
+    size = "" if teacher is None else f"teacher: {short_number(teacher.num_parameters)}"
+    speed = "" if teacher is None else f"teacher: {_milliseconds(teacher.latency_seconds)}"
+    return [
+        Tile(short_number(own.num_parameters), "parameters", size),
+        Tile(_milliseconds(own.latency_seconds), f"per clip, {own.device}", speed),
+    ]
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.3g} ms"
+
+
+def _accuracy(run: RunData) -> Markup:
+    tables = [table for table in result_tables(run) if any(e.results for e in table.by_role.values())]
+    if not tables:
+        reason = run.reasons.get(Kind.STUDENT) or run.no_dataset
+        raise UnavailableError(f"the run was not evaluated{f', and {reason}' if reason else '.'}")
+    values = []
+    for table in tables:
+        chart = interval_chart(chart_groups(table), label=f"accuracies on {table.dataset}")
+        values.append({**table_values(table), "chart": chart})
+    return render("results.html", tables=values)
+
+
+def shown_protocol(embedding: Embedding) -> str:
+    """Return the protocol whose predictions are shown."""
+    found = {} if embedding.evaluation is None else embedding.evaluation.results
+    return next((name for name in MAIN_PROTOCOLS if name in found), MAIN_PROTOCOLS[0])
+
+
+def _classes(run: RunData) -> tuple[str, ...]:
+    assert run.manifest is not None
+    return run.manifest.classes
+
+
+def _confusion(run: RunData) -> Markup:
+    student = run.require(Kind.STUDENT)
+    protocol, classes = shown_protocol(student), _classes(run)
+    counts = confusion_of(student, protocol)
+    pairs = [
+        f"{classes[pair.true]} → {classes[pair.predicted]} ({pair.count} of {pair.total})"
+        for pair in worst_confusions(counts)
+    ]
+    correct = f"Protocol {protocol}: {int(counts.trace())} of {int(counts.sum())} test clips are correct. "
+    worst = "Most frequent confusions: " + "; ".join(pairs) + "." if pairs else "No test clip is confused."
+    note = element("p", correct + worst, class_="note")
+    return confusion_scale() + element("div", confusion_chart(counts, classes), class_="scroll") + note
+
+
+def _change(run: RunData) -> Markup:
+    student, baseline = run.require(Kind.STUDENT), run.require(Kind.BASELINE)
+    protocol = shown_protocol(student)
+    counts, baseline_counts = (confusion_of(embedding, protocol) for embedding in (student, baseline))
+    bars = [
+        Bar(name, float(new - old), tooltip=f"{name}: {percent(old)} → {percent(new)}")
+        for name, old, new in zip(
+            _classes(run), class_accuracies(baseline_counts), class_accuracies(counts), strict=True
+        )
+        if new == new and old == old  # NaN: a class without test clips
+    ]
+    num_better = sum(bar.value > MIN_CHANGE for bar in bars)
+    num_worse = sum(bar.value < -MIN_CHANGE for bar in bars)
+    num_clips = min((int(number) for number in counts.sum(1) if number), default=0)
+    note = (
+        f"Protocol {protocol}: better in {num_better} classes, worse in {num_worse}, equal in "
+        f"{len(bars) - num_better - num_worse}. The smallest class has {num_clips} test clips, so one of its clips "
+        f"changes the accuracy by {100 / max(1, num_clips):.1f} points."
+    )
+    chart = change_chart(bars, label="change of the accuracy within each class")
+    return element("figure", chart) + element("p", note, class_="note")
+
+
+def _projections(run: RunData) -> Markup:
+    embeddings = [run.require(Kind.STUDENT), *run.of_kind(Kind.TEACHER)[:1], *run.of_kind(Kind.RANDOM)]
+    if len(embeddings) == 1:
+        embeddings += run.of_kind(Kind.BASELINE)
+    classes = _classes(run)
+    charts = []
+    for embedding in embeddings:
+        found = tsne_of(embedding)
+        names = [
+            f"{classes[label] if label >= 0 else ''} – {video}"
+            for label, video in zip(found.labels, found.videos, strict=True)
+        ]
+        note = f"{short_name(embedding.network.encoder.name)}, {len(names)} clips"
+        charts.append(point_chart(found.points_n2, found.labels, names, title=embedding.role, note=note))
+    return element(
+        "div", element("div", *charts, class_="pictures thirds"), class_legend(classes), class_="projections"
+    )
+
+
+def _gallery(run: RunData, num_queries: int) -> Markup:
+    student = run.require(Kind.STUDENT)
+    assert run.manifest is not None
+    teachers = run.of_kind(Kind.TEACHER)
+    teacher_view = teachers[0].network.encoder.view if teachers else None
+    rows = build_gallery(student, run.manifest, num_queries=num_queries, teacher_view=teacher_view)
+    marks = [clip.mark for row in rows for clip in row.neighbours if clip.mark]
+    note = f"{len(rows)} queries; the numbers are cosine similarities."
+    if marks:
+        note += f" {marks.count('right')} of these {len(marks)} neighbours belong to the query's class."
+    if any(row.query.teacher_strip for row in rows):
+        note += " The image to the left of each query is the same moment in the teacher's modality."
+    return render("gallery.html", rows=rows, note=note)
+
+
+def _agreement(run: RunData) -> Markup:
+    student = run.require(Kind.STUDENT)
+    run.require(Kind.TEACHER)
+    others = [student, *run.of_kind(Kind.BASELINE), *run.of_kind(Kind.RANDOM)]
+    found = [agreement_with(teacher, others) for teacher in run.of_kind(Kind.TEACHER)]
+    return join([_agreement_charts(agreement, _classes(run)) for agreement in found])
+
+
+def _agreement_charts(agreement: TeacherAgreement, classes: Sequence[str]) -> Markup:
+    series = [
+        Series(overlap.role, list(overlap.by_count), list(overlap.by_count.values()), str(overlap.kind))
+        for overlap in agreement.overlaps
+    ]
+    series.append(Series("chance", list(agreement.chance), list(agreement.chance.values()), "chance"))
+    chart = line_chart(
+        series,
+        title=f"Neighbours in common with the {agreement.teacher}",
+        x_label="number of neighbours",
+        y_format=whole_percent,
+        is_log_x=True,
+        width_px=560,
+        height_px=300,
+    )
+    cka = ", ".join(f"{overlap.role} {overlap.cka:.2f}" for overlap in agreement.overlaps)
+    note = f"{agreement.num_clips} test clips. Linear CKA with the {agreement.teacher} (1: equal, 0: unrelated): {cka}."
+    own, others = agreement.overlaps[0], agreement.overlaps[1:]
+    beside = others[0].by_class if others else {}
+    bars = []
+    for label, share in own.by_class.items():
+        tooltip = f"{classes[label]}: {percent(share)}"
+        if label in beside:
+            tooltip += f", {others[0].role} {percent(beside[label])}"
+        bars.append(Bar(classes[label], share, tick=beside.get(label), tooltip=tooltip))
+    parts = [chart, element("p", note, class_="note")]
+    if bars:
+        ticks = f"; tick: {others[0].role}" if others else ""
+        title = element("h3", f"By class, {agreement.class_k} neighbours ", element("small", f"{own.role}{ticks}"))
+        parts += [title, bar_chart(bars, label="common neighbours by class", style=str(own.kind))]
+    return join(parts)
+
+
+def _cost(run: RunData) -> Markup:
+    if not run.costs:
+        raise UnavailableError(run.reasons.get(Kind.STUDENT, "no network could be loaded."))
+    shown = [cost for cost in run.costs if not _costs_as_much_as(run.costs[0], cost)]
+    note = cost_note(run.costs)
+    if Kind.TEACHER in run.reasons and not run.record.is_supervised:
+        note += f" The teacher is not available: {run.reasons[Kind.TEACHER]}"
+    rows = [cost_row(cost, name=cost.role, style=str(kind_of(cost.role))) for cost in shown]
+    return render("cost.html", costs=rows, batch_size=BATCH_SIZE, note=note)
+
+
+def _costs_as_much_as(student: Cost, other: Cost) -> bool:
+    """Whether a row would repeat that of the student: for the random student, and for a baseline with the same view."""
+    kind = kind_of(other.role)
+    is_equal = (other.encoder, other.gmacs) == (student.encoder, student.gmacs)
+    return kind is Kind.RANDOM or (kind is Kind.BASELINE and is_equal)
+
+
+def cost_row(cost: Cost, *, name: str, style: str) -> dict[str, str]:
+    """Return the values of one row of the template ``cost.html``."""
+    return {
+        "name": name,
+        "style": style,
+        "encoder": short_name(cost.encoder) + (f" {cost.bits}" if cost.bits else ""),
+        "parameters": short_number(cost.num_parameters),
+        "macs": short_number(cost.gmacs * 1e9),
+        "latency": _milliseconds(cost.latency_seconds),
+        "rate": short_number(cost.clips_per_second),
+        "size": "–" if cost.num_bytes is None else f"{short_number(cost.num_bytes)}B",
+    }
+
+
+def cost_note(costs: Sequence[Cost]) -> str:
+    """Describe how the costs of a table were measured."""
+    note = (
+        f"On {costs[0].device}: the fastest of several passes, from stored frames to the embedding. Multiply-adds are "
+        "those of convolutions and matrix products for one clip."
+    )
+    if any(cost.bits for cost in costs):
+        note += (
+            " Quantised networks are timed in PyTorch, which simulates integers in floating point; the weight file "
+            "stores floating point too. crossdistill export --to onnx writes a network that runs in int8."
+        )
+    return note

@@ -1,0 +1,106 @@
+"""Write the HTML page of one run, or of a comparison of several runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from crossdistill.errors import UserError
+from crossdistill.report.charts import MAX_STYLES
+from crossdistill.report.comparison_page import comparison_page
+from crossdistill.report.networks import Kind, LoadOptions
+from crossdistill.report.page import Page, render_page
+from crossdistill.report.record import RunRecord, read_run
+from crossdistill.report.run_data import collect
+from crossdistill.report.run_page import run_page
+from crossdistill.utils.console import console
+from crossdistill.utils.files import require_writable, write_text_atomically
+
+REPORT_NAME, COMPARISON_NAME = "report.html", "comparison.html"
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What the page shows."""
+
+    data: Path | None = None
+    """Prepared dataset; None for the run's own."""
+    baseline: Path | None = None
+    """Run of the same student trained with labels (``--twin``)."""
+    num_queries: int = 12
+    """Number of test clips in the gallery."""
+    load: LoadOptions = field(default_factory=LoadOptions)
+    """How networks are loaded and clips are read."""
+
+
+def write_report(runs: Sequence[Path], out: Path | None = None, options: ReportOptions | None = None) -> Path:
+    """Write the page of one run, or of a comparison of several runs.
+
+    Args:
+        runs: Run folders.
+        out: HTML file; None for ``report.html`` in the run folder, or ``comparison.html`` in the working directory.
+        options: What the page shows.
+
+    Returns:
+        The HTML file.
+
+    Raises:
+        UserError: An option is invalid, or a folder is not a run folder.
+    """
+    options = options or ReportOptions()
+    _check(runs, out, options)
+    records = [read_run(path) for path in runs]
+    baseline = None if options.baseline is None else read_run(options.baseline)
+    if baseline is not None:
+        _check_baseline(baseline, records[0])
+    page = _make_page(records, baseline, options)
+    out = out or (Path(COMPARISON_NAME) if len(runs) > 1 else runs[0] / REPORT_NAME)
+    write_text_atomically(out, render_page(page))
+    missing = [section.title for section in page.sections if section.unavailable]
+    without = f"; without {', '.join(missing)} (the page gives the reasons)" if missing else ""
+    size = f"{out.stat().st_size / 1e6:.1f} MB"
+    console.print(f"report: {out} ({size}){without}", soft_wrap=True, highlight=False, markup=False)
+    return out
+
+
+def _check(runs: Sequence[Path], out: Path | None, options: ReportOptions) -> None:
+    """Check the options before anything is read."""
+    if not runs:
+        raise UserError("no run was given: give one or more run folders (--out of train.py)")
+    if out is not None:
+        require_writable(out)
+    if len(runs) > MAX_STYLES:
+        raise UserError(f"{len(runs)} runs were given, but a comparison shows at most {MAX_STYLES}: give fewer runs")
+    folders = [path.resolve() for path in runs]
+    for path, folder in zip(runs, folders, strict=True):
+        if folders.count(folder) > 1:
+            raise UserError(f"the run {path} was given twice: give each run once")
+    if options.num_queries < 0:
+        raise UserError(f"--gallery is {options.num_queries}: give 0 (no gallery) or more")
+    if options.load.num_workers < 0:
+        raise UserError(f"--workers is {options.load.num_workers}: give 0 (decode in this process) or more")
+    if options.load.num_clips < 1:
+        raise UserError(f"--clips is {options.load.num_clips}: give 1 or more")
+    if options.baseline is not None and len(runs) > 1:
+        raise UserError("--twin needs a single run: add the supervised baseline to the runs instead")
+
+
+def _check_baseline(baseline: RunRecord, record: RunRecord) -> None:
+    """Check that a run trained the student of another run with labels."""
+    advice = "give a run of the same student with --supervised"
+    if not baseline.is_supervised:
+        raise UserError(f"--twin {baseline.folder} was distilled from a teacher: {advice}")
+    if baseline.encoder != record.encoder:
+        raise UserError(f"--twin {baseline.folder} trained {baseline.encoder}, not {record.encoder}: {advice}")
+
+
+def _make_page(records: Sequence[RunRecord], baseline: RunRecord | None, options: ReportOptions) -> Page:
+    if len(records) == 1:
+        run = collect(records[0], baseline=baseline, data=options.data, options=options.load)
+        return run_page(run, num_queries=options.num_queries)
+    runs = [
+        collect(record, baseline=None, data=options.data, options=options.load, kinds=(Kind.STUDENT,))
+        for record in records
+    ]
+    return comparison_page(runs)
