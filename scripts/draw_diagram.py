@@ -16,7 +16,8 @@ TEACHER, STUDENT, BANK = "#c2571a", "#1f5fbf", "#2b7a4b"
 def box(x: int, y: int, width: int, height: int, colour: str, lines: list[str]) -> str:
     """A rounded box with a bold first line and smaller ones below it."""
     parts = [
-        f'<rect x="{x}" y="{y}" width="{width}" height="{height}" rx="8" fill="white" stroke="{colour}" stroke-width="2"/>'
+        f'<rect x="{x}" y="{y}" width="{width}" height="{height}" rx="8" fill="white" stroke="{colour}" '
+        'stroke-width="2"/>'
     ]
     start = y + height / 2 - 8.5 * (len(lines) - 1) + 5
     for i, line in enumerate(lines):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import dataclasses
+import functools
 import inspect
 import io
 import os
@@ -28,15 +29,13 @@ from unittest import mock
 
 import tyro
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
 from crossdistill.commands.main import COMMANDS
 from crossdistill.commands.main import main as crossdistill
 from data_prep.__main__ import COMMANDS as DATA_COMMANDS
 from data_prep.__main__ import DATASETS
 from data_prep.__main__ import main as data_prep
 
+ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs" / "reference"
 NOTE = "<!-- Written by scripts/make_reference.py from the dataclasses of the commands. Edit those. -->"
 SUBCOMMANDS = {"cache": ("verify",)}
@@ -66,7 +65,7 @@ class Option:
     meaning: str
 
 
-class _Recorded(Exception):  # noqa: N818 - not an error: it ends a command whose options are known
+class _Recorded(Exception):
     """Carries the dataclass out of the command."""
 
 
@@ -207,7 +206,12 @@ def as_paragraphs(description: str) -> str:
         if is_command.fullmatch(paragraph) and not paragraph.endswith("."):
             parts.append(f"`{paragraph}`")
         else:
-            parts.append("\n".join(f"- {as_markdown(line[2:])}" if line.startswith("* ") else as_markdown(line) for line in paragraph.split("\n")))
+            parts.append(
+                "\n".join(
+                    f"- {as_markdown(line[2:])}" if line.startswith("* ") else as_markdown(line)
+                    for line in paragraph.split("\n")
+                )
+            )
     return "\n\n".join(parts)
 
 
@@ -224,7 +228,11 @@ def train_page() -> str:
 
 def commands_page() -> str:
     """The page of ``crossdistill COMMAND``."""
-    parts = [NOTE, "# Commands", "Training has a [page of its own](train.md), and so has [data preparation](data_prep.md)."]
+    parts = [
+        NOTE,
+        "# Commands",
+        "Training has a [page of its own](train.md), and so has [data preparation](data_prep.md).",
+    ]
     for name in COMMANDS:
         if name != "train":
             parts.append(chapter(record(crossdistill, f"crossdistill {name}", [name])))
@@ -244,11 +252,15 @@ def data_prep_page() -> str:
         *("## Options of every dataset", "All datasets but `toyactions`, which is rendered, take these options."),
         table(shared),
     ]
-    parts += [chapter(command, without={one.name for one in shared if one in options_of(command.kind)}) for command in commands]
+    parts += [
+        chapter(command, without={one.name for one in shared if one in options_of(command.kind)})
+        for command in commands
+    ]
     parts += [chapter(record(data_prep, f"python -m data_prep {name}", [name])) for name in DATA_COMMANDS]
     return "\n\n".join(parts) + "\n"
 
 
+@functools.cache
 def pages() -> dict[str, str]:
     """File name to content."""
     return {"train.md": train_page(), "commands.md": commands_page(), "data_prep.md": data_prep_page()}

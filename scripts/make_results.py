@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
 PAGES = (RESULTS / "results.md", ROOT / "README.md")
 PLOT = RESULTS / "gains.svg"
-MARK = re.compile(r"(<!-- table: ([\w -]+) -->\n)(.*?)(\n<!-- end -->)", re.DOTALL)
+MARK = re.compile(r"(<!-- table: ([\w -]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 MEASURES = {"1nn": "1-NN", "linear": "linear"}
 README_USES = ("Shallower", "Lower precision", "Small video model", "Across modalities", "Self-distillation")
 
@@ -52,7 +52,7 @@ def gain_table(rows: Sequence[Row]) -> str:
             gain = [signed(row[f"gain_{key}"]), row[f"gain_{key}_sd"] or "–"]
             names = [row["student"], row["teacher"]] if measure == "1-NN" else ["", ""]
             lines.append([*names, measure, *numbers, *gain])
-    header = ["student", "teacher", "measure", "teacher", "baseline", "distilled", "gain", "±"]
+    header = ["student", "teacher", "measure", "teacher's", "baseline", "distilled", "gain", "±"]
     return markdown(header, lines, num_text=3)
 
 
@@ -89,7 +89,7 @@ def readme_table() -> str:
         gain = f"{signed(row['gain_linear'])} ± {row['gain_linear_sd']}"
         numbers = [row[f"{network}_linear"] for network in ("teacher", "baseline", "distilled")]
         rows.append([use.lower(), row["teacher"], row["student"], *numbers, gain])
-    header = ["use", "teacher", "student", "teacher", "supervised baseline", "distilled", "gain ± deviation"]
+    header = ["use", "teacher", "student", "teacher's", "supervised baseline", "distilled", "gain ± deviation"]
     return markdown(header, rows, num_text=3)
 
 
@@ -130,7 +130,9 @@ def gain_mark(row: Row, key: str, y: float) -> str:
     gain, deviation, colour = float(row[f"gain_{key}"]), float(row[f"gain_{key}_sd"]), COLOURS[key]
     if gain < LOW:
         x = x_of(LOW)
-        arrow = f'<path d="M{x + 12:.1f} {y - 4} L{x + 2:.1f} {y} L{x + 12:.1f} {y + 4}" fill="none" stroke="{colour}"/>'
+        arrow = (
+            f'<path d="M{x + 12:.1f} {y - 4} L{x + 2:.1f} {y} L{x + 12:.1f} {y + 4}" fill="none" stroke="{colour}"/>'
+        )
         shift = 18 if key == "1nn" else 108  # both arrows point at the same place
         return arrow + text(x + shift, y + 4, f"{signed(row[f'gain_{key}'])} ± {deviation}", more=f'fill="{colour}"')
     ends = f'x1="{x_of(gain - deviation):.1f}" x2="{x_of(gain + deviation):.1f}"'
@@ -157,15 +159,21 @@ def plot() -> str:
         grid.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{TOP - 8}" y2="{y:.1f}" stroke="{colour}"/>')
         grid.append(text(x, y + 18, signed(str(points)).removesuffix(".0"), anchor="middle", more='fill="#555"'))
     key = "".join(
-        f'<circle cx="{LEFT + 12 + 90 * i}" cy="38" r="4" fill="{COLOURS[name]}"/>' + text(LEFT + 22 + 90 * i, 42, label)
+        f'<circle cx="{LEFT + 12 + 90 * i}" cy="38" r="4" fill="{COLOURS[name]}"/>'
+        + text(LEFT + 22 + 90 * i, 42, label)
         for i, (name, label) in enumerate(MEASURES.items())
     )
-    title = text(16, 26, "Gain of the distilled student over its supervised baseline, points", more='font-size="16" font-weight="600"')
+    title = text(
+        16,
+        26,
+        "Gain of the distilled student over its supervised baseline, points",
+        more='font-size="16" font-weight="600"',
+    )
     below = text(16, 44, "UTD-MHAD, mean ± standard deviation over three seeds", more='fill="#555"')
     height = y + 34
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}" width="{WIDTH}" height="{height:.0f}" '
-        'font-family="Helvetica, Arial, sans-serif" font-size="12.5" role="img">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}" width="{WIDTH}" '
+        f'height="{height:.0f}" font-family="Helvetica, Arial, sans-serif" font-size="12.5" role="img">'
         "<title>Gain of the distilled student over its supervised baseline</title>"
         f'<rect width="100%" height="100%" fill="white"/>{title}{below}{key}{"".join(grid)}{"".join(parts)}</svg>\n'
     )
@@ -174,7 +182,7 @@ def plot() -> str:
 def outputs() -> dict[Path, str]:
     """File to content."""
     pages = {page: page.read_text(encoding="utf-8") for page in PAGES}
-    written = {page: MARK.sub(lambda m: m[1] + table(m[2]) + m[4], content) for page, content in pages.items()}
+    written = {page: MARK.sub(lambda m: f"{m[1]}\n{table(m[2])}\n\n{m[4]}", content) for page, content in pages.items()}
     return {**written, PLOT: plot()}
 
 

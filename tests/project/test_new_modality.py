@@ -1,4 +1,4 @@
-"""A new modality is data: docs/how_to/add_a_modality.md names the lines that make ``skeleton`` one, and its commands run."""
+"""A new modality is data: docs/how_to/add_a_modality.md shows the lines that make ``skeleton`` one, and runs."""
 
 import json
 import re
