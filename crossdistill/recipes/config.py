@@ -106,7 +106,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """How student and teacher are compared; defaults are the paper's but for the objective (docs/results/results.md)."""
+    """How student and teacher are compared; defaults are the paper's but for the objective (docs/results)."""
 
     __pydantic_config__ = STRICT
 
