@@ -85,7 +85,7 @@ def build_gallery(
         UnavailableError: The number of queries is 0, or no clip can be read any more.
     """
     if num_queries < 1:
-        raise UnavailableError("it was disabled by --gallery 0.")
+        raise UnavailableError("the gallery was disabled by --gallery 0.")
     test, train = embedding.split.test, embedding.split.train
     positions = draw_queries(test.labels.tolist(), num_queries)
     found = nearest_neighbours(

@@ -124,7 +124,7 @@ def load_teachers(
     """Load every teacher; yields a sentence with the reason for each one that is unavailable."""
     config = _configured(record)
     if not options.has_teacher:
-        yield "it was disabled by --no-teacher."
+        yield "the teacher was disabled by --no-teacher."
         return
     if build.SELF in config.pair.teacher:
         yield "the teacher was the student's own EMA copy, which is not stored."
@@ -177,4 +177,4 @@ def _load(load: Callable[[], Loaded]) -> Loaded:
     try:
         return load()
     except (UserError, OSError) as error:
-        raise UnavailableError(f"it cannot be loaded: {error}.") from error
+        raise UnavailableError(f"the network cannot be loaded: {error}.") from error
