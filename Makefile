@@ -7,9 +7,11 @@ ARGS ?=
 VENV := .venv
 VENV_PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
+# Without --quiet, which hides warnings from --strict. A broken link, a page outside the navigation or a docstring that does not fit its function fails the build.
+BUILD_DOCS := NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --config-file configs/mkdocs.yml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check bench format clean
+.PHONY: help demo test test-slow check docs bench format clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -23,11 +25,18 @@ test: $(INSTALLED)  ## Run the quick tests, on every core
 test-slow: $(INSTALLED)  ## Run the proofs that take minutes
 	$(VENV_PYTHON) -m pytest -m slow $(ARGS)
 
-check: $(INSTALLED)  ## Check format, lint, types and the order of the rooms; change nothing
+check: $(INSTALLED)  ## Check format, lint, types, the order of the rooms and the documentation; change no file of the project
 	$(VENV_PYTHON) -m ruff format --check .
 	$(VENV_PYTHON) -m ruff check .
 	$(VENV_PYTHON) -m mypy
 	$(VENV)/bin/lint-imports
+	$(BUILD_DOCS)
+
+docs: $(INSTALLED)  ## Write the generated pages and build the documentation into build/site
+	$(VENV_PYTHON) scripts/make_reference.py
+	$(VENV_PYTHON) scripts/make_results.py
+	$(VENV_PYTHON) scripts/draw_diagram.py
+	$(BUILD_DOCS)
 
 bench: $(INSTALLED)  ## Run every benchmark, scripts/bench_*.py, in turn
 	@set -e; for script in $(sort $(wildcard scripts/bench_*.py)); do \

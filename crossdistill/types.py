@@ -86,8 +86,9 @@ class View:
 class PairedBatch:
     """Clips of the same moments of the same videos: one view for the student and one for each teacher."""
 
-    student: View
-    teachers: tuple[View, ...]
+    student: View | Tensor
+    """Stored clips; or a plain tensor [B, ...] that the student takes as it is."""
+    teachers: tuple[View | Tensor, ...]
     """One view per teacher. Empty if no teacher runs: with labels alone, with a teacher cache, in evaluation."""
     sample_ids: Tensor
     """[B] int64, positions of the videos in the dataset."""
@@ -143,5 +144,3 @@ class StepOutput:
     """Scalar, mean over the batch of this process, with gradient."""
     terms: dict[str, Tensor] = field(default_factory=dict)
     """Detached scalars to log, by name."""
-    anchors: tuple[Anchors | None, ...] = ()
-    """For each term of the loss what its memory bank takes; None for a term without a bank."""

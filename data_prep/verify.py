@@ -183,9 +183,10 @@ class StreamCheck:
         pts: list[int] = []
         keyframes: list[int] = []
         time_bases: set[Fraction | None] = set()
-        decode = _decode_as_indexed if self.stream_format is None else _decode_strictly
+        # An indexed original may have faults that the indexing tolerated too.
+        frames = decode_frames(path, num_threads=1) if self.stream_format is None else _decode_strictly(path)
         try:
-            for found_pts, time_base, frame in decode(path):
+            for found_pts, time_base, frame in frames:
                 if not pts and (wrong := self._wrong_picture(frame)):
                     return Finding("other picture", wrong)
                 if frame.is_corrupt:
@@ -231,11 +232,6 @@ def _decode_strictly(path: Path) -> Iterator[tuple[int, Fraction | None, av.Vide
             if frame.pts is None:
                 raise UnreadableVideoError("contains a frame without a timestamp")
             yield frame.pts, video.time_base, frame
-
-
-def _decode_as_indexed(path: Path) -> Iterator[tuple[int, Fraction | None, av.VideoFrame]]:
-    """Decode an indexed original, as tolerant of its faults as the indexing was."""
-    yield from decode_frames(path, num_threads=1)
 
 
 def _reason(error: BaseException, path: Path) -> str:

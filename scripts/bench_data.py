@@ -11,7 +11,7 @@ same codec options, one process per core, both started from nothing.
 Compared things take turns within each repeat; medians are shown, and the median of the ratios of each repeat.
 
     python scripts/bench_data.py
-    python scripts/bench_data.py --videos UCF-101 --num-videos 60 --clips 120 --repeats 5 --out docs/bench_data.md
+    python scripts/bench_data.py --videos UCF-101 --num-videos 60 --clips 120 --repeats 5 --out bench_data.md
 """
 
 from __future__ import annotations

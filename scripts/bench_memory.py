@@ -6,7 +6,7 @@ the clips. ``decord, one reader`` keeps a reader per video and seeks in it, whic
 the one that is known to grow; crossdistill opens a reader for each clip instead.
 
     python scripts/bench_memory.py --out memory.png
-    python scripts/bench_memory.py --videos UCF-101 --clips 2000 --out docs/memory.png
+    python scripts/bench_memory.py --videos UCF-101 --clips 2000 --out docs/pictures/memory.png
 
 Reads the size of a process from /proc: Linux only.
 """

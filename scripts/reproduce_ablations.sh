@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The ablations of docs/results.md on UTD-MHAD: objectives, temperature and bank size, skeleton teacher to a small depth
+# The ablations of docs/results on UTD-MHAD: objectives, temperature and bank size, skeleton teacher to a small depth
 # student (8 frames of 32x32 pixels), from a cache of ten views of the teacher.
 #
 #   scripts/reproduce_ablations.sh DATA OUT [SEED…]

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Toyactions rows of docs/results.md: RGB teaches flow, flow teaches RGB and itself, RGB and flow together teach RGB.
+# Toyactions rows of docs/results: RGB teaches flow, flow teaches RGB and itself, RGB and flow together teach RGB.
 # Teachers (r3d10) learn from labels, students (tiny3d_8, 1/12 of their parameters) from their teachers alone; beside each
 # stands its twin with labels.
 #

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The five uses of docs/results.md on UTD-MHAD, cross-subject. Teachers learn from labels, students from their teacher
+# The five uses of docs/results on UTD-MHAD, cross-subject. Teachers learn from labels, students from their teacher
 # alone; beside each stands its twin, the same network trained with labels.
 #
 #   scripts/reproduce_utd_mhad.sh DATA OUT [SEED…]

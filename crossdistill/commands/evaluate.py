@@ -68,7 +68,7 @@ class Options:
     features: Path | None = None
     """Folder in which features are kept; the folder features beside the student by default."""
     json: Path | None = None
-    """File to which the results are written as well (docs/results_schema.md)."""
+    """File to which the results are written as well (docs/reference/results_schema.md)."""
     finetune_epochs: int = 30
     """For finetune: number of passes over the training clips."""
     finetune_lr: float = 1e-3

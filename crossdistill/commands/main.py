@@ -18,7 +18,7 @@ COMMANDS = {
         "crossdistill.commands.evaluate",
         "evaluate a trained student: k-NN, linear, retrieval, few labels, fine-tuning",
     ),
-    "report": ("crossdistill.report.command", "write an HTML page about a run, or compare several runs"),
+    "report": ("crossdistill.commands.report", "write an HTML page about a run, or compare several runs"),
     "agreement": ("crossdistill.commands.agreement", "compare teacher and student on a sample of clips: will it help?"),
     "cache": (
         "crossdistill.commands.cache",
@@ -28,7 +28,7 @@ COMMANDS = {
         "crossdistill.commands.export",
         "write a trained student as ONNX, TorchScript, .pt2, safetensors or for transformers",
     ),
-    "predict": ("crossdistill.predict.predict", "name the classes or the nearest clips of a video file or a camera"),
+    "predict": ("crossdistill.commands.predict", "name the classes or the nearest clips of a video file or a camera"),
     "encoders": ("crossdistill.commands.encoders", "list the encoders with view, size and source"),
 }
 # Old name to new name: an old command runs and says that it has a new name.

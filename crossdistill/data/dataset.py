@@ -20,11 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from crossdistill.data.clip_reader import ClipReader
 from crossdistill.data.decoders import DEFAULT_DECODER, get_decoder
 from crossdistill.data.manifest import Manifest, Video
-from crossdistill.data.sampling import (
-    SampleKey,
-    check_short_clips,
-    sample_generator,
-)
+from crossdistill.data.sampling import SampleKey, check_short_clips, sample_generator
 from crossdistill.data.streams import Picture
 from crossdistill.data.transforms import Augmentation, Crop, CutClip, centre_crop
 from crossdistill.errors import UnreadableVideoError, UserError
@@ -85,12 +81,12 @@ class Item:
 class Replay:
     """Random draws that repeat, because a teacher cache holds the embeddings of the augmented clips.
 
-    Epoch e has the draws of epoch e modulo ``num_views``.
+    Epoch e has the draws of epoch e modulo ``num_augmentations``.
     """
 
     seed: int
     """Seed of the draws."""
-    num_views: int
+    num_augmentations: int
     """Number of augmentations of each video in the cache."""
     unreadable: Mapping[tuple[int, int], str]
     """(sample, augmentation) to the reason why the cache has no embedding for it."""
@@ -165,8 +161,8 @@ class PairedClips(Dataset[Item]):
     def __getitem__(self, key: SampleKey) -> Item:
         """Read one sample with the draws of one epoch."""
         if self.replay is not None:
-            key = SampleKey(key.index, key.epoch % self.replay.num_views)
-        stand_ins = sample_generator(self.seed, key)
+            key = SampleKey(key.index, key.epoch % self.replay.num_augmentations)
+        replacements = sample_generator(self.seed, key)
         drawn = key
         unreadable: list[tuple[str, str]] = []
         for _ in range(1 + (MAX_REPLACEMENTS if self.replace_unreadable else 0)):
@@ -176,7 +172,7 @@ class PairedClips(Dataset[Item]):
             except UnreadableVideoError as error:
                 unreadable.append((entry.key, str(error)))
                 # The replacement has the draws of its own (sample, epoch), under which a teacher cache holds it.
-                drawn = SampleKey(int(stand_ins.integers(len(self.entries))), key.epoch)
+                drawn = SampleKey(int(replacements.integers(len(self.entries))), key.epoch)
         return Item(key.index, self.entries[key.index].label, None, tuple(unreadable), key.epoch)
 
     def read_batch(self, keys: Sequence[SampleKey]) -> PairedBatch:
@@ -202,9 +198,8 @@ class PairedClips(Dataset[Item]):
             centre_seconds = float(generator.uniform(*reader.centre_range_seconds))
         width_px, height_px = reader.picture_size_px
         crops = self._crops(generator, width_px=width_px, height_px=height_px)
-        clips = reader.read(
-            [centre_seconds], [[crop] if is_read else [] for crop, is_read in zip(crops, self.is_read, strict=True)]
-        )
+        to_read = [[crop] if is_read else [] for crop, is_read in zip(crops, self.is_read, strict=True)]
+        clips = reader.read([centre_seconds], to_read)
         return tuple(clip[0] if clip else None for clip in clips)
 
     def _crops(self, generator: np.random.Generator, *, width_px: int, height_px: int) -> list[Crop]:

@@ -10,7 +10,7 @@ milliseconds.
 * ``skeleton``: lossless 16-bit PNG, millimetres from the camera, 32768 is 0. One row per joint, one column; x, y and z
   lie one above the other.
 
-``docs/data.md`` compares 60 candidates by error, size and speed of random clips.
+``docs/explanation/stream_formats.md`` compares 60 candidates by error, size and speed of random clips.
 
 Shapes: H height, W width, C channels.
 """

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from crossdistill.encoders import Encoder
-from crossdistill.quantization.quantize import share_ranges
+from crossdistill.quantization.ranges import share_ranges
 
 
 class Head(nn.Module):

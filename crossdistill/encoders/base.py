@@ -51,9 +51,9 @@ class EncoderInfo:
     """The layer before pooling; None if the network has none."""
     public_weights: tuple[PublicWeights, ...] = ()
     bf16_pays_on_cpu: bool = False
-    """Whether bf16 trains faster on a CPU with AMX, as measured in docs/speed.md."""
+    """Whether bf16 trains faster on a CPU with AMX, as measured in docs/explanation/speed.md."""
     channels_last_pays_on_cpu: bool = False
-    """Whether fp32 with channels last trains faster on a CPU, as measured in docs/speed.md."""
+    """Whether fp32 with channels last trains faster on a CPU, as measured in docs/explanation/speed.md."""
     config: dict[str, Any] | None = None
     """JSON that rebuilds the body, of libraries whose model names do not say everything."""
 

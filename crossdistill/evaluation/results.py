@@ -1,8 +1,8 @@
 """Results of protocols: accuracies, how they follow from class scores, and how they are stored.
 
-``Evaluation.to_json`` gives the JSON of an evaluation; ``docs/results_schema.md`` explains it field by field, and
-``json_schema`` gives it as a JSON Schema. Fields are added, never renamed; ``SCHEMA_VERSION`` rises when one changes
-its meaning.
+``Evaluation.to_json`` gives the JSON of an evaluation; ``docs/reference/results_schema.md`` explains it field by field,
+and ``json_schema`` gives it as a JSON Schema. Fields are added, never renamed; ``SCHEMA_VERSION`` rises when one
+changes its meaning.
 
 Shapes: B test clips, C classes.
 """

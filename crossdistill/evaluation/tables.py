@@ -105,7 +105,7 @@ def _print_notes(evaluation: Evaluation) -> None:
     if evaluation.num_test_seen:
         lines.append(
             f"no test: the student learned from {evaluation.num_test_seen} of these test clips, as training clips of "
-            "another split; for numbers to publish, train one student for each split (docs/evaluation.md)"
+            "another split; for numbers to publish, train one student for each split (docs/how_to/evaluate.md)"
         )
     bootstrap = evaluation.bootstrap
     if bootstrap is not None:

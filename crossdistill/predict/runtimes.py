@@ -16,8 +16,7 @@ from crossdistill.data.dataset import Entry, PairedClips
 from crossdistill.data.manifest import Manifest
 from crossdistill.data.sampling import SampleKey
 from crossdistill.data.transforms import normalise
-from crossdistill.distillation.class_names import find_class_names
-from crossdistill.distillation.student import load_student
+from crossdistill.distillation.student import find_class_names, load_student
 from crossdistill.encoders import Encoder
 from crossdistill.encoders.base import Classifier
 from crossdistill.encoders.execution import Execution

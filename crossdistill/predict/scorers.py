@@ -16,7 +16,7 @@ from torch import Tensor
 
 from crossdistill.data.dataset import entries_of
 from crossdistill.data.manifest import Manifest
-from crossdistill.distillation.class_names import name_of
+from crossdistill.distillation.student import class_name
 from crossdistill.errors import UserError
 from crossdistill.evaluation.neighbours import nearest_neighbours
 from crossdistill.export.metadata import EMBEDDINGS, LOGITS
@@ -51,7 +51,7 @@ class ClassifierScorer:
         probabilities_c = outputs[LOGITS].double().softmax(dim=1).mean(dim=0)
         best = probabilities_c.topk(min(top, len(probabilities_c)))
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        classes = tuple(ClassScore(name_of(position, self.names), share) for position, share in pairs)
+        classes = tuple(ClassScore(class_name(position, self.names), share) for position, share in pairs)
         return Scores("probabilities of the classifier", classes=classes)
 
 
@@ -82,7 +82,7 @@ class NeighbourScorer:
 
     def _class_of(self, position: int) -> str | None:
         label = self.labels[position]
-        return None if label < 0 else name_of(label, self.classes)
+        return None if label < 0 else class_name(label, self.classes)
 
 
 def choose_scorer(

@@ -25,9 +25,9 @@ def open_datasets(config: RunConfig, accelerator: Accelerator) -> list[Manifest]
     if config.data.data:
         return [Manifest.load(path) for path in config.data.data]
     if not (TOYACTIONS_FOLDER / MANIFEST_NAME).is_file():
-        from data_prep.datasets.toyactions import Options, prepare
+        from data_prep.datasets.toyactions import ToyactionsOptions, prepare
 
-        decide_on_first(accelerator, lambda: str(prepare(Options(out=TOYACTIONS_FOLDER)).root))
+        decide_on_first(accelerator, lambda: str(prepare(ToyactionsOptions(out=TOYACTIONS_FOLDER)).root))
     return [Manifest.load(TOYACTIONS_FOLDER)]
 
 

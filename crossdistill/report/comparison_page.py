@@ -102,11 +102,11 @@ def _tiles(runs: Sequence[ComparedRun]) -> list[Tile]:
     if measured and len({run.table.dataset for run, _ in measured if run.table}) == 1:
         top1, names = _extreme([(run.name, result.top1) for run, result in measured], max)
         tiles.append(Tile(percent(top1), f"best top-1, {measured[0][1].protocol}", names))
-    for title, value_of, text_of in COSTS:
-        costed = [(run, value_of(run.cost)) for run in runs if run.cost is not None]
-        if costed and not (title == TIME and _is_close(sorted(value for _, value in costed))):
-            value, names = _extreme([(run.name, value) for run, value in costed], min)
-            tiles.append(Tile(text_of(value), f"lowest: {title}", names))
+    for measure in COSTS:
+        costs = [(run.name, measure.value_of(run.cost)) for run in runs if run.cost is not None]
+        if costs and not (measure.is_time and _is_close(sorted(value for _, value in costs))):
+            value, names = _extreme(costs, min)
+            tiles.append(Tile(measure.text_of(value), measure.lowest, names))
     return tiles
 
 
@@ -122,14 +122,39 @@ def _is_close(ascending: Sequence[float]) -> bool:
     return len(ascending) > 1 and ascending[1] <= (1 + CLOSE_TIMES) * ascending[0]
 
 
-TIME = "milliseconds per clip"
 CLOSE_TIMES = 0.1
 """Relative difference of times that the measurement does not resolve."""
-COSTS: tuple[tuple[str, Callable[[Cost], float], Callable[[float], str]], ...] = (
-    ("parameters", lambda cost: float(cost.num_parameters), short_number),
-    ("multiply-adds per clip", lambda cost: cost.gmacs * 1e9, short_number),
-    (TIME, lambda cost: 1000 * cost.latency_seconds, lambda value: f"{value:.3g} ms"),
-    ("bytes of the weight file", lambda cost: float(cost.num_bytes or 0), lambda value: f"{short_number(value)}B"),
+
+
+@dataclass(frozen=True)
+class CostMeasure:
+    """One kind of cost."""
+
+    name: str
+    """Label of the chart's axis."""
+    lowest: str
+    """Label of the tile with the lowest cost."""
+    value_of: Callable[[Cost], float]
+    text_of: Callable[[float], str] = short_number
+    is_time: bool = False
+
+
+COSTS = (
+    CostMeasure("parameters", "fewest parameters", lambda cost: float(cost.num_parameters)),
+    CostMeasure("multiply-adds per clip", "fewest multiply-adds per clip", lambda cost: cost.gmacs * 1e9),
+    CostMeasure(
+        "time per clip in ms",
+        "shortest time per clip",
+        lambda cost: 1000 * cost.latency_seconds,
+        lambda value: f"{value:.3g} ms",
+        is_time=True,
+    ),
+    CostMeasure(
+        "size of the weight file in bytes",
+        "smallest weight file",
+        lambda cost: float(cost.num_bytes or 0),
+        lambda value: f"{short_number(value)}B",
+    ),
 )
 
 
@@ -186,15 +211,15 @@ def _costs(runs: Sequence[ComparedRun]) -> Markup:
         raise UnavailableError("the student of no run can be loaded.")
     rows = [cost_row(cost, name=run.name, style=run.style) for run, cost in costs]
     charts = []
-    for title, value_of, _ in COSTS:
+    for measure in COSTS:
         dots = []
         for run in runs:
             result = None if run.evaluation is None else main_result(run.evaluation)
-            value = None if run.cost is None else value_of(run.cost)
+            value = None if run.cost is None else measure.value_of(run.cost)
             if result is not None and value:
                 dots.append(CostDot(run.name, value, result.top1, result.intervals.get("top1"), run.style))
         if dots:
-            charts.append(cost_chart(dots, title=f"Accuracy over {title}", x_label=title))
+            charts.append(cost_chart(dots, title=f"Accuracy over {measure.name}", x_label=measure.name))
     table = render("cost.html", costs=rows, batch_size=BATCH_SIZE, note=cost_note([cost for _, cost in costs]))
     names = legend([(run.name, run.style) for run, _ in costs])
     return names + element("div", *charts, class_="pictures") + table

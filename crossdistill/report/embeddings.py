@@ -63,7 +63,7 @@ def embed(
     """
     split = "1" if config is None else config.data.split
     accelerator = create_accelerator()
-    setting = "auto" if config is None else config.machine.mixed_precision
+    setting = "auto" if config is None else config.machine.precision
     execution = Execution.choose(network.encoder, device=accelerator.device, precision=setting)
     evaluated = EvaluatedEncoder(
         network.encoder,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from crossdistill.data.dataset import Entry, entries_of
 from crossdistill.data.manifest import Manifest
-from crossdistill.distillation.class_names import name_of
+from crossdistill.distillation.student import class_name
 from crossdistill.errors import UnreadableVideoError
 from crossdistill.evaluation.neighbours import nearest_neighbours
 from crossdistill.report.embeddings import Embedding
@@ -85,7 +85,7 @@ def build_gallery(
         UnavailableError: The number of queries is 0, or no clip can be read any more.
     """
     if num_queries < 1:
-        raise UnavailableError("it was disabled by --gallery 0.")
+        raise UnavailableError("the gallery was disabled by --gallery 0.")
     test, train = embedding.split.test, embedding.split.train
     positions = draw_queries(test.labels.tolist(), num_queries)
     found = nearest_neighbours(
@@ -134,7 +134,7 @@ class _ClipImages:
         teacher_strip = (
             self._strip(entry, self._teacher_view) if with_teacher and self._teacher_view is not None else ""
         )
-        class_name = name_of(label, self._classes) if label >= 0 else ""
+        shown_class = class_name(label, self._classes) if label >= 0 else ""
         return GalleryClip(video, class_name, self._strip(entry, self._view), mark, similarity, teacher_strip)
 
     def _strip(self, entry: Entry, view: ViewSpec) -> str:

@@ -14,8 +14,11 @@ from crossdistill.encoders import Encoder, is_from_file
 from crossdistill.errors import UserError
 from crossdistill.evaluation.feature_store import FOLDER_NAME
 from crossdistill.evaluation.roles import NumberedRole, Role, teacher_roles
-from crossdistill.recipes import build
-from crossdistill.recipes.config import RunConfig
+from crossdistill.recipes.config import AUTO, SELF, RunConfig
+from crossdistill.recipes.data import TOYACTIONS_FOLDER, is_toyactions
+from crossdistill.recipes.identity import own_teacher_config
+from crossdistill.recipes.student import create_student
+from crossdistill.recipes.teachers import TeacherOptions, create_teacher, published_weights, teacher_options
 from crossdistill.report.record import RunRecord, UnavailableError
 
 Loaded = TypeVar("Loaded")
@@ -89,7 +92,7 @@ def find_dataset(record: RunRecord, data: Path | None) -> Manifest:
     """
     if data is not None:
         return Manifest.load(data)
-    candidates = record.datasets or (build.TOYACTIONS_FOLDER,)
+    candidates = record.datasets or (TOYACTIONS_FOLDER,)
     for path in candidates:
         if (path / MANIFEST_NAME).is_file():
             return Manifest.load(path)
@@ -114,7 +117,7 @@ def load_random(record: RunRecord, options: LoadOptions) -> Network:
     """Create the student as it was before training, with the run's seed."""
     config = _configured(record)
     _allow(config.pair.student or "", options)
-    encoder = _load(lambda: build.create_student(config, is_fresh=True).eval())
+    encoder = _load(lambda: create_student(config, is_random=True).eval())
     return Network(str(Role.RANDOM), encoder, record.folder / FOLDER_NAME)
 
 
@@ -124,17 +127,17 @@ def load_teachers(
     """Load every teacher; yields a sentence with the reason for each one that is unavailable."""
     config = _configured(record)
     if not options.has_teacher:
-        yield "it was disabled by --no-teacher."
+        yield "the teacher was disabled by --no-teacher."
         return
-    if build.SELF in config.pair.teacher:
+    if SELF in config.pair.teacher:
         yield "the teacher was the student's own EMA copy, which is not stored."
         return
-    chosen = build.chosen_teachers(config)
+    chosen = teacher_options(config)
     for role, teacher in zip(teacher_roles(len(chosen)), chosen, strict=True):
         try:
             _allow(teacher.name, options)
             found = _with_weights(record, config, teacher, manifest)
-            encoder = _load(lambda found=found: build.create_teacher(found, student.view).eval())  # type: ignore[misc]
+            encoder = _load(lambda found=found: create_teacher(found, student.view).eval())  # type: ignore[misc]
         except UnavailableError as error:
             yield str(error)
             continue
@@ -142,17 +145,17 @@ def load_teachers(
 
 
 def _with_weights(
-    record: RunRecord, config: RunConfig, teacher: build.TeacherOptions, manifest: Manifest | None
-) -> build.TeacherOptions:
+    record: RunRecord, config: RunConfig, teacher: TeacherOptions, manifest: Manifest | None
+) -> TeacherOptions:
     """Replace ``auto`` by the weights that it meant: of the teacher that the run trained, or the published ones."""
-    if teacher.weights != build.AUTO:
+    if teacher.weights != AUTO:
         return teacher
-    if manifest is not None and build.trains_its_own_teacher([manifest]):
-        trained = build.teacher_config(config, teacher, record.folder, [manifest]).machine.out
+    if manifest is not None and is_toyactions([manifest]):
+        trained = own_teacher_config(config, teacher, record.folder, [manifest]).machine.out
         if trained is None or find_student(trained) is None:
             raise UnavailableError(f"the teacher that the run trained no longer exists ({trained}).")
         return replace(teacher, weights=str(trained))
-    return _load(lambda: build.with_published_weights(teacher))
+    return replace(teacher, weights=_load(lambda: published_weights(teacher)))
 
 
 def _weights_file(weights: str) -> Path | None:
@@ -177,4 +180,4 @@ def _load(load: Callable[[], Loaded]) -> Loaded:
     try:
         return load()
     except (UserError, OSError) as error:
-        raise UnavailableError(f"it cannot be loaded: {error}.") from error
+        raise UnavailableError(f"the network cannot be loaded: {error}.") from error

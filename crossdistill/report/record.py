@@ -15,8 +15,7 @@ from crossdistill.errors import UserError
 from crossdistill.evaluation.results import SCHEMA_FORMAT, Evaluation, read_evaluation
 from crossdistill.evaluation.roles import NumberedRole, Role
 from crossdistill.recipes.config import RunConfig, from_dict
-from crossdistill.recipes.run import RESULTS_NAME
-from crossdistill.training.run_folder import CONFIG_NAME, METRICS_NAME
+from crossdistill.training.run_folder import RunFolder
 
 MetricsLine = dict[str, float]
 """Values of one line of ``metrics.jsonl`` by name."""
@@ -104,17 +103,18 @@ def read_run(folder: Path) -> RunRecord:
     if not folder.is_dir():
         raise UserError(f"the folder {folder} does not exist: give a run folder (--out of train.py)")
     rounds = sorted(folder.glob("round-*"), key=lambda path: path.name.zfill(40))
-    inside = rounds[-1] if rounds and not (folder / CONFIG_NAME).is_file() else folder
-    if not (inside / CONFIG_NAME).is_file() and not (folder / RESULTS_NAME).is_file() and find_student(folder) is None:
+    inside = rounds[-1] if rounds and not RunFolder(folder).config.is_file() else folder
+    files = (RunFolder(inside).config, RunFolder(folder).results)
+    if not any(path.is_file() for path in files) and find_student(folder) is None:
         raise UserError(
-            f"{folder} is not a run folder (no {CONFIG_NAME}, no {RESULTS_NAME}, no student): give the --out folder of "
+            f"{folder} is not a run folder (no config.json, no results.json, no student): give the --out folder of "
             "train.py"
         )
     notes: list[str] = []
-    curves = folder if (folder / METRICS_NAME).is_file() or not rounds else rounds[-1]
+    curves = folder if RunFolder(folder).metrics.is_file() or not rounds else rounds[-1]
     if curves is not folder:
         notes.append(f"The curves are those of {curves.name}.")
-    written = _read_json(inside / CONFIG_NAME, notes)
+    written = _read_json(RunFolder(inside).config, notes)
     configuration, environment = (_section(written, key) for key in ("configuration", "environment"))
     student = find_student(folder)
     facts = {} if student is None else _read_json(student / FACTS_NAME, notes)
@@ -124,8 +124,8 @@ def read_run(folder: Path) -> RunRecord:
         config=_parse_config(configuration, notes) if configuration else None,
         configuration=configuration,
         environment=environment,
-        metrics=read_metrics(curves / METRICS_NAME),
-        results=_read_results(folder / RESULTS_NAME, notes),
+        metrics=read_metrics(RunFolder(curves).metrics),
+        results=_read_results(RunFolder(folder).results, notes),
         more_results=_more_results(folder, str(facts.get("encoder"))),
         facts=facts,
         notes=tuple(notes),
@@ -165,7 +165,7 @@ def _parse_config(configuration: dict[str, Any], notes: list[str]) -> RunConfig 
     if dropped:
         notes.append(f"Options of another version of crossdistill are ignored: {', '.join(dropped)}.")
     try:
-        return from_dict(known, source=CONFIG_NAME)
+        return from_dict(known, source="config.json")
     except UserError as error:
         notes.append(f"The configuration is of another version of crossdistill ({error}).")
         return None

@@ -100,9 +100,7 @@ def _accuracy_tiles(run: RunData) -> list[Tile]:
     for kind, name in names.items():
         other = others.get(kind)
         if other is not None and not (kind is Kind.RANDOM and others.get(Kind.BASELINE) is not None):
-            tiles.append(
-                Tile(_points(own.top1 - other.top1), f"points against {name}", f"{name}: {percent(other.top1)}")
-            )
+            tiles.append(Tile(_points(own.top1 - other.top1), f"points vs. {name}", f"{name}: {percent(other.top1)}"))
     return tiles
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from crossdistill.distillation.student_with_heads import StudentWithHeads
-from crossdistill.quantization.quantize import is_range
+from crossdistill.quantization.ranges import is_range
 
 # Number of features up to which AdamW trains a head at the encoder's rate.
 HEAD_BASE_WIDTH = 128

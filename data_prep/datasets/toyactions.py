@@ -92,7 +92,8 @@ def prepare(options: ToyactionsOptions) -> Manifest:
         )
         return finished
     start_seconds = time.perf_counter()
-    _write_lists(options)
+    for path, text in _list_files(options).items():
+        write_text_atomically(path, text)
     _remove_leftovers(options.out)
     jobs = [_ClipJob(options, clip) for clip in clip_ids(options.clips_per_class)]
     videos = run_jobs(_make_video, jobs, engine=Engine(workers=options.workers), description=DATASET, unit="clips")
@@ -119,25 +120,24 @@ def prepare(options: ToyactionsOptions) -> Manifest:
 
 
 def _check(options: ToyactionsOptions) -> None:
-    _check_range("--clips-per-class", options.clips_per_class, 2, None)
-    _check_range("--size", options.size, 32, 256)
+    ranges: tuple[tuple[str, int | None, int, int | None], ...] = (
+        ("--clips-per-class", options.clips_per_class, 2, None),
+        ("--size", options.size, 32, 256),
+        ("--frames", options.frames, 4, None),
+        ("--fps", options.fps, 1, 240),
+        ("--seed", options.seed, 0, None),
+        ("--workers", options.workers, 1, None),
+    )
+    for name, given, lowest, highest in ranges:
+        if given is not None and (given < lowest or (highest is not None and given > highest)):
+            allowed = f"at least {lowest}" if highest is None else f"from {lowest} to {highest}"
+            raise UserError(f"{name} {given} is out of range: choose a whole number {allowed}")
     if options.size % 2:
         raise UserError(
             f"--size {options.size} is odd, but H.264 needs even sides: choose {options.size - 1} or {options.size + 1}"
         )
-    _check_range("--frames", options.frames, 4, None)
-    _check_range("--fps", options.fps, 1, 240)
-    _check_range("--seed", options.seed, 0, None)
-    if options.workers is not None:
-        _check_range("--workers", options.workers, 1, None)
     if options.out.exists() and not options.out.is_dir():
         raise UserError(f"--out {options.out} is a file: choose the path of a folder")
-
-
-def _check_range(name: str, given: int, lowest: int, highest: int | None) -> None:
-    if given < lowest or (highest is not None and given > highest):
-        allowed = f"at least {lowest}" if highest is None else f"from {lowest} to {highest}"
-        raise UserError(f"{name} {given} is out of range: choose a whole number {allowed}")
 
 
 def _contents(options: ToyactionsOptions) -> dict[str, int]:
@@ -265,11 +265,6 @@ def _list_files(options: ToyactionsOptions) -> dict[Path, str]:
             lines[part].append(f"{clip.action}/{clip.name}.mp4{label}\n")
         files |= {folder / f"{part}list{split:02d}.txt": "".join(lines[part]) for part in lines}
     return files
-
-
-def _write_lists(options: ToyactionsOptions) -> None:
-    for path, text in _list_files(options).items():
-        write_text_atomically(path, text)
 
 
 # Clips.

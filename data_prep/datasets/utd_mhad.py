@@ -23,35 +23,17 @@ from crossdistill.errors import UserError
 from data_prep.pipeline.prepare import PrepareOptions, SourceVideo, prepare_videos
 from data_prep.pipeline.sources import find_files, only_file, require_some_found, select_inputs
 
+# fmt: off
 CLASSES = (
-    "right arm swipe to the left",
-    "right arm swipe to the right",
-    "right hand wave",
-    "two hand front clap",
-    "right arm throw",
-    "cross arms in the chest",
-    "basketball shoot",
-    "right hand draw x",
-    "right hand draw circle (clockwise)",
-    "right hand draw circle (counter clockwise)",
-    "draw triangle",
-    "bowling (right hand)",
-    "front boxing",
-    "baseball swing from right",
-    "tennis right hand forehand swing",
-    "arm curl (two arms)",
-    "tennis serve",
-    "two hand push",
-    "right hand knock on door",
-    "right hand catch an object",
-    "right hand pick up and throw",
-    "jogging in place",
-    "walking in place",
-    "sit to stand",
-    "stand to sit",
-    "forward lunge (left foot forward)",
-    "squat (two arms stretch out)",
+    "right arm swipe to the left", "right arm swipe to the right", "right hand wave", "two hand front clap",
+    "right arm throw", "cross arms in the chest", "basketball shoot", "right hand draw x",
+    "right hand draw circle (clockwise)", "right hand draw circle (counter clockwise)", "draw triangle",
+    "bowling (right hand)", "front boxing", "baseball swing from right", "tennis right hand forehand swing",
+    "arm curl (two arms)", "tennis serve", "two hand push", "right hand knock on door", "right hand catch an object",
+    "right hand pick up and throw", "jogging in place", "walking in place", "sit to stand", "stand to sit",
+    "forward lunge (left foot forward)", "squat (two arms stretch out)",
 )
+# fmt: on
 NUM_PEOPLE = 8
 NUM_TRIALS = 4
 # Recordings that failed and were never published.

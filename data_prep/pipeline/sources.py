@@ -201,7 +201,7 @@ def select_inputs(
     for name in names:
         missing = [sensor for sensor in needed if name not in found[sensor]]
         inputs[name] = {} if missing else {sensor: found[sensor][name] for sensor in needed}
-        # A video of which nothing is there was not downloaded, and is no mistake.
+        # Videos without any file were not downloaded, so that --modalities is not to blame for them.
         if len(missing) < len(needed):
             for sensor in missing:
                 num_lacking[sensor] = num_lacking.get(sensor, 0) + 1

@@ -1,4 +1,4 @@
-"""Clips of one video: centres, frames and cuts agree with reading each clip by itself."""
+"""ClipReader: centres, frames and cuts equal those of reading each clip alone."""
 
 import dataclasses
 

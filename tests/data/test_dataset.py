@@ -1,4 +1,4 @@
-"""Paired clips: one moment, one geometry, the same for every number of workers."""
+"""PairedClips: all views show one moment and one crop, with any number of workers."""
 
 import shutil
 from dataclasses import replace
@@ -67,8 +67,8 @@ def test_samples__depend_on_seed_and_epoch(toy_folder):
     assert not torch.equal(first, other[SampleKey(0, 0)].views[0].values)
 
 
-def test_views_of_one_modality__are_equal(toy_folder):
-    """Same encoder on both sides: same moment, same crop, same mirroring, so the very same tensor."""
+def test_views_of_same_encoder__are_equal(toy_folder):
+    """With the same encoder on both sides, moment, crop and mirroring agree, so the tensors are equal."""
     dataset = paired(toy_folder, student="rgb_r3d10", teacher="rgb_r3d10")
     for i in range(10):
         student, teacher = dataset[SampleKey(i, 1)].views
@@ -76,7 +76,7 @@ def test_views_of_one_modality__are_equal(toy_folder):
 
 
 def test_flow_and_colour__show_the_same_motion(toy_folder):
-    """Colour moved along its paired flow predicts the next frame better than colour left in place."""
+    """RGB warped along its paired flow predicts the next frame better than unwarped RGB."""
     dataset = paired(toy_folder, augmentation=Augmentation(area_min=0.5))
     flow_view, rgb_view = view_of("flow_r3d10"), view_of("rgb_r3d10")
     still = 0.0
@@ -104,7 +104,7 @@ def test_centre_views__do_not_depend_on_the_epoch(toy_folder):
 
 @pytest.fixture
 def damaged_folder(toy_folder, tmp_path):
-    """Two videos of the training part of split 1 lose their colour: one file is cut, one is gone."""
+    """A dataset in which two RGB files of split 1 are damaged: one is truncated and one is missing."""
     folder = tmp_path / "damaged"
     shutil.copytree(toy_folder, folder)
     manifest = Manifest.load(folder)
@@ -123,7 +123,7 @@ def test_unreadable__training_replaces_and_reports(damaged_folder):
     assert {name for batch in batches for name, _ in batch.unreadable} == broken
 
 
-def test_unreadable__evaluation_leaves_out_and_reports(damaged_folder):
+def test_unreadable__evaluation_skips_and_reports(damaged_folder):
     folder, broken = damaged_folder
     dataset = paired(folder, student="rgb_r3d10", teacher=None, augmentation=None)
     keys = [[SampleKey(i, 0) for i in range(len(dataset))]]
@@ -135,12 +135,12 @@ def test_unreadable__evaluation_leaves_out_and_reports(damaged_folder):
     assert len(empty) == 0 and len(empty.unreadable) == 2
 
 
-def test_dataset__needs_clips():
+def test_dataset__without_entries_is_refused():
     with pytest.raises(UserError, match="no clips"):
         PairedClips([], student_view=view_of("rgb_r3d10"))
 
 
-# Clips that are longer than their video (8 frames of colour, 7 of flow).
+# Clips that are longer than their video, which has 8 frames of RGB and 7 of flow.
 
 
 def long_views(toy_folder, **options):
@@ -153,14 +153,14 @@ def long_views(toy_folder, **options):
     )
 
 
-def test_short_clips__repeat_is_the_default_and_holds_the_ends(toy_folder):
+def test_short_clips__repeat_is_default_and_repeats_end_frames(toy_folder):
     flow = long_views(toy_folder)[SampleKey(0, 0)].views[0].values  # 7 frames in 10 places
     assert torch.equal(flow[:, 0], flow[:, 1]) and torch.equal(flow[:, -2], flow[:, -1])
     assert not torch.equal(flow[:, 4], flow[:, 5])
 
 
 @pytest.mark.parametrize("augmentation", [None, Augmentation()])
-def test_short_clips__loop_starts_both_views_again_together(toy_folder, augmentation):
+def test_short_clips__loop_restarts_both_views_at_the_same_moment(toy_folder, augmentation):
     dataset = long_views(toy_folder, short_clips="loop", augmentation=augmentation)
     for i in range(3):
         student, teacher = dataset[SampleKey(i, 0)].views
@@ -169,13 +169,13 @@ def test_short_clips__loop_starts_both_views_again_together(toy_folder, augmenta
             assert not torch.equal(values[:, 6], values[:, 0])
 
 
-def test_short_clips__error_refuses_before_anything_is_read(toy_folder):
+def test_short_clips__error_is_raised_before_reading(toy_folder):
     with pytest.raises(UserError, match=r"3 of 3 videos are shorter.*has 7 frames \(0\.\d+ s\) where 10 flow frames"):
         long_views(toy_folder, short_clips="error")
     assert len(paired(toy_folder, short_clips="error")) == len(Manifest.load(toy_folder).videos)
 
 
-def test_short_clips__evaluation_refuses_and_loops(toy_folder):
+def test_short_clips__evaluation_follows_policy(toy_folder):
     encoder = create_encoder("rgb_r3d10", num_frames=12, stride=1, size_px=16)
     options = {
         "split": "1",
@@ -193,8 +193,8 @@ def test_short_clips__evaluation_refuses_and_loops(toy_folder):
     assert evaluation.num_test == 12 and not evaluation.unreadable
 
 
-def test_short_clips__training_refuses_what_its_evaluation_would(toy_folder):
-    """A test video that is too short stops the run before it trains, unless the run does not evaluate."""
+def test_short_clips__training_checks_videos_of_its_evaluation(toy_folder):
+    """A test video that is too short stops the run before training, unless the run does not evaluate."""
     manifest = Manifest.load(toy_folder)
     last = manifest.select(split="1", part="test")[-1]
     video = manifest.videos[last]
@@ -213,8 +213,8 @@ def test_short_clips__training_refuses_what_its_evaluation_would(toy_folder):
     assert identity(config)["data"]["short_clips"] != identity(repeating)["data"]["short_clips"]
 
 
-def test_mirroring__happens_to_both_views_or_none(toy_folder):
-    """The mirrored sample is the unmirrored one turned around, in both views."""
+def test_mirroring__applies_to_both_views_or_none(toy_folder):
+    """In both views, the mirrored sample is the mirror image of the other one."""
     plain = paired(
         toy_folder, augmentation=Augmentation(area_min=1.0, ratio_min=1.0, ratio_max=1.0, mirror_probability=0)
     )

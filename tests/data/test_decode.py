@@ -1,4 +1,4 @@
-"""Exact frames by timestamp, against a plain loop over the whole file."""
+"""Frames by timestamp equal those of a plain loop over the whole file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ X264 = {"g": "16", "keyint_min": "16", "sc_threshold": "0"}
 
 
 def irregular_pts(num_frames: int = NUM_FRAMES) -> list[int]:
-    """Timestamps in 1/90000 s: a first half at 50 fps, a second at 10 fps, and jitter."""
+    """Timestamps in 1/90000 s: the first half at 50 fps, the second at 10 fps, with jitter."""
     jitter = np.random.default_rng(0).integers(-300, 300, num_frames)
     steps = np.where(np.arange(num_frames) < num_frames // 2, 1800, 9000) + jitter
     return (np.cumsum(steps) - steps[0]).tolist()
@@ -58,7 +58,7 @@ MAKERS = [constant_h264, variable_h264, mpeg4_avi, matroska, rotated]
 
 
 def assert_exact(path: Path, *, num_reads: int, seed: int = 0) -> Stream:
-    """Every timestamp, and frames in random order with repetition, equal those of the plain loop."""
+    """Check all timestamps, and frames in random order with repetition, against the plain loop."""
     stream = index_video(path)
     positions = np.random.default_rng(seed).integers(0, stream.num_frames, num_reads).tolist()
     expected_pts, expected = decode_everything(path, set(positions))
@@ -101,7 +101,7 @@ def test_index_video__rotation_is_applied(tmp_path):
     mark_rotated(tmp_path / "cfr.mp4")
     turned = index_video(tmp_path / "cfr.mp4")
     assert (turned.width_px, turned.height_px) == (upright.height_px, upright.width_px) == (48, 64)
-    # Turned clockwise: the left edge becomes the top edge.
+    # The picture is rotated clockwise: the left edge becomes the top edge.
     np.testing.assert_array_equal(read_frames(tmp_path, turned, [5])[0], np.rot90(picture, k=-1))
 
 
@@ -121,7 +121,7 @@ def test_decode_all__one_thread_gives_the_same(tmp_path):
 
 
 def share_of_wrong_frames(stream: Stream, rate: float) -> float:
-    """How often "time since the start times average rate" names another frame than the one shown."""
+    """Share of frames for which "time since the start times average rate" is not the frame that is shown."""
     guessed = np.rint((stream.times_seconds - stream.times_seconds[0]) * rate).astype(int)
     return float(np.mean(guessed != np.arange(stream.num_frames)))
 
@@ -133,7 +133,7 @@ def test_position_times_rate__is_wrong_on_variable_frame_rate(tmp_path):
     assert share_of_wrong_frames(variable, rates[1]) > 0.8
     right = nearest_frames(variable, variable.times_seconds)
     np.testing.assert_array_equal(right, np.arange(variable.num_frames))
-    # The wrong position is another picture, so it matters.
+    # The wrong position has another picture, so the error is visible.
     guessed = round(20 / variable.num_frames * variable.times_seconds[-1] * rates[1])
     by_time = int(nearest_frames(variable, np.array([20 / rates[1]]))[0])
     assert guessed != by_time
@@ -153,27 +153,27 @@ def test_nearest_frames__one_frame():
     assert nearest_frames(stream, np.array([-1.0, 0.28, 9.0])).tolist() == [0, 0, 0]
 
 
-def test_missing_file__is_named(tmp_path):
+def test_missing_file__error_names_it(tmp_path):
     with pytest.raises(UnreadableVideoError, match=r"nothing\.mp4: cannot be opened \(No such file"):
         index_video(tmp_path / "nothing.mp4")
 
 
-def test_no_video_stream__is_named(tmp_path):
+def test_no_video_stream__error_names_file(tmp_path):
     (tmp_path / "text.srt").write_text("1\n00:00:00,000 --> 00:00:01,000\nhello\n")
     with pytest.raises(UnreadableVideoError, match=r"text\.srt: has no video stream"):
         index_video(tmp_path / "text.srt")
 
 
-def test_text__is_no_video_although_ffmpeg_would_draw_it(tmp_path):
+def test_text_file__is_refused_although_ffmpeg_opens_it(tmp_path):
     path = tmp_path / "notes.txt"
     path.write_text("What was filmed on Monday.\n" * 400, encoding="utf-8")
     with av.open(str(path)) as container:
-        assert container.streams.video  # else this test shows nothing
+        assert container.streams.video  # if not, this test proves nothing
     with pytest.raises(UnreadableVideoError, match=r"notes\.txt: has no video stream"):
         open_video(path)
 
 
-def test_truncated_after_indexing__names_how_many_are_lacking(tmp_path):
+def test_truncated_after_indexing__error_counts_missing_frames(tmp_path):
     path = mpeg4_avi(tmp_path)
     stream = index_video(path)
     truncate(path, 0.5)
@@ -182,7 +182,7 @@ def test_truncated_after_indexing__names_how_many_are_lacking(tmp_path):
 
 
 def test_truncated_mp4__cannot_be_opened(tmp_path):
-    path = truncate(constant_h264(tmp_path), 0.5)  # its index stood at the end
+    path = truncate(constant_h264(tmp_path), 0.5)  # the index was at the end of the file
     with pytest.raises(UnreadableVideoError, match=r"cfr\.mp4: cannot be opened"):
         index_video(path)
 
@@ -193,7 +193,7 @@ BROKEN_MEDIA = {
 }
 
 
-def test_shared_media__broken_files_say_why(shared_folder):
+def test_shared_media__broken_file_error_names_reason(shared_folder):
     for name, reason in BROKEN_MEDIA.items():
         with pytest.raises(UnreadableVideoError) as error:
             index_video(shared_folder / "media" / name)

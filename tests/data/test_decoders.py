@@ -1,4 +1,4 @@
-"""All decoders behind one function: the same frames, at the same times, from the same files."""
+"""All decoders return the same frames at the same times."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from crossdistill.errors import UnreadableVideoError, UserError
 
 TESTS = Path(__file__).resolve().parents[1]
 SECONDS_PER_CHILD = 120
-# Mean difference in levels of 255. Pictures of 8 bits and even sides come out equal to rounding; for 10 bits and
-# odd sides the libraries interpolate chroma differently, which shows at the sharp edges of test pictures.
+# Mean difference in levels of 255. 8-bit pictures with even sides are equal up to rounding. For 10 bits and odd sides
+# the libraries interpolate chroma differently, which is visible at the sharp edges of test pictures.
 MAX_LEVELS = 5.0
 
 ANOTHER_COUNT = "its number of frames is not the number that can be decoded"
@@ -39,39 +39,39 @@ FAILS = "it fails on the file"
 OUT_OF_ORDER = "the timestamps in the file are out of order"
 LEADING = "some of its keyframes are followed by frames that are shown before them"
 OTHER_TIMES = "its timestamps are not those of the file"
-# Files of the shared folder that a decoder cannot give exactly, and why; PyAV reads them in its place.
+# Files of the media folder that a decoder cannot read exactly, with the reason. PyAV reads them instead.
 CANNOT = {
     "pyav": {},
     "decord": {
         "S001C001P001R001A001_rgb.avi": OUT_OF_ORDER,
         "av1_video.mkv": FAILS,  # the FFmpeg inside its wheel is older than AV1
-        "discard_first_keyframe.mp4": ANOTHER_COUNT,  # it shows frames that the edit list takes out
+        "discard_first_keyframe.mp4": ANOTHER_COUNT,  # it shows frames that the edit list removes
         "h265_video.mp4": LEADING,  # after a seek it is a frame off
         "no_duration.webm": FAILS,  # refuses files without a duration
-        "sine_stereo_mp2.mpg": OTHER_TIMES,  # takes missing timestamps for numbers
+        "sine_stereo_mp2.mpg": OTHER_TIMES,  # reads missing timestamps as numbers
         "test.avi": OUT_OF_ORDER,
     },
     "torchcodec": {
         "S001C001P001R001A001_rgb.avi": OUT_OF_ORDER,
-        "sine_stereo_mp2.mpg": OTHER_TIMES,  # takes other times where the file has none
+        "sine_stereo_mp2.mpg": OTHER_TIMES,  # invents timestamps if the file has none
         "test.avi": OUT_OF_ORDER,
     },
 }
-# The same for files that the tests make.
+# The same for files that these tests write.
 CANNOT_MADE = {
     "pyav": {},
     "decord": {
         "mpeg4.avi": LEADING,
         "open_gop.mp4": LEADING,
-        "rotated.mp4": FAILS,  # "The size must exactly match": its rows are padded after turning
+        "rotated.mp4": FAILS,  # "The size must exactly match": its rows are padded after rotation
     },
-    "torchcodec": {"mpeg4.avi": OTHER_TIMES},  # takes other times where the file has none
+    "torchcodec": {"mpeg4.avi": OTHER_TIMES},  # invents timestamps if the file has none
 }
 
 
 @pytest.fixture(params=list(DECODERS))
 def decoder(request) -> str:
-    """Each decoder that works on this machine."""
+    """Name of each decoder that works on this machine."""
     try:
         return get_decoder(request.param).name
     except UserError as error:
@@ -122,7 +122,7 @@ MAKERS = [
 
 
 def agreements(decoder: str, paths: list[Path]) -> dict[str, dict]:
-    """What ``decoder_agreement.py`` says of each file, in a child process with a time limit."""
+    """Run ``decoder_agreement.py`` on each file in a child process with a time limit, and return its output."""
     command = [sys.executable, str(TESTS / "decoder_agreement.py"), decoder, *map(str, paths)]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=SECONDS_PER_CHILD, cwd=TESTS.parent, env=child_environment()
@@ -158,7 +158,7 @@ def test_shared_media__every_decoder_gives_the_right_frames(shared_folder, decod
     assert_right_frames({name: answer for name, answer in answers.items() if not answer["reason"]})
 
 
-def test_shared_media__what_a_decoder_cannot_pyav_reads(shared_folder, decoder):
+def test_shared_media__pyav_reads_what_decoder_cannot(shared_folder, decoder):
     for name in sorted(CANNOT[decoder]):
         stream = index_video(shared_folder / "media" / name)
         frames = [5, 3, 3]
@@ -167,8 +167,8 @@ def test_shared_media__what_a_decoder_cannot_pyav_reads(shared_folder, decoder):
         np.testing.assert_array_equal(found, expected)
 
 
-def test_position_times_rate__would_be_seen(tmp_path):
-    """The proof itself: a reader that takes positions for times is caught by it."""
+def test_position_times_rate__is_detected(tmp_path):
+    """The comparison detects a reader that computes positions from the average rate."""
     path = variable_h264(tmp_path)
     stream = index_video(path)
     even = dataclasses.replace(stream, pts=np.linspace(stream.pts[0], stream.pts[-1], 70).astype(np.int64))
@@ -183,7 +183,7 @@ def test_position_times_rate__would_be_seen(tmp_path):
         read_frames(tmp_path, even, [10, 20, 60])
 
 
-def test_another_count__is_refused_before_anything_is_decoded(tmp_path, decoder):
+def test_other_frame_count__is_refused_before_decoding(tmp_path, decoder):
     path = gop_16(tmp_path)
     whole = index_video(path)
     fewer = dataclasses.replace(whole, pts=whole.pts[:-2])
@@ -233,19 +233,19 @@ def usable_decoders() -> list[str]:
     return usable
 
 
-def test_truncated_after_indexing__is_an_unreadable_video_and_ends(tmp_path):
+def test_truncated_after_indexing__raises_unreadable_and_returns(tmp_path):
     lines = run_child(TRUNCATED, str(tmp_path), *usable_decoders()).splitlines()
     reason = f"{tmp_path / 'mpeg4.avi'}: 1 of 2 frames that the manifest names are not in the file"
     assert lines == [f"{name} {reason}" for name in usable_decoders()]
 
 
-def test_missing_file__is_an_unreadable_video(tmp_path, decoder):
+def test_missing_file__raises_unreadable(tmp_path, decoder):
     stream = index_video(gop_16(tmp_path)).at("nothing.mp4")
     with pytest.raises(UnreadableVideoError, match=r"nothing\.mp4: cannot be opened"):
         read_frames(tmp_path, stream, [0], decoder=decoder)
 
 
-def test_pictures_that_change_their_size__are_an_unreadable_video(tmp_path):
+def test_changing_picture_size__raises_unreadable(tmp_path):
     small, large = (
         write_video(tmp_path / f"{side}.mpg", moving_frames(30, height=side, width=side), codec="mpeg2video")
         for side in (48, 64)
@@ -260,7 +260,7 @@ LEVELS_PER_SECOND = 75
 
 
 def write_stream(root: Path, name: str, pts: list[int], time_base: Fraction, start: int) -> Stream:
-    """A stream whose pictures hold their own time as brightness."""
+    """Write a stream in which the brightness of a frame is its time."""
     stream_format = get_stream_format(name)
     channels = {"rgb24": 3, "gray": 2, "gray16le": 1}[stream_format.picture_format]
     dtype = np.uint16 if "16" in stream_format.picture_format else np.uint8
@@ -293,11 +293,11 @@ def test_read_clip__pairs_streams_by_time(tmp_path, decoder):
         shown = streams[name].times_seconds[nearest_frames(streams[name], times)]
         assert np.abs(shown - times).max() <= {"rgb": 0.021, "flow": 0.06, "depth": 0.018}[name]
         found = pictures.reshape(5, -1).mean(axis=1) / LEVELS_PER_SECOND
-        # H.264 may be a level or two off; the others are lossless.
+        # H.264 may differ by one or two levels; the others are lossless.
         np.testing.assert_allclose(found, shown, atol=0.03 if name == "rgb" else 0.5 / LEVELS_PER_SECOND + 1e-9)
 
 
-def test_read_clip__times_outside_give_the_ends(tmp_path, decoder):
+def test_read_clip__times_outside_give_end_frames(tmp_path, decoder):
     streams = streams_of_three_clocks(tmp_path)
     clip = read_clip(tmp_path, streams, [-3.0, 99.0], decoder=decoder)
     for name, stream in streams.items():
@@ -305,7 +305,7 @@ def test_read_clip__times_outside_give_the_ends(tmp_path, decoder):
         np.testing.assert_array_equal(clip[name], expected)
 
 
-def test_read_clip__is_the_same_with_every_decoder_on_prepared_streams(toy_folder, decoder):
+def test_read_clip__prepared_streams_are_equal_with_every_decoder(toy_folder, decoder):
     manifest = Manifest.load(toy_folder)
     for video in manifest.videos[:4]:
         times = np.random.default_rng(0).uniform(0, video.streams["rgb"].times_seconds[-1], 6)
@@ -316,7 +316,7 @@ def test_read_clip__is_the_same_with_every_decoder_on_prepared_streams(toy_folde
             np.testing.assert_allclose(found[name].astype(int), expected[name], atol=2 if name == "rgb" else 0)
 
 
-def test_streams_that_a_decoder_cannot_hand_out__are_listed_and_read_by_pyav(tmp_path, caplog):
+def test_16_bit_streams__are_read_by_pyav_and_logged_once(tmp_path, caplog):
     assert {name: set(entry.cannot) for name, entry in DECODERS.items()} == {
         "pyav": set(),
         "decord": {"gray16le"},
@@ -336,7 +336,7 @@ def test_streams_that_a_decoder_cannot_hand_out__are_listed_and_read_by_pyav(tmp
     ]
 
 
-def test_unknown_decoder__names_the_known_ones():
+def test_unknown_decoder__error_lists_known_ones():
     with pytest.raises(
         UserError, match=r"unknown decoder 'decor': choose one of decord, pyav, torchcodec; did you mean"
     ):
@@ -351,7 +351,7 @@ def fresh_decoders():
 
 
 @pytest.mark.parametrize("name", ["decord", "torchcodec"])
-def test_absent_library__says_what_to_install(monkeypatch, fresh_decoders, toy_folder, name):
+def test_missing_library__error_says_what_to_install(monkeypatch, fresh_decoders, toy_folder, name):
     monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setitem(sys.modules, f"{name}.decoders", None)
     manifest = Manifest.load(toy_folder)
@@ -362,7 +362,7 @@ def test_absent_library__says_what_to_install(monkeypatch, fresh_decoders, toy_f
 
 
 @pytest.mark.parametrize("error", [RuntimeError("Could not load libtorchcodec.\nLikely causes:\n1. FFmpeg"), OSError()])
-def test_torchcodec_without_ffmpeg__says_what_to_install(monkeypatch, fresh_decoders, error):
+def test_torchcodec_without_ffmpeg__error_says_what_to_install(monkeypatch, fresh_decoders, error):
     decoders = pytest.importorskip("crossdistill.data.decoders.torchcodec")
 
     def fail() -> None:
@@ -375,7 +375,7 @@ def test_torchcodec_without_ffmpeg__says_what_to_install(monkeypatch, fresh_deco
         get_decoder("torchcodec")
 
 
-def test_torchcodec__a_self_test_that_fails_counts_as_absent(monkeypatch, fresh_decoders):
+def test_torchcodec__failed_self_test_is_an_error(monkeypatch, fresh_decoders):
     try:
         get_decoder("torchcodec")
     except UserError as error:
@@ -422,7 +422,7 @@ for decoder in sys.argv[2:]:
 """
 
 
-def test_loader__workers_give_what_this_process_gives(toy_folder):
+def test_loader__workers_and_main_process_give_equal_batches(toy_folder):
     assert run_child(LOADER, str(toy_folder), *usable_decoders()).splitlines() == usable_decoders()
 
 
@@ -435,7 +435,7 @@ def count_decoded(monkeypatch, root: Path, stream: Stream, frames: list[int]) ->
     return len(offered)
 
 
-def test_pyav__frames_to_which_none_refers_are_not_decoded(tmp_path, monkeypatch):
+def test_pyav__skips_unreferenced_frames(tmp_path, monkeypatch):
     path = write_video(
         tmp_path / "b.mp4", moving_frames(70), codec="libx264", options={"g": "250", "bf": "1", "b_strategy": "0"}
     )
@@ -447,11 +447,11 @@ def test_pyav__frames_to_which_none_refers_are_not_decoded(tmp_path, monkeypatch
     np.testing.assert_array_equal(skipped, read_frames(tmp_path, stream, list(range(0, 70, 7))))
 
 
-def test_plan_runs__seeks_only_where_it_saves_frames():
+def test_plan_runs__seeks_only_if_it_saves_frames():
     stream = Stream("x", 2, 2, Fraction(1, 25), 10 * np.arange(64), np.arange(0, 64, 16))
     cases = {
         (0, 4, 8): [(0, [0, 4, 8])],
-        (14, 17): [(0, [14, 17])],  # one frame saved: less than a seek costs
+        (14, 17): [(0, [14, 17])],  # seeking saves one frame, which is less than its cost
         (12, 17): [(0, [12]), (160, [17])],
         (20, 60): [(160, [20]), (480, [60])],
         (15, 16, 31): [(0, [15, 16, 31])],
@@ -481,10 +481,10 @@ print(sizes[-1] - sizes[49])
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads the size of a process from /proc")
-def test_pyav__memory_stays_over_150_clips(tmp_path):
+def test_pyav__memory_is_constant_over_150_clips(tmp_path):
     path = write_video(
         tmp_path / "large.mp4", moving_frames(40, height=240, width=320), codec="libx264", options={"g": "8", "bf": "0"}
     )
     growth_kib = int(run_child(MEMORY, str(path)))
-    # One leaked frame a clip would be 150 × 225 KiB = 33 MiB.
+    # A leak of one frame per clip would be 150 × 225 KiB = 33 MiB.
     assert growth_kib < 8 * 1024

@@ -1,4 +1,4 @@
-"""The manifest: exact, small, whole at any moment, and clear when it is not."""
+"""The manifest: round trip, size, atomic writes and error messages."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_encode_steps__examples(values, coded):
     assert decode_steps(coded).dtype == np.int64
 
 
-def test_constant_rate__costs_a_few_bytes():
+def test_constant_rate__takes_a_few_bytes():
     assert len(json.dumps(encode_steps(list(range(0, 512 * 100_000, 512))))) < 25
 
 
@@ -85,7 +85,7 @@ def test_save_and_load__equal(tmp_path):
     assert (tmp_path / MANIFEST_NAME).read_bytes() == first
 
 
-def test_select__parts_and_unusable_videos(tmp_path):
+def test_select__returns_part_with_unusable_videos(tmp_path):
     manifest = example(tmp_path)
     assert manifest.splits == ("1", "2")
     assert manifest.streams == ("rgb",)
@@ -95,24 +95,24 @@ def test_select__parts_and_unusable_videos(tmp_path):
     assert manifest.select(split="2", part="test") == []
 
 
-def test_select__unknown_split(tmp_path):
+def test_select__unknown_split_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"has no split '7': choose one of 1, 2"):
         example(tmp_path).select(split="7", part="train")
 
 
-def test_require_stream__says_what_to_type(tmp_path):
+def test_require_stream__error_names_option(tmp_path):
     manifest = example(tmp_path)
     manifest.require_stream("rgb", wanted_by="x")
     with pytest.raises(UserError, match=r"flow_r3d18 needs the stream 'flow'.*only rgb.*--modalities flow"):
         manifest.require_stream("flow", wanted_by="flow_r3d18")
 
 
-def test_load__no_manifest(tmp_path):
+def test_load__missing_manifest_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"not a prepared dataset \(no manifest\.jsonl\): make one with"):
         Manifest.load(tmp_path)
 
 
-def test_load__damaged_line_is_numbered(tmp_path):
+def test_load__error_numbers_damaged_line(tmp_path):
     path = example(tmp_path).save()
     lines = path.read_text(encoding="utf-8").splitlines()
     lines[2] = lines[2][: len(lines[2]) // 2]
@@ -121,26 +121,26 @@ def test_load__damaged_line_is_numbered(tmp_path):
         Manifest.load(tmp_path)
 
 
-def test_load__empty_file(tmp_path):
+def test_load__empty_file_is_refused(tmp_path):
     (tmp_path / MANIFEST_NAME).touch()
     with pytest.raises(UserError, match="is empty"):
         Manifest.load(tmp_path)
 
 
-def test_load__other_file(tmp_path):
+def test_load__other_file_is_refused(tmp_path):
     (tmp_path / MANIFEST_NAME).write_text('{"a": 1}\n')
     with pytest.raises(UserError, match="is not a manifest of crossdistill"):
         Manifest.load(tmp_path)
 
 
-def test_load__newer_version(tmp_path):
+def test_load__newer_version_is_refused(tmp_path):
     path = example(tmp_path).save()
     path.write_text(path.read_text(encoding="utf-8").replace(f'"version": {FORMAT_VERSION}', '"version": 99', 1))
     with pytest.raises(UserError, match=rf"format version 99, this crossdistill reads up to {FORMAT_VERSION}"):
         Manifest.load(tmp_path)
 
 
-def test_unique_names(tmp_path):
+def test_require_unique_names__error_names_duplicate(tmp_path):
     require_unique_names(example(tmp_path).videos)
     with pytest.raises(UserError, match="two videos are named 'x'"):
         require_unique_names([Video("x"), Video("y"), Video("x")])
@@ -165,7 +165,7 @@ def test_save__survives_being_killed(tmp_path):
         try:
             deadline = time.monotonic() + 60
             while not list(tmp_path.glob(f".{MANIFEST_NAME}.{process.pid}.tmp")) and time.monotonic() < deadline:
-                time.sleep(0.001)  # it has begun to write
+                time.sleep(0.001)  # wait until it has started to write
             while not (tmp_path / MANIFEST_NAME).exists() and time.monotonic() < deadline:
                 time.sleep(0.001)
             time.sleep(delay_seconds)

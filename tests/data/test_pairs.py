@@ -1,4 +1,4 @@
-"""Any teacher with any student: all ordered pairs of modalities, and every architecture on both sides."""
+"""Any teacher with any student: all ordered pairs of modalities."""
 
 import itertools
 import json
@@ -25,7 +25,7 @@ def train(*options):
 
 @pytest.mark.parametrize(("teacher", "student"), list(itertools.product(TINY, TINY)))
 def test_every_pair_of_modalities__trains_saves_resumes_evaluates(teacher, student, toy_folder, tmp_path):
-    """Frames, stride, size, mean and stored type differ; a run that lost its last step ends with the same bits."""
+    """Frames, stride, size, mean and dtype differ; a run resumed before its last step ends with equal weights."""
     torch.manual_seed(0)
     weights = tmp_path / "teacher.safetensors"
     save_file(create_encoder(TINY[teacher]).body.state_dict(), weights)
@@ -49,13 +49,13 @@ def test_every_pair_of_modalities__trains_saves_resumes_evaluates(teacher, stude
     assert student_view.size_px == 32 and student_view.modality == student
 
 
-def test_modalities__are_all_in_the_table_of_pairs():
-    """Toyactions has no skeletons: their pairs are trained in test_new_modality.py."""
+def test_pairs__cover_all_modalities_of_toyactions():
+    """toyactions has no skeletons; test_new_modality.py trains their pairs."""
     assert set(TINY) | {"skeleton"} == set(MODALITIES)
 
 
 class Positive(torch.nn.Module):
-    """A stranger's network in half precision that takes frames before channels."""
+    """Another library's network, in half precision, whose inputs are [B, T, C, H, W]."""
 
     def __init__(self):
         super().__init__()
@@ -67,7 +67,7 @@ class Positive(torch.nn.Module):
         return clip_btchw.mean(dim=(1, 3, 4)) @ self.weight
 
 
-def test_layout_and_type_of_a_teacher__are_its_own(toy_folder):
+def test_teacher__keeps_its_layout_and_dtype(toy_folder):
     view = ViewSpec("rgb", 6, 1, 24, mean=(0.5,) * 3, std=(0.25,) * 3, layout="BTCHW")
     module = Positive()
     teacher = crossdistill.wrap_encoder(module, view=view, modality="rgb", embed_dim=5)

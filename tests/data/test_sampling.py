@@ -1,4 +1,4 @@
-"""Order and moments: reproducible, divided among processes without loss, exact in time."""
+"""Order of samples and positions of frames: reproducible, complete over processes, exact in time."""
 
 from fractions import Fraction
 
@@ -27,28 +27,28 @@ def view(num_frames, stride=1):
     return ViewSpec("depth", num_frames, stride, 64, mean=(0.0,), std=(1.0,))
 
 
-def test_frame_seconds__sees_through_rounded_timestamps_but_not_into_pauses():
-    thirtieths = [round(1000 * i / 30) for i in range(200)]  # as Matroska keeps them, in milliseconds
+def test_frame_seconds__ignores_rounding_and_pauses():
+    thirtieths = [round(1000 * i / 30) for i in range(200)]  # rounded to milliseconds, as Matroska stores them
     assert frame_seconds(stream(thirtieths, Fraction(1, 1000))) == pytest.approx(1 / 30, rel=1e-4)
     paused = [*range(50), *range(150, 200)]
     assert frame_seconds(stream(paused, Fraction(1, 25))) == 1 / 25
 
 
-def test_clip__of_rounded_timestamps_takes_every_sixth_frame():
-    """13 frames of stride 6 span 2.4 s, over which a third of a millisecond a frame adds up to most of one."""
+def test_clip_frames__rounded_timestamps_keep_stride():
+    """13 frames of stride 6 span 2.4 s, in which a third of a millisecond per frame adds up to most of a frame."""
     thirtieths = stream([round(1000 * i / 30) for i in range(73)], Fraction(1, 1000))
     earliest, latest = centre_range_seconds([thirtieths], [view(13, stride=6)])
     assert clip_frames(thirtieths, view(13, stride=6), (earliest + latest) / 2).tolist() == list(range(0, 73, 6))
 
 
-def test_training_batches__two_processes_with_half_the_batch_see_what_one_sees():
+def test_training_batches__two_processes_with_half_the_batch_equal_one():
     options = {"num_samples": 23, "num_epochs": 3, "seed": 5}
     one = list(TrainingBatches(batch_size=6, **options))
     two = [list(TrainingBatches(batch_size=3, num_processes=2, process_index=i, **options)) for i in range(2)]
     assert one == [first + second for first, second in zip(*two, strict=True)]
 
 
-def test_training_batches__every_epoch_is_another_permutation_without_repeats():
+def test_training_batches__each_epoch_is_a_new_permutation():
     batches = list(TrainingBatches(num_samples=12, batch_size=4, num_epochs=2, seed=0))
     epochs = [[key.index for batch in batches[i : i + 3] for key in batch] for i in (0, 3)]
     assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
@@ -65,7 +65,7 @@ def test_training_batches__resumed_run_continues_the_same_sequence(start):
     assert len(rest) == len(whole) - start == 15 - start
 
 
-def test_training_batches__too_few_clips_say_what_to_type():
+def test_training_batches__error_for_too_few_clips_names_batch_size():
     with pytest.raises(UserError, match="--batch-size 5"):
         TrainingBatches(num_samples=10, batch_size=6, num_epochs=1, seed=0, num_processes=2)
 
@@ -104,7 +104,7 @@ def test_clip_frames__variable_frame_rate_follows_time_not_position():
     assert video.pts[frames].tolist() == [16, 16, 40, 40, 40] or video.pts[frames].tolist() == [16, 16, 16, 40, 40]
 
 
-def test_centre_range__both_views_stay_inside_their_streams():
+def test_centre_range__keeps_both_views_inside_their_streams():
     colour, flow = stream([4 * i for i in range(20)]), stream([4 * i for i in range(19)])
     earliest, latest = centre_range_seconds([colour, flow], [view(8), view(16)])
     assert earliest == pytest.approx(0.30) and latest == pytest.approx(0.72 - 0.30)
@@ -134,13 +134,13 @@ def looped(streams, views):
     ],
 )
 @pytest.mark.parametrize("start", [0, 123_457])
-def test_loop__starts_again_where_the_video_ends(num_frames, stride, expected, start):
+def test_loop__restarts_at_the_end_of_the_video(num_frames, stride, expected, start):
     video = stream([start + 1001 * i for i in range(5)], Fraction(1, 30_000))
     assert looped([video], [view(num_frames, stride)]) == [expected]
 
 
 def test_loop__flow_and_colour_stay_paired_by_time():
-    """Flow lacks the last moment, so colour goes without it too; the other clip is centred on the same moment."""
+    """Flow lacks the last moment, so the loop of RGB leaves it out too; both clips have the same centre."""
     colour, flow = stream([4 * i for i in range(6)]), stream([4 * i for i in range(5)])
     clips = looped([flow, colour], [view(8), view(8)])
     assert clips == [[0, 1, 2, 3, 4, 0, 1, 2]] * 2
@@ -151,7 +151,7 @@ def test_loop__flow_and_colour_stay_paired_by_time():
     assert clips == [[2, 3, 4, 5, 2, 3, 4], [0, 1, 2, 3, 0, 1, 2]]
 
 
-def test_loop__streams_of_other_rates_show_the_same_moments():
+def test_loop__streams_with_other_rates_show_the_same_moments():
     fast, slow = stream([2 * i for i in range(12)]), stream([4 * i for i in range(6)])
     fast_frames, slow_frames = looped([fast, slow], [view(18), view(9)])
     assert slow_frames == [0, 1, 2, 3, 4, 5, 0, 1, 2]
@@ -159,7 +159,7 @@ def test_loop__streams_of_other_rates_show_the_same_moments():
     assert np.abs(seconds).max() <= 0.02 + 1e-9
 
 
-def test_loop__only_for_videos_that_are_too_short():
+def test_video_loop__is_none_for_long_videos():
     for num_frames in (5, 6, 30):
         video = stream([4 * i for i in range(num_frames)])
         assert video_loop([video], [view(num_frames)]) is None
@@ -169,7 +169,7 @@ def test_loop__only_for_videos_that_are_too_short():
     assert missing_seconds([rounded], [view(10)]) == pytest.approx(0.334 / 8)
 
 
-def test_short_clips__error_names_how_many_the_first_and_what_is_needed():
+def test_short_clips__error_counts_videos_and_names_the_first():
     flow, colour = stream([4 * i for i in range(11)]), stream([4 * i for i in range(12)])
     long = stream([4 * i for i in range(60)])
     videos = [("long", [long, long]), ("a/short", [flow, colour]), ("b", [flow, colour])]

@@ -1,4 +1,4 @@
-"""How streams are stored: lossless where promised, exact in time, whole or not there."""
+"""Streams on disk: errors of the codecs, exact timestamps, atomic writes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def write_stream(path: Path, name: str, frames, pts=PTS, time_base=TIME_BASE) ->
 
 @pytest.mark.parametrize("name", ["flow", "depth"])
 @pytest.mark.parametrize("size", [(36, 52), (35, 51)])
-def test_round_trip__depth_is_lossless_and_flow_nearly(tmp_path, name, size):
+def test_round_trip__depth_is_lossless_and_flow_error_is_bounded(tmp_path, name, size):
     frames = random_frames(name, height=size[0], width=size[1])
     path = write_stream(tmp_path / "a.mp4", name, frames)
     stream = index_video(path, stream_format=STREAM_FORMATS[name])
@@ -44,13 +44,13 @@ def test_round_trip__depth_is_lossless_and_flow_nearly(tmp_path, name, size):
     order = [3, 0, 5, 5, 1, 2, 4]
     found = read_frames(tmp_path, stream, order, stream_name=name)
     assert found.dtype == frames.dtype
-    # White noise over all bytes is the hardest picture for the codec of flow.
+    # White noise over all bytes is the hardest input for the codec of flow.
     allowed = {"flow": 6, "depth": 0}[name]
     assert np.abs(found.astype(int) - frames[order]).max() <= allowed
 
 
-def test_flow__is_stored_to_45_thousandths_of_a_pixel(tmp_path):
-    """Smooth motion with edges, standing background: quantiser and codec together."""
+def test_flow__mean_error_is_below_0_045_px(tmp_path):
+    """Error of quantiser and codec together, for smooth motion with edges on a static background."""
     y, x = np.mgrid[0:120, 0:160].astype(np.float32)
     frames = []
     for t in range(12):
@@ -66,8 +66,8 @@ def test_flow__is_stored_to_45_thousandths_of_a_pixel(tmp_path):
     assert np.abs(restored - np.stack(frames)).max() < 1.0
 
 
-def test_rgb__is_close_and_starts_groups_of_16(tmp_path):
-    # Grey, because chroma has half the resolution: a fine coloured texture loses more to that than to the codec.
+def test_rgb__is_close_and_has_a_keyframe_every_16_frames(tmp_path):
+    # Gray, because chroma has half the resolution, which changes a fine coloured texture more than the codec does.
     frames = random_frames("rgb", 40)[..., :1].repeat(3, axis=-1)
     path = write_stream(tmp_path / "a.mp4", "rgb", frames, pts=range(40), time_base=Fraction(1, 25))
     stream = index_video(path, stream_format=STREAM_FORMATS["rgb"])
@@ -88,7 +88,7 @@ def test_timestamps__are_exact_in_seconds(tmp_path, name, time_base, first_pts):
     stream = index_video(path, stream_format=STREAM_FORMATS[name])
     times = [int(p) * stream.time_base for p in stream.pts]
     assert times == [p * time_base for p in pts]
-    # The packets' timestamps are those that decoding gives.
+    # The timestamps of packets and of decoded frames agree.
     assert index_video(path).pts.tolist() == stream.pts.tolist()
 
 
@@ -98,8 +98,8 @@ def test_negative_timestamp__is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", sorted(STREAM_FORMATS))
-def test_same_frames__same_bytes(tmp_path, name):
-    """Often, and small: x264's mbtree gave other bytes in one of twenty files of 42x32 pixels."""
+def test_equal_frames__give_equal_bytes(tmp_path, name):
+    """Repeated for small files: with x264's mbtree, one of twenty files of 42x32 pixels had other bytes."""
     frames = random_frames(name, 17, height=32, width=42)
     first = write_stream(tmp_path / "a.mp4", name, frames, pts=range(17)).read_bytes()
     for _ in range(60):
@@ -109,19 +109,19 @@ def test_same_frames__same_bytes(tmp_path, name):
 def test_quantise_flow__error_is_bounded():
     flow = np.linspace(-FLOW_BOUND_PX, FLOW_BOUND_PX, 100_001, dtype=np.float32)
     restored = quantise_flow(flow) * FLOW.value_scale + FLOW.value_offset
-    # 255 levels over 40 px stand 20/127 apart: the error is at most half of that, on average a quarter.
+    # Levels are 20/127 px apart: the error is at most half of that, and a quarter on average.
     assert np.abs(restored - flow).max() <= 10 / 127 + 1e-5
     assert np.abs(restored - flow).mean() == pytest.approx(5 / 127, rel=0.01)
 
 
-def test_quantise_flow__zero_and_bounds():
+def test_quantise_flow__keeps_zero_and_clips_at_bound():
     coded = quantise_flow(np.array([0.0, 20.0, -20.0, 1e6, -1e6], dtype=np.float32))
     assert coded.tolist() == [128, 255, 1, 255, 1]
     restored = coded[:3] * FLOW.value_scale + FLOW.value_offset
     assert restored.tolist() == [0.0, pytest.approx(20), pytest.approx(-20)]
 
 
-def test_mirrored_flow__is_exactly_negative():
+def test_mirrored_flow__is_exactly_negated():
     coded = np.arange(1, 256)
     restored = coded * FLOW.value_scale + FLOW.value_offset
     mirrored = (2 * FLOW.stored_zero - coded) * FLOW.value_scale + FLOW.value_offset
@@ -139,7 +139,7 @@ def test_exception_in_the_block__leaves_no_file(tmp_path, num_written):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_exception_in_the_block__keeps_the_older_file(tmp_path):
+def test_exception_in_the_block__keeps_older_file(tmp_path):
     path = write_stream(tmp_path / "a.mp4", "flow", random_frames("flow"))
     before = path.read_bytes()
     writing = StreamWriter(path, STREAM_FORMATS["flow"], time_base=TIME_BASE)
@@ -156,6 +156,6 @@ def test_odd_size__is_an_error_for_h264(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_unknown_stream__lists_the_known_ones():
+def test_unknown_stream__error_lists_known_ones():
     with pytest.raises(UserError, match="choose one of depth, flow, rgb, skeleton; did you mean 'flow'"):
         get_stream_format("flows")

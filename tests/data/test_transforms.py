@@ -1,4 +1,4 @@
-"""Geometry: one crop for all streams, and what mirroring and resizing do to values."""
+"""Crops, resizing and mirroring of all streams, and normalisation."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def test_mirroring__negates_x_of_flow_and_nothing_else():
     torch.testing.assert_close(mirrored, plain.flip(-1), atol=0, rtol=0)
 
 
-def test_resizing__stretches_each_component_of_flow_along_its_axis():
+def test_resizing__scales_each_component_of_flow_along_its_axis():
     flow = np.empty((2, 16, 32, 2), dtype=np.float32)
     flow[..., 0], flow[..., 1] = 4.0, -2.0
     floats = to_floats(quantise_flow(flow), WHOLE, "flow", 8)
@@ -44,8 +44,8 @@ def test_resizing__stretches_each_component_of_flow_along_its_axis():
     torch.testing.assert_close(floats[1], torch.full((2, 8, 8), -2.0 * 8 / 16), atol=0.04, rtol=0)
 
 
-def test_flow__equals_the_displacement_that_is_seen_after_crop_and_mirror():
-    """A dot that moves: where it goes in the view is what the view's flow says."""
+def test_flow__equals_displacement_after_crop_and_mirror():
+    """A dot moves in the view by the view's flow."""
     size, start, move = 64, np.asarray([20, 30]), np.asarray([6, -4])
     frames = np.zeros((2, size, size, 3), dtype=np.uint8)
     frames[0, start[1], start[0]] = 255
@@ -59,7 +59,7 @@ def test_flow__equals_the_displacement_that_is_seen_after_crop_and_mirror():
     assert said[0] < 0, "the dot moves right, its mirror image moves left"
 
 
-def test_crop__is_the_same_part_for_streams_of_different_size():
+def test_crop__selects_same_part_at_different_sizes():
     small = np.tile(np.arange(40, dtype=np.uint8)[None, None, :, None], (1, 20, 1, 3)) * 5
     large = np.repeat(np.repeat(small, 4, axis=1), 4, axis=2)
     crop = Crop(0.25, 0.1, 0.4, 0.5)
@@ -67,7 +67,7 @@ def test_crop__is_the_same_part_for_streams_of_different_size():
     assert (views[0] - views[1]).abs().max() <= 5  # one column of the small stream
 
 
-def test_depth__is_never_mixed_with_missing_measurements():
+def test_depth__resizing_never_mixes_with_missing_measurements():
     depth = np.zeros((1, 8, 8, 1), dtype=np.uint16)
     depth[:, :, 4:] = 2000
     values = cut_view(depth, WHOLE, modality=DEPTH, size_px=5).values
@@ -90,14 +90,14 @@ def test_normalise__uses_mean_and_deviation_of_the_view():
     torch.testing.assert_close(floats.flatten(), torch.tensor([1.0, 1.0, 1.4]))
 
 
-def test_normalise__keeps_the_clips_of_a_batch_apart():
+def test_normalise__clips_of_a_batch_are_independent():
     depth = torch.tensor([1000, 500], dtype=torch.uint16).view(2, 1, 1, 1, 1)
     floats = normalise(View(depth, torch.ones(2, 1)), spec("depth"))
     torch.testing.assert_close(floats.flatten(), torch.ones(2))
 
 
 @pytest.mark.parametrize(("width", "height"), [(64, 64), (320, 240), (240, 320)])
-def test_augmentation__crops_have_the_asked_area_and_ratio(width, height):
+def test_augmentation__crops_have_requested_area_and_ratio(width, height):
     generator = np.random.default_rng(0)
     crops = [Augmentation(area_min=0.2).draw(generator, width_px=width, height_px=height) for _ in range(500)]
     areas = np.asarray([crop.width * crop.height for crop in crops])
@@ -115,7 +115,7 @@ def test_centre_crop__is_the_largest_centred_square():
     assert crop == Crop(0.125, 0, 0.75, 1)
 
 
-def test_flow_modality__undoes_the_coding():
+def test_flow_modality__inverts_quantisation():
     flow = np.linspace(-20, 20, 101, dtype=np.float32)
     coded = quantise_flow(flow)
     assert np.abs(coded * FLOW.value_scale + FLOW.value_offset - flow).max() <= 10 / 127 + 1e-6

@@ -24,7 +24,7 @@ from crossdistill.evaluation.results import (
 )
 from crossdistill.evaluation.settings import ProtocolSettings
 
-PAGE = Path(__file__).parents[2] / "docs" / "results_schema.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "results_schema.md"
 
 
 def outcome(num=60, *, seed=0, num_groups=None, prefix="v"):

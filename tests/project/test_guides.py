@@ -1,4 +1,4 @@
-"""The guides are followed: their commands as they stand there, on small videos and small networks."""
+"""The tutorials run from top to bottom: their commands as they stand there, on small videos and small networks."""
 
 import importlib
 import re
@@ -31,11 +31,16 @@ class MyNetwork(torch.nn.Module):
 """
 
 
+def blocks_of(name, language):
+    """The code blocks of a page in one language."""
+    text = (DOCS / name).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+
+
 def commands_of(name):
-    """The indented commands of a guide, continued lines joined."""
-    text = (DOCS / name).read_text(encoding="utf-8").replace("\\\n", " ")
-    lines = re.sub(r"```.*?```", "", text, flags=re.DOTALL).splitlines()
-    return [shlex.split(line, comments=True) for line in lines if re.match(r"    \S", line)]
+    """The commands of a page, continued lines joined."""
+    lines = "".join(blocks_of(name, "bash")).replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
 def run(words, more):
@@ -63,8 +68,8 @@ def own_project(tmp_path, toy_folder, monkeypatch):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "labelled").symlink_to(toy_folder)
     (tmp_path / "my_project.py").write_text(MY_PROJECT)
-    guide = (DOCS / "guide_own_videos.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```text\n# teacher\.py\n(.*?)```", guide, flags=re.DOTALL)
+    (code,) = blocks_of("tutorials/own_videos.md", "python")
+    assert code.startswith("# teacher.py\n")
     (tmp_path / "teacher.py").write_text(code)
     torch.save(importlib.import_module("my_project").MyNetwork().state_dict(), tmp_path / "mine.pt")
     yield tmp_path
@@ -79,16 +84,31 @@ def test_own_videos__from_a_pile_to_numbers(own_project):
         "train": [*SMALL_STUDENT, *SHORT, "--workers", "0"],
         "evaluate": ["--workers", "0"],
     }
-    commands = commands_of("guide_own_videos.md")
+    commands = commands_of("tutorials/own_videos.md")
     assert len(commands) == 6
     for words in commands:
         run(words, more)
     assert (own_project / "runs" / "flow_r3d18-from-teacher.py-teacher" / "student" / "student.safetensors").is_file()
 
 
+def test_own_training_loop__prints_what_the_page_says(toy_folder, tmp_path, monkeypatch, capsys):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "toyactions").symlink_to(toy_folder)
+    monkeypatch.chdir(tmp_path)
+    scope = {}
+    for code, printed in zip(
+        blocks_of("tutorials/own_training_loop.md", "python"),
+        blocks_of("tutorials/own_training_loop.md", "text"),
+        strict=True,
+    ):
+        capsys.readouterr()
+        exec(compile(code, "own_training_loop.md", "exec"), scope)
+        assert capsys.readouterr().out == printed
+
+
 def test_every_accelerate_file__is_one_that_accelerate_reads():
     files = sorted((ROOT / "configs" / "accelerate").glob("*.yaml"))
-    guide = (DOCS / "guide_many_gpus.md").read_text(encoding="utf-8")
+    guide = (DOCS / "how_to" / "many_gpus.md").read_text(encoding="utf-8")
     assert {path.name for path in files} == set(re.findall(r"`(\w+\.yaml)`", guide))
     for path in files:
         config = load_config_from_file(str(path))

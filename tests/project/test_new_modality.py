@@ -1,4 +1,4 @@
-"""A new modality is data: docs/add_a_modality.md names the lines that make ``skeleton`` one, and its commands run."""
+"""A new modality is data: docs/how_to/add_a_modality.md shows the lines that make ``skeleton`` one, and runs."""
 
 import json
 import re
@@ -33,7 +33,7 @@ from data_prep.pipeline.readers import read_skeleton
 from data_prep.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
-GUIDE = (ROOT / "docs" / "add_a_modality.md").read_text(encoding="utf-8")
+GUIDE = (ROOT / "docs" / "how_to" / "add_a_modality.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"(?:^`(?P<file>[\w/.]+)`\n\n)?^```(?P<language>\w+)\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE)
 NAMES = [f"a{action}_s{person}_t{trial}" for action in (1, 2) for person in (1, 2) for trial in (1, 2, 3, 4)]
 NUM_FRAMES = 10
@@ -110,7 +110,7 @@ def test_guide__shows_the_very_lines_of_the_product():
     for file, code in shown:
         text = (ROOT / file).read_text(encoding="utf-8")
         assert code in text or textwrap.indent(code, "    ") in text, f"{file} no longer holds:\n{code}"
-    assert "docs/add_a_modality.md" in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert "docs/how_to/add_a_modality.md" in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
 def test_commands__prepare_both_streams_paired_by_time(worked_example):

@@ -1,23 +1,30 @@
-"""README's Python example runs as it stands and prints what its comments say; its commands are ones that exist."""
+"""README's Python example prints what its comments say; the commands of all pages exist and are run by tests."""
 
+import functools
 import re
+import sys
 from pathlib import Path
 
 import pytest
 import tyro
 import yaml
 
-from crossdistill.commands import evaluate, export, predict, report
+from crossdistill.commands.main import COMMANDS
+from crossdistill.commands.main import main as crossdistill
 from crossdistill.errors import UserError
-from crossdistill.recipes import agreement as transfer
-from crossdistill.recipes import cache
 from crossdistill.recipes.config import RunConfig
 from crossdistill.recipes.config import parse as parse_config
-from data_prep.__main__ import COMMANDS, DATASETS
+from data_prep.__main__ import COMMANDS as DATA_COMMANDS
+from data_prep.__main__ import DATASETS
+from data_prep.__main__ import main as data_prep
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))
+from make_reference import SUBCOMMANDS, record  # noqa: E402
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCUMENTS = [ROOT / "README.md", *(path for path in sorted((ROOT / "docs").glob("*.md")) if path.name != "LOG.md")]
+PAGES = sorted((ROOT / "docs").glob("**/*.md"))
+DOCUMENTS = [ROOT / "README.md", *(path for path in PAGES if path.name != "LOG.md")]
 LISTED = yaml.safe_load((ROOT / "tests" / "docs_commands.yaml").read_text(encoding="utf-8"))
 
 
@@ -35,41 +42,48 @@ def test_python_example__prints_what_it_says(toy_folder, tmp_path, monkeypatch, 
     assert printed == promised and len(promised) == 2
 
 
-# Of accelerate, torchrun, pytest and our scripts.
-OTHERS_OPTIONS = {"--config", "--config_file", "--multi_gpu", "--nproc_per_node", "--quiet", "--num_processes", "--cpu"}
-OTHERS_OPTIONS |= {"--step-batch"}
-OTHERS_OPTIONS |= {
-    "--threads",
-    "--repeats",
-    "--num-videos",
-    "--machine_rank",
-    "--main_process_ip",
-    "--mixed_precision",
-    "--logdir",
+# Options of accelerate, torchrun, pytest, tensorboard, pip and our scripts.
+OTHERS_OPTIONS = {
+    *("--config", "--config_file", "--multi_gpu", "--nproc_per_node", "--quiet", "--num_processes", "--cpu"),
+    *("--threads", "--repeats", "--num-videos", "--machine_rank", "--main_process_ip", "--mixed_precision", "--logdir"),
+    "--step-batch",
 }
-PROGRAMS = ("python", "python3", "crossdistill", "train.py", "accelerate", "torchrun", "make", ".venv/bin/pip", ".")
 
 
 def command_lines():
-    """The indented commands of all documents, with continued lines joined and comments cut off."""
+    """The commands in the bash blocks of all documents, with continued lines joined and comments cut off."""
     found = []
     for path in DOCUMENTS:
-        text = re.sub(r"```.*?```|## Files.*?\n## ", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
-        for line in text.replace("\\\n", " ").splitlines():
-            words = line.partition("  #")[0].split()
-            if re.match(r"    \S", line) and words[0] in PROGRAMS:
-                found.append(" ".join(words))
+        text = path.read_text(encoding="utf-8")
+        for block in re.findall(r"^```bash\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE):
+            for line in block.replace("\\\n", " ").splitlines():
+                words = re.sub(r"^(\w+=\S+ )+", "", line.partition("  #")[0]).split()
+                if words:
+                    found.append(" ".join(words))
     return sorted(set(found))
+
+
+@functools.cache
+def kind_of(program, *words):
+    """The dataclass of a command's options."""
+    return record({"crossdistill": crossdistill, "data_prep": data_prep}[program], program, words).kind
 
 
 def parse_train(arguments):
     parse_config(arguments)
 
 
+def parse_command(arguments):
+    name, *rest = arguments
+    if rest and rest[0] in SUBCOMMANDS.get(name, ()):
+        return tyro.cli(kind_of("crossdistill", name, rest[0]), args=rest[1:])
+    return tyro.cli(kind_of("crossdistill", name), args=rest)
+
+
 def parse_data_prep(arguments):
     name, *rest = arguments
-    options, _, _ = {**DATASETS, **COMMANDS}[name].load()
-    tyro.cli(options, args=rest)
+    assert name in DATA_COMMANDS or name in DATASETS, name
+    tyro.cli(kind_of("data_prep", name), args=rest)
 
 
 def parse_make(arguments):
@@ -77,24 +91,24 @@ def parse_make(arguments):
     assert set(arguments) <= set(targets)
 
 
-def options_parser(options):
-    """Parses what follows a command by the class of its options."""
-    return lambda arguments: tyro.cli(options, args=arguments)
+def parse_script(arguments):
+    """A script of ours: it exists, and its text names the options."""
+    script, *rest = arguments
+    text = (ROOT / "scripts" / script).read_text(encoding="utf-8")
+    for option in rest:
+        assert not option.startswith("--") or f'"{option}"' in text, option
 
 
-# How a command begins, to what parses the rest; None for what is not ours.
+# How a command begins, to what parses the rest; None for programs of others.
 PARSERS = {
     "accelerate launch --config_file configs/accelerate/8_gpus.yaml train.py": parse_train,
     "accelerate launch train.py": parse_train,
     "torchrun --nproc_per_node 2 train.py": parse_train,
     "train.py": parse_train,
+    "python train.py": parse_train,
     "python -m data_prep": parse_data_prep,
-    "crossdistill evaluate": options_parser(evaluate.Options),
-    "crossdistill transfer": options_parser(transfer.Options),
-    "crossdistill cache": options_parser(cache.Options),
-    "crossdistill export": options_parser(export.Options),
-    "crossdistill predict": options_parser(predict.Options),
-    "crossdistill report": options_parser(report.Options),
+    "python scripts/": parse_script,
+    "crossdistill": parse_command,
     "make": parse_make,
     ". .venv/bin/activate": None,
     "python3 -m venv": None,
@@ -104,7 +118,7 @@ PARSERS = {
 
 @pytest.mark.parametrize("line", command_lines())
 def test_every_command__is_parsed_by_the_program_it_names(line):
-    assert any(line.startswith(start) for start in PARSERS), "a command that no parser is known for"
+    assert any(line.startswith(start) for start in PARSERS), "no parser is known for this command"
     for start, parser in PARSERS.items():
         if line.startswith(start) and parser is not None:
             parser(line.removeprefix(start).split())
@@ -113,6 +127,8 @@ def test_every_command__is_parsed_by_the_program_it_names(line):
 def test_command_lines__are_found():
     for start in PARSERS:
         assert any(line.startswith(start) for line in command_lines()), start
+    for name in COMMANDS.keys() - {"train", "encoders"}:
+        assert any(line.startswith(f"crossdistill {name}") for line in command_lines()), name
 
 
 @pytest.mark.parametrize("line", command_lines())
@@ -129,36 +145,42 @@ def test_listed_commands__are_in_a_document_and_name_tests_that_exist(entry):
         assert f"def {function}(" in (ROOT / path).read_text(encoding="utf-8") if function else (ROOT / path).is_file()
 
 
-def test_commands__of_other_options_are_refused():
-    for parser, arguments in ((parse_train, ["--videos", "x"]), (parse_data_prep, ["ucf101", "--lr", "1"])):
+def test_commands__refuse_options_of_other_commands():
+    for parser, arguments in (
+        (parse_train, ["--videos", "x"]),
+        (parse_data_prep, ["ucf101", "--lr", "1"]),
+        (parse_command, ["evaluate", "runs/x", "--lr", "1"]),
+    ):
         with pytest.raises((SystemExit, UserError)):
             parser(arguments)
+    with pytest.raises(AssertionError):
+        parse_script(["bench_knn.py", "--no-such-option"])
 
 
-def options_of(options, capsys):
-    """What the help of a program lists."""
+def options_of(kind, capsys):
+    """The options that the help of a program lists."""
     with pytest.raises(SystemExit):
-        tyro.cli(options, args=["--help"])
+        tyro.cli(kind, args=["--help"])
     return set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out))
 
 
 def test_text__names_files_and_options_that_exist(capsys):
     text = "\n".join(path.read_text(encoding="utf-8") for path in DOCUMENTS)
-    for path in set(re.findall(r"(?:configs|scripts)/[\w/]+\.\w+", text)):
+    for path in set(re.findall(r"(?:configs|scripts|tests|docs)/[\w/]+\.\w+", text)):
         assert (ROOT / path).is_file(), path
-    commands = (cache, evaluate, export, predict, report, transfer)
-    classes = [
+    kinds = [
         RunConfig,
-        *(module.Options for module in commands),
-        *(command.load()[0] for command in (*DATASETS.values(), *COMMANDS.values())),
+        *(kind_of("crossdistill", name) for name in COMMANDS if name != "train"),
+        *(kind_of("crossdistill", name, sub) for name, subs in SUBCOMMANDS.items() for sub in subs),
+        *(kind_of("data_prep", name) for name in [*DATASETS, *DATA_COMMANDS]),
     ]
-    known = set().union(*(options_of(options, capsys) for options in classes))
+    known = set().union(*(options_of(kind, capsys) for kind in kinds))
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", text)) - OTHERS_OPTIONS
     assert len(named) > 30
     assert named <= known, named - known
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links__lead_to_files(path):
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", path.read_text(encoding="utf-8")):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):
         assert (path.parent / target).exists(), target

@@ -40,7 +40,7 @@ def test_progress_bar__updates_one_output_of_a_notebook_without_ipywidgets(monke
     outputs = []
 
     def display(shown, *, display_id=None):
-        if display_id is None:  # rich displays an empty text when a bar ends
+        if display_id is None:  # rich displays an empty text at the end of a bar
             assert shown._repr_mimebundle_([], [])["text/plain"] == ""
             return None
         outputs.append(Output(shown))
@@ -57,7 +57,7 @@ def test_progress_bar__updates_one_output_of_a_notebook_without_ipywidgets(monke
             bar.advance(task)
     (output,) = outputs
     assert "1000/1000 clips" in output.states[-1]
-    assert len(output.states) < 20  # and not one for each step
+    assert len(output.states) < 20  # not one for each step
 
 
 def test_progress_bar__is_silent_on_other_processes(monkeypatch):

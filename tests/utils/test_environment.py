@@ -1,4 +1,4 @@
-"""The check of torch beside torchvision, and what is written down about where a run ran."""
+"""The check of torch and torchvision, and the description of the environment."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def run_python(*arguments: str, python_path: Path, cwd: Path, **variables: str) 
 
 
 def copy_package(folder: Path) -> None:
-    """Copy what the module needs to a place that is in no checkout."""
+    """Copy the module and its imports to a folder outside a checkout."""
     (folder / "crossdistill" / "utils").mkdir(parents=True)
     for name in ("__init__.py", "errors.py", "utils/__init__.py", "utils/environment.py"):
         shutil.copy(PACKAGE / name, folder / "crossdistill" / name)
 
 
 def make_checkout(folder: Path) -> str:
-    """Make a repository with one commit, and return the commit's hash."""
+    """Make a repository with one commit, and return its hash."""
     folder.mkdir()
     (folder / "file.py").write_text("1\n")
     identity = ["-c", "user.name=test", "-c", "user.email=test@example.com", "-c", "commit.gpgsign=false"]
@@ -58,7 +58,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command__names_a_mismatch_in_one_sentence(tmp_path: Path, command: str) -> None:
+def test_every_command__reports_mismatch_in_one_sentence(tmp_path: Path, command: str) -> None:
     (tmp_path / "torchvision").mkdir()
     (tmp_path / "torchvision" / "__init__.py").write_text(MISSING_OPERATOR + "\n")
     (tmp_path / "torch.py").write_text("")
@@ -69,7 +69,7 @@ def test_every_command__names_a_mismatch_in_one_sentence(tmp_path: Path, command
 
 @pytest.mark.parametrize("failure", [MISSING_OPERATOR, UNDEFINED_SYMBOL, HALF_IMPORTED])
 def test_require_matched_torch__mismatch_is_one_sentence(tmp_path: Path, failure: str) -> None:
-    for name, content in (("torch", ""), ("torchvision", failure + "\n")):  # an empty torch, for it imports at once
+    for name, content in (("torch", ""), ("torchvision", failure + "\n")):  # an empty torch imports at once
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text(content)
     done = run_python("-m", "crossdistill.utils.environment", python_path=tmp_path, cwd=PACKAGE.parent)
@@ -83,13 +83,13 @@ def test_require_matched_torch__mismatch_is_one_sentence(tmp_path: Path, failure
 
 
 @pytest.mark.parametrize("missing", ["torch", "torchvision"])
-def test_require_matched_torch__missing_package(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+def test_require_matched_torch__missing_package_is_named(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(UserError, match=f"^{missing} is not installed: type python -m pip install torch torchvision"):
         require_matched_torch()
 
 
-def test_require_matched_torch__torch_that_cannot_be_loaded(tmp_path: Path) -> None:
+def test_require_matched_torch__broken_torch_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "__init__.py").write_text(
         'raise OSError("libcudart.so.13: cannot open shared object file")\n'
@@ -134,7 +134,7 @@ def test_describe_environment__outside_a_checkout_and_without_git_or_torch(tmp_p
     assert described["gpus"] == []
 
 
-def test_git_commit__clean_changed_and_new_files(tmp_path: Path) -> None:
+def test_git_commit__marks_changed_and_new_files_dirty(tmp_path: Path) -> None:
     commit = make_checkout(tmp_path / "repository")
     assert re.fullmatch(r"[0-9a-f]{40}", commit)
     assert git_commit(tmp_path / "repository") == commit
@@ -145,19 +145,19 @@ def test_git_commit__clean_changed_and_new_files(tmp_path: Path) -> None:
     assert git_commit(tmp_path / "repository") == f"{commit}-dirty"
 
 
-def test_git_commit__a_hooks_variables_do_not_lead_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_git_commit__ignores_variables_of_hooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commit = make_checkout(tmp_path / "repository")
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))
     assert git_commit(tmp_path / "repository") == commit
 
 
-def test_git_commit__folder_inside_of_another_repository(tmp_path: Path) -> None:
+def test_git_commit__folder_inside_another_repository_has_none(tmp_path: Path) -> None:
     make_checkout(tmp_path / "repository")
     (tmp_path / "repository" / "site-packages").mkdir()
     assert git_commit(tmp_path / "repository" / "site-packages") is None
 
 
-def test_git_commit__before_the_first_commit_and_without_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_git_commit__is_none_without_commit_or_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_checkout(tmp_path / "repository")
     subprocess.run(["git", "init", "-q", str(tmp_path / "empty")], check=True)
     assert git_commit(tmp_path / "empty") is None

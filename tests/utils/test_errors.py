@@ -1,4 +1,4 @@
-"""What a person sees of an error: one sentence, once, and a stack trace for what is ours to mend."""
+"""Errors in commands: one sentence for user errors, printed once, and a stack trace for bugs."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ def said(capsys, error):
 
 
 @pytest.mark.parametrize(("rank", "is_said"), [(None, True), ("0", True), ("1", False)])
-def test_friendly_errors__the_first_process_speaks_for_all(monkeypatch, capsys, rank, is_said):
+def test_friendly_errors__only_first_process_prints(monkeypatch, capsys, rank, is_said):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     if rank is not None:
         monkeypatch.setenv("LOCAL_RANK", rank)
@@ -41,14 +41,14 @@ def test_friendly_errors__memory_is_one_sentence(capsys):
         assert len(sentence.splitlines()) == 1
 
 
-def test_friendly_errors__the_cpus_allocator_is_known(capsys):
-    """PyTorch's own words, not ours: 8 PiB are more than any machine has."""
+def test_friendly_errors__recognises_error_of_cpu_allocator(capsys):
+    """The error comes from PyTorch itself: no machine has 8 PiB."""
     with pytest.raises(RuntimeError) as info:
         torch.empty(2**50, dtype=torch.float64)
     assert "not enough memory" in said(capsys, info.value)
 
 
-def test_friendly_errors__other_errors_keep_their_trace(monkeypatch):
+def test_friendly_errors__other_errors_are_raised(monkeypatch):
     for error in (RuntimeError("a bug"), OSError("another"), KeyError("x")):
         with pytest.raises(type(error)):
             friendly_errors(lambda error=error: (_ for _ in ()).throw(error))()
@@ -57,7 +57,7 @@ def test_friendly_errors__other_errors_keep_their_trace(monkeypatch):
         friendly_errors(lambda: (_ for _ in ()).throw(UserError("no")))()
 
 
-def test_paths_that_cannot_be_written__are_found_before_the_work(tmp_path):
+def test_require_writable__refuses_folders_and_unwritable_paths(tmp_path):
     (tmp_path / "file").write_text("x")
     require_writable(tmp_path / "new" / "folder" / "numbers.json")
     assert not (tmp_path / "new").exists()
@@ -69,7 +69,7 @@ def test_paths_that_cannot_be_written__are_found_before_the_work(tmp_path):
         require_writable(tmp_path / "file" / "numbers.json")
 
 
-def test_os_errors_with_a_path__are_one_sentence(tmp_path, capsys):
+def test_friendly_errors__os_error_with_path_is_one_sentence(tmp_path, capsys):
     @friendly_errors
     def main():
         (tmp_path / "absent" / "x").read_text()
@@ -80,7 +80,7 @@ def test_os_errors_with_a_path__are_one_sentence(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("command", [[], ["encoders"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)
-def test_commands__end_quietly_where_nobody_reads(monkeypatch, capfd, command):
+def test_commands__exit_quietly_on_broken_pipe(monkeypatch, capfd, command):
     reader, writer = os.pipe()
     os.close(reader)  # as after ``| head``
     with os.fdopen(writer, "w") as output, monkeypatch.context() as patch, pytest.raises(SystemExit) as exit_info:
@@ -90,8 +90,8 @@ def test_commands__end_quietly_where_nobody_reads(monkeypatch, capfd, command):
 
 
 @pytest.mark.parametrize("command", [["crossdistill.commands.main", "encoders"], ["data_prep", "--help"]], ids=" ".join)
-def test_processes__end_quietly_where_nobody_reads(command):
-    """To the last line that Python itself would write."""
+def test_processes__exit_quietly_on_broken_pipe(command):
+    """Python itself prints nothing at exit either."""
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
@@ -101,7 +101,7 @@ def test_processes__end_quietly_where_nobody_reads(command):
     assert done.returncode == 141 and "BrokenPipe" not in done.stderr and "Traceback" not in done.stderr
 
 
-def test_another_broken_pipe__keeps_its_trace(capsys):
+def test_friendly_errors__other_broken_pipe_is_raised(capsys):
     @friendly_errors
     def main():
         raise BrokenPipeError

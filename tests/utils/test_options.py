@@ -1,4 +1,4 @@
-"""What a command line cannot be is one sentence, and help flows to the terminal's width."""
+"""Command lines: errors are one sentence, and help fits the terminal."""
 
 import contextlib
 import io
@@ -29,7 +29,7 @@ def parse(*arguments):
     return parse_options(Options, arguments, prog="some command")
 
 
-def test_right_ones__become_the_dataclass():
+def test_valid_options__become_the_dataclass():
     assert parse("--data", "x", "--draws", "4") == Options("x", 4)
 
 
@@ -42,7 +42,7 @@ def test_right_ones__become_the_dataclass():
         (["--data"], r"^missing value for argument '--data'"),
     ],
 )
-def test_wrong_ones__are_one_sentence(arguments, sentence, capfd):
+def test_invalid_options__are_one_sentence(arguments, sentence, capfd):
     with pytest.raises(UserError, match=sentence) as error_info:
         parse(*arguments)
     assert "\n" not in str(error_info.value) and "".join(capfd.readouterr()) == ""
@@ -88,7 +88,7 @@ HELPS = [
 
 
 def help_of(main, arguments):
-    """What a command prints where boxes can be drawn."""
+    """Return the output of a command in an encoding that has box characters."""
     said = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
         main(arguments)
@@ -97,21 +97,21 @@ def help_of(main, arguments):
 
 
 def breaks_in_boxes(said):
-    """Each two lines of one option's text, without what stands left of it, and how many letters a line may have."""
+    """Yield two neighbouring lines of an option's help text and the width of its column."""
     columns = {}
     for line in said.splitlines():
-        for cell in re.finditer("│ (.*?) │|╭", line):  # boxes may stand side by side
+        for cell in re.finditer("│ (.*?) │|╭", line):  # boxes may be side by side
             columns.setdefault(cell.start(), []).append(cell[1] or "")
     for lines in columns.values():
-        left = max(len(line) - len(line.lstrip()) for line in lines)  # of the column of texts
+        left = max(len(line) - len(line.lstrip()) for line in lines)  # start of the help column
         for line, following in itertools.pairwise(lines):
-            begins = line[left - 2 : left] == "  " and line[left:].strip()  # else it is a long name by itself
+            begins = line[left - 2 : left] == "  " and line[left:].strip()  # if not, the line is a long option name
             if begins and following[:left].isspace() and following[left:].strip():
                 yield line[left:].rstrip(), following[left:].rstrip(), len(line) - left
 
 
 def breaks_outside(said, num_columns):
-    """Each two lines of a paragraph, an item with a star or a row of names and meanings, and the terminal's width."""
+    """Yield two neighbouring lines of a paragraph, list item or table row, and the width of the terminal."""
     lines = [line for line in said.splitlines() if not re.match("[╭│╰]|usage:", line)]
     for line, following in itertools.pairwise(lines):
         starts_anew = re.match(r"\* |  \w+ {2,}\S| {7}python|$", following)
@@ -120,7 +120,7 @@ def breaks_outside(said, num_columns):
 
 
 @pytest.mark.parametrize("num_columns", [80, 140])
-def test_help__of_every_command_flows_to_the_terminals_width(num_columns, monkeypatch):
+def test_help__of_every_command_fits_the_terminal(num_columns, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(num_columns))
     num_in_boxes = num_outside = 0
     for main, arguments in HELPS:

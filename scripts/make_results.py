@@ -1,0 +1,202 @@
+"""Write the tables of docs/results/results.md and README.md, and docs/results/gains.svg, from the CSV files.
+
+    python scripts/make_results.py           write
+    python scripts/make_results.py --check   write nothing; exit with 1 if something is out of date
+
+A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``. ``scripts/results_table.py`` makes the CSV files.
+"""
+
+from __future__ import annotations
+
+import csv
+import html
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "docs" / "results"
+PAGES = (RESULTS / "results.md", ROOT / "README.md")
+PLOT = RESULTS / "gains.svg"
+MARK = re.compile(r"(<!-- table: ([\w -]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+MEASURES = {"1nn": "1-NN", "linear": "linear"}
+README_USES = ("Shallower", "Lower precision", "Small video model", "Across modalities", "Self-distillation")
+
+Row = dict[str, str]
+
+
+def read(name: str) -> list[Row]:
+    """The rows of docs/results/NAME.csv."""
+    with open(RESULTS / f"{name}.csv", encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], *, num_text: int) -> str:
+    """A table whose first columns are text and whose others are numbers."""
+    rule = ["---"] * num_text + ["---:"] * (len(header) - num_text)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))
+
+
+def signed(number: str) -> str:
+    """A gain with its sign, in typographic minus."""
+    return f"{float(number):+.1f}".replace("-", "−") if float(number) else "0.0"
+
+
+def gain_table(rows: Sequence[Row]) -> str:
+    """Two lines for each student: 1-NN and linear accuracy."""
+    lines = []
+    for row in rows:
+        for key, measure in MEASURES.items():
+            numbers = [row[f"{network}_{key}"] or "–" for network in ("teacher", "baseline", "distilled")]
+            gain = [signed(row[f"gain_{key}"]), row[f"gain_{key}_sd"] or "–"]
+            names = [row["student"], row["teacher"]] if measure == "1-NN" else ["", ""]
+            lines.append([*names, measure, *numbers, *gain])
+    header = ["student", "teacher", "measure", "teacher's", "baseline", "distilled", "gain", "±"]
+    return markdown(header, lines, num_text=3)
+
+
+def ablation_table() -> str:
+    """Every objective, best in linear accuracy first."""
+    keys = [f"distilled_{measure}{suffix}" for measure in ("1nn", "linear", "cluster") for suffix in ("", "_sd")]
+    rows = [[row["run"], *(row[key] or "–" for key in keys), row["seeds"]] for row in read("ablations")]
+    return markdown(["objective", "1-NN", "±", "linear", "±", "cluster", "±", "seeds"], rows, num_text=1)
+
+
+def protocol_table() -> str:
+    """One network under every protocol."""
+    rows = [
+        [row["protocol"], row["measure"], row["views"], row["train_views"], row["network"]]
+        + [row[key] or "–" for key in ("percent", "low", "high", "sd")]
+        for row in read("protocols")
+    ]
+    header = ["protocol", "measure", "test views", "training views", "network", "%", "low", "high", "±"]
+    return markdown(header, rows, num_text=5)
+
+
+def split_table() -> str:
+    """Two splits and their mean."""
+    keys = ("split_1", "split_2", "mean", "low", "high")
+    rows = [[row["network"], row["protocol"], *(row[key] or "–" for key in keys)] for row in read("splits")]
+    return markdown(["network", "protocol", "split 1", "split 2", "mean", "low", "high"], rows, num_text=2)
+
+
+def readme_table() -> str:
+    """The first row of each use, linear accuracy, with the gain and its deviation."""
+    rows = []
+    for use in README_USES:
+        row = next(row for row in read("utd_mhad") if row["use"] == use)
+        gain = f"{signed(row['gain_linear'])} ± {row['gain_linear_sd']}"
+        numbers = [row[f"{network}_linear"] for network in ("teacher", "baseline", "distilled")]
+        rows.append([use.lower(), row["teacher"], row["student"], *numbers, gain])
+    header = ["use", "teacher", "student", "teacher's", "supervised baseline", "distilled", "gain ± deviation"]
+    return markdown(header, rows, num_text=3)
+
+
+def table(name: str) -> str:
+    """The table of one mark."""
+    named: dict[str, Callable[[], str]] = {
+        "ablations": ablation_table,
+        "protocols": protocol_table,
+        "splits": split_table,
+        "readme": readme_table,
+    }
+    if name in named:
+        return named[name]()
+    file, _, use = name.partition(" ")
+    rows = [row for row in read(file) if use in ("", row["use"])]
+    assert rows, f"{file}.csv has no row of {use!r}"
+    return gain_table(rows)
+
+
+LEFT, RIGHT, TOP, ROW_HEIGHT, LOW, HIGH = 430, 30, 64, 24, -6.0, 11.0
+COLOURS = {"1nn": "#c2571a", "linear": "#1f5fbf"}
+WIDTH = 900
+
+
+def x_of(points: float) -> float:
+    """Where a gain stands in the plot."""
+    clipped = min(max(points, LOW), HIGH)
+    return LEFT + (clipped - LOW) / (HIGH - LOW) * (WIDTH - LEFT - RIGHT)
+
+
+def text(x: float, y: float, content: str, *, anchor: str = "start", more: str = "") -> str:
+    """One line of text."""
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" {more}>{html.escape(content)}</text>'
+
+
+def gain_mark(row: Row, key: str, y: float) -> str:
+    """A dot with one deviation to either side; an arrow where the gain lies outside the axis."""
+    gain, deviation, colour = float(row[f"gain_{key}"]), float(row[f"gain_{key}_sd"]), COLOURS[key]
+    if gain < LOW:
+        x = x_of(LOW)
+        arrow = (
+            f'<path d="M{x + 12:.1f} {y - 4} L{x + 2:.1f} {y} L{x + 12:.1f} {y + 4}" fill="none" stroke="{colour}"/>'
+        )
+        shift = 18 if key == "1nn" else 108  # both arrows point at the same place
+        return arrow + text(x + shift, y + 4, f"{signed(row[f'gain_{key}'])} ± {deviation}", more=f'fill="{colour}"')
+    ends = f'x1="{x_of(gain - deviation):.1f}" x2="{x_of(gain + deviation):.1f}"'
+    return (
+        f'<line {ends} y1="{y}" y2="{y}" stroke="{colour}" stroke-width="2" opacity=".5"/>'
+        f'<circle cx="{x_of(gain):.1f}" cy="{y}" r="4" fill="{colour}"/>'
+    )
+
+
+def plot() -> str:
+    """Gains over the supervised baseline, use by use."""
+    parts, y, last = [], float(TOP), ""
+    for row in read("utd_mhad"):
+        if row["use"] != last:
+            y += 14
+            parts.append(text(16, y + 5, row["use"], more='font-weight="600"'))
+            y, last = y + ROW_HEIGHT, row["use"]
+        parts.append(text(LEFT - 12, y + 4, f"{row['teacher']} → {row['student']}", anchor="end", more='fill="#444"'))
+        parts += [gain_mark(row, "1nn", y - 5), gain_mark(row, "linear", y + 5)]
+        y += ROW_HEIGHT
+    grid = []
+    for points in range(int(LOW), int(HIGH), 2):
+        x, colour = x_of(points), "#888" if points == 0 else "#e4e4e4"
+        grid.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{TOP - 8}" y2="{y:.1f}" stroke="{colour}"/>')
+        grid.append(text(x, y + 18, signed(str(points)).removesuffix(".0"), anchor="middle", more='fill="#555"'))
+    key = "".join(
+        f'<circle cx="{LEFT + 12 + 90 * i}" cy="38" r="4" fill="{COLOURS[name]}"/>'
+        + text(LEFT + 22 + 90 * i, 42, label)
+        for i, (name, label) in enumerate(MEASURES.items())
+    )
+    title = text(
+        16,
+        26,
+        "Gain of the distilled student over its supervised baseline, points",
+        more='font-size="16" font-weight="600"',
+    )
+    below = text(16, 44, "UTD-MHAD, mean ± standard deviation over three seeds", more='fill="#555"')
+    height = y + 34
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}" width="{WIDTH}" '
+        f'height="{height:.0f}" font-family="Helvetica, Arial, sans-serif" font-size="12.5" role="img">'
+        "<title>Gain of the distilled student over its supervised baseline</title>"
+        f'<rect width="100%" height="100%" fill="white"/>{title}{below}{key}{"".join(grid)}{"".join(parts)}</svg>\n'
+    )
+
+
+def outputs() -> dict[Path, str]:
+    """File to content."""
+    pages = {page: page.read_text(encoding="utf-8") for page in PAGES}
+    written = {page: MARK.sub(lambda m: f"{m[1]}\n{table(m[2])}\n\n{m[4]}", content) for page, content in pages.items()}
+    return {**written, PLOT: plot()}
+
+
+def main() -> None:
+    """Write or check the files."""
+    is_check = "--check" in sys.argv[1:]
+    stale = [path for path, content in outputs().items() if not path.is_file() or path.read_text("utf-8") != content]
+    for path in stale:
+        print(f"{path.relative_to(ROOT)}: {'out of date' if is_check else 'written'}")
+        if not is_check:
+            path.write_text(outputs()[path], encoding="utf-8")
+    if is_check and stale:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
