@@ -28,6 +28,7 @@ from crossdistill.data.dataset import PairedClips, Replay
 from crossdistill.distillation.student import WEIGHTS_NAME, find_student
 from crossdistill.distillation.terms import Term
 from crossdistill.encoders import Encoder
+from crossdistill.encoders.base import EncoderInfo
 from crossdistill.encoders.weights import find_classifier
 from crossdistill.errors import OneProcessError, UserError
 from crossdistill.types import ViewSpec
@@ -299,7 +300,8 @@ class TeacherCache:
 
     def encoder(self) -> Encoder:
         """Return the teacher without weights: its name, sizes, view and classifier."""
-        encoder = Encoder(nn.Identity(), name=self.key["teacher"], view=self.teacher_view, embed_dim=self.embed_dim)
+        info = EncoderInfo(embed_dim=self.embed_dim)
+        encoder = Encoder(nn.Identity(), name=self.key["teacher"], view=self.teacher_view, info=info)
         path = self.folder / CLASSIFIER_NAME
         if path.is_file():
             layer = read_weights(path)

@@ -124,6 +124,7 @@ class OnnxRuntime:
 
     def embed_batch(self, batch: PairedBatch) -> Tensor:
         """Embed a batch of one or more clips, as ``BatchEmbedder`` does: float32 [N, D]."""
+        assert isinstance(batch.student, View)
         return self.run(batch.student)[EMBEDDINGS]
 
     def embed_videos(

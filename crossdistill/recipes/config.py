@@ -120,11 +120,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-<<<<<<< HEAD
     """How student and teacher are compared; the defaults are those of the CompRess paper, except the objective."""
-=======
-    """How student and teacher are compared; defaults are the paper's but for the objective (docs/results)."""
->>>>>>> origin/main
 
     __pydantic_config__ = STRICT
 

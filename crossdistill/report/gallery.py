@@ -135,7 +135,7 @@ class _ClipImages:
             self._strip(entry, self._teacher_view) if with_teacher and self._teacher_view is not None else ""
         )
         shown_class = class_name(label, self._classes) if label >= 0 else ""
-        return GalleryClip(video, class_name, self._strip(entry, self._view), mark, similarity, teacher_strip)
+        return GalleryClip(video, shown_class, self._strip(entry, self._view), mark, similarity, teacher_strip)
 
     def _strip(self, entry: Entry, view: ViewSpec) -> str:
         key = (entry.video.name, view.kind.stream)

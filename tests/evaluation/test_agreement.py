@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from crossdistill.recipes.agreement_report import FRESH, TRAINED, Agreement, Report, conclude
 from safetensors.torch import save_file
 
 from crossdistill.commands.main import main as cli
@@ -27,7 +28,6 @@ from crossdistill.evaluation.protocols.agreement import (
     shuffled_overlaps,
 )
 from crossdistill.quantization.quantize import quantize
-from crossdistill.recipes.agreement_report import FRESH, TRAINED, Agreement, Report, conclude
 from crossdistill.recipes.run import main as train
 
 TEACHER = ["--teacher", "rgb_tiny3d_8", "--teacher-frames", 4, "--teacher-size", 32]

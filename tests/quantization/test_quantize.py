@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from crossdistill.recipes.build import create_optimizer
 from safetensors.torch import load_file
 from torch import nn
 
@@ -19,7 +20,6 @@ from crossdistill.quantization.integers import IntegerWeights
 from crossdistill.quantization.quantize import float_layers, quantize
 from crossdistill.quantization.ranges import RunningRange, bounds_of, share_ranges
 from crossdistill.quantization.stored import prepare_for_export
-from crossdistill.recipes.build import create_optimizer
 from crossdistill.recipes.config import parse
 from crossdistill.recipes.run import main as train
 from crossdistill.training.checkpoint import Checkpoints, load_optimizer_state, optimizer_state
