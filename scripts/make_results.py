@@ -109,9 +109,9 @@ def table(name: str) -> str:
     return gain_table(rows)
 
 
-LEFT, RIGHT, TOP, ROW_HEIGHT, LOW, HIGH = 430, 30, 64, 24, -6.0, 11.0
+LEFT, RIGHT, TOP, ROW_HEIGHT, LOW, HIGH = 400, 20, 64, 24, -6.0, 10.0
 COLOURS = {"1nn": "#c2571a", "linear": "#1f5fbf"}
-WIDTH = 900
+WIDTH = 780
 
 
 def x_of(points: float) -> float:
@@ -154,7 +154,7 @@ def plot() -> str:
         parts += [gain_mark(row, "1nn", y - 5), gain_mark(row, "linear", y + 5)]
         y += ROW_HEIGHT
     grid = []
-    for points in range(int(LOW), int(HIGH), 2):
+    for points in range(int(LOW), int(HIGH) + 1, 2):
         x, colour = x_of(points), "#888" if points == 0 else "#e4e4e4"
         grid.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{TOP - 8}" y2="{y:.1f}" stroke="{colour}"/>')
         grid.append(text(x, y + 18, signed(str(points)).removesuffix(".0"), anchor="middle", more='fill="#555"'))

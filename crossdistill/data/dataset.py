@@ -146,7 +146,7 @@ class PairedClips(Dataset[Item]):
 
     def replayed(self, replay: Replay) -> PairedClips:
         """Return a copy that repeats the draws of a teacher cache and reads only the student's view."""
-        clips = copy.copy(self)
+        clips = copy.copy(self)  # shallow, because the entries may be many
         clips.seed, clips.replay = replay.seed, replay
         clips.is_read = (True, *(False for _ in self.views[1:]))
         return clips
@@ -179,7 +179,8 @@ class PairedClips(Dataset[Item]):
         """Read samples into a batch. Samples that cannot be read are left out and reported in ``unreadable``."""
         return collate((self[key] for key in keys), num_items=len(keys))
 
-    __getitems__ = read_batch  # what a DataLoader calls
+    # A DataLoader passes all keys of a batch to this method, if the dataset has it, instead of calling __getitem__.
+    __getitems__ = read_batch
 
     def clip_reader(self, entry: Entry) -> ClipReader:
         """Return the reader of one video; raise ``UnreadableVideoError`` if its preparation failed."""
@@ -235,6 +236,7 @@ class _ViewBatch:
 
     def add(self, clip: CutClip) -> None:
         """Copy one clip. All clips have the same shape."""
+        # The first clip gives the shape and type of the array.
         if not self._scales:
             first = clip.frames[0]
             self._values = np.empty((self._num_clips, len(clip.frames), *first.shape), dtype=first.dtype)

@@ -194,6 +194,7 @@ def index_video(path: Path, *, relative_to: Path | None = None, stream_format: S
         height_px=size[0],
         time_base=time_base,
         pts=np.asarray(pts, dtype=np.int64),
+        # Decoding can always start at the first frame, even if the file does not mark it as a keyframe.
         keyframes=np.asarray(sorted({0, *keyframes}), dtype=np.int64),
         is_seekable=is_seekable,
         num_bytes=path.stat().st_size,
@@ -215,6 +216,7 @@ def _index_packets(path: Path, stream_format: StreamFormat) -> Index:
         blank: Picture = np.empty((video.height, video.width), dtype=np.uint8)
         size = stream_format.unpack(blank).shape
         time_base = video.time_base or FALLBACK_TIME_BASE
+    # Packets are stored in decoding order; sorted by time they have the positions of the frames.
     keyframes = [i for i, (_, is_key) in enumerate(packets) if is_key]
     return (size[0], size[1]), time_base, [pts for pts, _ in packets], keyframes, True
 
@@ -234,6 +236,7 @@ def _index_by_decoding(path: Path) -> Index:
     known_pts = [pts for pts in raw_pts if pts is not None]
     if len(known_pts) == len(raw_pts) and all(a < b for a, b in itertools.pairwise(known_pts)):
         return size, time_base, known_pts, keyframes, True
+    # The timestamps are out of order, so seeking by them would find other frames: there are no usable keyframes.
     repaired_pts = [pts for pts, _, _ in decode_all(path, picture_format="gray")]
     return size, time_base, repaired_pts, [], False
 

@@ -114,7 +114,7 @@ class Stream:
             pts=decode_steps(data["pts"]),
             keyframes=decode_steps(data["keyframes"]),
             is_seekable=data["is_seekable"],
-            num_bytes=data.get("num_bytes", 0),
+            num_bytes=data.get("num_bytes", 0),  # manifests of early versions have neither size nor checksum
             sha256=data.get("sha256", ""),
         )
 
@@ -145,6 +145,7 @@ class Video:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that ``from_json`` reads back."""
+        # dataclasses.asdict would also convert the streams, whose arrays JSON cannot hold.
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         data["streams"] = {name: stream.to_json() for name, stream in self.streams.items()}
         return data
@@ -223,6 +224,7 @@ class Manifest:
             "flip_keeps_label": self.flip_keeps_label,
             "facts": self.facts,
         }
+        # Sorted keys make the files of equal manifests equal.
         lines = [header, *(video.to_json() for video in self.videos)]
         path = self.root / name
         write_text_atomically(path, "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines))

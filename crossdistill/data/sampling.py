@@ -37,6 +37,7 @@ class SampleKey:
 
 def sample_generator(seed: int, key: SampleKey) -> np.random.Generator:
     """Return the generator of all random draws for one sample in one epoch."""
+    # NumPy hashes the list, so neighbouring keys have independent generators.
     return np.random.default_rng([seed, key.epoch, key.index])
 
 
@@ -118,6 +119,7 @@ def clip_frames(
     start_seconds = centre_seconds - step_seconds * (view.num_frames - 1) / 2
     if loop is not None:
         start_seconds = float(loop.wrap(np.asarray([start_seconds]))[0])
+    # Starting at the time of a frame keeps later times near frames too; between two frames, rounding would decide.
     first, last = stream.times_seconds[0], stream.times_seconds[-1]
     if first <= start_seconds <= last:
         start_seconds = stream.times_seconds[nearest_frames(stream, np.asarray([start_seconds]))[0]]
@@ -153,6 +155,7 @@ def video_loop(streams: Sequence[Stream], views: Sequence[ViewSpec]) -> Loop | N
     if not missing_seconds(streams, views):
         return None
     start_seconds, end_seconds = _shared_seconds(streams)
+    # The last frame is shown for one frame's time before the first one is shown again.
     step_seconds = max(frame_seconds(stream) for stream in streams)
     return Loop(
         start_seconds=start_seconds,
@@ -286,6 +289,7 @@ class TrainingBatches:
         for batch in range(self.start_batch, self.batches_per_epoch * self.num_epochs):
             epoch, position = divmod(batch, self.batches_per_epoch)
             if epoch != order_epoch:
+                # Every process draws the same permutation, so that the processes need not communicate.
                 order = np.random.default_rng([self.seed, epoch]).permutation(self.num_samples)
                 order_epoch = epoch
             start = (position * self.num_processes + self.process_index) * self.batch_size

@@ -209,6 +209,7 @@ class StreamWriter:
         stream.pix_fmt = self.stream_format.pixel_format
         stream.time_base = self.time_base
         stream.codec_context.time_base = self.time_base
+        # The output of x264 depends on the number of threads, and equal frames must give equal bytes.
         stream.codec_context.thread_count = 1
         if frame.format.name == self.stream_format.pixel_format:
             stream.codec_context.colorspace = frame.colorspace

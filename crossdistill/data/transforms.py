@@ -56,6 +56,7 @@ class Augmentation:
             width_px: Width of the picture.
             height_px: Height of the picture.
         """
+        # The order of the draws decides which crops a seed gives, so it must not change.
         is_mirrored = bool(generator.random() < self.mirror_probability)
         for _ in range(10):
             area = generator.uniform(self.area_min, self.area_max)
@@ -112,6 +113,7 @@ def cut_view(frames: Sequence[Picture], crop: Crop, *, modality: Modality, size_
     height, width, _ = frames[0].shape
     crop_width = max(1, round(crop.width * width))
     crop_height = max(1, round(crop.height * height))
+    # Rounding may move a crop one pixel over the edge.
     left = min(round(crop.left * width), width - crop_width)
     top = min(round(crop.top * height), height - crop_height)
     parts = [frame[top : top + crop_height, left : left + crop_width] for frame in frames]
@@ -139,9 +141,10 @@ def _resize(frame_hwc: Picture, size_px: int, modality: Modality) -> Picture:
     if modality.interpolation == "nearest":
         method = cv2.INTER_NEAREST_EXACT
     else:
+        # INTER_AREA averages pixels and so avoids aliasing, but it cannot enlarge.
         method = cv2.INTER_AREA if min(height, width) > size_px else cv2.INTER_LINEAR
     resized: Picture = cv2.resize(np.ascontiguousarray(frame_hwc), (size_px, size_px), interpolation=method)
-    return resized.reshape(size_px, size_px, channels)
+    return resized.reshape(size_px, size_px, channels)  # OpenCV drops the axis of a single channel
 
 
 def normalise(view: View, spec: ViewSpec) -> Tensor:

@@ -83,6 +83,7 @@ def export_file(
     if not -1 < min_cosine <= 1:
         raise UserError(f"--min-cosine is {min_cosine}: give a cosine above -1 and at most 1")
     path = default_path(student, to) if out is None else Path(out)
+    # Before the student is loaded. A folder is checked when it is made.
     if not FORMATS[to].is_folder:
         require_writable(path)
     encoder = load_student(student, allow_code=allow_code)
@@ -97,6 +98,7 @@ def export_file(
 def default_path(student: Path, to: str) -> Path:
     """Return the default path of an exported file: in the run's folder, or in the student's folder without a run."""
     folder = find_student(student) or student
+    # A run keeps its student in RUN/student. A parent that holds a student itself is no run.
     run = folder.parent if folder.name == "student" and not (folder.parent / FACTS_NAME).exists() else folder
     return run / FORMATS[to].default_name
 
@@ -111,7 +113,7 @@ def dataset_clips(encoder: Encoder, manifest: Manifest, num_clips: int) -> Tenso
     positions = [i for i, video in enumerate(manifest.videos) if video.is_usable][:num_clips]
     dataset = PairedClips(entries_of(manifest, positions), student_view=encoder.view)
     keys = [SampleKey(i, epoch=0) for i in range(len(dataset))]
-    (batch,) = make_loader(dataset, [keys], num_workers=0)
+    (batch,) = make_loader(dataset, [keys], num_workers=0)  # all clips in one batch
     if len(batch) == 0:
         raise UserError(
             f"none of the first {len(keys)} videos of {manifest.root} can be decoded ({batch.unreadable[0][1]}): check "

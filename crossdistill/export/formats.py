@@ -116,6 +116,7 @@ def export_student(
             max_difference=max(difference for _, difference in found),
             operators={} if chosen.operators is None else chosen.operators(temporary),
         )
+        # Inside the block: if this raises, the temporary file is removed and an earlier export stays.
         require_agreement(encoder, agreement, runtime=chosen.runtime, min_cosine=min_cosine)
     if chosen.write_beside is not None:
         chosen.write_beside(encoder, path)

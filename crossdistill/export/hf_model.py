@@ -86,7 +86,7 @@ class CrossDistillModel(PreTrainedModel):
                 size_px=view.size_px,
                 config=config.encoder_config,
             )
-            encoder.view = view
+            encoder.view = view  # the student's mean and standard deviation may differ from the registry's
             if metadata.bits is not None:
                 quantize(encoder, metadata.bits)
             self.student: nn.Module = encoder

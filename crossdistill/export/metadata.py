@@ -84,7 +84,7 @@ class ExportMetadata:
             "format": FORMAT,
             "version": FORMAT_VERSION,
             "encoder": self.encoder,
-            "quantize": self.bits,
+            "quantize": self.bits,  # the name of the key is part of format version 1
             "input": {"name": INPUT, "shape": ["batch", *shape], "layout": "BCTHW", "type": "float32"},
             "outputs": {name: ["batch", width] for name, width in self.outputs.items()},
             "body": {"takes": self.takes, "layout": view.layout},
@@ -152,6 +152,7 @@ class ExportMetadata:
             raise UserError(f"{source} has no crossdistill metadata, so its preprocessing is unknown: {advice}")
         try:
             data = json.loads(text)
+            # Read first: a newer version may have other fields, and that is not damage.
             version = int(data["version"])
             if version <= FORMAT_VERSION:
                 return ExportMetadata.from_json(data)
@@ -163,4 +164,5 @@ class ExportMetadata:
 
 
 def _first_line(function: Callable[..., Any] | None) -> str | None:
+    # A user without this package reads it, so words replace the function.
     return None if function is None else str(function.__doc__).strip().split("\n", 1)[0]

@@ -39,6 +39,7 @@ class ExportedStudent(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.output_names = (EMBEDDINGS,) if encoder.classifier is None else (EMBEDDINGS, LOGITS)
+        # Buffers, so that the exporters store the classifier in the file.
         if encoder.classifier is not None:
             self.register_buffer("weight", encoder.classifier.weight.detach().float())
             self.register_buffer("bias", encoder.classifier.bias.detach().float())
@@ -55,6 +56,7 @@ def module_forward(module: Callable[[Tensor], Tensor | tuple[Tensor, ...]]) -> F
     def forward(clips: Tensor) -> Outputs:
         with torch.no_grad():
             given = module(clips)
+        # Without a classifier there is one tensor, and zip stops after EMBEDDINGS.
         return dict(zip((EMBEDDINGS, LOGITS), [given] if isinstance(given, Tensor) else given, strict=False))
 
     return forward

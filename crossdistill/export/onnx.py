@@ -86,6 +86,7 @@ def write(student: ExportedStudent, path: Path, examples: Tensor, metadata: Expo
 @contextlib.contextmanager
 def _mute_stdout() -> Iterator[None]:
     """Discard what is written to file descriptor 1: on an error PyTorch prints its whole graph from C++."""
+    # Python's redirect_stdout does not reach C++, so the descriptor itself is redirected.
     sys.stdout.flush()
     kept = os.dup(1)
     with open(os.devnull, "w") as nowhere:
@@ -155,6 +156,7 @@ def executed_operators(path: Path) -> dict[str, int]:
     """Count the convolutions and matrix products that onnxruntime executes for a file, by operator."""
     onnx = require_package("onnx")
     with tempfile.TemporaryDirectory() as folder:
+        # The fusions to integer operators happen when onnxruntime loads the file, so they are not in the file itself.
         optimised = Path(folder, "optimised.onnx")
         open_session(path, optimised=optimised)
         nodes = Counter(node.op_type for node in onnx.load(str(optimised)).graph.node)

@@ -53,7 +53,7 @@ def rebuild(encoder: Encoder) -> Encoder:
     fresh = create_encoder(
         encoder.name, num_frames=view.num_frames, stride=view.stride, size_px=view.size_px, config=encoder.config
     )
-    fresh.view = view
+    fresh.view = view  # the student's mean and standard deviation may differ from the registry's
     if encoder.bits is not None:
         quantize(fresh, encoder.bits)
     return fresh.eval()

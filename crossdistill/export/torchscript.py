@@ -34,5 +34,5 @@ def write(student: ExportedStudent, path: Path, examples: Tensor, metadata: Expo
 def open_file(path: Path, encoder: Encoder) -> Forward:
     """Open the file in PyTorch, without this package's classes."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # recent PyTorch warns that TorchScript is deprecated
         return module_forward(torch.jit.load(str(path)))

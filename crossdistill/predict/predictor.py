@@ -81,6 +81,7 @@ def predict_files(
     manifest = None if data_path is None else Manifest.load(data_path)
     runtime = open_runtime(student_path, onnx=onnx_path, manifest=manifest, allow_code=allow_code)
     recipe = recipe_for(runtime.view, manifest)
+    # A camera's recordings are colour videos, like a file of this name.
     for path in videos or [Path(f"camera {camera}")]:
         require_source(path, runtime.view, recipe)
     with contextlib.ExitStack() as stack:
@@ -121,7 +122,7 @@ def _check_sources(videos: Sequence[Path], camera: int | None) -> None:
 def _collect(
     found: Iterator[Prediction], on_prediction: Callable[[Prediction], None] | None, *, is_endless: bool
 ) -> list[Prediction]:
-    """List predictions and pass each on; Ctrl-C ends the list of a camera."""
+    """List predictions and pass each on. Ctrl-C ends the list of a camera."""
     predictions = []
     with contextlib.suppress(KeyboardInterrupt) if is_endless else contextlib.nullcontext():
         for prediction in found:
@@ -169,6 +170,7 @@ class VideoPredictor:
         try:
             clips = read_video_clips(path, self.runtime.view, num_clips=self.num_clips, recipe=self.recipe)
         except UnreadableVideoError as error:
+            # The error names the file, and so does the prediction.
             return Prediction(name, None, note=str(error).removeprefix(f"{path}: "))
         scores = self.scorer.score(run_in_batches(self.runtime, clips.view), top=self.top)
         return Prediction(name, scores, num_clips=len(clips.view.values), note=clips.note)

@@ -105,6 +105,7 @@ def write_predictions(path: Path, student: str, predictions: Sequence[Prediction
         student: Name of the encoder.
         predictions: Predictions of all videos.
     """
+    # The keys are those of the first version: programs read these files.
     content = {"student": student, "answers": [prediction.to_json() for prediction in predictions]}
     write_text_atomically(path, json.dumps(content, indent=2) + "\n")
 

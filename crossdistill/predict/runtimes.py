@@ -74,9 +74,10 @@ class TorchRuntime:
 
     def __init__(self, encoder: Encoder, classes: tuple[str, ...] = ()) -> None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        # fp32 on every device, so that the scores depend as little as possible on the machine.
         self._embedder = Embedder(encoder, Execution.choose(encoder, device=device, precision="fp32", layout="auto"))
         layer = encoder.classifier
-        # Embedder returns embeddings on the CPU.
+        # On the CPU, where Embedder returns the embeddings.
         self._classifier = None if layer is None else Classifier(layer.weight.cpu(), layer.bias.cpu())
         self.name, self.view, self.classes = encoder.name, encoder.view, classes
         self.num_classes = 0 if layer is None else len(layer.bias)

@@ -70,6 +70,7 @@ class NeighbourScorer:
 
     def score(self, outputs: Mapping[str, Tensor], *, top: int) -> Scores:
         """See ``Scorer``. Of classes with equal votes, that of the nearest clip comes first."""
+        # Unit length before the mean, so that every clip counts the same.
         query_1d = F.normalize(outputs[EMBEDDINGS].double(), dim=1).mean(dim=0, keepdim=True).float()
         found = nearest_neighbours(queries_bd=query_1d, gallery_nd=self.features_gd, k=self.k)
         pairs = zip(found.indices_bk[0].tolist(), found.similarities_bk[0].tolist(), strict=True)

@@ -47,6 +47,7 @@ class StoredStream:
     stream: Stream
 
 
+# Every video of a dataset asks for the same manifest.
 @functools.lru_cache(maxsize=4)
 def _manifest(root: Path) -> Manifest:
     return Manifest.load(root)
@@ -73,6 +74,7 @@ def recipe_for(view: ViewSpec, manifest: Manifest | None) -> Recipe:
         view: What the encoder sees. A video needs as many frames, but never more than the default recipe asks for.
         manifest: The dataset that the student was trained on; None if unknown.
     """
+    # Another version of data_prep may have written fields that this one does not have.
     known = {field.name for field in dataclasses.fields(Recipe)}
     kept = {} if manifest is None else manifest.facts.get("recipe", {})
     recipe = Recipe(**{name: value for name, value in kept.items() if name in known})

@@ -166,6 +166,7 @@ def _joined(field: StructFieldSpec) -> str | None:
 
 def _reason_in_box(text: str) -> str:
     """Return the text above the first rule of tyro's error box, and the option that tyro suggests."""
+    # Without UTF-8, tyro draws no box and puts a rule below the title. With it, the title is part of the first rule.
     lines = [line.strip(" │") for line in text.splitlines()]
     parts: list[list[str]] = [[]]
     for line in lines:

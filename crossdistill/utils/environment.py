@@ -75,6 +75,7 @@ def git_commit(checkout: Path = _CHECKOUT) -> str | None:
         40 hexadecimal digits, followed by ``-dirty`` if tracked files were changed or untracked files exist. None
         outside a checkout, before the first commit, and without git.
     """
+    # git would search the parent folders and find another repository.
     if not (checkout / ".git").exists():
         return None
     commit = _run_git(checkout, "rev-parse", "HEAD")
@@ -112,6 +113,7 @@ def _version(package: str) -> str | None:
 def _run_git(checkout: Path, *arguments: str) -> str | None:
     """Return the output of git; None if it fails. Variables that a git hook sets are removed."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    # Without locks, a git command that the user runs at the same time does not fail.
     command = ["git", "--no-optional-locks", "-C", str(checkout), *arguments]
     return _output_of(command, environment)
 

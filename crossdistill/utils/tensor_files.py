@@ -87,7 +87,7 @@ def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     taken: set[int] = set()
     for name, tensor in tensors.items():
-        here = tensor.detach().cpu().contiguous()
+        here = tensor.detach().cpu().contiguous()  # no copy if it is already
         storage = here.untyped_storage().data_ptr()
         found[name] = here.clone() if storage in taken else here
         taken.add(storage)
@@ -123,6 +123,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
         raise UserError(f"{path} is not a complete PyTorch file ({error}): get it again") from error
+    # One key may be inside another, as in {"state_dict": {"model": ...}}.
     for key in NESTED_KEYS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]

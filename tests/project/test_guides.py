@@ -91,6 +91,24 @@ def test_own_videos__from_a_pile_to_numbers(own_project):
     assert (own_project / "runs" / "flow_r3d18-from-teacher.py-teacher" / "student" / "student.safetensors").is_file()
 
 
+def test_first_distillation__runs_from_top_to_bottom(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    more = {
+        "toyactions": ["--clips-per-class", "6", "--size", "32", "--frames", "8", "--workers", "1"],
+        "inspect": ["--clips", "1"],
+        "train": [*SMALL_STUDENT, *SHORT, "--workers", "0"],
+        "evaluate": ["--workers", "0"],
+        "report": ["--workers", "0", "--gallery", "1", "--clips", "24"],
+        "predict": ["--workers", "0", "--clips", "2"],
+    }
+    commands = commands_of("tutorials/first_distillation.md")
+    assert len(commands) == 10
+    for words in commands:
+        run(words, more)
+    assert (tmp_path / "runs" / "flow" / "report.html").is_file()
+    assert (tmp_path / "flow.onnx").is_file()
+
+
 def test_own_training_loop__prints_what_the_page_says(toy_folder, tmp_path, monkeypatch, capsys):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "toyactions").symlink_to(toy_folder)

@@ -124,6 +124,7 @@ def require_exact(
         raise CannotServeError("its number of frames is not the number that can be decoded")
     ends = stream.times_seconds[[0, -1]]
     tolerance_seconds = TIME_TOLERANCE_FRAMES * float(ends[1] - ends[0]) / max(1, num_frames - 1)
+    # At least 1 ms, because some containers round timestamps to milliseconds.
     if not (np.abs(times_seconds - stream.times_seconds[list(frames)]) <= max(tolerance_seconds, 1e-3)).all():
         raise CannotServeError("its timestamps are not those of the file")
 

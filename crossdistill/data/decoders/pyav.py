@@ -135,6 +135,7 @@ def _decode_run(
             clip.offer(frame, frame.pts)
             if run[-1] not in clip.missing and clip.missing.isdisjoint(run):
                 return
+            # A requested frame was not decoded; the caller then reads the file from its start.
             if frame.pts is not None and frame.pts > run[-1]:
                 return
 
