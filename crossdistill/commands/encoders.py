@@ -13,7 +13,7 @@ import torch
 import tyro
 from torch.utils.flop_counter import FlopCounterMode
 
-from crossdistill.encoders import ARCHITECTURES, Encoder, create_encoder, encoder_names, is_from_file
+from crossdistill.encoders import ARCHITECTURES, Encoder, create_encoder, is_from_file, list_encoders
 from crossdistill.encoders.base import EncoderInfo
 from crossdistill.encoders.sizes import SizesOnly
 from crossdistill.modalities import get_modality
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> None:
     options = parse_options(Options, arguments, prog="crossdistill encoders")
     if options.modality is not None:
         get_modality(options.modality)
-    names = [name for name in options.names or encoder_names() if options.modality in (None, name.partition("_")[0])]
+    names = [name for name in options.names or list_encoders() if options.modality in (None, name.partition("_")[0])]
     cards = [_card(name) for name in names]
     if options.json:
         print(json.dumps(cards, indent=2))

@@ -11,6 +11,7 @@ from typing import Literal
 import tyro
 
 from crossdistill.evaluation.evaluate_students import StudentEvaluation, evaluate_students, track_students
+from crossdistill.evaluation.results import Evaluation
 from crossdistill.evaluation.settings import NUM_BOOTSTRAP_DRAWS, FineTuning, ProtocolSettings, ReadSettings, Shots
 from crossdistill.evaluation.tables import print_evaluation
 from crossdistill.evaluation.views import TestViews
@@ -136,14 +137,19 @@ class Options:
         )
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Run the command."""
-    options = parse_options(Options, arguments, prog="crossdistill evaluate", description=DESCRIPTION)
+def evaluate(options: Options) -> Evaluation:
+    """Evaluate, write the JSON file and track the numbers; every process returns the same result."""
     request, accelerator = options.request(), create_accelerator()
     evaluation = evaluate_students(request, fine_tune=fine_tune, accelerator=accelerator)
-    if not accelerator.is_main_process:
-        return
-    print_evaluation(evaluation)
-    if options.json is not None:
-        write_text_atomically(options.json, json.dumps(evaluation.to_json(), indent=2) + "\n")
-    track_students(request, evaluation)
+    if accelerator.is_main_process:
+        if options.json is not None:
+            write_text_atomically(options.json, json.dumps(evaluation.to_json(), indent=2) + "\n")
+        track_students(request, evaluation)
+    return evaluation
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the command."""
+    evaluation = evaluate(parse_options(Options, arguments, prog="crossdistill evaluate", description=DESCRIPTION))
+    if create_accelerator().is_main_process:
+        print_evaluation(evaluation)

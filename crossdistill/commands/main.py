@@ -33,7 +33,7 @@ COMMANDS = {
 }
 # Old name to new name: an old command runs and says that it has a new name.
 RENAMED_COMMANDS = {"transfer": "agreement"}
-RENAMED_OPTIONS = {"--mixed-precision": "--precision"}
+RENAMED_OPTIONS = {"--mixed-precision": "--precision", "--twin": "--baseline"}
 
 
 @friendly_errors

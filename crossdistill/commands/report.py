@@ -26,7 +26,7 @@ class Options:
     """HTML file; by default report.html in the run folder, or comparison.html in the working directory."""
     data: Path | None = None
     """Prepared dataset; by default the dataset of the run."""
-    twin: Path | None = None
+    baseline: Path | None = None
     """Run of the same student trained with labels (supervised baseline)."""
     gallery: int = 12
     """Number of test clips shown with their nearest neighbours."""
@@ -40,14 +40,18 @@ class Options:
     """Run the Python file of a custom encoder (path/to/file.py:function)."""
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Run the command."""
-    options = parse_options(Options, arguments, prog="crossdistill report")
+def report(options: Options) -> Path:
+    """Write the page, and return its path."""
     load = LoadOptions(
         num_clips=options.clips,
         num_workers=options.workers,
         has_teacher=options.teacher,
         allow_code=options.allow_code,
     )
-    report = ReportOptions(data=options.data, baseline=options.twin, num_queries=options.gallery, load=load)
-    write_report(options.runs, options.out, report)
+    settings = ReportOptions(data=options.data, baseline=options.baseline, num_queries=options.gallery, load=load)
+    return write_report(options.runs, options.out, settings)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the command."""
+    report(parse_options(Options, arguments, prog="crossdistill report"))

@@ -6,7 +6,7 @@
 
 from crossdistill.encoders.architecture import Architecture
 from crossdistill.encoders.base import Encoder, wrap_encoder, wrap_module
-from crossdistill.encoders.registry import ARCHITECTURES, create_encoder, encoder_names
+from crossdistill.encoders.registry import ARCHITECTURES, create_encoder, list_encoders
 from crossdistill.encoders.user_file import is_from_file
 
 __all__ = [
@@ -14,8 +14,8 @@ __all__ = [
     "Architecture",
     "Encoder",
     "create_encoder",
-    "encoder_names",
     "is_from_file",
+    "list_encoders",
     "wrap_encoder",
     "wrap_module",
 ]

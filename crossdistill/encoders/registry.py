@@ -126,11 +126,11 @@ LIBRARIES: dict[str, str] = {
 is imported when it is used."""
 
 
-def encoder_names() -> list[str]:
+def list_encoders() -> list[str]:
     """List every ``<modality>_<architecture>`` of the registry, sorted.
 
     Example:
-        >>> [name for name in encoder_names() if name.startswith("flow_r3d")]
+        >>> [name for name in list_encoders() if name.startswith("flow_r3d")]
         ['flow_r3d10', 'flow_r3d10_gn', 'flow_r3d18', 'flow_r3d50']
     """
     return sorted(f"{modality}_{name}" for name, entry in ARCHITECTURES.items() for modality in entry.modalities)
@@ -169,7 +169,7 @@ def create_encoder(
         return create_from_file(name, num_frames=num_frames, stride=stride, size_px=size_px)
     modality, _, architecture = name.partition("_")
     if modality not in MODALITIES or not architecture:
-        raise unknown_name("encoder", name, encoder_names(), listed_by="crossdistill encoders")
+        raise unknown_name("encoder", name, list_encoders(), listed_by="crossdistill encoders")
     library, colon, model = architecture.partition(":")
     if colon:
         if library not in LIBRARIES:
@@ -179,7 +179,7 @@ def create_encoder(
             model, name=name, modality=modality, config=config, num_frames=num_frames, stride=stride, size_px=size_px
         )
         return created
-    of_modality = [known for known in encoder_names() if known.startswith(f"{modality}_")]
+    of_modality = [known for known in list_encoders() if known.startswith(f"{modality}_")]
     if architecture not in ARCHITECTURES:
         raise unknown_name("encoder", name, of_modality, listed_by="crossdistill encoders")
     entry = ARCHITECTURES[architecture]

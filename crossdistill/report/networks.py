@@ -23,7 +23,7 @@ from crossdistill.report.record import RunRecord, UnavailableError
 
 Loaded = TypeVar("Loaded")
 BASELINE_ROLE = "supervised baseline"
-"""Role of the same student trained with labels by another run (``--twin``)."""
+"""Role of the same student trained with labels by another run (``--baseline``)."""
 
 
 class Kind(str, Enum):

@@ -105,7 +105,7 @@ def _load_networks(run: RunData, kinds: set[Kind], options: LoadOptions) -> Iter
     if Kind.BASELINE in kinds:
         if run.baseline is None:
             run.reasons[Kind.BASELINE] = (
-                "no supervised baseline was given: add --twin RUN with a run of the same student and --supervised."
+                "no supervised baseline was given: add --baseline RUN with a run of the same student and --supervised."
             )
         else:
             try:

@@ -27,7 +27,7 @@ class ReportOptions:
     data: Path | None = None
     """Prepared dataset; None for the run's own."""
     baseline: Path | None = None
-    """Run of the same student trained with labels (``--twin``)."""
+    """Run of the same student trained with labels (``--baseline``)."""
     num_queries: int = 12
     """Number of test clips in the gallery."""
     load: LoadOptions = field(default_factory=LoadOptions)
@@ -83,16 +83,16 @@ def _check(runs: Sequence[Path], out: Path | None, options: ReportOptions) -> No
     if options.load.num_clips < 1:
         raise UserError(f"--clips is {options.load.num_clips}: give 1 or more")
     if options.baseline is not None and len(runs) > 1:
-        raise UserError("--twin needs a single run: add the supervised baseline to the runs instead")
+        raise UserError("--baseline needs a single run: add the supervised baseline to the runs instead")
 
 
 def _check_baseline(baseline: RunRecord, record: RunRecord) -> None:
     """Check that a run trained the student of another run with labels."""
     advice = "give a run of the same student with --supervised"
     if not baseline.is_supervised:
-        raise UserError(f"--twin {baseline.folder} was distilled from a teacher: {advice}")
+        raise UserError(f"--baseline {baseline.folder} was distilled from a teacher: {advice}")
     if baseline.encoder != record.encoder:
-        raise UserError(f"--twin {baseline.folder} trained {baseline.encoder}, not {record.encoder}: {advice}")
+        raise UserError(f"--baseline {baseline.folder} trained {baseline.encoder}, not {record.encoder}: {advice}")
 
 
 def _make_page(records: Sequence[RunRecord], baseline: RunRecord | None, options: ReportOptions) -> Page:

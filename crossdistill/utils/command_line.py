@@ -10,12 +10,14 @@ import re
 import shutil
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar, get_origin, get_type_hints
 
 import tyro
+from pydantic import TypeAdapter, ValidationError
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
-from crossdistill.errors import UserError
+from crossdistill.errors import UserError, unknown_name
 
 Options = TypeVar("Options")
 HELP = ("-h", "--help")
@@ -56,6 +58,41 @@ def parse_options(
     """
     options: Options = _parse(kind, arguments, prog, description, {} if default is None else {"default": default})
     return options
+
+
+def options_from_keywords(kind: type[Options], keywords: Mapping[str, Any]) -> Options:
+    """Build a command's options from Python keywords, checked as on the command line.
+
+    Args:
+        kind: The dataclass of the command.
+        keywords: Field to value; one value stands for a tuple of one.
+
+    Raises:
+        UserError: A keyword is unknown, or a value has the wrong type.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass
+        ... class Greeting:
+        ...     names: tuple[str, ...]
+        ...     times: int = 1
+        >>> options_from_keywords(Greeting, {"names": "Ada"})
+        Greeting(names=('Ada',), times=1)
+    """
+    types = get_type_hints(kind)
+    for name in keywords:
+        if name not in types:
+            raise unknown_name("keyword", name, types)
+    values = {
+        name: (value,) if get_origin(types[name]) is tuple and isinstance(value, str | int | Path) else value
+        for name, value in keywords.items()
+    }
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{name} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}") from error
 
 
 def parse_known_options(

@@ -15,7 +15,7 @@ from torchvision.models.video import mvit, r3d_18
 import crossdistill
 from crossdistill.commands.encoders import _card, count_gmacs
 from crossdistill.commands.encoders import main as listing
-from crossdistill.encoders import ARCHITECTURES, create_encoder, encoder_names
+from crossdistill.encoders import ARCHITECTURES, create_encoder, list_encoders
 from crossdistill.encoders.architecture import CLIP_MODALITIES
 from crossdistill.encoders.sizes import SizesOnly
 from crossdistill.encoders.tsm import temporal_shift
@@ -87,7 +87,7 @@ def small(name, batch_size=2, smallest=(2, 32)):
     return encoder, torch.randn(batch_size, encoder.view.kind.channels, num_frames, size_px, size_px)
 
 
-@pytest.mark.parametrize("name", encoder_names())
+@pytest.mark.parametrize("name", list_encoders())
 def test_every_encoder__maps_its_view_to_its_features_and_learns(name):
     encoder, clip = small(name)
     features = encoder(clip)
@@ -526,7 +526,7 @@ def test_registry__names_are_complete():
         ARCHITECTURES
     )
     for name in ("r3d18", "r3d50", "x3d_xs", "r3d10"):
-        assert {f"{m}_{name}" for m in ("rgb", "flow", "depth")} <= set(encoder_names())
+        assert {f"{m}_{name}" for m in ("rgb", "flow", "depth")} <= set(list_encoders())
 
 
 def test_network_of_one_size__refuses_others():

@@ -415,7 +415,7 @@ def test_cli__help_and_unknown_command(capsys):
 def test_encoders_command__lists_the_registry(capsys):
     cli(["encoders", "--json"])
     cards = json.loads(capsys.readouterr().out)
-    assert {card["name"] for card in cards} == set(crossdistill.encoder_names())
+    assert {card["name"] for card in cards} == set(crossdistill.list_encoders())
     (card,) = [card for card in cards if card["name"] == "rgb_r3d50"]
     assert card["embed_dim"] == 2048 and card["num_parameters"] == 46_198_976
 

@@ -127,7 +127,7 @@ def runs(tmp_path_factory, evil_data):
 def page(runs):
     """The page of the distilled run with its supervised baseline."""
     distilled, baseline = runs
-    run_report(distilled, "--twin", baseline, "--gallery", 3)
+    run_report(distilled, "--baseline", baseline, "--gallery", 3)
     return (distilled / "report.html").read_text(encoding="utf-8")
 
 
@@ -177,7 +177,7 @@ def test_page__includes_evaluations_in_the_run_folder(runs, evil_data, tmp_path)
     found = Page((folder / "report.html").read_text())
     assert "low-shot 2, 2x1 views" in found.text
     assert set(found.unavailable) == {"change", "gallery", "agreement"}
-    assert "--no-teacher" in found.unavailable["agreement"] and "--twin" in found.unavailable["change"]
+    assert "--no-teacher" in found.unavailable["agreement"] and "--baseline" in found.unavailable["change"]
 
 
 def test_page__gives_reasons_for_unavailable_sections(runs, tmp_path):
@@ -243,7 +243,7 @@ def test_baseline__of_another_student_or_with_a_teacher_is_rejected(runs, tmp_pa
         (runs[0], "was distilled from a teacher"),
     ):
         with pytest.raises(SystemExit):
-            run_report(runs[0], "--twin", baseline)
+            run_report(runs[0], "--baseline", baseline)
         assert f"{said}: give a run of the same student with --supervised" in capsys.readouterr().err
 
 
@@ -269,7 +269,7 @@ def test_comparison__names_no_lowest_time_if_two_are_close(times, is_close):
         (["nowhere"], "the folder nowhere does not exist"),
         (["."], "is not a run folder"),
         ([], "no run was given"),
-        (["a", "b", "--twin", "c"], "--twin needs a single run"),
+        (["a", "b", "--baseline", "c"], "--baseline needs a single run"),
         (["a", "--clips", "0"], "--clips is 0"),
         (["a", "--gallery", "-1"], "--gallery is -1: give 0"),
         (["a", "b", "./a"], "the run a was given twice"),

@@ -1,0 +1,148 @@
+"""The Python API: ``distill`` starts a run, ``Run`` evaluates, exports and applies its student.
+
+Every keyword has the name of an option on the command line and is checked in the same way.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crossdistill.commands import evaluate as evaluate_command
+from crossdistill.commands import report as report_command
+from crossdistill.errors import UserError
+from crossdistill.evaluation.results import Evaluation
+from crossdistill.export import export_file
+from crossdistill.export.export import ExportedFile
+from crossdistill.predict import Prediction, predict_files
+from crossdistill.recipes.config import RunConfig, from_dict, from_keywords
+from crossdistill.recipes.data import TOYACTIONS_FOLDER
+from crossdistill.recipes.run import run
+from crossdistill.training.run_folder import RunFolder
+from crossdistill.utils.command_line import options_from_keywords
+
+FORMATS_BY_SUFFIX = {".onnx": "onnx", ".pt2": "torch-export", ".pt": "torchscript", ".safetensors": "safetensors"}
+
+
+def distill(**keywords: Any) -> Run:
+    """Train a student from a teacher without labels, or with ``supervised=True`` an encoder with labels.
+
+    Args:
+        keywords: Options of ``crossdistill train`` with underscores, for example ``batch_size=32``; ``config`` names a
+            YAML file. Without ``data`` the embedded dataset toyactions is rendered.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        UserError: A keyword is unknown, or a value, the data or the weights cannot be used.
+
+    Example:
+        >>> run = distill(teacher="rgb_r3d18", teacher_weights="kinetics400", student="flow_r3d18",
+        ...               data="data/ucf101", out="runs/flow")  # doctest: +SKIP
+        >>> run.evaluate(protocols=["knn", "linear"]).top1  # doctest: +SKIP
+        0.614
+    """
+    return Run(run(from_keywords(**keywords)))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Args:
+        folder: The run's folder, as ``distill`` or ``crossdistill train`` made it.
+
+    Example:
+        >>> Run("runs/flow").folder.as_posix()
+        'runs/flow'
+    """
+
+    folder: Path
+
+    def __init__(self, folder: str | Path) -> None:
+        object.__setattr__(self, "folder", Path(folder))
+
+    @property
+    def config(self) -> RunConfig:
+        """The configuration, as far as it decided what was learned."""
+        path = RunFolder(self.folder).config
+        if not path.is_file():
+            raise UserError(f"{self.folder} is not a run's folder (no {path.name}): give the folder that --out named")
+        return from_dict(json.loads(path.read_text(encoding="utf-8"))["configuration"], source=str(path))
+
+    @property
+    def metrics(self) -> Any:
+        """The training curves, one row per logged step: a pandas DataFrame, or a list of dicts without pandas."""
+        text = RunFolder(self.folder).metrics.read_text(encoding="utf-8")
+        rows = [json.loads(line) for line in text.splitlines()]
+        if importlib.util.find_spec("pandas") is None:
+            return rows
+        import pandas
+
+        return pandas.DataFrame(rows)
+
+    @property
+    def results(self) -> dict[str, dict[str, Any]]:
+        """The final evaluation: dataset to role to results; empty if the run was not evaluated."""
+        path = RunFolder(self.folder).results
+        found: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return found
+
+    def evaluate(self, protocols: Sequence[str] = ("knn", "linear"), **options: Any) -> Evaluation:
+        """Evaluate the student as ``crossdistill evaluate`` does.
+
+        Args:
+            protocols: Names of protocols.
+            options: Its other options, for example ``views="10x3"``; ``data`` and ``split`` are the run's by default.
+
+        Returns:
+            A result with ``top1``, ``interval`` and ``to_frame()``; every number is in ``results``.
+
+        Raises:
+            UserError: An option is unknown, or a value is not allowed.
+        """
+        given = {"data": self._dataset(), "split": (self.config.data.split,), **options}
+        options_of_command = options_from_keywords(
+            evaluate_command.Options, {"students": (self.folder,), "protocols": tuple(protocols), **given}
+        )
+        return evaluate_command.evaluate(options_of_command)
+
+    def report(self, out: str | Path | None = None, **options: Any) -> Path:
+        """Write the HTML page of ``crossdistill report``, and return its path.
+
+        Args:
+            out: The file; ``report.html`` in the run's folder if None.
+            options: Other options of the command.
+        """
+        keywords = {"runs": (self.folder,), "out": out, **options}
+        return report_command.report(options_from_keywords(report_command.Options, keywords))
+
+    def export(self, out: str | Path | None = None, *, to: str | None = None, **options: Any) -> ExportedFile:
+        """Write the student for another runtime, and compare the file with PyTorch.
+
+        Args:
+            out: The file (a folder for ``hf``); by default a file in the run's folder.
+            to: The format; by default the suffix of ``out`` decides, and otherwise it is ONNX.
+            options: Other options of ``crossdistill export``.
+        """
+        by_suffix = FORMATS_BY_SUFFIX.get(Path(out).suffix, "onnx") if out is not None else "onnx"
+        return export_file(self.folder, out, to=to or by_suffix, **options)
+
+    def predict(self, paths: str | Path | Sequence[str | Path], **options: Any) -> list[Prediction]:
+        """Predict the classes of video files.
+
+        Args:
+            paths: One file or several.
+            options: Options of ``crossdistill predict``; ``data`` is the run's dataset by default.
+        """
+        files = [paths] if isinstance(paths, str | Path) else list(paths)
+        return predict_files(self.folder, files, **{"data": self._dataset(), **options})
+
+    def _dataset(self) -> Path:
+        datasets = self.config.data.data or (TOYACTIONS_FOLDER,)
+        return datasets[0]
