@@ -50,7 +50,11 @@ class Comparison:
         losses: list[Tensor] = []
         log: dict[str, Tensor] = {}
         for name, term in self.terms.items():
-            more = {"is_own": self.bank.is_own(sample_ids)} if term.needs_own_anchors and self.bank is not None else {}
+            more = (
+                {"is_own": self.bank.is_own(sample_ids)}
+                if term.objective.needs_own_anchors and self.bank is not None
+                else {}
+            )
             target = targets[term.objective.compares]
             output = term.objective(student=outputs[name], teacher=target, bank=self.bank, **more)
             losses.append(term.weight * output.loss)

@@ -24,11 +24,6 @@ class Term:
     """Name of the adapter: the objective's own, or the one that the user chose."""
 
     @property
-    def needs_own_anchors(self) -> bool:
-        """Whether the objective has to know which anchors are embeddings of the batch's own samples."""
-        return self.objective.needs_own_anchors
-
-    @property
     def fills_student_side(self) -> bool:
         """Whether the bank keeps anchors of the student for this term."""
         return self.objective.student_anchors in ("momentum", "live")

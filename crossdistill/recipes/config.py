@@ -371,7 +371,9 @@ def from_keywords(**keywords: Any) -> RunConfig:
     for name, value in keywords.items():
         if name not in section_of:
             raise unknown_name("keyword", name, section_of, listed_by="crossdistill train --help")
-        values.setdefault(section_of[name], {})[name] = value
+        # Names and weights are texts in a configuration, and keywords may give them as paths.
+        plain = [str(part) if isinstance(part, Path) else part for part in several(value)]
+        values.setdefault(section_of[name], {})[name] = plain if isinstance(value, list | tuple) else [*plain, None][0]
     values = merge(with_current_names(file_values), values)
     config = from_dict(values, source="the keywords")
     return config if config.data.data else from_dict(with_preset(values, config), source="the keywords")
