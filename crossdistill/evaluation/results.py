@@ -124,23 +124,27 @@ class Bootstrap:
     num_units: int
     """Number of units; with few units (fewer than about 20) an interval is itself rough."""
     num_draws: int
+    """Number of test sets that were drawn."""
     level: float
     """Confidence level; 0.95 is the range from the 2.5th to the 97.5th percentile."""
     seed: int
+    """Seed of the draws."""
 
 
 @dataclass(frozen=True)
 class AgreementResult:
-    """How alike two students arrange the same test clips."""
+    """How similarly two students arrange the same test clips."""
 
     __pydantic_config__ = _STRICT
 
     students: tuple[str, str]
     """Names of the two students in ``Evaluation.students``."""
     num_test: int
+    """Number of test clips that both students could read."""
     coverage: float
     """Share of the test videos that both could read."""
     views: str
+    """Clips x crops of every test video."""
     k: int
     """Number of neighbours that are compared."""
     overlap: float
@@ -178,6 +182,7 @@ class Evaluation:
     encoder: str
     """Name of the encoder; of several students their names, joined by ``+``."""
     dataset: str
+    """Name of the prepared dataset."""
     split: str
     """Name of the split; of a mean of splits their names, joined by ``+``."""
     num_train: int
@@ -208,6 +213,7 @@ class Evaluation:
     """Number of test clips that the student was trained on, as training clips of another split; above 0 the numbers are
     no test. Of several splits the sum; of several students the largest."""
     format: str = SCHEMA_FORMAT
+    """``crossdistill-evaluation``."""
     version: int = SCHEMA_VERSION
     """Version of this schema."""
 

@@ -1,4 +1,4 @@
-"""Agreement of two spaces against naive twins and closed forms, and the command that reports it."""
+"""Agreement of two spaces against naive implementations and closed forms, and the command that reports it."""
 
 import json
 import math
@@ -63,7 +63,7 @@ def naive_unbiased_hsic(a, b):
 
 
 @pytest.mark.parametrize("k", [1, 4, 29])
-def test_neighbour_overlap__equals_naive_twin(k):
+def test_neighbour_overlap__equals_naive_implementation(k):
     a, b = spaces()
     near_a, near_b = naive_others(a, k), naive_others(b, k)
     expected = [len(one & other) / k for one, other in zip(near_a, near_b, strict=True)]
@@ -96,7 +96,7 @@ def test_shuffled_overlaps__are_what_reordered_features_give():
     assert share_of_common(near_a, near_b).mean() > shuffled.max()
 
 
-def test_linear_cka__equals_naive_twin(monkeypatch):
+def test_linear_cka__equals_naive_implementation(monkeypatch):
     monkeypatch.setattr(agreement, "_COLUMNS_AT_ONCE", 4)
     a, b = spaces(14)
     x, y = a.double(), b.double()  # not centred: the estimate itself does not see a shift
@@ -123,12 +123,12 @@ def test_linear_cka__is_near_0_for_unrelated_spaces_of_more_features_than_clips(
 
 
 @pytest.mark.parametrize("space", [torch.full((10, 3), 0.3), torch.eye(10)], ids=["one point", "equally far"])
-def test_linear_cka__is_0_for_a_space_without_arrangement(space):
+def test_linear_cka__is_0_for_a_space_without_structure(space):
     assert linear_cka(space, spaces(10)[0]) == 0.0
     assert linear_cka(space, space) == 0.0
 
 
-def test_neighbour_classes__equals_naive_twin_across_films():
+def test_neighbour_classes__equals_naive_implementation_across_films():
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(4).repeat_interleave(10)
     films = torch.arange(40) // 4 + 10 * labels  # films end with their class
@@ -230,7 +230,7 @@ def test_command__of_a_trained_run(run_folder, toy_folder, teacher, tmp_path, ca
     assert same == found
 
 
-def test_command__judges_a_quantised_student_against_a_fresh_one_of_as_many_bits(toy_folder, teacher, tmp_path):
+def test_command__compares_a_quantised_student_with_a_fresh_one_of_as_many_bits(toy_folder, teacher, tmp_path):
     pytest.importorskip("brevitas")
     torch.manual_seed(5)
     student = create_encoder("flow_tiny3d_8", num_frames=4, size_px=32)
