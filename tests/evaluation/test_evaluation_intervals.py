@@ -150,7 +150,7 @@ def test_schema__is_the_documented_one():
         rows = [[cell.strip() for cell in line.split("|")] for line in section.splitlines() if line.startswith("| `")]
         documented = {field.strip("`"): what for _, field, _, what, _ in rows}
         described = {
-            field: " ".join(values["description"].replace("``", "`").split())
+            field: " ".join(values["description"].replace("``", "`").replace("None", "null").split())
             for field, values in definition["properties"].items()
         }
         assert documented == described, name
