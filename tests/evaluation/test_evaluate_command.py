@@ -72,7 +72,7 @@ def execution_of(encoder):
 
 
 def evaluate(*arguments):
-    cli(["evaluate", *map(str, arguments), "--workers", "0", "--mixed-precision", "fp32"])
+    cli(["evaluate", *map(str, arguments), "--workers", "0", "--precision", "fp32"])
 
 
 def numbers(path):
@@ -479,7 +479,7 @@ def test_evaluate_encoder__does_not_depend_on_how_batches_are_dealt_out(toy_fold
 
 @pytest.mark.slow
 def test_two_processes__write_the_json_of_one(student, small_folder, tmp_path):
-    shared = ["--data", small_folder, "--views", "2x1", "--workers", 1, "--mixed-precision", "fp32"]
+    shared = ["--data", small_folder, "--views", "2x1", "--workers", 1, "--precision", "fp32"]
     shared += ["--protocols", "knn", "linear", "retrieval", "cluster", "lowshot", "--shots", 2]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "1"}
     files = []
