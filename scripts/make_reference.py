@@ -51,6 +51,8 @@ class Command:
     """First paragraphs of its help."""
     kind: type
     """The dataclass of its options."""
+    takes_training_options: bool = False
+    """Whether it passes options that it does not know to the parser of ``train.py``."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,8 @@ class _Recorded(Exception):
 def record(main: Callable[[list[str]], None], name: str, words: Sequence[str]) -> Command:
     """Start a command with ``--help``, and return what it would have parsed."""
 
-    def stop(kind: type, **_: Any) -> None:
-        raise _Recorded(kind)
+    def stop(kind: type, return_unknown_args: bool = False, **_: Any) -> None:
+        raise _Recorded(kind, return_unknown_args)
 
     said = io.StringIO()
     with (
@@ -84,7 +86,7 @@ def record(main: Callable[[list[str]], None], name: str, words: Sequence[str]) -
         try:
             main([*words, "--help"])
         except _Recorded as recorded:
-            return Command(name, said.getvalue().strip(), recorded.args[0])
+            return Command(name, said.getvalue().strip(), *recorded.args)
     raise AssertionError(f"{name} parses no options")
 
 
@@ -195,6 +197,8 @@ def chapter(command: Command, *, level: str = "##", without: set[str] = frozense
         if group:
             parts.append(f"## Section `{group}`")
         parts.append(table([one for one in options if one.group == group]))
+    if command.takes_training_options:
+        parts.append("All [training options](train.md) as well.")
     return "\n\n".join(parts)
 
 

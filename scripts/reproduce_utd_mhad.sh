@@ -70,9 +70,9 @@ for seed in ${seeds:-0 1 2}; do
   # Lower precision: twin and student go on from their network of 32 bits, with labels or with the teacher.
   for bits in w2a4 w4a4 w8a8; do
     run "small depth 8 $bits, labels" "$seed" "$quantised_epochs" --supervised --student depth_tiny3d_8 "${small[@]}" \
-      --student-weights "$out/small depth 8, labels-seed$seed" --precision $bits
+      --student-weights "$out/small depth 8, labels-seed$seed" --bits $bits
     distil "depth 32 to small depth 8 $bits" depth_tiny3d_32 "depth 32, labels" depth_tiny3d_8 "$seed" "${small[@]}" \
-      --student-weights "$out/depth 32 to small depth 8-seed$seed" --precision $bits --epochs "$quantised_epochs"
+      --student-weights "$out/depth 32 to small depth 8-seed$seed" --bits $bits --epochs "$quantised_epochs"
   done
   # The other pairs across modalities.
   labels "flow 8" flow_tiny3d_8 "$seed" "${px48[@]}"
@@ -84,7 +84,7 @@ for seed in ${seeds:-0 1 2}; do
   # Two teachers.
   both "skeleton 10 and depth 32 to small depth 8" depth_tiny3d_8 "$seed" "${small[@]}"
   for bits in w2a4 w4a4 w8a8; do
-    both "skeleton 10 and depth 32 to small depth 8 $bits" depth_tiny3d_8 "$seed" "${small[@]}" --precision $bits \
+    both "skeleton 10 and depth 32 to small depth 8 $bits" depth_tiny3d_8 "$seed" "${small[@]}" --bits $bits \
       --student-weights "$out/skeleton 10 and depth 32 to small depth 8-seed$seed" --epochs "$quantised_epochs"
   done
   both "skeleton 10 and depth 32 to depth 8" depth_tiny3d_8 "$seed" "${px48[@]}"

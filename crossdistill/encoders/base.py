@@ -121,6 +121,7 @@ class Encoder(nn.Module):
         The features have the data type of the body's weights.
         """
         clip_bcthw = as_clips(clip_bcthw)
+        # A body with bf16 weights refuses float32. A body without weights takes any data type.
         clip_bcthw = clip_bcthw.to(next(self.body.parameters(), clip_bcthw).dtype)
         if self.takes == "frames":
             num_frames = clip_bcthw.shape[2]
@@ -146,6 +147,7 @@ class Encoder(nn.Module):
         layer = self.require_tokens()
         clip_bcthw = as_clips(clip_bcthw)
         seen: list[Tensor] = []
+        # A hook, because a library's network returns its pooled features only.
         hook = self.body.get_submodule(layer.module).register_forward_hook(lambda *call: seen.append(call[2]))
         try:
             features = self(clip_bcthw)

@@ -60,6 +60,7 @@ def bf16_gradients_repeat(encoder: Encoder, *, batch_size: int) -> bool:
     On some CPUs the weight gradients of 3D convolutions are neither: values differed between passes, and one pass in 6
     to 70 had NaN (docs/LOG.md). An exact resume needs gradients that repeat.
     """
+    # A copy, because passes in train mode move BatchNorm's statistics.
     probe = copy.deepcopy(encoder).cpu().train()
     view = encoder.view
     with torch.random.fork_rng(devices=[]):

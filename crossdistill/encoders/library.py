@@ -46,6 +46,7 @@ def assemble(build: Callable[[], nn.Module], *, own: ViewSpec, name: str, view: 
     """
     try:
         embed_dim, unused = _try(build, name=name, view=view, info=info)
+        # A caller on the meta device wants sizes only; elsewhere the weights need their random values.
         with SizesOnly() if torch.get_default_device().type == "meta" else contextlib.nullcontext():
             body = build()
     except BUILD_ERRORS as error:

@@ -41,7 +41,7 @@ class R3D10(nn.Module):
         widths = [width, width, 2 * width, 4 * width, 8 * width]
         stages = [_basic_block(w_in, w_out) for w_in, w_out in itertools.pairwise(widths)]
         self.stages = nn.Sequential(*stages)
-        _replace_batch_norm(self.stages, norm)
+        _replace_batch_norm(self.stages, norm)  # torchvision's block has no argument for its norm
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -65,6 +65,7 @@ def network(
     size_px = preset.crop_size[0]
     ((data, metrics),) = weights.meta["_metrics"].items()
     weights_name, trained_modalities = DATA[data]
+    # The preset resizes the shorter side, then crops its centre.
     statistics = Statistics(tuple(preset.mean), tuple(preset.std), size_px / preset.resize_size[0])
 
     def build(view: ViewSpec) -> nn.Module:

@@ -74,6 +74,7 @@ def load_tensors(encoder: Encoder, tensors: Mapping[str, Tensor], *, source: str
     Raises:
         UserError: A tensor is missing, unexpected or has another shape; the sentence names the first.
     """
+    # DDP and DataParallel save every name with "module." in front.
     weights = {name.removeprefix("module."): value for name, value in tensors.items()}
     prefix = encoder.info.classifier_prefix
     dropped = {name for name in weights if prefix and name.startswith(prefix)}
@@ -154,5 +155,6 @@ def weights_hash(encoder: Encoder) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(encoder.body.state_dict().items()):
         digest.update(name.encode())
+        # Viewed as bytes, because NumPy has no bf16.
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -1,1 +1,1 @@
-"""What a student is worth: protocols on features, each in a file of its own."""
+"""Evaluation of encoders: embed the clips of a split once, then apply protocols to the features."""

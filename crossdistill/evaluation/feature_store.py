@@ -1,10 +1,10 @@
-"""Features on disk: what an encoder has embedded once it never embeds again.
+"""Keep features on disk, so that an encoder embeds every video once.
 
-A store is a folder with one safetensors file for each (encoder and weights, view, number of views, precision). A file
-holds a row for every video that was embedded, of whichever part or split, with a digest of the stream that it was read
-from: so three splits of one dataset embed each video once, and a video that was prepared anew is embedded anew. The key
-is in the file's name as a digest and in its header in full; a file whose key differs, or that is damaged, is not used.
-Unreadable videos are not kept: they are tried again.
+A store is a folder with one safetensors file for each key: encoder and weights, view, number of views, precision and
+dataset. A file holds a row for every video that was embedded, of any part or split, with a digest of its stream. Three
+splits of one dataset therefore embed each video once, and a video that was prepared again is embedded again. The file's
+name holds a digest of the key, its header the whole key; a file that is damaged or whose key differs is not used.
+Unreadable videos are not kept: they are read again.
 
 Shapes: N videos, V views of a video, D features.
 """
@@ -39,7 +39,7 @@ from crossdistill.utils.files import sha256_of
 from crossdistill.utils.tensor_files import write_tensors
 
 FORMAT = "crossdistill-features"
-FORMAT_VERSION = 2  # rises when the same weights come to compute something else
+FORMAT_VERSION = 2  # rises when the same weights give other features
 FOLDER_NAME = "features"
 FEATURES = "features"
 ADVICE = "free space there, or choose another folder with --features"
@@ -48,14 +48,14 @@ ADVICE = "free space there, or choose another folder with --features"
 def feature_key(
     encoder: Encoder, *, execution: Execution, dataset: str, views: TestViews, short_clips: str
 ) -> dict[str, Any]:
-    """What decides a video's features besides the video.
+    """Describe everything that decides the features of a video, except the video.
 
     Args:
-        encoder: With its weights.
-        execution: How it runs; both precisions give features of their own.
+        encoder: The encoder with its weights.
+        execution: How it runs; both precisions have features of their own.
         dataset: Name of the dataset.
-        views: Of every video.
-        short_clips: What becomes of videos that are shorter than the view.
+        views: Views of every video.
+        short_clips: Rule for videos that are shorter than the view.
     """
     network = {
         "weights_sha256": weights_hash(encoder),
@@ -64,7 +64,7 @@ def feature_key(
     }
     if is_from_file(encoder.name):
         network["code_sha256"] = sha256_of(Path(encoder.name.rpartition(":")[0]))
-    # Where none is too short, which is what "error" makes sure of, "repeat" does nothing.
+    # "error" makes sure that no video is too short, and then "repeat" changes nothing.
     short_clips = "repeat" if short_clips == "error" else short_clips
     return _key(
         network,
@@ -78,13 +78,13 @@ def feature_key(
 
 
 def exported_key(path: Path, *, encoder: str, view: ViewSpec, embed_dim: int, dataset: str) -> dict[str, Any]:
-    """What decides the features that an exported file gives of the middles of videos, besides the video.
+    """Describe everything that decides the features that an exported file computes, except the video.
 
     Args:
-        path: The file, whose content counts.
+        path: The exported file; its content is part of the key.
         encoder: Name of the encoder in it.
-        view: What it sees.
-        embed_dim: Numbers of an embedding.
+        view: View of the encoder.
+        embed_dim: Number of features, D.
         dataset: Name of the dataset.
     """
     return _key(
@@ -108,7 +108,7 @@ def _key(
     views: TestViews,
     short_clips: str,
 ) -> dict[str, Any]:
-    """A key as it is read from a file: what the network is, and what it is shown."""
+    """Build a key of the types that JSON reads back, so that it compares equal to a key in a file."""
     key = {
         "format": FORMAT,
         "version": FORMAT_VERSION,
@@ -125,10 +125,11 @@ def _key(
 
 
 def video_digest(entry: Entry, stream: str) -> str:
-    """Tells two preparations of a video apart, and a file that is there from one that is lost or cut short.
+    """Fingerprint a prepared video, without reading it.
 
     Returns:
-        Empty where there is nothing to read: nothing kept stands in for that.
+        A digest that differs between two preparations, and where the file was cut short; empty for a missing file, for
+        which no kept features are used.
     """
     if stream not in entry.video.streams:
         return ""
@@ -145,25 +146,25 @@ def video_digest(entry: Entry, stream: str) -> str:
 
 @dataclass(frozen=True)
 class FeatureStore:
-    """The features of one key in a folder."""
+    """The file of one key in a folder."""
 
     folder: Path
     key: dict[str, Any]
 
     @property
     def path(self) -> Path:
-        """File of this key."""
+        """Path of the file."""
         digest = hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()[:16]
         name = re.sub(r"[^\w.-]+", "-", self.key["encoder"]).strip("-.")
         return self.folder / f"{name}-{self.key['views']}-{digest}.safetensors"
 
     @property
     def nothing(self) -> Features:
-        """The features of no video, in the shape of this key."""
+        """Empty features in the shape of this key."""
         return no_features(self.key["embed_dim"], TestViews.parse(self.key["views"]))
 
     def read(self) -> dict[str, tuple[str, Tensor]]:
-        """Video to its digest and [V, D]; empty where there is no file, or one that cannot be used, which is said."""
+        """Read the digest and the row [V, D] of each video; empty with a notice if the file cannot be used."""
         if not self.path.is_file():
             return {}
         try:
@@ -171,7 +172,7 @@ class FeatureStore:
                 header = file.metadata() or {}
                 key, videos = json.loads(header["key"]), json.loads(header["videos"])
                 if key != self.key:
-                    raise ValueError("it is of another key")
+                    raise ValueError("it has another key")
                 rows = file.get_tensor(FEATURES)
             return {name: (digest, row) for (name, digest), row in zip(videos, rows, strict=True)}
         except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
@@ -181,10 +182,10 @@ class FeatureStore:
             return {}
 
     def write(self, rows: dict[str, tuple[str, Tensor]]) -> None:
-        """Write all rows, whole or not at all.
+        """Write all rows atomically.
 
         Raises:
-            UserError: The disk is full or cannot be written.
+            UserError: The disk is full or read-only.
         """
         header = {
             "key": json.dumps(self.key),
@@ -208,25 +209,13 @@ def kept_features(
     short_clips: str = "repeat",
     description: str | None = None,
 ) -> Features:
-    """Give the features of videos, embedding only those that the store has not.
+    """Give the features of videos and embed only those that the store lacks.
 
-    The arguments are those of ``extract_features``, and:
-
-    Args:
-        encoder: With its weights.
-        entries: The videos.
-        folder: Of the store, read and written by the first process alone; None to keep nothing.
-        dataset: Name of the dataset.
-        execution: How the encoder runs.
-        accelerator: Tells the processes apart.
-        views: Of every video; its middle if None.
-        num_workers: Processes that decode.
-        decoder: Which library reads the videos.
-        short_clips: What becomes of videos that are shorter than the view.
-        description: What the progress bar says; no bar if None.
+    ``folder`` is the store's, None to keep nothing; ``dataset`` is the name of the dataset. The other arguments are
+    those of ``extract_features``.
 
     Returns:
-        Complete on the first process; with a store, elsewhere what was embedded now.
+        All features on the first process; with a store, on others only those that were extracted now.
     """
     views = views or TestViews()
 
@@ -259,18 +248,18 @@ def complete(
     view: ViewSpec,
     description: str | None,
 ) -> Features:
-    """Give the features of videos: those that a store has, and the others from ``extract``, which are then kept.
+    """Read the features that a store has, extract the others, and keep them.
 
     Args:
-        store: Read and written by the first process alone.
+        store: Read and written by the first process only.
         entries: The videos.
-        extract: Embeds some of them; called by every process, and not at all where the store has all.
-        accelerator: Tells the processes apart.
-        view: What is embedded of a video.
-        description: Starts the line that says where all features were read from; no line if None.
+        extract: Embeds some of the videos; called by every process, unless the store has all.
+        accelerator: The processes that share the work.
+        view: View of the encoder.
+        description: Start of the notice that all features were read from the store; None for no notice.
 
     Returns:
-        Complete on the first process; elsewhere what was embedded now.
+        All features on the first process; on others only those that were extracted now.
     """
     kept = store.read() if accelerator.is_main_process else {}
     digests = [video_digest(entry, view.kind.stream) for entry in entries]

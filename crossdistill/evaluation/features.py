@@ -1,4 +1,4 @@
-"""Features of a part of a dataset, each video once, on one or several processes.
+"""Extract the features of a part of a dataset, each video once, on one or several processes.
 
 Shapes: N videos, V views of a video, D features.
 """
@@ -24,28 +24,28 @@ from crossdistill.utils.distributed import broadcast_buffers, gather_objects
 
 @dataclass(frozen=True)
 class Features:
-    """Embeddings of the videos that could be read, in the order of the dataset."""
+    """Features of the videos that could be read, in the order of the dataset."""
 
     views_nvd: Tensor
-    """[N, V, D] float32 on the CPU: clip by clip, and in each crop by crop."""
+    """[N, V, D] float32 on the CPU; V counts clips, and within a clip its crops."""
     labels: Tensor
-    """[N] int64, -1 where a video has none."""
+    """[N] int64, -1 for a video without a label."""
     unreadable: dict[str, str]
-    """Dataset/video to reason: left out, never replaced."""
+    """Dataset/video to the reason; these videos have no row and are never replaced."""
     videos: tuple[str, ...]
-    """[N] names."""
+    """[N] names of the videos."""
     groups: tuple[str | None, ...]
-    """[N], None where a video has none."""
+    """[N] groups, None for a video without a group."""
     views: TestViews = TestViews()  # noqa: RUF009 - frozen
 
     @property
     def features(self) -> Tensor:
-        """[N, D] mean over a video's views."""
+        """[N, D] mean over the views of each video."""
         return self.views_nvd[:, 0] if self.views_nvd.shape[1] == 1 else self.views_nvd.mean(1)
 
     @property
     def num_clips(self) -> int:
-        """How many videos were embedded."""
+        """Number of videos that were embedded."""
         return len(self.labels)
 
     @property
@@ -54,7 +54,7 @@ class Features:
         return self.num_clips / max(1, self.num_clips + len(self.unreadable))
 
     def select(self, positions: Sequence[int]) -> Features:
-        """Some of the videos; what is unreadable stays."""
+        """Keep the videos at some positions; ``unreadable`` stays."""
         rows = torch.tensor(positions, dtype=torch.int64)
         return replace(
             self,
@@ -66,24 +66,24 @@ class Features:
 
 
 def no_features(embed_dim: int, views: TestViews | None = None) -> Features:
-    """Those of no video.
+    """Give empty features.
 
     Args:
-        embed_dim: Numbers of an embedding.
-        views: Of every video; its middle if None.
+        embed_dim: D.
+        views: Views of every video; its middle if None.
     """
     views = views or TestViews()
     return Features(torch.empty(0, views.num_views, embed_dim), torch.empty(0).long(), {}, (), (), views)
 
 
 def assemble(rows: dict[int, Tensor], entries: Sequence[Entry], unreadable: dict[str, str], like: Features) -> Features:
-    """Put rows of some of the videos together, in the dataset's order.
+    """Build features from rows of some of the videos, in the order of the dataset.
 
     Args:
         rows: Position in ``entries`` to [V, D].
         entries: The videos.
         unreadable: Dataset/video to reason.
-        like: Says the shape of a video without rows, and the views.
+        like: Features with the shape and views of the result.
     """
     order = sorted(rows)
     chosen = [entries[i] for i in order]
@@ -112,20 +112,23 @@ def extract_features(
 ) -> Features:
     """Embed the views of every video.
 
-    Which videos share a batch does not depend on the number of processes: whole batches are dealt out. So the features
-    are the same to the bit, and every video counts once.
+    The processes take whole batches in turn, so the videos of a batch do not depend on the number of processes: the
+    features are equal to the bit, and every video counts once.
 
     Args:
-        encoder: Put into eval mode for the time being.
-        entries: The videos; every process takes its share of them.
+        encoder: Runs in eval mode; its training flag is restored.
+        entries: The videos; every process embeds its share of them.
         execution: How the encoder runs.
-        accelerator: Tells the processes apart.
-        views: Of every video; its middle if None.
-        batch_size: Clips at a time; at least one video.
-        num_workers: Processes that decode.
-        decoder: Which library reads the videos.
-        short_clips: What becomes of videos that are shorter than the view: one of ``SHORT_CLIPS``.
-        description: What the progress bar says; no bar if None.
+        accelerator: The processes that share the work.
+        views: Views of every video; its middle if None.
+        batch_size: Clips of a batch; a batch holds at least one video.
+        num_workers: Number of processes that decode.
+        decoder: Library that reads the videos.
+        short_clips: Rule for videos that are shorter than the view, one of ``SHORT_CLIPS``.
+        description: Text of the progress bar; None for no bar.
+
+    Returns:
+        The features of all processes, on every process.
     """
     views = views or TestViews()
     dataset = MultiViewClips(entries, view=encoder.view, views=views, decoder=decoder, short_clips=short_clips)
@@ -144,7 +147,11 @@ def extract_features(
     for batch, (embedded,) in walk:
         ids = batch.sample_ids[:: views.num_views].tolist()
         rows += zip(ids, embedded.unflatten(0, (len(ids), views.num_views)), strict=True)
-    parts = gather_objects(accelerator, [(torch.tensor([i for i, _ in rows]), _stack([row for _, row in rows]))])
+    # One stacked tensor of each process is pickled faster than its rows.
+    parts = gather_objects(
+        accelerator,
+        [(torch.tensor([i for i, _ in rows]), torch.stack([row for _, row in rows]) if rows else torch.empty(0))],
+    )
     found = {int(i): row for ids, stacked in parts for i, row in zip(ids, stacked, strict=True)}
     return assemble(
         found,
@@ -152,8 +159,3 @@ def extract_features(
         dict(gather_objects(accelerator, list(walk.unreadable.items()))),
         no_features(encoder.embed_dim, views),
     )
-
-
-def _stack(rows: list[Tensor]) -> Tensor:
-    """One tensor travels faster than many."""
-    return torch.stack(rows) if rows else torch.empty(0)

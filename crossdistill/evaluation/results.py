@@ -85,23 +85,23 @@ class ProtocolResult:
     protocol: str
     """For example ``1-nn`` or ``linear``."""
     top1: float
-    """Share of test clips whose best class is the right one; of retrieval R@1."""
+    """Share of test clips whose best class is the right one; for retrieval R@1."""
     top5: float
-    """Share of test clips whose right class is among the best min(5, C); 1 with up to five classes, unless a class is
-    absent from training; of retrieval R@5."""
+    """Share of test clips whose right class is among the best five. With C < 5 classes it is among the best C, which is
+    1 if every class has training clips. For retrieval R@5."""
     mean_class: float
-    """Top-1 within each class, averaged over the classes that the test set holds."""
+    """Top-1 within each class, averaged over the classes of the test set."""
     num_test: int
     """Number of test clips that were evaluated."""
     details: dict[str, Any] = field(default_factory=dict)
-    """Other values that the number depends on; all can be written as JSON."""
+    """What else the number depends on; every value can be written as JSON."""
     coverage: float = 1.0
-    """Share of the test videos that could be read and so were evaluated, in [0, 1]."""
+    """Share of the test videos that could be read and were evaluated, in [0, 1]."""
     views: str = "1x1"
-    """Clips x crops of every test video that were averaged."""
+    """Clips x crops of every test video, which were averaged."""
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """Measure (``top1``, ``top5``, ``mean_class``, of retrieval ``recall_at_10`` …) to the ends of its confidence
-    interval; ``Evaluation.bootstrap`` describes how they were made."""
+    """Measure (``top1``, ``top5``, ``mean_class``, for retrieval also ``recall_at_10`` …) to the ends of its confidence
+    interval."""
     outcome: SkipJsonSchema[Any] = field(default=None, compare=False, repr=False)
     """The ``Outcome``; not written as JSON."""
 
@@ -119,38 +119,42 @@ class Bootstrap:
     __pydantic_config__ = _STRICT
 
     unit: str
-    """Unit that is drawn with replacement: ``video``, or ``group`` where every test video has a group (performers,
-    source films), because clips of one group are alike."""
+    """What is drawn: ``video``, or ``group`` if every test video has a group (performers, source films). Clips of one
+    group are alike, so they are drawn together."""
     num_units: int
-    """Number of units; with few units (fewer than about 20) an interval is itself rough."""
+    """Number of units. With fewer than about 20 an interval is itself rough."""
     num_draws: int
+    """Number of test sets that were drawn."""
     level: float
-    """Confidence level; 0.95 is the range from the 2.5th to the 97.5th percentile."""
+    """0.95: from the 2.5th to the 97.5th percentile."""
     seed: int
+    """Seed of the draws."""
 
 
 @dataclass(frozen=True)
 class AgreementResult:
-    """How alike two students arrange the same test clips."""
+    """How similarly two students arrange the same test clips."""
 
     __pydantic_config__ = _STRICT
 
     students: tuple[str, str]
-    """Names of the two students in ``Evaluation.students``."""
+    """The two students, by their names in ``Evaluation.students``."""
     num_test: int
+    """Number of test clips that both students could read."""
     coverage: float
     """Share of the test videos that both could read."""
     views: str
+    """Clips x crops of every test video."""
     k: int
     """Number of neighbours that are compared."""
     overlap: float
-    """Mean share of a clip's k nearest other test clips that are the same for both."""
+    """Mean share of a clip's k nearest other test clips that both students have in common."""
     overlap_interval: tuple[float, float] | None
     """Confidence interval of the overlap: clips are drawn, their neighbours stay; None without a bootstrap."""
     chance_overlap: float
-    """Expected overlap of unrelated spaces."""
+    """Overlap of unrelated spaces."""
     cka: float
-    """Linear CKA, unbiased; 1 for equal spaces, about 0 for unrelated ones. It has no interval: a clip that is drawn
+    """Linear CKA, unbiased: 1 for equal spaces, about 0 for unrelated ones. It has no interval: a clip that is drawn
     twice would be its own perfect neighbour."""
     overlap_by_class: dict[str, float]
     """Class name to the mean overlap of its clips."""
@@ -176,18 +180,19 @@ class Evaluation:
     __pydantic_config__ = _STRICT
 
     encoder: str
-    """Name of the encoder; of several students their names, joined by ``+``."""
+    """Name of the encoder; for several students their names, joined by ``+``."""
     dataset: str
+    """Name of the prepared dataset."""
     split: str
-    """Name of the split; of a mean of splits their names, joined by ``+``."""
+    """Name of the split; for a mean of splits their names, joined by ``+``."""
     num_train: int
     """Number of training clips that were embedded."""
     num_test: int
-    """Number of test clips that were evaluated; of several splits the sum."""
+    """Number of test clips that were embedded and evaluated; for several splits the sum."""
     unreadable: dict[str, str]
-    """Videos of either part that could not be read, with the reason; they do not count."""
+    """Videos of both parts that could not be read, with the reason; they are left out."""
     results: dict[str, ProtocolResult]
-    """Protocol to its result; of several students the results of their fusion."""
+    """By protocol; for several students, of their fusion."""
     coverage: float = 1.0
     """Share of the test videos that were evaluated, in [0, 1]."""
     views: str = "1x1"
@@ -195,19 +200,20 @@ class Evaluation:
     train_views: str = "1x1"
     """Clips x crops of every training video."""
     bootstrap: Bootstrap | None = None
-    """How the intervals of all results were made; None without intervals."""
+    """How the intervals of all results were computed; None if there are none."""
     agreement: list[AgreementResult] = field(default_factory=list)
-    """Agreement of each pair of students."""
+    """One for each pair of students."""
     splits: dict[str, Evaluation] = field(default_factory=dict)
-    """Split to its evaluation, where this is a mean of splits."""
+    """For a mean of splits: the evaluation of each."""
     students: dict[str, Evaluation] = field(default_factory=dict)
-    """Folder of a student to its evaluation, where these are several students."""
+    """For several students: the evaluation of each, by its folder."""
     num_unreadable: int = 0
     """Length of ``unreadable``."""
     num_test_seen: int = 0
-    """Number of test clips that the student was trained on, as training clips of another split; above 0 the numbers are
-    no test. Of several splits the sum; of several students the largest."""
+    """Number of test clips that the student was trained on, as training clips of another split. Such a number is no
+    test result. For several splits the sum; for several students the largest."""
     format: str = SCHEMA_FORMAT
+    """``crossdistill-evaluation``."""
     version: int = SCHEMA_VERSION
     """Version of this schema."""
 

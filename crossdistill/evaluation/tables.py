@@ -1,4 +1,4 @@
-"""Results as people see them in a terminal."""
+"""Print evaluations as tables in a terminal."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pathlib import Path
 from crossdistill.evaluation.results import TOP1, Evaluation, ProtocolResult
 from crossdistill.utils.console import console, print_table
 
-# Below this an interval by percentiles is itself rough.
 FEW_UNITS = 20
+"""Number of bootstrap units below which an interval by percentiles is itself rough."""
 
 
 def print_evaluation(evaluation: Evaluation, name: str = "") -> None:
-    """Print the tables of an evaluation and of what it is made of, with coverage and how the intervals were made.
+    """Print the tables of an evaluation and of its students and splits, with coverage and the kind of the intervals.
 
     Args:
-        evaluation: Of one student, of the mean of splits, or of several students.
-        name: Starts every title; the encoder alone if empty.
+        evaluation: One student, a mean of splits, or several students.
+        name: Start of every title; if empty, titles name the encoder only.
     """
     names = short_names(list(evaluation.students))
     for folder, student in evaluation.students.items():
@@ -40,7 +40,12 @@ def print_evaluation(evaluation: Evaluation, name: str = "") -> None:
 
 
 def short_names(folders: Sequence[str]) -> dict[str, str]:
-    """Folder to its last part; to all of it where two end alike."""
+    """Map each folder to its last part, or to its whole path if two last parts are equal.
+
+    Example:
+        >>> short_names(["runs/rgb", "runs/flow"])
+        {'runs/rgb': 'rgb', 'runs/flow': 'flow'}
+    """
     last = [Path(folder).name for folder in folders]
     return dict(zip(folders, last if len(set(last)) == len(last) else folders, strict=True))
 
@@ -91,10 +96,10 @@ def _print_agreement(evaluation: Evaluation) -> None:
         for agreement in evaluation.agreement
     ]
     title = (
-        f"common ones of a test clip's {evaluation.agreement[0].k} neighbours, and linear CKA: {evaluation.dataset}, "
-        f"split {evaluation.split}, views {evaluation.views}"
+        f"shared neighbours among the {evaluation.agreement[0].k} nearest of a test clip, and linear CKA: "
+        f"{evaluation.dataset}, split {evaluation.split}, views {evaluation.views}"
     )
-    print_table(title, ("students", "common", "interval", "chance", "CKA", "coverage"), rows, folds_names=True)
+    print_table(title, ("students", "shared", "interval", "chance", "CKA", "coverage"), rows, folds_names=True)
 
 
 def _print_notes(evaluation: Evaluation) -> None:
@@ -104,12 +109,12 @@ def _print_notes(evaluation: Evaluation) -> None:
     ]
     if evaluation.num_test_seen:
         lines.append(
-            f"no test: the student learned from {evaluation.num_test_seen} of these test clips, as training clips of "
+            f"no test: the student was trained on {evaluation.num_test_seen} of these test clips, as training clips of "
             "another split; for numbers to publish, train one student for each split (docs/how_to/evaluate.md)"
         )
     bootstrap = evaluation.bootstrap
     if bootstrap is not None:
-        rough = "; so few make an interval rough" if bootstrap.num_units < FEW_UNITS else ""
+        rough = "; intervals of so few units are rough" if bootstrap.num_units < FEW_UNITS else ""
         lines.append(
             f"intervals: {bootstrap.num_draws} test sets drawn from {bootstrap.num_units} {bootstrap.unit}s{rough}"
         )

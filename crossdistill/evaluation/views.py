@@ -1,7 +1,7 @@
-"""Multi-view testing: several clips of a video and crops of each, whose features or probabilities are averaged.
+"""Multi-view testing: features or probabilities are averaged over several clips of a video and crops of each clip.
 
 ``10x3`` is the protocol of most papers on Kinetics: ten clips from the start of the video to its end, three squares
-along the longer side of the picture. ``1x1`` is the middle of the video and of the picture, as everywhere else here.
+along the longer side of the picture. ``1x1``, the default, is the middle of the video and of the picture.
 
 Shapes: B batch.
 """
@@ -24,9 +24,14 @@ from crossdistill.types import PairedBatch, ViewSpec
 
 @dataclass(frozen=True)
 class TestViews:
-    """How many clips of a video, and how many crops of each clip."""
+    """Number of clips of a video, and number of crops of each clip.
 
-    __test__ = False  # no test of pytest's
+    Example:
+        >>> TestViews.parse("10x3").num_views
+        30
+    """
+
+    __test__ = False  # pytest would collect a class named Test…
 
     num_clips: int = 1
     num_crops: int = 1
@@ -36,11 +41,11 @@ class TestViews:
         """Read ``10x3``.
 
         Args:
-            text: What was given.
-            option: As what, for the error.
+            text: CLIPSxCROPS.
+            option: Name of the option in the error text.
 
         Raises:
-            UserError: Two whole numbers from 1 on are not what is given.
+            UserError: The text is not two whole numbers of at least 1.
         """
         match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
         if match is None:
@@ -49,29 +54,29 @@ class TestViews:
 
     @property
     def num_views(self) -> int:
-        """Of one video."""
+        """Number of views of one video."""
         return self.num_clips * self.num_crops
 
     def __str__(self) -> str:
         return f"{self.num_clips}x{self.num_crops}"
 
     def require_fit(self, view: ViewSpec) -> None:
-        """Raise a ``UserError`` where crops would all be the same."""
+        """Raise a ``UserError`` where all crops of a view would be equal."""
         if self.num_crops > 1 and not view.kind.is_picture:
             raise UserError(
-                f"a {view.modality} view is no picture, so {self.num_crops} crops of it are {self.num_crops} times the "
-                f"same: give --views {self.num_clips}x1"
+                f"a {view.modality} view is no picture, so {self.num_crops} crops of it are equal: give "
+                f"--views {self.num_clips}x1"
             )
 
 
 def spread_crops(num_crops: int, *, width_px: int, height_px: int, fraction: float = 1.0) -> list[Crop]:
-    """Centred squares of a share of the shorter side, spread evenly along the longer side from end to end.
+    """Place squares evenly along the longer side of a picture, from end to end, centred on the shorter side.
 
     Args:
-        num_crops: One is the centre.
-        width_px: Of the picture.
-        height_px: Of the picture.
-        fraction: Of the shorter side.
+        num_crops: Number of squares; a single square is the centre crop.
+        width_px: Width of the picture.
+        height_px: Height of the picture.
+        fraction: Side of a square as a share of the shorter side.
     """
     centre = centre_crop(width_px=width_px, height_px=height_px, fraction=fraction)
     if num_crops == 1:
@@ -83,17 +88,17 @@ def spread_crops(num_crops: int, *, width_px: int, height_px: int, fraction: flo
 
 
 class MultiViewClips(PairedClips):
-    """All views of every video, read together: neighbouring clips share frames, and crops share all of theirs.
+    """All views of every video. They are read together, because neighbouring clips share frames and crops share all.
 
-    A batch has ``views.num_views`` rows for each video that could be read, clip by clip and in each crop by crop.
-    ``PairedBatch.sample_keys`` holds the video and the number of the view.
+    A batch has ``views.num_views`` rows for each video that could be read: clip after clip, and within a clip crop
+    after crop. ``PairedBatch.sample_keys`` holds the position of the video and the number of the view.
 
     Args:
         entries: The videos.
-        view: What the encoder sees.
-        views: How many of them.
-        decoder: Which library reads.
-        short_clips: What becomes of videos that are shorter than a clip.
+        view: View of the encoder.
+        views: Number of clips and crops.
+        decoder: Library that reads the videos.
+        short_clips: Rule for videos that are shorter than a clip, one of ``SHORT_CLIPS``.
     """
 
     def __init__(
@@ -110,11 +115,11 @@ class MultiViewClips(PairedClips):
         self.test_views = views
 
     def read_batch(self, keys: Sequence[SampleKey]) -> PairedBatch:
-        """Read all views of some videos; those that cannot be read are left out and named."""
+        """Read all views of some videos; unreadable videos are left out and listed in ``unreadable``."""
         items = (item for key in keys for item in self._items(key.index))
         return collate(items, num_items=len(keys) * self.test_views.num_views)
 
-    __getitems__ = read_batch  # what a DataLoader calls
+    __getitems__ = read_batch  # called by the DataLoader
 
     def _items(self, index: int) -> list[Item]:
         entry = self.entries[index]

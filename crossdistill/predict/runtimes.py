@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -27,41 +26,11 @@ from crossdistill.evaluation.features import Features, assemble, no_features
 from crossdistill.export.metadata import EMBEDDINGS
 from crossdistill.export.network import Outputs, with_logits
 from crossdistill.export.onnx import open_session, read_metadata, run_session
-from crossdistill.types import PairedBatch, View, ViewSpec
+from crossdistill.types import PairedBatch, View
 from crossdistill.utils.distributed import create_accelerator
 
 CLIPS_AT_ONCE = 8
 """Number of clips in a batch. Another number can change the last bits of the outputs."""
-
-
-class Runtime(Protocol):
-    """A student in some runtime."""
-
-    name: str
-    """Name of the encoder."""
-    view: ViewSpec
-    num_classes: int
-    """Number of the classifier's classes; 0 without a classifier."""
-    classes: tuple[str, ...]
-    """Names of the classes; empty if the student does not know them."""
-
-    def run(self, view: View) -> Outputs:
-        """Return embeddings [N, D] and, with a classifier, logits [N, C] of stored clips."""
-        ...
-
-    def embed_videos(
-        self, entries: Sequence[Entry], *, dataset: str, features: Path | None, workers: int, description: str
-    ) -> Features:
-        """Embed the middle clip of each video, or read its features from the store.
-
-        Args:
-            entries: The videos. Unreadable ones are left out.
-            dataset: Name of their dataset.
-            features: Folder of the feature store; None to store nothing.
-            workers: Number of processes that decode.
-            description: Text of the progress bar.
-        """
-        ...
 
 
 class TorchRuntime:
@@ -80,17 +49,25 @@ class TorchRuntime:
         # On the CPU, where Embedder returns the embeddings.
         self._classifier = None if layer is None else Classifier(layer.weight.cpu(), layer.bias.cpu())
         self.name, self.view, self.classes = encoder.name, encoder.view, classes
-        self.num_classes = 0 if layer is None else len(layer.bias)
+        self.num_classes = 0 if layer is None else len(layer.bias)  # 0 without a classifier
 
     def run(self, view: View) -> Outputs:
-        """See ``Runtime``."""
+        """Return embeddings [N, D] and, with a classifier, logits [N, C] of stored clips."""
         with torch.inference_mode():
             return with_logits(self._embedder(view), self._classifier)
 
     def embed_videos(
         self, entries: Sequence[Entry], *, dataset: str, features: Path | None, workers: int, description: str
     ) -> Features:
-        """See ``Runtime``."""
+        """Embed the middle clip of each video, or read its features from the store.
+
+        Args:
+            entries: The videos. Unreadable ones are left out.
+            dataset: Name of their dataset.
+            features: Folder of the feature store; None to store nothing.
+            workers: Number of processes that decode.
+            description: Text of the progress bar.
+        """
         return kept_features(
             self._embedder.encoder,
             entries,
@@ -120,7 +97,7 @@ class OnnxRuntime:
         self.num_classes, self.classes = metadata.num_classes, metadata.classes
 
     def run(self, view: View) -> Outputs:
-        """See ``Runtime``."""
+        """See ``TorchRuntime``."""
         return run_session(self._session, normalise(view, self.view))
 
     def embed_batch(self, batch: PairedBatch) -> Tensor:
@@ -131,7 +108,7 @@ class OnnxRuntime:
     def embed_videos(
         self, entries: Sequence[Entry], *, dataset: str, features: Path | None, workers: int, description: str
     ) -> Features:
-        """See ``Runtime``."""
+        """See ``TorchRuntime``."""
 
         def extract(missing: Sequence[Entry]) -> Features:
             keys = batches_of([SampleKey(i, epoch=0) for i in range(len(missing))], CLIPS_AT_ONCE)
@@ -155,9 +132,10 @@ class OnnxRuntime:
         )
 
 
-def open_runtime(
-    student: Path | None, *, onnx: Path | None, manifest: Manifest | None, allow_code: bool
-) -> TorchRuntime | OnnxRuntime:
+Runtime = TorchRuntime | OnnxRuntime
+
+
+def open_runtime(student: Path | None, *, onnx: Path | None, manifest: Manifest | None, allow_code: bool) -> Runtime:
     """Open an exported file in onnxruntime if one is given, otherwise load the student in PyTorch.
 
     Args:

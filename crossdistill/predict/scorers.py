@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,14 +24,6 @@ from crossdistill.predict.runtimes import Runtime
 from crossdistill.utils.console import console
 
 
-class Scorer(Protocol):
-    """Turns a student's outputs into the scores of a video."""
-
-    def score(self, outputs: Mapping[str, Tensor], *, top: int) -> Scores:
-        """Return the best ``top`` classes and clips for the outputs of a video's clips."""
-        ...
-
-
 @dataclass(frozen=True)
 class ClassifierScorer:
     """Mean over clips of the classifier's probabilities."""
@@ -41,7 +32,7 @@ class ClassifierScorer:
     """Names of the classes; a number replaces an unknown name."""
 
     def score(self, outputs: Mapping[str, Tensor], *, top: int) -> Scores:
-        """See ``Scorer``.
+        """Return the best ``top`` classes for the outputs of a video's clips.
 
         Example:
             >>> import torch
@@ -69,7 +60,10 @@ class NeighbourScorer:
     k: int
 
     def score(self, outputs: Mapping[str, Tensor], *, top: int) -> Scores:
-        """See ``Scorer``. Of classes with equal votes, that of the nearest clip comes first."""
+        """Return the best ``top`` classes and nearest clips for the outputs of a video's clips.
+
+        Of classes with equal votes, that of the nearest clip comes first.
+        """
         # Unit length before the mean, so that every clip counts the same.
         query_1d = F.normalize(outputs[EMBEDDINGS].double(), dim=1).mean(dim=0, keepdim=True).float()
         found = nearest_neighbours(queries_bd=query_1d, gallery_nd=self.features_gd, k=self.k)
@@ -84,6 +78,9 @@ class NeighbourScorer:
     def _class_of(self, position: int) -> str | None:
         label = self.labels[position]
         return None if label < 0 else class_name(label, self.classes)
+
+
+Scorer = ClassifierScorer | NeighbourScorer
 
 
 def choose_scorer(

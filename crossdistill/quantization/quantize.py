@@ -83,6 +83,7 @@ def quantize(encoder: Encoder, bits: BitWidths | str) -> Encoder:
         if hasattr(module, "fused_activation_quant_proxy"):
             setattr(module, "init_tensor_quant", keep_range)  # noqa: B010 - mypy takes it for a tensor
     return_scales(encoder, enabled=False)
+    # Without ranges an encoder that is evaluated before its first training batch would clip everything to [0, 1].
     _range_on_noise(encoder)
     encoder.bits = str(widths)
     return encoder
@@ -175,6 +176,7 @@ def _range_on_noise(encoder: Encoder) -> None:
     ranges = [module for module in encoder.body.modules() if isinstance(module, RunningRange)]
     convolutions = [module for module in encoder.body.modules() if isinstance(module, IntegerConvolution)]
     hooks = [module.register_forward_pre_hook(lambda module, inputs: module.observe(inputs[0])) for module in ranges]
+    # Sums of integers need the ranges that this pass sets.
     for convolution in convolutions:
         convolution.is_simulated = True
     _embed_noise(encoder, num_clips=NUM_NOISE_CLIPS)

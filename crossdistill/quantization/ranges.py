@@ -76,7 +76,7 @@ class RunningRange(nn.Module):
     @torch.no_grad()
     def observe(self, values: Tensor) -> None:
         """Move the running bounds towards those of a batch [B, ...]."""
-        self.num_batches += 1
+        self.num_batches += 1  # the weight of batch n is 1/n at first, as in a mean, then RANGE_MOMENTUM
         self.bounds.lerp_(bounds_of(values), (1 / self.num_batches).clamp(min=RANGE_MOMENTUM))
 
 

@@ -38,13 +38,14 @@ def prepare_for_export(body: nn.Module) -> None:
     for name, layer in layers:
         if isinstance(layer, IntegerConvolution):
             stored, (_, bias) = layer.integer_weights(), layer.folded()
+            # The norm is removed below, so the convolution takes over its shift as a bias.
             layer.bias = None if bias is None else nn.Parameter(bias.detach())
             _store_weights(layer, stored)
             layer.is_simulated = True
         elif hasattr(layer, "weight_quant"):
             _store_weights(layer, _integer_products(layer))
         elif isinstance(layer, NORMS) and hasattr(layer, "output_quant"):
-            quantiser: Any = layer.output_quant
+            quantiser: Any = layer.output_quant  # what is left of a folded norm is the rounding of its output
             put_layer(body, name, quantiser)
     _quantise_biases(body)
 

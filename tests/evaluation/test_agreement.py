@@ -1,4 +1,4 @@
-"""Agreement of two spaces against naive twins and closed forms, and the command that reports it."""
+"""Agreement of two spaces against naive implementations and closed forms, and the command that reports it."""
 
 import json
 import math
@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from crossdistill.recipes.agreement_report import FRESH, TRAINED, Agreement, Report, conclude
 from safetensors.torch import save_file
 
 from crossdistill.commands.main import main as cli
@@ -27,8 +26,9 @@ from crossdistill.evaluation.protocols.agreement import (
     share_of_common,
     shuffled_overlaps,
 )
+from crossdistill.evaluation.roles import Role
+from crossdistill.evaluation.teacher_agreement import AgreementReport, SpaceAgreement, conclude
 from crossdistill.quantization.quantize import quantize
-from crossdistill.recipes.run import main as train
 
 TEACHER = ["--teacher", "rgb_tiny3d_8", "--teacher-frames", 4, "--teacher-size", 32]
 STUDENT = ["--student", "flow_tiny3d_8", "--student-frames", 4, "--student-size", 32]
@@ -63,7 +63,7 @@ def naive_unbiased_hsic(a, b):
 
 
 @pytest.mark.parametrize("k", [1, 4, 29])
-def test_neighbour_overlap__equals_naive_twin(k):
+def test_neighbour_overlap__equals_naive_implementation(k):
     a, b = spaces()
     near_a, near_b = naive_others(a, k), naive_others(b, k)
     expected = [len(one & other) / k for one, other in zip(near_a, near_b, strict=True)]
@@ -96,7 +96,7 @@ def test_shuffled_overlaps__are_what_reordered_features_give():
     assert share_of_common(near_a, near_b).mean() > shuffled.max()
 
 
-def test_linear_cka__equals_naive_twin(monkeypatch):
+def test_linear_cka__equals_naive_implementation(monkeypatch):
     monkeypatch.setattr(agreement, "_COLUMNS_AT_ONCE", 4)
     a, b = spaces(14)
     x, y = a.double(), b.double()  # not centred: the estimate itself does not see a shift
@@ -123,12 +123,12 @@ def test_linear_cka__is_near_0_for_unrelated_spaces_of_more_features_than_clips(
 
 
 @pytest.mark.parametrize("space", [torch.full((10, 3), 0.3), torch.eye(10)], ids=["one point", "equally far"])
-def test_linear_cka__is_0_for_a_space_without_arrangement(space):
+def test_linear_cka__is_0_for_a_space_without_structure(space):
     assert linear_cka(space, spaces(10)[0]) == 0.0
     assert linear_cka(space, space) == 0.0
 
 
-def test_neighbour_classes__equals_naive_twin_across_films():
+def test_neighbour_classes__equals_naive_implementation_across_films():
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(4).repeat_interleave(10)
     films = torch.arange(40) // 4 + 10 * labels  # films end with their class
@@ -175,17 +175,18 @@ def teacher(tmp_path_factory):
 def run_folder(tmp_path_factory, toy_folder, teacher):
     folder = tmp_path_factory.mktemp("runs") / "run"
     fixed = ["--epochs", 1, "--batch-size", 8, "--bank-size", 24, "--workers", 0, "--tracker", "none", "--knn-clips", 0]
-    train([str(o) for o in (*fixed, *teacher, *STUDENT, "--data", toy_folder, "--out", folder, "--no-evaluate")])
+    options = (*fixed, *teacher, *STUDENT, "--data", toy_folder, "--out", folder, "--no-evaluate")
+    cli(["train", *map(str, options)])
     return folder
 
 
-def transfer(*options):
-    cli(["transfer", *map(str, options), "--workers", "0"])
+def agree(*options):
+    cli(["agreement", *map(str, options), "--workers", "0"])
 
 
 def figures(tmp_path, *options):
     path = tmp_path / "figures.json"
-    transfer(*options, "--json", path)
+    agree(*options, "--json", path)
     return json.loads(path.read_text())
 
 
@@ -194,12 +195,12 @@ def test_command__before_a_training(toy_folder, teacher, tmp_path, capsys):
     output = capsys.readouterr().out
     assert (found["num_clips"], found["k"], found["chance"]) == (20, 5, 5 / 19)
     assert found["sample"] == "split 1, train part" and found["unreadable"] == {}
-    assert set(found["agreements"]) == {FRESH} and found["classes"] == [] and found["gain"] is None
-    assert 0 <= found["agreements"][FRESH]["overlap"] <= 1 and found["agreements"][FRESH]["cka"] < 1
+    assert set(found["agreements"]) == {Role.RANDOM} and found["classes"] == [] and found["gain"] is None
+    assert 0 <= found["agreements"][Role.RANDOM]["overlap"] <= 1 and found["agreements"][Role.RANDOM]["cka"] < 1
     assert 0 <= found["teacher_1nn"]["accuracy"] <= 1
     assert "20 clips embedded, 0 could not be read" in output and "CKA" in output
     assert all(sentence in output for sentence in found["conclusions"])
-    assert "rests on 20 clips" in found["conclusions"][-1]
+    assert "rest on 20 clips" in found["conclusions"][-1]
 
 
 def test_command__a_network_agrees_with_itself(toy_folder, teacher, tmp_path):
@@ -207,42 +208,42 @@ def test_command__a_network_agrees_with_itself(toy_folder, teacher, tmp_path):
     _, name, *view, _, weights = teacher
     student = ["--student", name, "--student-weights", weights, *(str(o).replace("teacher", "student") for o in view)]
     found = figures(tmp_path, *teacher, *student, "--data", toy_folder)
-    assert found["agreements"][TRAINED]["overlap"] == 1
-    assert found["agreements"][TRAINED]["cka"] == pytest.approx(1)
-    assert found["agreements"][FRESH]["overlap"] < 1
-    assert found["gain"][0] == pytest.approx(1 - found["agreements"][FRESH]["overlap"])
-    assert any("is not known here" in sentence for sentence in found["conclusions"])
+    assert found["agreements"][Role.TRAINED]["overlap"] == 1
+    assert found["agreements"][Role.TRAINED]["cka"] == pytest.approx(1)
+    assert found["agreements"][Role.RANDOM]["overlap"] < 1
+    assert found["gain"][0] == pytest.approx(1 - found["agreements"][Role.RANDOM]["overlap"])
+    assert any("is not known" in sentence for sentence in found["conclusions"])
 
 
 def test_command__of_a_trained_run(run_folder, toy_folder, teacher, tmp_path, capsys):
     found = figures(tmp_path, *teacher, "--student", run_folder, "--data", toy_folder)
     assert found["student"] == "flow_tiny3d_8" and found["sample"] == "split 1, test part"
     assert found["origin"] is None
-    overlaps = [one["overlaps"][TRAINED] for one in found["classes"]]
+    overlaps = [one["overlaps"][Role.TRAINED] for one in found["classes"]]
     assert len(overlaps) == 12 and overlaps == sorted(overlaps, reverse=True)
-    for role in (FRESH, TRAINED):  # classes are parts of the whole
+    for role in (Role.RANDOM, Role.TRAINED):  # classes are parts of the whole
         by_class = sum(one["overlaps"][role] * one["num_clips"] for one in found["classes"]) / found["num_clips"]
         assert by_class == pytest.approx(found["agreements"][role]["overlap"])
-    gain = found["agreements"][TRAINED]["overlap"] - found["agreements"][FRESH]["overlap"]
+    gain = found["agreements"][Role.TRAINED]["overlap"] - found["agreements"][Role.RANDOM]["overlap"]
     assert found["gain"][0] == pytest.approx(gain, abs=1e-12)
     assert found["classes"][-1]["name"] in capsys.readouterr().out
     same = figures(tmp_path, *teacher, "--student", run_folder / "student", "--data", toy_folder)
     assert same == found
 
 
-def test_command__judges_a_quantised_student_against_a_fresh_one_of_as_many_bits(toy_folder, teacher, tmp_path):
+def test_command__compares_a_quantised_student_with_a_fresh_one_of_as_many_bits(toy_folder, teacher, tmp_path):
     pytest.importorskip("brevitas")
     torch.manual_seed(5)
     student = create_encoder("flow_tiny3d_8", num_frames=4, size_px=32)
     save_student(quantize(student, "w2a2"), tmp_path / "student", facts={})
     rest = [*teacher, "--data", toy_folder]
-    before, coarse = (figures(tmp_path, *rest, *STUDENT, *options) for options in ((), ("--precision", "w2a2")))
-    named = figures(tmp_path, *rest, *STUDENT, "--student-weights", tmp_path / "student", "--precision", "w2a2")
+    before, coarse = (figures(tmp_path, *rest, *STUDENT, *options) for options in ((), ("--bits", "w2a2")))
+    named = figures(tmp_path, *rest, *STUDENT, "--student-weights", tmp_path / "student", "--bits", "w2a2")
     folder = figures(tmp_path, *rest, "--student", tmp_path / "student", "--part", "test")
-    assert coarse["agreements"][FRESH] != before["agreements"][FRESH]
-    assert named["agreements"] == folder["agreements"] and set(named["agreements"]) == {FRESH, TRAINED}
+    assert coarse["agreements"][Role.RANDOM] != before["agreements"][Role.RANDOM]
+    assert named["agreements"] == folder["agreements"] and set(named["agreements"]) == {Role.RANDOM, Role.TRAINED}
     both = figures(tmp_path, *rest, "--student", tmp_path / "student", "--part", "train")
-    assert both["agreements"][FRESH] == coarse["agreements"][FRESH]
+    assert both["agreements"][Role.RANDOM] == coarse["agreements"][Role.RANDOM]
 
 
 def test_command__names_another_origin(run_folder, toy_folder, teacher, tmp_path):
@@ -267,12 +268,12 @@ def test_command__image_teacher_of_clips_without_labels_or_splits(toy_folder, tm
     found = figures(tmp_path, *teacher, *STUDENT, "--data", folder, "--clips", 24)
     assert found["num_clips"] + len(found["unreadable"]) == 24 and len(found["unreadable"]) == 1
     assert found["sample"] == "no splits" and found["teacher_1nn"] is None
-    assert "nothing here says whether the teacher's" in found["conclusions"][0]
+    assert "it does not show whether the teacher's" in found["conclusions"][0]
 
 
 def wrong(capsys, *options):
     with pytest.raises(SystemExit) as exit_info:
-        transfer(*options)
+        agree(*options)
     error = capsys.readouterr().err
     assert exit_info.value.code == 2 and len(error.strip().splitlines()) == 1, error
     return error
@@ -291,13 +292,9 @@ def test_command__one_sentence_for_each_mistake(run_folder, toy_folder, teacher,
     assert "--clips is 5: give 12 (k + 2" in wrong(capsys, *teacher, *STUDENT, *data, "--clips", 5)
     assert "has no split" in wrong(capsys, *teacher, *STUDENT, *data, "--split", 9)
     assert "no known weights for the teacher" in wrong(capsys, *TEACHER, *STUDENT, *data)
-    assert "leave out --student-weights" in wrong(
-        capsys, *teacher, "--student", run_folder, *data, "--student-frames", 4
-    )
-    assert "leave out --student-weights" in wrong(
-        capsys, *teacher, "--student", run_folder, *data, "--precision", "w4a8"
-    )
-    assert "--teacher self begins as the student" in wrong(capsys, "--teacher", "self", *STUDENT, *data)
+    assert "remove --student-weights" in wrong(capsys, *teacher, "--student", run_folder, *data, "--student-frames", 4)
+    assert "remove --student-weights" in wrong(capsys, *teacher, "--student", run_folder, *data, "--bits", "w4a8")
+    assert "--teacher self starts as the student" in wrong(capsys, "--teacher", "self", *STUDENT, *data)
     assert "there is no student in" in wrong(capsys, *teacher, "--student", tmp_path / "no_run", *data)
     assert "unknown encoder 'flo_r3d18'" in wrong(capsys, *teacher, "--student", "flo_r3d18", *data)
 
@@ -321,10 +318,10 @@ def depth_weights(folder: Path) -> Path:
 
 
 def report(*, accuracy=0.5, fresh=0.3, trained=None, cka=0.2, gain=None):
-    agreements = {FRESH: Agreement(fresh, highest_shuffled_overlap=0.15, cka=cka)}
+    agreements = {Role.RANDOM: SpaceAgreement(fresh, highest_shuffled_overlap=0.15, cka=cka)}
     if trained is not None:
-        agreements[TRAINED] = Agreement(trained, highest_shuffled_overlap=0.15, cka=0.5)
-    return Report(
+        agreements[Role.TRAINED] = SpaceAgreement(trained, highest_shuffled_overlap=0.15, cka=0.5)
+    return AgreementReport(
         teacher="t",
         student="s",
         dataset="d",
@@ -345,14 +342,14 @@ def report(*, accuracy=0.5, fresh=0.3, trained=None, cka=0.2, gain=None):
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"accuracy": 0.18}, "little to learn from it"),
-        ({"accuracy": 0.20}, "hold something about these classes"),
-        ({"fresh": 0.15}, "says nothing yet"),
+        ({"accuracy": 0.18}, "little to teach about these classes"),
+        ({"accuracy": 0.20}, "say something about these classes"),
+        ({"fresh": 0.15}, "speaks neither for the pair nor against it"),
         ({"fresh": 0.16}, "has to beat this figure"),
         ({"cka": 0.09}, "hardly anything of the teacher's"),
         ({"cka": 0.3}, "a part of the teacher's"),
         ({"cka": 0.6}, "much of the teacher's"),
-        ({"trained": 0.4, "gain": (0.1, 0.03)}, "nearer to the teacher."),
+        ({"trained": 0.4, "gain": (0.1, 0.03)}, "towards the teacher."),
         ({"trained": 0.4, "gain": (0.1, 0.04)}, "shows no gain"),
         ({"trained": 0.2, "gain": (-0.1, 0.03)}, "away from this teacher"),
         ({"trained": 0.14, "fresh": 0.01, "gain": (0.13, 0.01)}, "not clearly above"),
@@ -360,4 +357,4 @@ def report(*, accuracy=0.5, fresh=0.3, trained=None, cka=0.2, gain=None):
 )
 def test_conclusions__say_what_the_figures_allow(values, sentence):
     said = conclude(report(**values))
-    assert sum(sentence in one for one in said) == 1 and "rests on 100 clips" in said[-1]
+    assert sum(sentence in one for one in said) == 1 and "rest on 100 clips" in said[-1]

@@ -94,7 +94,7 @@ def test_cluster__equals_numpy_and_scipy_on_overlapping_classes(seed):
     assert 0.1 < result.top1 < 0.6  # so it is not decided by which clusters lie apart
 
 
-def test_cluster__labels_do_not_move_the_clusters():
+def test_cluster__clusters_do_not_depend_on_labels():
     """With noise for labels every cluster still is one blob, whose clips are all right or all wrong."""
     (train, _), (test, test_labels) = blobs(300, seed=0), blobs(300, seed=1)
     noise = torch.randint(0, 3, (300,), generator=torch.Generator().manual_seed(2))
@@ -120,7 +120,7 @@ def test_cluster__a_class_without_training_clips_is_never_right():
     assert result.top1 <= float((test_labels != 2).double().mean())
 
 
-def test_cluster__wants_a_clip_for_every_class():
+def test_cluster__refuses_fewer_clips_than_classes():
     features, labels = torch.eye(4)[:2], torch.tensor([0, 1])
     with pytest.raises(UserError, match="5 clusters need as many train clips, not 2"):
         evaluate_cluster(

@@ -72,7 +72,7 @@ def execution_of(encoder):
 
 
 def evaluate(*arguments):
-    cli(["evaluate", *map(str, arguments), "--workers", "0", "--mixed-precision", "fp32"])
+    cli(["evaluate", *map(str, arguments), "--workers", "0", "--precision", "fp32"])
 
 
 def numbers(path):
@@ -139,18 +139,18 @@ def test_several_views__are_embedded_one_by_one_and_averaged(toy_folder):
     assert not torch.equal(batch.student.values[0], batch.student.values[3])  # another moment
 
 
-def test_views__crops_of_what_is_no_picture_are_refused():
+def test_views__crops_of_a_modality_without_pictures_are_refused():
     kind = next(name for name in ("skeleton",) if not get_modality(name).is_picture)
     view = replace(make_encoder().view, modality=kind)
     TestViews(10, 1).require_fit(view)
-    with pytest.raises(UserError, match="is no picture, so 3 crops of it are 3 times the same: give --views 10x1"):
+    with pytest.raises(UserError, match="is no picture, so 3 crops of it are equal: give --views 10x1"):
         TestViews(10, 3).require_fit(view)
 
 
 # The command
 
 
-def test_command__all_protocols_stand_with_interval_coverage_and_views(student, small_folder, tmp_path, capsys):
+def test_command__every_protocol_reports_interval_coverage_and_views(student, small_folder, tmp_path, capsys):
     path = tmp_path / "numbers.json"
     protocols = ["knn", "linear", "linear-sweep", "cluster", "retrieval", "lowshot"]
     options = ["--shots", "1%", "2", "--draws", 2, "--views", "2x1", "--k", 1, 3, "--bootstrap", 50]
@@ -195,13 +195,13 @@ def test_command__splits_and_their_mean_embed_each_video_once(student, small_fol
 
 
 def learned_from(folder, split, *, seed=0, dataset="toyactions", name="rgb_tiny3d_8"):
-    """A run's folder, whose student says that it learned from a split's training part."""
+    """Write a run's folder whose student says that it was trained on a split's train part."""
     facts = {"supervised": False, "datasets": [dataset], "split": split}
     save_student(make_encoder(name, seed=seed), folder / "student", facts=facts)
     return folder
 
 
-def test_command__test_clips_that_the_student_learned_from_are_counted_and_said(small_folder, tmp_path, capsys):
+def test_command__test_clips_that_the_student_was_trained_on_are_counted_and_printed(small_folder, tmp_path, capsys):
     run, path = learned_from(tmp_path / "run", "1"), tmp_path / "numbers.json"
     evaluate(run, "--data", small_folder, "--split", 1, 2, "--protocols", "knn", "--json", path)
     values = numbers(path)
@@ -209,8 +209,8 @@ def test_command__test_clips_that_the_student_learned_from_are_counted_and_said(
     assert values["splits"]["1"]["num_test_seen"] == 0
     assert values["splits"]["2"]["num_test_seen"] == values["num_test_seen"] == num_seen > 0
     printed = capsys.readouterr().out
-    assert printed.count("no test: the student learned from") == 2  # of split 2, and of the mean
-    assert f"learned from {num_seen} of these test clips" in printed
+    assert printed.count("no test: the student was trained on") == 2  # of split 2, and of the mean
+    assert f"was trained on {num_seen} of these test clips" in printed
     other = learned_from(tmp_path / "other", "1", dataset="kinetics")
     evaluate(other, "--data", small_folder, "--split", 2, "--protocols", "knn", "--json", path)
     assert numbers(path)["num_test_seen"] == 0 and "no test:" not in capsys.readouterr().out
@@ -281,7 +281,7 @@ def test_command__fusion_shows_the_members_own_results_besides_those_asked_for(s
     assert list(numbers(path)["students"][str(other)]["results"]) == ["cluster", "1-nn", "linear", "retrieval"]
 
 
-def test_command__finetune_learns_the_labels_and_is_not_done_twice(student, small_folder, tmp_path, capsys):
+def test_command__finetune_changes_the_weights_and_reuses_a_finished_run(student, small_folder, tmp_path, capsys):
     path = tmp_path / "numbers.json"
     options = ["--protocols", "finetune", "--finetune-epochs", 2, "--finetune-batch-size", 8, "--views", "2x1"]
     evaluate(student, "--data", small_folder, *options, "--json", path)
@@ -296,7 +296,7 @@ def test_command__finetune_learns_the_labels_and_is_not_done_twice(student, smal
     assert numbers(path) == first and weights.stat().st_mtime_ns == written
 
 
-def test_command__a_class_without_training_clips_is_named_first(student, small_folder, tmp_path, capsys):
+def test_command__names_classes_without_training_clips_before_it_starts(student, small_folder, tmp_path, capsys):
     name = Manifest.load(small_folder).classes[2]
     path = tmp_path / "numbers.json"
     evaluate(student, "--data", small_folder, "--split", 4, "--protocols", "lowshot", "--shots", 1, "--json", path)
@@ -412,7 +412,7 @@ def test_store__embeds_each_video_once_for_each_key(toy_folder, tmp_path, embedd
     assert len(embedded) == 10 and len(list(tmp_path.iterdir())) == 3
 
 
-def test_store__a_video_prepared_anew_or_lost_is_read_again(toy_folder, tmp_path, embedded):
+def test_store__a_video_that_was_prepared_again_or_lost_is_read_again(toy_folder, tmp_path, embedded):
     manifest, encoder = Manifest.load(toy_folder), make_encoder().eval()
     kept(encoder, manifest, tmp_path)
     first, second, *rest = manifest.videos
@@ -425,7 +425,7 @@ def test_store__a_video_prepared_anew_or_lost_is_read_again(toy_folder, tmp_path
     assert found.coverage == 5 / 6 and found.videos[0] == first.name
 
 
-def test_store__a_damaged_or_foreign_file_is_made_again(toy_folder, tmp_path, embedded, capsys):
+def test_store__a_damaged_or_foreign_file_is_replaced(toy_folder, tmp_path, embedded, capsys):
     manifest, encoder = Manifest.load(toy_folder), make_encoder().eval()
     whole = kept(encoder, manifest, tmp_path)
     (path,) = tmp_path.iterdir()
@@ -437,7 +437,7 @@ def test_store__a_damaged_or_foreign_file_is_made_again(toy_folder, tmp_path, em
     assert len(embedded) == 24
 
 
-def test_store__key_names_what_decides_a_feature(toy_folder):
+def test_store__key_differs_for_everything_that_changes_a_feature(toy_folder):
     encoder = make_encoder().eval()
     options = {"execution": execution_of(encoder), "dataset": "toy", "views": TestViews(), "short_clips": "repeat"}
     key = feature_key(encoder, **options)
@@ -479,7 +479,7 @@ def test_evaluate_encoder__does_not_depend_on_how_batches_are_dealt_out(toy_fold
 
 @pytest.mark.slow
 def test_two_processes__write_the_json_of_one(student, small_folder, tmp_path):
-    shared = ["--data", small_folder, "--views", "2x1", "--workers", 1, "--mixed-precision", "fp32"]
+    shared = ["--data", small_folder, "--views", "2x1", "--workers", 1, "--precision", "fp32"]
     shared += ["--protocols", "knn", "linear", "retrieval", "cluster", "lowshot", "--shots", 2]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "1"}
     files = []

@@ -1,6 +1,7 @@
-"""The bootstrap against scipy's and a slow twin; results and their schema."""
+"""The bootstrap against scipy's and a slow implementation; results and their schema."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def test_bootstrap__of_videos_is_that_of_scipy():
 
 
 @pytest.mark.parametrize("num_groups", [None, 7])
-def test_bootstrap__equals_a_slow_twin(num_groups):
+def test_bootstrap__equals_a_slow_implementation(num_groups):
     made = outcome(60, num_groups=num_groups)
     found = bootstrap_intervals([made], num_draws=50, seed=3)
     names = sorted(set(made.units.names))
@@ -121,7 +122,7 @@ def whole_evaluation():
     )
 
 
-def test_schema__accepts_every_result_and_comes_back():
+def test_schema__accepts_every_result_and_reads_it_back():
     values = json.loads(json.dumps(whole_evaluation().to_json()))
     assert read_evaluation(values).to_json() == values
     jsonschema = pytest.importorskip("jsonschema")
@@ -142,12 +143,44 @@ def test_schema__refuses_unknown_fields_and_newer_versions_in_a_sentence():
 
 
 def test_schema__is_the_documented_one():
-    """A field that is added, renamed or removed changes the page."""
+    """A field that is added, renamed, removed or described anew changes the page."""
     text = PAGE.read_text(encoding="utf-8")
-    for name, definition in (("Evaluation", json_schema()), *json_schema()["$defs"].items()):
+    for name, definition in json_schema()["$defs"].items():
         section = text.partition(f"## {name}\n")[2].partition("\n## ")[0]
-        rows = [line.split("|")[1].strip(" `") for line in section.splitlines() if line.startswith("| `")]
-        properties = (
-            definition["properties"] if "properties" in definition else json_schema()["$defs"][name]["properties"]
-        )
-        assert sorted(rows) == sorted(properties), name
+        rows = [[cell.strip() for cell in line.split("|")] for line in section.splitlines() if line.startswith("| `")]
+        documented = {field.strip("`"): what for _, field, _, what, _ in rows}
+        described = {
+            field: " ".join(values["description"].replace("``", "`").replace("None", "null").split())
+            for field, values in definition["properties"].items()
+        }
+        assert documented == described, name
+
+
+def test_evaluation__top1_and_interval_are_those_of_the_first_protocol():
+    one = evaluation()
+    other = replace(one.results["linear"], protocol="1-nn", top1=0.25, intervals={})
+    both = replace(one, results={"1-nn": other, **one.results})
+    assert (both.top1, both.interval) == (0.25, None)
+    assert (one.top1, one.interval) == (one.results["linear"].top1, one.results["linear"].intervals["top1"])
+    with pytest.raises(UserError, match="flow_r3d18 has no results: choose a protocol"):
+        _ = replace(one, results={}).top1
+
+
+def test_to_frame__has_one_row_per_protocol():
+    pytest.importorskip("pandas")
+    one = evaluation()
+    linear = one.results["linear"]
+    other = replace(linear, protocol="1-nn", intervals={}, coverage=0.5)
+    frame = replace(one, results={"linear": linear, "1-nn": other}).to_frame()
+    assert list(frame.columns) == ["protocol", "top1", "low", "high", "top5", "mean_class", "num_test", "coverage"]
+    low, high = linear.intervals["top1"]
+    assert frame.iloc[0].tolist() == ["linear", linear.top1, low, high, linear.top5, linear.mean_class, 60, 1.0]
+    assert frame["protocol"].tolist() == ["linear", "1-nn"] and frame["coverage"].tolist() == [1.0, 0.5]
+    assert frame["low"].isna().tolist() == frame["high"].isna().tolist() == [False, True]
+    assert list(replace(one, results={}).to_frame().columns) == list(frame.columns)
+
+
+def test_to_frame__without_pandas_is_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(UserError, match=r"needs pandas, which is not installed: run pip install pandas"):
+        evaluation().to_frame()

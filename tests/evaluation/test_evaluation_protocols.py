@@ -90,7 +90,7 @@ def test_retrieval__equals_scikit_learn_and_numpy():
     assert result.mean_class == pytest.approx(np.mean(by_class), abs=1e-15)
 
 
-def test_retrieval__each_set_loses_its_own_offset():
+def test_retrieval__centres_each_set_by_its_own_mean():
     both = sets()
     moved = both.test.views_nvd + 50
     result = retrieve([both])
@@ -315,7 +315,7 @@ def test_fusion__sums_similarities_and_averages_probabilities():
     assert found["fusion-linear"].top1 > max(linear(x, seed=0).top1 for x in (a, b))
 
 
-def test_common_videos__leaves_out_what_one_student_could_not_read():
+def test_common_videos__excludes_videos_that_one_student_could_not_read():
     a, b = sets(seed=0), sets(seed=10)
     lacking = EmbeddedSplit(b.train, b.test.select(range(1, 90)), NUM_CLASSES)
     lacking.test.unreadable["data/v0"] = "cut short"
@@ -325,7 +325,7 @@ def test_common_videos__leaves_out_what_one_student_could_not_read():
     assert torch.equal(both[0].test.views_nvd, a.test.views_nvd[1:])
 
 
-def test_agreement__of_a_space_with_its_rotation_is_whole():
+def test_agreement__of_a_space_with_its_rotation_is_1():
     part = features(40, seed=3)
     rotation = torch.linalg.qr(torch.randn(12, 12, generator=torch.Generator().manual_seed(0)))[0]
     turned = Features(part.views_nvd @ rotation * 5, *_rest(part))

@@ -1,4 +1,4 @@
-"""Exact k-NN against a naive twin in whole numbers, against scikit-learn, and at its ties."""
+"""Exact k-NN against a naive implementation in whole numbers, against scikit-learn, and with ties."""
 
 import json
 
@@ -78,7 +78,7 @@ def many_ties(num: int, seed: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("k", [1, 5, 20, 300])
 @pytest.mark.parametrize("make", [lambda n, s: features(n, 24, s), many_ties], ids=["gaussian", "many ties"])
-def test_nearest_neighbours__equals_whole_number_twin(make, k):
+def test_nearest_neighbours__equals_whole_number_implementation(make, k):
     queries, gallery = make(60, 0), make(300, 1)
     found = nearest_neighbours(queries_bd=queries, gallery_nd=gallery, k=k, query_chunk=17, gallery_chunk=71)
     sims = whole_number_similarities(queries.numpy(), gallery.numpy())
@@ -105,7 +105,7 @@ def test_knn_class_scores__equals_naive_order(make, k):
     assert order_of(scores) == expected
 
 
-def test_nearest_neighbours__more_equal_rows_than_candidates_equals_twin():
+def test_nearest_neighbours__more_equal_rows_than_candidates_equals_naive_implementation():
     queries, gallery = features(12, 16, 5), features(4_000, 16, 6)
     gallery[3_000:3_010] = gallery[5]  # equal rows, more than there are spare candidates
     queries[0] = 3 * gallery[5]
@@ -374,7 +374,7 @@ def test_accuracy_from_scores__ties_go_to_the_lower_class():
     assert accuracies.mean_class == pytest.approx((0.5 + 0 + 1) / 3)
 
 
-def test_accuracy_from_scores__mean_class_leaves_out_classes_that_no_test_clip_shows():
+def test_accuracy_from_scores__mean_class_ignores_classes_without_test_clips():
     accuracies = accuracy_from_scores(torch.eye(3)[[0, 0, 2, 2]], torch.tensor([0, 0, 0, 2]))
     assert accuracies.mean_class == pytest.approx((2 / 3 + 1) / 2)
 

@@ -137,7 +137,7 @@ def test_train_linear_probe__constant_features_zero_rows_and_one_clip_stay_finit
         assert torch.isfinite(probe.scores(features)[:, labels[rows].unique()]).all()
 
 
-def test_linear_probe__does_not_see_the_scale_of_features():
+def test_linear_probe__ignores_the_scale_of_features():
     features, labels = separable(100, 8)
     probe = train_linear_probe(features_nd=features, labels_n=labels, num_classes=6)
     torch.testing.assert_close(probe.scores(8 * features), probe.scores(features), rtol=0, atol=0)

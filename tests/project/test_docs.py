@@ -63,6 +63,7 @@ def test_build__fails_for_a_broken_link(tmp_path, page, complaint):
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "index.md").write_text(f"# Home\n\n{page}\n")
     config = CONFIG.read_text(encoding="utf-8").partition("\nnav:")[0].replace("../docs", "docs")
+    config = config.replace("../scripts", str(ROOT / "scripts"))
     (tmp_path / "mkdocs.yml").write_text(config.replace("../build", "build").replace("paths: [..]", f"paths: [{ROOT}]"))
     command = [sys.executable, "-m", "mkdocs", "build", "--config-file", str(tmp_path / "mkdocs.yml")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -134,7 +135,7 @@ def test_guide_to_objectives__shows_lines_of_the_product():
     blocks = re.findall(r"^`([\w/.]+)`\n\n```python\n(.*?)^```", guide, flags=re.DOTALL | re.MULTILINE)
     assert len(blocks) == 2
     for file, code in blocks:
-        assert code in (ROOT / file).read_text(encoding="utf-8"), file
+        assert code.strip() in (ROOT / file).read_text(encoding="utf-8"), file
 
 
 # What the results page says.

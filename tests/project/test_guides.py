@@ -79,7 +79,7 @@ def own_project(tmp_path, toy_folder, monkeypatch):
 def test_own_videos__from_a_pile_to_numbers(own_project):
     more = {
         "folder": ["--short-side", "32", "--workers", "1"],
-        "transfer": [*SMALL_STUDENT, "--clips", "24", "--workers", "0"],
+        "agreement": [*SMALL_STUDENT, "--clips", "24", "--workers", "0"],
         "cache": [*SMALL_STUDENT[:2], "--workers", "0"],
         "train": [*SMALL_STUDENT, *SHORT, "--workers", "0"],
         "evaluate": ["--workers", "0"],

@@ -64,9 +64,14 @@ def command_lines():
 
 
 @functools.cache
+def command_of(program, *words):
+    """What a command parses."""
+    return record({"crossdistill": crossdistill, "data_prep": data_prep}[program], program, words)
+
+
 def kind_of(program, *words):
     """The dataclass of a command's options."""
-    return record({"crossdistill": crossdistill, "data_prep": data_prep}[program], program, words).kind
+    return command_of(program, *words).kind
 
 
 def parse_train(arguments):
@@ -77,7 +82,11 @@ def parse_command(arguments):
     name, *rest = arguments
     if rest and rest[0] in SUBCOMMANDS.get(name, ()):
         return tyro.cli(kind_of("crossdistill", name, rest[0]), args=rest[1:])
-    return tyro.cli(kind_of("crossdistill", name), args=rest)
+    command = command_of("crossdistill", name)
+    if not command.takes_training_options:
+        return tyro.cli(command.kind, args=rest)
+    _, others = tyro.cli(command.kind, args=rest, return_unknown_args=True)
+    return parse_train(others)
 
 
 def parse_data_prep(arguments):
