@@ -4,8 +4,8 @@
 
 A CompRess-2q distillation of two small networks trains on random tensors, and the second step runs under a tracer.
 Every function that it enters in the rooms training, distillation and objectives counts once, with its docstring and
-comments; so do the head and docstring of its class, and the loop itself. Functions of the rooms below (how a clip is normalised,
-how a network embeds it) are listed, but they are not part of the step.
+comments; so do the head and docstring of its class, and the loop itself. Functions of the rooms below (how a clip is
+normalised, how a network embeds it) are listed, but they are not part of the step.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crossdistill.objectives.short_rows import detach_short_rows
+from crossdistill.objectives.objective import detach_short_rows
 
 
 def bingo_loss(

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from crossdistill.objectives.short_rows import detach_short_rows
+from crossdistill.objectives.objective import detach_short_rows
 
 CHUNK_ELEMENTS = 2**20
 """Elements of one chunk of similarities [B, chunk]. Two such buffers fit the cache share of a CPU core, and the matrix

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from crossdistill.objectives.short_rows import detach_short_rows
+from crossdistill.objectives.objective import detach_short_rows
 
 
 def dist_loss(*, student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

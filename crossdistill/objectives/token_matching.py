@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from crossdistill.objectives.short_rows import detach_short_rows
+from crossdistill.objectives.objective import detach_short_rows
 
 
 def token_matching_loss(*, student: Tensor, teacher: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ from crossdistill.objectives import (
     smooth_l1_loss,
     token_matching_loss,
 )
-from crossdistill.objectives.short_rows import detach_short_rows
+from crossdistill.objectives.objective import detach_short_rows
 from crossdistill.types import Anchors
 
 BATCH, DIM, NUM_ANCHORS = 4, 5, 6
