@@ -8,8 +8,8 @@ from pathlib import Path
 
 import tyro
 
-from crossdistill.report.networks import LoadOptions
-from crossdistill.report.write import ReportOptions, write_report
+from crossdistill.report.networks import ReportOptions
+from crossdistill.report.write import write_report
 from crossdistill.utils.command_line import parse_options
 
 
@@ -43,11 +43,13 @@ class Options:
 def main(arguments: Sequence[str]) -> None:
     """Run the command."""
     options = parse_options(Options, arguments, prog="crossdistill report")
-    load = LoadOptions(
+    report = ReportOptions(
+        data=options.data,
+        baseline=options.twin,
+        num_queries=options.gallery,
+        has_teacher=options.teacher,
         num_clips=options.clips,
         num_workers=options.workers,
-        has_teacher=options.teacher,
         allow_code=options.allow_code,
     )
-    report = ReportOptions(data=options.data, baseline=options.twin, num_queries=options.gallery, load=load)
     write_report(options.runs, options.out, report)
