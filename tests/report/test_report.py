@@ -17,13 +17,13 @@ import torch
 from safetensors.torch import save_file
 
 from crossdistill.commands.main import main as cli
+from crossdistill.commands.train import main as train
 from crossdistill.data.dataset import entries_of
 from crossdistill.data.manifest import Manifest
 from crossdistill.encoders import create_encoder
 from crossdistill.encoders.execution import Execution
 from crossdistill.modalities import MODALITIES
 from crossdistill.quantization.quantize import quantize
-from crossdistill.recipes.run import main as train
 from crossdistill.report import analysis, comparison_page, cost, frames, gallery, record
 from crossdistill.report.charts import (
     MAX_STYLES,
