@@ -8,8 +8,8 @@ from pathlib import Path
 
 import tyro
 
-from crossdistill.report.networks import LoadOptions
-from crossdistill.report.write import ReportOptions, write_report
+from crossdistill.report.networks import ReportOptions
+from crossdistill.report.write import write_report
 from crossdistill.utils.command_line import parse_options
 
 
@@ -42,13 +42,15 @@ class Options:
 
 def report(options: Options) -> Path:
     """Write the page, and return its path."""
-    load = LoadOptions(
+    settings = ReportOptions(
+        data=options.data,
+        baseline=options.baseline,
+        num_queries=options.gallery,
+        has_teacher=options.teacher,
         num_clips=options.clips,
         num_workers=options.workers,
-        has_teacher=options.teacher,
         allow_code=options.allow_code,
     )
-    settings = ReportOptions(data=options.data, baseline=options.baseline, num_queries=options.gallery, load=load)
     return write_report(options.runs, options.out, settings)
 
 

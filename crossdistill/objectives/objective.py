@@ -29,8 +29,9 @@ class Objective:
     Example:
         >>> from crossdistill.objectives import create_objective
         >>> objective = create_objective("cosine")
-        >>> objective(student=torch.tensor([[2.0, 0.0]]), teacher=torch.tensor([[0.0, 1.0]]))
-        StepOutput(loss=tensor(1.), terms={'cosine': tensor(1.)}, anchors=())
+        >>> output = objective(student=torch.tensor([[2.0, 0.0]]), teacher=torch.tensor([[0.0, 1.0]]))
+        >>> output.loss, output.terms
+        (tensor(1.), {'cosine': tensor(1.)})
     """
 
     name: str

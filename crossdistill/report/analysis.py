@@ -17,7 +17,7 @@ from torch import Tensor
 
 from crossdistill.evaluation.features import Features
 from crossdistill.evaluation.protocols.agreement import chance_overlap, linear_cka, nearest_others, share_of_common
-from crossdistill.report.embeddings import Embedding, on_common_videos, predictions
+from crossdistill.report.embeddings import Embedding
 from crossdistill.report.networks import Kind
 from crossdistill.report.record import UnavailableError
 
@@ -50,7 +50,11 @@ def confusion_of(embedding: Embedding, protocol: str) -> NDArray[np.int64]:
     Raises:
         UnavailableError: The protocol predicts no class.
     """
-    return confusion_matrix(*predictions(embedding, protocol), embedding.split.num_classes)
+    result = None if embedding.evaluation is None else embedding.evaluation.results.get(protocol)
+    outcome = None if result is None else result.outcome
+    if outcome is None or outcome.predicted_b is None:
+        raise UnavailableError(f"the protocol {protocol} predicts no class.")
+    return confusion_matrix(outcome.labels_b.long(), outcome.predicted_b, embedding.split.num_classes)
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ def agreement_with(teacher: Embedding, others: list[Embedding], *, class_k: int 
     Raises:
         UnavailableError: All networks together could read too few clips.
     """
-    parts = on_common_videos(*(_subset(embedding.split.test, MAX_COMPARED_CLIPS) for embedding in (teacher, *others)))
+    parts = _common_videos([_subset(embedding.split.test, MAX_COMPARED_CLIPS) for embedding in (teacher, *others)])
     num = parts[0].num_clips
     counts = [k for k in NEIGHBOUR_COUNTS if k < num]
     if len(counts) < 2 or num < 4:
@@ -132,6 +136,13 @@ def agreement_with(teacher: Embedding, others: list[Embedding], *, class_k: int 
             )
         )
     return TeacherAgreement(teacher.role, num, class_k, {k: chance_overlap(num, k) for k in counts}, overlaps)
+
+
+def _common_videos(parts: list[Features]) -> list[Features]:
+    """Select the videos that all networks could read, in the order of their names."""
+    common = sorted(set.intersection(*(set(part.videos) for part in parts)))
+    positions = [{name: i for i, name in enumerate(part.videos)} for part in parts]
+    return [part.select([at[name] for name in common]) for part, at in zip(parts, positions, strict=True)]
 
 
 def _class_means(values_n: Tensor, labels_n: Tensor) -> dict[int, float]:

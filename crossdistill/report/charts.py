@@ -60,15 +60,10 @@ class Dot:
 
 
 @dataclass(frozen=True)
-class CostDot:
-    """Cost and accuracy of a network."""
+class CostDot(Dot):
+    """An accuracy with the cost of its network."""
 
-    name: str
     cost: float
-    accuracy: float
-    interval: tuple[float, float] | None
-    style: str
-    """CSS classes of colour and shape."""
 
 
 def style_of(position: int) -> str:
@@ -170,6 +165,16 @@ def horizontal_grid(up: Scale, *, left: float, right: float, text_of: Callable[[
     return join(parts)
 
 
+def vertical_grid(across: Scale, *, top: float, bottom: float, num_ticks: int = 5) -> Markup:
+    """Draw a line at every tick of a horizontal axis of shares, with its percentage below."""
+    parts = []
+    for tick in across.ticks(num_ticks):
+        x = across(tick)
+        parts.append(element("line", x1=x, x2=x, y1=top, y2=bottom, class_="grid"))
+        parts.append(text(x, bottom + 16, whole_percent(tick), anchor="middle", class_="tick"))
+    return join(parts)
+
+
 def x_axis(across: Scale, *, y: float, label: str, height_px: float) -> Markup:
     """Draw the horizontal axis."""
     parts = [element("line", x1=across.start_px, x2=across.end_px, y1=y, y2=y, class_="axis")]
@@ -197,13 +202,8 @@ def interval_chart(groups: Sequence[tuple[str, Sequence[Dot]]], *, label: str, w
             parts.append(_interval(dot, across, y + row_px / 2))
             y += row_px
         y += gap_px
-    lines = [
-        element("line", x1=across(tick), x2=across(tick), y1=4, y2=y - 4, class_="grid") for tick in across.ticks(6)
-    ]
-    names = [
-        text(across(tick), y + 12, whole_percent(tick), anchor="middle", class_="tick") for tick in across.ticks(6)
-    ]
-    chart = picture(width_px, y + 18, *lines, *parts, *names, label=label)
+    grid = vertical_grid(across, top=4, bottom=y - 4, num_ticks=6)
+    chart = picture(width_px, y + 18, grid, *parts, label=label)
     styles = {dot.name: dot.style for _, dots in groups for dot in dots}
     return element("figure", legend(list(styles.items())), chart, class_="wide")
 
@@ -235,20 +235,20 @@ def cost_chart(dots: Sequence[CostDot], *, title: str, x_label: str, width_px: i
     height_px = 320
     costs = [dot.cost for dot in dots]
     across = Scale(min(costs) / 1.6, max(costs) * 1.6, 52, width_px - 14, is_log=True)
-    bounds = [value for dot in dots for value in (dot.accuracy, *(dot.interval or ()))]
+    bounds = [value for dot in dots for value in (dot.value, *(dot.interval or ()))]
     up = Scale(math.floor(min(bounds) * 10) / 10, _round_up(max(bounds)), height_px - 40, 12)
     parts = [
         horizontal_grid(up, left=52, right=width_px - 14, text_of=whole_percent),
         x_axis(across, y=height_px - 40, label=x_label, height_px=height_px),
     ]
-    ordered = sorted(dots, key=lambda one: -one.accuracy)
+    ordered = sorted(dots, key=lambda one: -one.value)
     places = _side_by_side([across(dot.cost) for dot in ordered])
     for x, dot in zip(places, ordered, strict=True):
-        y = up(dot.accuracy)
+        y = up(dot.value)
         if dot.interval is not None:
             low, high = (up(value) for value in dot.interval)
             parts.append(element("line", x1=x, x2=x, y1=low, y2=high, class_=f"whisker {dot.style}"))
-        tooltip = element("title", f"{dot.name}: {percent(dot.accuracy)}, {short_number(dot.cost)}")
+        tooltip = element("title", f"{dot.name}: {percent(dot.value)}, {short_number(dot.cost)}")
         parts.append(draw_dot(x, y, 5.5, tooltip, style=dot.style))
     return element("figure", element("h3", title), picture(width_px, height_px, *parts, label=title))
 

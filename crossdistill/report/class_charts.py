@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from crossdistill.report.charts import vertical_grid
 from crossdistill.report.svg import SHAPES, Scale, element, join, picture, shape, text, whole_percent
 
 MAX_NAMED_CLASSES = 45
@@ -108,69 +109,50 @@ def _slanted(x: float, y: float, content: str) -> Markup:
     return element("text", content, x=x, y=y, text_anchor="end", transform=f"rotate(-58 {x:.1f} {y:.1f})")
 
 
+ROW_PX, NAMES_PX, BARS_WIDTH_PX = 19, 224, 760
+"""Height of a row, width of the class names and width of the whole chart of bars."""
+
+
 def change_chart(bars: Sequence[Bar], *, label: str) -> Markup:
     """Draw changes from -1 to 1, the best first; bars to the right are gains."""
-    row_px, left, width_px = 19, 224, 760
     shown = _best_and_worst(bars)
     reach = max(0.05, *(abs(bar.value) for bar in shown))
-    across = Scale(-reach, reach, left + 46, width_px - 46)
-    height = row_px * len(shown) + 6
+    across = Scale(-reach, reach, NAMES_PX + 46, BARS_WIDTH_PX - 46)
+    height = ROW_PX * len(shown) + 6
     parts = [element("line", x1=across(0), x2=across(0), y1=0, y2=height, class_="axis")]
     for i, bar in enumerate(shown):
+        y = i * ROW_PX + 3
         start, end = sorted((across(0), across(bar.value)))
-        y = i * row_px + 3
-        parts.append(text(left - 4, y + 13, shortened(bar.name), anchor="end"))
-        kind = "gain" if bar.value >= 0 else "loss"
-        drawn = element(
-            "rect",
-            element("title", bar.tooltip),
-            x=start,
-            y=y + 2,
-            width=max(1.0, end - start),
-            height=13,
-            rx=2,
-            class_=kind,
-        )
-        words = f"{100 * bar.value:+.0f}".replace("-", "−") if bar.value else "0"
         is_gain = bar.value >= 0
-        number = text(
-            end + 6 if is_gain else start - 6, y + 13, words, anchor="start" if is_gain else "end", class_="value"
-        )
-        parts += [drawn, number]
-    return picture(width_px, height, *parts, label=label)
+        number = f"{100 * bar.value:+.0f}".replace("-", "−") if bar.value else "0"
+        x, anchor = (end + 6, "start") if is_gain else (start - 6, "end")
+        parts.append(text(NAMES_PX - 4, y + 13, shortened(bar.name), anchor="end"))
+        parts.append(_bar(bar, start, end, y, class_="gain" if is_gain else "loss"))
+        parts.append(text(x, y + 13, number, anchor=anchor, class_="value"))
+    return picture(BARS_WIDTH_PX, height, *parts, label=label)
 
 
 def bar_chart(bars: Sequence[Bar], *, label: str, style: str) -> Markup:
     """Draw a share from 0 to 1 for each class, with a tick at a second value."""
-    row_px, left, width_px = 19, 224, 760
     shown = _best_and_worst(bars)
-    across = Scale(0, 1, left, width_px - 50)
-    height = row_px * len(shown) + 22
-    lines = [
-        element("line", x1=across(tick), x2=across(tick), y1=0, y2=height - 18, class_="grid")
-        for tick in across.ticks()
-    ]
-    names = [
-        text(across(tick), height - 4, whole_percent(tick), anchor="middle", class_="tick") for tick in across.ticks()
-    ]
-    parts = []
+    across = Scale(0, 1, NAMES_PX, BARS_WIDTH_PX - 50)
+    height = ROW_PX * len(shown) + 22
+    parts = [vertical_grid(across, top=0, bottom=height - 20)]
     for i, bar in enumerate(shown):
-        y = i * row_px + 2
-        drawn = element(
-            "rect",
-            element("title", bar.tooltip),
-            x=left,
-            y=y + 2,
-            width=max(1.0, across(bar.value) - left),
-            height=13,
-            rx=2,
-            class_=f"bar {style}",
-        )
-        parts += [text(left - 8, y + 13, shortened(bar.name), anchor="end"), drawn]
+        y = i * ROW_PX + 2
+        parts.append(text(NAMES_PX - 8, y + 13, shortened(bar.name), anchor="end"))
+        parts.append(_bar(bar, NAMES_PX, across(bar.value), y, class_=f"bar {style}"))
         if bar.tick is not None:
-            at = across(bar.tick)
-            parts.append(element("line", x1=at, x2=at, y1=y, y2=y + 17, class_="mark"))
-    return picture(width_px, height, *lines, *names, *parts, label=label)
+            x = across(bar.tick)
+            parts.append(element("line", x1=x, x2=x, y1=y, y2=y + 17, class_="mark"))
+    return picture(BARS_WIDTH_PX, height, *parts, label=label)
+
+
+def _bar(bar: Bar, start: float, end: float, y: float, *, class_: str) -> Markup:
+    """Draw a bar between two positions; even an empty one is visible."""
+    width = max(1.0, end - start)
+    title = element("title", bar.tooltip)
+    return element("rect", title, x=start, y=y + 2, width=width, height=13, rx=2, class_=class_)
 
 
 def _best_and_worst(bars: Sequence[Bar]) -> list[Bar]:

@@ -217,7 +217,7 @@ def _costs(runs: Sequence[ComparedRun]) -> Markup:
             result = None if run.evaluation is None else main_result(run.evaluation)
             value = None if run.cost is None else measure.value_of(run.cost)
             if result is not None and value:
-                dots.append(CostDot(run.name, value, result.top1, result.intervals.get("top1"), run.style))
+                dots.append(CostDot(run.name, result.top1, result.intervals.get("top1"), run.style, value))
         if dots:
             charts.append(cost_chart(dots, title=f"Accuracy over {measure.name}", x_label=measure.name))
     table = render("cost.html", costs=rows, batch_size=BATCH_SIZE, note=cost_note([cost for _, cost in costs]))

@@ -7,9 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from crossdistill.data.manifest import Manifest
 from crossdistill.encoders.execution import Execution
 from crossdistill.errors import UserError
@@ -17,12 +14,11 @@ from crossdistill.evaluation.clips import check_dataset
 from crossdistill.evaluation.embedded_split import EmbeddedSplit
 from crossdistill.evaluation.evaluate import EvaluatedEncoder
 from crossdistill.evaluation.evaluations import evaluation_of_split
-from crossdistill.evaluation.features import Features
 from crossdistill.evaluation.protocols import apply_protocols
 from crossdistill.evaluation.results import Evaluation
 from crossdistill.evaluation.settings import ProtocolSettings, ReadSettings
 from crossdistill.recipes.config import RunConfig
-from crossdistill.report.networks import LoadOptions, Network
+from crossdistill.report.networks import Network, ReportOptions
 from crossdistill.report.record import UnavailableError
 from crossdistill.utils.distributed import create_accelerator
 
@@ -47,7 +43,7 @@ class Embedding:
 
 
 def embed(
-    network: Network, manifest: Manifest, config: RunConfig | None, options: LoadOptions, *, description: str
+    network: Network, manifest: Manifest, config: RunConfig | None, options: ReportOptions, *, description: str
 ) -> Embedding:
     """Embed and evaluate both parts of the run's split.
 
@@ -86,28 +82,3 @@ def embed(
     evaluation = evaluation_of_split(network.encoder.name, manifest, split, embedded, results, settings)
     largest = max(len(manifest.select(split=split, part=part)) for part in ("train", "test"))
     return Embedding(network, embedded, evaluation, is_complete=largest <= options.num_clips)
-
-
-def on_common_videos(*parts: Features) -> list[Features]:
-    """Select the videos that all networks could read, in the same order."""
-    common = set.intersection(*(set(part.videos) for part in parts))
-    chosen = []
-    for part in parts:
-        order = sorted((name, i) for i, name in enumerate(part.videos) if name in common)
-        chosen.append(part.select([i for _, i in order]))
-    return chosen
-
-
-def predictions(embedding: Embedding, protocol: str) -> tuple[Tensor, Tensor]:
-    """Return the labels [B] and the predicted classes [B] of the test clips.
-
-    Raises:
-        UnavailableError: The protocol predicts no class.
-    """
-    result = None if embedding.evaluation is None else embedding.evaluation.results.get(protocol)
-    outcome = None if result is None else result.outcome
-    if outcome is None or outcome.predicted_b is None:
-        raise UnavailableError(f"the protocol {protocol} predicts no class.")
-    predicted: Tensor = outcome.predicted_b
-    labels: Tensor = outcome.labels_b
-    return labels.to(torch.int64), predicted

@@ -54,15 +54,21 @@ def kind_of(role: str) -> Kind:
 
 
 @dataclass(frozen=True)
-class LoadOptions:
-    """Options for loading networks and embedding clips."""
+class ReportOptions:
+    """What the page shows, and how networks are loaded and clips are read."""
 
+    data: Path | None = None
+    """Prepared dataset; None for the run's own."""
+    baseline: Path | None = None
+    """Run of the same student trained with labels (``--baseline``)."""
+    num_queries: int = 12
+    """Number of test clips in the gallery."""
+    has_teacher: bool = True
+    """Whether the teachers are loaded."""
     num_clips: int = 5000
     """Maximum number of clips of each part that are embedded."""
     num_workers: int = 2
     """Processes that decode."""
-    has_teacher: bool = True
-    """Whether the teachers are loaded."""
     allow_code: bool = False
     """Whether Python files that build an encoder may be run."""
 
@@ -100,7 +106,7 @@ def find_dataset(record: RunRecord, data: Path | None) -> Manifest:
     raise UnavailableError(f"the dataset no longer exists at {named}: give its folder with --data.")
 
 
-def load_trained(record: RunRecord, role: str, options: LoadOptions) -> Network:
+def load_trained(record: RunRecord, role: str, options: ReportOptions) -> Network:
     """Load the student that a run trained.
 
     Raises:
@@ -113,7 +119,7 @@ def load_trained(record: RunRecord, role: str, options: LoadOptions) -> Network:
     return Network(role, encoder, record.folder / FOLDER_NAME, folder / "student.safetensors")
 
 
-def load_random(record: RunRecord, options: LoadOptions) -> Network:
+def load_random(record: RunRecord, options: ReportOptions) -> Network:
     """Create the student as it was before training, with the run's seed."""
     config = _configured(record)
     _allow(config.pair.student or "", options)
@@ -122,7 +128,7 @@ def load_random(record: RunRecord, options: LoadOptions) -> Network:
 
 
 def load_teachers(
-    record: RunRecord, student: Encoder, manifest: Manifest | None, options: LoadOptions
+    record: RunRecord, student: Encoder, manifest: Manifest | None, options: ReportOptions
 ) -> Iterator[Network | str]:
     """Load every teacher; yields a sentence with the reason for each one that is unavailable."""
     config = _configured(record)
@@ -170,7 +176,7 @@ def _configured(record: RunRecord) -> RunConfig:
     return record.config
 
 
-def _allow(name: str, options: LoadOptions) -> None:
+def _allow(name: str, options: ReportOptions) -> None:
     if is_from_file(name) and not options.allow_code:
         raise UnavailableError(f"{name} is a Python file: add --allow-code to run it.")
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from crossdistill.data.manifest import Manifest
 from crossdistill.report.cost import Cost, measure_cost
@@ -12,8 +12,8 @@ from crossdistill.report.embeddings import Embedding, embed
 from crossdistill.report.networks import (
     BASELINE_ROLE,
     Kind,
-    LoadOptions,
     Network,
+    ReportOptions,
     find_dataset,
     load_random,
     load_teachers,
@@ -56,24 +56,22 @@ class RunData:
 
 def collect(
     record: RunRecord,
+    options: ReportOptions,
     *,
-    baseline: RunRecord | None,
-    data: Path | None,
-    options: LoadOptions,
+    baseline: RunRecord | None = None,
     kinds: Iterable[Kind] = tuple(Kind),
 ) -> RunData:
     """Load, time and embed the networks of a run. Networks that are unavailable are skipped, with the reason.
 
     Args:
         record: The run.
+        options: Dataset, and how networks are loaded and clips are read.
         baseline: Run that trained the same student with labels.
-        data: Dataset to use instead of the run's own.
-        options: How networks are loaded and clips are read.
         kinds: Kinds of networks to load; the student is always loaded.
     """
     run = RunData(record, baseline)
     try:
-        run.manifest = find_dataset(record, data)
+        run.manifest = find_dataset(record, options.data)
     except UnavailableError as error:
         run.no_dataset = str(error)
     wanted = set(kinds)
@@ -85,14 +83,12 @@ def collect(
         # A comparison embeds only the student of each run, so the name of the run tells more than the role.
         description = network.role if len(wanted) > 1 else record.name
         config = baseline.config if baseline is not None and network.kind is Kind.BASELINE else record.config
-        try:
+        with _note_reason(run, network.kind):
             run.embeddings.append(embed(network, run.manifest, config, options, description=description))
-        except UnavailableError as error:
-            run.reasons[network.kind] = str(error)
     return run
 
 
-def _load_networks(run: RunData, kinds: set[Kind], options: LoadOptions) -> Iterator[Network]:
+def _load_networks(run: RunData, kinds: set[Kind], options: ReportOptions) -> Iterator[Network]:
     """Load the networks, the student first; the reasons for missing ones are added to the run."""
     record = run.record
     try:
@@ -103,29 +99,31 @@ def _load_networks(run: RunData, kinds: set[Kind], options: LoadOptions) -> Iter
         return
     yield student
     if Kind.BASELINE in kinds:
-        if run.baseline is None:
-            run.reasons[Kind.BASELINE] = (
-                "no supervised baseline was given: add --baseline RUN with a run of the same student and --supervised."
-            )
-        else:
-            try:
-                yield load_trained(run.baseline, BASELINE_ROLE, options)
-            except UnavailableError as error:
-                run.reasons[Kind.BASELINE] = str(error)
+        with _note_reason(run, Kind.BASELINE):
+            if run.baseline is None:
+                raise UnavailableError(
+                    "no supervised baseline was given: add --baseline RUN with a run of the same student and --supervised."
+                )
+            yield load_trained(run.baseline, BASELINE_ROLE, options)
     if record.is_supervised:
         run.reasons[Kind.TEACHER] = "the run learned from labels, not from a teacher."
         return
     if Kind.RANDOM in kinds:
-        try:
+        with _note_reason(run, Kind.RANDOM):
             yield load_random(record, options)
-        except UnavailableError as error:
-            run.reasons[Kind.RANDOM] = str(error)
     if Kind.TEACHER in kinds:
-        try:
+        with _note_reason(run, Kind.TEACHER):
             for teacher in load_teachers(record, student.encoder, run.manifest, options):
                 if isinstance(teacher, str):
                     run.reasons[Kind.TEACHER] = teacher
                 else:
                     yield teacher
-        except UnavailableError as error:
-            run.reasons[Kind.TEACHER] = str(error)
+
+
+@contextmanager
+def _note_reason(run: RunData, kind: Kind) -> Iterator[None]:
+    """Store the message of an ``UnavailableError`` as the reason for a missing network."""
+    try:
+        yield
+    except UnavailableError as error:
+        run.reasons[kind] = str(error)

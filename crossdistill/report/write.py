@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from crossdistill.errors import UserError
 from crossdistill.report.charts import MAX_STYLES
 from crossdistill.report.comparison_page import comparison_page
-from crossdistill.report.networks import Kind, LoadOptions
+from crossdistill.report.networks import Kind, ReportOptions
 from crossdistill.report.page import Page, render_page
 from crossdistill.report.record import RunRecord, read_run
 from crossdistill.report.run_data import collect
@@ -18,20 +17,6 @@ from crossdistill.utils.console import console
 from crossdistill.utils.files import require_writable, write_text_atomically
 
 REPORT_NAME, COMPARISON_NAME = "report.html", "comparison.html"
-
-
-@dataclass(frozen=True)
-class ReportOptions:
-    """What the page shows."""
-
-    data: Path | None = None
-    """Prepared dataset; None for the run's own."""
-    baseline: Path | None = None
-    """Run of the same student trained with labels (``--baseline``)."""
-    num_queries: int = 12
-    """Number of test clips in the gallery."""
-    load: LoadOptions = field(default_factory=LoadOptions)
-    """How networks are loaded and clips are read."""
 
 
 def write_report(runs: Sequence[Path], out: Path | None = None, options: ReportOptions | None = None) -> Path:
@@ -78,10 +63,10 @@ def _check(runs: Sequence[Path], out: Path | None, options: ReportOptions) -> No
             raise UserError(f"the run {path} was given twice: give each run once")
     if options.num_queries < 0:
         raise UserError(f"--gallery is {options.num_queries}: give 0 (no gallery) or more")
-    if options.load.num_workers < 0:
-        raise UserError(f"--workers is {options.load.num_workers}: give 0 (decode in this process) or more")
-    if options.load.num_clips < 1:
-        raise UserError(f"--clips is {options.load.num_clips}: give 1 or more")
+    if options.num_workers < 0:
+        raise UserError(f"--workers is {options.num_workers}: give 0 (decode in this process) or more")
+    if options.num_clips < 1:
+        raise UserError(f"--clips is {options.num_clips}: give 1 or more")
     if options.baseline is not None and len(runs) > 1:
         raise UserError("--baseline needs a single run: add the supervised baseline to the runs instead")
 
@@ -97,10 +82,5 @@ def _check_baseline(baseline: RunRecord, record: RunRecord) -> None:
 
 def _make_page(records: Sequence[RunRecord], baseline: RunRecord | None, options: ReportOptions) -> Page:
     if len(records) == 1:
-        run = collect(records[0], baseline=baseline, data=options.data, options=options.load)
-        return run_page(run, num_queries=options.num_queries)
-    runs = [
-        collect(record, baseline=None, data=options.data, options=options.load, kinds=(Kind.STUDENT,))
-        for record in records
-    ]
-    return comparison_page(runs)
+        return run_page(collect(records[0], options, baseline=baseline), num_queries=options.num_queries)
+    return comparison_page([collect(record, options, kinds=(Kind.STUDENT,)) for record in records])

@@ -387,7 +387,7 @@ def test_cross_entropy__equals_closed_form_and_needs_a_second_objective():
     output = create_objective("cross-entropy")(student=logits, teacher=labels, bank=None)
     assert output.loss.item() == pytest.approx(expected, rel=1e-6)
     assert [term.name for term in create_terms(["cross-entropy", "mse:50"])] == ["cross-entropy", "mse"]
-    with pytest.raises(UserError, match="learns from labels alone: add one that learns from the teacher"):
+    with pytest.raises(UserError, match="uses labels alone: add one that learns from the teacher"):
         create_terms(["cross-entropy"])
 
 

@@ -17,13 +17,13 @@ import torch
 from safetensors.torch import save_file
 
 from crossdistill.commands.main import main as cli
+from crossdistill.commands.train import main as train
 from crossdistill.data.dataset import entries_of
 from crossdistill.data.manifest import Manifest
 from crossdistill.encoders import create_encoder
 from crossdistill.encoders.execution import Execution
 from crossdistill.modalities import MODALITIES
 from crossdistill.quantization.quantize import quantize
-from crossdistill.recipes.run import main as train
 from crossdistill.report import analysis, comparison_page, cost, frames, gallery, record
 from crossdistill.report.charts import (
     MAX_STYLES,
@@ -391,7 +391,7 @@ def test_charts__give_every_run_its_own_style():
     assert len(set(looks)) == MAX_STYLES > 8
     intervals = interval_chart([("linear", [Dot(f"r{i}", 0.5, None, look) for i, look in enumerate(looks)])], label="")
     costs = cost_chart(
-        [CostDot(f"r{i}", 10.0 + i, 0.5, None, look) for i, look in enumerate(looks)], title="", x_label=""
+        [CostDot(f"r{i}", 0.5, None, look, cost=10.0 + i) for i, look in enumerate(looks)], title="", x_label=""
     )
     xs = list(range(100))
     lines = line_chart([Series(f"r{i}", xs, xs, look) for i, look in enumerate(looks)], title="", x_label="")
