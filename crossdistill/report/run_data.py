@@ -102,7 +102,7 @@ def _load_networks(run: RunData, kinds: set[Kind], options: ReportOptions) -> It
         with _note_reason(run, Kind.BASELINE):
             if run.baseline is None:
                 raise UnavailableError(
-                    "no supervised baseline was given: add --baseline RUN with a run of the same student and --supervised."
+                    "no supervised baseline was given: add --baseline RUN, a --supervised run of the same student."
                 )
             yield load_trained(run.baseline, BASELINE_ROLE, options)
     if record.is_supervised:
