@@ -266,8 +266,8 @@ def with_current_names(values: Mapping[str, Any]) -> dict[str, Any]:
     """Rename the keys of version 0.1 in nested values.
 
     Example:
-        >>> with_current_names({"machine": {"mixed_precision": "bf16", "seed": 1}})
-        {'machine': {'seed': 1, 'precision': 'bf16'}}
+        >>> with_current_names({"machine": {"mixed_precision": "bf16"}})
+        {'machine': {'precision': 'bf16'}}
     """
     return _rename(values, RENAMED)
 
@@ -320,11 +320,6 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
     return dict(TypeAdapter(RunConfig).dump_python(config, mode="json"))
 
 
-def save_yaml(config: RunConfig) -> str:
-    """Return the configuration as YAML text."""
-    return yaml.safe_dump(to_dict(config), sort_keys=False)
-
-
 def toyactions_preset() -> dict[str, Any]:
     """Return the values for the embedded dataset on a laptop, used when no dataset is given."""
     text = resources.files("crossdistill.recipes").joinpath("toyactions.yaml").read_text(encoding="utf-8")
@@ -371,9 +366,11 @@ def from_keywords(**keywords: Any) -> RunConfig:
     for name, value in keywords.items():
         if name not in section_of:
             raise unknown_name("keyword", name, section_of, listed_by="crossdistill train --help")
-        # Names and weights are texts in a configuration, and keywords may give them as paths.
-        plain = [str(part) if isinstance(part, Path) else part for part in several(value)]
-        values.setdefault(section_of[name], {})[name] = plain if isinstance(value, list | tuple) else [*plain, None][0]
+        # Keywords may give weights as paths, which are texts in a configuration.
+        plain = str(value) if isinstance(value, Path) else value
+        if isinstance(value, list | tuple):
+            plain = [str(part) if isinstance(part, Path) else part for part in value]
+        values.setdefault(section_of[name], {})[name] = plain
     values = merge(with_current_names(file_values), values)
     config = from_dict(values, source="the keywords")
     return config if config.data.data else from_dict(with_preset(values, config), source="the keywords")

@@ -54,10 +54,12 @@ class TeacherOptions:
         return {"num_frames": self.num_frames, "stride": self.stride, "size_px": self.size_px}
 
 
+@dataclass(frozen=True)
 class TeacherSource(abc.ABC):
     """A teacher as the configuration names it, before anything is loaded."""
 
     name: str
+    """Name of the encoder; ``self`` for the student's own EMA copy."""
     origin: str
     """Where it comes from, for people: its weights, or the folder of its cache."""
 
@@ -91,15 +93,10 @@ class NetworkSource(TeacherSource):
 
     options: TeacherOptions
 
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        """Name of the encoder."""
-        return self.options.name
-
-    @property
-    def origin(self) -> str:  # type: ignore[override]
-        """The weights."""
-        return self.options.weights
+    @staticmethod
+    def of(options: TeacherOptions) -> NetworkSource:
+        """Make the source of a network."""
+        return NetworkSource(options.name, options.weights, options)
 
     def preview(self, student: Encoder) -> Encoder:
         """Return the network's names and sizes."""
@@ -123,7 +120,7 @@ class NetworkSource(TeacherSource):
         """Find the weights of ``auto``."""
         if self.options.weights != AUTO:
             return self
-        return NetworkSource(replace(self.options, weights=find_weights(self.options)))
+        return NetworkSource.of(replace(self.options, weights=find_weights(self.options)))
 
     def open(self, run: RunContext, student: Encoder, execution: Execution, *, number: int) -> Teacher:
         """Load the network and freeze it."""
@@ -135,18 +132,8 @@ class NetworkSource(TeacherSource):
 class CacheSource(TeacherSource):
     """Embeddings that ``crossdistill cache`` stored."""
 
-    cache: TeacherCache
     options: TeacherOptions
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        """Name of the encoder that was cached."""
-        return self.options.name
-
-    @property
-    def origin(self) -> str:  # type: ignore[override]
-        """Folder of the cache."""
-        return str(self.cache.folder)
+    cache: TeacherCache
 
     def preview(self, student: Encoder) -> Encoder:
         """Return the cached network's names and sizes."""
@@ -176,9 +163,6 @@ class CacheSource(TeacherSource):
 
 class SelfSource(TeacherSource):
     """The student's own EMA copy."""
-
-    name = SELF
-    origin = "its EMA copy"
 
     def preview(self, student: Encoder) -> Encoder:
         """Return the student."""
@@ -211,10 +195,10 @@ def teacher_sources(config: RunConfig) -> list[TeacherSource]:
         cache = TeacherCache(config.pair.teacher_cache)
         cache.require_complete()
         options = teacher_options(config) or [TeacherOptions(cache.key["teacher"], config.pair.teacher_weights[0])]
-        return [CacheSource(cache, options[0])]
+        return [CacheSource(options[0].name, str(cache.folder), options[0], cache)]
     if SELF in config.pair.teacher:
-        return [SelfSource()]
-    return [NetworkSource(options) for options in teacher_options(config)]
+        return [SelfSource(SELF, "its EMA copy")]
+    return [NetworkSource.of(options) for options in teacher_options(config)]
 
 
 def teacher_options(config: RunConfig) -> list[TeacherOptions]:
