@@ -271,12 +271,12 @@ def test_reader__frames_are_joints_by_channel(tmp_path):
 def test_utd_mhad__mistakes_with_skeletons(tmp_path):
     (tmp_path / "Depth").mkdir()
     (tmp_path / "Depth" / "a1_s1_t1_depth.mat").touch()
-    options = utd_mhad.Options(depth=tmp_path / "Depth", out=tmp_path / "out", modalities=("depth", "skeleton"))
+    options = utd_mhad.UtdMhadOptions(depth=tmp_path / "Depth", out=tmp_path / "out", modalities=("depth", "skeleton"))
     with pytest.raises(UserError, match="'skeleton' cannot be made: it needs skeleton, and there is only depth"):
         utd_mhad.read_recordings(options)
-    with pytest.raises(UserError, match=r"hold none of the 861 videos .*expected for example a1_s1_t1_skeleton\.mat"):
+    with pytest.raises(UserError, match=r"contain none of the 861 videos .*expected for example a1_s1_t1_skeleton\.mat"):
         utd_mhad.read_recordings(replace(options, skeleton=tmp_path / "Depth"))
-    with pytest.raises(UserError, match="does nothing without skeleton in --modalities: add skeleton, or leave"):
+    with pytest.raises(UserError, match="has no effect without skeleton in --modalities: add skeleton there, or remove"):
         utd_mhad.read_recordings(replace(options, skeleton=tmp_path / "Depth", modalities=("depth",)))
 
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from crossdistill.recipes.build import create_optimizer
+from in_process import train
 from safetensors.torch import load_file
 from torch import nn
 
@@ -21,7 +21,7 @@ from crossdistill.quantization.quantize import float_layers, quantize
 from crossdistill.quantization.ranges import RunningRange, bounds_of, share_ranges
 from crossdistill.quantization.stored import prepare_for_export
 from crossdistill.recipes.config import parse
-from crossdistill.recipes.run import main as train
+from crossdistill.recipes.tasks import create_optimizer
 from crossdistill.training.checkpoint import Checkpoints, load_optimizer_state, optimizer_state
 from crossdistill.types import View
 
@@ -278,9 +278,7 @@ def test_student_files__hold_and_describe_the_quantised_network(made, tmp_path):
 
 def distiller(objective="compress-2q"):
     student = quantize(small("rgb_tiny3d_8"), "w4a8")
-    made = crossdistill.Distiller(
-        student=student, teachers=[small(seed=7)], terms=crossdistill.create_terms([objective]), bank_size=8
-    )
+    made = crossdistill.Distiller(student=student, teachers=[small(seed=7)], objective=objective, bank_size=8)
     return made, torch.optim.SGD(made.trainable.parameters(), lr=0.05, momentum=0.9)
 
 
@@ -288,13 +286,11 @@ def step(made, optimizer, seed):
     made.trainable.train()
     shown = View((clips(seed=seed) * 40 + 100).clamp(0, 255).byte(), torch.ones(4, 3))
     ids = torch.arange(4)
-    output = made.compute(
-        made.trainable, crossdistill.PairedBatch(student=shown, teachers=(shown,), sample_ids=ids, labels=ids)
-    )
+    output = made(crossdistill.PairedBatch(student=shown, teachers=(shown,), sample_ids=ids, labels=ids))
     output.loss.backward()
     optimizer.step()
     optimizer.zero_grad()
-    made.after_step([output])
+    made.after_step()
     return output.loss
 
 
@@ -303,17 +299,17 @@ def test_quantised__resumes_to_the_bit_with_its_ema_copy(tmp_path):
     for seed in range(2):
         step(made, optimizer, seed)
     content = {
-        "trainable": made.trainable.state_dict(), "optimizer": optimizer_state(optimizer), "task": made.state_dict()
+        "trainable": made.trainable.state_dict(), "optimizer": optimizer_state(optimizer), "task": made.resume_state()
     }  # fmt: skip
     Checkpoints(tmp_path).save(2, content)
     again, other = distiller()
     content = Checkpoints(tmp_path).load(2)
     again.trainable.load_state_dict(content["trainable"])
     load_optimizer_state(other, content["optimizer"])
-    again.load_state_dict(content["task"])
+    again.load_resume_state(content["task"])
     for seed in range(2, 4):
         assert torch.equal(step(made, optimizer, seed), step(again, other, seed))
-    for one, two in ((made.trainable, again.trainable), (made.ema, again.ema)):
+    for one, two in ((made.trainable, again.trainable), (made.momentum_copy.module, again.momentum_copy.module)):
         assert all(torch.equal(value, two.state_dict()[name]) for name, value in one.state_dict().items())
     gains = [value for name, value in made.trainable.named_parameters() if name.endswith(".gain")]
     assert any(gain != 1 for gain in gains)
@@ -331,15 +327,15 @@ def test_train__quantises_the_students_and_not_the_teacher(tmp_path, toy_folder,
     short = ["--epochs", "1", "--batch-size", "8", "--bank-size", "16", "--workers", "0", "--tracker", "none"]
     pair = ["--teacher", "rgb_r3d10_gn", "--teacher-weights", str(teacher_file), "--student", "flow_tiny3d_8"]
     command = [*pair, *sizes, *short, "--data", str(toy_folder), "--knn-clips", "0"]
-    train([*command, "--precision", "w4a8", "--out", str(tmp_path / "run")])
+    train([*command, "--bits", "w4a8", "--out", str(tmp_path / "run")])
     student = load_student(tmp_path / "run")
     assert student.bits == "w4a8" and float_layers(student) == []
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["configuration"]["pair"]["precision"] == "w4a8"
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["configuration"]["pair"]["bits"] == "w4a8"
     (results,) = json.loads((tmp_path / "run" / "results.json").read_text()).values()
     assert len(results) == 3
     for options, message in (
-        (["--precision", "w9a8"], "'w9a8' is no supported bit width"),
-        (["--student-weights", str(tmp_path / "run")], "quantised to w4a8: add --precision w4a8"),
+        (["--bits", "w9a8"], "'w9a8' is not a supported bit width"),
+        (["--student-weights", str(tmp_path / "run")], "quantised to w4a8: add --bits w4a8"),
     ):
         with pytest.raises(SystemExit):
             train([*command, *options, "--out", str(tmp_path / "other")])
