@@ -1,4 +1,4 @@
-"""Errors that the user can fix, and how commands show them."""
+"""Errors that the user can fix; ``friendly_errors`` prints every error of a command as one sentence."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """The modalities: how the stored integers of RGB, flow, depth and skeletons become the floats that encoders see.
 
-No other module tests for the name of a modality. A new one is one entry in ``MODALITIES``, and one entry in
+This module only declares the rules; ``data/transforms.py`` applies them (``cut_view``, ``normalise``). No other module
+tests for the name of a modality. A new one is one entry in ``MODALITIES``, and one entry in
 ``crossdistill.data.streams.STREAM_FORMATS`` if no stream carries it yet; see ``docs/how_to/add_a_modality.md``.
 
 Shapes: B batch, C channels, T frames, H height, W width.

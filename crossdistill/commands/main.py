@@ -1,4 +1,4 @@
-"""``crossdistill COMMAND``: finds the command's module, checks the installation, and turns errors into one sentence."""
+"""``crossdistill COMMAND``: find the command's module, check the installation and run the command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which frames a clip has, and in which order samples are drawn.
+"""Frames of a clip, what happens to videos shorter than a clip (``--short-clips``), and the order of samples.
 
 Everything random is a function of (seed, epoch, sample), and not of a worker or process: a run draws the same clips
 with any number of workers, on any number of processes, and after a resume.

@@ -127,6 +127,7 @@ def cut_view(frames: Sequence[Picture], crop: Crop, *, modality: Modality, size_
 
 
 def _mirror(frame_hwc: Picture, modality: Modality) -> Picture:
+    """Mirror left to right, and change the sign of the modality's ``flip_negates`` channels, such as x of flow."""
     frame_hwc = np.ascontiguousarray(frame_hwc)
     mirrored: Picture = cv2.flip(frame_hwc, 1).reshape(frame_hwc.shape) if modality.is_picture else frame_hwc.copy()
     for channel in modality.flip_negates:

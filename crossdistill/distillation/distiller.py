@@ -1,5 +1,7 @@
 """The distillation task: a student that trains, its teachers, the objectives, and the memory banks between them.
 
+``forward`` computes the loss. ``after_step`` fills the banks and moves the EMA copies, once per optimizer step.
+
 Shapes: B batch, D student features, E teacher features, K anchors, N classes.
 """
 

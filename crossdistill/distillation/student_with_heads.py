@@ -1,4 +1,4 @@
-"""The trained module: a student with the heads that the objectives put on it.
+"""The trained module, a student with the heads of the objectives, and the EMA copy of it (``MomentumCopy``).
 
 Shapes: B batch, D student features, C channels, T frames, H height, W width, S token channels.
 """

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crossdistill.data.dataset import PairedClips
-from crossdistill.distillation.standardize import Standardizer
+from crossdistill.distillation.standardizer import Standardizer
 from crossdistill.distillation.student_with_heads import MomentumCopy, embed
 from crossdistill.distillation.teacher_cache import TeacherCache, describe_clips
 from crossdistill.distillation.terms import Term

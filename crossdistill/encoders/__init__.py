@@ -1,7 +1,8 @@
 """Encoders: networks that map views of a modality to features.
 
 ``registry.py`` lists them. ``torchvision.py``, ``pytorchvideo.py``, ``tsm.py`` and ``small.py`` build them;
-``timm.py`` and ``huggingface.py`` build every network of a library by its own name.
+``timm.py`` and ``huggingface.py`` build every network of a library by its own name. ``weights.py`` loads weights,
+``hardware.py`` decides precision and memory layout, and ``execution.py`` applies them.
 """
 
 from crossdistill.encoders.architecture import Architecture

@@ -1,4 +1,4 @@
-"""How an encoder runs on a device: normalisation, memory layout and precision."""
+"""Run an encoder on a device: apply normalisation, and the memory layout and precision that were decided."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Precision and memory layout, as far as they depend on the machine."""
+"""Decide what depends on the machine: bf16 or fp32 for an encoder (``uses_bf16``), and memory layout."""
 
 from __future__ import annotations
 

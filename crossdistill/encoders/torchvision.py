@@ -1,4 +1,6 @@
-"""torchvision's networks of pictures and clips, without their classifiers.
+"""torchvision's networks of pictures and clips, without their classifiers and with random weights.
+
+``weights.py`` loads the published weights.
 
 View, statistics, accuracy and operations come from the library's own description of its weights; ``network`` takes what
 that description does not say.

@@ -1,5 +1,7 @@
 """Weights from files. Loading is strict: every tensor has a place in the network, or one sentence says which has none.
 
+A student may start from weights of another modality: ``match_stem_channels`` then converts the first convolution.
+
 Shapes: D features, N classes.
 """
 

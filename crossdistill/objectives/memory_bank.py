@@ -1,6 +1,7 @@
 """The memory bank: a queue of embeddings of earlier samples (anchors) that similarity losses compare with.
 
-The bank stores teacher and student embeddings of the same sample at the same position, under one cursor.
+The bank stores teacher and student embeddings of the same sample at the same position, under one cursor. The distiller
+decides when it is filled (``Distiller.after_step``).
 
 Shapes: B batch, K anchors, D student features, E teacher features.
 """

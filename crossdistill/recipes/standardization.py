@@ -1,4 +1,4 @@
-"""Standardise teachers: find the scale of their embeddings on the training clips before training starts.
+"""Standardise teachers: embed training clips, fit the maps (``distillation/standardizer.py``) and keep them in a file.
 
 Shapes: N clips, E teacher features.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from crossdistill.data.dataset import PairedClips
 from crossdistill.data.sampling import SampleKey
-from crossdistill.distillation.standardize import Method, Standardizer, fit_standardizer
+from crossdistill.distillation.standardizer import Method, Standardizer, fit_standardizer
 from crossdistill.distillation.teachers import StandardizedTeacher, Teacher
 from crossdistill.errors import UserError
 from crossdistill.evaluation.embedder import EmbeddedBatches, batches_of

@@ -1,4 +1,6 @@
-"""State of a run on disk: one safetensors file a checkpoint, whole or not there, and no pickle.
+"""Checkpoints on disk: how they are written whole or not at all, and how many are kept (``NUM_KEPT``).
+
+A checkpoint is one safetensors file without pickle; ``resume.py`` says what is in it.
 
 Tensors of a nested state go into the file's body, everything else into its JSON header.
 """

@@ -1,4 +1,4 @@
-"""Exact resume: what a checkpoint of a run holds, and how a run continues from it."""
+"""Exact resume: what a checkpoint holds, and how a run continues from it; ``checkpoint.py`` writes the file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""The folder of a run: where each file stands, what the run was asked for, and its curves."""
+"""The folder of a run: where each file stands, what the run was asked for, and its curves.
+
+Other modules add files: ``standardize-*.safetensors`` (recipes), ``finetune-*`` (evaluate), ``export.*`` and
+``report.html``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parse command lines into dataclasses with tyro, with errors of one sentence and help that fits the terminal."""
+"""Parse command lines into dataclasses with tyro; turn its messages about wrong options into ``UserError``."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from crossdistill.distillation.standardize import equalising_rotation, fit_standardizer
+from crossdistill.distillation.standardizer import equalising_rotation, fit_standardizer
 
 
 def correlated(num_clips, num_features):

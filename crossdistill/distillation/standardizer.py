@@ -1,4 +1,4 @@
-"""Standardisation of teachers: embeddings of mean 0 and variance 1.
+"""The maps of ``--standardize mean-variance`` and ``phi-s``: embeddings of mean 0 and variance 1.
 
 The embeddings of different networks differ in scale by orders of magnitude, and in a sum of regressions the largest
 dominates the others (Ranzinger et al., PHI-S: Distribution Balancing for Label-Free Multi-Teacher Distillation, ICLR
