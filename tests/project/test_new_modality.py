@@ -274,9 +274,13 @@ def test_utd_mhad__mistakes_with_skeletons(tmp_path):
     options = utd_mhad.UtdMhadOptions(depth=tmp_path / "Depth", out=tmp_path / "out", modalities=("depth", "skeleton"))
     with pytest.raises(UserError, match="'skeleton' cannot be made: it needs skeleton, and there is only depth"):
         utd_mhad.read_recordings(options)
-    with pytest.raises(UserError, match=r"contain none of the 861 videos .*expected for example a1_s1_t1_skeleton\.mat"):
+    with pytest.raises(
+        UserError, match=r"contain none of the 861 videos .*expected for example a1_s1_t1_skeleton\.mat"
+    ):
         utd_mhad.read_recordings(replace(options, skeleton=tmp_path / "Depth"))
-    with pytest.raises(UserError, match="has no effect without skeleton in --modalities: add skeleton there, or remove"):
+    with pytest.raises(
+        UserError, match="has no effect without skeleton in --modalities: add skeleton there, or remove"
+    ):
         utd_mhad.read_recordings(replace(options, skeleton=tmp_path / "Depth", modalities=("depth",)))
 
 
