@@ -250,11 +250,14 @@ class _ViewBatch:
 
 
 def collate(items: Iterable[Item], *, num_items: int) -> PairedBatch:
-    """Make a batch of samples, leaving out those without views.
+    """Stack samples into a batch. Samples that could not be read are skipped.
 
     Args:
         items: The samples. They are requested one by one, so that only one is in memory at a time.
-        num_items: Largest number of samples.
+        num_items: Maximum batch size B.
+
+    Returns:
+        Views [B, C, T, H, W], labels [B], and the reason for each video that could not be read.
     """
     views: list[_ViewBatch] = []
     keys: list[tuple[int, int]] = []

@@ -71,7 +71,13 @@ class Augmentation:
 
 
 def centre_crop(*, width_px: int, height_px: int, is_mirrored: bool = False, fraction: float = 1.0) -> Crop:
-    """Return the centred square whose side is a share of the picture's shorter side.
+    """Return a centred square.
+
+    Args:
+        width_px: Width of the picture.
+        height_px: Height of the picture.
+        is_mirrored: Whether the square is flipped horizontally.
+        fraction: Side of the square divided by the shorter side of the picture, in (0, 1].
 
     Example:
         >>> centre_crop(width_px=160, height_px=120)

@@ -35,13 +35,15 @@ ADVICE = "free space there and start again; a training continues with --resume"
 def save_student(
     encoder: Encoder, folder: Path, *, facts: dict[str, Any], class_names: Sequence[str] | None = None
 ) -> None:
-    """Write an encoder's files. The heads of the training are not part of them.
+    """Write a student's weights, its classifier if it has one, and ``student.json``.
+
+    Distillation heads are not saved.
 
     Args:
-        encoder: With its weights.
-        folder: Created if absent.
-        facts: How the encoder was trained; anything that JSON can hold.
-        class_names: Names of the classifier's outputs.
+        encoder: The trained student.
+        folder: Output folder; created if absent.
+        facts: Description of the training, as JSON-serialisable values.
+        class_names: Class name of each output of the classifier; None if unknown.
 
     Raises:
         UserError: The disk is full or cannot be written.

@@ -282,7 +282,7 @@ class TeacherCache:
         }
 
     def replay(self) -> Replay:
-        """Describe how training clips must be drawn to be those of the cache."""
+        """Return the random seed and draws with which training reads exactly the cached clips."""
         return Replay(seed=self.seed, num_augmentations=self.num_augmentations, unreadable=self.unreadable())
 
     def read(self, sample_keys: Tensor) -> Tensor:
@@ -302,7 +302,10 @@ class TeacherCache:
         return torch.from_numpy(rows)
 
     def encoder(self) -> Encoder:
-        """Return the teacher without weights: its name, sizes, view and classifier."""
+        """Return the cached teacher as an encoder whose body is an identity.
+
+        Its name, embedding size, view and classifier are those of the teacher; the body's weights are not in the cache.
+        """
         info = EncoderInfo(embed_dim=self.embed_dim)
         encoder = Encoder(nn.Identity(), name=self.key["teacher"], view=self.teacher_view, info=info)
         path = self.folder / CLASSIFIER_NAME

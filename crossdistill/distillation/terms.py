@@ -94,8 +94,8 @@ def create_terms(
     with_student_anchors = [term.name for term in terms if term.fills_student_side]
     if len(with_student_anchors) > 1:
         raise UserError(
-            f"--objective {given} fills the student's side of the bank twice ({' and '.join(with_student_anchors)}): "
-            "keep one of them"
+            f"--objective {given}: {' and '.join(with_student_anchors)} store student anchors in the memory bank, "
+            "which has room for one kind: keep one of them"
         )
     return terms
 

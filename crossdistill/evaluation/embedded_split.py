@@ -19,11 +19,12 @@ from crossdistill.utils.console import progress_bar
 
 @dataclass(frozen=True)
 class EmbeddedSplit:
-    """The two parts of a split, embedded by one encoder."""
+    """Features and labels of the train and the test clips of a split, from one encoder."""
 
     train: Features
     test: Features
     num_classes: int
+    """Number of classes of the dataset; labels are in [0, num_classes)."""
     description: str | None = None
     """Start of the text of the progress bars; None for no bars."""
 

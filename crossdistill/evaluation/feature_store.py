@@ -125,11 +125,11 @@ def _key(
 
 
 def video_digest(entry: Entry, stream: str) -> str:
-    """Fingerprint a prepared video, without reading it.
+    """Compute a digest of a prepared video from its manifest entry and file size, without reading the file.
 
     Returns:
-        A digest that differs between two preparations, and where the file was cut short; empty for a missing file, for
-        which no kept features are used.
+        The digest, or an empty string if the file is missing. It changes if the video is prepared again or the file is
+        truncated, so that stored features are not reused.
     """
     if stream not in entry.video.streams:
         return ""

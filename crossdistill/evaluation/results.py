@@ -1,8 +1,8 @@
-"""Results of protocols: accuracies, how they follow from class scores, and how they are stored.
+"""Results of protocols: how accuracies are computed from class scores, and how results are stored.
 
-``Evaluation.to_json`` gives the JSON of an evaluation; ``docs/reference/results_schema.md`` explains it field by field,
-and ``json_schema`` gives it as a JSON Schema. Fields are added, never renamed; ``SCHEMA_VERSION`` rises when one
-changes its meaning.
+``Evaluation.to_json`` returns the JSON of an evaluation. ``docs/reference/results_schema.md`` explains its fields, and
+``json_schema`` returns its JSON Schema. New fields may be added, but no field is renamed. ``SCHEMA_VERSION`` increases
+when the meaning of a field changes.
 
 Shapes: B test clips, C classes.
 """
@@ -168,11 +168,13 @@ class AgreementResult:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Results of protocols for one encoder on one split, for a mean of splits, or for several students together.
+    """Results of one encoder on one split, the mean over several splits, or the late fusion of several students.
 
     Example:
         >>> knn = ProtocolResult("1-nn", top1=0.5, top5=1.0, mean_class=0.5, num_test=4, intervals={"top1": (0.2, 0.8)})
-        >>> evaluation = Evaluation("rgb_r3d18", "ucf101", "1", 8, 4, unreadable={}, results={"1-nn": knn})
+        >>> evaluation = Evaluation(
+        ...     "rgb_r3d18", "ucf101", "1", num_train=8, num_test=4, unreadable={}, results={"1-nn": knn}
+        ... )
         >>> evaluation.top1, evaluation.interval
         (0.5, (0.2, 0.8))
     """

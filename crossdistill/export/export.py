@@ -69,7 +69,7 @@ def export_file(
         to: Format: ``onnx``, ``torchscript``, ``torch-export``, ``safetensors`` or ``hf``.
         data: A prepared dataset to compare on its clips; noise if None.
         clips: Number of clips to compare.
-        min_cosine: Smallest allowed cosine between both embeddings of a clip.
+        min_cosine: Smallest allowed cosine similarity between the exported and the PyTorch embedding of a clip.
         allow_code: Whether to run the Python file that a student of a custom network (path/to/file.py:function) names.
 
     Raises:

@@ -91,7 +91,7 @@ def export_student(
         clips: Normalised clips [B, C, T, H, W] to compare on.
         to: One of ``FORMATS``.
         classes: Names of the classifier's classes; empty if unknown.
-        min_cosine: Smallest allowed cosine between both rows of a clip.
+        min_cosine: Smallest allowed cosine similarity between the exported and the PyTorch embedding of a clip.
 
     Raises:
         UserError: A package is missing, the format cannot hold the network, or the outputs differ.

@@ -104,7 +104,7 @@ def exporter_errors(encoder: Encoder, target: str, *errors: type[BaseException])
     except expected as error:
         reason = " ".join(str(error).partition("Please feel free")[0].strip().split("\n", 1)[0].split())
         raise UserError(
-            f"PyTorch cannot write {encoder.name} {target} at {encoder.view.num_frames} frames of "
-            f"{encoder.view.size_px} pixels ({reason or type(error).__name__}): choose another format, use the student "
-            "in PyTorch, or train one with another view"
+            f"PyTorch cannot export {encoder.name} {target} for {encoder.view.num_frames} frames of "
+            f"{encoder.view.size_px}x{encoder.view.size_px} pixels ({reason or type(error).__name__}): choose another "
+            "format with --to, use the student in PyTorch, or train a student with another number or size of frames"
         ) from error

@@ -54,7 +54,7 @@ def _manifest(root: Path) -> Manifest:
 
 
 def find_stored(path: Path) -> StoredStream | None:
-    """Find the stream that a file holds if the file is part of a prepared dataset."""
+    """Return the prepared stream that is stored in a file; None if the file is not part of a prepared dataset."""
     path = path.resolve()
     for root in path.parents:
         if not (root / MANIFEST_NAME).is_file():

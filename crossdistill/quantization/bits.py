@@ -1,4 +1,4 @@
-"""Bit widths of a quantised network, written as ``w4a8``."""
+"""Bit widths of a quantised network: ``w4a8`` means 4-bit weights and 8-bit activations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SPEC = re.compile(r"w([1-9]\d*)a([1-9]\d*)")
 
 @dataclass(frozen=True)
 class BitWidths:
-    """Numbers of bits of a quantised network."""
+    """Number of bits of the weights and of the activations of a quantised network."""
 
     weight_bits: int
     activation_bits: int

@@ -1,6 +1,7 @@
-"""Checks of a run. Each stands beside what it checks; here they are collected, to run before anything is made.
+"""All checks of a run, called before anything is created or trained.
 
-``check_configuration`` needs neither data nor weights; ``check_data_and_memory`` also needs the datasets.
+Each check is defined in the module that it belongs to; this module calls them. ``check_configuration`` needs neither
+data nor weights; ``check_data_and_memory`` also needs the datasets.
 """
 
 from __future__ import annotations

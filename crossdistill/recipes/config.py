@@ -309,7 +309,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from error
     if values is not None and not isinstance(values, dict):
         raise UserError(f"{path} holds a {type(values).__name__}: a configuration is sections of keys and values")
     return values or {}
@@ -397,7 +397,9 @@ def _take_config_option(arguments: list[str]) -> tuple[dict[str, Any], list[str]
             rest = arguments[i + 1 :]
             if not has_value:
                 if not rest:
-                    raise UserError("--config needs a YAML file: name one of configs/")
+                    raise UserError(
+                        "--config was given without a file: give a YAML file, for example configs/demo.yaml"
+                    )
                 value, rest = rest[0], rest[1:]
             return load_yaml(Path(value)), arguments[:i] + rest, value
     return {}, arguments, "the configuration"

@@ -166,7 +166,7 @@ def _train(
     *,
     facts: dict[str, Any],
 ) -> int:
-    """Train to the end, write the student's files, and return the number of the last step."""
+    """Train the student for all epochs, save it, and return the total number of steps."""
     state = train(
         task,
         dataset,

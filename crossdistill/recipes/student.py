@@ -60,7 +60,7 @@ def check_student(config: RunConfig, terms: list[Term]) -> Encoder:
         parse_bit_widths(pair.bits)
         require_brevitas()
     if config.optimization.batch_size == 1 and any(term.adapter.startswith("mlp") for term in terms):
-        raise UserError("an MLP head normalises over the batch, and --batch-size is 1: give 2 or more")
+        raise UserError("--batch-size is 1, but an MLP head has batch normalisation: give --batch-size 2 or more")
     student = preview_encoder(
         pair.student,
         pair.student_weights,

@@ -143,8 +143,9 @@ class CacheSource(TeacherSource):
         """Check that pooled embeddings of one teacher are enough for the run."""
         if len(config.pair.teacher) > 1 or config.objective.standardize != "none":
             raise UserError(
-                "--teacher-cache holds the embeddings of one teacher, unchanged: remove it, or give one --teacher and "
-                "--standardize none"
+                "--teacher-cache stores raw embeddings of one teacher, but --teacher is "
+                f"{' '.join(config.pair.teacher)} and --standardize is {config.objective.standardize}: remove "
+                "--teacher-cache, or give one --teacher and --standardize none"
             )
         self.cache.require_fit(terms)
         for term in terms:
@@ -263,7 +264,7 @@ def published_weights(options: TeacherOptions) -> str:
             return public.name
     raise UserError(
         f"there are no known weights for the teacher {name}: give --teacher-weights FILE"
-        f"{' (or own, if it loads them itself)' if is_from_file(name) else ''}, or train it with "
+        f"{' (or own, if its Python file loads the weights)' if is_from_file(name) else ''}, or train it with "
         f"--supervised --student {name} --data … --out DIR and then give --teacher-weights DIR"
     )
 

@@ -44,7 +44,7 @@ def rgb_to_rgb(frames: Sequence[Picture]) -> list[Rgb]:
 
 
 def flow_to_rgb(frames: Sequence[Picture]) -> list[Rgb]:
-    """Show direction as hue and speed as saturation; zero flow is white."""
+    """Convert T flow fields [H, W, 2] to images: direction is the hue, speed the saturation, and zero flow is white."""
     images = []
     for frame in frames:
         x, y = (frame[..., axis].astype(np.float32) - FLOW_ZERO for axis in (0, 1))
@@ -56,7 +56,10 @@ def flow_to_rgb(frames: Sequence[Picture]) -> list[Rgb]:
 
 
 def depth_to_rgb(frames: Sequence[Picture]) -> list[Rgb]:
-    """Show near as bright, far as dark and unmeasured as black, with one scale for the clip."""
+    """Convert T depth maps [H, W, 1] to images: near is bright, far is dark, pixels without a measurement are black.
+
+    All frames share one scale.
+    """
     clip = np.stack(frames)[..., 0].astype(np.float32)
     measured = clip[clip > 0]
     near, far = np.percentile(measured, (1, 99)) if measured.size else (0.0, 1.0)
@@ -66,7 +69,10 @@ def depth_to_rgb(frames: Sequence[Picture]) -> list[Rgb]:
 
 
 def skeleton_to_rgb(frames: Sequence[Picture]) -> list[Rgb]:
-    """Draw joints from the front, with one scale for the clip, and bones if there are 20 joints (Kinect)."""
+    """Draw T skeletons [J, 1, 3] from the front, with bones if there are 20 joints (Kinect).
+
+    All frames share one scale.
+    """
     metres = (np.stack(frames)[:, :, 0, :].astype(np.float32) - JOINT_ZERO) * JOINT_STEP_METRES
     flat = metres[..., :2].reshape(-1, 2)
     low, high = flat.min(0), flat.max(0)

@@ -55,7 +55,7 @@ def kind_of(role: str) -> Kind:
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """What the page shows, and how networks are loaded and clips are read."""
+    """Options of a run's report: what it shows, and how networks are loaded and clips are decoded."""
 
     data: Path | None = None
     """Prepared dataset; None for the run's own."""

@@ -276,7 +276,10 @@ def _cost(run: RunData) -> Markup:
 
 
 def _costs_as_much_as(student: Cost, other: Cost) -> bool:
-    """Whether a row would repeat that of the student: for the random student, and for a baseline with the same view."""
+    """Whether a network has the same cost as the student: a random student, or a baseline with the same view.
+
+    Such a network gets no row of its own in the table of costs.
+    """
     kind = kind_of(other.role)
     is_equal = (other.encoder, other.gmacs) == (student.encoder, student.gmacs)
     return kind is Kind.RANDOM or (kind is Kind.BASELINE and is_equal)

@@ -1,4 +1,4 @@
-"""Set up the processes of a run, and exchange Python objects and decisions between them."""
+"""Set up the processes of a distributed run, and exchange Python objects between them."""
 
 from __future__ import annotations
 

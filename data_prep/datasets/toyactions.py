@@ -218,7 +218,10 @@ class ClipId:
 
 
 def num_groups(clips_per_class: int) -> int:
-    """Return the number of groups of a class: about four clips a group, and at most 25 groups as in UCF101."""
+    """Return the number of groups per class: one per four clips, at least 2, at most 25 as in UCF101.
+
+    All clips of a group are in the same part of a split.
+    """
     return min(MAX_GROUPS, max(2, clips_per_class // CLIPS_PER_GROUP))
 
 

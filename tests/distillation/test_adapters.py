@@ -114,10 +114,14 @@ def test_every_adapter__distils(adapter, toy_folder):
     ("terms", "adapter", "message"),
     [
         (["compress-1q"], "identity", "keeps the student's 256 features.*teacher's 128: choose linear"),
-        (["compress-1q"], "tokens", "does not give what the objective compares .features.: choose identity, linear"),
+        (
+            ["compress-1q"],
+            "tokens",
+            "adapter tokens gives .*, and the objective compares features: choose identity, linear",
+        ),
         (["compress-1q"], "lineal", "did you mean 'linear'"),
-        (["compress-2q", "compress-2q-live"], None, "fills the student's side of the bank twice"),
-        (["compress-1q:0"], None, "weight is '0', give a number above 0"),
+        (["compress-2q", "compress-2q-live"], None, "compress-2q and compress-2q-live store student anchors"),
+        (["compress-1q:0"], None, "weight is '0'; give a number above 0"),
         (["compress-1q:much"], None, "weight is 'much'"),
         (["compress-1q", "compress-1q"], None, "each once"),
         ([], None, "one or more objectives"),
@@ -149,7 +153,7 @@ def test_tokens_alone__are_refused_where_they_leave_weights_untrained():
 
 
 def test_adapter_that_nothing_uses__is_refused():
-    with pytest.raises(UserError, match="--adapter mlp4 has nothing to adapt: token-matching brings its own head"):
+    with pytest.raises(UserError, match="--adapter mlp4 has no effect with --objective token-matching"):
         crossdistill.create_terms(["token-matching"], adapter="mlp4")
 
 

@@ -122,7 +122,7 @@ def test_cluster__a_class_without_training_clips_is_never_right():
 
 def test_cluster__refuses_fewer_clips_than_classes():
     features, labels = torch.eye(4)[:2], torch.tensor([0, 1])
-    with pytest.raises(UserError, match="5 clusters need as many train clips, not 2"):
+    with pytest.raises(UserError, match="there are 2 train clips and 5 classes"):
         evaluate_cluster(
             train_features=features, train_labels=labels, test_features=features, test_labels=labels, num_classes=5
         )

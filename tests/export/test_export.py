@@ -144,7 +144,7 @@ class UnevenPool(nn.Module):
 def test_export__unsupported_operator_is_one_sentence(tmp_path, capfd):
     view = create_encoder("flow_r3d10", num_frames=4, size_px=16).view
     encoder = wrap_encoder(UnevenPool(), view=view, embed_dim=24, name="flow_uneven").eval()
-    with pytest.raises(UserError, match=r"cannot write flow_uneven as ONNX at 4 frames .*adaptive_avg_pool3d"):
+    with pytest.raises(UserError, match=r"cannot export flow_uneven as ONNX for 4 frames .*adaptive_avg_pool3d"):
         export_student(encoder, tmp_path / "student.onnx", noise_clips(encoder, 2))
     assert list(tmp_path.iterdir()) == []
     assert "prim::" not in "".join(capfd.readouterr())  # the graph that PyTorch prints

@@ -74,12 +74,12 @@ def test_wrong_files(tmp_path):
     with pytest.raises(UserError, match="no configuration file"):
         parse(["--config", str(tmp_path / "absent.yaml")])
     (tmp_path / "broken.yaml").write_text("a: [1")
-    with pytest.raises(UserError, match="not YAML"):
+    with pytest.raises(UserError, match="not valid YAML"):
         load_yaml(tmp_path / "broken.yaml")
     (tmp_path / "list.yaml").write_text("- 1")
     with pytest.raises(UserError, match="holds a list"):
         load_yaml(tmp_path / "list.yaml")
-    with pytest.raises(UserError, match="--config needs"):
+    with pytest.raises(UserError, match="--config was given without a file"):
         parse(["--config"])
 
 

@@ -61,7 +61,8 @@ def evaluate_cluster(split: EmbeddedSplit, settings: ProtocolSettings) -> list[P
     num_train, num_classes = split.train.num_clips, split.num_classes
     if num_train < num_classes:
         raise UserError(
-            f"{num_classes} clusters need as many train clips, not {num_train}: remove cluster from --protocols"
+            f"the protocol cluster needs at least one train clip per class, but there are {num_train} train clips and "
+            f"{num_classes} classes: remove cluster from --protocols"
         )
     train, test = (_unit(part.features) for part in (split.train, split.test))
     kmeans = KMeans(num_classes, init="k-means++", n_init=1, max_iter=NUM_ITERATIONS, random_state=settings.seed)
