@@ -4,8 +4,8 @@ A cache is a folder. ``cache.json`` describes it; ``shards/`` holds one safetens
 each augmented version; ``classifier.safetensors`` holds the teacher's linear classifier, if it has one. Augmentation a
 of sample i is the clip that ``PairedClips`` draws for ``SampleKey(i, epoch=a)`` with the cache's seed.
 
-``TeacherCache.require`` compares a cache with a run (``describe_clips``, ``describe_teacher``); ``recipes/cache.py`` fills
-it.
+``TeacherCache.require`` compares a cache with a run (``describe_clips``, ``describe_teacher``). ``recipes/cache.py``
+fills it.
 
 Shapes: B batch, E teacher features, n samples of a shard.
 """
