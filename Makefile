@@ -43,7 +43,7 @@ bench: $(INSTALLED)  ## Run every benchmark, scripts/bench_*.py, in turn
 		echo "== $$script"; $(VENV_PYTHON) $$script $(ARGS); \
 	done
 
-format: $(INSTALLED)  ## Format the code and mend what the linter can mend
+format: $(INSTALLED)  ## Format the code and fix what the linter can fix
 	$(VENV_PYTHON) -m ruff format .
 	$(VENV_PYTHON) -m ruff check --fix .
 

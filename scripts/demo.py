@@ -39,7 +39,7 @@ ROLES = ("teacher", "student, supervised", "student, distilled", "student, rando
 
 
 def train(name: str, folder: Path, **sections: dict[str, Any]) -> dict[str, Any]:
-    """Run one configuration (or go on with it) and return its results by role."""
+    """Run one configuration (or resume it) and return its results by role."""
     place = {"machine": {"out": str(folder), "resume": True}}
     values = merge(toyactions_preset(), load_yaml(CONFIGS / f"{name}.yaml"), sections, place)
     run(from_dict(values, source=f"configs/{name}.yaml"))

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Toyactions rows of docs/results: RGB teaches flow, flow teaches RGB and itself, RGB and flow together teach RGB.
-# Teachers (r3d10) learn from labels, students (tiny3d_8, 1/12 of their parameters) from their teachers alone; beside each
-# stands its twin with labels.
+# Teachers (r3d10) learn from labels, students (tiny3d_8, 1/12 of their parameters) from their teachers alone. Each
+# student is compared with its supervised baseline: the same network trained with labels.
 #
 #   scripts/reproduce_toyactions.sh OUT [SEED…]
 #

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The five uses of docs/results on UTD-MHAD, cross-subject. Teachers learn from labels, students from their teacher
-# alone; beside each stands its twin, the same network trained with labels.
+# alone. Each student is compared with its supervised baseline: the same network trained with labels.
 #
 #   scripts/reproduce_utd_mhad.sh DATA OUT [SEED…]
 #
@@ -27,7 +27,7 @@ run() {
     --batch-size 16 --optimizer adamw --lr 0.002 --weight-decay 0.05 --schedule cosine --warmup-epochs 2 \
     --crop-area-min 0.8 --mirror no --knn-clips 0 --workers 0 "${@:4}"
 }
-# labels NAME ENCODER SEED OPTIONS…: teachers, and the twins of students
+# labels NAME ENCODER SEED OPTIONS…: teachers, and supervised baselines of students
 labels() { run "$1, labels" "$3" "$epochs" --supervised --student "$2" "${@:4}"; }
 
 # distil NAME TEACHER TEACHER_RUN STUDENT SEED OPTIONS…
@@ -67,7 +67,7 @@ for seed in ${seeds:-0 1 2}; do
   distil "skeleton 8 to itself" skeleton_tiny3d_8 "skeleton 8, labels" skeleton_tiny3d_8 "$seed" "${px20[@]}" --rounds 2
   run "small depth 8, ISD" "$seed" 100 --config configs/isd.yaml --crop-area-min 0.4 --bank-size 400 \
     --student depth_tiny3d_8 "${small[@]}"
-  # Lower precision: twin and student go on from their network of 32 bits, with labels or with the teacher.
+  # Lower precision: baseline and student start from their trained fp32 networks, and train with labels or with the teacher.
   for bits in w2a4 w4a4 w8a8; do
     run "small depth 8 $bits, labels" "$seed" "$quantised_epochs" --supervised --student depth_tiny3d_8 "${small[@]}" \
       --student-weights "$out/small depth 8, labels-seed$seed" --bits $bits

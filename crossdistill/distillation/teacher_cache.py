@@ -173,7 +173,7 @@ class TeacherCache:
             cache.require(key, wanted_by="this command")
             if cache.num_augmentations > num_augmentations:
                 raise UserError(
-                    f"the teacher cache {folder} has {cache.num_augmentations} augmentations, and this command wants "
+                    f"the teacher cache {folder} has {cache.num_augmentations} augmentations, but this command wants "
                     f"{num_augmentations}: give --augmentations {cache.num_augmentations} or more, or another --out"
                 )
         elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -249,7 +249,7 @@ class TeacherCache:
         if found is not None:
             name, has, wants = found
             raise UserError(
-                f"the teacher cache {self.folder} has {name} {has!r}, and {wanted_by} wants {wants!r}: give the "
+                f"the teacher cache {self.folder} has {name} {has!r}, but {wanted_by} needs {wants!r}: give the "
                 "options that the cache was made with, or make another cache"
             )
 

@@ -1,5 +1,5 @@
-"""Quantised students: ``quantize.py`` turns an encoder into one of few bits.
+"""Quantised students: ``quantize.py`` quantises an encoder.
 
-``layers.py`` and ``ranges.py`` hold its layers, ``integers.py`` what they compute outside of training, and
-``stored.py`` what a file stores of them.
+``layers.py`` and ``ranges.py`` define the layers, ``integers.py`` the integer arithmetic in eval mode, and
+``stored.py`` the form in which weights are saved.
 """

@@ -1,7 +1,7 @@
 """Integer arithmetic of a quantised convolution outside of training, equal to that of the exported file.
 
 A floating-point sum close to halfway between two integers may round differently in PyTorch and in a runtime, and one
-such step moves the embedding of a deep network of few bits. Sums of integers are exact. Sum, factor and rounding follow
+such step changes the embedding of a deep quantised network. Sums of integers are exact. Sum, factor and rounding follow
 ONNX' QLinearConv in its order, so the network that is evaluated is the network that is exported.
 
 Shapes: B batch, C output channels, I input channels of a group.

@@ -1,4 +1,4 @@
-"""Quantisation-aware training: an encoder whose weights and activations are integers of few bits.
+"""Quantisation-aware training: an encoder with weights and activations of 2 to 8 bits.
 
 brevitas' layers replace convolutions, linear layers and multi-head attention. They compute in floating point with
 values on a grid of integers, and gradients pass through the rounding, so every objective can train them.

@@ -15,7 +15,7 @@ from crossdistill.utils.files import write_text_atomically
 
 TrackerName = Literal["tensorboard", "wandb", "mlflow", "none"]
 PROJECT = "crossdistill"
-# Which run of MLflow a resumed run goes on with.
+# Holds the id of the MLflow run, which a resumed run continues.
 MLFLOW_RUN_NAME = "mlflow_run_id.txt"
 MEASURES = ("top1", "top5", "mean_class")
 PACKAGES = {"wandb": "wandb", "mlflow": "mlflow"}
@@ -31,13 +31,13 @@ def require_tracker(name: str) -> None:
 
 
 def open_tracker(name: str, folder: Path, *, purge_step: int | None = None) -> GeneralTracker | None:
-    """Open the tracker of a run, or go on with it.
+    """Open the tracker of a run, or continue it when a run is resumed.
 
     Args:
         name: One of ``TrackerName``.
-        folder: The run's; TensorBoard writes into it, the others take their name from it and their place from their own
-            settings (``WANDB_DIR``, ``MLFLOW_TRACKING_URI``).
-        purge_step: TensorBoard forgets this step and later ones, which a killed run left.
+        folder: The run's folder. TensorBoard writes into it; the others take the run's name from it, and their location
+            from their own settings (``WANDB_DIR``, ``MLFLOW_TRACKING_URI``).
+        purge_step: First step that TensorBoard discards, because a killed run had written it and later steps.
 
     Returns:
         None for ``none``.

@@ -22,7 +22,7 @@ BLIND_EXCEPTIONS = {"Exception", "BaseException"}
 MODALITY_NAMES = set(MODALITIES)
 # The two places that may ask for a modality by its name: its definition, and how its files are coded.
 MODALITY_ROOMS = {ROOT / "crossdistill" / "modalities.py", ROOT / "crossdistill" / "data" / "streams.py"}
-# A person's own folders on one machine, at the start of a path. Joined here so that this file does not offend.
+# Start of a path that exists on one developer's machine only. Joined here, so that this file passes the check itself.
 MACHINE_PATH = re.compile(r"(?<![\w.~])/(?:" + "|".join(("work", "root")) + r")/")
 
 MAX_IMPORT_RATIO = 1.2

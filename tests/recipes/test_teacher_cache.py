@@ -331,16 +331,16 @@ def test_verify__compares_with_the_live_teacher(data_folder, teacher_file, half_
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--student-frames", 5], "has student_view.num_frames 4, and this run wants 5"),
-        (["--teacher", "rgb_r3d10"], "has teacher 'rgb_r3d10_gn', and this run wants 'rgb_r3d10'"),
-        (["--teacher-size", 64], "has teacher_view.size_px 32, and this run wants 64"),
+        (["--student-frames", 5], "has student_view.num_frames 4, but this run needs 5"),
+        (["--teacher", "rgb_r3d10"], "has teacher 'rgb_r3d10_gn', but this run needs 'rgb_r3d10'"),
+        (["--teacher-size", 64], "has teacher_view.size_px 32, but this run needs 64"),
         (["--teacher-weights", "elsewhere"], "has teacher_weights '"),
-        (["--crop-area-min", 0.5], "has crop_area_min 0.2, and this run wants 0.5"),
-        (["--mirror", "no"], "has mirror True, and this run wants False"),
-        (["--split", "2"], "has split '1', and this run wants '2'"),
+        (["--crop-area-min", 0.5], "has crop_area_min 0.2, but this run needs 0.5"),
+        (["--mirror", "no"], "has mirror True, but this run needs False"),
+        (["--split", "2"], "has split '1', but this run needs '2'"),
         (["--objective", "token-matching"], "keeps pooled embeddings alone"),
         (["--objective", "kd"], "came without a linear classifier"),
-        (["--supervised"], "leave --teacher-cache out"),
+        (["--supervised"], "remove one of them"),
     ],
 )
 def test_training__refuses_another_cache(data_folder, cache_folder, tmp_path, capsys, options, said):
@@ -375,8 +375,8 @@ def test_command__refuses_another_folder(data_folder, cache_folder, teacher_file
     (tmp_path / "notes.txt").write_text("mine")
     for folder, options, said in (
         (tmp_path, (), "holds something that is no teacher cache"),
-        (cache_folder, ("--dtype", "fp32", "--seed", 4), "has seed 0, and this command wants 4"),
-        (cache_folder, ("--dtype", "fp32", "--augmentations", 1), "has 2 augmentations, and this command wants 1"),
+        (cache_folder, ("--dtype", "fp32", "--seed", 4), "has seed 0, but this command needs 4"),
+        (cache_folder, ("--dtype", "fp32", "--augmentations", 1), "has 2 augmentations, but this command wants 1"),
         (tmp_path / "new", ("--augmentations", 0), "--augmentations is 0: give 1 or more"),
         (tmp_path / "new", ("--teacher", "self"), "--teacher self changes while it trains"),
     ):

@@ -236,21 +236,24 @@ def test_labels_beside_a_teacher__train_a_classifier(taught_by, toy_folder, tmp_
     [
         ([*TWO, "--teacher-weights", "a", "b", "c"], "--teacher-weights has 3 values for 2 teachers: give one for all"),
         ([*TWO, "--teacher-weights", "nowhere"], "nowhere does not exist: give a weight file or a run's folder"),
-        (["--teacher", "self", "flow_tiny3d_8"], "--teacher self stands alone"),
+        (["--teacher", "self", "flow_tiny3d_8"], "--teacher self changes during training"),
         (["--teacher", "self", "--objective", "kd"], "kd needs a classifier, and --teacher self has none"),
-        (["--teacher", "self", "--teacher-weights", "x"], "--teacher self begins as the student"),
+        (["--teacher", "self", "--teacher-weights", "x"], "--teacher self starts as the student"),
         (["--teacher", "self", "--teacher-cache", "x"], "there is no teacher cache in x"),
-        ([*TWO, "--objective", "mse", "--temperature", 0.1], "--temperature is of no use to --objective mse"),
-        ([*TWO, "--objective", "token-matching", "--standardize", "phi-s"], "--standardize is of embeddings"),
+        ([*TWO, "--objective", "mse", "--temperature", 0.1], "--temperature has no effect with --objective mse"),
+        (
+            [*TWO, "--objective", "token-matching", "--standardize", "phi-s"],
+            "--standardize has no effect with --objective token-matching",
+        ),
         ([TWO[0], TWO[1], "--teacher-drop", 0.5], "--teacher-drop leaves out one of several teachers"),
-        (["--supervised", "--strong-views"], "--strong-views is for students of a teacher"),
-        ([TWO[0], TWO[1], "--rounds", 2, "--objective", "kd"], "--rounds wants a classifier of each student"),
+        (["--supervised", "--strong-views"], "--strong-views has no effect with --supervised"),
+        ([TWO[0], TWO[1], "--rounds", 2, "--objective", "kd"], "--rounds needs a classifier of each student"),
         ([*TWO, "--bank-size", 10**12], r"a bank of 1000000000000 anchors needs [\d.]+ GB"),
         ([*TWO, "--teacher-drop", 1.0], "teacher_drop is 1.0: input should be less than 1"),
         (["--teacher", "self", "--bank-size", 10**12], r"a bank of 1000000000000 anchors needs [\d.]+ GB"),
     ],
 )
-def test_nonsense__is_one_sentence(options, sentence, toy_folder, tmp_path, assert_refused):
+def test_invalid_options__are_refused_in_one_sentence(options, sentence, toy_folder, tmp_path, assert_refused):
     objective = [] if "--objective" in options else ["--objective", "compress-1q"]
     assert_refused(lambda: train("--data", toy_folder, "--out", tmp_path / "x", *objective, *options), sentence)
 
@@ -326,5 +329,5 @@ def test_rounds__leave_a_finished_run_alone(toy_folder, tmp_path, assert_refused
     options = ["--supervised", "--data", toy_folder, "--out", tmp_path / "run", "--no-evaluate"]
     train(*options)
     before = weights(tmp_path / "run")
-    assert_refused(lambda: train(*options, "--rounds", 2), "holds a run already: add --resume to go on with it")
+    assert_refused(lambda: train(*options, "--rounds", 2), "already holds a run: add --resume to continue it")
     assert all(torch.equal(value, before[name]) for name, value in weights(tmp_path / "run").items())

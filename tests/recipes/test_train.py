@@ -1,4 +1,4 @@
-"""The commands as a person types them: what they leave behind, and what they say when given nonsense."""
+"""The commands with real command lines: the files that they write, and their errors for invalid input."""
 
 import json
 import shutil
@@ -206,7 +206,7 @@ def test_bad_input__one_sentence_each(toy_folder, teacher_file, run_folder, tmp_
     out = ["--out", tmp_path / "new"]
     assert "no student was given" in wrong(capsys, *known, *data)
     assert "no teacher was given" in wrong(capsys, *flow, *data)
-    assert "leave one of them out" in wrong(capsys, *known, *flow, *data, "--supervised")
+    assert "remove one of them" in wrong(capsys, *known, *flow, *data, "--supervised")
     assert "names like it are flow_r3d10, " in wrong(capsys, *known, "--student", "flow_r3d100", *data, *out)
     assert "unknown encoder 'sound_r3d10'" in wrong(capsys, *known, "--student", "sound_r3d10", *data, *out)
     assert "unknown objective 'compres-2q'" in wrong(capsys, *known, *flow, *data, *out, "--objective", "compres-2q")
@@ -218,14 +218,14 @@ def test_bad_input__one_sentence_each(toy_folder, teacher_file, run_folder, tmp_
     other = ["--teacher", "rgb_r3d18", "--teacher-weights", run_folder]
     assert "holds flow_r3d18, not rgb_r3d18" in wrong(capsys, *other, *flow, *data, *out)
     assert "--batch-size 36" in wrong(capsys, *known, *flow, *data, *out, "--batch-size", 1000)
-    assert "holds a run already" in wrong(capsys, *known, *flow, *data, "--out", run_folder)
-    assert "--accumulate 5 wants more batches" in wrong(capsys, *known, *flow, *data, *out, "--accumulate", 5)
+    assert "already holds a run" in wrong(capsys, *known, *flow, *data, "--out", run_folder)
+    assert "--accumulate 5 needs 5 batches" in wrong(capsys, *known, *flow, *data, *out, "--accumulate", 5)
     assert not out[1].exists(), "a run that never started leaves its name free"
     changed = [*known, *flow, *data, "--out", run_folder, "--resume", "--lr", 0.5]
     assert "was started with another" in wrong(capsys, *changed)
 
 
-def test_a_run_without_its_configuration__is_not_gone_on_with(run_folder, toy_folder, teacher_file, tmp_path, capsys):
+def test_run_without_its_configuration__is_not_resumed(run_folder, toy_folder, teacher_file, tmp_path, capsys):
     folder = tmp_path / "run"
     shutil.copytree(run_folder, folder)
     (folder / "config.json").unlink()
@@ -257,7 +257,7 @@ def make():
 """
 
 
-def test_a_network_of_ones_own__teaches_with_its_own_weights_and_is_run_only_if_allowed(toy_folder, tmp_path, capsys):
+def test_custom_network__teaches_with_its_own_weights_and_runs_only_if_allowed(toy_folder, tmp_path, capsys):
     (tmp_path / "mine.py").write_text(OWN_NETWORK)
     mine, data = f"{tmp_path}/mine.py:make", ["--data", toy_folder, "--no-evaluate", "--knn-clips", 0]
     train("--teacher", mine, "--teacher-weights", "own", "--student", mine, *data, "--out", tmp_path / "run")
