@@ -85,7 +85,7 @@ def compare_with_labels(student: Encoder, terms: Sequence[Term], num_classes: in
     if not own:
         return []
     if num_classes is None:
-        raise UserError(f"the objective {next(iter(own))} needs labels, and the data has none: remove it")
+        raise UserError(f"the objective {next(iter(own))} needs labels, but the data has none: remove this objective")
     return [Comparison(_create_heads(own, student, Sizes(0, num_classes=num_classes)), own)]
 
 

@@ -27,7 +27,9 @@ class SupervisedTask(Task):
 
     def __init__(self, *, encoder: Encoder, execution: Execution, num_classes: int) -> None:
         if num_classes < 2:
-            raise UserError(f"training with labels needs at least 2 classes, and the data has {num_classes}")
+            raise UserError(
+                f"training with labels needs at least 2 classes, but the data has {num_classes}: choose another --data"
+            )
         layer = nn.Linear(encoder.embed_dim, num_classes).to(execution.device)
         super().__init__(StudentWithHeads(encoder, {CLASSIFIER: Head(layer)}), execution)
 

@@ -206,7 +206,10 @@ def require_no_classifier_needed(terms: Sequence[Term]) -> None:
     """Raise a ``UserError`` if a term compares class probabilities, which ``--teacher self`` does not have."""
     for term in terms:
         if term.objective.compares == "logits":
-            raise UserError(f"the objective {term.name} needs a classifier, and --teacher self has none: use seed")
+            raise UserError(
+                f"the objective {term.name} needs a classifier, but --teacher self has none: choose an objective on "
+                "embeddings, for example seed"
+            )
 
 
 class StandardizedTeacher(Teacher):

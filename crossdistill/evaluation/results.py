@@ -300,7 +300,7 @@ def read_evaluation(values: dict[str, Any]) -> Evaluation:
     if isinstance(values.get("version"), int) and values["version"] > SCHEMA_VERSION:
         raise UserError(
             f"these results have schema version {values['version']}, this crossdistill reads up to {SCHEMA_VERSION}: "
-            "update it"
+            "update crossdistill"
         )
     try:
         return TypeAdapter(Evaluation).validate_python(values)

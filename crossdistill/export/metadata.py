@@ -159,7 +159,8 @@ class ExportMetadata:
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise UserError(f"the metadata of {source} is damaged ({error}): {advice}") from error
         raise UserError(
-            f"{source} has format version {version}, but this crossdistill reads up to {FORMAT_VERSION}: update it"
+            f"{source} has format version {version}, but this crossdistill reads up to {FORMAT_VERSION}: update "
+            "crossdistill"
         )
 
 

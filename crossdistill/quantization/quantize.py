@@ -66,12 +66,15 @@ def quantize(encoder: Encoder, bits: BitWidths | str) -> Encoder:
     """
     widths = parse_bit_widths(bits) if isinstance(bits, str) else bits
     if encoder.bits is not None:
-        raise UserError(f"{encoder.name} is quantised to {encoder.bits} already: start from an encoder that is not")
+        raise UserError(f"{encoder.name} is already quantised to {encoder.bits}: start from a float encoder")
     qnn = require_brevitas()
     with torch.random.fork_rng(devices=[]):  # new layers draw weights that are not kept
         called, norms = _survey(encoder)
         if not called:
-            raise UserError(f"{encoder.name} has no convolution, linear layer or attention that can be quantised")
+            raise UserError(
+                f"{encoder.name} has no convolution, linear layer or attention that can be quantised: choose another "
+                "encoder"
+            )
         for name in called:
             layer = encoder.body.get_submodule(name)
             is_stem = name in encoder.info.stems

@@ -128,7 +128,8 @@ def _require_one_frozen_teacher(config: RunConfig) -> None:
         raise UserError("--teacher self starts as the student, so there is nothing to compare: name a frozen encoder")
     if config.pair.teacher_cache is not None or config.pair.supervised or len(config.pair.teacher) != 1:
         raise UserError(
-            "the agreement is that of one teacher and one student: give one --teacher and no --teacher-cache"
+            "crossdistill agreement compares one frozen teacher with one student: give one --teacher, and neither "
+            "--teacher-cache nor --supervised"
         )
 
 

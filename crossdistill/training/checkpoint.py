@@ -91,7 +91,7 @@ def _read(path: Path) -> dict[str, Any]:
         if not header.get("version", "").isdecimal():
             raise SafetensorError("its header is not a checkpoint's")
         if int(header["version"]) > FORMAT_VERSION:
-            raise UserError(f"{path} was written by a newer crossdistill: update it")
+            raise UserError(f"{path} was written by a newer crossdistill: update crossdistill")
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     state: dict[str, Any] = join_tensors(json.loads(header["state"]), tensors)
     return state

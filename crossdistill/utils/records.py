@@ -79,7 +79,7 @@ def parse_versioned_json(
         raise UserError(f"{source} has the format {has_format!r}, not {format_name!r}: {remedy}")
     if has_version > version:
         raise UserError(
-            f"{source} has format version {has_version}, this crossdistill reads up to {version}: update it"
+            f"{source} has format version {has_version}, this crossdistill reads up to {version}: update crossdistill"
         )
     return record
 

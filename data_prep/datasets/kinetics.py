@@ -128,7 +128,9 @@ def read_lists(annotations: Sequence[Path], *, classes: Path | None = None) -> t
     known, trained = set(names), {row.action for row in rows if row.part == "train"}
     for row in rows:
         if row.action and row.action not in known:
-            raise UserError(f"{row.place} names the class {row.action!r}, which is not in {classes}")
+            raise UserError(
+                f"{row.place} names the class {row.action!r}, which is not in {classes}: add the class there"
+            )
         if row.action and trained and row.action not in trained:
             raise UserError(
                 f"{row.place} names the class {row.action!r}, which has no training clip: give lists of the same "

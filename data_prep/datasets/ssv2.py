@@ -110,5 +110,5 @@ def _read_entry(place: str, entry: Any, part: str | None, labels: Mapping[str, i
     # Templates mark objects, "Pushing [something]"; labels.json does not.
     action = str(entry.get("template", "")).replace("[", "").replace("]", "")
     if action not in labels:
-        raise UserError(f"{place} names the class {action!r}, which is not in {LABELS}")
+        raise UserError(f"{place} names the class {action!r}, which is not in {LABELS}: unpack the lists again")
     return ListedVideo(name, action, labels[action], splits={"1": part})

@@ -23,6 +23,7 @@ from data_prep.pipeline.sources import ListedVideo, join_files, read_lines, requ
 
 CLASS_LIST = "classInd.txt"
 OFFICIAL_FOLDER = "ucfTrainTestlist"
+UNPACK_AGAIN = "unpack the official lists again"
 SPLITS = ("1", "2", "3")
 PARTS = ("train", "test")
 VIDEO_LINE = re.compile(r"(?P<folder>[^/]+)/(?P<name>v_(?P<action>.+)_(?P<group>g\d+)_c\d+)\.avi(?:\s+(?P<label>\d+))?")
@@ -86,7 +87,7 @@ def _read_classes(path: Path) -> list[str]:
             raise UserError(f"{place} is {line!r}: expected the number {len(classes) + 1}, a space and a class name")
         classes.append(name.strip())
     if not classes:
-        raise UserError(f"{path} names no class: unpack the official lists again")
+        raise UserError(f"{path} names no class: {UNPACK_AGAIN}")
     return classes
 
 
@@ -102,11 +103,17 @@ def _read_video_list(path: Path, split: str, part: str, classes: Sequence[str], 
             )
         name, label = match["name"], labels.get(match["folder"].casefold())
         if label is None:
-            raise UserError(f"{place} names the class {match['folder']!r}, which is not in {CLASS_LIST}")
+            raise UserError(
+                f"{place} names the class {match['folder']!r}, which is not in {CLASS_LIST}: {UNPACK_AGAIN}"
+            )
         if match["action"].casefold() != match["folder"].casefold():
-            raise UserError(f"{place} puts a file of {match['action']!r} into the class {match['folder']!r}")
+            raise UserError(
+                f"{place} puts a file of {match['action']!r} into the class {match['folder']!r}: {UNPACK_AGAIN}"
+            )
         if match["label"] is not None and int(match["label"]) != label + 1:
-            raise UserError(f"{place} gives the label {match['label']}, but {CLASS_LIST} gives {label + 1}")
+            raise UserError(
+                f"{place} gives the label {match['label']}, but {CLASS_LIST} gives {label + 1}: {UNPACK_AGAIN}"
+            )
         new = ListedVideo(name, classes[label], label, f"{classes[label]}_{match['group']}")
         video = videos.setdefault(name.casefold(), new)
         if split in video.splits:

@@ -12,9 +12,9 @@ One video goes through it in these steps:
 5. Each worker sends its job as JSON to a child process of its own (``jobs``, ``guard``). A child that crashes or that
    exceeds the time limit is killed and costs one video, not the run.
 6. In the child, ``transcode`` reads the source once and decides whether it is intact, damaged but usable
-   (``repaired``) or unusable (``skipped``). ``readers`` yields its frames at the stored size (``data_prep.frames``). Every stream takes each frame: ``rgb`` and recorded ``depth`` are copied; ``data_prep.flow``
-   and ``data_prep.depth`` estimate the others. A stream is written to a temporary file, which is renamed when it is
-   complete.
+   (``repaired``) or unusable (``skipped``). ``readers`` yields its frames at the stored size (``data_prep.frames``).
+   Every stream takes each frame: ``rgb`` and recorded ``depth`` are copied; ``data_prep.flow`` and ``data_prep.depth``
+   estimate the others. A stream is written to a temporary file, which is renamed when it is complete.
 7. The worker receives an ``Outcome`` (``ok``, ``repaired`` or ``skipped``, the reason, the streams). The main process
    appends it to the journal (``journal``).
 8. When all jobs are done, ``prepare`` writes the manifest, in the order of the dataset's list. ``summary`` prints how

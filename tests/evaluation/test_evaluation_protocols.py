@@ -265,7 +265,7 @@ def test_classify__equals_a_naive_loop_over_videos_views_and_classes():
     assert result.mean_class == pytest.approx(np.mean([np.mean(each) for each in by_class.values()]), abs=1e-15)
     assert by_class[1] == [0.0] * len(by_class[1]) and 0.1 < result.top1 < 0.9
     assert result.details["classes_without_training_clips"] == [1] and result.details["epochs"] == 3
-    with pytest.raises(UserError, match="classifier has 5 classes and the dataset 6"):
+    with pytest.raises(UserError, match="classifier has 5 classes, but the dataset has 6"):
         classify(both, Classifier(layer.weight[:5], layer.bias[:5]), details={})
 
 

@@ -393,7 +393,7 @@ def newer(folder):
         (lambda folder: truncate(folder / WEIGHTS_NAME, 0.5), "is not a complete safetensors file"),
         (lambda folder: torch.save({"a": print}, folder / WEIGHTS_NAME), "is not a complete safetensors file"),
         (lambda folder: (folder / WEIGHTS_NAME).unlink(), "there is no weight file"),
-        (newer, "has format version 99, this crossdistill reads up to 1: update it"),
+        (newer, "has format version 99, this crossdistill reads up to 1: update crossdistill"),
         (lambda folder: truncate(folder / FACTS_NAME, 0.5), "is damaged"),
     ],
 )

@@ -50,7 +50,10 @@ def test_read_versioned_json__reads_this_version_and_older_ones(tmp_path):
         (b'{"format": "ours"}', r"x\.json is damaged \('version'\)"),
         (b'{"format": "ours", "version": null}', r"x\.json is damaged"),
         (b'{"format": "theirs", "version": 1}', r"x\.json has the format 'theirs', not 'ours': write it again$"),
-        (b'{"format": "ours", "version": 3}', r"has format version 3, this crossdistill reads up to 2: update it$"),
+        (
+            b'{"format": "ours", "version": 3}',
+            r"has format version 3, this crossdistill reads up to 2: update crossdistill$",
+        ),
     ],
 )
 def test_read_versioned_json__refuses_other_content(tmp_path, content, sentence):

@@ -31,7 +31,10 @@ def classify(split: EmbeddedSplit, classifier: Classifier, *, details: dict[str,
     """
     num_own, absent = len(classifier.weight), split.absent_classes()
     if num_own != split.num_classes:
-        raise UserError(f"the student's classifier has {num_own} classes and the dataset {split.num_classes}")
+        raise UserError(
+            f"the student's classifier has {num_own} classes, but the dataset has {split.num_classes}: evaluate on the "
+            "dataset that the student was trained on"
+        )
     logits_nvc = split.test.views_nvd @ classifier.weight.T + classifier.bias
     logits_nvc[..., absent] = -torch.inf  # never predicted, as in all protocols
     details = {**details, "num_train": split.train.num_clips, "classes_without_training_clips": absent}
