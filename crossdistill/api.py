@@ -98,7 +98,8 @@ class Run:
 
         Args:
             protocols: Names of protocols.
-            options: Its other options, for example ``views="10x3"``; ``data`` and ``split`` are the run's by default.
+            options: Other options of ``crossdistill evaluate``, for example ``views="10x3"``. By default ``data``
+                and ``split`` are those of the run.
 
         Returns:
             A result with ``top1``, ``interval`` and ``to_frame()``; every number is in ``results``.

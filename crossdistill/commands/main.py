@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None, *, command: str | None = None, 
     """Run a command.
 
     Args:
-        arguments: Those of the program if None.
+        arguments: The command line; ``sys.argv[1:]`` if None.
         command: The command's name; the first argument if None.
         prog: Name of the program in help and errors.
     """

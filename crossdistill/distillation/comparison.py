@@ -102,8 +102,8 @@ def compare_with_teacher(
     """Create heads and bank for one teacher.
 
     Args:
-        student: Read for its sizes.
-        teacher: Read for its sizes.
+        student: The student; only its sizes are read.
+        teacher: The teacher; only its sizes are read.
         terms: All terms of the loss; those on labels are left out.
         suffix: Ends the names of the heads.
         bank_size: K.

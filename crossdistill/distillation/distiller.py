@@ -134,10 +134,10 @@ class Distiller(Task):
 
         Args:
             batch: A batch of clips, or the student's input as a plain tensor [B, ...], normalised.
-            teacher_input: With a plain tensor, what the teachers see [B, ...]; the student's input if None.
-            labels: With a plain tensor, [B] int64 for objectives that use labels.
-            sample_ids: With a plain tensor, [B] int64 positions in the dataset, for objectives that must not compare a
-                sample with its own anchor of an earlier epoch; every sample counts as new if None.
+            teacher_input: Only for a plain tensor: the teachers' input [B, ...]; the student's input if None.
+            labels: Only for a plain tensor: [B] int64 for objectives that use labels.
+            sample_ids: Only for a plain tensor: [B] int64 positions in the dataset, for objectives that must not
+                compare a sample with its own anchor of an earlier epoch; every sample counts as new if None.
         """
         if isinstance(batch, Tensor):
             batch = self._pair(batch, teacher_input, labels, sample_ids)

@@ -240,8 +240,8 @@ def require_fit(
 
     Args:
         kind: One of ``ADAPTERS``.
-        student: Read for its sizes.
-        teacher: Read for its sizes and its classifier.
+        student: The student; only its sizes are read.
+        teacher: The teacher; only its sizes and its classifier are read.
         compares: What the objective compares.
         needs_teacher_dim: Whether the objective needs embeddings of equal size on both sides.
         is_loaded: Whether the teacher's weights are loaded; before that nobody knows if it has a classifier.

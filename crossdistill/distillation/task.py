@@ -1,4 +1,4 @@
-"""What the training loop trains."""
+"""``Task``: the base class of the modules that the training loop trains."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Task(nn.Module):
     ``Distiller`` and ``SupervisedTask`` are tasks.
 
     Args:
-        trainable: Everything that the optimizer moves, and nothing else.
+        trainable: The module that holds all trained parameters, and no others.
         execution: Device, precision and layout of the student.
     """
 

@@ -95,7 +95,7 @@ def describe_clips(clips: PairedClips, *, split: str) -> dict[str, Any]:
     """Describe everything that decides the moments and crops of training clips. The decoder does not.
 
     Args:
-        clips: With a student's and a teacher's view, and an augmentation.
+        clips: Training clips with an augmentation, one student's view and one teacher's view.
         split: The split that the videos were taken from.
     """
     student, teacher = clips.views
@@ -120,9 +120,9 @@ def describe_teacher(teacher: Encoder, *, weights: str, weights_sha256: str) -> 
     """Describe everything that decides an embedding besides the clip.
 
     Args:
-        teacher: With its weights.
+        teacher: The teacher with loaded weights.
         weights: The weights as the command line named them.
-        weights_sha256: Their hash, see ``encoders.weights.weights_hash``.
+        weights_sha256: SHA-256 of the weights, see ``encoders.weights.weights_hash``.
     """
     return {
         "teacher": teacher.name,

@@ -86,7 +86,7 @@ class FrozenTeacher(Teacher):
     """A network that never changes: in eval mode, without gradients, outside every wrapper.
 
     Args:
-        encoder: Its weights are frozen in place.
+        encoder: The network. Its parameters are frozen in place.
         execution: Device, precision and memory layout.
         number: Position among the teachers: it sees ``batch.teachers[number]``.
     """
@@ -162,8 +162,8 @@ class SelfTeacher(Teacher):
     Distillation, ICCV 2021, arXiv 2012.09259.
 
     Args:
-        student: Copied.
-        execution: Of the student; the copy runs alike.
+        student: The student. It is copied, not changed.
+        execution: Device, precision and memory layout of the student, which the copy uses too.
         momentum: Share of the copy that stays at each step.
     """
 

@@ -32,8 +32,8 @@ class Term:
         """Raise a ``UserError`` if the term cannot compare two encoders.
 
         Args:
-            student: Read for its sizes.
-            teacher: Read for its sizes and its classifier.
+            student: The student; only its sizes are read.
+            teacher: The teacher; only its sizes and its classifier are read.
             is_loaded: Whether the teacher's weights are loaded; before that nobody knows if it has a classifier.
         """
         require_fit(

@@ -52,7 +52,7 @@ class Execution:
         """Decide precision and layout for an encoder, move it to the device and lay out its weights.
 
         Args:
-            encoder: Changed in place.
+            encoder: The network. Its weights are changed in place.
             device: Device to run on; the device of the encoder's weights if None.
             precision: ``auto``, ``fp32`` or ``bf16``; see ``uses_bf16``.
             layout: Channels last in memory: ``yes``, ``no`` or ``auto``, which is yes on a GPU, and on a CPU if the

@@ -67,7 +67,7 @@ def load_tensors(encoder: Encoder, tensors: Mapping[str, Tensor], *, source: str
     ``encoder.classifier``. Everything else must match.
 
     Args:
-        encoder: Changed in place.
+        encoder: The network. Its weights are changed in place.
         tensors: Tensors by name.
         source: Where they come from, for the error.
         adapt_stem: Convert the filters of the stems to the modality's channels (see ``match_stem_channels``). Training

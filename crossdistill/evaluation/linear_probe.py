@@ -97,7 +97,7 @@ def train_linear_probe(
     Args:
         features_nd: [N, D], any scale.
         labels_n: [N] int64 in [0, num_classes).
-        num_classes: C.
+        num_classes: Number of classes C.
         seed: Seed of the order of clips.
         batch_size: Clips per step; None for ``batch_size_for(N)``.
         lr: Learning rate before its two drops; the paper's by default.
@@ -126,8 +126,8 @@ def train_on(features: Features, num_classes: int, **options: Any) -> LinearProb
     """Train a layer on every view of every video.
 
     Args:
-        features: Of N videos with V views each.
-        num_classes: C.
+        features: Features of N videos with V views each.
+        num_classes: Number of classes C.
         options: Passed to ``train_linear_probe``.
     """
     num_views = features.views_nvd.shape[1]

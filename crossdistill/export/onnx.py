@@ -141,7 +141,7 @@ def read_metadata(session: Any, path: Path) -> ExportMetadata:
 
     Args:
         session: The opened file.
-        path: Its path, for errors.
+        path: Path of the file, for errors.
     """
     return ExportMetadata.from_text(session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), source=str(path))
 

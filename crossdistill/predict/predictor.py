@@ -186,7 +186,7 @@ class VideoPredictor:
 
         Args:
             device: The opened camera.
-            camera: Its number.
+            camera: Number of the camera.
             seconds: Length of a recording.
 
         Raises:

@@ -148,7 +148,7 @@ class IntegerConvolution(nn.Module):
     norms: list[Any]
     """The BatchNorm to fold, or none. It is in a list so that it is no child of the convolution."""
     is_simulated: bool
-    """Whether it computes in floating point outside of training as well, for exporters and to find the first ranges."""
+    """Whether the layer simulates integers in floating point in eval mode too, for export and the first ranges."""
     input_quant: Any
     output_quant: Any
     weight: nn.Parameter

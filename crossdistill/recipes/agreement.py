@@ -82,9 +82,9 @@ def measure_agreement(config: RunConfig, options: AgreementOptions, accelerator:
     """Build the pair as training would build it, embed a sample of clips and compare.
 
     Args:
-        config: Of the training: teacher, student, data, seed, workers, precision.
-        options: Of the comparison.
-        accelerator: Says which device.
+        config: Configuration of the training: teacher, student, data, seed, workers, precision.
+        options: Options of the comparison.
+        accelerator: Determines the device.
 
     Raises:
         UserError: The configuration has no single frozen teacher, or the sample has too few clips.

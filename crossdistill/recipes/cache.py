@@ -55,11 +55,11 @@ class CacheOptions:
     out: Path
     """Folder of the cache. An existing cache of the same options is resumed."""
     dtype: Literal["fp16", "fp32"] = "fp16"
-    """Type in which embeddings are stored."""
+    """Data type of the stored embeddings."""
     clips_per_shard: int = 1024
     """Clips per file. At most so many are embedded again after an interruption."""
     embed_batch_size: int = CLIPS_AT_ONCE
-    """Clips that the teacher embeds at a time."""
+    """Batch size of the teacher's forward pass."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,11 @@ class VerifyOptions:
     teacher: str | None = None
     """The teacher that the cache should be of; the cache's own if absent."""
     teacher_weights: str = AUTO
-    """Its weights, as for making the cache."""
+    """Weights of the teacher, as given when the cache was made."""
     clips: int = 64
     """Number of clips to embed again."""
     embed_batch_size: int = CLIPS_AT_ONCE
-    """Clips that the teacher embeds at a time."""
+    """Batch size of the teacher's forward pass."""
     workers: int = 2
     """Number of decoding processes."""
     decoder: Literal["pyav", "decord", "torchcodec"] = "pyav"
@@ -91,7 +91,7 @@ class _Source:
     embedder: Embedder
     clips: PairedClips
     facts: dict[str, Any]
-    """What decides the embeddings, besides ``_describe``'s own fields: see ``teacher_cache``."""
+    """Properties that determine the embeddings, besides the fields that ``_describe`` adds; see ``teacher_cache``."""
     batch_size: int
     num_workers: int
 
@@ -108,11 +108,11 @@ class _Source:
 
 
 def fill_cache(config: RunConfig, options: CacheOptions, accelerator: Accelerator | None = None) -> Path:
-    """Make a cache, or what is missing of it.
+    """Create a cache, or add the missing shards to an existing one.
 
     Args:
-        config: Of the training that will use the cache.
-        options: Of the cache.
+        config: Configuration of the training that will use the cache.
+        options: Options of the cache.
         accelerator: Created here if None; its processes divide the shards among themselves.
 
     Returns:

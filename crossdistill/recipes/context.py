@@ -26,7 +26,7 @@ class RunContext:
     accelerator: Accelerator
 
     def choose_execution(self, encoder: Encoder, *, is_trained: bool = False) -> Execution:
-        """Choose precision and layout of an encoder; all processes follow the choice of the first."""
+        """Choose precision and memory layout of an encoder. All processes use the choice of the first."""
         return choose_execution(self.config, encoder, self.accelerator, is_trained=is_trained)
 
     def announce(self, text: str) -> None:
@@ -37,12 +37,12 @@ class RunContext:
 def choose_execution(
     config: RunConfig, encoder: Encoder, accelerator: Accelerator, *, is_trained: bool = False
 ) -> Execution:
-    """Choose precision and layout of an encoder; all processes follow the choice of the first.
+    """Choose precision and memory layout of an encoder. All processes use the choice of the first.
 
     Args:
-        config: Of the run.
-        encoder: Moved to the device in place.
-        accelerator: Says which device.
+        config: Configuration of the run.
+        encoder: The network. It is moved to the device in place.
+        accelerator: Determines the device.
         is_trained: Whether the encoder trains, so that its gradients are checked before ``auto`` takes bf16 on a CPU.
     """
     batch_size = config.optimization.batch_size if is_trained else None

@@ -60,8 +60,8 @@ def select_training_clips(
     """Collect the training clips of all datasets: the split's train part, and without labels videos without a split.
 
     Args:
-        config: Of the run.
-        manifests: Its datasets.
+        config: Configuration of the run.
+        manifests: Datasets of the run.
         student_view: What the student sees.
         teacher_views: What the teachers see.
         uses_labels: Whether the run learns from class labels.

@@ -53,13 +53,13 @@ def own_teacher_config(
 ) -> RunConfig:
     """Return the configuration of the run that trains a missing teacher.
 
-    Its folder is named after its options and the content of the datasets, so that a teacher of other clips is never
-    taken for it.
+    Its folder is named after its options and the content of the datasets, so that a teacher that was
+    trained on other clips is never used.
 
     Args:
-        config: Of the student's run.
+        config: Configuration of the student's run.
         teacher: The teacher without weights.
-        folder: Of the student's run; the teacher's folder is beside it.
+        folder: Folder of the student's run. The teacher's folder is created next to it.
         manifests: The datasets.
     """
     recipe = config.teacher_training

@@ -62,13 +62,13 @@ def standardize_teachers(
     the principal axes differently, and a resumed run must continue with the maps that it started with.
 
     Args:
-        teachers: They see the views of the dataset.
+        teachers: Teachers whose views are those of the dataset.
         dataset: The training clips. At most ``MAX_CLIPS`` of them are embedded, as they look in the first epoch.
         method: See ``fit_standardizer``.
-        accelerator: Says which process this is.
-        batch_size: Clips at a time.
+        accelerator: Identifies the process.
+        batch_size: Number of clips per forward pass.
         num_workers: Number of decoding processes.
-        folder: The run's folder. It keeps the maps in a file whose name identifies what they are of.
+        folder: The run's folder. The maps are stored there, in a file named after teachers, clips and method.
     """
     path = folder / f"standardize-{_key(teachers, dataset, method)}.safetensors"
     maps = decide_on_first(accelerator, lambda: read_weights(path) if path.is_file() else {})

@@ -22,8 +22,8 @@ def create_student(config: RunConfig, *, is_random: bool = False) -> Encoder:
     """Build the student; its random weights depend on ``--seed`` alone.
 
     Args:
-        config: Of the run.
-        is_random: Ignore ``--student-weights``: the random student of the final table.
+        config: Configuration of the run.
+        is_random: Whether to ignore ``--student-weights``, for the random student of the final table.
 
     Raises:
         UserError: The weights cannot be loaded, or they are quantised to other bits.

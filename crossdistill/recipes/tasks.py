@@ -36,8 +36,8 @@ def create_distiller(
 
     Args:
         run: The run.
-        student: Trained.
-        execution: Of the student.
+        student: The student that is trained.
+        execution: Device, precision and memory layout of the student.
         teachers: Standardised here if the configuration asks for it.
         dataset: The training clips, by which teachers are standardised.
     """

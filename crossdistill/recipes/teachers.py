@@ -61,7 +61,7 @@ class TeacherSource(abc.ABC):
     name: str
     """Name of the encoder; ``self`` for the student's own EMA copy."""
     origin: str
-    """Where it comes from, for people: its weights, or the folder of its cache."""
+    """Source of the teacher, for messages: its weights, or the folder of its cache."""
 
     @abc.abstractmethod
     def preview(self, student: Encoder) -> Encoder:
@@ -77,8 +77,8 @@ class TeacherSource(abc.ABC):
 
         Args:
             run: The run.
-            student: With its weights.
-            execution: Of the student.
+            student: The student with loaded weights.
+            execution: Device, precision and memory layout of the student.
             number: Position among the teachers.
         """
 
@@ -89,7 +89,7 @@ class TeacherSource(abc.ABC):
 
 @dataclass(frozen=True)
 class NetworkSource(TeacherSource):
-    """A network with weights."""
+    """A frozen network as teacher."""
 
     options: TeacherOptions
 
@@ -130,7 +130,7 @@ class NetworkSource(TeacherSource):
 
 @dataclass(frozen=True)
 class CacheSource(TeacherSource):
-    """Embeddings that ``crossdistill cache`` stored."""
+    """A teacher whose embeddings ``crossdistill cache`` stored."""
 
     options: TeacherOptions
     cache: TeacherCache
@@ -152,7 +152,7 @@ class CacheSource(TeacherSource):
             term.require_fit(student=student, teacher=self.cache.encoder())
 
     def open(self, run: RunContext, student: Encoder, execution: Execution, *, number: int) -> Teacher:
-        """Open the cache; its clips are compared with those of the run when these are selected."""
+        """Open the cache. Its clips are checked against the training clips later, when these are selected."""
         expected: dict[str, Any] = {
             "teacher": self.options.name,
             "teacher_view": {name: value for name, value in self.options.view.items() if value is not None},
@@ -163,14 +163,14 @@ class CacheSource(TeacherSource):
 
 
 class SelfSource(TeacherSource):
-    """The student's own EMA copy."""
+    """An EMA copy of the student as teacher (``--teacher self``)."""
 
     def preview(self, student: Encoder) -> Encoder:
         """Return the student."""
         return student
 
     def check(self, config: RunConfig, student: Encoder, terms: Sequence[Term]) -> None:
-        """Check that nothing else is asked of a teacher that changes while it trains."""
+        """Check that no option is given that a teacher that changes during training does not support."""
         pair = config.pair
         if len(pair.teacher) > 1 or pair.rounds > 1 or config.objective.standardize != "none":
             raise UserError(
@@ -229,8 +229,8 @@ def create_teacher(options: TeacherOptions, student_view: ViewSpec) -> Encoder:
     """Build a teacher's network with its weights.
 
     Args:
-        options: With known weights: a weight file, a run's folder, published weights, or ``own``.
-        student_view: Tells an image teacher how long the student's clips are.
+        options: Options of the teacher. Its weights are a file, a run's folder, published weights, or ``own``.
+        student_view: View of the student. The frames of an image teacher are spread over the student's clip.
     """
     trained = stored_view(options.weights)
     teacher = create_encoder(
@@ -243,7 +243,7 @@ def create_teacher(options: TeacherOptions, student_view: ViewSpec) -> Encoder:
     if not teacher.view.kind.has_time and student_view.kind.has_time:
         own = teacher.view.num_frames if teacher.view.num_frames > 1 else NUM_IMAGE_TEACHER_FRAMES
         num_frames = options.num_frames or own
-        # Without --teacher-stride its frames are spread over the student's clip.
+        # Without --teacher-stride the teacher's frames are spread over the student's clip.
         stride = options.stride or max(1, student_view.num_frames * student_view.stride // num_frames)
         teacher.view = replace(teacher.view, num_frames=num_frames, stride=stride)
     if options.weights != OWN:

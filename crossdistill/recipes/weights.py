@@ -16,9 +16,9 @@ from crossdistill.quantization.quantize import parse_bit_widths, quantize
 
 
 def preview_encoder(name: str, weights: str | None = None, **view: int | None) -> Encoder:
-    """Build an encoder for its names and sizes, on the meta device: without memory, values or time.
+    """Build an encoder on the meta device to read its names and sizes. This takes no memory and little time.
 
-    A file of the user's own runs on the real device, because its code may read values while it builds the network.
+    A Python file of the user runs on the real device, because its code may read values while it builds the network.
     """
     with contextlib.nullcontext() if is_from_file(name) else torch.device("meta"):
         return create_encoder(name, config=stored_config(name, weights), **view)
@@ -52,7 +52,7 @@ def load_named_weights(encoder: Encoder, weights: str, *, option: str, adapt_ste
     """Load weights into an encoder, strictly.
 
     Args:
-        encoder: Changed in place.
+        encoder: The network. Its weights are changed in place.
         weights: A file, a run's folder, or the name of published weights.
         option: The option that named them, for errors.
         adapt_stem: Whether weights of another modality may be adapted to the encoder's channels.
@@ -87,7 +87,7 @@ def _load_student_weights(encoder: Encoder, folder: Path, *, given: str, adapt_s
     is_same = _architecture(name) == _architecture(encoder.name) if adapt_stem else name == encoder.name
     if not is_same:
         raise UserError(f"{given} holds {name}, not {encoder.name}: name that encoder, or give other weights")
-    stored = load_student(folder, allow_code=True)  # it runs no code but the file that the command itself names
+    stored = load_student(folder, allow_code=True)  # it runs no code except the Python file that the command names
     if stored.bits is not None:
         quantize(encoder, parse_bit_widths(stored.bits))
     load_tensors(encoder, stored.body.state_dict(), source=str(folder), adapt_stem=adapt_stem)

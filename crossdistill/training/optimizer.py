@@ -26,8 +26,9 @@ def create_optimizer(
         model: The trained module.
         optimizer: ``sgd`` or ``adamw``.
         lr: Peak learning rate.
-        momentum: Of SGD.
-        weight_decay: Of all weights except the learned ranges of a quantised student, which would decay to nothing.
+        momentum: Momentum of SGD; not used by AdamW.
+        weight_decay: Weight decay of all weights except the learned ranges of a quantised student, which would decay to
+            zero.
     """
     named = list(model.encoder.named_parameters())
     ranges = [value for name, value in named if is_range(name)]

@@ -92,10 +92,10 @@ def track_results(name: str, folder: Path, by_role: dict[str, dict[str, Any]], *
     """Send the numbers of an evaluation to the tracker of a run.
 
     Args:
-        name: See ``open_tracker``, and so for the next.
-        folder: The run's.
+        name: One of ``TrackerName``.
+        folder: The run's folder.
         by_role: See ``flatten_results``.
-        step: The run's last.
+        step: Number of the run's last step.
     """
     tracker = open_tracker(name, folder)
     if tracker is not None:

@@ -13,12 +13,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from in_process import train
 from video_files import moving_frames, write_video
 
 from crossdistill.data.decode import read_frames
 from crossdistill.data.manifest import Manifest
 from crossdistill.errors import UserError
-from crossdistill.recipes.run import main as train
 from data_prep.__main__ import COMMANDS, DATASETS, main
 from data_prep.datasets import folder, hmdb51, kinetics, ntu, ssv2, ucf101, utd_mhad
 from data_prep.datasets import list as listed_videos

@@ -32,7 +32,7 @@ def match_clusters(clusters_n: NDArray[np.int64], labels_n: NDArray[np.int64], n
     Args:
         clusters_n: [N] in [0, C).
         labels_n: [N] in [0, C).
-        num_classes: C.
+        num_classes: Number of classes C.
 
     Returns:
         [C] class of each cluster, with the largest possible sum of the clusters' shares of their classes.
