@@ -69,7 +69,7 @@ class Run:
 
     @property
     def config(self) -> RunConfig:
-        """The configuration, as far as it decided what was learned."""
+        """The part of the run's configuration that determines the trained weights."""
         path = RunFolder(self.folder).config
         if not path.is_file():
             raise UserError(f"{self.folder} is not a run's folder (no {path.name}): give the folder that --out named")

@@ -15,10 +15,10 @@ from data_prep.pipeline.prepare import PrepareOptions, check_out_is_apart
 
 @dataclass(frozen=True)
 class Command:
-    """Where a command's code is. The module is imported only when it runs, because some need seconds (torch)."""
+    """Module of a command. It is imported only when the command runs, because importing torch takes seconds."""
 
     summary: str
-    """What the command does or wants, in one line."""
+    """Description of the command in one line."""
     module: str
     """Module in ``data_prep``. Its docstring is the command's help."""
     options_name: str

@@ -93,7 +93,7 @@ def _check_headers(folder: Path, parts: list[Manifest]) -> None:
 
 
 def _header(part: Manifest) -> dict[str, Any]:
-    """Return everything that must agree, with the facts one level deep, so that a message can name the difference."""
+    """Return all fields that must be equal in all parts, as a flat dict, so that an error can name the difference."""
     header: dict[str, Any] = {
         "dataset": part.dataset,
         "flip_keeps_label": part.flip_keeps_label,

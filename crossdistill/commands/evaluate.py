@@ -90,7 +90,7 @@ class Options:
     """Run the Python file that the folder of a student names (path/to/file.py:function)."""
 
     def request(self) -> StudentEvaluation:
-        """Convert to what ``evaluate_students`` takes.
+        """Convert the options to a ``StudentEvaluation``.
 
         Raises:
             UserError: A value is not allowed.

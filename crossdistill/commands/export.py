@@ -32,7 +32,7 @@ class Options:
     clips: int = 8
     """Number of clips to compare."""
     min_cosine: float = MIN_COSINE
-    """Smallest allowed cosine between both embeddings of a clip."""
+    """Smallest allowed cosine similarity between the exported and the PyTorch embedding of a clip."""
     allow_code: bool = False
     """Run the Python file that a student of a custom network (path/to/file.py:function) names."""
 

@@ -1,1 +1,1 @@
-"""What one student learns from its teachers: teachers, heads, terms, and the task that joins them."""
+"""Distillation of one student: teachers, heads, terms of the loss, and the task that combines them."""

@@ -1,4 +1,4 @@
-"""What a student is compared with: a teacher or labels, the terms of the loss, and the memory bank.
+"""The comparison of a student with one teacher or with labels: heads, terms of the loss and memory bank.
 
 Shapes: B batch, E teacher features, N classes.
 """
@@ -24,20 +24,20 @@ from crossdistill.types import PairedBatch
 
 @dataclass(frozen=True)
 class Comparison:
-    """One teacher, or the labels, with everything that compares the student with it."""
+    """The comparison of the student with one teacher or with the labels: heads, terms of the loss and memory bank."""
 
     heads: dict[str, Head]
     """One head for each term; with several teachers a name ends with the teacher's number: ``simreg@2``."""
     terms: dict[str, Term]
     """Name of the head to its term."""
     teacher: Teacher | None = None
-    """None for labels."""
+    """The teacher; None for a comparison with labels."""
     bank: MemoryBank | None = None
     key_head: str | None = None
     """The head whose outputs become the student's anchors; None if no objective needs student anchors."""
 
     def targets(self, batch: PairedBatch) -> Targets:
-        """Compute what the terms compare the student with."""
+        """Compute the targets of the terms: the teacher's outputs, or the labels."""
         if self.teacher is None:
             return {"labels": batch.labels}
         needs_tokens = any(term.objective.compares == "tokens" for term in self.terms.values())
@@ -71,7 +71,7 @@ class Comparison:
 
     @property
     def classifier(self) -> Classifier | None:
-        """The linear layer that labels have trained; None for a comparison with a teacher."""
+        """The linear layer that is trained with labels; None for a comparison with a teacher."""
         if self.teacher is not None:
             return None
         (head,) = self.heads.values()

@@ -181,7 +181,7 @@ class Distiller(Task):
 
     @torch.no_grad()
     def _remember_anchors(self, batch: PairedBatch, outputs: dict[str, Tensor], targets: Sequence[Targets]) -> None:
-        """Keep what ``after_step`` enqueues: not earlier, so that no sample of a step is compared with itself."""
+        """Collect anchors, which ``after_step`` enqueues: in this step no sample must be compared with itself."""
         if all(each.bank is None for each in self.comparisons):
             return
         keys, sample_ids = outputs, self.gather(batch.sample_ids)
@@ -209,16 +209,16 @@ class Distiller(Task):
 
     @property
     def bank_fill(self) -> float | None:
-        """Filled share of the memory banks; None without one."""
+        """Filled share of the memory banks, in [0, 1]; None without a memory bank."""
         return next((each.bank.fill for each in self.comparisons if each.bank is not None), None)
 
     @property
     def classifier(self) -> Classifier | None:
-        """The linear classifier on the student's features, if labels have trained one."""
+        """The linear classifier on the student's features if labels are used in training, otherwise None."""
         return next((each.classifier for each in self.comparisons if each.teacher is None), None)
 
     def resume_state(self) -> dict[str, Any]:
-        """Return what a resumed run needs besides ``trainable``: the banks, the EMA copies, who the teachers are."""
+        """Return the state for resuming besides ``trainable``: memory banks, EMA copies, identity of the teachers."""
         state: dict[str, Any] = {
             "teachers": [teacher.identity for teacher in self.teachers],
             "banks": [None if each.bank is None else each.bank.state_dict() for each in self.comparisons],
@@ -227,7 +227,7 @@ class Distiller(Task):
             state["ema"] = self.momentum_copy.module.state_dict()
         for teacher in self.teachers:
             if (own := teacher.resume_state()) is not None:
-                state["self"] = own  # only one teacher can change: the student's own past
+                state["self"] = own  # only one teacher can change: the student's EMA copy
         return state
 
     def load_resume_state(self, state: dict[str, Any]) -> None:

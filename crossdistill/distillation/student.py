@@ -141,7 +141,7 @@ def load_student(path: str | Path, *, allow_code: bool = False) -> Encoder:
 
 
 def read_view(folder: Path, description: dict[str, Any]) -> ViewSpec:
-    """Return what a student sees.
+    """Return the view of a stored student.
 
     Args:
         folder: The student's folder, as ``read_facts`` returns it.

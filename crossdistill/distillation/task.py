@@ -33,20 +33,20 @@ class Task(nn.Module):
         self._call = wrapper(self.trainable).__call__  # a method, which nn.Module does not register as a second copy
 
     def after_step(self) -> None:
-        """Update what follows the weights; called after each optimizer step."""
+        """Update memory banks and EMA copies. Called after each optimizer step."""
 
     @property
     def bank_fill(self) -> float | None:
-        """Filled share of the memory banks; None without one."""
+        """Filled share of the memory banks, in [0, 1]; None without a memory bank."""
         return None
 
     @property
     def classifier(self) -> Classifier | None:
-        """The linear classifier on the student's features, if labels have trained one."""
+        """The linear classifier on the student's features if labels are used in training, otherwise None."""
         return None
 
     def resume_state(self) -> dict[str, Any]:
-        """Return everything besides ``trainable`` that a resumed run needs."""
+        """Return the state for resuming a run besides ``trainable``."""
         return {}
 
     def load_resume_state(self, state: dict[str, Any]) -> None:

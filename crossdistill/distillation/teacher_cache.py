@@ -244,7 +244,7 @@ class TeacherCache:
         write_tensors(self.path(shard), {FEATURES: stored}, metadata={UNREADABLE: reasons}, advice=ADVICE)
 
     def require(self, wanted: Mapping[str, Any], *, wanted_by: str = "this run") -> None:
-        """Raise a ``UserError`` that names the first field in which the cache is not what is wanted."""
+        """Raise a ``UserError`` that names the first field in which the cache differs from ``wanted``."""
         found = first_difference(self.key, json.loads(json.dumps(wanted)), ignores_extra=True)
         if found is not None:
             name, has, wants = found
@@ -263,7 +263,7 @@ class TeacherCache:
             )
 
     def require_fit(self, terms: Iterable[Term]) -> None:
-        """Raise a ``UserError`` for objectives that need more of the teacher than a cache holds."""
+        """Raise a ``UserError`` for objectives that need more than the teacher's pooled embeddings."""
         for term in terms:
             if term.objective.compares == "tokens":
                 raise UserError(

@@ -34,12 +34,12 @@ Targets = dict[Compares, Tensor]
 
 
 class Teacher(abc.ABC):
-    """What a student is compared with."""
+    """Base class of teachers, whose outputs are the targets of a student."""
 
     encoder: Encoder
     """Name, view, sizes and classifier. Only a teacher that runs a network has its weights too."""
     identity: list[str]
-    """Name and hash of the weights: a resumed run must have the same."""
+    """Name and hash of the weights, which must not change when a run is resumed."""
     has_own_crops = False
     """Whether the teacher sees random crops of its own. Student and teacher share one crop otherwise."""
 
@@ -49,7 +49,7 @@ class Teacher(abc.ABC):
 
     @property
     def network(self) -> Encoder | None:
-        """The network to evaluate beside the student; None if there is none with weights of its own."""
+        """The teacher's network, to evaluate next to the student; None if the teacher has no network of its own."""
         return None
 
     def select_clips(self, clips: PairedClips) -> PairedClips:
@@ -62,11 +62,11 @@ class Teacher(abc.ABC):
             term.require_fit(student=student, teacher=self.encoder)
 
     def after_step(self, student: Encoder, *, gather: Callable[[Tensor], Tensor]) -> None:
-        """Follow the student after an optimizer step; most teachers never change."""
+        """Update the teacher after an optimizer step, if it depends on the student. Most teachers never change."""
         return None
 
     def resume_state(self) -> dict[str, Tensor] | None:
-        """Return what a resumed run needs; None for a teacher that never changes."""
+        """Return the state for resuming a run; None for a teacher that never changes."""
         return None
 
     def load_resume_state(self, state: dict[str, Tensor]) -> None:
@@ -156,7 +156,7 @@ class CachedTeacher(Teacher):
 
 
 class SelfTeacher(Teacher):
-    """The student's own past: an EMA copy of it that sees another augmented view of the same moment (ISD).
+    """An EMA copy of the student that sees another augmented view of the same moment (ISD).
 
     Tejankar, Koohpayegani, Pillai, Favaro, Pirsiavash: ISD: Self-Supervised Learning by Iterative Similarity
     Distillation, ICCV 2021, arXiv 2012.09259.
@@ -228,30 +228,30 @@ class StandardizedTeacher(Teacher):
 
     @property
     def network(self) -> Encoder | None:
-        """The network of the teacher inside."""
+        """The network of the wrapped teacher."""
         return self.teacher.network
 
     def embed(self, batch: PairedBatch, *, with_tokens: bool = False) -> Targets:
-        """Standardise the features of the teacher inside."""
+        """Standardise the features of the wrapped teacher."""
         targets = self.teacher.embed(batch, with_tokens=with_tokens)
         return {**targets, "features": self.standardizer(targets["features"])}
 
     def select_clips(self, clips: PairedClips) -> PairedClips:
-        """Return the clips as the teacher inside needs them."""
+        """Return the clips that the wrapped teacher needs."""
         return self.teacher.select_clips(clips)
 
     def require_fit(self, terms: Sequence[Term], student: Encoder) -> None:
-        """Check the teacher inside."""
+        """Check the wrapped teacher."""
         self.teacher.require_fit(terms, student)
 
     def after_step(self, student: Encoder, *, gather: Callable[[Tensor], Tensor]) -> None:
-        """Update the teacher inside."""
+        """Update the wrapped teacher."""
         self.teacher.after_step(student, gather=gather)
 
     def resume_state(self) -> dict[str, Any] | None:
-        """Return the state of the teacher inside."""
+        """Return the state of the wrapped teacher."""
         return self.teacher.resume_state()
 
     def load_resume_state(self, state: dict[str, Tensor]) -> None:
-        """Restore the teacher inside."""
+        """Restore the wrapped teacher."""
         self.teacher.load_resume_state(state)

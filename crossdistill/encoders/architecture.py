@@ -19,7 +19,7 @@ CLIP_MODALITIES = tuple(kind.name for kind in MODALITIES.values() if kind.has_ti
 
 @dataclass(frozen=True)
 class Statistics:
-    """How the pictures that a network was trained with were normalised and cut."""
+    """Normalisation and centre crop of the pictures that a network was trained with."""
 
     mean: tuple[float, ...]
     """One value for each channel, in the modality's unit."""
@@ -90,7 +90,7 @@ def change_view(own: ViewSpec, **changes: int | None) -> ViewSpec:
 
 
 def view_error(name: str, view: ViewSpec, own: ViewSpec, error: Exception) -> UserError:
-    """Return one sentence for the many ways in which libraries refuse a view.
+    """Build one error for all the errors that libraries raise for an unsupported view.
 
     Args:
         name: Name of the encoder.
@@ -137,7 +137,7 @@ def build_encoder(architecture: Architecture, *, name: str, modality: str, **vie
 
 
 def _require_features(body: nn.Module, view: ViewSpec, architecture: Architecture) -> None:
-    """Run the body on the meta device, because the strides of a network can leave nothing of a small view."""
+    """Run the body on the meta device, because strides can reduce a small view to an empty feature map."""
     num_frames = () if architecture.takes == "frames" else (view.num_frames,)
     shape = output_shape(body, 1, view.kind.channels, *num_frames, view.size_px, view.size_px)
     if shape != (1, architecture.embed_dim):

@@ -55,7 +55,7 @@ class EncoderInfo:
     channels_last_pays_on_cpu: bool = False
     """Whether fp32 with channels last trains faster on a CPU, as measured in docs/explanation/speed.md."""
     config: dict[str, Any] | None = None
-    """JSON that rebuilds the body, of libraries whose model names do not say everything."""
+    """JSON from which the body is rebuilt, for libraries whose model names do not determine it."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Encoder(nn.Module):
 
     @property
     def config(self) -> dict[str, Any] | None:
-        """JSON that rebuilds the body, where its name does not say everything."""
+        """JSON from which the body is rebuilt, if its name does not determine it."""
         return self.info.config
 
     @property

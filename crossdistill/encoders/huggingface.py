@@ -279,7 +279,7 @@ def _make_features(model: Any, inputs: tuple[Any, ...], output: Any) -> Tensor:
 
 
 def _stems(config: Any, family: Family) -> tuple[str, ...]:
-    """Return the name of the first convolution, if it takes the channels themselves."""
+    """Return the name of the first convolution if it takes the channels of the picture, otherwise an empty tuple."""
     channels = getattr(config, _key(config, CHANNELS_KEYS) or "", IMAGE.channels)
     try:
         with torch.device("meta"), SizesOnly():

@@ -1,4 +1,4 @@
-"""Families of Hugging Face's networks: what their configurations do not say.
+"""Families of Hugging Face's networks, with the facts that their configurations do not contain.
 
 Shapes: B batch, T frames, D features, N tokens.
 """

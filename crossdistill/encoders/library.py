@@ -1,4 +1,4 @@
-"""What timm and Hugging Face share: building a network whose sizes are found by a trial on the meta device.
+"""Code that timm and Hugging Face share: build a network, and find its sizes by a run on the meta device.
 
 Shapes: B batch, C channels, T frames, H height, W width, D features.
 """

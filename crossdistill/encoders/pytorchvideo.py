@@ -71,7 +71,7 @@ def _without_head(blocks: nn.ModuleList) -> nn.Module:
 
 
 def build_slow_r50(view: ViewSpec) -> nn.Module:
-    """Build the slow pathway alone (Feichtenhofer et al., ICCV 2019); only stages 4 and 5 convolve over time."""
+    """Build only the slow pathway (Feichtenhofer et al., ICCV 2019); only stages 4 and 5 convolve over time."""
     return _without_head(hub.slow_r50(input_channel=view.kind.channels).blocks)
 
 
@@ -122,7 +122,7 @@ class _ReadableNumbers(TorchFunctionMode):
 
 
 def build_mvit_b(view: ViewSpec) -> nn.Module:
-    """Build MViT-B (Fan et al., ICCV 2021); it has one position embedding a place, so weights fit one size only."""
+    """Build MViT-B (Fan et al., ICCV 2021); it has one embedding per position, so weights fit one size only."""
     with _ReadableNumbers():
         model = hub.mvit_base_16x4(
             spatial_size=view.size_px, temporal_size=view.num_frames, input_channels=view.kind.channels

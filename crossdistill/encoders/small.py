@@ -20,7 +20,7 @@ R3D10_WIDTH = 16
 
 
 class R3D10(nn.Module):
-    """A 3D ResNet with one basic block a stage.
+    """A 3D ResNet with one basic block per stage.
 
     The stem is a convolution of 3x7x7 with stride (1, 2, 2). Four of torchvision's ``BasicBlock`` follow, with 1, 2, 4
     and 8 times ``width`` channels; the last three halve time and space. The features are the mean over time and space.

@@ -118,7 +118,7 @@ def _classifier_prefix(native: Any) -> str:
 
 
 def _stems(native: Any) -> tuple[str, ...]:
-    """Return the name of the first convolution, if it takes the channels themselves and not pixels folded into them."""
+    """Return the name of the first convolution if it takes the channels of the picture, without folded pixels."""
     stem = native.pretrained_cfg.get("first_conv")
     if not isinstance(stem, str):
         return ()

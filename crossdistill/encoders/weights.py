@@ -1,4 +1,4 @@
-"""Weights from files. Loading is strict: every tensor has a place in the network, or one sentence says which has none.
+"""Weights from files. Loading is strict: a tensor that does not fit the network raises an error that names it.
 
 A student may start from weights of another modality: ``match_stem_channels`` then converts the first convolution.
 
@@ -124,7 +124,7 @@ def find_classifier(tensors: Sequence[Tensor], *, embed_dim: int) -> Classifier 
 
 
 def _require_same_channels(source: str, encoder: Encoder, stem: Tensor, own_stem: Tensor) -> None:
-    """Raise a ``UserError`` about channels, which says more than one about shapes, for weights of another modality."""
+    """Raise a ``UserError`` about channels for weights of another modality; one about shapes would be less clear."""
     if stem.dim() == own_stem.dim() > 1 and stem.shape[1] != own_stem.shape[1]:
         raise UserError(
             f"{source} holds a network whose stem takes {stem.shape[1]} channels, and the stem of {encoder.name} takes "

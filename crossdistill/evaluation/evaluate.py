@@ -37,7 +37,7 @@ class EvaluatedEncoder:
     encoder: Encoder
     execution: Execution
     features_folder: Path | None = None
-    """Folder of the feature store; None to keep nothing."""
+    """Folder of the feature store; None to store no features."""
     description: str | None = None
     """Start of the text of the progress bars; None for no bars."""
 

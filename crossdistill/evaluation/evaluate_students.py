@@ -139,7 +139,7 @@ def evaluate_students(
 
 
 def check_request(request: StudentEvaluation, manifest: Manifest) -> None:
-    """Check everything that is known before a weight is read, and print which classes cannot be right.
+    """Check the request before weights are loaded, and print the classes that have no training clips.
 
     Raises:
         UserError: An unknown protocol or tracker, or students that do not fit the dataset, its splits or the views.
@@ -305,7 +305,7 @@ class _Students:
 
 
 def track_students(request: StudentEvaluation, evaluation: Evaluation) -> None:
-    """Write the numbers beside the curves of the runs that trained the students."""
+    """Send the numbers to the trackers of the runs that trained the students."""
     alone = evaluation.students or {str(request.students[0]): evaluation}
     for path, own in _by_folder(alone):
         folder, facts = read_facts(path)

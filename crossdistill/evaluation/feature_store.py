@@ -146,7 +146,7 @@ def video_digest(entry: Entry, stream: str) -> str:
 
 @dataclass(frozen=True)
 class FeatureStore:
-    """The file of one key in a folder."""
+    """One file of stored features. The key determines its name in the folder."""
 
     folder: Path
     key: dict[str, Any]
@@ -209,7 +209,7 @@ def kept_features(
     short_clips: str = "repeat",
     description: str | None = None,
 ) -> Features:
-    """Give the features of videos and embed only those that the store lacks.
+    """Return the features of videos. Only videos that the store lacks are embedded.
 
     ``folder`` is the store's, None to keep nothing; ``dataset`` is the name of the dataset. The other arguments are
     those of ``extract_features``.
@@ -248,7 +248,7 @@ def complete(
     view: ViewSpec,
     description: str | None,
 ) -> Features:
-    """Read the features that a store has, extract the others, and keep them.
+    """Read stored features, extract the missing ones, and store them.
 
     Args:
         store: Read and written by the first process only.

@@ -126,7 +126,7 @@ def unit_rows(features_nd: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Search:
-    """A gallery of unit rows and what is searched in it."""
+    """A search in a gallery of L2-normalised rows."""
 
     gallery_nd: Tensor
     k: int
@@ -135,7 +135,7 @@ class _Search:
     num_classes: int = 0
 
     def run(self, queries_bd: Tensor, query_chunk: int) -> Neighbours:
-        """Propose in float32, prove, and search the queries without proof in float64."""
+        """Search in float32, and repeat in float64 for queries whose float32 result may be wrong by rounding."""
         if self.labels_n is not None or not _multiplies_in_float32(queries_bd.device):
             return self.search_exactly(queries_bd, query_chunk)
         propose = self._faiss_proposals() or self._best
@@ -148,7 +148,7 @@ class _Search:
         return Neighbours(sims_bk, indices_bk)
 
     def search_exactly(self, queries_bd: Tensor, query_chunk: int) -> Neighbours:
-        """Compare everything with everything in float64; slower, and right for any features."""
+        """Compare all queries with the whole gallery in float64: slower, but exact for any features."""
         chunks = queries_bd.double().split(max(1, query_chunk // _EXACT_CHUNK_DIVISOR))
         classes_bc = [queries_bd.new_full((len(c), self.num_classes), -torch.inf, dtype=torch.float64) for c in chunks]
         best = [self._best(c, self.k, _select_first, of_c) for c, of_c in zip(chunks, classes_bc, strict=True)]
@@ -197,7 +197,7 @@ class _Search:
         return search
 
     def _refine(self, queries_bd: Tensor, coarse_bk: Tensor, indices_bk: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Order the candidates by exact similarity, and say for which queries the answer is proven.
+        """Sort the candidates by exact similarity, and return for which queries no other sample can be nearer.
 
         With an error of at most e in every float32 similarity, a row that is no candidate has an exact similarity of
         at most ``floor`` = lowest candidate + e. So the answer is proven where the k-th exact similarity is above it.

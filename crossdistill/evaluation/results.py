@@ -292,7 +292,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def read_evaluation(values: dict[str, Any]) -> Evaluation:
-    """Read back what ``Evaluation.to_json`` gave.
+    """Read an evaluation from the output of ``Evaluation.to_json``.
 
     Raises:
         UserError: The values do not fit the schema (the error names the first field), or a newer version wrote them.
@@ -313,7 +313,7 @@ def read_evaluation(values: dict[str, Any]) -> Evaluation:
 
 
 def hits_from_scores(scores_bc: Tensor, labels_b: Tensor) -> Outcome:
-    """Decide for every clip whether its right class comes first, and whether it is among the first five.
+    """Return for every clip whether its class is ranked first, and whether it is among the first five.
 
     The rank of the right class is the number of classes with a higher score, plus the number of
     lower class indices with an equal score: of equal scores the lower index comes first, on every
@@ -349,7 +349,7 @@ def accuracy_from_scores(scores_bc: Tensor, labels_b: Tensor) -> Accuracies:
 
 
 def result_of(protocol: str, outcome: Outcome, details: dict[str, Any]) -> ProtocolResult:
-    """Build the result that follows from hits, still without coverage, views and intervals."""
+    """Build a result from hits, without coverage, views and intervals."""
     accuracies = outcome.accuracies()
     return ProtocolResult(
         protocol=protocol,

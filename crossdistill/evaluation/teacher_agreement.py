@@ -185,7 +185,7 @@ def _mean_and_error(differences_n: Tensor) -> tuple[float, float]:
 
 
 def conclude(report: AgreementReport) -> list[str]:
-    """Say in sentences what the figures allow to say, and nothing beyond."""
+    """Return sentences that interpret the figures."""
     said = [_about_teacher(report)]
     if Role.TRAINED in report.agreements:
         said += [_about_training(report), *([report.origin] if report.origin else [])]

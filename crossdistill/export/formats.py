@@ -125,7 +125,7 @@ def export_student(
 
 @contextmanager
 def _new_folder(path: Path) -> Iterator[Path]:
-    """Give a temporary folder beside the path. Rename it to the path if the block succeeds, otherwise remove it."""
+    """Yield a temporary folder next to the path. Rename it to the path if the block succeeds, otherwise remove it."""
     if path.exists():
         raise UserError(f"{path} exists already: remove it, or give another folder with --out")
     path.parent.mkdir(parents=True, exist_ok=True)

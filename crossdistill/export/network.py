@@ -91,7 +91,7 @@ def repeat_clips(clips: Tensor, num_clips: int) -> Tensor:
 
 @contextmanager
 def exporter_errors(encoder: Encoder, target: str, *errors: type[BaseException]) -> Iterator[None]:
-    """Turn an exporter's error of many lines into a ``UserError`` of one sentence.
+    """Convert a long error of an exporter to a ``UserError`` of one sentence.
 
     Args:
         encoder: The student to export.

@@ -177,7 +177,7 @@ def _is_path(student: str) -> bool:
 
 
 def _other_origin(folder: Path | None, teacher: Encoder) -> str | None:
-    """Say what a student learned from if that was not this teacher, or if it is not known; None otherwise."""
+    """Describe the student's training if it used another teacher or an unknown one; None otherwise."""
     if folder is None:
         return "What these student weights learned from is not known: the figures only compare two networks."
     training = read_facts(folder)[1].get("training", {})

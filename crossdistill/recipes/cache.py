@@ -283,7 +283,7 @@ def _unreadable_samples(keys: Sequence[SampleKey], batch: PairedBatch, clips: Pa
 
 
 def _require_readable(shard: Shard, unreadable: dict[int, str], max_unreadable: float) -> None:
-    """Stop before a shard of a disk that went away is kept; one unreadable clip per shard is always allowed."""
+    """Raise if a shard has too many unreadable clips, as on a lost disk. One per shard is always allowed."""
     if len(unreadable) > max(1, max_unreadable * shard.num_clips):
         sample, reason = next(iter(unreadable.items()))
         raise OneProcessError(

@@ -1,4 +1,4 @@
-"""What every step of a run needs: configuration, datasets, folder and processes."""
+"""``RunContext``: configuration, datasets, folder and processes of a run."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ def select_training_clips(
 
 
 def views_of(teachers: Sequence[Teacher]) -> list[ViewSpec]:
-    """Return what each teacher sees."""
+    """Return the view of each teacher."""
     return [teacher.encoder.view for teacher in teachers]
 
 

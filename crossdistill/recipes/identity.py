@@ -1,4 +1,4 @@
-"""What makes two runs the same: the folder of a run, and what a resumed run must have in common with it."""
+"""Identity of a run: its folder, and the options that must not change when it is resumed."""
 
 from __future__ import annotations
 

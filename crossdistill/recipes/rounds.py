@@ -81,7 +81,7 @@ def round_config(config: RunConfig, folder: RunFolder, number: int) -> RunConfig
 
 
 def _preview_of_later_rounds(config: RunConfig) -> RunConfig:
-    """Return what the rounds from 2 on have in common, before there is a student to teach them: for checks alone."""
+    """Return the common configuration of rounds from 2 on, without their teacher; used only for checks."""
     later = round_config(config, RunFolder(Path()), 2)
     pair = replace(
         later.pair,

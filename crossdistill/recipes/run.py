@@ -147,7 +147,7 @@ def _find_weights(run_context: RunContext, sources: list[TeacherSource], student
 
 
 def _facts_of(distiller: Distiller, config: RunConfig) -> dict[str, Any]:
-    """Collect what student.json says about the training."""
+    """Collect the facts about the training for ``student.json``."""
     identities = [teacher.identity for teacher in distiller.teachers]
     return {
         "supervised": False,

@@ -82,7 +82,7 @@ def standardize_teachers(
 
 
 def _key(teachers: Sequence[Teacher], dataset: PairedClips, method: Method) -> str:
-    """Identify everything that decides the maps, so that those of another start in the same folder are not used."""
+    """Return a key of everything that determines the maps, so that maps of another configuration are not reused."""
     facts: list[object] = [method, dataset.seed, [teacher.identity for teacher in teachers]]
     facts += [[entry.key for entry in dataset.entries], [asdict(view) for view in dataset.views]]
     facts += [repr(dataset.augmentation), dataset.short_clips]

@@ -1,4 +1,4 @@
-"""From configuration to what the training loop takes: a task, an optimizer and a plan."""
+"""Create the arguments of the training loop from the configuration: task, optimizer and plan."""
 
 from __future__ import annotations
 

@@ -153,7 +153,7 @@ def load_teachers(
 def _with_weights(
     record: RunRecord, config: RunConfig, teacher: TeacherOptions, manifest: Manifest | None
 ) -> TeacherOptions:
-    """Replace ``auto`` by the weights that it meant: of the teacher that the run trained, or the published ones."""
+    """Replace ``auto`` by the weights that the run used: a teacher that it trained, or published weights."""
     if teacher.weights != AUTO:
         return teacher
     if manifest is not None and is_toyactions([manifest]):

@@ -72,7 +72,7 @@ def _row_name(name: str, result: ProtocolResult, split: str, table_split: str) -
 
 
 def _add_computed(table: ResultTable, evaluations: Sequence[tuple[str, Evaluation]]) -> ResultTable:
-    """Add computed results where the stored ones lack a protocol or its interval, or are of other test clips."""
+    """Add computed results if the stored ones lack a protocol or its interval, or used other test clips."""
     by_role, added = dict(table.by_role), dict.fromkeys(table.computed)
     for role, computed in evaluations:
         if computed.split != table.split:
@@ -88,6 +88,6 @@ def _add_computed(table: ResultTable, evaluations: Sequence[tuple[str, Evaluatio
 
 
 def main_result(evaluation: Evaluation) -> ProtocolResult | None:
-    """Return the result that stands for the whole evaluation; None without results."""
+    """Return the main result of an evaluation; None without results."""
     names = [name for name in MAIN_PROTOCOLS if name in evaluation.results]
     return evaluation.results[(names or list(evaluation.results))[0]] if evaluation.results else None

@@ -1,1 +1,1 @@
-"""The training loop, and what a run leaves in its folder."""
+"""The training loop, and the files of a run: checkpoints, curves, configuration."""

@@ -66,7 +66,7 @@ class Checkpoints:
         return path
 
     def _remove_half_written(self) -> None:
-        """Remove what a killed run left."""
+        """Remove temporary files of a killed run."""
         if self.folder.is_dir():
             for path in self.folder.glob(".step-*.tmp"):
                 path.unlink(missing_ok=True)
@@ -76,7 +76,7 @@ class Checkpoints:
         return _read(self.path(step))
 
     def load_newest(self) -> tuple[int, dict[str, Any]] | None:
-        """The newest checkpoint that is whole, with its step; damaged ones are named and passed over."""
+        """Return the newest intact checkpoint and its step. Damaged checkpoints are reported and skipped."""
         for step in reversed(self.steps()):
             try:
                 return step, _read(self.path(step))
@@ -103,7 +103,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Take over what ``optimizer_state`` gave, after a way through a file."""
+    """Load an optimizer state that ``optimizer_state`` returned and that was written to a file."""
     by_parameter = {int(key): value for key, value in state["state"].items()}
     optimizer.load_state_dict({"state": by_parameter, "param_groups": state["param_groups"]})
     for parameter, values in optimizer.state.items():

@@ -44,7 +44,7 @@ class TrainingPlan:
     seed: int
     num_workers: int
     checkpoint_every_steps: int
-    """0 for once per epoch."""
+    """Optimizer steps between two checkpoints; 0 for one checkpoint per epoch."""
     log_every_steps: int
     evaluate_every_steps: Callable[[int, int], int]
     """(steps of the run, steps of an epoch) to steps between two evaluations."""
@@ -152,7 +152,7 @@ def _step(
 
 
 def _count_steps(num_batches: int, accumulate: int) -> int:
-    """Count the optimizer steps of a run: at least one, or a ``UserError``."""
+    """Return the number of optimizer steps of a run. Raise a ``UserError`` if it is 0."""
     if num_batches < accumulate:
         raise UserError(
             f"--accumulate {accumulate} needs {accumulate} batches per optimizer step, and the whole run has "
@@ -179,7 +179,7 @@ def _create_monitor(
 def _count_unreadable(
     state: TrainingState, batch: PairedBatch, plan: TrainingPlan, accelerator: Accelerator, num_samples: int
 ) -> None:
-    """Remember unreadable videos; stop the run if there are too many, or if a batch could not be filled."""
+    """Record unreadable videos. Raise if there are too many, or if a batch could not be filled."""
     state.unreadable.update(batch.unreadable)
     is_short = len(batch) < plan.batch_size
     if is_short or len(state.unreadable) > plan.max_unreadable * num_samples:

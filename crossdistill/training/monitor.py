@@ -88,7 +88,7 @@ class Monitor:
         self.clock += time.perf_counter() - started
 
     def require_finite(self, step: int) -> dict[str, float]:
-        """Compute the means over the processes since the last line.
+        """Return the mean of each value over all processes since the last logged line, and check that it is finite.
 
         Raises:
             UserError: One of them is NaN or infinite. Every process raises, because the means are equal on all.

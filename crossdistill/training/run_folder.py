@@ -1,4 +1,4 @@
-"""The folder of a run: where each file stands, what the run was asked for, and its curves.
+"""The folder of a run: the paths of its files, its configuration and its curves.
 
 Other modules add files: ``standardize-*.safetensors`` (recipes), ``finetune-*`` (evaluate), ``export.*`` and
 ``report.html``.
@@ -35,7 +35,7 @@ class RunFolder:
 
     @staticmethod
     def of_student(path: str | Path) -> RunFolder:
-        """Find the folder that keeps what belongs to a student: features, exports, fine-tuned versions.
+        """Return the folder for a student's features, exports and fine-tuned versions.
 
         This is the run's folder. A student folder that was copied out of its run keeps them itself.
 

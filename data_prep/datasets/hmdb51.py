@@ -100,7 +100,7 @@ def _find_lists(folder: Path) -> dict[tuple[str, str], Path]:
 
 
 def _read_video_list(path: Path, action: str, label: int, split: str, videos: dict[str, ListedVideo]) -> None:
-    """Add the videos of one list to ``videos``, or the split to videos that are there."""
+    """Add the videos of one list to ``videos``. For a known video, only add the split."""
     seen: set[str] = set()
     for place, line in read_lines(path):
         match = VIDEO_LINE.fullmatch(line)
@@ -120,6 +120,9 @@ def _read_video_list(path: Path, action: str, label: int, split: str, videos: di
 
 
 def _film(name: str, action: str) -> str | None:
-    """Return the film that a clip was cut from, if its name tells. The official splits keep a film in one part."""
+    """Return the film that a clip was cut from, if the file name contains it.
+
+    All clips of a film are in the same part of an official split.
+    """
     match = re.fullmatch(f"(?P<film>.+)_{re.escape(action)}{NAME_END}", name)
     return match["film"] if match else None

@@ -92,7 +92,7 @@ def _read_classes(path: Path) -> list[str]:
 
 
 def _read_video_list(path: Path, split: str, part: str, classes: Sequence[str], videos: dict[str, ListedVideo]) -> None:
-    """Add the videos of one list to ``videos``, or the split to videos that are there."""
+    """Add the videos of one list to ``videos``. For a known video, only add the split."""
     # Case is ignored, because lists and files disagree: "HandstandPushups" and "HandStandPushups".
     labels = {name.casefold(): label for label, name in enumerate(classes)}
     for place, line in read_lines(path):

@@ -1,4 +1,4 @@
-"""What a run prints at its end: the number of videos by status, the size of the streams, too many unusable videos."""
+"""Summary of a run: the number of videos by status, the size of the streams, and a check for unusable videos."""
 
 from __future__ import annotations
 

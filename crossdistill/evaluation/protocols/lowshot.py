@@ -13,7 +13,7 @@ from crossdistill.evaluation.settings import ProtocolSettings, Shots
 
 
 def evaluate_low_shot(split: EmbeddedSplit, settings: ProtocolSettings) -> list[ProtocolResult]:
-    """Give one result for each number of labelled clips; see ``low_shot``."""
+    """Return one result for each number of labelled clips; see ``low_shot``."""
     return [
         low_shot(split, shots, num_draws=settings.num_low_shot_draws, seed=settings.seed) for shots in settings.shots
     ]
