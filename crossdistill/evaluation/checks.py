@@ -1,7 +1,4 @@
-"""Checks of the features and labels that protocols work on.
-
-Shapes: N clips, D features.
-"""
+"""Checks of features and labels. Shapes: N clips, D features."""
 
 from __future__ import annotations
 
@@ -12,11 +9,7 @@ from crossdistill.errors import UserError
 
 
 def check_features(name: str, features_nd: Tensor) -> None:
-    """Check for a non-empty matrix of finite values.
-
-    Args:
-        name: Name of the set in the error text, for example ``train``.
-        features_nd: [N, D].
+    """Check for a non-empty matrix [N, D] of finite values; ``name`` names the set in the error text.
 
     Raises:
         UserError: Wrong rank, no rows, no columns, or NaN or infinite values.
@@ -39,8 +32,7 @@ def check_labels(name: str, labels_n: Tensor, *, num_clips: int, num_classes: in
     """Check for one label in [0, num_classes) for every clip.
 
     Raises:
-        UserError: Not integers, another number of labels than clips, unlabelled clips (-1), or labels past the last
-            class.
+        UserError: Not integers, not one for each clip, unlabelled clips (-1), or labels past the last class.
     """
     if labels_n.shape != (num_clips,) or labels_n.is_floating_point():
         raise UserError(

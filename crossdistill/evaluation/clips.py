@@ -25,13 +25,7 @@ def check_names(kind: str, given: Sequence[str], allowed: Collection[str]) -> No
 
 
 def check_dataset(manifest: Manifest, view: ViewSpec, split: str, *, wanted_by: str) -> None:
-    """Check that an encoder can be evaluated on a split.
-
-    Args:
-        manifest: The dataset.
-        view: View of the encoder.
-        split: Name of the split.
-        wanted_by: Name of the encoder in the error text.
+    """Check that an encoder can be evaluated on a split; ``wanted_by`` names the encoder in the error text.
 
     Raises:
         UserError: The dataset has no labels, not the encoder's stream, or no usable clips in a part of the split.
@@ -49,13 +43,9 @@ def check_dataset(manifest: Manifest, view: ViewSpec, split: str, *, wanted_by: 
 
 
 def entries_of_part(manifest: Manifest, split: str, part: str, max_clips: int | None = None) -> list[Entry]:
-    """List the videos of one part of a split.
+    """List the videos of the ``train`` or ``test`` part of a split.
 
-    Args:
-        manifest: The dataset.
-        split: Name of the split.
-        part: ``train`` or ``test``.
-        max_clips: Largest number of videos, spread evenly over the part; None for all.
+    ``max_clips`` is the largest number of videos, spread evenly over the part; None for all.
 
     Raises:
         UserError: The dataset has no such split, or the part is empty.
@@ -80,11 +70,7 @@ def classes_without_training_clips(manifest: Manifest, split: str) -> list[str]:
 def num_seen_in_training(manifest: Manifest, split: str, training: dict[str, Any]) -> int:
     """Count the test clips of a split that the student was trained on, as training clips of another split.
 
-    Args:
-        manifest: The dataset of the evaluation.
-        split: The split whose test part is evaluated.
-        training: ``training`` of the student's ``student.json``. The clips of initial weights or of the teacher are
-            unknown and not counted.
+    ``training`` is that of ``student.json``. Clips of initial weights or of the teacher are unknown and not counted.
     """
     learned = training.get("split")
     if manifest.dataset not in training.get("datasets", ()) or learned not in manifest.splits:

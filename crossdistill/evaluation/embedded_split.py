@@ -1,11 +1,9 @@
-"""The features of a split's train and test parts, on which all protocols work.
-
-Shapes: N videos, V views of a video, D features.
-"""
+"""The features of a split's two parts. Shapes: N train videos, B test videos, D features."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from rich.progress import Progress
 from torch import Tensor
@@ -13,6 +11,7 @@ from torch import Tensor
 from crossdistill.errors import UserError
 from crossdistill.evaluation.checks import check_features, check_labels
 from crossdistill.evaluation.features import Features
+from crossdistill.evaluation.results import Outcome, ProtocolResult, result_of
 from crossdistill.evaluation.views import TestViews
 from crossdistill.utils.console import progress_bar
 
@@ -32,14 +31,7 @@ class EmbeddedSplit:
     def from_tensors(
         *, train_features: Tensor, train_labels: Tensor, test_features: Tensor, test_labels: Tensor, num_classes: int
     ) -> EmbeddedSplit:
-        """Build a split from features that were computed elsewhere.
-
-        Args:
-            train_features: [N, D], any scale.
-            train_labels: [N] int64 in [0, num_classes).
-            test_features: [B, D].
-            test_labels: [B] int64 in [0, num_classes).
-            num_classes: Number of classes.
+        """Build a split from features [N, D] and [B, D] of any scale, and int64 labels [N] and [B] in [0, num_classes).
 
         Example:
             >>> import torch
@@ -78,6 +70,11 @@ class EmbeddedSplit:
     def absent_classes(self) -> list[int]:
         """List the classes of the test set that have no training clip: their test clips cannot be right."""
         return sorted(set(self.test.labels.unique().tolist()) - set(self.train.labels.unique().tolist()))
+
+    def result(self, protocol: str, outcome: Outcome, details: dict[str, Any]) -> ProtocolResult:
+        """Build a protocol's result; ``num_train`` and ``classes_without_training_clips`` are added to its details."""
+        facts = {"num_train": self.train.num_clips, "classes_without_training_clips": self.absent_classes()}
+        return result_of(protocol, outcome, {**details, **facts})
 
     def progress(self) -> Progress:
         """Make a progress bar of linear layers, silent without a description."""

@@ -53,7 +53,6 @@ class Embedder:
 
     encoder: Encoder
     execution: Execution
-    """Device, precision and memory layout of the encoder."""
     teacher: int | None = None
     """Position of the teacher whose view of a batch the encoder sees; None for the student's view."""
 
@@ -100,9 +99,7 @@ class EmbeddedBatches:
     """The clips of every batch. The features depend on them, in the last bits."""
     embedders: Sequence[BatchEmbedder]
     num_workers: int = 2
-    """Number of processes that decode; 0 decodes in this process."""
     pin_memory: bool = False
-    """Whether batches go to a GPU."""
     description: str | None = None
     """Text of the progress bar; None for no bar."""
     unreadable: dict[str, str] = field(default_factory=dict)
@@ -114,8 +111,7 @@ class EmbeddedBatches:
         with progress_bar(unit="batches", is_shown=self.description is not None) as bar:
             for batch in bar.track(loader, total=len(self.batches), description=self.description or ""):
                 self.unreadable |= dict(batch.unreadable)
-                yield batch, [self._embed(embedder, batch) for embedder in self.embedders]
-
-    @staticmethod
-    def _embed(embedder: BatchEmbedder, batch: PairedBatch) -> Tensor:
-        return embedder.embed_batch(batch) if len(batch) else torch.empty(0, embedder.embed_dim)
+                yield (
+                    batch,
+                    [e.embed_batch(batch) if len(batch) else torch.empty(0, e.embed_dim) for e in self.embedders],
+                )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -55,10 +54,7 @@ class EvaluatedEncoder:
                 dataset=manifest.dataset,
                 execution=self.execution,
                 accelerator=accelerator,
-                views=views,
-                num_workers=settings.num_workers,
-                decoder=settings.decoder,
-                short_clips=settings.short_clips,
+                settings=replace(settings, views=views),
                 description=None if self.description is None else f"{self.description}, {name} clips",
             )
 
@@ -84,12 +80,14 @@ def evaluate_encoder(
 ) -> Evaluation:
     """Embed the middle of every video of both parts of a split once and apply protocols to the features.
 
+    The encoder runs in eval mode; its training flag is restored. Every process returns the same result.
+
     Args:
-        encoder: The encoder, evaluated in eval mode; its training flag is restored.
+        encoder: The encoder.
         manifest: A labelled dataset with the encoder's stream.
         split: Name of the split: its ``train`` part is trained on, its ``test`` part is tested on.
         execution: How the encoder runs.
-        accelerator: The processes that share the work; every process returns the same result.
+        accelerator: The processes that share the work.
         protocols: Names in ``PROTOCOLS``.
         ks: Numbers of neighbours for k-NN.
         max_clips: Largest number of videos of either part, spread evenly over it; None for all.
@@ -100,8 +98,7 @@ def evaluate_encoder(
         features_folder: Folder in which features are kept for the next evaluation; None to keep nothing.
 
     Raises:
-        UserError: An unknown protocol or split, a dataset without labels or without the encoder's stream, or an empty
-            part.
+        UserError: An unknown protocol or split, no labels, not the encoder's stream, or an empty part.
     """
     check_names("protocol", protocols, PROTOCOLS)
     check_dataset(manifest, encoder.view, split, wanted_by=encoder.name)
@@ -125,18 +122,12 @@ def on_first(accelerator: Accelerator, compute: Callable[[], Result]) -> Result:
     """
 
     def with_all_threads() -> Result:
-        with _threads_of_all(accelerator):
+        before = torch.get_num_threads()
+        if accelerator.num_processes > 1 and accelerator.device.type == "cpu":
+            torch.set_num_threads(before * accelerator.num_processes)
+        try:
             return compute()
+        finally:
+            torch.set_num_threads(before)
 
     return decide_on_first(accelerator, with_all_threads)
-
-
-@contextlib.contextmanager
-def _threads_of_all(accelerator: Accelerator) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if accelerator.num_processes > 1 and accelerator.device.type == "cpu":
-        torch.set_num_threads(before * accelerator.num_processes)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

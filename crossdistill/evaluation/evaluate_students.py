@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -117,12 +117,9 @@ def folder_for(path: Path, split: str) -> Path:
 def evaluate_students(
     request: StudentEvaluation, *, fine_tune: FineTune | None = None, accelerator: Accelerator | None = None
 ) -> Evaluation:
-    """Evaluate students as requested.
+    """Evaluate students as requested; every process returns the same result.
 
-    Args:
-        request: Students, dataset, protocols and settings.
-        fine_tune: Trains a student on labels; required for the protocol ``finetune``.
-        accelerator: The processes that share the work; made here if None. Every process returns the same result.
+    ``fine_tune`` is required for the protocol ``finetune``; ``accelerator`` is made here if None.
 
     Returns:
         The evaluation of one student (the mean of several splits), or of several students together.
@@ -166,29 +163,11 @@ def check_request(request: StudentEvaluation, manifest: Manifest) -> None:
     for split in request.split:
         absent = classes_without_training_clips(manifest, split)
         if absent:
-            console.print(
-                f"no training clip of split {split} shows {', '.join(absent)}: test clips of "
-                f"{'this class' if len(absent) == 1 else 'these classes'} count as wrong",
-                soft_wrap=True,
-                highlight=False,
+            which = "this class" if len(absent) == 1 else "these classes"
+            notice = (
+                f"no training clip of split {split} shows {', '.join(absent)}: test clips of {which} count as wrong"
             )
-
-
-@dataclass(frozen=True)
-class _Student:
-    """A loaded student."""
-
-    folder: Path
-    """Folder with ``student.json``."""
-    network: EvaluatedEncoder
-
-    @property
-    def name(self) -> str:
-        return self.network.encoder.name
-
-    def num_seen(self, manifest: Manifest, split: str) -> int:
-        """Count the test clips of a split that the student was trained on."""
-        return num_seen_in_training(manifest, split, read_facts(self.folder)[1].get("training", {}))
+            console.print(notice, soft_wrap=True, highlight=False)
 
 
 @dataclass(frozen=True)
@@ -201,74 +180,60 @@ class _Students:
     fine_tune: FineTune | None
 
     @cached_property
-    def loaded(self) -> dict[Path, _Student]:
+    def loaded(self) -> dict[Path, EvaluatedEncoder]:
         """Every folder's student."""
         return {path: self._load(path) for path in self.request.folders}
 
-    def _load(self, path: Path) -> _Student:
-        request = self.request
+    def _load(self, path: Path) -> EvaluatedEncoder:
+        request, device = self.request, self.accelerator.device
         encoder = load_student(path, allow_code=request.allow_code)
-        execution = Execution.choose(
-            encoder, device=self.accelerator.device, precision=request.precision, layout="auto"
-        )
+        execution = Execution.choose(encoder, device=device, precision=request.precision, layout="auto")
         folder = read_facts(path)[0]
         beside = folder.parent if folder.name == "student" else folder
-        network = EvaluatedEncoder(encoder, execution, request.features or beside / FOLDER_NAME, encoder.name)
-        return _Student(folder, network)
+        return EvaluatedEncoder(encoder, execution, request.features or beside / FOLDER_NAME, encoder.name)
 
-    def _embed(self, student: _Student, split: str) -> EmbeddedSplit:
-        return student.network.embed(self.manifest, split, self.request.reading, self.accelerator)
+    def _embed(self, student: EvaluatedEncoder, split: str) -> EmbeddedSplit:
+        return student.embed(self.manifest, split, self.request.reading, self.accelerator)
 
     def evaluate(self) -> Evaluation:
         """Evaluate every student by itself, and all together where there are several."""
         names, splits, settings = self.request.students, self.request.split, self.request.settings
-        students = {(name, split): self.loaded[folder_for(name, split)] for name in names for split in splits}
-        embedded = {key: self._embed(student, key[1]) for key, student in students.items()}
-        alone = {
-            str(name): mean_of_splits(
-                {split: self._evaluate_one(students[name, split], split, embedded[name, split]) for split in splits},
-                settings,
-            )
-            for name in names
-        }
+        folders = {(name, split): folder_for(name, split) for name in names for split in splits}
+        embedded = {key: self._embed(self.loaded[folder], key[1]) for key, folder in folders.items()}
+        alone = {}
+        for name in names:
+            by_split = {s: self._evaluate_one(folders[name, s], s, embedded[name, s]) for s in splits}
+            alone[str(name)] = mean_of_splits(by_split, settings)
         if len(alone) == 1:
             return alone[str(names[0])]
-        together = {
-            split: self._evaluate_together(
-                split,
-                [students[name, split] for name in names],
-                {str(name): embedded[name, split] for name in names},
-            )
-            for split in splits
-        }
+        together = {}
+        for split in splits:
+            paths, members = [folders[name, split] for name in names], {str(n): embedded[n, split] for n in names}
+            compute = partial(self._evaluate_together, split, paths, members)
+            together[split] = on_first(self.accelerator, compute)
         return replace(mean_of_splits(together, settings), students=alone)
 
-    def _evaluate_one(self, student: _Student, split: str, embedded: EmbeddedSplit) -> Evaluation:
+    def _evaluate_one(self, path: Path, split: str, embedded: EmbeddedSplit) -> Evaluation:
         request = self.request
         names = [name for name in request.protocols if name in PROTOCOLS]
         if "fusion" in request.protocols:
             names += [name for name in MEMBER_PROTOCOLS if name not in names]
-        tuned = self._fine_tuned(student, split) if FINETUNE in request.protocols else None
+        tuned = self._fine_tuned(path, split) if FINETUNE in request.protocols else None
 
         def evaluate() -> Evaluation:
             results = apply_protocols(embedded, names, request.settings)
             results += [tuned()] if tuned is not None else []
-            num_seen = student.num_seen(self.manifest, split)
-            return evaluation_of_split(
-                student.name, self.manifest, split, embedded, results, request.settings, num_test_seen=num_seen
-            )
+            return self._evaluation_of([path], split, embedded, results)
 
         return on_first(self.accelerator, evaluate)
 
-    def _fine_tuned(self, student: _Student, split: str) -> Callable[[], ProtocolResult]:
+    def _fine_tuned(self, path: Path, split: str) -> Callable[[], ProtocolResult]:
         """Fine-tune and embed on every process; the function that is returned classifies on the first process."""
-        settings = self.request.fine_tuning
+        settings, data = self.request.fine_tuning, self.manifest.root
         assert self.fine_tune is not None, "the protocol finetune needs a function that trains"
-        run = self.fine_tune(
-            settings, student.folder, data=self.manifest.root, split=split, accelerator=self.accelerator
-        )
+        run = self.fine_tune(settings, read_facts(path)[0], data=data, split=split, accelerator=self.accelerator)
         tuned = self._load(run)
-        embedded, classifier = self._embed(tuned, split), tuned.network.encoder.classifier
+        embedded, classifier = self._embed(tuned, split), tuned.encoder.classifier
         assert classifier is not None, "a supervised run keeps its classifier"
         details: dict[str, Any] = {**dataclasses.asdict(settings), "run": run.name}
         for name in ("workers", "decoder"):  # they do not change the numbers
@@ -276,48 +241,36 @@ class _Students:
         details["mixed_precision"] = details.pop("precision")  # its name in the results format
         return lambda: classify(embedded, classifier, details=details)
 
-    def _evaluate_together(
-        self, split: str, students: list[_Student], embedded: dict[str, EmbeddedSplit]
-    ) -> Evaluation:
+    def _evaluate_together(self, split: str, paths: list[Path], embedded: dict[str, EmbeddedSplit]) -> Evaluation:
         """Fuse and compare all students on the videos that all of them could read."""
-        return on_first(self.accelerator, lambda: self._fuse_and_compare(split, students, embedded))
-
-    def _fuse_and_compare(self, split: str, students: list[_Student], embedded: dict[str, EmbeddedSplit]) -> Evaluation:
-        settings, protocols = self.request.settings, self.request.protocols
+        settings, protocols, classes = self.request.settings, self.request.protocols, self.manifest.classes
         members = dict(zip(embedded, common_videos(list(embedded.values())), strict=True))
         results = fuse(list(members.values()), settings) if "fusion" in protocols else []
-        evaluation = evaluation_of_split(
-            " + ".join(student.name for student in students),
-            self.manifest,
-            split,
-            next(iter(members.values())),
-            results,
-            settings,
-            num_test_seen=max(student.num_seen(self.manifest, split) for student in students),
-        )
-        if "agreement" not in protocols:
-            return evaluation
-        pairs = [
-            compare_students((a, b), members[a].test, members[b].test, classes=self.manifest.classes, settings=settings)
-            for a, b in combinations(members, 2)
+        evaluation = self._evaluation_of(paths, split, next(iter(members.values())), results)
+        pairs = list(combinations(members, 2)) if "agreement" in protocols else []
+        agreement = [
+            compare_students(pair, *(members[name].test for name in pair), classes=classes, settings=settings)
+            for pair in pairs
         ]
-        return replace(evaluation, agreement=pairs)
+        return replace(evaluation, agreement=agreement)
+
+    def _evaluation_of(
+        self, paths: list[Path], split: str, embedded: EmbeddedSplit, results: list[ProtocolResult]
+    ) -> Evaluation:
+        name = " + ".join(self.loaded[path].encoder.name for path in paths)
+        trainings = [read_facts(path)[1].get("training", {}) for path in paths]
+        num_seen = max(num_seen_in_training(self.manifest, split, training) for training in trainings)
+        settings = self.request.settings
+        return evaluation_of_split(name, self.manifest, split, embedded, results, settings, num_test_seen=num_seen)
 
 
 def track_students(request: StudentEvaluation, evaluation: Evaluation) -> None:
     """Send the numbers to the trackers of the runs that trained the students."""
-    alone = evaluation.students or {str(request.students[0]): evaluation}
-    for path, own in _by_folder(alone):
-        folder, facts = read_facts(path)
-        run, training = folder.parent, facts.get("training", {})
-        if folder.name != "student" or not RunFolder(run).config.is_file() or not own.results:
-            continue
-        role = Role.SUPERVISED if training.get("supervised") else Role.DISTILLED
-        track_results(request.tracker, run, {str(role): own.to_json()}, step=int(training.get("steps", 0)))
-
-
-def _by_folder(alone: dict[str, Evaluation]) -> Iterator[tuple[Path, Evaluation]]:
-    """Yield each student's folder with its evaluation; a name with ``{split}`` stands for one student per split."""
-    for name, own in alone.items():
-        for each in own.splits.values() if SPLIT_MARK in name and own.splits else (own,):
-            yield folder_for(Path(name), each.split), each
+    for name, alone in (evaluation.students or {str(request.students[0]): evaluation}).items():
+        # A name with ``{split}`` stands for one student per split.
+        for own in alone.splits.values() if SPLIT_MARK in name and alone.splits else (alone,):
+            folder, facts = read_facts(folder_for(Path(name), own.split))
+            run, training = folder.parent, facts.get("training", {})
+            if folder.name == "student" and RunFolder(run).config.is_file() and own.results:
+                role = Role.SUPERVISED if training.get("supervised") else Role.DISTILLED
+                track_results(request.tracker, run, {str(role): own.to_json()}, step=int(training.get("steps", 0)))

@@ -9,7 +9,7 @@ from typing import Any
 from crossdistill.data.manifest import Manifest
 from crossdistill.evaluation.embedded_split import EmbeddedSplit
 from crossdistill.evaluation.intervals import bootstrap_intervals, describe_bootstrap, units_of
-from crossdistill.evaluation.results import Bootstrap, Evaluation, ProtocolResult
+from crossdistill.evaluation.results import Evaluation, ProtocolResult
 from crossdistill.evaluation.settings import ProtocolSettings
 
 
@@ -23,17 +23,7 @@ def evaluation_of_split(
     *,
     num_test_seen: int = 0,
 ) -> Evaluation:
-    """Put coverage, views and confidence intervals beside the results of one split.
-
-    Args:
-        encoder: Name of the encoder.
-        manifest: The dataset.
-        split: Name of the split.
-        embedded: The features from which the results follow.
-        results: Results with outcomes.
-        settings: Settings of the bootstrap.
-        num_test_seen: Number of test clips that the student was trained on.
-    """
+    """Put coverage, views and confidence intervals beside the results, with outcomes, of one split."""
     train, test = embedded.train, embedded.test
     units = units_of(test.videos, test.groups)
     num_draws, seed = settings.num_bootstrap_draws, settings.seed
@@ -69,11 +59,7 @@ def mean_of_splits(by_split: dict[str, Evaluation], settings: ProtocolSettings) 
     """Average the evaluations of several splits of one dataset; a single split is returned unchanged.
 
     Videos or groups that are in the test sets of several splits are drawn together, so the interval is that of the
-    mean, not a mean of intervals.
-
-    Args:
-        by_split: Split to its evaluation, with outcomes.
-        settings: Settings of the bootstrap.
+    mean, not a mean of intervals. ``by_split`` maps a split to its evaluation, with outcomes.
     """
     evaluations = list(by_split.values())
     first = evaluations[0]
@@ -83,6 +69,10 @@ def mean_of_splits(by_split: dict[str, Evaluation], settings: ProtocolSettings) 
     results = {
         name: _mean_result([e.results[name] for e in evaluations], list(by_split), settings) for name in first.results
     }
+    bootstrap = None
+    if all(each.results for each in evaluations):
+        units = [each.first.outcome.units for each in evaluations]
+        bootstrap = describe_bootstrap(units, num_draws=settings.num_bootstrap_draws, seed=settings.seed)
     return replace(
         first,
         split=" + ".join(by_split),
@@ -92,18 +82,11 @@ def mean_of_splits(by_split: dict[str, Evaluation], settings: ProtocolSettings) 
         coverage=_coverage(evaluations),
         unreadable=unreadable,
         num_unreadable=len(unreadable),
-        bootstrap=_bootstrap_of_mean(evaluations, settings),
+        bootstrap=bootstrap,
         results=results,
         agreement=[],
         splits=by_split,
     )
-
-
-def _bootstrap_of_mean(evaluations: Sequence[Evaluation], settings: ProtocolSettings) -> Bootstrap | None:
-    if not all(each.results for each in evaluations):
-        return None
-    units = [each.first.outcome.units for each in evaluations]
-    return describe_bootstrap(units, num_draws=settings.num_bootstrap_draws, seed=settings.seed)
 
 
 def _mean_result(results: list[ProtocolResult], splits: list[str], settings: ProtocolSettings) -> ProtocolResult:

@@ -26,11 +26,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from crossdistill.data.dataset import Entry
-from crossdistill.data.decoders import DEFAULT_DECODER
 from crossdistill.encoders import Encoder, is_from_file
 from crossdistill.encoders.execution import Execution
 from crossdistill.encoders.weights import weights_hash
 from crossdistill.evaluation.features import Features, assemble, extract_features, no_features
+from crossdistill.evaluation.settings import ReadSettings
 from crossdistill.evaluation.views import TestViews
 from crossdistill.types import ViewSpec
 from crossdistill.utils.console import console
@@ -50,12 +50,7 @@ def feature_key(
 ) -> dict[str, Any]:
     """Describe everything that decides the features of a video, except the video.
 
-    Args:
-        encoder: The encoder with its weights.
-        execution: How it runs; both precisions have features of their own.
-        dataset: Name of the dataset.
-        views: Views of every video.
-        short_clips: Rule for videos that are shorter than the view.
+    Weights and precision are part of it; ``short_clips`` is the rule for videos that are shorter than the view.
     """
     network = {
         "weights_sha256": weights_hash(encoder),
@@ -66,47 +61,16 @@ def feature_key(
         network["code_sha256"] = sha256_of(Path(encoder.name.rpartition(":")[0]))
     # "error" makes sure that no video is too short, and then "repeat" changes nothing.
     short_clips = "repeat" if short_clips == "error" else short_clips
-    return _key(
-        network,
-        encoder=encoder.name,
-        view=encoder.view,
-        embed_dim=encoder.embed_dim,
-        dataset=dataset,
-        views=views,
-        short_clips=short_clips,
-    )
+    return _key(network, encoder.name, encoder.view, encoder.embed_dim, dataset, views, short_clips)
 
 
 def exported_key(path: Path, *, encoder: str, view: ViewSpec, embed_dim: int, dataset: str) -> dict[str, Any]:
-    """Describe everything that decides the features that an exported file computes, except the video.
-
-    Args:
-        path: The exported file; its content is part of the key.
-        encoder: Name of the encoder in it.
-        view: View of the encoder.
-        embed_dim: Number of features, D.
-        dataset: Name of the dataset.
-    """
-    return _key(
-        {"file_sha256": sha256_of(path)},
-        encoder=encoder,
-        view=view,
-        embed_dim=embed_dim,
-        dataset=dataset,
-        views=TestViews(),
-        short_clips="repeat",
-    )
+    """Describe everything that decides the features that an exported file computes, except the video."""
+    return _key({"file_sha256": sha256_of(path)}, encoder, view, embed_dim, dataset, TestViews(), "repeat")
 
 
 def _key(
-    network: dict[str, Any],
-    *,
-    encoder: str,
-    view: ViewSpec,
-    embed_dim: int,
-    dataset: str,
-    views: TestViews,
-    short_clips: str,
+    network: dict[str, Any], encoder: str, view: ViewSpec, embed_dim: int, dataset: str, views: TestViews, short: str
 ) -> dict[str, Any]:
     """Build a key of the types that JSON reads back, so that it compares equal to a key in a file."""
     key = {
@@ -118,18 +82,16 @@ def _key(
         "embed_dim": embed_dim,
         "dataset": dataset,
         "views": str(views),
-        "short_clips": short_clips,
+        "short_clips": short,
     }
     plain: dict[str, Any] = json.loads(json.dumps(key))
     return plain
 
 
 def video_digest(entry: Entry, stream: str) -> str:
-    """Compute a digest of a prepared video from its manifest entry and file size, without reading the file.
+    """Compute a digest of a prepared video from its manifest entry and file size; empty if the file is missing.
 
-    Returns:
-        The digest, or an empty string if the file is missing. It changes if the video is prepared again or the file is
-        truncated, so that stored features are not reused.
+    It changes if the video is prepared again or the file is truncated, so that stored features are not reused.
     """
     if stream not in entry.video.streams:
         return ""
@@ -176,9 +138,8 @@ class FeatureStore:
                 rows = file.get_tensor(FEATURES)
             return {name: (digest, row) for (name, digest), row in zip(videos, rows, strict=True)}
         except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
-            console.print(
-                f"features are computed again: {self.path} cannot be used ({error})", soft_wrap=True, highlight=False
-            )
+            notice = f"features are computed again: {self.path} cannot be used ({error})"
+            console.print(notice, soft_wrap=True, highlight=False)
             return {}
 
     def write(self, rows: dict[str, tuple[str, Tensor]]) -> None:
@@ -203,40 +164,31 @@ def kept_features(
     dataset: str,
     execution: Execution,
     accelerator: Accelerator,
-    views: TestViews | None = None,
-    num_workers: int = 2,
-    decoder: str = DEFAULT_DECODER,
-    short_clips: str = "repeat",
+    settings: ReadSettings | None = None,
     description: str | None = None,
 ) -> Features:
-    """Return the features of videos. Only videos that the store lacks are embedded.
+    """Return the features of videos. Only videos that the store lacks are embedded; see ``extract_features``.
 
-    ``folder`` is the store's, None to keep nothing; ``dataset`` is the name of the dataset. The other arguments are
-    those of ``extract_features``.
+    ``folder`` is the store's, None to keep nothing; ``dataset`` is the name of the dataset.
 
     Returns:
         All features on the first process; with a store, on others only those that were extracted now.
     """
-    views = views or TestViews()
+    settings = settings or ReadSettings()
 
     def extract(chosen: Sequence[Entry]) -> Features:
         return extract_features(
-            encoder,
-            chosen,
-            execution=execution,
-            accelerator=accelerator,
-            views=views,
-            num_workers=num_workers,
-            decoder=decoder,
-            short_clips=short_clips,
-            description=description,
+            encoder, chosen, execution=execution, accelerator=accelerator, settings=settings, description=description
         )
 
     if folder is None:
         return extract(entries)
-    key = feature_key(encoder, execution=execution, dataset=dataset, views=views, short_clips=short_clips)
-    store = FeatureStore(folder, key)
-    return complete(store, entries, extract, accelerator=accelerator, view=encoder.view, description=description)
+    key = feature_key(
+        encoder, execution=execution, dataset=dataset, views=settings.views, short_clips=settings.short_clips
+    )
+    return complete(
+        FeatureStore(folder, key), entries, extract, accelerator=accelerator, view=encoder.view, description=description
+    )
 
 
 def complete(
@@ -263,10 +215,8 @@ def complete(
     """
     kept = store.read() if accelerator.is_main_process else {}
     digests = [video_digest(entry, view.kind.stream) for entry in entries]
-    is_kept = [
-        digest != "" and entry.video.name in kept and kept[entry.video.name][0] == digest
-        for entry, digest in zip(entries, digests, strict=True)
-    ]
+    pairs = zip(entries, digests, strict=True)
+    is_kept = [digest != "" and kept.get(entry.video.name, ("",))[0] == digest for entry, digest in pairs]
     is_kept = decide_on_first(accelerator, lambda: is_kept)
     missing = [i for i in range(len(entries)) if not is_kept[i]]
     new = extract([entries[i] for i in missing]) if missing else store.nothing
@@ -274,17 +224,11 @@ def complete(
         return new
     if entries and not missing and description is not None:
         console.print(f"{description}: features read from {store.path}", soft_wrap=True, highlight=False)
+    names = [entry.video.name for entry in entries]
     by_name = dict(zip(new.videos, new.views_nvd, strict=True))
-    added = {
-        entries[i].video.name: (digests[i], by_name[entries[i].video.name])
-        for i in missing
-        if entries[i].video.name in by_name
-    }
-    if added:
-        store.write({**kept, **added})
-    found = {
-        i: kept[entry.video.name][1] if is_kept[i] else by_name[entry.video.name]
-        for i, entry in enumerate(entries)
-        if is_kept[i] or entry.video.name in by_name
-    }
+    # Unreadable videos have no row.
+    found = {i: by_name[names[i]] for i in missing if names[i] in by_name}
+    if found:
+        store.write({**kept, **{names[i]: (digests[i], row) for i, row in found.items()}})
+    found |= {i: kept[name][1] for i, name in enumerate(names) if is_kept[i]}
     return assemble(found, entries, new.unreadable, store.nothing)

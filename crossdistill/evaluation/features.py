@@ -13,11 +13,11 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from crossdistill.data.dataset import Entry
-from crossdistill.data.decoders import DEFAULT_DECODER
 from crossdistill.data.sampling import SampleKey
 from crossdistill.encoders import Encoder
 from crossdistill.encoders.execution import Execution
 from crossdistill.evaluation.embedder import CLIPS_AT_ONCE, EmbeddedBatches, Embedder, batches_of
+from crossdistill.evaluation.settings import ReadSettings
 from crossdistill.evaluation.views import MultiViewClips, TestViews
 from crossdistill.utils.distributed import broadcast_buffers, gather_objects
 
@@ -33,7 +33,7 @@ class Features:
     unreadable: dict[str, str]
     """Dataset/video to the reason; these videos have no row and are never replaced."""
     videos: tuple[str, ...]
-    """[N] names of the videos."""
+    """[N] names."""
     groups: tuple[str | None, ...]
     """[N] groups, None for a video without a group."""
     views: TestViews = TestViews()  # noqa: RUF009 - frozen
@@ -66,12 +66,7 @@ class Features:
 
 
 def no_features(embed_dim: int, views: TestViews | None = None) -> Features:
-    """Give empty features.
-
-    Args:
-        embed_dim: D.
-        views: Views of every video; its middle if None.
-    """
+    """Give empty features of D = ``embed_dim``; None is the view of the middle."""
     views = views or TestViews()
     return Features(torch.empty(0, views.num_views, embed_dim), torch.empty(0).long(), {}, (), (), views)
 
@@ -79,11 +74,7 @@ def no_features(embed_dim: int, views: TestViews | None = None) -> Features:
 def assemble(rows: dict[int, Tensor], entries: Sequence[Entry], unreadable: dict[str, str], like: Features) -> Features:
     """Build features from rows of some of the videos, in the order of the dataset.
 
-    Args:
-        rows: Position in ``entries`` to [V, D].
-        entries: The videos.
-        unreadable: Dataset/video to reason.
-        like: Features with the shape and views of the result.
+    ``rows`` maps a position in ``entries`` to [V, D]; ``like`` has the shape and views of the result.
     """
     order = sorted(rows)
     chosen = [entries[i] for i in order]
@@ -103,11 +94,8 @@ def extract_features(
     *,
     execution: Execution,
     accelerator: Accelerator,
-    views: TestViews | None = None,
+    settings: ReadSettings | None = None,
     batch_size: int = CLIPS_AT_ONCE,
-    num_workers: int = 2,
-    decoder: str = DEFAULT_DECODER,
-    short_clips: str = "repeat",
     description: str | None = None,
 ) -> Features:
     """Embed the views of every video.
@@ -120,25 +108,25 @@ def extract_features(
         entries: The videos; every process embeds its share of them.
         execution: How the encoder runs.
         accelerator: The processes that share the work.
-        views: Views of every video; its middle if None.
+        settings: How the videos are read; of the views, those of a test video.
         batch_size: Clips of a batch; a batch holds at least one video.
-        num_workers: Number of processes that decode.
-        decoder: Library that reads the videos.
-        short_clips: Rule for videos that are shorter than the view, one of ``SHORT_CLIPS``.
         description: Text of the progress bar; None for no bar.
 
     Returns:
         The features of all processes, on every process.
     """
-    views = views or TestViews()
-    dataset = MultiViewClips(entries, view=encoder.view, views=views, decoder=decoder, short_clips=short_clips)
+    settings = settings or ReadSettings()
+    views = settings.views
+    dataset = MultiViewClips(
+        entries, view=encoder.view, views=views, decoder=settings.decoder, short_clips=settings.short_clips
+    )
     keys = [SampleKey(i, epoch=0) for i in range(len(entries))]
     batches = batches_of(keys, max(1, batch_size // views.num_views))
     walk = EmbeddedBatches(
         dataset,
         batches[accelerator.process_index :: accelerator.num_processes],
         [Embedder(encoder, execution)],
-        num_workers=num_workers,
+        num_workers=settings.num_workers,
         pin_memory=accelerator.device.type == "cuda",
         description=description if accelerator.is_main_process else None,
     )

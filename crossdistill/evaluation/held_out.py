@@ -1,7 +1,4 @@
-"""Hold out a part of the train set, on which hyperparameters are chosen.
-
-Shapes: N train clips.
-"""
+"""Hold out a part of the train set, on which hyperparameters are chosen. Shapes: N train clips."""
 
 from __future__ import annotations
 
@@ -20,11 +17,6 @@ def held_out_part(labels_n: Tensor, groups: Sequence[str | None], *, seed: int) 
 
     Where every clip has a group, whole groups are held out: near-duplicates on both sides would reward overfitting.
     Otherwise a fifth of every class is held out.
-
-    Args:
-        labels_n: [N] int64.
-        groups: [N], None for a clip without a group.
-        seed: Seed of the choice.
 
     Returns:
         [N] bool, True for held-out clips, and the unit that was held out: ``group`` or ``video``.

@@ -33,16 +33,7 @@ def units_of(videos: Sequence[str], groups: Sequence[str | None]) -> Units:
 
 
 def describe_bootstrap(units: Sequence[Units], *, num_draws: int, seed: int) -> Bootstrap | None:
-    """Describe how intervals are made.
-
-    Args:
-        units: Units of each test set.
-        num_draws: Number of test sets that are drawn.
-        seed: Seed of the draws.
-
-    Returns:
-        None without draws.
-    """
+    """Describe how the intervals of test sets with these units are made; None without draws."""
     if not num_draws:
         return None
     kinds = {part.kind for part in units}
@@ -55,11 +46,12 @@ def bootstrap_intervals(
 ) -> dict[str, tuple[float, float]]:
     """Compute an interval for every measure of an outcome, and for mean-class accuracy.
 
+    The same seed and units give the same draws for every protocol, so that differences come from the protocols.
+
     Args:
         outcomes: One test set, or several (splits) whose measures are averaged; with units.
         num_draws: Number of test sets that are drawn; 0 for no intervals.
-        seed: Seed of the draws. The same seed and units give the same draws for every protocol, so that differences
-            come from the protocols.
+        seed: Seed of the draws.
 
     Returns:
         Measure to the ends of its interval, rounded to 1e-10; empty without draws.
@@ -78,23 +70,20 @@ def bootstrap_intervals(
     for weights_ru in _draws(len(position), num_draws, seed):
         by_set = [part.measure(weights_ru) for part in sums]
         for name in drawn:
-            drawn[name].append(_mean([values[name] for values in by_set]))
-    ends = (100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2)
-    return {name: _ends(np.concatenate(values), ends) for name, values in drawn.items()}
+            # A set without clips in a draw does not count in that draw.
+            drawn[name].append(_mean(np.stack([values[name] for values in by_set]), axis=0))
+    percentiles = (100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2)
+    intervals = {}
+    for name, values in drawn.items():
+        low, high = np.nanpercentile(np.concatenate(values), percentiles)
+        intervals[name] = (round(float(low), 10), round(float(high), 10))
+    return intervals
 
 
-def _ends(values: Floats, percentiles: tuple[float, float]) -> tuple[float, float]:
-    low, high = np.nanpercentile(values, percentiles)
-    return round(float(low), 10), round(float(high), 10)
-
-
-def _mean(values: list[Floats]) -> Floats:
-    """Average over test sets; a set without clips in a draw does not count in that draw."""
-    if len(values) == 1:
-        return values[0]
-    stacked = np.stack(values)
-    is_there = ~np.isnan(stacked)
-    return _ratio(np.where(is_there, stacked, 0).sum(0), is_there.sum(0))
+def _mean(values: Floats, axis: int) -> Floats:
+    """Average along an axis without the NaN; NaN where all are."""
+    is_there = ~np.isnan(values)
+    return _ratio(np.where(is_there, values, 0).sum(axis), is_there.sum(axis))
 
 
 def _draws(num_units: int, num_draws: int, seed: int) -> Iterator[Floats]:
@@ -122,27 +111,19 @@ class _Sums:
     def of(outcome: Outcome, unit_b: NDArray[np.int64], num_units: int, measures: Sequence[str]) -> _Sums:
         """Sum over the clips of each unit."""
         classes, class_b = np.unique(outcome.labels_b.numpy(), return_inverse=True)
-        hits = {name: outcome.hits[name].numpy() for name in measures}
         clips_uc, hits_uc = (np.zeros((num_units, len(classes))) for _ in range(2))
         np.add.at(clips_uc, (unit_b, class_b), 1)
-        np.add.at(hits_uc, (unit_b, class_b), hits[TOP1])
-        return _Sums(
-            clips_u=np.bincount(unit_b, minlength=num_units).astype(np.float64),
-            hits_u={
-                name: np.bincount(unit_b, weights=hit_b, minlength=num_units).astype(np.float64)
-                for name, hit_b in hits.items()
-            },
-            clips_uc=clips_uc,
-            hits_uc=hits_uc,
-        )
+        np.add.at(hits_uc, (unit_b, class_b), outcome.hits[TOP1].numpy())
+        clips_u = np.bincount(unit_b, minlength=num_units).astype(np.float64)
+        hits = {name: outcome.hits[name].numpy() for name in measures}
+        hits_u = {name: np.bincount(unit_b, hit_b, num_units).astype(np.float64) for name, hit_b in hits.items()}
+        return _Sums(clips_u, hits_u, clips_uc, hits_uc)
 
     def measure(self, weights_ru: Floats) -> dict[str, Floats]:
         """Compute [R] for every measure: NaN for a draw without clips; a class without clips does not count."""
         num_r = weights_ru @ self.clips_u
         values = {name: _ratio(weights_ru @ hits_u, num_r) for name, hits_u in self.hits_u.items()}
-        recall_rc = _ratio(weights_ru @ self.hits_uc, weights_ru @ self.clips_uc)
-        is_there = ~np.isnan(recall_rc)
-        values[MEAN_CLASS] = _ratio(np.where(is_there, recall_rc, 0).sum(1), is_there.sum(1))
+        values[MEAN_CLASS] = _mean(_ratio(weights_ru @ self.hits_uc, weights_ru @ self.clips_uc), axis=1)
         return values
 
 

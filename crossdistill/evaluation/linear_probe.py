@@ -100,8 +100,8 @@ def train_linear_probe(
         num_classes: Number of classes C.
         seed: Seed of the order of clips.
         batch_size: Clips per step; None for ``batch_size_for(N)``.
-        lr: Learning rate before its two drops; the paper's by default.
-        weight_decay: Weight decay; the paper's by default.
+        lr: Learning rate before its two drops.
+        weight_decay: Weight decay of weight and bias.
 
     Raises:
         UserError: Features or labels that ``check_features`` and ``check_labels`` reject, or a batch below 1.
@@ -115,21 +115,20 @@ def train_linear_probe(
     variance_d, mean_d = torch.var_mean(unit_nd, dim=0, correction=min(1, len(unit_nd) - 1))
     inverse_std_d = (variance_d + VARIANCE_OFFSET).rsqrt()
     inputs_nd = unit_nd.sub_(mean_d).mul_(inverse_std_d)
-    descent = _Descent(num_classes, seed, batch_size, lr, weight_decay)
     labels_n = labels_n.to(inputs_nd.device).long()
-    weight_dc, bias_c = descent.run(inputs_nd, labels_n)
+    num_threads = torch.get_num_threads()
+    if batch_size * inputs_nd.shape[1] * num_classes < SMALLEST_SHARED_PRODUCT:
+        torch.set_num_threads(1)
+    try:
+        weight_dc, bias_c = _descend(inputs_nd, labels_n, num_classes, seed, batch_size, lr, weight_decay)
+    finally:
+        torch.set_num_threads(num_threads)
     bias_c[torch.bincount(labels_n, minlength=num_classes) == 0] = -torch.inf
     return LinearProbe(mean_d=mean_d, inverse_std_d=inverse_std_d, weight_dc=weight_dc, bias_c=bias_c)
 
 
 def train_on(features: Features, num_classes: int, **options: Any) -> LinearProbe:
-    """Train a layer on every view of every video.
-
-    Args:
-        features: Features of N videos with V views each.
-        num_classes: Number of classes C.
-        options: Passed to ``train_linear_probe``.
-    """
+    """Train a layer on every view of every video; ``options`` go to ``train_linear_probe``."""
     num_views = features.views_nvd.shape[1]
     return train_linear_probe(
         features_nd=features.views_nvd.flatten(0, 1),
@@ -162,43 +161,27 @@ def _unit(features_nd: Tensor) -> Tensor:
     return torch.nn.functional.normalize(features_nd, dim=1)
 
 
-@dataclass(frozen=True)
-class _Descent:
-    """SGD with momentum as in ``torch.optim.SGD``, with the gradient of cross-entropy written out.
+def _descend(
+    inputs_nd: Tensor, labels_n: Tensor, num_classes: int, seed: int, batch_size: int, first_lr: float, decay: float
+) -> tuple[Tensor, Tensor]:
+    """Train from zero by SGD with momentum as in ``torch.optim.SGD``: weight [D, C] and bias [C] of the last epoch.
 
-    The gradient by the logits is (softmax - one-hot) / B. Without autograd a step is a handful of small operations.
+    The gradient of cross-entropy by the logits is (softmax - one-hot) / B. It is written out: without autograd a step
+    is a handful of small operations.
     """
-
-    num_classes: int
-    seed: int
-    batch_size: int
-    lr: float
-    weight_decay: float
-
-    def run(self, inputs_nd: Tensor, labels_n: Tensor) -> tuple[Tensor, Tensor]:
-        """Train from zero to the end of the last epoch: weight [D, C] and bias [C]."""
-        num_threads = torch.get_num_threads()
-        if self.batch_size * inputs_nd.shape[1] * self.num_classes < SMALLEST_SHARED_PRODUCT:
-            torch.set_num_threads(1)
-        try:
-            return self._run(inputs_nd, labels_n)
-        finally:
-            torch.set_num_threads(num_threads)
-
-    def _run(self, inputs_nd: Tensor, labels_n: Tensor) -> tuple[Tensor, Tensor]:
-        num_clips, dim = inputs_nd.shape
-        weight_dc, bias_c = inputs_nd.new_zeros(dim, self.num_classes), inputs_nd.new_zeros(self.num_classes)
-        weight_velocity_dc, bias_velocity_c = torch.zeros_like(weight_dc), torch.zeros_like(bias_c)
-        generator = torch.Generator().manual_seed(self.seed)
-        for epoch in range(NUM_EPOCHS):
-            lr = self.lr * 0.1 ** sum(epoch >= milestone for milestone in MILESTONES)
-            order_n = torch.randperm(num_clips, generator=generator).to(inputs_nd.device)
-            for batch in order_n.split(self.batch_size):
-                batch_bd, labels_b1 = inputs_nd[batch], labels_n[batch, None]
-                slope_bc = torch.addmm(bias_c, batch_bd, weight_dc).softmax(1)
-                slope_bc.scatter_add_(1, labels_b1, slope_bc.new_full(labels_b1.shape, -1.0)).div_(len(batch))
-                weight_velocity_dc.mul_(MOMENTUM).addmm_(batch_bd.T, slope_bc).add_(weight_dc, alpha=self.weight_decay)
-                bias_velocity_c.mul_(MOMENTUM).add_(slope_bc.sum(0)).add_(bias_c, alpha=self.weight_decay)
-                weight_dc.sub_(weight_velocity_dc, alpha=lr)
-                bias_c.sub_(bias_velocity_c, alpha=lr)
-        return weight_dc, bias_c
+    num_clips, dim = inputs_nd.shape
+    weight_dc, bias_c = inputs_nd.new_zeros(dim, num_classes), inputs_nd.new_zeros(num_classes)
+    weight_velocity_dc, bias_velocity_c = torch.zeros_like(weight_dc), torch.zeros_like(bias_c)
+    generator = torch.Generator().manual_seed(seed)
+    for epoch in range(NUM_EPOCHS):
+        lr = first_lr * 0.1 ** sum(epoch >= milestone for milestone in MILESTONES)
+        order_n = torch.randperm(num_clips, generator=generator).to(inputs_nd.device)
+        for batch in order_n.split(batch_size):
+            batch_bd, labels_b1 = inputs_nd[batch], labels_n[batch, None]
+            slope_bc = torch.addmm(bias_c, batch_bd, weight_dc).softmax(1)
+            slope_bc.scatter_add_(1, labels_b1, slope_bc.new_full(labels_b1.shape, -1.0)).div_(len(batch))
+            weight_velocity_dc.mul_(MOMENTUM).addmm_(batch_bd.T, slope_bc).add_(weight_dc, alpha=decay)
+            bias_velocity_c.mul_(MOMENTUM).add_(slope_bc.sum(0)).add_(bias_c, alpha=decay)
+            weight_dc.sub_(weight_velocity_dc, alpha=lr)
+            bias_c.sub_(bias_velocity_c, alpha=lr)
+    return weight_dc, bias_c

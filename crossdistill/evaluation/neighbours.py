@@ -105,13 +105,10 @@ def nearest_neighbours(
 
 
 def unit_rows(features_nd: Tensor) -> Tensor:
-    """L2-normalise in float64 and round to multiples of 2^-26.
+    """L2-normalise in float64 and round to multiples of 2^-26: [N, D] float32; rows of zeros stay zero.
 
     Norms are taken in float64 so that equal rows stay equal. Above 1/8 float32 is itself coarser than the grid.
     Apple's GPUs have no float64: their features are moved to the CPU.
-
-    Returns:
-        [N, D] float32; rows of zeros stay zero.
     """
     if features_nd.device.type == "mps":
         features_nd = features_nd.cpu()
@@ -160,11 +157,7 @@ class _Search:
     ) -> tuple[Tensor, Tensor]:
         """Walk over the gallery in the queries' precision: [B, K] highest similarities and their positions.
 
-        Args:
-            queries_bd: [B, D] unit rows.
-            k: Number of rows to select.
-            select: Selects among the rows of a chunk, and among the best of two chunks.
-            classes_bc: [B, C], raised in place to the similarity of each class's nearest row.
+        ``classes_bc`` [B, C] is raised in place to the similarity of each class's nearest row.
         """
         k = k or min(self.k + _NUM_SPARE, len(self.gallery_nd))
         best_bk = queries_bd.new_empty((len(queries_bd), 0))
@@ -197,13 +190,10 @@ class _Search:
         return search
 
     def _refine(self, queries_bd: Tensor, coarse_bk: Tensor, indices_bk: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Sort the candidates by exact similarity, and return for which queries no other sample can be nearer.
+        """Order the candidates by exact similarity: [B, K] similarities, [B, K] positions, [B] whether they are proven.
 
         With an error of at most e in every float32 similarity, a row that is no candidate has an exact similarity of
         at most ``floor`` = lowest candidate + e. So the answer is proven where the k-th exact similarity is above it.
-
-        Returns:
-            [B, K] float64 similarities, [B, K] positions, [B] whether they are proven.
         """
         # D roundings of 2^-24, doubled because the norms of rounded rows are not exactly 1.
         floor_b = coarse_bk.amin(1).double() + 2 * queries_bd.shape[1] * 2.0**-24

@@ -255,10 +255,9 @@ class Evaluation:
             raise UserError("to_frame() needs pandas, which is not installed: run pip install pandas") from error
         columns = ["protocol", "top1", "low", "high", "top5", "mean_class", "num_test", "coverage"]
         rows = []
-        for result in self.results.values():
-            low, high = result.intervals.get(TOP1, (math.nan, math.nan))
-            values = (result.top1, low, high, result.top5, result.mean_class, result.num_test, result.coverage)
-            rows.append((result.protocol, *values))
+        for r in self.results.values():
+            low, high = r.intervals.get(TOP1, (math.nan, math.nan))
+            rows.append((r.protocol, r.top1, low, high, r.top5, r.mean_class, r.num_test, r.coverage))
         return pandas.DataFrame(rows, columns=columns)
 
     def to_json(self) -> dict[str, Any]:
@@ -315,9 +314,9 @@ def read_evaluation(values: dict[str, Any]) -> Evaluation:
 def hits_from_scores(scores_bc: Tensor, labels_b: Tensor) -> Outcome:
     """Return for every clip whether its class is ranked first, and whether it is among the first five.
 
-    The rank of the right class is the number of classes with a higher score, plus the number of
-    lower class indices with an equal score: of equal scores the lower index comes first, on every
-    device. A right class that scores -inf ("cannot be predicted") or NaN is never a hit.
+    The rank of the right class is the number of classes with a higher score, plus the number of lower class indices
+    with an equal score: of equal scores the lower index comes first, on every device. A right class that scores -inf
+    ("cannot be predicted") or NaN is never a hit.
 
     Args:
         scores_bc: [B, C] class scores, higher is better.
@@ -339,24 +338,12 @@ def hits_from_scores(scores_bc: Tensor, labels_b: Tensor) -> Outcome:
 
 
 def accuracy_from_scores(scores_bc: Tensor, labels_b: Tensor) -> Accuracies:
-    """Compute top-1, top-5 and mean-class accuracy.
-
-    Args:
-        scores_bc: [B, C] class scores, higher is better; ``hits_from_scores`` defines the order of equal ones.
-        labels_b: [B] int64 in [0, C).
-    """
+    """Compute the accuracies of [B, C] scores and [B] int64 labels; see ``hits_from_scores`` for equal scores."""
     return hits_from_scores(scores_bc, labels_b).accuracies()
 
 
 def result_of(protocol: str, outcome: Outcome, details: dict[str, Any]) -> ProtocolResult:
     """Build a result from hits, without coverage, views and intervals."""
-    accuracies = outcome.accuracies()
-    return ProtocolResult(
-        protocol=protocol,
-        top1=accuracies.top1,
-        top5=accuracies.top5,
-        mean_class=accuracies.mean_class,
-        num_test=len(outcome.labels_b),
-        details=details,
-        outcome=outcome,
-    )
+    found = outcome.accuracies()
+    num_test = len(outcome.labels_b)
+    return ProtocolResult(protocol, found.top1, found.top5, found.mean_class, num_test, details, outcome=outcome)

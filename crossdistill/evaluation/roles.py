@@ -53,11 +53,7 @@ class NumberedRole:
 
     @staticmethod
     def parse(text: str) -> NumberedRole | None:
-        """Read a key of ``results.json``.
-
-        Returns:
-            None for a text that is no role, as another version may have written it.
-        """
+        """Read a key of ``results.json``; None for a text that is no role, as another version may have written it."""
         match = re.fullmatch(r"(?P<role>.*?)(?:(?:, round)? (?P<number>\d+))?", text)
         assert match is not None, "every text matches"
         try:

@@ -111,11 +111,9 @@ class FineTuning:
     batch_size: int = 16
     """Clips per batch of one process."""
     workers: int = 2
-    """Number of processes that decode."""
     precision: str = "auto"
     """``auto``, ``fp32`` or ``bf16``."""
     decoder: str = DEFAULT_DECODER
-    """Library that reads the videos."""
     short_clips: str = "repeat"
     """Rule for videos that are shorter than a clip."""
     seed: int = 0

@@ -15,9 +15,7 @@ FEW_UNITS = 20
 def print_evaluation(evaluation: Evaluation, name: str = "") -> None:
     """Print the tables of an evaluation and of its students and splits, with coverage and the kind of the intervals.
 
-    Args:
-        evaluation: One student, a mean of splits, or several students.
-        name: Start of every title; if empty, titles name the encoder only.
+    ``name`` starts every title; if empty, titles name the encoder only.
     """
     names = short_names(list(evaluation.students))
     for folder, student in evaluation.students.items():
@@ -54,28 +52,31 @@ def _row(name: str, result: ProtocolResult) -> tuple[str, ...]:
     top1 = f"{result.top1:.1%}"
     if len(result.details.get("draws", ())) > 1:
         top1 += f" ± {100 * result.details['sd']:.1f}"
-    return name, top1, _ends(result), f"{result.top5:.1%}", f"{result.mean_class:.1%}", f"{result.coverage:.1%}"
+    return (
+        name,
+        top1,
+        _ends(result.intervals.get(TOP1)),
+        f"{result.top5:.1%}",
+        f"{result.mean_class:.1%}",
+        f"{result.coverage:.1%}",
+    )
 
 
-def _ends(result: ProtocolResult) -> str:
-    if TOP1 not in result.intervals:
-        return "–"
-    low, high = result.intervals[TOP1]
-    return f"{100 * low:.1f}–{100 * high:.1f}"
+def _ends(interval: tuple[float, float] | None) -> str:
+    return "–" if interval is None else "–".join(f"{100 * end:.1f}" for end in interval)
 
 
 def _print_recalls(title: str, results: Sequence[ProtocolResult], interval: str) -> None:
     found = [result for result in results if "recall" in result.details]
-    if found:
-        ks = list(found[0].details["recall"])
-        rows = [
-            (r.protocol, *(f"{r.details['recall'][k]:.1%}" for k in ks), _ends(r), f"{r.coverage:.1%}") for r in found
-        ]
-        print_table(
-            f"{title}: a video of the query's class among the k nearest, features centred",
-            ("protocol", *(f"R@{k}" for k in ks), f"{interval} of R@1", "coverage"),
-            rows,
-        )
+    if not found:
+        return
+    ks = list(found[0].details["recall"])
+    rows = []
+    for result in found:
+        recalls = (f"{result.details['recall'][k]:.1%}" for k in ks)
+        rows.append((result.protocol, *recalls, _ends(result.intervals.get(TOP1)), f"{result.coverage:.1%}"))
+    title = f"{title}: a video of the query's class among the k nearest, features centred"
+    print_table(title, ("protocol", *(f"R@{k}" for k in ks), f"{interval} of R@1", "coverage"), rows)
 
 
 def _print_agreement(evaluation: Evaluation) -> None:
@@ -86,9 +87,7 @@ def _print_agreement(evaluation: Evaluation) -> None:
         (
             " – ".join(names[student] for student in agreement.students),
             f"{agreement.overlap:.1%}",
-            "–"
-            if agreement.overlap_interval is None
-            else "–".join(f"{100 * x:.1f}" for x in agreement.overlap_interval),
+            _ends(agreement.overlap_interval),
             f"{agreement.chance_overlap:.1%}",
             f"{agreement.cka:.3f}",
             f"{agreement.coverage:.1%}",

@@ -66,8 +66,7 @@ class ClassOverlap:
 
     name: str
     num_clips: int
-    overlaps: dict[str, float]
-    """Role of the student to its mean overlap."""
+    overlaps: dict[str, float]  # role of the student to its mean overlap
 
 
 @dataclass(frozen=True)
@@ -80,13 +79,10 @@ class AgreementReport:
     sample: str
     """Description of the sample: split and part."""
     num_clips: int
-    unreadable: dict[str, str]
-    """Dataset/video to the reason."""
+    unreadable: dict[str, str]  # dataset/video to the reason
     k: int
-    chance: float
-    """Expected overlap of unrelated spaces: k / (clips - 1)."""
-    agreements: dict[str, SpaceAgreement]
-    """Role of the student to its agreement."""
+    chance: float  # expected overlap of unrelated spaces: k / (clips - 1)
+    agreements: dict[str, SpaceAgreement]  # by role of the student
     classes: tuple[ClassOverlap, ...]
     """Classes of the sample by the trained student's overlap, the worst last; empty without a trained student."""
     teacher_1nn: NeighbourClasses | None
@@ -125,16 +121,20 @@ def compare_spaces(
     near_teacher = nearest_others(teacher_ne, k)
     near = {role: nearest_others(features, k) for role, features in students.items()}
     shares = {role: share_of_common(near_teacher, neighbours) for role, neighbours in near.items()}
-    shuffled = {role: shuffled_overlaps(near_teacher, near[role], num_shuffles=NUM_SHUFFLES) for role in near}
     agreements = {
         role: SpaceAgreement(
             overlap=shares[role].mean().item(),
-            highest_shuffled_overlap=shuffled[role].max().item(),
+            highest_shuffled_overlap=shuffled_overlaps(near_teacher, near[role], num_shuffles=NUM_SHUFFLES)
+            .max()
+            .item(),
             cka=linear_cka(teacher_ne, features),
         )
         for role, features in students.items()
     }
-    is_trained = Role.TRAINED in shares
+    gain = None
+    if is_trained := Role.TRAINED in shares:
+        difference_n = shares[Role.TRAINED] - shares[Role.RANDOM]
+        gain = (difference_n.mean().item(), difference_n.std().item() / len(difference_n) ** 0.5)
     teacher_1nn, leaves_film_out = _teacher_classes(teacher_ne, entries)
     return AgreementReport(
         num_clips=len(entries),
@@ -144,7 +144,7 @@ def compare_spaces(
         classes=_by_class(shares, entries, classes) if is_trained else (),
         teacher_1nn=teacher_1nn,
         leaves_film_out=leaves_film_out,
-        gain=_mean_and_error(shares[Role.TRAINED] - shares[Role.RANDOM]) if is_trained else None,
+        gain=gain,
         **facts,
     )
 
@@ -178,10 +178,6 @@ def _by_class(
         if (labels == label).any()
     ]
     return tuple(sorted(overlaps, key=lambda one: -one.overlaps[Role.TRAINED]))
-
-
-def _mean_and_error(differences_n: Tensor) -> tuple[float, float]:
-    return differences_n.mean().item(), differences_n.std().item() / len(differences_n) ** 0.5
 
 
 def conclude(report: AgreementReport) -> list[str]:

@@ -2,8 +2,6 @@
 
 ``10x3`` is the protocol of most papers on Kinetics: ten clips from the start of the video to its end, three squares
 along the longer side of the picture. ``1x1``, the default, is the middle of the video and of the picture.
-
-Shapes: B batch.
 """
 
 from __future__ import annotations
@@ -38,11 +36,7 @@ class TestViews:
 
     @staticmethod
     def parse(text: str, *, option: str = "--views") -> TestViews:
-        """Read ``10x3``.
-
-        Args:
-            text: CLIPSxCROPS.
-            option: Name of the option in the error text.
+        """Read ``10x3``; ``option`` names the option in the error text.
 
         Raises:
             UserError: The text is not two whole numbers of at least 1.
@@ -72,11 +66,7 @@ class TestViews:
 def spread_crops(num_crops: int, *, width_px: int, height_px: int, fraction: float = 1.0) -> list[Crop]:
     """Place squares evenly along the longer side of a picture, from end to end, centred on the shorter side.
 
-    Args:
-        num_crops: Number of squares; a single square is the centre crop.
-        width_px: Width of the picture.
-        height_px: Height of the picture.
-        fraction: Side of a square as a share of the shorter side.
+    ``fraction`` is the side of a square as a share of the shorter side; a single square is the centre crop.
     """
     centre = centre_crop(width_px=width_px, height_px=height_px, fraction=fraction)
     if num_crops == 1:
@@ -92,13 +82,6 @@ class MultiViewClips(PairedClips):
 
     A batch has ``views.num_views`` rows for each video that could be read: clip after clip, and within a clip crop
     after crop. ``PairedBatch.sample_keys`` holds the position of the video and the number of the view.
-
-    Args:
-        entries: The videos.
-        view: View of the encoder.
-        views: Number of clips and crops.
-        decoder: Library that reads the videos.
-        short_clips: Rule for videos that are shorter than a clip, one of ``SHORT_CLIPS``.
     """
 
     def __init__(

@@ -23,6 +23,7 @@ from crossdistill.errors import UserError
 from crossdistill.evaluation.embedder import EmbeddedBatches, Embedder, batches_of
 from crossdistill.evaluation.feature_store import FeatureStore, complete, exported_key, kept_features
 from crossdistill.evaluation.features import Features, assemble, no_features
+from crossdistill.evaluation.settings import ReadSettings
 from crossdistill.export.metadata import EMBEDDINGS
 from crossdistill.export.network import Outputs, with_logits
 from crossdistill.export.onnx import open_session, read_metadata, run_session
@@ -75,7 +76,7 @@ class TorchRuntime:
             dataset=dataset,
             execution=self._embedder.execution,
             accelerator=create_accelerator(),
-            num_workers=workers,
+            settings=ReadSettings(num_workers=workers),
             description=description,
         )
 

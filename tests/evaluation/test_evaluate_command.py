@@ -29,6 +29,7 @@ from crossdistill.evaluation.evaluate import evaluate_encoder
 from crossdistill.evaluation.feature_store import FeatureStore, feature_key, kept_features
 from crossdistill.evaluation.features import extract_features
 from crossdistill.evaluation.results import read_evaluation
+from crossdistill.evaluation.settings import ReadSettings
 from crossdistill.evaluation.views import MultiViewClips, TestViews, spread_crops
 from crossdistill.modalities import get_modality
 
@@ -126,8 +127,9 @@ def test_several_views__are_embedded_one_by_one_and_averaged(toy_folder):
     manifest, encoder = Manifest.load(toy_folder), make_encoder().eval()
     entries = entries_of(manifest, range(4))
     views = TestViews(2, 3)
+    settings = ReadSettings(views=views, num_workers=0)
     found = extract_features(
-        encoder, entries, execution=execution_of(encoder), accelerator=Accelerator(), views=views, num_workers=0
+        encoder, entries, execution=execution_of(encoder), accelerator=Accelerator(), settings=settings
     )
     assert found.views_nvd.shape == (4, 6, encoder.embed_dim) and found.num_clips == 4
     batch = MultiViewClips(entries, view=encoder.view, views=views).read_batch([SampleKey(2, 0)])
@@ -372,7 +374,7 @@ def test_pickled_weights__are_refused_and_never_run(student, toy_folder, tmp_pat
 # The feature store
 
 
-def kept(encoder, manifest, folder, *, views=None, positions=range(6)):
+def kept(encoder, manifest, folder, *, views=TestViews(), positions=range(6)):  # noqa: B008 - frozen
     return kept_features(
         encoder,
         entries_of(manifest, positions),
@@ -380,8 +382,7 @@ def kept(encoder, manifest, folder, *, views=None, positions=range(6)):
         dataset=manifest.dataset,
         execution=execution_of(encoder),
         accelerator=Accelerator(),
-        views=views,
-        num_workers=0,
+        settings=ReadSettings(views=views, num_workers=0),
     )
 
 
@@ -460,7 +461,7 @@ def test_evaluate_encoder__does_not_depend_on_how_batches_are_dealt_out(toy_fold
     """Two processes in turn, each with its own batches, give the rows of one to the bit."""
     manifest, encoder = Manifest.load(toy_folder), make_encoder().eval()
     entries = entries_of(manifest, range(9))
-    options = {"execution": execution_of(encoder), "num_workers": 0, "batch_size": 4}
+    options = {"execution": execution_of(encoder), "settings": ReadSettings(num_workers=0), "batch_size": 4}
     whole = extract_features(encoder, entries, accelerator=Accelerator(), **options)
 
     class Part:

@@ -33,11 +33,7 @@ _NO_STRUCTURE_SHARE = 1e-12
 
 
 def nearest_others(features_nd: Tensor, k: int) -> Tensor:
-    """Find the k nearest other clips of every clip, by cosine similarity as in k-NN evaluation.
-
-    Args:
-        features_nd: [N, D].
-        k: Number of neighbours, below N.
+    """Find the k nearest other clips of every clip [N, D], by cosine similarity as in k-NN evaluation.
 
     Returns:
         [N, K] int64, nearest first; of equal ones the lower index first.
@@ -57,15 +53,7 @@ def nearest_others(features_nd: Tensor, k: int) -> Tensor:
 
 
 def share_of_common(neighbours_a_nk: Tensor, neighbours_b_nk: Tensor) -> Tensor:
-    """Compute the share of neighbours that two spaces have in common, for each clip.
-
-    Args:
-        neighbours_a_nk: [N, K] as ``nearest_others`` gives them.
-        neighbours_b_nk: [N, K].
-
-    Returns:
-        [N] float64 in [0, 1]: the share of a clip's neighbours in A that are also its neighbours in B.
-    """
+    """Compute [N] float64 in [0, 1]: which share of a clip's neighbours in A [N, K] are also neighbours in B [N, K]."""
     is_common_nkk = neighbours_a_nk[:, :, None] == neighbours_b_nk[:, None, :]
     return is_common_nkk.any(2).double().mean(1)
 
@@ -76,7 +64,7 @@ def neighbour_overlap(a_nd: Tensor, b_ne: Tensor, k: int) -> Tensor:
     Args:
         a_nd: [N, D] features of the clips.
         b_ne: [N, E] features of the same clips in the same order.
-        k: Below N.
+        k: Number of neighbours, below N.
 
     Returns:
         [N] float64 in [0, 1]; ``chance_overlap`` is its mean for spaces that have nothing in common.
@@ -94,12 +82,9 @@ def chance_overlap(num_clips: int, k: int) -> float:
 
 
 def shuffled_overlaps(neighbours_a_nk: Tensor, neighbours_b_nk: Tensor, *, num_shuffles: int, seed: int = 0) -> Tensor:
-    """Compute mean overlaps after pairing the clips of A with those of B at random: what chance alone gives.
+    """Compute [num_shuffles] float64 mean overlaps after pairing the clips of A with those of B at random.
 
     Each space keeps its own shape, including clips that are neighbours of many others: ``chance_overlap`` ignores them.
-
-    Returns:
-        [num_shuffles] float64.
     """
     generator = torch.Generator().manual_seed(seed)
     overlaps = []
@@ -219,14 +204,7 @@ def _check_paired(a_nd: Tensor, b_ne: Tensor) -> None:
 def compare_students(
     names: tuple[str, str], a: Features, b: Features, *, classes: Sequence[str], settings: ProtocolSettings
 ) -> AgreementResult:
-    """Compare how two students arrange the same test clips.
-
-    Args:
-        names: Names of the students.
-        a: Features of the first.
-        b: Features of the second, of the same videos.
-        classes: Names of the classes.
-        settings: Number of bootstrap draws and their seed.
+    """Compare how two students arrange the same test clips, of which ``a`` and ``b`` are their features.
 
     Raises:
         UserError: Too few clips.

@@ -20,14 +20,14 @@ from torch import Tensor
 
 from crossdistill.errors import UserError
 from crossdistill.evaluation.embedded_split import EmbeddedSplit
-from crossdistill.evaluation.results import ProtocolResult, accuracy_from_scores, hits_from_scores, result_of
+from crossdistill.evaluation.results import ProtocolResult, accuracy_from_scores, hits_from_scores
 from crossdistill.evaluation.settings import ProtocolSettings
 
 NUM_ITERATIONS = 20
 
 
 def match_clusters(clusters_n: NDArray[np.int64], labels_n: NDArray[np.int64], num_classes: int) -> NDArray[np.int64]:
-    """Assign a class of its own to every cluster.
+    """Assign a class of its own to every cluster; the sum of the clusters' shares of their classes is largest.
 
     Args:
         clusters_n: [N] in [0, C).
@@ -35,7 +35,7 @@ def match_clusters(clusters_n: NDArray[np.int64], labels_n: NDArray[np.int64], n
         num_classes: Number of classes C.
 
     Returns:
-        [C] class of each cluster, with the largest possible sum of the clusters' shares of their classes.
+        [C] class of each cluster.
 
     Example:
         >>> match_clusters(np.array([0, 0, 1, 1]), np.array([1, 1, 0, 1]), 2).tolist()
@@ -79,13 +79,9 @@ def evaluate_cluster(split: EmbeddedSplit, settings: ProtocolSettings) -> list[P
         by_class[:, is_absent] = -np.inf
         return torch.from_numpy(by_class)
 
-    details = {
-        "seed": settings.seed,
-        "num_train": num_train,
-        "train_top1": accuracy_from_scores(scores(train), split.train.labels.cpu()).top1,
-        "classes_without_training_clips": split.absent_classes(),
-    }
-    return [result_of("cluster", hits_from_scores(scores(test), split.test.labels), details)]
+    train_top1 = accuracy_from_scores(scores(train), split.train.labels.cpu()).top1
+    outcome = hits_from_scores(scores(test), split.test.labels)
+    return [split.result("cluster", outcome, {"seed": settings.seed, "train_top1": train_top1})]
 
 
 def _unit(features_nd: Tensor) -> NDArray[np.float64]:

@@ -20,7 +20,7 @@ from crossdistill.evaluation.linear_probe import class_scores, mean_probabilitie
 from crossdistill.evaluation.neighbours import unit_rows
 from crossdistill.evaluation.protocols.knn import evaluate_knn
 from crossdistill.evaluation.protocols.retrieval import retrieve
-from crossdistill.evaluation.results import ProtocolResult, hits_from_scores, result_of
+from crossdistill.evaluation.results import ProtocolResult, hits_from_scores
 from crossdistill.evaluation.settings import ProtocolSettings
 
 
@@ -44,12 +44,7 @@ def _common(parts: Sequence[Features]) -> list[Features]:
 
 
 def fuse(members: Sequence[EmbeddedSplit], settings: ProtocolSettings) -> list[ProtocolResult]:
-    """Apply all fused protocols.
-
-    Args:
-        members: The split as each student embeds it, with the same videos, as ``common_videos`` gives them.
-        settings: Numbers of neighbours and the seed of the linear layers.
-    """
+    """Apply all fused protocols to one split as each student embeds it, with the videos of ``common_videos``."""
     retrieval = replace(retrieve(members), protocol="fusion-retrieval")
     return [*_fused_knn(members, settings), _fused_linear(members, settings), retrieval]
 
@@ -79,10 +74,5 @@ def _fused_linear(members: Sequence[EmbeddedSplit], settings: ProtocolSettings) 
         member.check()
         probe = train_on(member.train, member.num_classes, seed=settings.seed)
         scores.append(class_scores(probe, member.test.views_nvd))
-    details = {
-        "seed": settings.seed,
-        "num_students": len(members),
-        "num_train": members[0].train.num_clips,
-        "classes_without_training_clips": members[0].absent_classes(),
-    }
-    return result_of("fusion-linear", hits_from_scores(mean_probabilities(scores), members[0].test.labels), details)
+    outcome = hits_from_scores(mean_probabilities(scores), members[0].test.labels)
+    return members[0].result("fusion-linear", outcome, {"seed": settings.seed, "num_students": len(members)})

@@ -18,18 +18,15 @@ from torch import Tensor
 
 from crossdistill.evaluation.embedded_split import EmbeddedSplit
 from crossdistill.evaluation.neighbours import Neighbours, nearest_neighbours
-from crossdistill.evaluation.results import ProtocolResult, hits_from_scores, result_of
+from crossdistill.evaluation.results import ProtocolResult, hits_from_scores
 from crossdistill.evaluation.settings import ProtocolSettings
 
 
 def evaluate_knn(split: EmbeddedSplit, settings: ProtocolSettings) -> list[ProtocolResult]:
-    """Classify the test set by its nearest training samples; one search serves every k.
+    """Classify the test set by its nearest training samples, once for each k; one search serves every k.
 
     Runs on the device of the train features. ``details`` of a result holds ``k``, ``effective_k`` (the size of the
     gallery where that is below k), ``num_train`` and ``classes_without_training_clips``.
-
-    Returns:
-        A result for each k of the settings, in the order given.
 
     Raises:
         UserError: Features or labels that ``EmbeddedSplit.check`` rejects.
@@ -43,17 +40,10 @@ def evaluate_knn(split: EmbeddedSplit, settings: ProtocolSettings) -> list[Proto
         gallery_labels_n=split.train.labels,
         num_classes=split.num_classes,
     )
-    missing = split.absent_classes()
     results = []
     for k in settings.ks:
-        details = {
-            "k": k,
-            "effective_k": min(k, len(gallery_nd)),
-            "num_train": len(gallery_nd),
-            "classes_without_training_clips": missing,
-        }
-        scores_bc = class_scores_of(neighbours, split.train.labels, k)
-        results.append(result_of(f"{k}-nn", hits_from_scores(scores_bc, split.test.labels), details))
+        outcome = hits_from_scores(class_scores_of(neighbours, split.train.labels, k), split.test.labels)
+        results.append(split.result(f"{k}-nn", outcome, {"k": k, "effective_k": min(k, len(gallery_nd))}))
     return results
 
 
@@ -66,8 +56,7 @@ def class_scores_of(neighbours: Neighbours, labels_n: Tensor, k: int) -> Tensor:
         k: Number of neighbours that vote.
 
     Returns:
-        [B, C] float64: C for the first class, C - 1 for the second, and so on, all different; -inf for classes that
-        the gallery lacks.
+        [B, C] float64: C for the first class, C - 1 for the second …; -inf for classes that the gallery lacks.
     """
     class_bc = neighbours.class_similarities_bc
     assert class_bc is not None

@@ -6,7 +6,7 @@ from typing import Any
 
 from crossdistill.evaluation.embedded_split import EmbeddedSplit
 from crossdistill.evaluation.linear_probe import LinearProbe, batch_size_for, class_scores, train_on
-from crossdistill.evaluation.results import ProtocolResult, accuracy_from_scores, hits_from_scores, result_of
+from crossdistill.evaluation.results import ProtocolResult, accuracy_from_scores, hits_from_scores
 from crossdistill.evaluation.settings import ProtocolSettings
 
 
@@ -22,7 +22,7 @@ def evaluate_linear(split: EmbeddedSplit, settings: ProtocolSettings) -> list[Pr
     split.check()
     probe = train_on(split.train, split.num_classes, seed=settings.seed)
     outcome = hits_from_scores(class_scores(probe, split.test.views_nvd), split.test.labels)
-    return [result_of("linear", outcome, probe_details(split, probe, seed=settings.seed))]
+    return [split.result("linear", outcome, probe_details(split, probe, seed=settings.seed))]
 
 
 def probe_details(split: EmbeddedSplit, probe: LinearProbe, *, seed: int) -> dict[str, Any]:
@@ -30,7 +30,5 @@ def probe_details(split: EmbeddedSplit, probe: LinearProbe, *, seed: int) -> dic
     return {
         "seed": seed,
         "batch_size": batch_size_for(split.train.views_nvd.shape[:2].numel()),
-        "num_train": split.train.num_clips,
         "train_top1": accuracy_from_scores(class_scores(probe, split.train.views_nvd), split.train.labels).top1,
-        "classes_without_training_clips": split.absent_classes(),
     }

@@ -9,7 +9,7 @@ from crossdistill.evaluation.embedded_split import EmbeddedSplit
 from crossdistill.evaluation.held_out import held_out_part
 from crossdistill.evaluation.linear_probe import class_scores, train_on
 from crossdistill.evaluation.protocols.linear import probe_details
-from crossdistill.evaluation.results import ProtocolResult, accuracy_from_scores, hits_from_scores, result_of
+from crossdistill.evaluation.results import ProtocolResult, accuracy_from_scores, hits_from_scores
 from crossdistill.evaluation.settings import ProtocolSettings
 
 SWEPT_LRS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
@@ -28,12 +28,6 @@ def evaluate_linear_sweep(
     The test set is classified once, by the chosen layer. The first of equally good pairs is chosen. ``details`` holds
     those of ``evaluate_linear``, and ``lr``, ``weight_decay``, ``held_out_by``, ``num_held_out``, ``held_out_top1``
     and ``at_edge``: whether the best learning rate is the lowest or highest tried.
-
-    Args:
-        split: Both parts.
-        settings: The seed of the held-out part and the order of clips.
-        lrs: Learning rates to try.
-        weight_decays: Weight decays to try.
 
     Raises:
         UserError: Features or labels that ``EmbeddedSplit.check`` rejects, or too few clips to hold some out.
@@ -59,4 +53,4 @@ def evaluate_linear_sweep(
         "at_edge": lr in (min(lrs), max(lrs)),
     }
     outcome = hits_from_scores(class_scores(probe, split.test.views_nvd), split.test.labels)
-    return [result_of("linear-sweep", outcome, details)]
+    return [split.result("linear-sweep", outcome, details)]

@@ -8,7 +8,7 @@ import torch
 
 from crossdistill.evaluation.embedded_split import EmbeddedSplit
 from crossdistill.evaluation.linear_probe import class_scores, train_on
-from crossdistill.evaluation.results import Outcome, ProtocolResult, hits_from_scores, result_of
+from crossdistill.evaluation.results import Outcome, ProtocolResult, hits_from_scores
 from crossdistill.evaluation.settings import ProtocolSettings, Shots
 
 
@@ -20,16 +20,10 @@ def evaluate_low_shot(split: EmbeddedSplit, settings: ProtocolSettings) -> list[
 
 
 def low_shot(split: EmbeddedSplit, shots: Shots, *, num_draws: int, seed: int) -> ProtocolResult:
-    """Train a linear layer on each draw of labelled clips and average the results.
+    """Train a linear layer on each draw of labelled clips and average the results; draws have seeds from ``seed`` on.
 
     ``details`` holds ``draws`` (top-1 of each), ``sd`` (sample standard deviation of top-1 over draws) and
     ``num_labelled``. The interval is that of the mean over draws.
-
-    Args:
-        split: Both parts.
-        shots: Number of labelled clips.
-        num_draws: Number of draws, with seeds ``seed``, ``seed`` + 1 …
-        seed: Seed of the first draw.
 
     Raises:
         UserError: Features or labels that ``EmbeddedSplit.check`` rejects.
@@ -49,10 +43,8 @@ def low_shot(split: EmbeddedSplit, shots: Shots, *, num_draws: int, seed: int) -
     details = {
         "shots": str(shots),
         "seed": seed,
-        "num_train": split.train.num_clips,
         "num_labelled": labelled.num_clips,
         "draws": draws,
         "sd": statistics.stdev(draws) if num_draws > 1 else 0.0,
-        "classes_without_training_clips": split.absent_classes(),
     }
-    return result_of(f"lowshot-{shots}", mean, details)
+    return split.result(f"lowshot-{shots}", mean, details)

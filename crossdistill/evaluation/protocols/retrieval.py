@@ -17,7 +17,7 @@ from torch import Tensor
 
 from crossdistill.evaluation.embedded_split import EmbeddedSplit
 from crossdistill.evaluation.neighbours import nearest_neighbours
-from crossdistill.evaluation.results import TOP1, TOP5, Outcome, ProtocolResult, result_of
+from crossdistill.evaluation.results import TOP1, TOP5, Outcome, ProtocolResult
 from crossdistill.evaluation.settings import ProtocolSettings
 
 RECALL_AT = (1, 5, 10, 20, 50)
@@ -41,11 +41,9 @@ def evaluate_retrieval(split: EmbeddedSplit, settings: ProtocolSettings) -> list
 def retrieve(members: Sequence[EmbeddedSplit]) -> ProtocolResult:
     """Search the train part for every test video, by the sum of the similarities of one or several students.
 
-    ``top1`` is R@1, ``top5`` R@5, ``mean_class`` R@1 within each class; ``details`` holds ``recall`` (k to R@k),
-    ``num_train``, ``num_students`` and ``classes_without_training_clips``.
-
-    Args:
-        members: The split as each student embeds it, with the same videos.
+    ``members`` is the split as each student embeds it, with the same videos. ``top1`` is R@1, ``top5`` R@5,
+    ``mean_class`` R@1 within each class; ``details`` holds ``recall`` (k to R@k), ``num_train``, ``num_students`` and
+    ``classes_without_training_clips``.
 
     Raises:
         UserError: Features or labels that ``EmbeddedSplit.check`` rejects.
@@ -59,11 +57,6 @@ def retrieve(members: Sequence[EmbeddedSplit]) -> ProtocolResult:
     near_bk = nearest_neighbours(queries_bd=queries_bd, gallery_nd=gallery_nd, k=max(RECALL_AT)).indices_bk.cpu()
     is_right_bk = train_labels[near_bk] == test_labels[:, None]
     hits = {name: is_right_bk[:, :k].any(1).double() for k, name in _MEASURES.items()}
-    details = {
-        "recall": {str(k): hits[name].mean().item() for k, name in _MEASURES.items()},
-        "num_train": len(train_labels),
-        "num_students": len(members),
-        "classes_without_training_clips": members[0].absent_classes(),
-    }
+    recall = {str(k): hits[name].mean().item() for k, name in _MEASURES.items()}
     outcome = Outcome(hits=hits, labels_b=test_labels, predicted_b=train_labels[near_bk[:, 0]])
-    return result_of("retrieval", outcome, details)
+    return members[0].result("retrieval", outcome, {"recall": recall, "num_students": len(members)})
