@@ -3,7 +3,7 @@
 ``make demo`` runs it. It prepares toyactions, trains an RGB teacher with labels, a flow student with
 labels (the baseline), and a flow student without labels from the teacher; then it prints k-NN and
 linear accuracy of all of them and of a random student, and keeps them as ``runs/demo/results.json``
-and ``runs/demo/results.png``. Everything is resumable: run it again after a break and it goes on.
+and ``runs/demo/results.png``. Everything is resumable: run it again after an interruption to continue.
 """
 
 from __future__ import annotations

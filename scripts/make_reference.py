@@ -246,7 +246,7 @@ def commands_page() -> str:
 
 
 def data_prep_page() -> str:
-    """The page of ``python -m data_prep``; options of all datasets stand once."""
+    """The page of ``python -m data_prep``; options that all datasets share are listed once."""
     commands = [record(data_prep, f"python -m data_prep {name}", [name]) for name in DATASETS]
     lists = [list(options_of(command.kind)) for command in commands if len(list(options_of(command.kind))) > 8]
     shared = [one for one in lists[0] if all(one in others for others in lists)]

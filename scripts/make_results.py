@@ -3,7 +3,7 @@
     python scripts/make_results.py           write
     python scripts/make_results.py --check   write nothing; exit with 1 if something is out of date
 
-A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``. ``scripts/results_table.py`` makes the CSV files.
+Each table is between ``<!-- table: NAME -->`` and ``<!-- end -->``. ``scripts/results_table.py`` makes the CSV files.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ WIDTH = 780
 
 
 def x_of(points: float) -> float:
-    """Where a gain stands in the plot."""
+    """Position of a gain in the plot."""
     clipped = min(max(points, LOW), HIGH)
     return LEFT + (clipped - LOW) / (HIGH - LOW) * (WIDTH - LEFT - RIGHT)
 

@@ -5,7 +5,7 @@
 #
 #   scripts/reproduce_toyactions.sh OUT [SEED…]
 #
-# OUT  folder for the runs. The dataset is made at first use (data/toyactions). What is finished is not done again.
+# OUT  folder for the runs. The dataset is rendered at first use (data/toyactions). Finished runs are skipped.
 set -euo pipefail
 if [ $# -lt 1 ]; then sed -n '2,/^[^#]/{/^#/p;}' "$0"; exit 2; fi
 out=$1

@@ -8,8 +8,8 @@
 #                      --short-side 80 --out DATA
 # OUT   folder for the runs
 #
-# What is finished is not done again, so seeds may run side by side, and one may stop and go on. The rows of three teachers
-# want the labelled networks of seeds 0, 1 and 2, and train those that are not there.
+# Finished runs are skipped, so several seeds can run in parallel, and an interrupted script can be started again. The rows
+# with three teachers need the labelled networks of seeds 0, 1 and 2, and train the missing ones.
 set -euo pipefail
 if [ $# -lt 2 ]; then sed -n '2,/^[^#]/{/^#/p;}' "$0"; exit 2; fi
 data=$1 out=$2

@@ -231,7 +231,7 @@ def test_command__of_a_trained_run(run_folder, toy_folder, teacher, tmp_path, ca
     assert same == found
 
 
-def test_command__compares_a_quantised_student_with_a_fresh_one_of_as_many_bits(toy_folder, teacher, tmp_path):
+def test_command__compares_a_quantised_student_with_an_untrained_one_of_the_same_bits(toy_folder, teacher, tmp_path):
     pytest.importorskip("brevitas")
     torch.manual_seed(5)
     student = create_encoder("flow_tiny3d_8", num_frames=4, size_px=32)

@@ -52,7 +52,7 @@ def test_no_contract_ignores_an_import():
     assert not [one["name"] for one in contracts() if one.get("ignore_imports") or one.get("unmatched_ignore_imports")]
 
 
-def test_data_prep__stands_on_the_rooms_that_the_page_names():
+def test_data_prep__imports_only_the_rooms_that_the_page_names():
     (contract,) = [one for one in contracts() if one.get("source_modules") == ["data_prep"]]
     forbidden = {name.removeprefix("crossdistill.") for name in contract["forbidden_modules"]}
     rooms = [room for layer in layers_of("crossdistill") for room in layer]

@@ -93,7 +93,7 @@ def test_wrong_option_value__is_one_sentence():
         parse(["--bank-size", "0"])
 
 
-def test_check_configuration__builds_a_network_of_ones_own_with_values(tmp_path):
+def test_check_configuration__builds_a_custom_network_with_values(tmp_path):
     """Some networks read values while they are built (rates of stochastic depth), which the meta device lacks."""
     (tmp_path / "mine.py").write_text(
         "import torch, crossdistill\n"

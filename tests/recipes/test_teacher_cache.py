@@ -136,7 +136,7 @@ def test_training__with_fp16_is_close(data_folder, half_folder, live_losses, tmp
     assert losses[:3] == pytest.approx(live_losses[:3], abs=1e-3) and losses[:3] != live_losses[:3]
 
 
-def test_training__goes_on_with_its_cache(data_folder, cache_folder, live_losses, tmp_path, monkeypatch):
+def test_training__resumes_with_its_cache(data_folder, cache_folder, live_losses, tmp_path, monkeypatch):
     """Killed in the second view, resumed, and every loss is that of the live run."""
     options = [*cached(cache_folder), "--objective", "compress-2q", "simreg:0.5", "--checkpoint-every-steps", 2]
     read, calls = TeacherCache.read, []
@@ -238,7 +238,9 @@ def test_shards__are_named_by_view_and_hold_rows(cache_folder):
     assert not cache.read(torch.tensor([[3, 0]])).any(), "an unreadable clip has no embedding"
 
 
-def test_command__goes_on_where_it_ended_and_adds_views(data_folder, teacher_file, half_folder, tmp_path, monkeypatch):
+def test_command__resumes_an_interrupted_cache_and_adds_views(
+    data_folder, teacher_file, half_folder, tmp_path, monkeypatch
+):
     folder = Path(shutil.copytree(half_folder, tmp_path / "cache"))
     first = sorted((folder / "shards").iterdir())[0]
     first.unlink()

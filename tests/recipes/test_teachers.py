@@ -211,7 +211,7 @@ def test_rounds__each_student_teaches_the_next(toy_folder, tmp_path):
         (["--student", "rgb_x3d_s", "--objective", "attention-transfer"], "rgb_x3d_s has 4 weights after its tokens"),
     ],
 )
-def test_rounds__what_a_later_one_refuses_is_said_before_the_first(
+def test_rounds__errors_of_later_rounds_are_raised_before_the_first(
     options, sentence, toy_folder, tmp_path, assert_refused
 ):
     run = ["--supervised", "--rounds", 2, "--data", toy_folder, "--out", tmp_path / "x", "--no-evaluate"]
@@ -325,7 +325,7 @@ def test_clips_without_a_label__are_refused_where_labels_are_needed(taught_by, t
     assert_refused(lambda: train("--data", folder, "--out", tmp_path / "x", *taught_by, *terms), refused)
 
 
-def test_rounds__leave_a_finished_run_alone(toy_folder, tmp_path, assert_refused):
+def test_rounds__do_not_change_a_finished_run(toy_folder, tmp_path, assert_refused):
     options = ["--supervised", "--data", toy_folder, "--out", tmp_path / "run", "--no-evaluate"]
     train(*options)
     before = weights(tmp_path / "run")

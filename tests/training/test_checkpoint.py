@@ -182,7 +182,7 @@ def test_checkpoints__of_a_newer_version_are_refused(tmp_path):
 @pytest.mark.parametrize(
     "make", [lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), lambda p: torch.optim.AdamW(p, lr=0.1)]
 )
-def test_optimizer_state__goes_on_to_the_bit_after_a_file(tmp_path, make):
+def test_optimizer_state__is_bit_identical_after_a_file(tmp_path, make):
     def fresh():
         torch.manual_seed(0)
         module = nn.Linear(5, 3)

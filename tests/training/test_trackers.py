@@ -37,7 +37,7 @@ def test_tensorboard__has_curves_and_results(toy_folder, tmp_path):
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4]
 
 
-def test_mlflow__a_resumed_run_goes_on_in_the_same_run(tmp_path, monkeypatch):
+def test_mlflow__resumed_run_continues_the_same_mlflow_run(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
