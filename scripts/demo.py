@@ -27,7 +27,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from crossdistill.recipes.config import from_dict, load_yaml, merge, toyactions_preset
-from crossdistill.recipes.run import RESULTS_NAME, TABLE_PROTOCOLS, print_comparison, run
+from crossdistill.recipes.final_evaluation import TABLE_PROTOCOLS, print_comparison
+from crossdistill.recipes.run import run
+from crossdistill.training.run_folder import RunFolder
 from crossdistill.utils.console import console
 from crossdistill.utils.environment import describe_environment
 from crossdistill.utils.files import atomic_path, write_text_atomically
@@ -43,7 +45,7 @@ def train(name: str, folder: Path, **sections: dict[str, Any]) -> dict[str, Any]
     place = {"machine": {"out": str(folder), "resume": True}}
     values = merge(toyactions_preset(), load_yaml(CONFIGS / f"{name}.yaml"), sections, place)
     run(from_dict(values, source=f"configs/{name}.yaml"))
-    results: dict[str, Any] = json.loads((folder / RESULTS_NAME).read_text(encoding="utf-8"))
+    results: dict[str, Any] = json.loads(RunFolder(folder).results.read_text(encoding="utf-8"))
     return next(iter(results.values()))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import statistics
 import subprocess
@@ -337,3 +338,14 @@ def test_constraints_pin_every_dependency() -> None:
     names = {normal_name(re.match(r"[\w.-]+", requirement)[0]) for requirement in wanted}
     missing = names - pinned_names((ROOT / "constraints.txt").read_text(encoding="utf-8"))
     assert not missing, f"constraints.txt lacks {sorted(missing)}"
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "scripts").glob("*.py")), ids=lambda path: path.name)
+def test_scripts__import_only_names_of_the_package_that_exist(script: Path) -> None:
+    """Scripts are not type-checked; a rename in the package must not break ``make demo`` or a benchmark unnoticed."""
+    for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in ("crossdistill", "data_prep"):
+            module = importlib.import_module(node.module or "")
+            for alias in node.names:
+                if not hasattr(module, alias.name):
+                    importlib.import_module(f"{node.module}.{alias.name}")
