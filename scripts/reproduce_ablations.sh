@@ -7,7 +7,7 @@
 # DATA  as for scripts/reproduce_utd_mhad.sh       OUT  folder for the runs; "skeleton 10, labels-seed<n>" of that script
 #                                                       are its teachers and must be there
 #
-# What is finished is not done again.
+# Finished runs are skipped.
 set -euo pipefail
 if [ $# -lt 2 ]; then sed -n '2,/^[^#]/{/^#/p;}' "$0"; exit 2; fi
 data=$1 out=$2

@@ -11,7 +11,7 @@
 # SQUEEZENET  squeezenet1_0 of torchvision (.pth)                    OUT  folder for data and runs
 #
 # Every student learns once for each split, from its training part alone; the number of the split is the seed as well.
-# What is finished is not done again.
+# Finished runs are skipped.
 set -euo pipefail
 if [ $# -lt 5 ]; then sed -n '2,/^[^#]/{/^#/p;}' "$0"; exit 2; fi
 videos=$1 lists=$2 mobilenet=$3 squeezenet=$4 out=$5

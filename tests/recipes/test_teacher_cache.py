@@ -298,7 +298,7 @@ def test_command__without_room_changes_nothing(data_folder, teacher_file, cache_
     capsys.readouterr()
     with pytest.raises(SystemExit):
         make_cache(folder, data_folder, teacher_file, "--dtype", "fp32", "--augmentations", 10**12)
-    assert "and 0 B are free there: make room" in " ".join(capsys.readouterr().err.split())
+    assert "and 0 B are free there: free space" in " ".join(capsys.readouterr().err.split())
     assert (folder / "cache.json").read_bytes() == description
 
 
@@ -340,7 +340,7 @@ def test_verify__compares_with_the_live_teacher(data_folder, teacher_file, half_
         (["--crop-area-min", 0.5], "has crop_area_min 0.2, but this run needs 0.5"),
         (["--mirror", "no"], "has mirror True, but this run needs False"),
         (["--split", "2"], "has split '1', but this run needs '2'"),
-        (["--objective", "token-matching"], "keeps pooled embeddings alone"),
+        (["--objective", "token-matching"], "holds only pooled embeddings"),
         (["--objective", "kd"], "came without a linear classifier"),
         (["--supervised"], "remove one of them"),
     ],
@@ -365,7 +365,7 @@ def test_training__refuses_other_data_and_incomplete_caches(data_folder, cache_f
     shard = sorted((folder / "shards").iterdir())[0]
     shard.write_bytes(shard.read_bytes()[:-1])
     run += ["--data", data_folder]
-    assert "is not a whole shard" in refused(capsys, train_command, *run, *cached(folder))
+    assert "is not an intact shard" in refused(capsys, train_command, *run, *cached(folder))
     shard.unlink()
     assert "lacks 1 of its 4 shards" in refused(capsys, train_command, *run, *cached(folder))
     (folder / "cache.json").write_text("{}")
@@ -413,7 +413,7 @@ def test_rows__come_back_as_they_were_written(tmp_path):
 @pytest.mark.parametrize(
     ("scale", "said"),
     [
-        (1e6, "embeddings that are not finite in fp16"),  # beyond 65504
+        (1e6, "embeddings that are NaN or infinite in fp16"),  # beyond 65504
         (1e-7, r"fp16 does not keep the direction .* \(cosine 0\.\d+, allowed 0.9999\)"),  # multiples of 6e-8
         (1e-9, r"fp16 does not keep the direction .* \(cosine 0\.0000, allowed 0.9999\)"),  # all zeros
     ],
@@ -422,7 +422,7 @@ def test_write__refuses_what_fp16_cannot_hold(tmp_path, scale, said):
     cache = small_cache(tmp_path)
     rows = torch.tensor([[1.0, 2.0, 3.0], [1.03, -2.01, 3.07]])
     rows[1] *= scale
-    with pytest.raises(UserError, match=rf"{said} \(view 0, samples 0 to 1\): choose --dtype fp32"):
+    with pytest.raises(UserError, match=rf"{said} \(augmentation 0, samples 0 to 1\): choose --dtype fp32"):
         cache.write(Shard(0, 0, 2), rows, {})
     assert len(cache.missing()) == len(cache.shards())
 

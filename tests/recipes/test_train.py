@@ -273,7 +273,7 @@ def test_custom_network__teaches_with_its_own_weights_and_runs_only_if_allowed(t
         tmp_path / "2",
     )
     evaluate = ["evaluate", str(tmp_path / "run"), "--data", str(toy_folder), "--workers", "0"]
-    with pytest.raises(crossdistill.UserError, match=r"mine\.py:make, which would be run"):
+    with pytest.raises(crossdistill.UserError, match=r"is built by the Python file .*mine\.py:make"):
         crossdistill.load_student(tmp_path / "run")
     with pytest.raises(SystemExit):
         cli(evaluate)

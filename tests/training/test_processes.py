@@ -116,7 +116,7 @@ def test_resume__killed_runs_end_with_the_same_bits(tmp_path, toy_folder, teache
     finish(reference)
     assert max(killed_at) < max(losses(whole)), "killed too late: there was nothing left to do"
     output = finish(start(command(*options, "--out", killed, "--resume", processes=processes)))
-    assert "going on after step" in output
+    assert "resuming after step" in output
     student = "student/student.safetensors"
     assert (whole / student).read_bytes() == (killed / student).read_bytes()
     one, other = (flatten(Checkpoints(folder / "checkpoints").load_newest()[1]) for folder in (whole, killed))
