@@ -117,7 +117,7 @@ BARE: dict[str, Callable[[Clip], Picture]] = {
 
 
 @dataclass(frozen=True)
-class Reading:
+class DecodingBenchmark:
     """The clips of one state of the files with one library."""
 
     state: str
@@ -132,7 +132,7 @@ class Reading:
         return ViewSpec("rgb", NUM_FRAMES, STRIDE, size_px, mean=RGB.mean, std=RGB.std)
 
     def keys(self) -> list[SampleKey]:
-        """Which samples: all videos in turn, at other moments in each round."""
+        """Return the samples: all videos in turn, with new random moments in each round."""
         return [SampleKey(i % len(self.entries), i // len(self.entries)) for i in range(self.num_clips)]
 
     def clips(self) -> list[Clip]:
@@ -193,7 +193,7 @@ def is_served(decoder: str, entry: Entry) -> bool:
     return True
 
 
-def readings(state: str, entries: list[Entry], num_clips: int) -> Iterable[Reading | str]:
+def decoding_benchmarks(state: str, entries: list[Entry], num_clips: int) -> Iterable[DecodingBenchmark | str]:
     """What is measured for one state of the files; a sentence for a library that is absent."""
     for decoder in DECODERS:
         try:
@@ -203,14 +203,14 @@ def readings(state: str, entries: list[Entry], num_clips: int) -> Iterable[Readi
             continue
         served = [entry for entry in entries if is_served(decoder, entry)]
         if served:
-            yield Reading(state, decoder, served, num_clips)
+            yield DecodingBenchmark(state, decoder, served, num_clips)
 
 
 def measure_reading(states: dict[str, list[Entry]], *, num_clips: int, repeats: int) -> list[str]:
     """The first table."""
     lines = ["| reading | ours, clips/s | bare loop, clips/s | ratio | files |", "|---|---|---|---|---|"]
     for state, entries in states.items():
-        for reading in readings(state, entries, num_clips):
+        for reading in decoding_benchmarks(state, entries, num_clips):
             if isinstance(reading, str):
                 lines.append(f"| {state}: {reading} | | | | |")
                 continue

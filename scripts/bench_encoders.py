@@ -1,4 +1,4 @@
-"""Training speed of encoders by precision and memory layout: what ``--mixed-precision auto`` is decided by.
+"""Training speed of encoders by precision and memory layout: the measurements behind ``--precision auto``.
 
 python scripts/bench_encoders.py [NAME ...]  prints clips/s of forward + backward + SGD step.
 """

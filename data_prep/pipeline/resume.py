@@ -79,7 +79,7 @@ def remaining_job(task: Task, finished: JournalEntry | None) -> Job | None:
 
 
 def remove_temporary_files(tasks: Iterable[Task], root: Path) -> None:
-    """Remove the temporary files of a killed run. Those of other videos stay: another shard may be writing them."""
+    """Remove the temporary files of a killed run. Files of other videos stay: another shard may be writing them."""
     paths = {path for task in tasks for path in task.job.stream_paths.values()}
     for path in root.rglob(".*.tmp"):
         # StreamWriter names the temporary file of "<name>" ".<name>.<process>.tmp".

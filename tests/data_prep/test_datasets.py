@@ -868,7 +868,7 @@ def test_training__on_a_labelled_and_an_unlabelled_set(toy_folder, teacher_file,
         *("--teacher", "rgb_r3d10_gn", "--teacher-weights", teacher_file, "--student", "flow_r3d10"),
         *("--student-frames", 4, "--student-size", 32, "--teacher-frames", 4, "--teacher-size", 32),
         *("--epochs", 1, "--batch-size", 8, "--bank-size", 40, "--workers", 0, "--tracker", "none"),
-        *("--mixed-precision", "fp32", "--channels-last", "no", "--knn-every-epochs", 1),
+        *("--precision", "fp32", "--channels-last", "no", "--knn-every-epochs", 1),
         *("--data", pile.root, toy_folder, "--out", tmp_path / "run"),
     ]
     train([str(option) for option in options])

@@ -95,7 +95,7 @@ RESUME_CASES = {
         2,
         (3,),
     ),
-    "two processes, few bits, bags": ([*PAIR, "--objective", "compress-2q", "bingo", "--precision", "w4a8"], 2, (3,)),
+    "two processes, quantised, bags": ([*PAIR, "--objective", "compress-2q", "bingo", "--bits", "w4a8"], 2, (3,)),
 }
 
 
