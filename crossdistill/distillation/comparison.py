@@ -108,7 +108,7 @@ def compare_with_teacher(
         suffix: Ends the names of the heads.
         bank_size: K.
         bank_dtype: Type in which anchors are stored.
-        device: Where the bank is.
+        device: Device of the bank.
     """
     own = {f"{term.name}{suffix}": term for term in terms if term.objective.compares != "labels"}
     with_tokens = any(get_adapter(term.adapter).gives == "tokens" for term in own.values())

@@ -42,7 +42,7 @@ class Distiller(Task):
             several teachers every term applies to each of them, and the loss is the mean over the teachers.
         bank_size: K; every teacher has a bank of its own.
         bank_dtype: Type in which anchors are stored.
-        ema_momentum: Share of the student's EMA copy that stays at each step, if an objective uses one.
+        ema_momentum: Decay of the student's EMA copy, in [0, 1]; used only by objectives that need the copy.
         teacher_drop: Probability of leaving a teacher out of a batch; the one with the largest loss always stays
             (Sariyildiz et al., UNIC, ECCV 2024, arXiv 2408.05088; there per sample).
         num_classes: N, for objectives that use labels.

@@ -78,7 +78,7 @@ class Mlp(nn.Sequential):
 
     Args:
         in_dim: D.
-        out_dim: E.
+        out_dim: Number of output features E.
         num_layers: Number of linear layers; the hidden ones have width max(D, E).
     """
 
@@ -95,8 +95,8 @@ class TemporalPool(nn.Module):
     """Pool tokens with regard to their order: mean over space, a convolution over time, mean over time.
 
     Args:
-        in_channels: S.
-        out_dim: E.
+        in_channels: Number of input channels S.
+        out_dim: Number of output features E.
     """
 
     def __init__(self, in_channels: int, out_dim: int) -> None:
@@ -116,8 +116,8 @@ class AttentionPool(nn.Module):
     """Pool tokens by attention: one learned query attends to all of them.
 
     Args:
-        in_channels: S.
-        out_dim: E.
+        in_channels: Number of input channels S.
+        out_dim: Number of output features E.
     """
 
     def __init__(self, in_channels: int, out_dim: int) -> None:
@@ -159,7 +159,7 @@ class TokenResampler(nn.Sequential):
     """Resample the student's tokens to the teacher's grid, and map their channels linearly.
 
     Args:
-        in_channels: S.
+        in_channels: Number of input channels S.
         target: (channels, T, H, W) of the teacher's tokens.
     """
 
@@ -242,7 +242,7 @@ def require_fit(
         kind: One of ``ADAPTERS``.
         student: The student; only its sizes are read.
         teacher: The teacher; only its sizes and its classifier are read.
-        compares: What the objective compares.
+        compares: Kind of outputs that the objective compares.
         needs_teacher_dim: Whether the objective needs embeddings of equal size on both sides.
         is_loaded: Whether the teacher's weights are loaded; before that nobody knows if it has a classifier.
     """

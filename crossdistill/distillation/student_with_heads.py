@@ -68,7 +68,7 @@ class MomentumCopy:
 
     Args:
         module: Copied.
-        momentum: Share of the copy that stays at each update.
+        momentum: EMA decay: weight of the old values at each update, in [0, 1].
     """
 
     def __init__(self, module: nn.Module, *, momentum: float) -> None:

@@ -164,7 +164,7 @@ class SelfTeacher(Teacher):
     Args:
         student: The student. It is copied, not changed.
         execution: Device, precision and memory layout of the student, which the copy uses too.
-        momentum: Share of the copy that stays at each step.
+        momentum: EMA decay: weight of the old values at each update, in [0, 1].
     """
 
     has_own_crops = True

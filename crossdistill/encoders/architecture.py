@@ -96,7 +96,7 @@ def view_error(name: str, view: ViewSpec, own: ViewSpec, error: Exception) -> Us
         name: Name of the encoder.
         view: The view that was asked for.
         own: The network's own view.
-        error: What the library raised.
+        error: Exception that the library raised.
     """
     return UserError(
         f"{name} cannot take {view.num_frames} frames of {view.size_px} pixels ({reason_of(error)}): its own view is "

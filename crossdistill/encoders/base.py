@@ -214,7 +214,7 @@ def wrap_encoder(
         module: Takes the view's layout, normalised with the view's mean and deviation.
         view: The view that the module takes.
         embed_dim: D, the number of features.
-        modality: The view's modality, repeated for the reader.
+        modality: Modality of the view; both must be equal.
         name: Name for reports, which starts with the modality; ``<modality>_<class of the module>`` if None.
         takes: Whether the module takes clips, or single frames whose features are averaged. None chooses frames for
             a modality without time, and clips for the others.

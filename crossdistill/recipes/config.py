@@ -142,7 +142,7 @@ class ObjectiveConfig:
     bank_dtype: Literal["fp32", "bf16"] = "fp32"
     """Type in which anchors are stored; bf16 halves the memory."""
     ema_momentum: Share = 0.999
-    """Share of the student's EMA copy that stays at each step (compress-2q, --teacher self)."""
+    """Decay of the student's EMA copy (compress-2q, --teacher self)."""
     standardize: Literal["none", "mean-variance", "phi-s"] = "none"
     """Standardise the embeddings of each teacher to mean 0 and variance 1 before they are compared. mean-variance
     scales each feature by itself; phi-s scales all by one factor after a rotation that equalises them. Use it for

@@ -38,7 +38,7 @@ def create_distiller(
         run: The run.
         student: The student that is trained.
         execution: Device, precision and memory layout of the student.
-        teachers: Standardised here if the configuration asks for it.
+        teachers: The teachers. They are standardised if the configuration has ``standardize``.
         dataset: The training clips, by which teachers are standardised.
     """
     config, accelerator = run.config, run.accelerator

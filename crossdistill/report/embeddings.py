@@ -51,7 +51,7 @@ def embed(
         network: Network with its weights.
         manifest: Dataset.
         config: Configuration of the run that trained the network; None if it is missing.
-        options: Number of clips and workers.
+        options: Options of the report; ``num_clips`` and ``num_workers`` are used.
         description: Start of the progress bars' text.
 
     Raises:

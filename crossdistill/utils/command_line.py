@@ -65,7 +65,7 @@ def options_from_keywords(kind: type[Options], keywords: Mapping[str, Any]) -> O
 
     Args:
         kind: The dataclass of the command.
-        keywords: Field to value; one value stands for a tuple of one.
+        keywords: Field to value; a single value is converted to a tuple if the field is a tuple.
 
     Raises:
         UserError: A keyword is unknown, or a value has the wrong type.

@@ -36,7 +36,7 @@ def prepare_videos(
 
     Args:
         dataset: Name of the dataset.
-        sources: All videos that the lists name, in the order of the manifest. Those without a file count as missing.
+        sources: All videos that the lists name, in the order of the manifest. Videos without a file count as missing.
         classes: Class names, indexed by ``SourceVideo.label``. Empty without classes.
         options: The options of the command.
         flip_keeps_label: Whether a horizontally flipped video has the same class.
