@@ -9,11 +9,7 @@ from crossdistill.errors import UserError
 
 
 def check_features(name: str, features_nd: Tensor) -> None:
-    """Check for a non-empty matrix [N, D] of finite values; ``name`` names the set in the error text.
-
-    Raises:
-        UserError: Wrong rank, no rows, no columns, or NaN or infinite values.
-    """
+    """Raise a ``UserError`` unless features are a non-empty matrix [N, D] of finite values; ``name`` names the set."""
     if features_nd.ndim != 2 or features_nd.shape[1] == 0:
         raise UserError(f"{name} features must have shape [clips, dim], not {list(features_nd.shape)}")
     if len(features_nd) == 0:
@@ -29,11 +25,7 @@ def check_features(name: str, features_nd: Tensor) -> None:
 
 
 def check_labels(name: str, labels_n: Tensor, *, num_clips: int, num_classes: int) -> None:
-    """Check for one label in [0, num_classes) for every clip.
-
-    Raises:
-        UserError: Not integers, not one for each clip, unlabelled clips (-1), or labels past the last class.
-    """
+    """Raise a ``UserError`` unless each clip has an integer label in [0, num_classes); -1 stands for no label."""
     if labels_n.shape != (num_clips,) or labels_n.is_floating_point():
         raise UserError(
             f"{name} labels must be {num_clips} integers, one for each clip, "

@@ -12,11 +12,7 @@ from crossdistill.types import ViewSpec
 
 
 def check_names(kind: str, given: Sequence[str], allowed: Collection[str]) -> None:
-    """Check names against a closed list.
-
-    Raises:
-        UserError: No name was given, or one that is not in the list.
-    """
+    """Raise a ``UserError`` if no name was given, or one that is not allowed."""
     if not given:
         raise UserError(f"no {kind} was given: choose from {', '.join(sorted(allowed))}")
     for name in given:
@@ -25,11 +21,7 @@ def check_names(kind: str, given: Sequence[str], allowed: Collection[str]) -> No
 
 
 def check_dataset(manifest: Manifest, view: ViewSpec, split: str, *, wanted_by: str) -> None:
-    """Check that an encoder can be evaluated on a split; ``wanted_by`` names the encoder in the error text.
-
-    Raises:
-        UserError: The dataset has no labels, not the encoder's stream, or no usable clips in a part of the split.
-    """
+    """Raise a ``UserError`` if the dataset has no labels or not the view's stream, or a part has no usable clips."""
     if not manifest.classes:
         raise UserError(f"the dataset {manifest.root} has no labels: evaluate on a labelled dataset")
     for part in ("train", "test"):

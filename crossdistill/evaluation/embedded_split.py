@@ -51,11 +51,7 @@ class EmbeddedSplit:
         return EmbeddedSplit(part(train_features, train_labels), part(test_features, test_labels), num_classes)
 
     def check(self) -> None:
-        """Check that the two parts can be used together.
-
-        Raises:
-            UserError: An empty part, NaN or infinite features, missing or too high labels, different feature sizes.
-        """
+        """Raise a ``UserError`` for an empty part, NaN or infinite features, different feature sizes, or bad labels."""
         train_nd, test_nd = self.train.features, self.test.features
         check_features("train", train_nd)
         check_features("test", test_nd)

@@ -1,7 +1,4 @@
-"""Embed clips: one network on one batch, or several networks on the batches of a dataset.
-
-Shapes: B clips of a batch, D features.
-"""
+"""Embed batches of clips by one or several networks. Shapes: B clips of a batch, D features."""
 
 from __future__ import annotations
 

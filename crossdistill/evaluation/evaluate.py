@@ -11,7 +11,6 @@ import torch
 from accelerate import Accelerator
 
 from crossdistill.data.dataset import check_entries
-from crossdistill.data.decoders import DEFAULT_DECODER
 from crossdistill.data.manifest import Manifest
 from crossdistill.encoders import Encoder
 from crossdistill.encoders.execution import Execution
@@ -71,14 +70,11 @@ def evaluate_encoder(
     accelerator: Accelerator,
     protocols: Sequence[str] = ("knn", "linear"),
     ks: Sequence[int] = (1, 5, 20),
-    max_clips: int | None = None,
-    num_workers: int = 2,
-    decoder: str = DEFAULT_DECODER,
-    short_clips: str = "repeat",
+    reading: ReadSettings | None = None,
     description: str | None = None,
     features_folder: Path | None = None,
 ) -> Evaluation:
-    """Embed the middle of every video of both parts of a split once and apply protocols to the features.
+    """Embed every video of both parts of a split once and apply protocols to the features.
 
     The encoder runs in eval mode; its training flag is restored. Every process returns the same result.
 
@@ -90,10 +86,7 @@ def evaluate_encoder(
         accelerator: The processes that share the work.
         protocols: Names in ``PROTOCOLS``.
         ks: Numbers of neighbours for k-NN.
-        max_clips: Largest number of videos of either part, spread evenly over it; None for all.
-        num_workers: Number of processes that decode.
-        decoder: Library that reads the videos.
-        short_clips: Rule for videos that are shorter than the encoder's view, one of ``SHORT_CLIPS``.
+        reading: How the videos are read.
         description: Start of the text of the progress bars; None for no bars.
         features_folder: Folder in which features are kept for the next evaluation; None to keep nothing.
 
@@ -102,10 +95,9 @@ def evaluate_encoder(
     """
     check_names("protocol", protocols, PROTOCOLS)
     check_dataset(manifest, encoder.view, split, wanted_by=encoder.name)
-    reading = ReadSettings(max_clips=max_clips, num_workers=num_workers, decoder=decoder, short_clips=short_clips)
     settings = ProtocolSettings(ks=tuple(ks))
     student = EvaluatedEncoder(encoder, execution, features_folder=features_folder, description=description)
-    embedded = student.embed(manifest, split, reading, accelerator)
+    embedded = student.embed(manifest, split, reading or ReadSettings(), accelerator)
 
     def evaluate() -> Evaluation:
         results = apply_protocols(embedded, protocols, settings)

@@ -58,7 +58,6 @@ class StudentEvaluation:
     students: tuple[Path, ...]
     """Folders of runs or students; ``{split}`` in a name stands for the split."""
     data: Path
-    """Folder of the prepared, labelled dataset."""
     split: tuple[str, ...] = ("1",)
     protocols: tuple[str, ...] = ("knn", "linear")
     reading: ReadSettings = field(default_factory=ReadSettings)
@@ -67,11 +66,8 @@ class StudentEvaluation:
     features: Path | None = None
     """Folder in which features are kept; None for the folder ``features`` beside each student."""
     precision: str = "auto"
-    """``auto``, ``fp32`` or ``bf16``."""
     tracker: str = "none"
-    """Tracker that gets the numbers of a run's student."""
     allow_code: bool = False
-    """Whether the Python file that a student names may run."""
 
     def __post_init__(self) -> None:
         if self.reading.num_workers < 0:
@@ -105,24 +101,16 @@ class StudentEvaluation:
 
 
 def folder_for(path: Path, split: str) -> Path:
-    """Replace ``{split}`` in a student's folder by the name of the split.
-
-    Example:
-        >>> folder_for(Path("runs/flow-{split}"), "2").name
-        'flow-2'
-    """
+    """Replace ``{split}`` in a student's folder by the name of the split."""
     return Path(str(path).replace(SPLIT_MARK, split))
 
 
 def evaluate_students(
     request: StudentEvaluation, *, fine_tune: FineTune | None = None, accelerator: Accelerator | None = None
 ) -> Evaluation:
-    """Evaluate students as requested; every process returns the same result.
+    """Evaluate one student (the mean of its splits), or several students together; every process returns the same.
 
     ``fine_tune`` is required for the protocol ``finetune``; ``accelerator`` is made here if None.
-
-    Returns:
-        The evaluation of one student (the mean of several splits), or of several students together.
 
     Raises:
         UserError: The request does not fit the students or the dataset; known before a weight is read.
@@ -136,11 +124,7 @@ def evaluate_students(
 
 
 def check_request(request: StudentEvaluation, manifest: Manifest) -> None:
-    """Check the request before weights are loaded, and print the classes that have no training clips.
-
-    Raises:
-        UserError: An unknown protocol or tracker, or students that do not fit the dataset, its splits or the views.
-    """
+    """Check what is known before weights are loaded, or raise a ``UserError``; print classes without training clips."""
     require_tracker(request.tracker)
     check_names("protocol", request.protocols, (*PROTOCOLS, FINETUNE, *JOINT_PROTOCOLS))
     joint = [name for name in request.protocols if name in JOINT_PROTOCOLS]

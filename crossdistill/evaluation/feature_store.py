@@ -143,11 +143,7 @@ class FeatureStore:
             return {}
 
     def write(self, rows: dict[str, tuple[str, Tensor]]) -> None:
-        """Write all rows atomically.
-
-        Raises:
-            UserError: The disk is full or read-only.
-        """
+        """Write all rows atomically, or raise a ``UserError`` if the disk is full or read-only."""
         header = {
             "key": json.dumps(self.key),
             "videos": json.dumps([[name, digest] for name, (digest, _) in rows.items()]),
@@ -202,13 +198,8 @@ def complete(
 ) -> Features:
     """Read stored features, extract the missing ones, and store them.
 
-    Args:
-        store: Read and written by the first process only.
-        entries: The videos.
-        extract: Embeds some of the videos; called by every process, unless the store has all.
-        accelerator: The processes that share the work.
-        view: View of the encoder.
-        description: Start of the notice that all features were read from the store; None for no notice.
+    ``extract`` embeds some of the videos. Every process calls it, unless the store has all; only the first process
+    reads and writes the store. With a ``description`` it prints a notice that all features were read from the store.
 
     Returns:
         All features on the first process; on others only those that were extracted now.

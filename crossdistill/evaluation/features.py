@@ -1,7 +1,4 @@
-"""Extract the features of a part of a dataset, each video once, on one or several processes.
-
-Shapes: N videos, V views of a video, D features.
-"""
+"""Extract the features of videos. Shapes: N videos, V views of a video, D features."""
 
 from __future__ import annotations
 

@@ -13,13 +13,10 @@ HELD_OUT_SHARE = 0.2
 
 
 def held_out_part(labels_n: Tensor, groups: Sequence[str | None], *, seed: int) -> tuple[Tensor, str]:
-    """Choose about a fifth of the train set.
+    """Choose about a fifth of the train set: [N] bool, and the unit that was held out, ``group`` or ``video``.
 
     Where every clip has a group, whole groups are held out: near-duplicates on both sides would reward overfitting.
     Otherwise a fifth of every class is held out.
-
-    Returns:
-        [N] bool, True for held-out clips, and the unit that was held out: ``group`` or ``video``.
 
     Raises:
         UserError: One of the two sides would be empty.

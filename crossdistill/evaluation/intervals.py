@@ -44,17 +44,10 @@ def describe_bootstrap(units: Sequence[Units], *, num_draws: int, seed: int) -> 
 def bootstrap_intervals(
     outcomes: Sequence[Outcome], *, num_draws: int, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
-    """Compute an interval for every measure of an outcome, and for mean-class accuracy.
+    """Compute the intervals, rounded to 1e-10, of an outcome's measures and mean-class accuracy; none without draws.
 
-    The same seed and units give the same draws for every protocol, so that differences come from the protocols.
-
-    Args:
-        outcomes: One test set, or several (splits) whose measures are averaged; with units.
-        num_draws: Number of test sets that are drawn; 0 for no intervals.
-        seed: Seed of the draws.
-
-    Returns:
-        Measure to the ends of its interval, rounded to 1e-10; empty without draws.
+    The same seed and units give the same draws for every protocol, so that differences come from the protocols. The
+    measures of several test sets (splits) are averaged. Outcomes need their units.
     """
     if not num_draws:
         return {}

@@ -262,27 +262,13 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """Convert to a dictionary that ``json.dumps`` takes."""
-        bootstrap = None if self.bootstrap is None else dataclasses.asdict(self.bootstrap)
-        return {
-            "format": self.format,
-            "version": self.version,
-            "encoder": self.encoder,
-            "dataset": self.dataset,
-            "split": self.split,
-            "views": self.views,
-            "train_views": self.train_views,
-            "num_train": self.num_train,
-            "num_test": self.num_test,
-            "coverage": self.coverage,
-            "num_unreadable": len(self.unreadable),
-            "num_test_seen": self.num_test_seen,
-            "unreadable": self.unreadable,
-            "bootstrap": bootstrap,
-            "results": {name: result.to_json() for name, result in self.results.items()},
-            "agreement": [agreement.to_json() for agreement in self.agreement],
-            "splits": {name: evaluation.to_json() for name, evaluation in self.splits.items()},
-            "students": {name: evaluation.to_json() for name, evaluation in self.students.items()},
-        }
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        for name in ("results", "splits", "students"):
+            values[name] = {key: part.to_json() for key, part in values[name].items()}
+        values["bootstrap"] = None if self.bootstrap is None else dataclasses.asdict(self.bootstrap)
+        values["agreement"] = [agreement.to_json() for agreement in self.agreement]
+        # A reader finds format and version first in the file.
+        return {"format": self.format, "version": self.version, **values, "num_unreadable": len(self.unreadable)}
 
 
 def json_schema() -> dict[str, Any]:

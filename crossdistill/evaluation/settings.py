@@ -26,9 +26,7 @@ class ReadSettings:
     max_clips: int | None = None
     """Largest number of videos of either part, spread evenly over it; None for all."""
     num_workers: int = 2
-    """Number of processes that decode."""
     decoder: str = DEFAULT_DECODER
-    """Library that reads the videos."""
     short_clips: str = "repeat"
     """Rule for videos that are shorter than a clip, one of ``SHORT_CLIPS``."""
 
@@ -109,13 +107,10 @@ class FineTuning:
     lr: float = 1e-3
     """Peak learning rate."""
     batch_size: int = 16
-    """Clips per batch of one process."""
     workers: int = 2
     precision: str = "auto"
-    """``auto``, ``fp32`` or ``bf16``."""
     decoder: str = DEFAULT_DECODER
     short_clips: str = "repeat"
-    """Rule for videos that are shorter than a clip."""
     seed: int = 0
 
     def __post_init__(self) -> None:

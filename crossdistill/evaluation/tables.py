@@ -38,12 +38,7 @@ def print_evaluation(evaluation: Evaluation, name: str = "") -> None:
 
 
 def short_names(folders: Sequence[str]) -> dict[str, str]:
-    """Map each folder to its last part, or to its whole path if two last parts are equal.
-
-    Example:
-        >>> short_names(["runs/rgb", "runs/flow"])
-        {'runs/rgb': 'rgb', 'runs/flow': 'flow'}
-    """
+    """Map each folder to its last part, or to its whole path if two last parts are equal."""
     last = [Path(folder).name for folder in folders]
     return dict(zip(folders, last if len(set(last)) == len(last) else folders, strict=True))
 

@@ -108,15 +108,10 @@ def compare_spaces(
     k: int,
     **facts: Any,
 ) -> AgreementReport:
-    """Compute every figure.
+    """Compute every figure from features [N, E] of the teacher and [N, D] of the students.
 
-    Args:
-        teacher_ne: [N, E] features of the teacher.
-        students: Role to [N, D] features: the random student, and the trained one if there is one.
-        entries: The N videos.
-        classes: Names of the dataset's classes.
-        k: Number of neighbours.
-        facts: The remaining fields of ``AgreementReport``.
+    ``students`` maps a role to features: the random student, and the trained one if there is one. ``facts`` are the
+    remaining fields of ``AgreementReport``.
     """
     near_teacher = nearest_others(teacher_ne, k)
     near = {role: nearest_others(features, k) for role, features in students.items()}

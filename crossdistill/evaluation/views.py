@@ -15,19 +15,14 @@ import numpy as np
 from crossdistill.data.dataset import Entry, Item, PairedClips, collate
 from crossdistill.data.decoders import DEFAULT_DECODER
 from crossdistill.data.sampling import SampleKey
-from crossdistill.data.transforms import Crop, CutClip, centre_crop
+from crossdistill.data.transforms import Crop, centre_crop
 from crossdistill.errors import UnreadableVideoError, UserError
 from crossdistill.types import PairedBatch, ViewSpec
 
 
 @dataclass(frozen=True)
 class TestViews:
-    """Number of clips of a video, and number of crops of each clip.
-
-    Example:
-        >>> TestViews.parse("10x3").num_views
-        30
-    """
+    """Number of clips of a video, and number of crops of each clip."""
 
     __test__ = False  # pytest would collect a class named Test…
 
@@ -36,11 +31,7 @@ class TestViews:
 
     @staticmethod
     def parse(text: str, *, option: str = "--views") -> TestViews:
-        """Read ``10x3``; ``option`` names the option in the error text.
-
-        Raises:
-            UserError: The text is not two whole numbers of at least 1.
-        """
+        """Read ``10x3``, or raise a ``UserError`` that names the ``option``."""
         match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
         if match is None:
             raise UserError(f"{option} {text} is not CLIPSxCROPS: give for example 1x1, 10x1 or 10x3")
@@ -106,16 +97,12 @@ class MultiViewClips(PairedClips):
 
     def _items(self, index: int) -> list[Item]:
         entry = self.entries[index]
+        fraction = self.view.centre_fraction
         try:
-            cuts = self._cuts(entry)
+            reader = self.clip_reader(entry)
+            width_px, height_px = reader.picture_size_px
+            crops = spread_crops(self.test_views.num_crops, width_px=width_px, height_px=height_px, fraction=fraction)
+            (cuts,) = reader.read(reader.spread_centres(self.test_views.num_clips), [crops])
         except UnreadableVideoError as error:
             return [Item(index, entry.label, None, ((entry.key, str(error)),))]
         return [Item(index, entry.label, (cut,), (), number) for number, cut in enumerate(cuts)]
-
-    def _cuts(self, entry: Entry) -> list[CutClip]:
-        reader = self.clip_reader(entry)
-        width_px, height_px = reader.picture_size_px
-        fraction = self.view.centre_fraction
-        crops = spread_crops(self.test_views.num_crops, width_px=width_px, height_px=height_px, fraction=fraction)
-        (cuts,) = reader.read(reader.spread_centres(self.test_views.num_clips), [crops])
-        return cuts

@@ -16,6 +16,7 @@ from crossdistill.encoders import create_encoder
 from crossdistill.encoders.execution import Execution
 from crossdistill.errors import UserError
 from crossdistill.evaluation.evaluate import evaluate_encoder
+from crossdistill.evaluation.settings import ReadSettings
 from crossdistill.recipes.config import from_dict
 from crossdistill.recipes.data import select_training_clips
 from crossdistill.recipes.identity import identity
@@ -183,13 +184,12 @@ def test_short_clips__evaluation_follows_policy(toy_folder):
         "accelerator": Accelerator(mixed_precision="no"),
         "protocols": ("knn",),
         "ks": (1,),
-        "max_clips": 12,
-        "num_workers": 0,
     }
+    error, loop = (ReadSettings(max_clips=12, num_workers=0, short_clips=rule) for rule in ("error", "loop"))
     manifest = Manifest.load(toy_folder)
     with pytest.raises(UserError, match=r"24 of 24 videos are shorter.*has 8 frames .* need 12 "):
-        evaluate_encoder(encoder, manifest, short_clips="error", **options)
-    evaluation = evaluate_encoder(encoder, manifest, short_clips="loop", **options)
+        evaluate_encoder(encoder, manifest, reading=error, **options)
+    evaluation = evaluate_encoder(encoder, manifest, reading=loop, **options)
     assert evaluation.num_test == 12 and not evaluation.unreadable
 
 

@@ -502,5 +502,10 @@ def test_evaluate_encoder__without_labels_is_one_sentence(toy_folder):
     manifest = replace(Manifest.load(toy_folder), classes=())
     with pytest.raises(UserError, match="has no labels"):
         evaluate_encoder(
-            encoder, manifest, split="1", execution=execution_of(encoder), accelerator=Accelerator(), num_workers=0
+            encoder,
+            manifest,
+            split="1",
+            execution=execution_of(encoder),
+            accelerator=Accelerator(),
+            reading=ReadSettings(num_workers=0),
         )

@@ -1,4 +1,7 @@
-"""The protocols of ``crossdistill evaluate``, one file each; this registry names them."""
+"""The protocols of ``crossdistill evaluate``, one file each; this registry names them.
+
+Every protocol raises a ``UserError`` for features or labels that ``EmbeddedSplit.check`` rejects.
+"""
 
 from __future__ import annotations
 

@@ -33,10 +33,7 @@ _NO_STRUCTURE_SHARE = 1e-12
 
 
 def nearest_others(features_nd: Tensor, k: int) -> Tensor:
-    """Find the k nearest other clips of every clip [N, D], by cosine similarity as in k-NN evaluation.
-
-    Returns:
-        [N, K] int64, nearest first; of equal ones the lower index first.
+    """Find the k nearest other clips of every clip [N, D] by cosine: [N, K] int64, of equal ones the lower index first.
 
     Raises:
         UserError: k below 1, fewer than k + 1 clips, NaN or infinite features.
@@ -59,19 +56,7 @@ def share_of_common(neighbours_a_nk: Tensor, neighbours_b_nk: Tensor) -> Tensor:
 
 
 def neighbour_overlap(a_nd: Tensor, b_ne: Tensor, k: int) -> Tensor:
-    """Compute, per clip, which share of its k nearest neighbours two spaces have in common.
-
-    Args:
-        a_nd: [N, D] features of the clips.
-        b_ne: [N, E] features of the same clips in the same order.
-        k: Number of neighbours, below N.
-
-    Returns:
-        [N] float64 in [0, 1]; ``chance_overlap`` is its mean for spaces that have nothing in common.
-
-    Raises:
-        UserError: As ``nearest_others``, or different numbers of clips.
-    """
+    """Compute ``share_of_common`` of the k nearest neighbours in two spaces, [N, D] and [N, E], of the same clips."""
     _check_paired(a_nd, b_ne)
     return share_of_common(nearest_others(a_nd, k), nearest_others(b_ne, k))
 
@@ -160,16 +145,13 @@ class NeighbourClasses:
 
 
 def neighbour_classes(features_nd: Tensor, labels_n: Tensor, films_n: Tensor) -> NeighbourClasses | None:
-    """Classify every clip by its nearest clip (cosine similarity) that is not of the same film.
+    """Classify every clip by its nearest clip (cosine similarity) of another film; None if no class has two films.
 
     Args:
         features_nd: [N, D].
         labels_n: [N] int64, not negative.
         films_n: [N] int64, not negative. Near-duplicates, all of one class, share a number; with different numbers for
             all clips only the clip itself is excluded.
-
-    Returns:
-        None if no class is shown by two films.
     """
     if len(features_nd) < 2:
         return None
@@ -204,11 +186,7 @@ def _check_paired(a_nd: Tensor, b_ne: Tensor) -> None:
 def compare_students(
     names: tuple[str, str], a: Features, b: Features, *, classes: Sequence[str], settings: ProtocolSettings
 ) -> AgreementResult:
-    """Compare how two students arrange the same test clips, of which ``a`` and ``b`` are their features.
-
-    Raises:
-        UserError: Too few clips.
-    """
+    """Compare how two students arrange the same test clips, of which ``a`` and ``b`` are their features."""
     k = min(NUM_NEIGHBOURS, a.num_clips - 1)
     overlap_n = neighbour_overlap(a.features, b.features, k).cpu()
     outcome = Outcome({TOP1: overlap_n, TOP5: overlap_n}, a.labels, units=units_of(a.videos, a.groups))

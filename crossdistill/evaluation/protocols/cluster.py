@@ -29,13 +29,7 @@ NUM_ITERATIONS = 20
 def match_clusters(clusters_n: NDArray[np.int64], labels_n: NDArray[np.int64], num_classes: int) -> NDArray[np.int64]:
     """Assign a class of its own to every cluster; the sum of the clusters' shares of their classes is largest.
 
-    Args:
-        clusters_n: [N] in [0, C).
-        labels_n: [N] in [0, C).
-        num_classes: Number of classes C.
-
-    Returns:
-        [C] class of each cluster.
+    Clusters and labels are [N] in [0, C); the result is the class [C] of each cluster.
 
     Example:
         >>> match_clusters(np.array([0, 0, 1, 1]), np.array([1, 1, 0, 1]), 2).tolist()
@@ -51,11 +45,10 @@ def match_clusters(clusters_n: NDArray[np.int64], labels_n: NDArray[np.int64], n
 def evaluate_cluster(split: EmbeddedSplit, settings: ProtocolSettings) -> list[ProtocolResult]:
     """Cluster the train set, match clusters with classes, classify the test set by its nearest cluster.
 
-    Labels of the train set serve the matching alone. ``details`` holds ``seed``, ``num_train``, ``train_top1`` and
-    ``classes_without_training_clips``.
+    Labels of the train set serve the matching alone. ``details`` holds ``seed`` and ``train_top1``.
 
     Raises:
-        UserError: Features or labels that ``EmbeddedSplit.check`` rejects, or fewer train clips than classes.
+        UserError: Fewer train clips than classes.
     """
     split.check()
     num_train, num_classes = split.train.num_clips, split.num_classes

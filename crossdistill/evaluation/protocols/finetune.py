@@ -19,8 +19,6 @@ from crossdistill.evaluation.results import ProtocolResult, hits_from_scores
 def classify(split: EmbeddedSplit, classifier: Classifier, *, details: dict[str, Any]) -> ProtocolResult:
     """Classify the test set by the fine-tuned student's own classifier; probabilities of views are averaged.
 
-    ``details`` says how it was trained; ``num_train`` and ``classes_without_training_clips`` are added.
-
     Raises:
         UserError: The classifier has other classes than the dataset.
     """

@@ -2,8 +2,6 @@
 
 Class probabilities of the linear layers are averaged (Simonyan and Zisserman, NeurIPS 2014); similarities of k-NN and
 retrieval are summed, as in CoCLR's two-stream retrieval.
-
-Shapes: N clips, D features.
 """
 
 from __future__ import annotations

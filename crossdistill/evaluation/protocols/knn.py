@@ -25,11 +25,8 @@ from crossdistill.evaluation.settings import ProtocolSettings
 def evaluate_knn(split: EmbeddedSplit, settings: ProtocolSettings) -> list[ProtocolResult]:
     """Classify the test set by its nearest training samples, once for each k; one search serves every k.
 
-    Runs on the device of the train features. ``details`` of a result holds ``k``, ``effective_k`` (the size of the
-    gallery where that is below k), ``num_train`` and ``classes_without_training_clips``.
-
-    Raises:
-        UserError: Features or labels that ``EmbeddedSplit.check`` rejects.
+    Runs on the device of the train features. ``details`` of a result holds ``k`` and ``effective_k`` (the size of the
+    gallery where that is below k).
     """
     split.check()
     gallery_nd = split.train.features
@@ -50,13 +47,8 @@ def evaluate_knn(split: EmbeddedSplit, settings: ProtocolSettings) -> list[Proto
 def class_scores_of(neighbours: Neighbours, labels_n: Tensor, k: int) -> Tensor:
     """Score classes so that sorting by score gives the order of classes that the head of this file defines.
 
-    Args:
-        neighbours: At least k neighbours of each query, with class similarities.
-        labels_n: [N] int64 labels of the gallery.
-        k: Number of neighbours that vote.
-
-    Returns:
-        [B, C] float64: C for the first class, C - 1 for the second …; -inf for classes that the gallery lacks.
+    The neighbours, at least k of each query, hold class similarities. The scores are [B, C] float64: C for the first
+    class, C - 1 for the second …; -inf for classes that the gallery lacks.
     """
     class_bc = neighbours.class_similarities_bc
     assert class_bc is not None

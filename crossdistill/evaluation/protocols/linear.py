@@ -11,13 +11,9 @@ from crossdistill.evaluation.settings import ProtocolSettings
 
 
 def evaluate_linear(split: EmbeddedSplit, settings: ProtocolSettings) -> list[ProtocolResult]:
-    """Train a linear layer on the train set and classify the test set.
+    """Train a linear layer on the train set and classify the test set; runs on the device of the train features.
 
-    Runs on the device of the train features. ``details`` holds ``seed``, ``batch_size``, ``num_train``,
-    ``train_top1`` and ``classes_without_training_clips``.
-
-    Raises:
-        UserError: Features or labels that ``EmbeddedSplit.check`` rejects.
+    ``details`` holds ``seed``, ``batch_size`` and ``train_top1``.
     """
     split.check()
     probe = train_on(split.train, split.num_classes, seed=settings.seed)

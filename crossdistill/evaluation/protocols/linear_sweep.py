@@ -28,9 +28,6 @@ def evaluate_linear_sweep(
     The test set is classified once, by the chosen layer. The first of equally good pairs is chosen. ``details`` holds
     those of ``evaluate_linear``, and ``lr``, ``weight_decay``, ``held_out_by``, ``num_held_out``, ``held_out_top1``
     and ``at_edge``: whether the best learning rate is the lowest or highest tried.
-
-    Raises:
-        UserError: Features or labels that ``EmbeddedSplit.check`` rejects, or too few clips to hold some out.
     """
     split.check()
     seed = settings.seed

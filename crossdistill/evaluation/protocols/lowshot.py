@@ -24,9 +24,6 @@ def low_shot(split: EmbeddedSplit, shots: Shots, *, num_draws: int, seed: int) -
 
     ``details`` holds ``draws`` (top-1 of each), ``sd`` (sample standard deviation of top-1 over draws) and
     ``num_labelled``. The interval is that of the mean over draws.
-
-    Raises:
-        UserError: Features or labels that ``EmbeddedSplit.check`` rejects.
     """
     split.check()
     outcomes = []

@@ -42,11 +42,7 @@ def retrieve(members: Sequence[EmbeddedSplit]) -> ProtocolResult:
     """Search the train part for every test video, by the sum of the similarities of one or several students.
 
     ``members`` is the split as each student embeds it, with the same videos. ``top1`` is R@1, ``top5`` R@5,
-    ``mean_class`` R@1 within each class; ``details`` holds ``recall`` (k to R@k), ``num_train``, ``num_students`` and
-    ``classes_without_training_clips``.
-
-    Raises:
-        UserError: Features or labels that ``EmbeddedSplit.check`` rejects.
+    ``mean_class`` R@1 within each class; ``details`` holds ``recall`` (k to R@k) and ``num_students``.
     """
     for member in members:
         member.check()
