@@ -211,10 +211,10 @@ def wrap_encoder(
     """Make an encoder of a module that maps normalised clips or frames to [B, D].
 
     Args:
-        module: Takes the view's layout, normalised with the view's mean and deviation.
+        module: Network whose input has the layout of the view, normalised with the view's mean and std.
         view: The view that the module takes.
         embed_dim: D, the number of features.
-        modality: Modality of the view; both must be equal.
+        modality: The same modality as the view's, as a check.
         name: Name for reports, which starts with the modality; ``<modality>_<class of the module>`` if None.
         takes: Whether the module takes clips, or single frames whose features are averaged. None chooses frames for
             a modality without time, and clips for the others.
@@ -233,10 +233,10 @@ def wrap_encoder(
         ('rgb_sequential', torch.Size([2, 5]))
     """
     if modality not in (None, view.modality):
-        raise UserError(f"modality is {modality} and the view's is {view.modality}: give the same modality twice")
+        raise UserError(f"modality is {modality}, but the view's is {view.modality}: give the same one, or none")
     name = name or f"{view.modality}_{type(module).__name__.lower()}"
     if not name.startswith(f"{view.modality}_"):
-        raise UserError(f"an encoder of {view.modality} is named {view.modality}_<something>, not {name!r}")
+        raise UserError(f"name is {name!r}: give a name that starts with {view.modality}_, the modality of the view")
     info = EncoderInfo(
         embed_dim=embed_dim,
         takes=takes or ("clip" if view.kind.has_time else "frames"),
