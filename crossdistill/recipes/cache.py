@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,8 +40,6 @@ from crossdistill.types import PairedBatch, ViewSpec
 from crossdistill.utils.console import console, progress_bar
 from crossdistill.utils.distributed import create_accelerator, decide_on_first, use_all_cores
 
-# The remaining time is estimated after so many batches; the first one, which starts the workers, is not timed.
-NUM_TIMED_BATCHES = 4
 MAX_LISTED_UNREADABLE = 20
 
 
@@ -258,7 +255,6 @@ def _write_shards(
     ]
     embedded = iter(source.embed([batch for batches in by_shard for batch in batches]))
     num_clips = sum(shard.num_clips for shard in shards)
-    estimate = _TimeEstimate(num_clips, is_shown=accelerator.is_main_process)
     bar = progress_bar(unit="clips", is_shown=accelerator.is_main_process)
     with bar:
         task = bar.add_task(cache.key["teacher"], total=num_clips)
@@ -269,7 +265,6 @@ def _write_shards(
                 batch, (rows,) = next(embedded)
                 features[batch.sample_ids - shard.start] = rows
                 unreadable |= _unreadable_samples(keys, batch, source.clips)
-                estimate.add(len(keys))
                 bar.update(task, advance=len(keys))
             _require_readable(shard, unreadable, max_unreadable)
             cache.write(shard, features, unreadable)
@@ -290,34 +285,6 @@ def _require_readable(shard: Shard, unreadable: dict[int, str], max_unreadable: 
             f"{len(unreadable)} of {shard.num_clips} clips could not be read (over --max-unreadable {max_unreadable}; "
             f"sample {sample}: {reason}): repair the data or raise the limit, and start again: finished shards are kept"
         )
-
-
-class _TimeEstimate:
-    """Prints the remaining time after a few batches.
-
-    Args:
-        num_clips: Clips of this process.
-        is_shown: Whether to print.
-    """
-
-    def __init__(self, num_clips: int, *, is_shown: bool) -> None:
-        self.num_left, self.is_shown = num_clips, is_shown
-        self.num_batches, self.num_timed = 0, 0
-        self.started = time.perf_counter()
-
-    def add(self, num_clips: int) -> None:
-        """Count one finished batch."""
-        self.num_left -= num_clips
-        self.num_batches += 1
-        if self.num_batches == 1:
-            self.started = time.perf_counter()
-            return
-        self.num_timed += num_clips
-        if self.is_shown and self.num_batches == NUM_TIMED_BATCHES:
-            rate = self.num_timed / (time.perf_counter() - self.started)
-            minutes = self.num_left / rate / 60
-            left = f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.0f} h"
-            console.print(f"{rate:.1f} clips/s in this process, so about {left} left", highlight=False)
 
 
 def _report(cache: TeacherCache) -> None:
