@@ -255,7 +255,7 @@ def test_command__resumes_an_interrupted_cache_and_adds_views(
     make_cache(folder, data_folder, teacher_file)
     assert len(written) == 1
     make_cache(folder, data_folder, teacher_file, "--augmentations", 3)
-    assert [shard.view for shard in written[1:]] == [2, 2] and TeacherCache(folder).num_views == 3
+    assert [shard.augmentation for shard in written[1:]] == [2, 2] and TeacherCache(folder).num_augmentations == 3
 
 
 def test_command__killed_on_two_processes_leaves_whole_shards(data_folder, teacher_file, half_folder, tmp_path):
@@ -380,7 +380,7 @@ def test_command__refuses_another_folder(data_folder, cache_folder, teacher_file
         (cache_folder, ("--dtype", "fp32", "--seed", 4), "has seed 0, but this command needs 4"),
         (cache_folder, ("--dtype", "fp32", "--augmentations", 1), "has 2 augmentations, but this command wants 1"),
         (tmp_path / "new", ("--augmentations", 0), "--augmentations is 0: give 1 or more"),
-        (tmp_path / "new", ("--teacher", "self"), "--teacher self changes while it trains"),
+        (tmp_path / "new", ("--teacher", "self"), "--teacher self changes during training"),
     ):
         with pytest.raises(SystemExit):
             make_cache(folder, data_folder, teacher_file, *options)
