@@ -191,7 +191,7 @@ def test_replay__repeats_views_with_their_stand_ins(data_folder):
     lost = [entry.key for entry in clips.entries if not (entry.root / entry.video.streams["rgb"].path).is_file()]
     position = {entry.key: i for i, entry in enumerate(clips.entries)}
     unreadable = {(position[key], view): "lost" for key in lost for view in range(3)}
-    replayed = clips.replayed(Replay(seed=3, num_views=3, unreadable=unreadable))
+    replayed = clips.replayed(Replay(seed=3, num_augmentations=3, unreadable=unreadable))
     for index in range(len(clips)):
         for epoch in (0, 2):
             live = clips[SampleKey(index, epoch)]
@@ -397,7 +397,7 @@ def small_cache(folder, *, classes=None):
     encoder = wrap_encoder(torch.nn.Identity(), name="rgb_x", view=create_encoder("rgb_r3d10").view, embed_dim=3)
     encoder.classifier = classes
     key = {**KEY, "dtype": "fp16", "clips_per_shard": 2, "teacher_view": dataclasses.asdict(encoder.view)}
-    TeacherCache.create(folder, key, num_views=2, teacher=encoder)
+    TeacherCache.create(folder, key, num_augmentations=2, teacher=encoder)
     return TeacherCache(folder)
 
 
@@ -405,7 +405,7 @@ def test_rows__come_back_as_they_were_written(tmp_path):
     cache = small_cache(tmp_path)
     table = torch.randn(2, 5, 3)
     for shard in cache.shards():
-        cache.write(shard, table[shard.view, shard.start : shard.stop], {})
+        cache.write(shard, table[shard.augmentation, shard.start : shard.stop], {})
     keys = torch.tensor([[i, v] for i in range(5) for v in range(2)])
     assert torch.equal(cache.read(keys), table.half().float()[keys[:, 1], keys[:, 0]])
 
