@@ -191,7 +191,7 @@ def test_replay__repeats_views_with_their_stand_ins(data_folder):
     lost = [entry.key for entry in clips.entries if not (entry.root / entry.video.streams["rgb"].path).is_file()]
     position = {entry.key: i for i, entry in enumerate(clips.entries)}
     unreadable = {(position[key], view): "lost" for key in lost for view in range(3)}
-    replayed = clips.replayed(Replay(seed=3, num_views=3, unreadable=unreadable))
+    replayed = clips.replayed(Replay(seed=3, num_augmentations=3, unreadable=unreadable))
     for index in range(len(clips)):
         for epoch in (0, 2):
             live = clips[SampleKey(index, epoch)]
@@ -255,7 +255,7 @@ def test_command__resumes_an_interrupted_cache_and_adds_views(
     make_cache(folder, data_folder, teacher_file)
     assert len(written) == 1
     make_cache(folder, data_folder, teacher_file, "--augmentations", 3)
-    assert [shard.view for shard in written[1:]] == [2, 2] and TeacherCache(folder).num_views == 3
+    assert [shard.augmentation for shard in written[1:]] == [2, 2] and TeacherCache(folder).num_augmentations == 3
 
 
 def test_command__killed_on_two_processes_leaves_whole_shards(data_folder, teacher_file, half_folder, tmp_path):
@@ -380,7 +380,7 @@ def test_command__refuses_another_folder(data_folder, cache_folder, teacher_file
         (cache_folder, ("--dtype", "fp32", "--seed", 4), "has seed 0, but this command needs 4"),
         (cache_folder, ("--dtype", "fp32", "--augmentations", 1), "has 2 augmentations, but this command wants 1"),
         (tmp_path / "new", ("--augmentations", 0), "--augmentations is 0: give 1 or more"),
-        (tmp_path / "new", ("--teacher", "self"), "--teacher self changes while it trains"),
+        (tmp_path / "new", ("--teacher", "self"), "--teacher self changes during training"),
     ):
         with pytest.raises(SystemExit):
             make_cache(folder, data_folder, teacher_file, *options)
@@ -397,7 +397,7 @@ def small_cache(folder, *, classes=None):
     encoder = wrap_encoder(torch.nn.Identity(), name="rgb_x", view=create_encoder("rgb_r3d10").view, embed_dim=3)
     encoder.classifier = classes
     key = {**KEY, "dtype": "fp16", "clips_per_shard": 2, "teacher_view": dataclasses.asdict(encoder.view)}
-    TeacherCache.create(folder, key, num_views=2, teacher=encoder)
+    TeacherCache.create(folder, key, num_augmentations=2, teacher=encoder)
     return TeacherCache(folder)
 
 
@@ -405,7 +405,7 @@ def test_rows__come_back_as_they_were_written(tmp_path):
     cache = small_cache(tmp_path)
     table = torch.randn(2, 5, 3)
     for shard in cache.shards():
-        cache.write(shard, table[shard.view, shard.start : shard.stop], {})
+        cache.write(shard, table[shard.augmentation, shard.start : shard.stop], {})
     keys = torch.tensor([[i, v] for i in range(5) for v in range(2)])
     assert torch.equal(cache.read(keys), table.half().float()[keys[:, 1], keys[:, 0]])
 
