@@ -155,11 +155,7 @@ def run_jobs(
     connection = contextlib.nullcontext() if backend.connect is None else backend.connect(engine.address)
     results: dict[int, Result] = {}
     try:
-        with (
-            connection,
-            joblib.parallel_config(backend=backend.joblib_name),
-            progress_bar("rate", unit=unit) as bar,
-        ):
+        with connection, joblib.parallel_config(backend=backend.joblib_name), progress_bar("rate", unit=unit) as bar:
             task = bar.add_task(description, total=len(jobs), rate="")
             for position, result in _results(function, jobs, num_workers, backend.chunk_size):
                 results[position] = result

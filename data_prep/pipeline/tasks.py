@@ -20,11 +20,7 @@ from data_prep.recipe import Recipe
 # Increase it when the same options begin to give other bytes: streams with a lower version are then made again.
 RECIPE_VERSION = 2
 # Options that affect one stream only. All others affect every stream.
-STREAM_OPTIONS = {
-    "rgb": ("keep_original",),
-    "flow": ("flow", "flow_preset", "flow_weights"),
-    "depth": ("depth_model",),
-}
+STREAM_OPTIONS = {"rgb": ("keep_original",), "flow": ("flow", "flow_preset", "flow_weights"), "depth": ("depth_model",)}
 HASH_BLOCK_BYTES = 1 << 24
 
 
