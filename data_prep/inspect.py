@@ -36,7 +36,6 @@ SHEET_NAME = "inspect.png"
 SHEET_FRAMES = 6
 SHOWN_NAMES = 3
 PICTURE_WIDTH_INCHES = 1.7
-DOTS_PER_INCH = 120
 LARGEST_SHEET_CLIPS = 30
 STICKS_PX = 160
 # Chains of a Kinect's joints: spine and head in grey, then arm and leg of each side in the colour of the side.
@@ -67,11 +66,7 @@ class InspectOptions:
 
 
 def inspect_dataset(options: InspectOptions) -> None:
-    """Print the tables and write the contact sheet.
-
-    Raises:
-        UserError: An option is out of range, the folder is not a prepared dataset, or the sheet cannot be written.
-    """
+    """Print the tables and write the contact sheet; raise a ``UserError`` if an option or the folder is invalid."""
     out = options.out or options.folder / SHEET_NAME
     if out.suffix.lower() != ".png":
         raise UserError(f"--out {out} is not a PNG file: give a name that ends in .png")
@@ -83,27 +78,20 @@ def inspect_dataset(options: InspectOptions) -> None:
     print_statuses(manifest)
     usable = [video for video in manifest.videos if video.is_usable and video.streams]
     if not usable:
-        console.print(
-            f"{options.folder} has no usable clip, so there is no contact sheet: fix the files above and prepare the "
-            "dataset again with --retry",
-            highlight=False,
-            soft_wrap=True,
-        )
+        cause = f"{options.folder} has no usable clip, so there is no contact sheet"
+        advice = "fix the files above and prepare the dataset again with --retry"
+        console.print(f"{cause}: {advice}", highlight=False, soft_wrap=True)
         return
     print_streams(manifest)
     figure = draw_sheet(manifest, choose_clips(usable, options.clips, seed=options.seed))
-    _save(figure, out)
-    console.print(f"contact sheet: {out}", highlight=False, soft_wrap=True)
-
-
-def _save(figure: Figure, path: Path) -> None:
     try:
-        with atomic_path(path) as temporary:
-            figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH)
+        with atomic_path(out) as temporary:
+            figure.savefig(temporary, format="png", dpi=120)
     except OSError as error:
         if error.errno in FULL_DISK_ERRORS:
             raise
-        raise UserError(f"{path} cannot be written ({error.strerror}): give another path with --out") from error
+        raise UserError(f"{out} cannot be written ({error.strerror}): give another path with --out") from error
+    console.print(f"contact sheet: {out}", highlight=False, soft_wrap=True)
 
 
 # Tables.
@@ -171,7 +159,7 @@ def print_streams(manifest: Manifest) -> None:
 
 def _stream_facts(root: Path, streams: Sequence[Stream]) -> dict[str, str]:
     """Return the rows of one stream. Deleted files are counted and have no size."""
-    hours = sum(_seconds(stream) for stream in streams) / 3600
+    hours = sum(map(_seconds, streams)) / 3600
     sizes_mb = [path.stat().st_size / 1e6 for stream in streams if (path := root / stream.path).is_file()]
     num_lost = len(streams) - len(sizes_mb)
     return {

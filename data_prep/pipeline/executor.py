@@ -44,7 +44,7 @@ def _connect_to_dask(address: str | None) -> Iterator[None]:
         client = Client(address, timeout=SCHEDULER_TIMEOUT if timeout == DASK_DEFAULT_TIMEOUT else timeout)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"no Dask scheduler answers at --address {address}: start it, or correct the address ({error})"
+            f"no Dask scheduler at --address {address}: start it, or correct the address ({error})"
         ) from error
     with client:  # joblib uses the current client
         yield
@@ -60,9 +60,7 @@ def _connect_to_ray(address: str | None) -> Iterator[None]:
     try:
         ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
     except (ConnectionError, ValueError) as error:
-        raise UserError(
-            f"no Ray cluster answers at --address {address}: start it, or correct the address ({error})"
-        ) from error
+        raise UserError(f"no Ray cluster at --address {address}: start it, or correct the address ({error})") from error
     register_ray()
     yield
 
@@ -94,16 +92,11 @@ class Engine:
     name: str = "processes"
     """One of ``ENGINES``."""
     address: str | None = None
-    """Address of a cluster."""
     workers: int | None = None
     """Number of jobs at a time. None: one per core that this process may use, or all workers of a cluster."""
 
     def backend(self) -> Backend:
-        """Return the backend.
-
-        Raises:
-            UserError: The name is unknown, or another field is invalid.
-        """
+        """Return the backend; raise a ``UserError`` if a field is invalid."""
         if self.workers is not None and self.workers < 1:
             raise UserError(f"--workers {self.workers} is invalid: give 1 or more, or remove it for one per core")
         if self.name not in ENGINES:
@@ -111,8 +104,7 @@ class Engine:
         backend = ENGINES[self.name]
         if self.address is not None and backend.connect is None:
             raise UserError(
-                f"--address {self.address} has no effect without a cluster: add --engine dask or --engine ray, "
-                "or remove --address"
+                f"--address {self.address} has no effect without a cluster: add --engine dask or ray, or remove it"
             )
         return backend
 
@@ -127,7 +119,7 @@ def run_jobs(
     on_result: Callable[[int, Result], None] = lambda position, result: None,
     after_stop: str = "give the same command again to continue",
 ) -> list[Result]:
-    """Run ``function`` on every job, several at a time.
+    """Run ``function`` on every job, several at a time, and return the results in the order of ``jobs``.
 
     A job should use one thread, because the jobs themselves run in parallel. An exception in a job stops the other
     jobs and is raised here. Ctrl-C stops the workers and exits with status 130.
@@ -136,13 +128,10 @@ def run_jobs(
         function: A function of an importable module.
         jobs: Arguments of ``function``. They and the results must be picklable.
         engine: Where the jobs run. Default: in processes of this machine, one per core.
-        description: Title of the progress bar.
-        unit: What the progress bar counts.
+        description: Title of the progress bar, which counts in ``unit``.
+        unit: Plural of what a job is.
         on_result: Called with (position in ``jobs``, result) as results arrive, in any order.
         after_stop: Hint that is printed after Ctrl-C.
-
-    Returns:
-        The results, in the order of ``jobs``.
 
     Raises:
         UserError: The engine is invalid or does not answer.
@@ -161,8 +150,7 @@ def run_jobs(
                 results[position] = result
                 on_result(position, result)
                 bar.advance(task)
-                elapsed_seconds = bar.tasks[task].elapsed or 0.0
-                bar.update(task, rate=f"{len(results) / max(elapsed_seconds, 1e-3):.1f} {unit}/s")
+                bar.update(task, rate=f"{len(results) / max(bar.tasks[task].elapsed or 0.0, 1e-3):.1f} {unit}/s")
     except KeyboardInterrupt:
         console.print(f"stopped after {len(results)} of {len(jobs)} {unit}: {after_stop}")
         raise SystemExit(INTERRUPTED_EXIT_STATUS) from None

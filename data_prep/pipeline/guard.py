@@ -47,8 +47,7 @@ class Guard:
     """One child process. It is started by the first request and serves further requests until it dies.
 
     Args:
-        module: Name of a module with a function ``answer(request) -> answer``, which runs in the child. Both are
-            dictionaries that JSON can represent.
+        module: Name of a module whose function ``answer`` runs in the child. It maps one JSON dictionary to another.
     """
 
     def __init__(self, module: str) -> None:
@@ -59,8 +58,8 @@ class Guard:
         """Send a request to the child and return its answer.
 
         Raises:
-            TookTooLong: The answer took longer than the time limit.
-            Crashed: The child was ended by a signal, or by an error that the function did not catch.
+            TookTooLong: The time limit was exceeded.
+            Crashed: A signal, or an error that the function did not catch, ended the child.
             UserError: The child did not start.
         """
         child = self._running_child()

@@ -29,7 +29,6 @@ class SourceVideo:
     """One video as the lists of its dataset describe it."""
 
     name: str
-    """Name, unique in the dataset."""
     inputs: dict[str, Path]
     """Modality to the file or folder that holds it. Empty if the lists name a file that is missing."""
     folder: str = ""
@@ -55,11 +54,7 @@ class Task:
 
 
 def make_task(source: SourceVideo, options: PrepareOptions, recipe_facts: dict[str, Any]) -> Task:
-    """Make the task of a video that was found.
-
-    Raises:
-        UserError: A stream cannot be made from the inputs.
-    """
+    """Make the task of a video that was found; raise a ``UserError`` if a stream cannot be made from the inputs."""
     for stream in options.modalities:
         check_source(stream, source.inputs, options.recipe)  # one error now instead of a failure per file
     inner = Path(source.folder, source.name)
@@ -100,10 +95,7 @@ def _checksum(path: Path) -> str:
 
 
 def _key(stream: str, fingerprint: list[int], recipe_facts: dict[str, Any]) -> dict[str, Any]:
-    """All that decides the content of one stream. Options of other streams are no part of it.
-
-    So a new modality, or another flow method, leaves the finished streams of the other modalities valid.
-    """
+    """All that decides the content of one stream. Options of other streams may change and leave it valid."""
     own = STREAM_OPTIONS.get(stream, ())
     of_others = {name for names in STREAM_OPTIONS.values() for name in names} - set(own)
     recipe = {name: value for name, value in recipe_facts.items() if name not in of_others}
@@ -120,11 +112,7 @@ def _fingerprint(path: Path) -> list[int]:
 
 
 def check_no_source_is_overwritten(tasks: Iterable[Task], root: Path) -> None:
-    """Check that no stream would be written over a source file.
-
-    Raises:
-        UserError: A stream has the path of a source file.
-    """
+    """Raise a ``UserError`` if a stream has the path of a source file, which it would overwrite."""
     root = root.resolve()
     for task in tasks:
         targets = {root / path for path in task.job.stream_paths.values()}

@@ -437,7 +437,7 @@ def test_raft__network_is_loaded_once_per_process(raft_file, monkeypatch):
     [
         ({"flow_weights": "raft_small"}, "--flow-weights raft_small has no effect with --flow dis: remove"),
         ({"flow": "tvl1", "flow_preset": "medium"}, "--flow-preset medium has no effect with --flow tvl1: remove"),
-        ({"modalities": ("rgb",), "flow": "tvl1"}, "--flow tvl1 has no effect without flow in --modalities: add flow"),
+        ({"modalities": ("rgb",), "flow": "tvl1"}, "--flow tvl1 has no effect without flow in --modalities: add it"),
         ({"modalities": ("rgb",), "flow_preset": "medium"}, "--flow-preset medium has no effect without flow in"),
         ({"modalities": ("rgb",), "flow_weights": "w"}, "--flow-weights w has no effect without flow in"),
     ],

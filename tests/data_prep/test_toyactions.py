@@ -193,7 +193,7 @@ def test_clip_name():
         ({"clips_per_class": 1}, "--clips-per-class 1 is out of range: choose a whole number at least 2"),
         ({"size": 30}, "--size 30 is out of range: choose a whole number from 32 to 256"),
         ({"size": 258}, "--size 258 is out of range"),
-        ({"size": 49}, "--size 49 is odd, but H.264 needs even sides: choose 48 or 50"),
+        ({"size": 49}, "--size 49 is odd, but H.264 needs even sides: choose 48"),
         ({"frames": 3}, "--frames 3 is out of range: choose a whole number at least 4"),
         ({"fps": 0}, "--fps 0 is out of range: choose a whole number from 1 to 240"),
         ({"seed": -1}, "--seed -1 is out of range"),
