@@ -116,9 +116,6 @@ def extra_files(manifest: Manifest) -> list[Path]:
     return sorted({path.relative_to(manifest.root) for path in present} - named)
 
 
-# One stream.
-
-
 @dataclass(frozen=True)
 class StreamCheck:
     """Check of one stream of one video against the manifest."""
@@ -217,9 +214,6 @@ def _compare_index(stream: Stream, pts: list[int], time_bases: set[Fraction | No
     if absent and stream.is_seekable:
         return Finding("keyframes differ", f"{len(absent)} of {len(stream.keyframes)}, the first is frame {absent[0]}")
     return Finding(OK)
-
-
-# Child processes, because decoders are native code that can crash.
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:

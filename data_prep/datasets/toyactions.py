@@ -10,12 +10,10 @@ give the same bytes, with any number of workers. Repeat the command to resume it
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.metadata
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -110,9 +108,6 @@ def _print(text: str) -> None:
     console.print(text, highlight=False, soft_wrap=True)
 
 
-# Options and the folder they belong to.
-
-
 def _check(options: ToyactionsOptions) -> None:
     ranges: tuple[tuple[str, int | None, int, int | None], ...] = (
         ("--clips-per-class", options.clips_per_class, 2, None),
@@ -192,9 +187,6 @@ def _remove_leftovers(out: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-# Names, groups and splits.
-
-
 @dataclass(frozen=True)
 class ClipId:
     """Identifies one clip by its class, its group, and its number among the group's clips of the class (from 1)."""
@@ -258,15 +250,16 @@ def _list_files(options: ToyactionsOptions) -> dict[Path, str]:
     return files
 
 
-# Clips.
-
-
 def _make_video(options: ToyactionsOptions, clip: ClipId) -> Video:
     """Render one clip unless its files exist, and return its entry of the manifest."""
     paths = {stream: options.out / stream / clip.action / f"{clip.name}.mp4" for stream in STREAMS}
     if not all(path.exists() for path in paths.values()):
-        with _one_thread_of_opencv():
+        threads = cv2.getNumThreads()
+        cv2.setNumThreads(1)  # the pictures are small, and the clips are rendered in parallel
+        try:
             _write_streams(options, clip, paths)
+        finally:
+            cv2.setNumThreads(threads)
     return Video(
         name=clip.name,
         label=list(ACTIONS).index(clip.action),
@@ -277,17 +270,6 @@ def _make_video(options: ToyactionsOptions, clip: ClipId) -> Video:
             for stream, path in paths.items()
         },
     )
-
-
-@contextlib.contextmanager
-def _one_thread_of_opencv() -> Iterator[None]:
-    """Limit OpenCV to one thread: the pictures are small, and the clips are rendered in parallel."""
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    try:
-        yield
-    finally:
-        cv2.setNumThreads(threads)
 
 
 def _write_streams(options: ToyactionsOptions, clip: ClipId, paths: dict[str, Path]) -> None:

@@ -40,10 +40,7 @@ Field = NDArray[np.float32]
 
 CELL_PX = 8
 """Side of a cell. The sides of blocks are multiples of it."""
-GRID_SHRINK = 4
-# A quarter of a small picture has too few pixels to distinguish the candidates.
 SMALL_PICTURE_PX = 192
-SMALL_GRID_SHRINK = 2
 MAX_DISTANCE_FRAMES = 4
 MATCH_WINDOW_CELLS = 5
 # Gray levels by which another candidate must match better than the first one. It is above the noise of the codec.
@@ -126,7 +123,8 @@ def _scaled(field: Field, across: float, down: float) -> Field:
 
 def _grid_size(width_px: int, height_px: int) -> tuple[int, int]:
     """Number of columns and rows of the grid."""
-    shrink = SMALL_GRID_SHRINK if min(width_px, height_px) < SMALL_PICTURE_PX else GRID_SHRINK
+    # A quarter of a small picture has too few pixels to distinguish the candidates.
+    shrink = 2 if min(width_px, height_px) < SMALL_PICTURE_PX else 4
     return max(1, round(width_px / shrink)), max(1, round(height_px / shrink))
 
 
@@ -138,11 +136,6 @@ class Candidates:
     """Fields [h, w, 2]."""
     choices: list[tuple[int, float]]
     """One (index into ``fields``, factor) per candidate, the most likely first. Empty without motion vectors."""
-
-    def field(self, choice: int) -> Field:
-        """Compute the field [h, w, 2] of one candidate."""
-        index, factor = self.choices[choice]
-        return self.fields[index] * np.float32(factor)
 
 
 def find_candidates(second: Frame) -> Candidates:

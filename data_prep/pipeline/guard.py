@@ -134,7 +134,9 @@ def stop_children() -> None:
 
 def _serve(module: str) -> None:
     """Answer requests, in the child, until the parent closes the pipe or the child is idle for too long."""
-    _die_with_parent()
+    # Linux kills this process when its parent dies. Otherwise it would continue to write files.
+    with contextlib.suppress(OSError, AttributeError):  # other systems have no prctl
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     answer = importlib.import_module(module).answer
     # Libraries may print to standard output. That must not mix with the answers, so it goes to standard error.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -143,12 +145,6 @@ def _serve(module: str) -> None:
     print(READY_LINE, end="", file=answers, flush=True)
     while select.select([sys.stdin], [], [], IDLE_LIMIT_SECONDS)[0] and (line := sys.stdin.readline()):
         print(json.dumps(answer(json.loads(line))), file=answers, flush=True)
-
-
-def _die_with_parent() -> None:
-    """Have Linux kill this process when its parent dies. Otherwise it would continue to write files."""
-    with contextlib.suppress(OSError, AttributeError):  # other systems have no prctl
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":

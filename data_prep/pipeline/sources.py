@@ -36,9 +36,6 @@ class ListedVideo:
     """Split to the video's part in it, ``train`` or ``test``."""
 
 
-# Files.
-
-
 def walk_files(folder: Path, *, stop_at: re.Pattern[str] | None = None) -> Iterator[Path]:
     """Yield all files of a folder and its subfolders, sorted by folder. Links are followed, hidden files skipped.
 
@@ -182,9 +179,6 @@ def select_inputs(
     for sensor, count in num_lacking.items():
         console.print(f"{count} videos have no {sensor} and count as missing: to use them, remove it from --modalities")
     return inputs
-
-
-# Lists.
 
 
 def require_listed(videos: Collection[object], lists: Path | str) -> None:
