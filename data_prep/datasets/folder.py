@@ -145,12 +145,8 @@ def _by_class(paths: Collection[Path], options: FolderOptions) -> tuple[list[str
 
 def _draw(paths: Iterable[Path], root: Path, share: float, seed: int) -> set[Path]:
     """Draw test videos of one class: at least one, and not all. The only video of a class is a training video."""
-
     # A hash of the path, because a generator would draw other videos as soon as one video is added.
-    def chance(path: Path) -> bytes:
-        return hashlib.sha256(f"{seed}:{path.relative_to(root).as_posix()}".encode()).digest()
-
-    drawn = sorted(paths, key=chance)
+    drawn = sorted(paths, key=lambda p: hashlib.sha256(f"{seed}:{p.relative_to(root).as_posix()}".encode()).digest())
     num_tests = min(max(1, round(share * len(drawn))), len(drawn) - 1)
     return set(drawn[:num_tests])
 

@@ -99,11 +99,10 @@ def prepare(options: KineticsOptions) -> Manifest:
 
 
 def read_lists(annotations: Sequence[Path], *, classes: Path | None = None) -> tuple[list[str], list[ListedClip]]:
-    """Read lists; return the class names by index, and the listed clips sorted by class and name.
+    """Read lists (.csv files, or folders of them) and the names of ``classes``, by default the sorted labels.
 
-    Args:
-        annotations: .csv files, or folders of them.
-        classes: File with the class names in the order of the class index; None for the sorted labels.
+    Returns:
+        Class names by index, and listed clips sorted by class and name.
 
     Raises:
         UserError: A list is missing or malformed, names an unknown class, or names a clip twice.

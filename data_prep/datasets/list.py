@@ -117,10 +117,8 @@ def _split_line(place: str, line: str) -> tuple[str, str]:
     """Split a line into path and class."""
     match = LABELLED_LINE.fullmatch(line)
     separator = next((s for s in SEPARATORS if s in line), None)
-    path, action = "", ""
-    if match is not None:
-        path, action = match["path"], match["action"]
-    elif separator is not None:
+    path, action = match.group("path", "action") if match is not None else ("", "")
+    if match is None and separator is not None:
         path, action = (part.strip() for part in line.rsplit(separator, 1))
     if not path or not action or _is_video(action):
         raise UserError(f"{place} is {line!r}: expected a path, then a space, comma or tab, then a class")

@@ -1,7 +1,4 @@
-"""Methods that estimate optical flow between neighbouring frames.
-
-A method is one ``FlowMethod`` in a file of its own and one entry in ``FLOW_METHODS``.
-"""
+"""Methods that estimate optical flow. One is a ``FlowMethod`` in its own file and an entry in ``FLOW_METHODS``."""
 
 from __future__ import annotations
 

@@ -25,9 +25,6 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 INTERRUPTED_EXIT_STATUS = 130
-# How long to wait for a Dask scheduler, unless the user changed Dask's own setting from its default.
-SCHEDULER_TIMEOUT = "10s"
-DASK_TIMEOUT_SETTING, DASK_DEFAULT_TIMEOUT = "distributed.comm.timeouts.connect", "30s"
 
 
 @contextlib.contextmanager
@@ -39,9 +36,9 @@ def _connect_to_dask(address: str | None) -> Iterator[None]:
         raise UserError("--engine dask needs Dask: pip install 'crossdistill[dask]'") from error
     if address is None:
         raise UserError("--engine dask needs --address, for example --address tcp://head-node:8786")
-    timeout = dask.config.get(DASK_TIMEOUT_SETTING)
+    timeout = dask.config.get("distributed.comm.timeouts.connect")
     try:
-        client = Client(address, timeout=SCHEDULER_TIMEOUT if timeout == DASK_DEFAULT_TIMEOUT else timeout)
+        client = Client(address, timeout="10s" if timeout == "30s" else timeout)  # 30s is Dask's default
     except (OSError, ValueError) as error:
         raise UserError(
             f"no Dask scheduler at --address {address}: start it, or correct the address ({error})"
@@ -128,8 +125,8 @@ def run_jobs(
         function: A function of an importable module.
         jobs: Arguments of ``function``. They and the results must be picklable.
         engine: Where the jobs run. Default: in processes of this machine, one per core.
-        description: Title of the progress bar, which counts in ``unit``.
-        unit: Plural of what a job is.
+        description: Title of the progress bar.
+        unit: What the progress bar counts.
         on_result: Called with (position in ``jobs``, result) as results arrive, in any order.
         after_stop: Hint that is printed after Ctrl-C.
 

@@ -97,9 +97,7 @@ def open_journal(root: Path, shard: Shard | None) -> Iterator[Journal]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             file = stack.enter_context(open(path, "a", encoding="utf-8"))
         except BlockingIOError as error:
-            raise UserError(
-                f"another run is preparing {root}: wait for its end, or share the work by --shard I/N"
-            ) from error
+            raise UserError(f"another run is preparing {root}: wait for its end, or use --shard I/N") from error
         except OSError as error:
             if error.errno not in UNUSABLE_FOLDER_ERRORS:
                 raise

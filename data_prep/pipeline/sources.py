@@ -50,8 +50,7 @@ def walk_files(folder: Path, *, stop_at: re.Pattern[str] | None = None) -> Itera
 
 
 def _walk(folder: Path, above: tuple[tuple[int, int], ...], stop_at: re.Pattern[str] | None) -> Iterator[Path]:
-    facts = folder.stat()
-    here = (facts.st_dev, facts.st_ino)
+    here = (folder.stat().st_dev, folder.stat().st_ino)
     if here in above:
         raise UserError(f"{folder} is a link to a folder that contains it ({folder.resolve()}): remove the link")
     try:
@@ -110,8 +109,8 @@ def join_files(
 
     Args:
         listed: Videos of the lists, at least one.
-        folder: Folder to search, with its subfolders.
-        suffixes: Suffixes of video files, in lower case.
+        folder: Folder to search, with its subfolders, for files with ``suffixes``.
+        suffixes: In lower case.
         lists: Folder of the lists, for messages.
         stream_folder: Maps a video to the subfolder of its streams; by default the class.
 

@@ -21,7 +21,6 @@ from data_prep.recipe import Recipe
 RECIPE_VERSION = 2
 # Options that affect one stream only. All others affect every stream.
 STREAM_OPTIONS = {"rgb": ("keep_original",), "flow": ("flow", "flow_preset", "flow_weights"), "depth": ("depth_model",)}
-HASH_BLOCK_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def _checksum(path: Path) -> str:
     digest = hashlib.sha256()
     for file in files:
         with open(file, "rb") as opened:
-            while block := opened.read(HASH_BLOCK_BYTES):
+            while block := opened.read(1 << 24):
                 digest.update(block)
     return digest.hexdigest()
 

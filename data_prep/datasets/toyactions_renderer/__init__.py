@@ -24,8 +24,6 @@ Example:
     ((4, 32, 32, 3), (3, 32, 32, 2), (4, 32, 32, 1))
 """
 
-from __future__ import annotations
-
 from data_prep.datasets.toyactions_renderer.motions import ACTIONS, Motion, Track
 from data_prep.datasets.toyactions_renderer.rendering import Clip, render_clip
 from data_prep.datasets.toyactions_renderer.scene import Scene, SceneKey, compose_scene
