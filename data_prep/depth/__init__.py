@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from crossdistill.errors import UserError
 from data_prep.depth.coding import InverseDepthCoder, code_metres
-from data_prep.depth.huggingface import EXAMPLE_MODEL, load_depth_network
+from data_prep.depth.huggingface import EXAMPLE_MODEL, DepthNetwork, load_depth_network
 from data_prep.frames import Frame
 from data_prep.recipe import Recipe
 
@@ -32,7 +32,9 @@ def create_depth(recipe: Recipe) -> DepthFunction:
     return lambda frame: code(network.estimate(frame.rgb))[:, :, None]
 
 
-_shared_network = lru_cache(maxsize=1)(load_depth_network)  # one network per process, for all its videos
+@lru_cache(maxsize=1)  # one network per process, for all its videos
+def _shared_network(name: str) -> DepthNetwork:
+    return load_depth_network(name)
 
 
 def check_depth(recipe: Recipe) -> None:

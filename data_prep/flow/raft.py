@@ -132,7 +132,9 @@ def _network_of_file(path: Path) -> nn.Module:
     )
 
 
-_shared_network = lru_cache(maxsize=1)(load_raft)  # one network per process, for all its videos
+@lru_cache(maxsize=1)  # one network per process, for all its videos
+def _shared_network(weights: str | None) -> nn.Module:
+    return load_raft(weights)
 
 
 def _create(recipe: Recipe) -> FlowFunction:
