@@ -6,7 +6,7 @@ import importlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_type_hints
 
 from crossdistill.errors import friendly_errors, unknown_name
 from crossdistill.utils.command_line import flowed, parse_options, rows_of
@@ -21,49 +21,35 @@ class Command:
     """Description of the command in one line."""
     module: str
     """Module in ``data_prep``. Its docstring is the command's help."""
-    options_name: str
-    """Dataclass in the module. Its fields are the command's options."""
     function_name: str = "prepare"
-    """Function in the module, called with the options."""
+    """Function in the module. Its parameter ``options`` is a dataclass whose fields are the command's options."""
 
     def load(self) -> tuple[type, Callable[[Any], object], str]:
         """Import the module; return the class of the options, the function and the help text."""
         module = importlib.import_module(f"data_prep.{self.module}")
-        return getattr(module, self.options_name), getattr(module, self.function_name), module.__doc__ or ""
+        function = getattr(module, self.function_name)
+        return get_type_hints(function)["options"], function, module.__doc__ or ""
 
 
 DATASETS = {
-    "toyactions": Command(
-        "rendered clips with exact flow and depth; needs no download", "datasets.toyactions", "ToyactionsOptions"
-    ),
-    "ucf101": Command("UCF101, from its .avi files and official lists", "datasets.ucf101", "Ucf101Options"),
-    "hmdb51": Command("HMDB51, from its .avi files and official lists", "datasets.hmdb51", "Hmdb51Options"),
-    "kinetics": Command(
-        "Kinetics-400, 600 or 700, from trimmed clips and official lists", "datasets.kinetics", "KineticsOptions"
-    ),
-    "ssv2": Command("Something-Something v2, from its .webm files and official lists", "datasets.ssv2", "Ssv2Options"),
-    "ntu": Command("NTU RGB+D 60 or 120, from RGB videos, depth maps or both", "datasets.ntu", "NtuOptions"),
-    "utd_mhad": Command("UTD-MHAD, from depth and skeleton recordings", "datasets.utd_mhad", "UtdMhadOptions"),
-    "folder": Command("your own videos, in class folders or without labels", "datasets.folder", "FolderOptions"),
-    "list": Command(
-        "your own videos, from text files with one path and label per line", "datasets.list", "ListOptions"
-    ),
+    "toyactions": Command("rendered clips with exact flow and depth; needs no download", "datasets.toyactions"),
+    "ucf101": Command("UCF101, from its .avi files and official lists", "datasets.ucf101"),
+    "hmdb51": Command("HMDB51, from its .avi files and official lists", "datasets.hmdb51"),
+    "kinetics": Command("Kinetics-400, 600 or 700, from trimmed clips and official lists", "datasets.kinetics"),
+    "ssv2": Command("Something-Something v2, from its .webm files and official lists", "datasets.ssv2"),
+    "ntu": Command("NTU RGB+D 60 or 120, from RGB videos, depth maps or both", "datasets.ntu"),
+    "utd_mhad": Command("UTD-MHAD, from depth and skeleton recordings", "datasets.utd_mhad"),
+    "folder": Command("your own videos, in class folders or without labels", "datasets.folder"),
+    "list": Command("your own videos, from text files with one path and label per line", "datasets.list"),
 }
 """Dataset name to its command."""
 
 COMMANDS = {
-    "inspect": Command(
-        "prints statistics and draws a contact sheet of sample clips", "inspect", "InspectOptions", "inspect_dataset"
-    ),
+    "inspect": Command("prints statistics and draws a contact sheet of sample clips", "inspect", "inspect_dataset"),
     "verify": Command(
-        "decodes every stream and reports missing, damaged and changed files",
-        "verify",
-        "VerifyOptions",
-        "verify_dataset",
+        "decodes every stream and reports missing, damaged and changed files", "verify", "verify_dataset"
     ),
-    "merge": Command(
-        "joins the parts that runs with --shard I/N prepared into one dataset", "merge", "MergeOptions", "merge_parts"
-    ),
+    "merge": Command("joins the parts that runs with --shard I/N prepared into one dataset", "merge", "merge_parts"),
 }
 """Name to the command, for commands that work on a prepared dataset."""
 

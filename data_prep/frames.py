@@ -47,9 +47,7 @@ class Motion:
     vectors: NDArray[Any]
     """Structured array: source, w, h, src_x, src_y, dst_x, dst_y, motion_x, motion_y, motion_scale."""
     width_px: int
-    """Width of the decoded picture."""
     height_px: int
-    """Height of the decoded picture."""
     rotation_degrees: int
     """Counter-clockwise rotation from the decoded to the stored picture, a multiple of 90."""
     is_bidirectional: bool = False
@@ -62,7 +60,7 @@ class ColourFrame:
     """A frame of a video, in the colour format of the encoder.
 
     Args:
-        pts: Timestamp in units of ``time_base``.
+        pts: Timestamp in units of ``time_base`` seconds.
         time_base: Seconds per unit.
         picture: Picture in the format yuv420p, upright, at the stored size.
         motion: Motion vectors of the codec, if they were requested.
@@ -94,13 +92,7 @@ class ColourFrame:
 
 
 class DepthFrame:
-    """A frame of a depth camera.
-
-    Args:
-        pts: Timestamp in units of ``time_base``.
-        time_base: Seconds per unit.
-        depth_mm: [H, W], uint16, at the stored size. 0 means "not measured".
-    """
+    """A frame of a depth camera: ``depth_mm`` [H, W], uint16, at the stored size. 0 means "not measured"."""
 
     motion: Motion | None = None
     motion_ahead: Motion | None = None
@@ -132,32 +124,20 @@ class DepthFrame:
 
 
 class JointsFrame(DepthFrame):
-    """The joints of a body in one frame, as the software of a depth camera tracks them.
-
-    Args:
-        pts: Timestamp in units of ``time_base``.
-        time_base: Seconds per unit.
-        joints_hwc: [joints, 1, 3], uint16, as ``quantise_joints`` returns them.
-    """
+    """The joints of a body in one frame: ``joints_hwc`` [joints, 1, 3], uint16, as ``quantise_joints`` returns them."""
 
     def __init__(self, pts: int, time_base: Fraction, joints_hwc: NDArray[np.uint16]) -> None:
-        self.pts, self.time_base = pts, time_base
-        self.stored = joints_hwc
+        self.pts, self.time_base, self.stored = pts, time_base, joints_hwc
 
 
 Frame = ColourFrame | DepthFrame
 
 
 def look_ahead(frames: Iterable[ColourFrame]) -> Iterator[ColourFrame]:
-    """Set ``motion.frames_back`` of all frames, and ``motion_ahead`` of B pictures.
+    """Set ``motion.frames_back`` of all frames (in display order, with ``motion``), and ``motion_ahead`` of B pictures.
 
-    For that, B pictures wait until the next picture that is no B picture has arrived.
-
-    Args:
-        frames: Frames in display order, with ``motion``.
-
-    Yields:
-        The same frames. If ``frames`` raises an ``UnreadableVideoError``, the waiting frames are yielded before it.
+    For that, B pictures wait until the next picture that is no B picture has arrived. If ``frames`` raises an
+    ``UnreadableVideoError``, the waiting frames are yielded before it.
     """
     waiting: list[ColourFrame] = []
     frames_back = 0

@@ -36,7 +36,6 @@ SHEET_NAME = "inspect.png"
 SHEET_FRAMES = 6
 SHOWN_NAMES = 3
 PICTURE_WIDTH_INCHES = 1.7
-DOTS_PER_INCH = 120
 LARGEST_SHEET_CLIPS = 30
 STICKS_PX = 160
 # Chains of a Kinect's joints: spine and head in grey, then arm and leg of each side in the colour of the side.
@@ -67,11 +66,7 @@ class InspectOptions:
 
 
 def inspect_dataset(options: InspectOptions) -> None:
-    """Print the tables and write the contact sheet.
-
-    Raises:
-        UserError: An option is out of range, the folder is not a prepared dataset, or the sheet cannot be written.
-    """
+    """Print the tables and write the contact sheet; raise a ``UserError`` if an option or the folder is invalid."""
     out = options.out or options.folder / SHEET_NAME
     if out.suffix.lower() != ".png":
         raise UserError(f"--out {out} is not a PNG file: give a name that ends in .png")
@@ -83,27 +78,20 @@ def inspect_dataset(options: InspectOptions) -> None:
     print_statuses(manifest)
     usable = [video for video in manifest.videos if video.is_usable and video.streams]
     if not usable:
-        console.print(
-            f"{options.folder} has no usable clip, so there is no contact sheet: fix the files above and prepare the "
-            "dataset again with --retry",
-            highlight=False,
-            soft_wrap=True,
-        )
+        cause = f"{options.folder} has no usable clip, so there is no contact sheet"
+        advice = "fix the files above and prepare the dataset again with --retry"
+        console.print(f"{cause}: {advice}", highlight=False, soft_wrap=True)
         return
     print_streams(manifest)
     figure = draw_sheet(manifest, choose_clips(usable, options.clips, seed=options.seed))
-    _save(figure, out)
-    console.print(f"contact sheet: {out}", highlight=False, soft_wrap=True)
-
-
-def _save(figure: Figure, path: Path) -> None:
     try:
-        with atomic_path(path) as temporary:
-            figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH)
+        with atomic_path(out) as temporary:
+            figure.savefig(temporary, format="png", dpi=120)
     except OSError as error:
         if error.errno in FULL_DISK_ERRORS:
             raise
-        raise UserError(f"{path} cannot be written ({error.strerror}): give another path with --out") from error
+        raise UserError(f"{out} cannot be written ({error.strerror}): give another path with --out") from error
+    console.print(f"contact sheet: {out}", highlight=False, soft_wrap=True)
 
 
 # Tables.
@@ -112,7 +100,10 @@ def _save(figure: Figure, path: Path) -> None:
 def print_clips(manifest: Manifest) -> None:
     """Print usable clips by class and part of each split. The totals come first, because lists of classes are long."""
     usable = [video for video in manifest.videos if video.is_usable]
-    parts = {split: _parts_of(manifest, split) for split in manifest.splits}
+    seen = sorted(
+        {of for video in manifest.videos for of in video.splits.items()}, key=lambda of: (of[1] != "train", of)
+    )
+    parts = {split: [part for name, part in seen if name == split] for split in manifest.splits}  # training first
     counts: Counter[tuple[int | None, str, str]] = Counter()
     for video in usable:
         for split, part in (("", ""), *video.splits.items()):
@@ -136,12 +127,6 @@ def print_clips(manifest: Manifest) -> None:
 
 def _count(number: int, one: str, many: str) -> str:
     return f"{number or 'no'} {one if number == 1 else many}"
-
-
-def _parts_of(manifest: Manifest, split: str) -> list[str]:
-    """Return the parts of a split, training first."""
-    parts = {video.splits[split] for video in manifest.videos if split in video.splits}
-    return sorted(parts, key=lambda part: (part != "train", part))
 
 
 def print_statuses(manifest: Manifest) -> None:
@@ -171,7 +156,7 @@ def print_streams(manifest: Manifest) -> None:
 
 def _stream_facts(root: Path, streams: Sequence[Stream]) -> dict[str, str]:
     """Return the rows of one stream. Deleted files are counted and have no size."""
-    hours = sum(_seconds(stream) for stream in streams) / 3600
+    hours = sum(map(_seconds, streams)) / 3600
     sizes_mb = [path.stat().st_size / 1e6 for stream in streams if (path := root / stream.path).is_file()]
     num_lost = len(streams) - len(sizes_mb)
     return {
@@ -223,11 +208,6 @@ def choose_clips(videos: Sequence[Video], count: int, *, seed: int) -> list[Vide
     return sorted(chosen, key=lambda video: (video.label is None, video.label or 0, video.name))
 
 
-def paint_rgb(frames: NDArray[Any]) -> tuple[Pictures, str]:
-    """Return RGB frames [T, H, W, 3] as they are."""
-    return frames, "colour"
-
-
 def paint_flow(frames: NDArray[Any]) -> tuple[Pictures, str]:
     """Colour flow [T, H, W, 2] as Baker et al. (IJCV 2011) do; white is no motion. The clip has one scale."""
     flow_tchw = torch.from_numpy(frames * np.float32(FLOW.value_scale) + np.float32(FLOW.value_offset)).movedim(3, 1)
@@ -269,7 +249,7 @@ def paint_skeleton(frames: NDArray[Any]) -> tuple[Pictures, str]:
 
 
 PAINTERS: dict[str, Callable[[NDArray[Any]], tuple[Pictures, str]]] = {
-    "rgb": paint_rgb,
+    "rgb": lambda frames: (frames, "colour"),
     "flow": paint_flow,
     "depth": paint_depth,
     "skeleton": paint_skeleton,
@@ -338,7 +318,9 @@ def draw_sheet(manifest: Manifest, videos: Sequence[Video]) -> Figure:
     top = top_inches
     for (video, strips), rows in zip(blocks, heights, strict=True):
         write(0.1, top + 0.12, class_of(manifest, video), fontsize=9, weight="bold")
-        write(width - gap_inches, top + 0.12, _describe(video), color="0.35", ha="right")
+        places = ", ".join(f"split {split} {part}" for split, part in video.splits.items())
+        facts = "   ".join(word for word in (video.name, places, video.reason) if word)
+        write(width - gap_inches, top + 0.12, facts, color="0.35", ha="right")
         for j, seconds in enumerate(strips[0].times_seconds):
             centre = label_inches + j * (PICTURE_WIDTH_INCHES + gap_inches) + PICTURE_WIDTH_INCHES / 2
             write(centre, top + title_inches - 0.09, f"{seconds:.2f} s", ha="center")
@@ -355,11 +337,6 @@ def draw_sheet(manifest: Manifest, videos: Sequence[Video]) -> Figure:
 def class_of(manifest: Manifest, video: Video) -> str:
     """Return the name of a video's class, or "unlabelled"."""
     return "unlabelled" if video.label is None else manifest.classes[video.label]
-
-
-def _describe(video: Video) -> str:
-    places = ", ".join(f"split {split} {part}" for split, part in video.splits.items())
-    return "   ".join(word for word in (video.name, places, video.reason) if word)
 
 
 def flow_wheel(side_px: int = 160) -> NDArray[np.uint8]:

@@ -7,6 +7,7 @@ work.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,19 +35,11 @@ def merge_parts(options: MergeOptions) -> Manifest:
     """Join the parts, write ``manifest.jsonl`` and print the number of files by status.
 
     Raises:
-        UserError: A part is missing, the parts were made with different options or from different lists, or the folder
-            contains parts of runs with different N.
+        UserError: A part is missing, or the parts have different options, lists or N.
     """
     parts = [Manifest.load(options.folder, name) for name in _part_names(options.folder)]
     _check_headers(options.folder, parts)
-    merged = Manifest(
-        root=options.folder,
-        dataset=parts[0].dataset,
-        classes=parts[0].classes,
-        videos=_interleave(options.folder, parts),
-        flip_keeps_label=parts[0].flip_keeps_label,
-        facts=parts[0].facts,
-    )
+    merged = dataclasses.replace(parts[0], videos=_interleave(options.folder, parts))
     require_unique_names(merged.videos)
     merged.save()
     print_summary(merged)
@@ -62,8 +55,7 @@ def _part_names(folder: Path) -> list[str]:
     divisions = sorted({n for _, n in found})
     if not divisions:
         raise UserError(
-            f"{folder} contains no manifest such as {Shard(1, 4).manifest_name}: give the --out of finished runs with "
-            "--shard I/N"
+            f"{folder} contains no manifest such as {Shard(1, 4).manifest_name}: give the --out of runs with --shard"
         )
     if len(divisions) > 1:
         raise UserError(
@@ -73,10 +65,7 @@ def _part_names(folder: Path) -> list[str]:
     (n,) = divisions
     missing = [f"{i}/{n}" for i in range(1, n + 1) if (i, n) not in found]
     if missing:
-        raise UserError(
-            f"{folder} lacks {len(missing)} of {n} parts: run --shard {', '.join(missing)} first; finished videos are "
-            "kept"
-        )
+        raise UserError(f"{folder} lacks {len(missing)} of {n} parts: run --shard {', '.join(missing)} first")
     return [Shard(i, n).manifest_name for i in range(1, n + 1)]
 
 
@@ -94,19 +83,12 @@ def _check_headers(folder: Path, parts: list[Manifest]) -> None:
 
 def _header(part: Manifest) -> dict[str, Any]:
     """Return all fields that must be equal in all parts, as a flat dict, so that an error can name the difference."""
-    header: dict[str, Any] = {
-        "dataset": part.dataset,
-        "flip_keeps_label": part.flip_keeps_label,
-        "number of classes": len(part.classes),
-        "classes": part.classes,
-        "facts": sorted(part.facts),
-    }
+    header: dict[str, Any] = {"dataset": part.dataset, "flip_keeps_label": part.flip_keeps_label}
+    header |= {"number of classes": len(part.classes), "classes": part.classes, "facts": sorted(part.facts)}
     for name, fact in part.facts.items():
+        header[name] = sorted(fact) if isinstance(fact, dict) else fact
         if isinstance(fact, dict):
-            header[name] = sorted(fact)
             header |= {f"{name}.{key}": value for key, value in fact.items()}
-        else:
-            header[name] = fact
     return header
 
 

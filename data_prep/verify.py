@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,8 +32,6 @@ from data_prep.pipeline.executor import Engine, run_jobs
 from data_prep.pipeline.guard import Crashed, TookTooLong, ask, stop_children
 
 OK = "ok"
-TIME_LIMIT = "time limit"
-CRASHED = "crashed"
 SHOWN_EXTRA_FILES = 10
 DAMAGE = (UnreadableVideoError, MemoryError, *DECODE_ERRORS)
 
@@ -73,17 +72,12 @@ def verify_dataset(options: VerifyOptions) -> None:
     if options.time_limit <= 0:
         raise UserError(f"--time-limit {options.time_limit:g} is out of range: give a number of seconds above 0")
     manifest = Manifest.load(options.folder)
-    checks = _checks(manifest, options.time_limit)
+    usable = [video for video in manifest.videos if video.is_usable]
+    checks = [StreamCheck(manifest.root, *named) for video in usable for named in video.streams.items()]
+    check = partial(_check_in_child, time_limit_seconds=options.time_limit)
+    engine, hint = Engine("threads", workers=options.workers), "repeat the command to check all files again"
     try:
-        engine = Engine("threads", workers=options.workers)
-        findings = run_jobs(
-            _check_in_child,
-            checks,
-            engine=engine,
-            description="verifying",
-            unit="files",
-            after_stop="repeat the command to check all files again",
-        )
+        findings = run_jobs(check, checks, engine=engine, description="verifying", unit="files", after_stop=hint)
     finally:
         stop_children()
     _report(manifest, checks, findings)
@@ -91,27 +85,17 @@ def verify_dataset(options: VerifyOptions) -> None:
     if bad:
         raise SystemExit(
             f"crossdistill: error: {len(bad)} files of {options.folder} differ from the manifest: delete them (or "
-            "download the originals again) and repeat the command that prepared the dataset; it prepares only these "
-            "files"
+            "download them again) and repeat the command that prepared the dataset, which prepares only these files"
         )
-
-
-def _checks(manifest: Manifest, time_limit_seconds: float) -> list[StreamCheck]:
-    return [
-        StreamCheck(manifest.root, name, stream, time_limit_seconds)
-        for video in manifest.videos
-        if video.is_usable
-        for name, stream in video.streams.items()
-    ]
 
 
 def _report(manifest: Manifest, checks: Sequence[StreamCheck], findings: Sequence[Finding]) -> None:
     columns = sorted({check.column for check in checks})
     counts = Counter((finding.kind, check.column) for check, finding in zip(checks, findings, strict=True))
+    counts.update(("all", check.column) for check in checks)
     kinds = sorted({finding.kind for finding in findings}, key=lambda kind: (kind != OK, kind))
-    rows = [[kind, *(str(counts[kind, column]) for column in columns)] for kind in kinds]
-    totals = Counter(check.column for check in checks)
-    print_table(manifest.dataset, ["finding", *columns], [*rows, ["all", *(str(totals[c]) for c in columns)]])
+    rows = [[kind, *(str(counts[kind, column]) for column in columns)] for kind in [*kinds, "all"]]
+    print_table(manifest.dataset, ["finding", *columns], rows)
     for check, finding in zip(checks, findings, strict=True):
         if finding.is_bad:
             line = f"{check.path}: {finding.kind}" + (f": {finding.details}" if finding.details else "")
@@ -128,16 +112,8 @@ def extra_files(manifest: Manifest) -> list[Path]:
     streams = [stream for video in manifest.videos for stream in video.streams.values()]
     named = {Path(stream.path) for stream in streams if not Path(stream.path).is_absolute()}
     folders = {path.parts[0] for path in named if len(path.parts) > 1} | set(STREAM_FORMATS)
-    present = {
-        path.relative_to(manifest.root)
-        for folder in folders
-        for path in (manifest.root / folder).rglob("*")
-        if path.is_file()
-    }
-    return sorted(present - named)
-
-
-# One stream.
+    present = {path for folder in folders for path in (manifest.root / folder).rglob("*") if path.is_file()}
+    return sorted({path.relative_to(manifest.root) for path in present} - named)
 
 
 @dataclass(frozen=True)
@@ -148,27 +124,11 @@ class StreamCheck:
     column: str
     """Name of the stream."""
     stream: Stream
-    time_limit_seconds: float
 
     @property
     def path(self) -> str:
         """Path of the file: relative to the dataset's folder, or absolute for an indexed original."""
         return self.stream.path
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a dictionary for ``from_json``, to send the check to a child process."""
-        return {
-            "root": str(self.root),
-            "column": self.column,
-            "stream": self.stream.to_json(),
-            "time_limit_seconds": self.time_limit_seconds,
-        }
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> StreamCheck:
-        """Read what ``to_json`` wrote."""
-        stream = Stream.from_json(data["stream"])
-        return cls(Path(data["root"]), data["column"], stream, data["time_limit_seconds"])
 
     @property
     def stream_format(self) -> StreamFormat | None:
@@ -209,11 +169,10 @@ class StreamCheck:
         if self.stream_format is not None:
             # Files pack several channels into one plane. Unpack an empty picture to find the size of the frame.
             blank: Picture = np.empty(size, dtype=np.uint8)
-            unpacked = self.stream_format.unpack(blank).shape
-            size = (unpacked[0], unpacked[1])
+            height_px, width_px, *_ = self.stream_format.unpack(blank).shape
+            size = (height_px, width_px)
             wanted_bits = av.VideoFormat(self.stream_format.pixel_format).components[0].bits
-            bits = frame.format.components[0].bits
-            if bits != wanted_bits:
+            if (bits := frame.format.components[0].bits) != wanted_bits:
                 return f"{bits} bits per value instead of {wanted_bits}"
         if size != (self.stream.height_px, self.stream.width_px):
             return f"{size[1]}x{size[0]} pixels instead of {self.stream.width_px}x{self.stream.height_px}"
@@ -257,20 +216,18 @@ def _compare_index(stream: Stream, pts: list[int], time_bases: set[Fraction | No
     return Finding(OK)
 
 
-# Child processes, because decoders are native code that can crash.
-
-
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     """Run one check in the child process."""
-    return dataclasses.asdict(StreamCheck.from_json(request).find())
+    check = StreamCheck(Path(request["root"]), request["column"], Stream.from_json(request["stream"]))
+    return dataclasses.asdict(check.find())
 
 
-def _check_in_child(check: StreamCheck) -> Finding:
+def _check_in_child(check: StreamCheck, *, time_limit_seconds: float) -> Finding:
     """Run a check in this thread's child process. A crash and an exceeded time limit are findings too."""
-    request = check.to_json()
+    request = {"root": str(check.root), "column": check.column, "stream": check.stream.to_json()}
     try:
-        return Finding(**ask(__name__, request, time_limit_seconds=check.time_limit_seconds))
+        return Finding(**ask(__name__, request, time_limit_seconds=time_limit_seconds))
     except TookTooLong:
-        return Finding(TIME_LIMIT, f"decoding took longer than {check.time_limit_seconds:g} s")
+        return Finding("time limit", f"decoding took longer than {time_limit_seconds:g} s")
     except Crashed as error:
-        return Finding(CRASHED, f"the decoder ended with {error}")
+        return Finding("crashed", f"the decoder ended with {error}")

@@ -99,6 +99,7 @@ class Options:
             if path is not None:
                 require_writable(path)
         views = TestViews.parse(self.views)
+        train_views = views if self.train_views is None else TestViews.parse(self.train_views, option="--train-views")
         return StudentEvaluation(
             students=self.students,
             data=self.data,
@@ -106,9 +107,7 @@ class Options:
             protocols=self.protocols,
             reading=ReadSettings(
                 views=views,
-                train_views=views
-                if self.train_views is None
-                else TestViews.parse(self.train_views, option="--train-views"),
+                train_views=train_views,
                 num_workers=self.workers,
                 decoder=self.decoder,
                 short_clips=self.short_clips,

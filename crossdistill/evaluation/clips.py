@@ -35,12 +35,9 @@ def check_dataset(manifest: Manifest, view: ViewSpec, split: str, *, wanted_by: 
 
 
 def entries_of_part(manifest: Manifest, split: str, part: str, max_clips: int | None = None) -> list[Entry]:
-    """List the videos of the ``train`` or ``test`` part of a split.
+    """List the videos of the ``train`` or ``test`` part of a split, or raise a ``UserError`` if there are none.
 
     ``max_clips`` is the largest number of videos, spread evenly over the part; None for all.
-
-    Raises:
-        UserError: The dataset has no such split, or the part is empty.
     """
     positions = manifest.select(split=split, part=part)
     if not positions:

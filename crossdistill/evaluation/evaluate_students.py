@@ -49,11 +49,7 @@ FineTune = Callable[..., Path]
 
 @dataclass(frozen=True)
 class StudentEvaluation:
-    """Which students are evaluated, on what, and how.
-
-    Raises:
-        UserError: No student, or a student, split or protocol twice, or a file instead of a student's folder.
-    """
+    """Which students are evaluated, on what, and how; raises a ``UserError`` for names given twice and for files."""
 
     students: tuple[Path, ...]
     """Folders of runs or students; ``{split}`` in a name stands for the split."""

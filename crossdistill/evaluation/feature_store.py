@@ -144,12 +144,10 @@ class FeatureStore:
 
     def write(self, rows: dict[str, tuple[str, Tensor]]) -> None:
         """Write all rows atomically, or raise a ``UserError`` if the disk is full or read-only."""
-        header = {
-            "key": json.dumps(self.key),
-            "videos": json.dumps([[name, digest] for name, (digest, _) in rows.items()]),
-        }
-        stacked = torch.stack([row for _, row in rows.values()])
-        write_tensors(self.path, {FEATURES: stacked}, metadata=header, advice=ADVICE)
+        videos = [[name, digest] for name, (digest, _) in rows.items()]
+        tensors = {FEATURES: torch.stack([row for _, row in rows.values()])}
+        header = {"key": json.dumps(self.key), "videos": json.dumps(videos)}
+        write_tensors(self.path, tensors, metadata=header, advice=ADVICE)
 
 
 def kept_features(
@@ -165,10 +163,8 @@ def kept_features(
 ) -> Features:
     """Return the features of videos. Only videos that the store lacks are embedded; see ``extract_features``.
 
-    ``folder`` is the store's, None to keep nothing; ``dataset`` is the name of the dataset.
-
-    Returns:
-        All features on the first process; with a store, on others only those that were extracted now.
+    ``folder`` is the store's, None to keep nothing; ``dataset`` is the name of the dataset. The first process returns
+    all features, others, with a store, only those that were extracted now.
     """
     settings = settings or ReadSettings()
 
@@ -200,9 +196,7 @@ def complete(
 
     ``extract`` embeds some of the videos. Every process calls it, unless the store has all; only the first process
     reads and writes the store. With a ``description`` it prints a notice that all features were read from the store.
-
-    Returns:
-        All features on the first process; on others only those that were extracted now.
+    The first process returns all features, others only those that were extracted now.
     """
     kept = store.read() if accelerator.is_main_process else {}
     digests = [video_digest(entry, view.kind.stream) for entry in entries]

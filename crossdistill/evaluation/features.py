@@ -95,22 +95,19 @@ def extract_features(
     batch_size: int = CLIPS_AT_ONCE,
     description: str | None = None,
 ) -> Features:
-    """Embed the views of every video.
+    """Embed the views of every video; every process embeds its share and returns the features of all.
 
     The processes take whole batches in turn, so the videos of a batch do not depend on the number of processes: the
     features are equal to the bit, and every video counts once.
 
     Args:
         encoder: Runs in eval mode; its training flag is restored.
-        entries: The videos; every process embeds its share of them.
+        entries: The videos.
         execution: How the encoder runs.
         accelerator: The processes that share the work.
         settings: How the videos are read; of the views, those of a test video.
         batch_size: Clips of a batch; a batch holds at least one video.
         description: Text of the progress bar; None for no bar.
-
-    Returns:
-        The features of all processes, on every process.
     """
     settings = settings or ReadSettings()
     views = settings.views
@@ -133,14 +130,8 @@ def extract_features(
         ids = batch.sample_ids[:: views.num_views].tolist()
         rows += zip(ids, embedded.unflatten(0, (len(ids), views.num_views)), strict=True)
     # One stacked tensor of each process is pickled faster than its rows.
-    parts = gather_objects(
-        accelerator,
-        [(torch.tensor([i for i, _ in rows]), torch.stack([row for _, row in rows]) if rows else torch.empty(0))],
-    )
+    own = (torch.tensor([i for i, _ in rows]), torch.stack([row for _, row in rows]) if rows else torch.empty(0))
+    parts = gather_objects(accelerator, [own])
     found = {int(i): row for ids, stacked in parts for i, row in zip(ids, stacked, strict=True)}
-    return assemble(
-        found,
-        entries,
-        dict(gather_objects(accelerator, list(walk.unreadable.items()))),
-        no_features(encoder.embed_dim, views),
-    )
+    unreadable = dict(gather_objects(accelerator, list(walk.unreadable.items())))
+    return assemble(found, entries, unreadable, no_features(encoder.embed_dim, views))

@@ -65,15 +65,11 @@ class LinearProbe:
 def batch_size_for(num_clips: int) -> int:
     """Choose the batch: the paper's 256 from 8,192 clips on, N // 32 below, never under 8.
 
-    The paper's 256 on ImageNet means thousands of steps per epoch; on 400 clips it would mean 80 steps in all, most
-    of them at a lowered learning rate, and the layer would not converge. Measured on Gaussian classes, test accuracy
-    of batch N // 2, N // 8, N // 32: with correlated features of decaying variance, as encoders give them, 0.56, 0.74,
-    0.83 (400 clips, 128 dimensions, 8 classes), 0.72, 0.84, 0.88 (512 dimensions) and 0.25, 0.35, 0.54 (1,000 clips,
-    512 dimensions, 50 classes). With independent features, which converge fast, the smaller batch costs at most 0.03.
-
-    Example:
-        >>> batch_size_for(400), batch_size_for(10_000)
-        (12, 256)
+    On 400 clips the paper's 256 would mean 80 steps in all, most of them at a lowered learning rate: no convergence.
+    Measured on Gaussian classes, test accuracy of batch N // 2, N // 8, N // 32: with correlated features of decaying
+    variance, as encoders give them, 0.56, 0.74, 0.83 (400 clips, 128 dimensions, 8 classes), 0.72, 0.84, 0.88 (512
+    dimensions) and 0.25, 0.35, 0.54 (1,000 clips, 512 dimensions, 50 classes). With independent features, which
+    converge fast, the smaller batch costs at most 0.03.
     """
     return min(PAPER_BATCH_SIZE, max(SMALLEST_BATCH_SIZE, num_clips // STEPS_PER_EPOCH))
 
@@ -89,19 +85,11 @@ def train_linear_probe(
     lr: float = LEARNING_RATE,
     weight_decay: float = WEIGHT_DECAY,
 ) -> LinearProbe:
-    """Train a linear layer as the head of this file describes.
+    """Train a linear layer, as the head of this file describes, on features [N, D] of any scale and int64 labels [N].
 
     Runs on the device of the features and in their precision, in float32 at least. The same inputs and seed give the
-    same layer to the bit on the same machine.
-
-    Args:
-        features_nd: [N, D], any scale.
-        labels_n: [N] int64 in [0, num_classes).
-        num_classes: Number of classes C.
-        seed: Seed of the order of clips.
-        batch_size: Clips per step; None for ``batch_size_for(N)``.
-        lr: Learning rate before its two drops.
-        weight_decay: Weight decay of weight and bias.
+    same layer to the bit on the same machine. The seed decides the order of clips, ``batch_size`` None stands for
+    ``batch_size_for(N)``, ``lr`` is the learning rate before its two drops.
 
     Raises:
         UserError: Features or labels that ``check_features`` and ``check_labels`` reject, or a batch below 1.

@@ -64,19 +64,12 @@ def nearest_neighbours(
     query_chunk: int = QUERY_CHUNK,
     gallery_chunk: int = GALLERY_CHUNK,
 ) -> Neighbours:
-    """Find the k gallery samples of highest cosine similarity, exactly.
+    """Find the k gallery samples of highest cosine similarity, exactly; a k above N gives all N.
 
-    The result does not depend on the chunk sizes, which bound the memory: about 10 bytes × query_chunk × gallery_chunk
-    and two float64 copies of a gallery chunk, besides one float32 copy of both sets.
-
-    Args:
-        queries_bd: [B, D] floating point, any scale; a row of zeros has similarity 0 to everything.
-        gallery_nd: [N, D].
-        k: Number of neighbours; a k above N gives all N.
-        gallery_labels_n: [N] int64, required for ``class_similarities_bc``.
-        num_classes: C, required with labels.
-        query_chunk: Number of queries that are compared at once.
-        gallery_chunk: Number of gallery samples that are compared at once.
+    Queries [B, D] and gallery [N, D] have any scale; a row of zeros has similarity 0 to everything. With labels [N] of
+    the gallery and ``num_classes`` the result holds ``class_similarities_bc``. It does not depend on the chunk sizes,
+    which bound the memory: about 10 bytes × query_chunk × gallery_chunk and two float64 copies of a gallery chunk,
+    besides one float32 copy of both sets.
 
     Raises:
         UserError: k or a chunk below 1, an empty set, NaN or infinite features, different feature sizes, bad labels.

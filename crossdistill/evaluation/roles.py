@@ -36,10 +36,6 @@ class NumberedRole:
     Example:
         >>> str(NumberedRole(Role.TEACHER, 2)), str(NumberedRole(Role.DISTILLED, 3)), str(NumberedRole(Role.RANDOM))
         ('teacher 2', 'student, distilled, round 3', 'student, random')
-        >>> NumberedRole.parse("student, distilled, round 3").number
-        3
-        >>> NumberedRole.parse("someone else") is None
-        True
     """
 
     role: Role

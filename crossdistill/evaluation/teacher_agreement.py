@@ -1,8 +1,6 @@
 """The agreement of a teacher and a student on a sample of clips: figures, tables, and sentences that the figures allow.
 
-The sentences are rules of thumb; their thresholds are the constants below.
-
-Shapes: N clips, D student features, E teacher features.
+The sentences are rules of thumb; their thresholds are constants. Shapes: N clips, D student and E teacher features.
 """
 
 from __future__ import annotations
@@ -114,18 +112,12 @@ def compare_spaces(
     remaining fields of ``AgreementReport``.
     """
     near_teacher = nearest_others(teacher_ne, k)
-    near = {role: nearest_others(features, k) for role, features in students.items()}
-    shares = {role: share_of_common(near_teacher, neighbours) for role, neighbours in near.items()}
-    agreements = {
-        role: SpaceAgreement(
-            overlap=shares[role].mean().item(),
-            highest_shuffled_overlap=shuffled_overlaps(near_teacher, near[role], num_shuffles=NUM_SHUFFLES)
-            .max()
-            .item(),
-            cka=linear_cka(teacher_ne, features),
-        )
-        for role, features in students.items()
-    }
+    shares, agreements = {}, {}
+    for role, features in students.items():
+        near = nearest_others(features, k)
+        shares[role] = share_of_common(near_teacher, near)
+        highest = shuffled_overlaps(near_teacher, near, num_shuffles=NUM_SHUFFLES).max().item()
+        agreements[role] = SpaceAgreement(shares[role].mean().item(), highest, linear_cka(teacher_ne, features))
     gain = None
     if is_trained := Role.TRAINED in shares:
         difference_n = shares[Role.TRAINED] - shares[Role.RANDOM]

@@ -52,10 +52,7 @@ def prepare(options: FolderOptions) -> Manifest:
 
 
 def read_folder(options: FolderOptions) -> tuple[list[str], list[SourceVideo]]:
-    """Find the videos.
-
-    Returns:
-        Class names, sorted, and videos in the order of their paths.
+    """Find the videos; return the class names, sorted, and the videos in the order of their paths.
 
     Raises:
         UserError: There is no video, or the folders have none of the layouts above.
@@ -87,13 +84,9 @@ def _check(options: FolderOptions) -> None:
     if options.test_share is None:
         return
     if options.unlabelled:
-        raise UserError(
-            "--test-share draws from each class, but --unlabelled has no classes: remove one of the two options"
-        )
+        raise UserError("--test-share draws from each class, but --unlabelled has no classes: remove one of the two")
     if not 0 < options.test_share < 1:
-        raise UserError(
-            f"--test-share {options.test_share:g} is out of range: give a share between 0 and 1, both excluded"
-        )
+        raise UserError(f"--test-share {options.test_share:g} is out of range: give a share between 0 and 1, exclusive")
 
 
 def _part_names(root: Path) -> dict[str, str]:
@@ -131,9 +124,7 @@ def _by_split(paths: Collection[Path], root: Path, part_names: dict[str, str]) -
                 f"{path} has the class {place[1]!r}, which has no training video: name the class folders alike in all "
                 "splits"
             )
-    return classes, [
-        _source(path, root, label=labels[place[1]], part=part_names[place[0]]) for path, place in places.items()
-    ]
+    return classes, [_source(path, root, labels[of[1]], part_names[of[0]]) for path, of in places.items()]
 
 
 def _by_class(paths: Collection[Path], options: FolderOptions) -> tuple[list[str], list[SourceVideo]]:
@@ -148,23 +139,18 @@ def _by_class(paths: Collection[Path], options: FolderOptions) -> tuple[list[str
     sources = []
     for label, name in enumerate(classes):
         tests = _draw(by_class[name], root, options.test_share, options.seed) if options.test_share else set()
-        for path in by_class[name]:
-            sources.append(_source(path, root, label=label, part="test" if path in tests else "train"))
+        sources += [_source(path, root, label, "test" if path in tests else "train") for path in by_class[name]]
     return classes, sources
 
 
 def _draw(paths: Iterable[Path], root: Path, share: float, seed: int) -> set[Path]:
     """Draw test videos of one class: at least one, and not all. The only video of a class is a training video."""
-
     # A hash of the path, because a generator would draw other videos as soon as one video is added.
-    def chance(path: Path) -> bytes:
-        return hashlib.sha256(f"{seed}:{path.relative_to(root).as_posix()}".encode()).digest()
-
-    drawn = sorted(paths, key=chance)
+    drawn = sorted(paths, key=lambda p: hashlib.sha256(f"{seed}:{p.relative_to(root).as_posix()}".encode()).digest())
     num_tests = min(max(1, round(share * len(drawn))), len(drawn) - 1)
     return set(drawn[:num_tests])
 
 
-def _source(path: Path, root: Path, *, label: int | None = None, part: str | None = None) -> SourceVideo:
+def _source(path: Path, root: Path, label: int | None = None, part: str | None = None) -> SourceVideo:
     name = path.relative_to(root).as_posix()
     return SourceVideo(name=name, inputs={"rgb": path}, label=label, splits={SPLIT: part} if part else {})

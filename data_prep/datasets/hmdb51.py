@@ -56,13 +56,7 @@ def prepare(options: Hmdb51Options) -> Manifest:
 
 
 def read_lists(folder: Path) -> tuple[list[str], list[ListedVideo]]:
-    """Read the official lists.
-
-    Args:
-        folder: Folder of ``<class>_test_split<N>.txt``. Subfolders are searched.
-
-    Returns:
-        Class names, sorted, and videos sorted by class and name.
+    """Read the official lists; return the class names, sorted, and the videos, sorted by class and name.
 
     Raises:
         UserError: A list is missing or malformed, or contradicts another list.
@@ -112,9 +106,7 @@ def _read_video_list(path: Path, action: str, label: int, split: str, videos: di
         seen.add(name.casefold())
         video = videos.setdefault(name.casefold(), ListedVideo(name, action, label, _film(name, action)))
         if video.action != action:
-            raise UserError(
-                f"{place} names {name}.avi, which is also in a list of {video.action!r}: unpack the lists again"
-            )
+            raise UserError(f"{place} names {name}.avi, which is also in a list of {video.action!r}: unpack again")
         if match["part"] != UNUSED:
             video.splits[split] = PARTS[match["part"]]
 

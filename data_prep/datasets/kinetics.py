@@ -93,21 +93,13 @@ def prepare(options: KineticsOptions) -> Manifest:
     clips = find_clips(options.videos)
     replacements = find_clips(options.replacement) if options.replacement else {}
     sources = join_clips(rows, classes, clips, replacements)
-    require_some_found(
-        [source.inputs for source in sources],
-        folder=options.videos,
-        source=f"the lists in {', '.join(map(str, options.annotations))} name",
-        example=f"{rows[0].name}.mp4",
-    )
+    found, who = [source.inputs for source in sources], f"the lists in {', '.join(map(str, options.annotations))} name"
+    require_some_found(found, folder=options.videos, source=who, example=f"{rows[0].name}.mp4")
     return prepare_videos("kinetics", sources, classes=classes, options=options)
 
 
 def read_lists(annotations: Sequence[Path], *, classes: Path | None = None) -> tuple[list[str], list[ListedClip]]:
-    """Read lists.
-
-    Args:
-        annotations: .csv files, or folders of them.
-        classes: File with the class names in the order of the class index; None for the sorted labels.
+    """Read lists (.csv files, or folders of them) and the names of ``classes``, by default the sorted labels.
 
     Returns:
         Class names by index, and listed clips sorted by class and name.
@@ -121,9 +113,7 @@ def read_lists(annotations: Sequence[Path], *, classes: Path | None = None) -> t
     for row in rows:
         other = seen.setdefault(row.name, row)
         if other is not row:
-            raise UserError(
-                f"{row.place} names the clip {row.name}, which is also in {other.place}: remove one of the lines"
-            )
+            raise UserError(f"{row.place} names the clip {row.name}, which is also in {other.place}: remove one")
     names = read_class_names(classes) if classes else sorted({row.action for row in rows if row.action})
     known, trained = set(names), {row.action for row in rows if row.part == "train"}
     for row in rows:
@@ -132,10 +122,8 @@ def read_lists(annotations: Sequence[Path], *, classes: Path | None = None) -> t
                 f"{row.place} names the class {row.action!r}, which is not in {classes}: add the class there"
             )
         if row.action and trained and row.action not in trained:
-            raise UserError(
-                f"{row.place} names the class {row.action!r}, which has no training clip: give lists of the same "
-                "version of Kinetics"
-            )
+            advice = "give lists of the same version of Kinetics"
+            raise UserError(f"{row.place} names the class {row.action!r}, which has no training clip: {advice}")
     return names, sorted(rows, key=lambda row: (row.action, row.name))
 
 
@@ -150,10 +138,8 @@ def _list_paths(annotations: Sequence[Path]) -> list[Path]:
         found = sorted(path for path in given.iterdir() if path.suffix.lower() == ".csv" and path.name[0] != ".")
         lists = [path for path in found if _is_list(path)]
         if not lists:
-            raise UserError(
-                f"{given} contains no list of Kinetics: expected for example val.csv with the columns "
-                f"{', '.join(COLUMNS)}"
-            )
+            example = f"val.csv with the columns {', '.join(COLUMNS)}"
+            raise UserError(f"{given} contains no list of Kinetics: expected for example {example}")
         if len(lists) < len(found):
             others = ", ".join(path.name for path in found if path not in lists)
             console.print(f"{given} also contains {others}, which is not a list of clips", highlight=False)
@@ -198,11 +184,7 @@ def _read_row(place: str, values: Mapping[str | None, str | None]) -> ListedClip
 
 
 def find_clips(folder: Path) -> Clips:
-    """Find the clips of a folder and its subfolders by YouTube id and times. Other files are ignored.
-
-    Raises:
-        UserError: The folder does not exist, or two files belong to the same clip.
-    """
+    """Find the clips of a folder and its subfolders; raise a ``UserError`` if two files belong to the same clip."""
     clips: Clips = {}
     for path in walk_files(folder):
         match = CLIP_NAME.fullmatch(path.stem)
@@ -231,16 +213,9 @@ def join_clips(
             other = owners.setdefault(path, row)
             if other is not row:
                 raise UserError(f"{path} is the file of both {other.place} and {row.place}: remove one of the lines")
-        sources.append(
-            SourceVideo(
-                name=row.name,
-                inputs={"rgb": path} if path else {},
-                folder=folder_name(row.action),
-                label=labels.get(row.action),
-                group=row.youtube_id,
-                splits=_splits(row, has_labelled_test=has_labelled_test),
-            )
-        )
+        inputs, label = {"rgb": path} if path else {}, labels.get(row.action)
+        splits = _splits(row, has_labelled_test=has_labelled_test)
+        sources.append(SourceVideo(row.name, inputs, folder_name(row.action), label, row.youtube_id, splits))
     num_unused = sum(path not in owners for by_times in clips.values() for path in by_times.values())
     if num_unused:
         console.print(f"{num_unused} clips are in no list, or replaced, and are not prepared")

@@ -61,7 +61,6 @@ class ListLine:
     path: Path
     """Absolute path of the video."""
     name: str
-    """Name of the video in the manifest."""
     action: str | None
     """Class as the list writes it, a number or a name; None in lists without labels."""
     part: str | None
@@ -75,10 +74,7 @@ def prepare(options: ListOptions) -> Manifest:
 
 
 def read_lists(options: ListOptions) -> tuple[list[str], list[SourceVideo]]:
-    """Read the lists and find the files.
-
-    Returns:
-        Class names by label, and videos sorted by name.
+    """Read the lists and find the files; return the class names by label, and the videos sorted by name.
 
     Raises:
         UserError: A list is missing, malformed or contradicts another list, or no file exists.
@@ -93,27 +89,22 @@ def read_lists(options: ListOptions) -> tuple[list[str], list[SourceVideo]]:
             row = _read_row(place, line, part, options.videos)
             other = rows.setdefault(row.name, row)
             if other is not row:
-                raise UserError(
-                    f"{row.place} names {row.path}, which is also in {other.place}: remove one of the lines"
-                )
+                raise UserError(f"{row.place} names {row.path}, which is also in {other.place}: remove one line")
     if not rows:
         raise UserError(f"{given[0][0]} names no video: write one path and label per line")
     classes, labels = _index_classes(list(rows.values()), options.classes)
-    sources = [_source(rows[name], labels) for name in sorted(rows)]
-    require_some_found(
-        [source.inputs for source in sources],
-        folder=options.videos,
-        source=f"{', '.join(str(path) for path, _ in given)} name",
-        example=str(next(iter(rows.values())).path),
-    )
+    sources = []
+    for _, row in sorted(rows.items()):
+        inputs = {"rgb": row.path} if row.path.is_file() else {}
+        label, splits = None if row.action is None else labels[row.action], {SPLIT: row.part} if row.part else {}
+        sources.append(SourceVideo(name=row.name, inputs=inputs, label=label, splits=splits))
+    found, who = [source.inputs for source in sources], f"{', '.join(str(path) for path, _ in given)} name"
+    require_some_found(found, folder=options.videos, source=who, example=str(next(iter(rows.values())).path))
     return classes, sources
 
 
 def _read_row(place: str, line: str, part: str | None, root: Path) -> ListLine:
-    if part is None:
-        path, action = _without_label(line), None
-    else:
-        path, action = _split_line(place, line)
+    path, action = (_without_label(line), None) if part is None else _split_line(place, line)
     # Not resolve(), because a link keeps its own name, wherever it leads.
     base = Path(os.path.normpath(Path.cwd() / root))
     full = Path(os.path.normpath(base / path.strip('"')))
@@ -126,10 +117,8 @@ def _split_line(place: str, line: str) -> tuple[str, str]:
     """Split a line into path and class."""
     match = LABELLED_LINE.fullmatch(line)
     separator = next((s for s in SEPARATORS if s in line), None)
-    path, action = "", ""
-    if match is not None:
-        path, action = match["path"], match["action"]
-    elif separator is not None:
+    path, action = match.group("path", "action") if match is not None else ("", "")
+    if match is None and separator is not None:
         path, action = (part.strip() for part in line.rsplit(separator, 1))
     if not path or not action or _is_video(action):
         raise UserError(f"{place} is {line!r}: expected a path, then a space, comma or tab, then a class")
@@ -148,51 +137,32 @@ def _is_video(text: str) -> bool:
 
 def _index_classes(rows: Sequence[ListLine], path: Path | None) -> tuple[list[str], dict[str, int]]:
     """Return the class names, and the label of each class as the lists write it."""
-    labelled = [row for row in rows if row.action is not None]
-    written = {str(row.action) for row in labelled}
-    are_numbers = all(_is_number(action) for action in written)
+    written = [(row.action, row.place) for row in rows if row.action is not None]
+    # A class may be called "007": classes are numbers only if all of them are.
+    are_numbers = all(action.removeprefix("-").isdecimal() for action, _ in written)
     if path is not None:
         names = read_class_names(path)
     elif are_numbers:
-        names = _unnamed_classes(labelled)
+        names = _unnamed_classes([(int(action), place) for action, place in written])
     else:
-        names = sorted(written)
+        names = sorted({action for action, _ in written})
     by_name = {name: label for label, name in enumerate(names)}
     labels = {}
-    for row in labelled:
-        action = str(row.action)
-        # A class may be called "007": classes are numbers only if all of them are.
+    for action, place in written:
         label = int(action) if are_numbers else by_name.get(action)
         if label is None or not 0 <= label < len(names):
             raise UserError(
-                f"{row.place} gives the class {action}, but {path or 'the lists'} has the {len(names)} classes "
+                f"{place} gives the class {action}, but {path or 'the lists'} has the {len(names)} classes "
                 f"{names[0]} (0) to {names[-1]} ({len(names) - 1}): fix the line, or give another --classes"
             )
         labels[action] = label
     return names, labels
 
 
-def _is_number(text: str) -> bool:
-    return text.removeprefix("-").isdecimal()
-
-
-def _unnamed_classes(labelled: Sequence[ListLine]) -> list[str]:
-    if not labelled:
-        return []
-    by_number = sorted(labelled, key=lambda row: int(str(row.action)))
-    for row in (by_number[0], by_number[-1]):
-        if not 0 <= int(str(row.action)) < MAX_UNNAMED_CLASSES:
-            raise UserError(
-                f"{row.place} gives the class {row.action}: give numbers from 0 to {MAX_UNNAMED_CLASSES - 1}, or class "
-                "names"
-            )
-    return [str(label) for label in range(int(str(by_number[-1].action)) + 1)]
-
-
-def _source(row: ListLine, labels: dict[str, int]) -> SourceVideo:
-    return SourceVideo(
-        name=row.name,
-        inputs={"rgb": row.path} if row.path.is_file() else {},
-        label=None if row.action is None else labels[row.action],
-        splits={SPLIT: row.part} if row.part else {},
-    )
+def _unnamed_classes(written: Sequence[tuple[int, str]]) -> list[str]:
+    """Name the classes by their numbers, which are given with their places."""
+    for number, place in (min(written), max(written)) if written else ():
+        if not 0 <= number < MAX_UNNAMED_CLASSES:
+            allowed = f"numbers from 0 to {MAX_UNNAMED_CLASSES - 1}, or class names"
+            raise UserError(f"{place} gives the class {number}: give {allowed}")
+    return [str(label) for label in range(max(written)[0] + 1)] if written else []

@@ -17,6 +17,7 @@ Both use S001 to S017 only. With the files of NTU RGB+D 120 there are also "xsub
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -29,7 +30,6 @@ from data_prep.pipeline.sources import add_file, select_inputs, walk_files
 NAME = re.compile(
     r"S(?P<setup>\d{3})C(?P<camera>\d{3})P(?P<person>\d{3})R(?P<repetition>\d{3})A(?P<action>\d{3})", re.IGNORECASE
 )
-RGB_ENDING = "_rgb"
 SUFFIXES = (".avi", ".mp4", ".mkv")
 FRAMES_PER_SECOND = 30.0
 NUM_CLASSES_60 = 60
@@ -112,19 +112,17 @@ def prepare(options: NtuOptions) -> Manifest:
 
 
 def read_recordings(options: NtuOptions) -> tuple[list[SourceVideo], tuple[str, ...]]:
-    """Find the recordings and the files that their streams are made from.
-
-    Returns:
-        Recordings sorted by name, and the 60 or 120 classes.
+    """Find the recordings, sorted by name, and the files of their streams; return them and the 60 or 120 classes.
 
     Raises:
         UserError: There is nothing to prepare, or a stream cannot be made from the given sensors.
     """
     found: dict[str, dict[str, Path]] = {}
     if options.videos is not None:
-        found["rgb"] = _find_videos(options.videos)
+        found["rgb"] = _find((path for path in walk_files(options.videos) if path.suffix.lower() in SUFFIXES), "_rgb")
     if options.depth is not None:
-        found["depth"] = _find_depth(options.depth)
+        # The depth folders are not searched, because they contain millions of files.
+        found["depth"] = _find((path for path in walk_files(options.depth, stop_at=NAME) if path.is_dir()), "")
     if not found:
         raise UserError("there is nothing to prepare: give --videos, --depth or both")
     names = sorted({name for by_name in found.values() for name in by_name})
@@ -133,10 +131,8 @@ def read_recordings(options: NtuOptions) -> tuple[list[SourceVideo], tuple[str, 
     classes = CLASSES if has_120 else CLASSES[:NUM_CLASSES_60]
     for recording in recordings:
         if not 1 <= recording.action <= len(classes):
-            raise UserError(
-                f"{recording.name} has the class {recording.action}, but the dataset has {len(classes)} classes: "
-                "remove the file"
-            )
+            only = f"the dataset has {len(classes)} classes"
+            raise UserError(f"{recording.name} has the class {recording.action}, but {only}: remove the file")
     inputs = select_inputs(options, found, names)
     if not any(inputs.values()):
         raise UserError(
@@ -144,38 +140,26 @@ def read_recordings(options: NtuOptions) -> tuple[list[SourceVideo], tuple[str, 
             f"{len(found.get('rgb', ()))} videos and {len(found.get('depth', ()))} depth folders with names like "
             "S001C001P001R001A001"
         )
-    return [_source(recording, inputs[recording.name], has_120=has_120) for recording in recordings], classes
+    sources = [
+        SourceVideo(
+            name=recording.name,
+            inputs=inputs[recording.name],
+            folder=f"S{recording.setup:03d}",
+            label=recording.action - 1,
+            splits=recording.splits(has_120=has_120),
+            frames_per_second=FRAMES_PER_SECOND,
+        )
+        for recording in recordings
+    ]
+    return sources, classes
 
 
-def _source(recording: Recording, inputs: dict[str, Path], *, has_120: bool) -> SourceVideo:
-    return SourceVideo(
-        name=recording.name,
-        inputs=inputs,
-        folder=f"S{recording.setup:03d}",
-        label=recording.action - 1,
-        splits=recording.splits(has_120=has_120),
-        frames_per_second=FRAMES_PER_SECOND,
-    )
-
-
-def _find_videos(folder: Path) -> dict[str, Path]:
+def _find(paths: Iterable[Path], ending: str) -> dict[str, Path]:
+    """Find the recordings whose paths, without suffix, are their names with this ending."""
     found: dict[str, Path] = {}
-    for path in walk_files(folder):
-        if path.suffix.lower() in SUFFIXES and path.stem.lower().endswith(RGB_ENDING):
-            _add(found, path.stem[: -len(RGB_ENDING)], path)
+    for path in paths:
+        stem = path.stem.lower()
+        recording = Recording.parse(stem.removesuffix(ending)) if stem.endswith(ending) else None
+        if recording is not None:
+            add_file(found, recording.name, path, what="recording")
     return found
-
-
-def _find_depth(folder: Path) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    # The depth folders are not searched, because they contain millions of files.
-    for path in walk_files(folder, stop_at=NAME):
-        if NAME.fullmatch(path.name) and path.is_dir():
-            _add(found, path.name, path)
-    return found
-
-
-def _add(found: dict[str, Path], name: str, path: Path) -> None:
-    recording = Recording.parse(name)
-    if recording is not None:
-        add_file(found, recording.name, path, what="recording")

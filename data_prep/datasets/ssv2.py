@@ -55,13 +55,7 @@ def prepare(options: Ssv2Options) -> Manifest:
 
 
 def read_lists(folder: Path) -> tuple[list[str], list[ListedVideo]]:
-    """Read the official lists.
-
-    Args:
-        folder: Folder of ``labels.json`` and some of the lists.
-
-    Returns:
-        Class names in the order of ``labels.json``, and videos sorted by id.
+    """Read the official lists; return the class names in the order of ``labels.json``, and the videos sorted by id.
 
     Raises:
         UserError: A list is missing or malformed, names an unknown class, or names a video twice.

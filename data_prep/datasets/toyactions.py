@@ -10,14 +10,13 @@ give the same bytes, with any number of workers. Repeat the command to resume it
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.metadata
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +69,7 @@ class ToyactionsOptions:
 def prepare(options: ToyactionsOptions) -> Manifest:
     """Render the clips that are missing in the folder, and write lists and manifest.
 
-    Raises:
-        UserError: An option is out of range, or the folder contains another dataset.
+    Raise a ``UserError`` if an option is out of range, or if the folder contains another dataset.
 
     Example:
         >>> import tempfile
@@ -87,36 +85,27 @@ def prepare(options: ToyactionsOptions) -> Manifest:
     _claim_folder(options)
     finished = _finished_manifest(options)
     if finished is not None:
-        console.print(
-            f"{options.out} is already prepared: {len(finished.videos)} clips", highlight=False, soft_wrap=True
-        )
+        _print(f"{options.out} is already prepared: {len(finished.videos)} clips")
         return finished
     start_seconds = time.perf_counter()
     for path, text in _list_files(options).items():
         write_text_atomically(path, text)
     _remove_leftovers(options.out)
-    jobs = [_ClipJob(options, clip) for clip in clip_ids(options.clips_per_class)]
-    videos = run_jobs(_make_video, jobs, engine=Engine(workers=options.workers), description=DATASET, unit="clips")
-    manifest = Manifest(
-        root=options.out,
-        dataset=DATASET,
-        classes=tuple(ACTIONS),
-        videos=tuple(videos),
-        flip_keeps_label=False,
-        facts=_facts(options),
-    )
+    render, clips = partial(_make_video, options), clip_ids(options.clips_per_class)
+    videos = run_jobs(render, clips, engine=Engine(workers=options.workers), description=DATASET, unit="clips")
+    classes, facts = tuple(ACTIONS), _facts(options)
+    manifest = Manifest(options.out, DATASET, classes, tuple(videos), flip_keeps_label=False, facts=facts)
     manifest.save()
     seconds = time.perf_counter() - start_seconds
-    console.print(
+    _print(
         f"{options.out}: {len(videos)} clips of {len(ACTIONS)} classes, {options.frames} frames of "
-        f"{options.size}x{options.size} at {options.fps} fps, in {seconds:.1f} s ({len(videos) / seconds:.0f} clips/s)",
-        highlight=False,
-        soft_wrap=True,
+        f"{options.size}x{options.size} at {options.fps} fps, in {seconds:.1f} s ({len(videos) / seconds:.0f} clips/s)"
     )
     return manifest
 
 
-# Options and the folder they belong to.
+def _print(text: str) -> None:
+    console.print(text, highlight=False, soft_wrap=True)
 
 
 def _check(options: ToyactionsOptions) -> None:
@@ -133,9 +122,7 @@ def _check(options: ToyactionsOptions) -> None:
             allowed = f"at least {lowest}" if highest is None else f"from {lowest} to {highest}"
             raise UserError(f"{name} {given} is out of range: choose a whole number {allowed}")
     if options.size % 2:
-        raise UserError(
-            f"--size {options.size} is odd, but H.264 needs even sides: choose {options.size - 1} or {options.size + 1}"
-        )
+        raise UserError(f"--size {options.size} is odd, but H.264 needs even sides: choose {options.size - 1}")
     if options.out.exists() and not options.out.is_dir():
         raise UserError(f"--out {options.out} is a file: choose the path of a folder")
 
@@ -200,9 +187,6 @@ def _remove_leftovers(out: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-# Names, groups and splits.
-
-
 @dataclass(frozen=True)
 class ClipId:
     """Identifies one clip by its class, its group, and its number among the group's clips of the class (from 1)."""
@@ -237,11 +221,7 @@ def clip_ids(clips_per_class: int) -> list[ClipId]:
 
 
 def held_out_groups(groups: int, split: int) -> set[int]:
-    """Return the test groups of a split: consecutive groups, as in UCF101, continued at the first after the last.
-
-    Args:
-        groups: Number of groups, at least 2.
-        split: Number of the split, from 1.
+    """Return the test groups of a split (from 1): consecutive ones, as in UCF101, with the first after the last.
 
     Example:
         >>> sorted(held_out_groups(10, 1)), sorted(held_out_groups(10, 4))
@@ -270,24 +250,16 @@ def _list_files(options: ToyactionsOptions) -> dict[Path, str]:
     return files
 
 
-# Clips.
-
-
-@dataclass(frozen=True)
-class _ClipJob:
-    """One clip to render, with everything that a worker needs."""
-
-    options: ToyactionsOptions
-    clip: ClipId
-
-
-def _make_video(job: _ClipJob) -> Video:
+def _make_video(options: ToyactionsOptions, clip: ClipId) -> Video:
     """Render one clip unless its files exist, and return its entry of the manifest."""
-    options, clip = job.options, job.clip
     paths = {stream: options.out / stream / clip.action / f"{clip.name}.mp4" for stream in STREAMS}
     if not all(path.exists() for path in paths.values()):
-        with _one_thread_of_opencv():
+        threads = cv2.getNumThreads()
+        cv2.setNumThreads(1)  # the pictures are small, and the clips are rendered in parallel
+        try:
             _write_streams(options, clip, paths)
+        finally:
+            cv2.setNumThreads(threads)
     return Video(
         name=clip.name,
         label=list(ACTIONS).index(clip.action),
@@ -298,17 +270,6 @@ def _make_video(job: _ClipJob) -> Video:
             for stream, path in paths.items()
         },
     )
-
-
-@contextlib.contextmanager
-def _one_thread_of_opencv() -> Iterator[None]:
-    """Limit OpenCV to one thread: the pictures are small, and the clips are rendered in parallel."""
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    try:
-        yield
-    finally:
-        cv2.setNumThreads(threads)
 
 
 def _write_streams(options: ToyactionsOptions, clip: ClipId, paths: dict[str, Path]) -> None:

@@ -47,14 +47,11 @@ def prepare(options: Ucf101Options) -> Manifest:
 
 
 def read_lists(folder: Path) -> tuple[list[str], list[ListedVideo]]:
-    """Read the official lists.
+    """Read the official lists; return the class names in official order, and the videos sorted by class and name.
 
     Args:
         folder: Folder of ``classInd.txt`` and some of ``trainlist0N.txt`` and ``testlist0N.txt``, or its parent
             (the official archive unpacks to the folder ``ucfTrainTestlist``).
-
-    Returns:
-        Class names in official order, and videos sorted by class and name.
 
     Raises:
         UserError: A list is missing or malformed, names an unknown class, or contradicts another list.
@@ -76,10 +73,8 @@ def read_lists(folder: Path) -> tuple[list[str], list[ListedVideo]]:
 
 def _read_classes(path: Path) -> list[str]:
     if not path.is_file():
-        raise UserError(
-            f"there is no file {path}: give the folder of UCF101's official lists "
-            "(UCF101TrainTestSplits-RecognitionTask.zip, unpacked)"
-        )
+        what = "the folder of UCF101's official lists (UCF101TrainTestSplits-RecognitionTask.zip, unpacked)"
+        raise UserError(f"there is no file {path}: give {what}")
     classes: list[str] = []
     for place, line in read_lines(path):
         number, _, name = line.partition(" ")
@@ -98,9 +93,7 @@ def _read_video_list(path: Path, split: str, part: str, classes: Sequence[str], 
     for place, line in read_lines(path):
         match = VIDEO_LINE.fullmatch(line)
         if match is None:
-            raise UserError(
-                f"{place} is {line!r}: expected Class/v_Class_g01_c01.avi, followed by a label in training lists"
-            )
+            raise UserError(f"{place} is {line!r}: expected Class/v_Class_g01_c01.avi, then a label in training lists")
         name, label = match["name"], labels.get(match["folder"].casefold())
         if label is None:
             raise UserError(
@@ -117,8 +110,6 @@ def _read_video_list(path: Path, split: str, part: str, classes: Sequence[str], 
         new = ListedVideo(name, classes[label], label, f"{classes[label]}_{match['group']}")
         video = videos.setdefault(name.casefold(), new)
         if split in video.splits:
-            raise UserError(
-                f"{place} names {name}, which is already in the {video.splits[split]} part of split {split}: remove "
-                "one of the lines"
-            )
+            where = f"the {video.splits[split]} part of split {split}"
+            raise UserError(f"{place} names {name}, which is already in {where}: remove one of the lines")
         video.splits[split] = part

@@ -13,6 +13,7 @@ tell left from right. Timestamps are those of 30 frames per second, the rate tha
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,13 +69,8 @@ def prepare(options: UtdMhadOptions) -> Manifest:
 
 def recording_names() -> list[str]:
     """Return the names of all published recordings, ordered by action, person and trial."""
-    names = [
-        f"a{action}_s{person}_t{trial}"
-        for action in range(1, len(CLASSES) + 1)
-        for person in range(1, NUM_PEOPLE + 1)
-        for trial in range(1, NUM_TRIALS + 1)
-    ]
-    return [name for name in names if name not in NOT_PUBLISHED]
+    numbers = itertools.product(*(range(1, n + 1) for n in (len(CLASSES), NUM_PEOPLE, NUM_TRIALS)))
+    return [name for a, s, t in numbers if (name := f"a{a}_s{s}_t{t}") not in NOT_PUBLISHED]
 
 
 def read_recordings(options: UtdMhadOptions) -> list[SourceVideo]:
@@ -84,10 +80,8 @@ def read_recordings(options: UtdMhadOptions) -> list[SourceVideo]:
         UserError: A folder contains none of the files, or a stream cannot be made from the given sensors.
     """
     if options.skeleton is not None and "skeleton" not in options.modalities:
-        raise UserError(
-            f"--skeleton {options.skeleton} has no effect without skeleton in --modalities: add skeleton there, or "
-            "remove --skeleton"
-        )
+        effect = "has no effect without skeleton in --modalities"
+        raise UserError(f"--skeleton {options.skeleton} {effect}: add skeleton there, or remove --skeleton")
     names = recording_names()
     folders = {"depth": options.depth, **({"skeleton": options.skeleton} if options.skeleton else {})}
     found = {sensor: _recordings(folder, sensor, names) for sensor, folder in folders.items()}
@@ -111,12 +105,5 @@ def _source(name: str, inputs: dict[str, Path]) -> SourceVideo:
     assert match is not None
     action, person = int(match["action"]), int(match["person"])
     official = "train" if person in TRAIN_PEOPLE else "test"
-    return SourceVideo(
-        name=name,
-        inputs=inputs,
-        folder=f"a{action}",
-        label=action - 1,
-        group=f"s{person}",
-        splits={"1": official, "2": SWAPPED[official]},
-        frames_per_second=FRAMES_PER_SECOND,
-    )
+    splits = {"1": official, "2": SWAPPED[official]}
+    return SourceVideo(name, inputs, f"a{action}", action - 1, f"s{person}", splits, FRAMES_PER_SECOND)

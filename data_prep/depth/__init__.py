@@ -32,28 +32,19 @@ def create_depth(recipe: Recipe) -> DepthFunction:
     return lambda frame: code(network.estimate(frame.rgb))[:, :, None]
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=1)  # one network per process, for all its videos
 def _shared_network(name: str) -> DepthNetwork:
-    """Load the network once per process, for all its videos."""
     return load_depth_network(name)
 
 
 def check_depth(recipe: Recipe) -> None:
-    """Check that the network of the recipe, if any, can be loaded.
-
-    Raises:
-        UserError: transformers is missing, or the network cannot be loaded.
-    """
+    """Raise a ``UserError`` if the network of the recipe, if any, cannot be loaded."""
     if recipe.depth_model is not None:
         load_depth_network(recipe.depth_model)
 
 
 def check_depth_source(recipe: Recipe, source: str) -> None:
-    """Check that the recipe names a network, which depth from colour needs.
-
-    Raises:
-        UserError: The recipe names no network.
-    """
+    """Raise a ``UserError`` if the recipe names no network, which depth from colour needs."""
     if recipe.depth_model is None:
         raise UserError(
             f"--modalities depth cannot be made, because the videos come with {source} only: give --depth-model with "

@@ -40,14 +40,7 @@ class DepthNetwork:
     """Whether the output is metres. If false, it is inverse depth of unknown scale."""
 
     def estimate(self, picture: Picture) -> EstimatedDepth:
-        """Estimate the depth of a picture.
-
-        Args:
-            picture: [H, W, 3], RGB, uint8.
-
-        Returns:
-            [H, W], metres or inverse depth.
-        """
+        """Estimate the depth [H, W], metres or inverse depth, of a picture [H, W, 3], RGB, uint8."""
         height, width = picture.shape[:2]
         device = next(self.model.parameters()).device
         inputs = self.processor(images=picture, input_data_format="channels_last", return_tensors="pt")
@@ -85,7 +78,7 @@ def load_depth_network(name: str) -> DepthNetwork:
             network = _load(name, local_files_only=True)
         except OSError:
             network = _load(name, local_files_only=False)
-    except UserError:
+    except UserError:  # a ValueError too
         raise
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         cause = str(error).strip().splitlines()[0].rstrip(".")
@@ -114,8 +107,6 @@ def _load(name: str, *, local_files_only: bool) -> DepthNetwork:
     )
     absent = sorted([*report["missing_keys"], *report["mismatched_keys"]])
     if absent:  # transformers would fill them with random values
-        raise UserError(
-            f"--depth-model {name} lacks {len(absent)} of its parameters (the first is {absent[0]}): "
-            "download or save it again"
-        )
+        lack = f"{len(absent)} of its parameters (the first is {absent[0]})"
+        raise UserError(f"--depth-model {name} lacks {lack}: download or save it again")
     return DepthNetwork(model, processor, IS_METRIC[config.model_type](config))

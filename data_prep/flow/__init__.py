@@ -1,7 +1,4 @@
-"""Methods that estimate optical flow between neighbouring frames.
-
-A method is one ``FlowMethod`` in a file of its own and one entry in ``FLOW_METHODS``.
-"""
+"""Methods that estimate optical flow. One is a ``FlowMethod`` in its own file and an entry in ``FLOW_METHODS``."""
 
 from __future__ import annotations
 
@@ -31,20 +28,12 @@ def create_flow(recipe: Recipe) -> FlowFunction:
 
 
 def check_flow(recipe: Recipe) -> None:
-    """Check that the method of the recipe can run here.
-
-    Raises:
-        UserError: A library or weights are missing.
-    """
+    """Raise a ``UserError`` if a library or weights are missing that the method of the recipe needs."""
     FLOW_METHODS[recipe.flow].check(recipe)
 
 
 def check_flow_source(recipe: Recipe, source: str) -> None:
-    """Check that the method of the recipe can estimate flow from a modality.
-
-    Raises:
-        UserError: The method cannot use this modality.
-    """
+    """Raise a ``UserError`` if the method of the recipe cannot estimate flow from this modality."""
     method = FLOW_METHODS[recipe.flow]
     if source not in method.sources:
         usable = ", ".join(name for name, other in FLOW_METHODS.items() if source in other.sources)

@@ -27,5 +27,4 @@ class FlowMethod:
     needs_motion_vectors: bool = False
     """Whether frames must carry the motion vectors of the codec."""
     check: Callable[[Recipe], None] = lambda recipe: None
-    """Raises a ``UserError`` if the method cannot run, because a library or weights are missing. Called before any
-    work starts."""
+    """Raises a ``UserError`` if a library or weights are missing. Called before any work starts."""

@@ -17,29 +17,13 @@ from data_prep.frames import Frame
 from data_prep.recipe import Recipe
 
 # The values of OpenCV's documentation, which recommends the pair of neighbourhood (7 px) and its sigma (1.5).
-PYRAMID_SCALE = 0.5
-NUM_LEVELS = 4
-WINDOW_PX = 15
-NUM_ITERATIONS = 3
-NEIGHBOURHOOD_PX = 7
-NEIGHBOURHOOD_SIGMA_PX = 1.5
+PARAMETERS = {"pyr_scale": 0.5, "levels": 4, "winsize": 15, "iterations": 3, "poly_n": 7, "poly_sigma": 1.5, "flags": 0}
 
 
 def _create(recipe: Recipe) -> FlowFunction:
     def estimate(first: Frame, second: Frame) -> NDArray[np.float32]:
         empty = np.zeros((*first.gray.shape, 2), dtype=np.float32)
-        flow = cv2.calcOpticalFlowFarneback(
-            first.gray,
-            second.gray,
-            empty,
-            PYRAMID_SCALE,
-            NUM_LEVELS,
-            WINDOW_PX,
-            NUM_ITERATIONS,
-            NEIGHBOURHOOD_PX,
-            NEIGHBOURHOOD_SIGMA_PX,
-            0,
-        )
+        flow = cv2.calcOpticalFlowFarneback(first.gray, second.gray, empty, **PARAMETERS)  # type: ignore[call-overload]
         return np.asarray(flow, dtype=np.float32)
 
     return estimate

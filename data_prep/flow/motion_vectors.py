@@ -4,23 +4,19 @@ FFmpeg returns one vector per block of 8 or 16 pixels for H.264, MPEG-4 Part 2 (
 codecs. It returns none for HEVC, VP9 and AV1; such videos are skipped.
 
 A vector points from a block to the reference picture that it was predicted from. FFmpeg says whether that picture is
-past or future, but not how far away it is: H.264 has several reference pictures, and the encoder chooses. So each
-block has several candidates for the motion of one frame:
+past or future, but not how far away it is. So each block has several candidates for the motion of one frame:
 
-* The vectors of the second frame of the pair: those to past references (P and B pictures), negated, and those to
-  future references (B pictures).
-* If the second frame is a B picture, also the vectors of the next P picture, on the assumption of constant motion.
-  The B pictures of MPEG-4 have no usable vectors (all are zero).
+* The vectors of the second frame of the pair: those to past references, negated, and those to future references.
+* If the second frame is a B picture, also the vectors of the next P picture, on the assumption of constant motion:
+  the B pictures of MPEG-4 have no usable vectors (all are zero).
 * Each of them divided by 1 to 4 frames.
 
-Each block takes the candidate that maps the second frame best onto the first one. If several match about equally
-well, the candidate for the known distance to the previous reference picture is taken. The frames are compared at a
-quarter of the resolution, or at half of it for small pictures, as bytes. For speed, a field of vectors is computed
-once, and a candidate is only a field and a factor until it is chosen.
+Each block takes the candidate that maps the second frame best onto the first one, compared at a quarter or half of the
+resolution. If several match about equally well, it takes the one for the known distance to the previous reference.
 
 Blocks without a vector (intra-coded) get zero motion, and so does a frame without any vector (an I picture). Vectors
-belong to blocks of the second frame and are used at the same place of the first. Interlaced pictures are not
-supported: their vectors count the lines of one field.
+belong to blocks of the second frame and are used at the same place of the first. Interlaced pictures are not supported:
+their vectors count the lines of one field.
 
 Shapes: H height, W width of the picture; h, w of the grid of candidates, a quarter or half of the stored size.
 """
@@ -44,10 +40,7 @@ Field = NDArray[np.float32]
 
 CELL_PX = 8
 """Side of a cell. The sides of blocks are multiples of it."""
-GRID_SHRINK = 4
-# A quarter of a small picture has too few pixels to distinguish the candidates.
 SMALL_PICTURE_PX = 192
-SMALL_GRID_SHRINK = 2
 MAX_DISTANCE_FRAMES = 4
 MATCH_WINDOW_CELLS = 5
 # Gray levels by which another candidate must match better than the first one. It is above the noise of the codec.
@@ -57,11 +50,7 @@ MAX_PAIRS_WITHOUT_VECTORS = 7
 
 
 def block_field(motion: Motion, *, is_past: bool) -> Field | None:
-    """Arrange the vectors of a picture on a grid of cells of 8 pixels, in the orientation of the decoder.
-
-    Args:
-        motion: Motion vectors of one picture.
-        is_past: Whether to use the vectors to past references. If false, those to future references are used.
+    """Arrange the vectors of a picture, to past or to future references, on a grid of cells of 8 pixels.
 
     Returns:
         Field [H / 8, W / 8, 2] (rounded up) from each cell to the place that it was predicted from, in pixels of the
@@ -94,13 +83,10 @@ def upright_field(field: Field, motion: Motion, *, width_px: int, height_px: int
     """Rotate and scale a field from the decoded picture to the stored picture.
 
     Args:
-        field: Field [H / 8, W / 8, 2] of the decoded picture, see ``block_field``.
+        field: [H / 8, W / 8, 2] in pixels of the decoded picture, see ``block_field``.
         motion: Motion with the decoded size and the rotation of the stored picture.
         width_px: Width of the stored picture.
-        height_px: Height of the stored picture.
-
-    Returns:
-        Field [h, w, 2], in pixels of the stored picture.
+        height_px: Height of the stored picture, in whose pixels the result [h, w, 2] is.
     """
     num_turns = motion.rotation_degrees // 90
     decoded_px = motion.width_px, motion.height_px
@@ -137,7 +123,8 @@ def _scaled(field: Field, across: float, down: float) -> Field:
 
 def _grid_size(width_px: int, height_px: int) -> tuple[int, int]:
     """Number of columns and rows of the grid."""
-    shrink = SMALL_GRID_SHRINK if min(width_px, height_px) < SMALL_PICTURE_PX else GRID_SHRINK
+    # A quarter of a small picture has too few pixels to distinguish the candidates.
+    shrink = 2 if min(width_px, height_px) < SMALL_PICTURE_PX else 4
     return max(1, round(width_px / shrink)), max(1, round(height_px / shrink))
 
 
@@ -149,11 +136,6 @@ class Candidates:
     """Fields [h, w, 2]."""
     choices: list[tuple[int, float]]
     """One (index into ``fields``, factor) per candidate, the most likely first. Empty without motion vectors."""
-
-    def field(self, choice: int) -> Field:
-        """Compute the field [h, w, 2] of one candidate."""
-        index, factor = self.choices[choice]
-        return self.fields[index] * np.float32(factor)
 
 
 def find_candidates(second: Frame) -> Candidates:
@@ -184,9 +166,9 @@ def best_match(first: Gray, second: Gray, candidates: Candidates, *, width_px: i
 
     Args:
         first: First picture [h, w], uint8, shrunk to the grid of the candidates.
-        second: Second picture [h, w], uint8, shrunk to the grid of the candidates.
+        second: Second picture [h, w], likewise.
         candidates: At least one candidate. The first one is preferred.
-        width_px: Width of the stored pictures, in whose pixels the candidates count.
+        width_px: Width of the stored pictures, in whose pixels the candidates and the result count.
         height_px: Height of the stored pictures.
 
     Returns:

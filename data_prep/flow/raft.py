@@ -36,18 +36,10 @@ SIDES_DIVISIBLE_BY = 8
 
 
 def raft_flow(network: nn.Module, first: Picture, second: Picture) -> NDArray[np.float32]:
-    """Estimate the flow between two pictures with a RAFT of torchvision.
+    """Estimate the flow [H, W, 2] between two pictures [H, W, 3], RGB, uint8, on the device of the network.
 
     A picture with a side below 128 pixels is enlarged. Sides are padded to a multiple of 8 by repeating the last row
-    or column. The flow is cropped and scaled back.
-
-    Args:
-        network: RAFT in eval mode. It runs on the device of its parameters.
-        first: First picture [H, W, 3], RGB, uint8.
-        second: Second picture [H, W, 3], RGB, uint8.
-
-    Returns:
-        Flow [H, W, 2], x and y in pixels: what is at pixel p in the first picture is at p + flow[p] in the second.
+    or column. The flow, x and y in pixels as in ``FlowFunction``, is cropped and scaled back.
     """
     height, width = first.shape[:2]
     scale = max(1.0, SMALLEST_SIDE_PX / min(height, width))
@@ -95,10 +87,8 @@ def _named_network(name: str) -> nn.Module | None:
 
     for architecture in ARCHITECTURES:
         enum = get_model_weights(architecture)
-        published = {
-            architecture: enum["DEFAULT"],
-            **{f"{enum.__name__}.{key}": w for key, w in enum.__members__.items()},
-        }
+        published = {f"{enum.__name__}.{key}": weights for key, weights in enum.__members__.items()}
+        published[architecture] = enum["DEFAULT"]
         if name in published:
             network: nn.Module = get_model(architecture)
             network.load_state_dict(_published_weights(name, published[name]), strict=True)
@@ -127,10 +117,8 @@ def _network_of_file(path: Path) -> nn.Module:
     from crossdistill.utils.tensor_files import read_weights
 
     if not path.is_file():
-        raise UserError(
-            f"--flow-weights {path} is neither a file nor a name in torchvision: give {' or '.join(ARCHITECTURES)}, "
-            "or a file with the weights of one of them"
-        )
+        allowed = f"{' or '.join(ARCHITECTURES)}, or a file with the weights of one of them"
+        raise UserError(f"--flow-weights {path} is neither a file nor a name in torchvision: give {allowed}")
     state = read_weights(path)
     found = {name: tensor.shape for name, tensor in state.items()}
     for architecture in ARCHITECTURES:
@@ -144,9 +132,8 @@ def _network_of_file(path: Path) -> nn.Module:
     )
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=1)  # one network per process, for all its videos
 def _shared_network(weights: str | None) -> nn.Module:
-    """Load the network once per process, for all its videos."""
     return load_raft(weights)
 
 

@@ -25,22 +25,16 @@ SAMPLE_POSITIONS = (0.25, 0.5, 0.75)
 
 
 def print_estimate(tasks: Sequence[Task], *, num_listed: int, options: PrepareOptions) -> None:
-    """Print the number and size of the files, and about how long they take.
-
-    The estimate extrapolates from a few files, which are prepared into a temporary folder.
-    """
+    """Print the number and size of the files, and an estimate of the time from a few files that are prepared."""
     num_bytes = sum(task.num_source_bytes for task in tasks)
     console.print(f"{num_listed} videos listed, {len(tasks)} found, {num_bytes / 1e9:.2f} GB", highlight=False)
     finished = finished_entries(tasks, options.out, retry=options.retry)
-    remaining = sorted(
-        (task for task in tasks if remaining_job(task, finished.get(task.job.name)) is not None),
-        key=lambda task: task.num_source_bytes,
-    )
+    remaining = [task for task in tasks if remaining_job(task, finished.get(task.job.name)) is not None]
+    remaining.sort(key=lambda task: task.num_source_bytes)
     console.print(f"{len(tasks) - len(remaining)} already prepared, {len(remaining)} remaining", highlight=False)
     if not remaining:
         return
-    positions = {round(position * (len(remaining) - 1)) for position in SAMPLE_POSITIONS}
-    samples = [remaining[i] for i in sorted(positions)]
+    samples = [remaining[i] for i in sorted({round(p * (len(remaining) - 1)) for p in SAMPLE_POSITIONS})]
     seconds, made_bytes = _try_samples(samples, options.out)
     # Time and size are taken as proportional to the size of the source.
     factor = sum(task.num_source_bytes for task in remaining) / max(1, sum(task.num_source_bytes for task in samples))
@@ -54,11 +48,7 @@ def print_estimate(tasks: Sequence[Task], *, num_listed: int, options: PrepareOp
 
 
 def _try_samples(samples: Sequence[Task], out: Path) -> tuple[float, int]:
-    """Prepare some files into a temporary folder.
-
-    Returns:
-        Seconds of all files together, and bytes written.
-    """
+    """Prepare some files into a temporary folder; return the seconds of all files together and the bytes written."""
     is_new, folder = not out.exists(), out / f".dry-run-{os.getpid()}"
     seconds = 0.0
     try:

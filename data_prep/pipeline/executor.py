@@ -25,9 +25,6 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 INTERRUPTED_EXIT_STATUS = 130
-# How long to wait for a Dask scheduler, unless the user changed Dask's own setting from its default.
-SCHEDULER_TIMEOUT = "10s"
-DASK_TIMEOUT_SETTING, DASK_DEFAULT_TIMEOUT = "distributed.comm.timeouts.connect", "30s"
 
 
 @contextlib.contextmanager
@@ -39,12 +36,12 @@ def _connect_to_dask(address: str | None) -> Iterator[None]:
         raise UserError("--engine dask needs Dask: pip install 'crossdistill[dask]'") from error
     if address is None:
         raise UserError("--engine dask needs --address, for example --address tcp://head-node:8786")
-    timeout = dask.config.get(DASK_TIMEOUT_SETTING)
+    timeout = dask.config.get("distributed.comm.timeouts.connect")
     try:
-        client = Client(address, timeout=SCHEDULER_TIMEOUT if timeout == DASK_DEFAULT_TIMEOUT else timeout)
+        client = Client(address, timeout="10s" if timeout == "30s" else timeout)  # 30s is Dask's default
     except (OSError, ValueError) as error:
         raise UserError(
-            f"no Dask scheduler answers at --address {address}: start it, or correct the address ({error})"
+            f"no Dask scheduler at --address {address}: start it, or correct the address ({error})"
         ) from error
     with client:  # joblib uses the current client
         yield
@@ -60,9 +57,7 @@ def _connect_to_ray(address: str | None) -> Iterator[None]:
     try:
         ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
     except (ConnectionError, ValueError) as error:
-        raise UserError(
-            f"no Ray cluster answers at --address {address}: start it, or correct the address ({error})"
-        ) from error
+        raise UserError(f"no Ray cluster at --address {address}: start it, or correct the address ({error})") from error
     register_ray()
     yield
 
@@ -94,16 +89,11 @@ class Engine:
     name: str = "processes"
     """One of ``ENGINES``."""
     address: str | None = None
-    """Address of a cluster."""
     workers: int | None = None
     """Number of jobs at a time. None: one per core that this process may use, or all workers of a cluster."""
 
     def backend(self) -> Backend:
-        """Return the backend.
-
-        Raises:
-            UserError: The name is unknown, or another field is invalid.
-        """
+        """Return the backend; raise a ``UserError`` if a field is invalid."""
         if self.workers is not None and self.workers < 1:
             raise UserError(f"--workers {self.workers} is invalid: give 1 or more, or remove it for one per core")
         if self.name not in ENGINES:
@@ -111,8 +101,7 @@ class Engine:
         backend = ENGINES[self.name]
         if self.address is not None and backend.connect is None:
             raise UserError(
-                f"--address {self.address} has no effect without a cluster: add --engine dask or --engine ray, "
-                "or remove --address"
+                f"--address {self.address} has no effect without a cluster: add --engine dask or ray, or remove it"
             )
         return backend
 
@@ -127,7 +116,7 @@ def run_jobs(
     on_result: Callable[[int, Result], None] = lambda position, result: None,
     after_stop: str = "give the same command again to continue",
 ) -> list[Result]:
-    """Run ``function`` on every job, several at a time.
+    """Run ``function`` on every job, several at a time, and return the results in the order of ``jobs``.
 
     A job should use one thread, because the jobs themselves run in parallel. An exception in a job stops the other
     jobs and is raised here. Ctrl-C stops the workers and exits with status 130.
@@ -141,9 +130,6 @@ def run_jobs(
         on_result: Called with (position in ``jobs``, result) as results arrive, in any order.
         after_stop: Hint that is printed after Ctrl-C.
 
-    Returns:
-        The results, in the order of ``jobs``.
-
     Raises:
         UserError: The engine is invalid or does not answer.
     """
@@ -155,18 +141,13 @@ def run_jobs(
     connection = contextlib.nullcontext() if backend.connect is None else backend.connect(engine.address)
     results: dict[int, Result] = {}
     try:
-        with (
-            connection,
-            joblib.parallel_config(backend=backend.joblib_name),
-            progress_bar("rate", unit=unit) as bar,
-        ):
+        with connection, joblib.parallel_config(backend=backend.joblib_name), progress_bar("rate", unit=unit) as bar:
             task = bar.add_task(description, total=len(jobs), rate="")
             for position, result in _results(function, jobs, num_workers, backend.chunk_size):
                 results[position] = result
                 on_result(position, result)
                 bar.advance(task)
-                elapsed_seconds = bar.tasks[task].elapsed or 0.0
-                bar.update(task, rate=f"{len(results) / max(elapsed_seconds, 1e-3):.1f} {unit}/s")
+                bar.update(task, rate=f"{len(results) / max(bar.tasks[task].elapsed or 0.0, 1e-3):.1f} {unit}/s")
     except KeyboardInterrupt:
         console.print(f"stopped after {len(results)} of {len(jobs)} {unit}: {after_stop}")
         raise SystemExit(INTERRUPTED_EXIT_STATUS) from None

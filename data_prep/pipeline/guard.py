@@ -47,8 +47,7 @@ class Guard:
     """One child process. It is started by the first request and serves further requests until it dies.
 
     Args:
-        module: Name of a module with a function ``answer(request) -> answer``, which runs in the child. Both are
-            dictionaries that JSON can represent.
+        module: Name of a module whose function ``answer`` runs in the child. It maps one JSON dictionary to another.
     """
 
     def __init__(self, module: str) -> None:
@@ -59,8 +58,8 @@ class Guard:
         """Send a request to the child and return its answer.
 
         Raises:
-            TookTooLong: The answer took longer than the time limit.
-            Crashed: The child was ended by a signal, or by an error that the function did not catch.
+            TookTooLong: The time limit was exceeded.
+            Crashed: A signal, or an error that the function did not catch, ended the child.
             UserError: The child did not start.
         """
         child = self._running_child()
@@ -135,7 +134,9 @@ def stop_children() -> None:
 
 def _serve(module: str) -> None:
     """Answer requests, in the child, until the parent closes the pipe or the child is idle for too long."""
-    _die_with_parent()
+    # Linux kills this process when its parent dies. Otherwise it would continue to write files.
+    with contextlib.suppress(OSError, AttributeError):  # other systems have no prctl
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     answer = importlib.import_module(module).answer
     # Libraries may print to standard output. That must not mix with the answers, so it goes to standard error.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -144,12 +145,6 @@ def _serve(module: str) -> None:
     print(READY_LINE, end="", file=answers, flush=True)
     while select.select([sys.stdin], [], [], IDLE_LIMIT_SECONDS)[0] and (line := sys.stdin.readline()):
         print(json.dumps(answer(json.loads(line))), file=answers, flush=True)
-
-
-def _die_with_parent() -> None:
-    """Have Linux kill this process when its parent dies. Otherwise it would continue to write files."""
-    with contextlib.suppress(OSError, AttributeError):  # other systems have no prctl
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":

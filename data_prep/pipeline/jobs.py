@@ -28,7 +28,6 @@ class Job:
 
     name: str
     inputs: dict[str, Input]
-    """Modality to its source."""
     stream_paths: dict[str, str]
     """Stream to make, to its path below ``root``."""
     root: str
@@ -47,8 +46,7 @@ _JOB = TypeAdapter(Job)
 def run_job(job: Job) -> Outcome:
     """Run a job in the child process of this thread. If the child crashes or takes too long, the video is skipped.
 
-    Raises:
-        StopError: Further jobs would fail for the same reason.
+    Raise a ``StopError`` if further jobs would fail for the same reason.
     """
     try:
         given = ask(__name__, _JOB.dump_python(job, mode="json"), time_limit_seconds=job.time_limit_seconds)
@@ -73,11 +71,7 @@ def _remove_temporary_files(job: Job) -> None:
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """Run a job in the child process.
-
-    Returns:
-        The outcome as JSON, or ``{"stop": message}`` for an error that ends the whole run.
-    """
+    """Run a job in the child; return the outcome as JSON, or ``{"stop": message}`` for an error that ends the run."""
     job = _JOB.validate_python(request)
     try:
         outcome = transcode(job.inputs, job.stream_paths, root=Path(job.root), recipe=job.recipe)
@@ -85,8 +79,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         return {"stop": str(error)}
     except OSError as error:
         if error.errno in STOPPING_ERRORS:
-            what = STOPPING_ERRORS[error.errno]
-            return {"stop": f"{what} ({error.filename or job.root}): {os.strerror(error.errno)}"}
+            where = error.filename or job.root
+            return {"stop": f"{STOPPING_ERRORS[error.errno]} ({where}): {os.strerror(error.errno)}"}
         # A target without write permission ends the run; a source without read permission is one unusable video.
         if error.errno in (errno.EACCES, errno.EPERM) and str(error.filename or "").startswith(job.root):
             return {"stop": f"{error.filename} is not writable: {os.strerror(error.errno)}"}

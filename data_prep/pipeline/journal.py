@@ -55,11 +55,7 @@ class JournalEntry:
 
 
 def read_journals(root: Path) -> dict[str, list[JournalEntry]]:
-    """Read all journals of a folder, including those of shards.
-
-    Returns:
-        Video name to its entries; within a journal, the latest comes first.
-    """
+    """Read all journals of a folder, with those of shards: video name to entries, the latest of a journal first."""
     entries: dict[str, list[JournalEntry]] = {}
     for path in sorted(root.glob("journal*.jsonl")):
         with open(path, encoding="utf-8", errors="replace") as file:
@@ -91,11 +87,7 @@ class Journal:
 
 @contextmanager
 def open_journal(root: Path, shard: Shard | None) -> Iterator[Journal]:
-    """Open the journal of a folder for appending, and lock it against a second run.
-
-    Raises:
-        UserError: Another run has locked the journal, or the folder is not writable.
-    """
+    """Open the journal of a folder for appending; raise a ``UserError`` if another run holds it or it is read-only."""
     path = root / (shard.journal_name if shard else JOURNAL_NAME)
     lock_path = root / f".{path.name}.lock"
     with ExitStack() as stack:
@@ -105,20 +97,15 @@ def open_journal(root: Path, shard: Shard | None) -> Iterator[Journal]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             file = stack.enter_context(open(path, "a", encoding="utf-8"))
         except BlockingIOError as error:
-            raise UserError(
-                f"another run is preparing {root}: wait for its end, or share the work between runs with --shard I/N"
-            ) from error
+            raise UserError(f"another run is preparing {root}: wait for its end, or use --shard I/N") from error
         except OSError as error:
             if error.errno not in UNUSABLE_FOLDER_ERRORS:
                 raise
             raise UserError(f"--out {root} is not writable ({error.strerror}): give a writable folder") from error
-        if file.tell() and not _ends_with_newline(path):
-            file.write("\n")  # ends the incomplete line of a killed run
+        if file.tell():
+            with open(path, "rb") as written:
+                written.seek(-1, 2)
+                if written.read(1) != b"\n":
+                    file.write("\n")  # ends the incomplete line of a killed run
         yield Journal(path, file)
         lock_path.unlink(missing_ok=True)
-
-
-def _ends_with_newline(path: Path) -> bool:
-    with open(path, "rb") as file:
-        file.seek(-1, 2)
-        return file.read(1) == b"\n"

@@ -80,15 +80,9 @@ class PrepareOptions:
 
 
 def check_options(options: PrepareOptions) -> None:
-    """Check the options before any work starts.
-
-    Raises:
-        UserError: A value is out of range, an option has no effect, or a library or weights are missing.
-    """
+    """Raise a ``UserError`` if a value is invalid, an option has no effect, or a library or weights are missing."""
     if options.short_side_px < MIN_SIDE_PX or options.short_side_px % 2:
-        raise UserError(
-            f"--short-side {options.short_side_px} is invalid: give an even number of at least {MIN_SIDE_PX}"
-        )
+        raise UserError(f"--short-side {options.short_side_px} is invalid: give an even number >= {MIN_SIDE_PX}")
     if options.min_frames < 2:
         raise UserError(f"--min-frames {options.min_frames} is invalid: give 2 or more (flow needs a pair of frames)")
     if not options.modalities:
@@ -118,21 +112,13 @@ def _check_options_have_effect(options: PrepareOptions) -> None:
         if value == default:
             continue
         if stream not in options.modalities:
-            raise UserError(
-                f"{name} {value} has no effect without {stream} in --modalities: add {stream}, or remove {name}"
-            )
+            raise UserError(f"{name} {value} has no effect without {stream} in --modalities: add it, or remove {name}")
         if method is not None and options.flow != method:
-            raise UserError(
-                f"{name} {value} has no effect with --flow {options.flow}: remove {name}, or give --flow {method}"
-            )
+            raise UserError(f"{name} {value} has no effect with --flow {options.flow}: remove it, or use {method}")
 
 
 def check_out_is_apart(options: PrepareOptions) -> None:
-    """Check that --out is not inside a folder of sources, where the next run would find its streams as sources.
-
-    Raises:
-        UserError: --out is inside a folder of sources.
-    """
+    """Raise a ``UserError`` if --out is in a folder of sources: the next run would find its streams as sources."""
     for name in SOURCE_FOLDER_OPTIONS:
         folder = getattr(options, name, None)
         # With `--videos .`, every relative --out would be inside it.

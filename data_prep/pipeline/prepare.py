@@ -38,15 +38,12 @@ def prepare_videos(
         dataset: Name of the dataset.
         sources: All videos that the lists name, in the order of the manifest. Videos without a file count as missing.
         classes: Class names, indexed by ``SourceVideo.label``. Empty without classes.
-        options: The options of the command.
+        options: The options of the command. With ``dry_run``, nothing is written, and all returned videos are missing.
         flip_keeps_label: Whether a horizontally flipped video has the same class.
 
-    Returns:
-        The manifest. With ``--dry-run``, all videos in it are missing and nothing is written.
-
     Raises:
-        UserError: An option is invalid, or more files than ``max_bad`` allows are unusable. In the second case, the
-            manifest has been written.
+        UserError: An option is invalid, or more files than ``max_bad`` allows are unusable. The manifest is written
+            in the second case.
     """
     check_options(options)
     shard = Shard.parse(options.shard) if options.shard is not None else None
@@ -66,9 +63,7 @@ def prepare_videos(
     # Videos without inputs are missing: they have no task and stay in the manifest as skipped.
     tasks = [make_task(source, options, recipe_facts) for source in sources if source.inputs]
     if options.depth_model is not None and tasks and all("depth" in task.job.inputs for task in tasks):
-        raise UserError(
-            f"--depth-model {options.depth_model} has no effect, because all videos come with depth: remove it"
-        )
+        raise UserError(f"--depth-model {options.depth_model} has no effect: all videos come with depth; remove it")
     check_no_source_is_overwritten(tasks, options.out)
     if options.dry_run:
         print_estimate(tasks, num_listed=len(sources), options=options)
@@ -86,11 +81,7 @@ def prepare_videos(
 
 
 def _run_tasks(dataset: str, tasks: Sequence[Task], options: PrepareOptions, shard: Shard | None) -> dict[str, Outcome]:
-    """Run the jobs that earlier runs did not finish, and record each in the journal.
-
-    Returns:
-        Video name to its outcome, earlier runs included.
-    """
+    """Run what earlier runs did not finish, with a record in the journal; return all outcomes by video name."""
     with open_journal(options.out, shard) as journal:
         remove_temporary_files(tasks, options.out)
         finished = finished_entries(tasks, options.out, retry=options.retry)
@@ -110,9 +101,7 @@ def _run_tasks(dataset: str, tasks: Sequence[Task], options: PrepareOptions, sha
             journal.append(entry)
 
         # Threads suffice on this machine, because each waits for a child process of its own.
-        engine = Engine(
-            "threads" if options.engine == "local" else options.engine, options.address, workers=options.workers
-        )
+        engine = Engine("threads" if options.engine == "local" else options.engine, options.address, options.workers)
         try:
             run_jobs(run_job, remaining, engine=engine, description=dataset, unit="videos", on_result=record)
         except StopError as error:
@@ -126,21 +115,13 @@ def _run_tasks(dataset: str, tasks: Sequence[Task], options: PrepareOptions, sha
 def _manifest_videos(sources: Sequence[SourceVideo], outcomes: Mapping[str, Outcome]) -> tuple[Video, ...]:
     """The videos of the manifest. A video without an outcome is missing."""
     missing = Outcome("skipped", MISSING)
-    videos = []
-    for source in sources:
-        outcome = outcomes.get(source.name, missing)
-        videos.append(
-            Video(
-                name=source.name,
-                label=source.label,
-                group=source.group,
-                splits=dict(sorted(source.splits.items())),
-                status=outcome.status,
-                reason=outcome.reason,
-                streams=outcome.streams,
-            )
-        )
-    return tuple(videos)
+
+    def video(source: SourceVideo) -> Video:
+        splits = dict(sorted(source.splits.items()))
+        facts = vars(outcomes.get(source.name, missing))  # status, reason and streams
+        return Video(name=source.name, label=source.label, group=source.group, splits=splits, **facts)
+
+    return tuple(map(video, sources))
 
 
 def _library_versions(recipe: Recipe) -> dict[str, str]:

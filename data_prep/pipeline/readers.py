@@ -56,8 +56,7 @@ Reader = Callable[[Path, Recipe, Fraction | None], Iterator[Frame]]
 def target_size(width_px: int, height_px: int, short_side_px: int) -> tuple[int, int]:
     """Compute the stored width and height: both even, as H.264 needs, and never enlarged.
 
-    Raises:
-        UnusableVideo: The picture is too small.
+    Raise ``UnusableVideo`` if the picture is too small.
 
     Example:
         >>> target_size(1080, 1920, 256)
@@ -107,15 +106,10 @@ def _motion_vectors(frame: av.VideoFrame, rotation_degrees: int) -> Motion:
 
 def read_depth(path: Path, recipe: Recipe, frame_rate: Fraction | None = None) -> Iterator[DepthFrame]:
     """Read the frames of a depth camera: a folder of 16-bit PNG files, a MATLAB array, or a 16-bit video."""
-    if path.is_dir():
-        arrays = _png_folder(path)
-    elif path.suffix.lower() == ".mat":
-        arrays = _matlab_array(path)
-    else:
-        arrays = _gray16_video(path)
+    read = _png_folder if path.is_dir() else _matlab_array if path.suffix.lower() == ".mat" else _gray16_video
     time_base = 1 / (frame_rate or DEFAULT_FRAME_RATE)
     size = None
-    for pts, depth_mm in enumerate(arrays):
+    for pts, depth_mm in enumerate(read(path)):
         if size is None:
             size = target_size(depth_mm.shape[1], depth_mm.shape[0], recipe.short_side_px)
         if (depth_mm.shape[1], depth_mm.shape[0]) != size:

@@ -14,16 +14,11 @@ from data_prep.recipe import Outcome
 
 
 def finished_entries(tasks: Iterable[Task], root: Path, *, retry: bool) -> dict[str, JournalEntry]:
-    """Find what the journals hold of the same sources and options.
-
-    Args:
-        tasks: The videos of this run.
-        root: Folder of the prepared dataset.
-        retry: Whether to ignore videos that an earlier run skipped.
+    """Find what the journals of a prepared dataset hold of the same sources and options.
 
     Returns:
         Video name to an entry with the streams that are still valid, or with the reason why the video was skipped.
-        Videos of which nothing is finished are absent.
+        Videos of which nothing is finished are absent, and with ``retry`` also those that an earlier run skipped.
     """
     journals = read_journals(root)
     finished = {}
@@ -42,10 +37,7 @@ def finished_entries(tasks: Iterable[Task], root: Path, *, retry: bool) -> dict[
 
 
 def _still_valid(entry: JournalEntry, task: Task, root: Path) -> JournalEntry:
-    """Keep the streams of an entry that are up to date and whose files are unchanged.
-
-    Streams that this run makes must have the same key. Streams of other modalities must have the same source.
-    """
+    """Keep the streams with unchanged files and the same key, or the same source if this run does not make them."""
     sources = [key["source"] for key in task.keys.values()]
 
     def is_valid(name: str, stream: Stream) -> bool:

@@ -34,11 +34,7 @@ class Shard:
 
     @staticmethod
     def parse(text: str) -> Shard:
-        """Parse ``I/N``.
-
-        Raises:
-            UserError: The text has another form, or I is not between 1 and N.
-        """
+        """Parse ``I/N``; raise a ``UserError`` for another form, or if I is not between 1 and N."""
         match = re.fullmatch(r"(\d+)/(\d+)", text)
         if match is None or not 1 <= int(match[1]) <= int(match[2]):
             raise UserError(f"--shard {text} is invalid: give I/N with I from 1 to N, for example 3/16")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,22 +30,16 @@ class ListedVideo:
     action: str
     """Class name, empty if unknown."""
     label: int | None
-    """Class index, from 0."""
     group: str | None = None
     """Source film of the clip. Clips of a group are near-duplicates; bootstrap intervals resample whole groups."""
     splits: dict[str, str] = field(default_factory=dict)
     """Split to the video's part in it, ``train`` or ``test``."""
 
 
-# Files.
-
-
 def walk_files(folder: Path, *, stop_at: re.Pattern[str] | None = None) -> Iterator[Path]:
     """Yield all files of a folder and its subfolders, sorted by folder. Links are followed, hidden files skipped.
 
-    Args:
-        folder: Folder to search.
-        stop_at: Folders whose whole name matches are yielded and not searched.
+    Folders whose whole name matches ``stop_at`` are yielded and not searched.
 
     Raises:
         UserError: The folder does not exist, or a link leads back to a folder that contains it.
@@ -55,8 +50,7 @@ def walk_files(folder: Path, *, stop_at: re.Pattern[str] | None = None) -> Itera
 
 
 def _walk(folder: Path, above: tuple[tuple[int, int], ...], stop_at: re.Pattern[str] | None) -> Iterator[Path]:
-    facts = folder.stat()
-    here = (facts.st_dev, facts.st_ino)
+    here = (folder.stat().st_dev, folder.stat().st_ino)
     if here in above:
         raise UserError(f"{folder} is a link to a folder that contains it ({folder.resolve()}): remove the link")
     try:
@@ -80,11 +74,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def find_files(folder: Path, *, suffixes: Collection[str]) -> dict[str, list[Path]]:
-    """Find files by suffix in a folder and its subfolders; return lower-case stem to sorted paths.
-
-    Raises:
-        UserError: The folder does not exist, or a link leads back to a folder that contains it.
-    """
+    """Find files by suffix in a folder and its subfolders, as ``walk_files`` does; return lower-case stem to paths."""
     found: dict[str, list[Path]] = {}
     for path in walk_files(folder):
         if path.suffix.lower() in suffixes:
@@ -93,11 +83,7 @@ def find_files(folder: Path, *, suffixes: Collection[str]) -> dict[str, list[Pat
 
 
 def only_file(name: str, found: Mapping[str, Sequence[Path]]) -> Path | None:
-    """Return the file whose stem is ``name`` in any case, or None.
-
-    Raises:
-        UserError: Two files have the name.
-    """
+    """Return the file whose stem is ``name`` in any case, or None; raise a ``UserError`` if two files have it."""
     paths = found.get(name.casefold(), [])
     if len(paths) > 1:
         raise UserError(f"{paths[0]} and {paths[1]} have the same name: give a folder that holds only one of them")
@@ -123,35 +109,25 @@ def join_files(
 
     Args:
         listed: Videos of the lists, at least one.
-        folder: Folder to search, with its subfolders.
-        suffixes: Suffixes of video files, in lower case.
+        folder: Folder to search, with its subfolders, for files with ``suffixes``.
+        suffixes: In lower case.
         lists: Folder of the lists, for messages.
         stream_folder: Maps a video to the subfolder of its streams; by default the class.
 
     Raises:
         UserError: No file is found, or two files have the same name.
     """
-    found = find_files(folder, suffixes=suffixes)
-    sources = []
-    for video in listed:
-        path = only_file(video.name, found)
-        sources.append(
-            SourceVideo(
-                name=video.name,
-                inputs={"rgb": path} if path else {},
-                folder=stream_folder(video),
-                label=video.label,
-                group=video.group,
-                splits=video.splits,
-            )
-        )
+    files = find_files(folder, suffixes=suffixes)
+    found = [only_file(video.name, files) for video in listed]
     example = f"{listed[0].action}/{listed[0].name}{next(iter(suffixes))}".removeprefix("/")
-    found_inputs = [source.inputs for source in sources]
-    require_some_found(found_inputs, folder=folder, source=f"the lists in {lists} name", example=example)
-    num_unlisted = len(set(found) - {video.name.casefold() for video in listed})
+    require_some_found(found, folder=folder, source=f"the lists in {lists} name", example=example)
+    num_unlisted = len(set(files) - {video.name.casefold() for video in listed})
     if num_unlisted:
         console.print(f"{num_unlisted} {' '.join(suffixes)} files are in no list and are not prepared")
-    return sources
+    return [
+        SourceVideo(v.name, {"rgb": path} if path else {}, stream_folder(v), v.label, v.group, v.splits)
+        for v, path in zip(listed, found, strict=True)
+    ]
 
 
 def folder_name(action: str) -> str:
@@ -165,14 +141,12 @@ def require_some_found(found: Collection[object], *, folder: Path, source: str, 
     Args:
         found: For each video its file, or a false value if it was not found.
         folder: Folder that was searched.
-        source: Subject and verb of "that ...", for example "the lists in annotations name".
+        source: Who expects the videos: subject and verb, for example "the lists in annotations name".
         example: A file that was expected.
     """
     if not any(found):
-        raise UserError(
-            f"{folder} and its subfolders contain none of the {len(found)} videos that {source}: expected for example "
-            f"{example}"
-        )
+        what = f"none of the {len(found)} videos that {source}"
+        raise UserError(f"{folder} and its subfolders contain {what}: expected for example {example}")
 
 
 def select_inputs(
@@ -184,33 +158,26 @@ def select_inputs(
 
     Args:
         options: Options with the streams to make.
-        found: Sensor to video name to its file or folder.
+        found: Sensor to video name to its file or folder. A ``UserError`` is raised if no sensor provides a stream.
         names: Names of all videos.
 
     Returns:
         Video name to sensor to the file or folder.
-
-    Raises:
-        UserError: No sensor provides one of the streams.
     """
     for stream in options.modalities:
         check_source(stream, found, options.recipe)
     needed = list(dict.fromkeys(source_of(stream, found) for stream in options.modalities))
     inputs = {}
-    num_lacking: dict[str, int] = {}
+    num_lacking: Counter[str] = Counter()
     for name in names:
         missing = [sensor for sensor in needed if name not in found[sensor]]
         inputs[name] = {} if missing else {sensor: found[sensor][name] for sensor in needed}
         # Videos without any file were not downloaded, so that --modalities is not to blame for them.
         if len(missing) < len(needed):
-            for sensor in missing:
-                num_lacking[sensor] = num_lacking.get(sensor, 0) + 1
+            num_lacking.update(missing)
     for sensor, count in num_lacking.items():
         console.print(f"{count} videos have no {sensor} and count as missing: to use them, remove it from --modalities")
     return inputs
-
-
-# Lists.
 
 
 def require_listed(videos: Collection[object], lists: Path | str) -> None:
@@ -233,10 +200,9 @@ def warn_of_group_leakage(videos: Iterable[ListedVideo]) -> None:
 
 
 def read_text(path: Path, *, wanted: str) -> str:
-    """Read a text file. Bytes that are not UTF-8 become replacement characters.
+    """Read a text file, with replacement characters for bytes that are not UTF-8.
 
-    Raises:
-        UserError: The file does not exist or cannot be read. ``wanted`` says what to give.
+    Raise a ``UserError``, in which ``wanted`` says what to give, if the file does not exist or cannot be read.
     """
     try:
         return path.read_text(encoding="utf-8-sig", errors="replace")
@@ -247,11 +213,7 @@ def read_text(path: Path, *, wanted: str) -> str:
 
 
 def read_json(path: Path, *, wanted: str) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        UserError: The file does not exist or is damaged. ``wanted`` says what to give.
-    """
+    """Read a JSON file; raise a ``UserError``, also if it is damaged, as ``read_text`` does."""
     try:
         return json.loads(read_text(path, wanted=wanted))
     except json.JSONDecodeError as error:
@@ -259,11 +221,7 @@ def read_json(path: Path, *, wanted: str) -> Any:
 
 
 def read_class_names(path: Path) -> list[str]:
-    """Read class names, one per line. The first has the label 0.
-
-    Raises:
-        UserError: The file does not exist, is empty, or names a class twice.
-    """
+    """Read class names, one per line; raise a ``UserError`` if there is none, or one twice. The first has label 0."""
     names: list[str] = []
     for place, line in read_lines(path):
         if line in names:
@@ -275,11 +233,7 @@ def read_class_names(path: Path) -> list[str]:
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield the lines that are not blank, each with "file line N" for messages. Line ends and encoding may be any.
-
-    Raises:
-        UserError: The file does not exist or cannot be read.
-    """
+    """Yield the lines that are not blank, each with "file line N" for messages. Line ends and encoding may be any."""
     text = read_text(path, wanted="a text file")
     for number, line in enumerate(re.split(r"\r\n|\r|\n", text), start=1):
         if line.strip():

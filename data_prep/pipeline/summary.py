@@ -30,11 +30,7 @@ def print_summary(manifest: Manifest) -> None:
 
 
 def check_share_of_bad(manifest: Manifest, max_bad: float) -> None:
-    """Check how many of the found files are unusable. Missing files do not count: half a download is usable too.
-
-    Raises:
-        UserError: The share of unusable files is above ``max_bad``.
-    """
+    """Raise a ``UserError`` if more than this share of the found files is unusable. Missing files do not count."""
     found = [video for video in manifest.videos if video.reason != MISSING]
     bad = [video for video in found if not video.is_usable]
     if len(bad) > max_bad * len(found):

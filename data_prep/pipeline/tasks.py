@@ -20,12 +20,7 @@ from data_prep.recipe import Recipe
 # Increase it when the same options begin to give other bytes: streams with a lower version are then made again.
 RECIPE_VERSION = 2
 # Options that affect one stream only. All others affect every stream.
-STREAM_OPTIONS = {
-    "rgb": ("keep_original",),
-    "flow": ("flow", "flow_preset", "flow_weights"),
-    "depth": ("depth_model",),
-}
-HASH_BLOCK_BYTES = 1 << 24
+STREAM_OPTIONS = {"rgb": ("keep_original",), "flow": ("flow", "flow_preset", "flow_weights"), "depth": ("depth_model",)}
 
 
 @dataclass(frozen=True)
@@ -33,7 +28,6 @@ class SourceVideo:
     """One video as the lists of its dataset describe it."""
 
     name: str
-    """Name, unique in the dataset."""
     inputs: dict[str, Path]
     """Modality to the file or folder that holds it. Empty if the lists name a file that is missing."""
     folder: str = ""
@@ -59,11 +53,7 @@ class Task:
 
 
 def make_task(source: SourceVideo, options: PrepareOptions, recipe_facts: dict[str, Any]) -> Task:
-    """Make the task of a video that was found.
-
-    Raises:
-        UserError: A stream cannot be made from the inputs.
-    """
+    """Make the task of a video that was found; raise a ``UserError`` if a stream cannot be made from the inputs."""
     for stream in options.modalities:
         check_source(stream, source.inputs, options.recipe)  # one error now instead of a failure per file
     inner = Path(source.folder, source.name)
@@ -98,16 +88,13 @@ def _checksum(path: Path) -> str:
     digest = hashlib.sha256()
     for file in files:
         with open(file, "rb") as opened:
-            while block := opened.read(HASH_BLOCK_BYTES):
+            while block := opened.read(1 << 24):
                 digest.update(block)
     return digest.hexdigest()
 
 
 def _key(stream: str, fingerprint: list[int], recipe_facts: dict[str, Any]) -> dict[str, Any]:
-    """All that decides the content of one stream. Options of other streams are no part of it.
-
-    So a new modality, or another flow method, leaves the finished streams of the other modalities valid.
-    """
+    """All that decides the content of one stream. Options of other streams may change and leave it valid."""
     own = STREAM_OPTIONS.get(stream, ())
     of_others = {name for names in STREAM_OPTIONS.values() for name in names} - set(own)
     recipe = {name: value for name, value in recipe_facts.items() if name not in of_others}
@@ -124,11 +111,7 @@ def _fingerprint(path: Path) -> list[int]:
 
 
 def check_no_source_is_overwritten(tasks: Iterable[Task], root: Path) -> None:
-    """Check that no stream would be written over a source file.
-
-    Raises:
-        UserError: A stream has the path of a source file.
-    """
+    """Raise a ``UserError`` if a stream has the path of a source file, which it would overwrite."""
     root = root.resolve()
     for task in tasks:
         targets = {root / path for path in task.job.stream_paths.values()}

@@ -74,14 +74,9 @@ DERIVED: dict[str, Derived] = {
 
 
 def source_of(stream: str, inputs: Mapping[str, object]) -> str:
-    """Choose the input that a stream is made from: the same modality, or else the best one for an estimate.
+    """Choose the input (a key) that a stream is made from: the same modality, or else the best one for an estimate.
 
-    Args:
-        stream: Name of the stream.
-        inputs: Mapping whose keys are the modalities of the inputs.
-
-    Raises:
-        UserError: The stream cannot be made from these inputs.
+    Raise a ``UserError`` if the stream cannot be made from these inputs.
 
     Example:
         >>> source_of("flow", {"rgb": "a.avi", "depth": "a.mat"})
@@ -91,37 +86,26 @@ def source_of(stream: str, inputs: Mapping[str, object]) -> str:
     for candidate in candidates:
         if candidate in inputs:
             return candidate
-    raise UserError(
-        f"the stream {stream!r} cannot be made: it needs {' or '.join(candidates)}, and there is only "
-        f"{', '.join(inputs) or 'nothing'}: remove {stream} from --modalities"
-    )
+    needs, given = " or ".join(candidates), ", ".join(inputs) or "nothing"
+    message = f"the stream {stream!r} cannot be made: it needs {needs}, and there is only {given}"
+    raise UserError(f"{message}: remove {stream} from --modalities")
 
 
 def check_source(stream: str, inputs: Mapping[str, object], recipe: Recipe) -> None:
-    """Check that a stream can be made from these inputs.
-
-    Raises:
-        UserError: The stream cannot be made from these inputs, or not with the method of the recipe.
-    """
+    """Raise a ``UserError`` if a stream cannot be made from these inputs, or not with the method of the recipe."""
     source = source_of(stream, inputs)
     if source != stream:
         DERIVED[stream].check_source(recipe, source)
 
 
 def transcode(inputs: Mapping[str, Input], stream_paths: Mapping[str, str], *, root: Path, recipe: Recipe) -> Outcome:
-    """Write the streams of one video.
+    """Write the streams of one video. Damage of the source is no exception but a ``repaired`` or ``skipped`` outcome.
 
     Args:
-        inputs: Modality to its source.
+        inputs: Modality to its source. A ``UserError`` is raised if they do not suffice for a stream.
         stream_paths: Stream to make, to its path below ``root``.
         root: Folder of the prepared dataset.
         recipe: How streams are made.
-
-    Returns:
-        The outcome. A source that cannot be read is no exception but a ``repaired`` or ``skipped`` outcome.
-
-    Raises:
-        UserError: A stream cannot be made from these inputs.
     """
     for stream in stream_paths:
         check_source(stream, inputs, recipe)
@@ -145,11 +129,7 @@ def transcode(inputs: Mapping[str, Input], stream_paths: Mapping[str, str], *, r
 def _transcode_input(
     modality: str, source: Input, stream_paths: dict[str, str], *, root: Path, recipe: Recipe
 ) -> tuple[dict[str, Stream], str]:
-    """Make the streams that come from one input.
-
-    Returns:
-        The streams, and the damage of the source (empty if it is intact).
-    """
+    """Make the streams that come from one input; return them and the damage of the source (empty if it is intact)."""
     path = Path(source.path)
     _check_is_file(path)
     streams: dict[str, Stream] = {}
@@ -180,11 +160,7 @@ def _check_is_file(path: Path) -> None:
 
 
 def _index_original(path: Path, recipe: Recipe) -> tuple[Stream, str]:
-    """Index the source file as a stream. ``index_video`` decodes it whole, which finds damage.
-
-    Returns:
-        The stream, and the damage of the source (empty if it is intact).
-    """
+    """Index the source file as a stream, which decodes it whole; return the stream and the damage (empty if intact)."""
     try:
         stream = index_video(path.resolve(), relative_to=Path("/")).at(str(path.resolve()))
     except UnreadableVideoError as error:
@@ -204,19 +180,10 @@ def _covered_seconds(first_seconds: float, last_seconds: float, num_frames: int)
 def _write_streams(
     modality: str, source: Input, targets: dict[str, Path], recipe: Recipe, *, starts_at_zero: bool
 ) -> str:
-    """Write everything of one input that can be read.
+    """Write everything of one input that can be read; return the damage of the source (empty if it is intact).
 
-    Args:
-        modality: Modality of the source.
-        source: The source.
-        targets: Stream to the file to write.
-        recipe: How streams are made.
-        starts_at_zero: What to do with a source that has negative times, which streams cannot hold. If true, all
-            times are shifted so that the video starts at 0. If false, frames before 0 are omitted, so that the
-            times stay those of the original beside it.
-
-    Returns:
-        The damage of the source (empty if it is intact).
+    Streams cannot hold negative times. With ``starts_at_zero``, all times are shifted so that the video starts at 0.
+    Otherwise frames before 0 are omitted, so that the times stay those of the original beside it.
     """
     path = Path(source.path)
     rate = Fraction(source.frames_per_second).limit_denominator(1001) if source.frames_per_second else None

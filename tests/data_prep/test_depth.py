@@ -250,13 +250,11 @@ def test_prepare__depth_from_colour_needs_a_network(video, tmp_path):
 
 
 def test_prepare__depth_model_without_effect_is_refused(relative_model, video, tmp_path):
-    with pytest.raises(UserError, match=r"--depth-model .* has no effect without depth in --modalities: add depth"):
+    with pytest.raises(UserError, match=r"--depth-model .* has no effect without depth in --modalities: add it"):
         prepare_depth(video, tmp_path / "out", depth_model=relative_model)
     sources = [SourceVideo(name="a", inputs={"depth": video}, label=0)]
     options = PrepareOptions(out=tmp_path / "out", modalities=("depth",), depth_model=relative_model)
-    with pytest.raises(
-        UserError, match=r"--depth-model .* has no effect, because all videos come with depth: remove it"
-    ):
+    with pytest.raises(UserError, match=r"--depth-model .* has no effect: all videos come with depth; remove it"):
         prepare_videos("one", sources, classes=["a"], options=options)
 
 

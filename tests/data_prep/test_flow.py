@@ -160,7 +160,8 @@ def test_upright_field__rotates_and_scales_with_the_picture(rotation_degrees):
 
 def corners(found: Candidates) -> list[tuple[float, float]]:
     """Return the vector of each candidate in the upper left corner."""
-    return [tuple(found.field(i)[0, 0].round(5).tolist()) for i in range(len(found.choices))]
+    fields = [found.fields[index] * np.float32(factor) for index, factor in found.choices]
+    return [tuple(field[0, 0].round(5).tolist()) for field in fields]
 
 
 def test_find_candidates__past_is_negated_and_the_known_distance_comes_first():
@@ -437,7 +438,7 @@ def test_raft__network_is_loaded_once_per_process(raft_file, monkeypatch):
     [
         ({"flow_weights": "raft_small"}, "--flow-weights raft_small has no effect with --flow dis: remove"),
         ({"flow": "tvl1", "flow_preset": "medium"}, "--flow-preset medium has no effect with --flow tvl1: remove"),
-        ({"modalities": ("rgb",), "flow": "tvl1"}, "--flow tvl1 has no effect without flow in --modalities: add flow"),
+        ({"modalities": ("rgb",), "flow": "tvl1"}, "--flow tvl1 has no effect without flow in --modalities: add it"),
         ({"modalities": ("rgb",), "flow_preset": "medium"}, "--flow-preset medium has no effect without flow in"),
         ({"modalities": ("rgb",), "flow_weights": "w"}, "--flow-weights w has no effect without flow in"),
     ],

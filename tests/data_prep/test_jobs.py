@@ -203,7 +203,7 @@ def test_prepare__unknown_codec_is_the_reason(videos, tmp_path):
     write_video(folder / "odd.avi", moving_frames(20))
     data = (folder / "odd.avi").read_bytes()
     (folder / "odd.avi").write_bytes(data.replace(b"FMP4", b"QQQQ").replace(b"XVID", b"QQQQ"))
-    assert prepare(folder, tmp_path / "out").videos[0].reason.startswith("unreadable: is of a codec")
+    assert prepare(folder, tmp_path / "out").videos[0].reason.startswith("unreadable: has a codec")
 
 
 @pytest.mark.parametrize("keep_original", [False, True])
@@ -337,7 +337,7 @@ def test_dask__closed_port_is_one_sentence_within_seconds(videos, tmp_path):
         started = time.monotonic()
         with (
             dask_config.set({"distributed.comm.timeouts.connect": "300ms"}),
-            pytest.raises(UserError, match=f"^no Dask scheduler answers at --address {address}: start it") as raised,
+            pytest.raises(UserError, match=f"^no Dask scheduler at --address {address}: start it") as raised,
         ):
             prepare(videos, tmp_path / "out", engine="dask", address=address)
         assert time.monotonic() - started < 8, "the timeout of Dask's configuration was ignored"

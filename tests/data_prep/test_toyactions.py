@@ -41,7 +41,6 @@ from data_prep.datasets.toyactions_renderer import (
     Track,
     compose_scene,
     render_clip,
-    render_frame,
 )
 
 SIZE_PX, NUM_FRAMES = 48, 12
@@ -78,10 +77,10 @@ def test_prepare__equal_options_give_equal_bytes_with_any_number_of_workers(data
 
 
 def test_compose_scene__depends_on_seed_group_clip_and_class():
-    base = render_frame(compose("Bounce"), 0).rgb
-    assert np.array_equal(base, render_frame(compose("Bounce"), 0).rgb)
+    base = render_clip(compose("Bounce"), [0]).rgb
+    assert np.array_equal(base, render_clip(compose("Bounce"), [0]).rgb)
     for other in (compose("Bounce", seed=1), compose("Bounce", clip=6), compose("Shake")):
-        assert np.abs(base - render_frame(other, 0).rgb).mean() > 0.02
+        assert np.abs(base - render_clip(other, [0]).rgb).mean() > 0.02
 
 
 def test_prepare__another_seed_gives_other_streams(dataset, tmp_path):
@@ -193,7 +192,7 @@ def test_clip_name():
         ({"clips_per_class": 1}, "--clips-per-class 1 is out of range: choose a whole number at least 2"),
         ({"size": 30}, "--size 30 is out of range: choose a whole number from 32 to 256"),
         ({"size": 258}, "--size 258 is out of range"),
-        ({"size": 49}, "--size 49 is odd, but H.264 needs even sides: choose 48 or 50"),
+        ({"size": 49}, "--size 49 is odd, but H.264 needs even sides: choose 48"),
         ({"frames": 3}, "--frames 3 is out of range: choose a whole number at least 4"),
         ({"fps": 0}, "--fps 0 is out of range: choose a whole number from 1 to 240"),
         ({"seed": -1}, "--seed -1 is out of range"),
@@ -419,7 +418,7 @@ class Frames:
     @staticmethod
     def render(action: str, group: int, clip: int, moment: int) -> Clip:
         key = SceneKey(seed=5, group=int(group), clip=int(clip))
-        return render_frame(compose_scene(action, key, size_px=48, num_frames=20), int(moment))
+        return render_clip(compose_scene(action, key, size_px=48, num_frames=20), [int(moment)])
 
     def surprise(self, actions: Sequence[str]) -> float:
         """Accuracy of a linear probe on unseen textures above chance, in standard deviations."""

@@ -364,7 +364,7 @@ def test_prepare__refuses_two_files_with_one_name(small_set):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"short_side_px": 113}, "--short-side 113 is invalid: give an even number of at least 16"),
+        ({"short_side_px": 113}, "--short-side 113 is invalid: give an even number >= 16"),
         ({"min_frames": 1}, "--min-frames 1 is invalid: give 2 or more"),
         ({"modalities": ()}, "--modalities is empty"),
         ({"max_bad": 5.0}, "--max-bad 5.0 is invalid: give a share from 0 to 1"),

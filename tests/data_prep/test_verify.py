@@ -59,7 +59,7 @@ def verify(folder: Path, capsys: pytest.CaptureFixture[str], *options: str) -> t
 def find(folder: Path, stream: str, name: str) -> Finding:
     """Check one stream in this process."""
     video = next(video for video in Manifest.load(folder).videos if video.name == name)
-    return StreamCheck(folder, stream, video.streams[stream], 60).find()
+    return StreamCheck(folder, stream, video.streams[stream]).find()
 
 
 def test_verify__accepts_a_good_dataset(folder, capsys):
@@ -129,7 +129,7 @@ def test_verify__finds_8_bits_instead_of_16(toy_folder, tmp_path):
     folder = Path(shutil.copytree(toy_folder, tmp_path / "toy"))
     streams = Manifest.load(folder).videos[0].streams
     shutil.copy(folder / streams["rgb"].path, folder / streams["depth"].path)
-    finding = StreamCheck(folder, "depth", streams["depth"], 60).find()
+    finding = StreamCheck(folder, "depth", streams["depth"]).find()
     assert finding == Finding("other picture", "8 bits per value instead of 16")
 
 
@@ -152,7 +152,7 @@ def test_verify__compares_timestamps_and_keyframes(folder):
     stream = next(v for v in Manifest.load(folder).videos if v.name == LONGER).streams["rgb"]
 
     def found(**changes: object) -> Finding:
-        return StreamCheck(folder, "rgb", dataclasses.replace(stream, **changes), 60).find()
+        return StreamCheck(folder, "rgb", dataclasses.replace(stream, **changes)).find()
 
     assert found() == Finding(OK)
     later = stream.pts.copy()

@@ -92,13 +92,9 @@ def linear_cka(a_nd: Tensor, b_ne: Tensor) -> float:
     expectation for unrelated features is 0. For centred features, with a_i and b_i the squared norms of clip i, it is
     (‖AᵀB‖² - N/(N-2) Σ a_i b_i + Σ a_i Σ b_i / ((N-1)(N-2))) / (N(N-3)).
 
-    Args:
-        a_nd: [N, D] features of the clips, centred here.
-        b_ne: [N, E] features of the same clips in the same order.
-
-    Returns:
-        At most 1, which equal spaces have up to rotation and scale; about 0, also a little below, for unrelated ones;
-        0 if all clips of a space are at one point, or all equally far from each other.
+    The features are [N, D] and [N, E] of the same clips in the same order. CKA is at most 1, which equal spaces have up
+    to rotation and scale; about 0, also a little below, for unrelated ones; 0 if all clips of a space are at one point,
+    or all equally far from each other.
 
     Raises:
         UserError: Fewer than 4 clips, different numbers of clips, NaN or infinite features.
@@ -147,11 +143,8 @@ class NeighbourClasses:
 def neighbour_classes(features_nd: Tensor, labels_n: Tensor, films_n: Tensor) -> NeighbourClasses | None:
     """Classify every clip by its nearest clip (cosine similarity) of another film; None if no class has two films.
 
-    Args:
-        features_nd: [N, D].
-        labels_n: [N] int64, not negative.
-        films_n: [N] int64, not negative. Near-duplicates, all of one class, share a number; with different numbers for
-            all clips only the clip itself is excluded.
+    Features are [N, D], labels and films [N] int64, not negative. Near-duplicates, all of one class, share a film's
+    number; with different numbers for all clips only the clip itself is excluded.
     """
     if len(features_nd) < 2:
         return None

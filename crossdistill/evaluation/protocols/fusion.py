@@ -23,11 +23,7 @@ from crossdistill.evaluation.settings import ProtocolSettings
 
 
 def common_videos(members: Sequence[EmbeddedSplit]) -> list[EmbeddedSplit]:
-    """Keep the videos that every student could read, in the same order.
-
-    Raises:
-        UserError: The students were evaluated on videos of other classes.
-    """
+    """Keep the videos that every student could read, in the same order; a ``UserError`` if their labels differ."""
     trains, tests = (_common([getattr(split, part) for split in members]) for part in ("train", "test"))
     return [replace(split, train=train, test=test) for split, train, test in zip(members, trains, tests, strict=True)]
 

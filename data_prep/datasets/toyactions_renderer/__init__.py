@@ -4,11 +4,6 @@
 acting body whose motion is the class, and up to two smaller distractors that move on their own. Everything except the
 acting body's motion is drawn independently of the class.
 
-* ``motions``: the twelve classes, as paths over time.
-* ``appearance``: silhouettes and textures.
-* ``scene``: bodies, background and their random composition.
-* ``rendering``: a scene's RGB, flow and depth.
-
 Place, size, angle and distance of the acting body have the same distribution for every class at the clip's middle, and
 every motion is symmetric in time about the middle. A clip of a class played backwards is therefore as likely as a clip
 of the opposite class (left and right, approach and recede, ...), and a single frame at a uniformly random time does
@@ -29,10 +24,8 @@ Example:
     ((4, 32, 32, 3), (3, 32, 32, 2), (4, 32, 32, 1))
 """
 
-from __future__ import annotations
-
 from data_prep.datasets.toyactions_renderer.motions import ACTIONS, Motion, Track
-from data_prep.datasets.toyactions_renderer.rendering import Clip, render_clip, render_frame
+from data_prep.datasets.toyactions_renderer.rendering import Clip, render_clip
 from data_prep.datasets.toyactions_renderer.scene import Scene, SceneKey, compose_scene
 
 __all__ = [
@@ -45,7 +38,6 @@ __all__ = [
     "Track",
     "compose_scene",
     "render_clip",
-    "render_frame",
 ]
 
 RENDERER_VERSION = 2

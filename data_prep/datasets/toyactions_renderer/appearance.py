@@ -62,16 +62,9 @@ def _noise(rng: np.random.Generator, *, cells: int, channels: int, side_px: int)
 
 
 def paint_texture(rng: np.random.Generator, *, side_px: int, cells: int, contrast: float) -> Floats:
-    """Paint patches of two colours with finer colour noise on top.
+    """Paint about ``cells`` patches a side, of two colours, with finer noise on top: [K, K, 3], intensity in [0, 1].
 
-    Args:
-        rng: Source of the colours and patches. The same state gives the same picture at every resolution.
-        side_px: Side K of the texture.
-        cells: Approximate number of patches along the side.
-        contrast: 1 for two distant colours, less for closer ones.
-
-    Returns:
-        [K, K, 3], intensity in [0, 1].
+    The same state of ``rng`` gives the same picture at every resolution. ``contrast`` is 1 for two distant colours.
     """
     first = rng.uniform(0, 1, size=3)
     second = (first + 0.5 + rng.uniform(-0.2, 0.2, size=3)) % 1

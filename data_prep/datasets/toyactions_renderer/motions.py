@@ -35,20 +35,15 @@ class Track:
 
 
 Motion = Callable[[np.random.Generator, NDArray[np.float64]], Track]
+Values = NDArray[np.float64] | float
+"""[T], or one number for all frames."""
 
 
 def _track(
-    instants: NDArray[np.float64],
-    *,
-    x: NDArray[np.float64] | float = 0.0,
-    y: NDArray[np.float64] | float = 0.0,
-    angle_rad: NDArray[np.float64] | float = 0.0,
-    scale: NDArray[np.float64] | float = 1.0,
+    instants: NDArray[np.float64], *, x: Values = 0.0, y: Values = 0.0, angle_rad: Values = 0.0, scale: Values = 1.0
 ) -> Track:
-    x, y, angle_rad, scale = (
-        np.broadcast_to(np.asarray(v, dtype=np.float64), instants.shape) for v in (x, y, angle_rad, scale)
-    )
-    return Track(offset=np.stack([x, y], axis=1), angle_rad=angle_rad, scale=scale)
+    full = [np.broadcast_to(np.asarray(v, dtype=np.float64), instants.shape) for v in (x, y, angle_rad, scale)]
+    return Track(offset=np.stack(full[:2], axis=1), angle_rad=full[2], scale=full[3])
 
 
 def slowdown(instants: NDArray[np.float64]) -> float:

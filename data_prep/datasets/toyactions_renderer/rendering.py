@@ -6,6 +6,7 @@ Shapes: T frames, H height, W width; height and width are equal.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -114,30 +115,15 @@ def _flow_and_depth_slopes(body: Body, t: int) -> NDArray[np.float32]:
     return np.array([[cos - 1, -sin], [sin, cos - 1], slant], dtype=np.float32)
 
 
-def _render_canvas(scene: Scene, t: int) -> _Canvas:
-    canvas = _paint_background(scene, t)
-    for body in scene.bodies:
-        _paint_body(canvas, body, t)
-    return canvas
-
-
-def _reduce(rgb: Floats, size_px: int) -> Floats:
-    return np.asarray(cv2.resize(rgb, (size_px, size_px), interpolation=cv2.INTER_AREA), dtype=np.float32)
-
-
-def render_frame(scene: Scene, t: int) -> Clip:
-    """Render frame t alone, as a clip of one frame."""
-    return _clip(scene, [_render_canvas(scene, t)])
-
-
-def render_clip(scene: Scene) -> Clip:
-    """Render all frames of a scene."""
-    return _clip(scene, [_render_canvas(scene, t) for t in range(scene.num_frames)])
-
-
-def _clip(scene: Scene, canvases: list[_Canvas]) -> Clip:
+def render_clip(scene: Scene, frames: Sequence[int] | None = None) -> Clip:
+    """Render all frames of a scene, or those with these numbers."""
+    canvases = [_paint_background(scene, t) for t in frames or range(scene.num_frames)]
+    for t, canvas in zip(frames or range(scene.num_frames), canvases, strict=True):
+        for body in scene.bodies:
+            _paint_body(canvas, body, t)
+    extent_px = (scene.size_px, scene.size_px)
     return Clip(
-        rgb=np.stack([_reduce(canvas.rgb, scene.size_px) for canvas in canvases]),
+        rgb=np.stack([cv2.resize(canvas.rgb, extent_px, interpolation=cv2.INTER_AREA) for canvas in canvases]),
         flow_px=np.stack([canvas.flow_px for canvas in canvases]).transpose(0, 2, 3, 1)[:-1],
         depth_mm=np.rint(np.stack([canvas.depth_mm for canvas in canvases])).astype(np.uint16)[..., None],
         surface=np.stack([canvas.surface for canvas in canvases]),

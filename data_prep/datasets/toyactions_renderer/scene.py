@@ -140,14 +140,7 @@ def _compose_distractors(
 
 
 def compose_scene(action: str, key: SceneKey, *, size_px: int, num_frames: int) -> Scene:
-    """Compose a scene at random.
-
-    Args:
-        action: Class name, one of ``ACTIONS``.
-        key: Seed, group and clip. The same key gives the same scene.
-        size_px: Side of the frame, even.
-        num_frames: Number of frames T.
-    """
+    """Compose a scene of a class at random. ``size_px`` is the even side of the frame. The same key gives the same."""
     ids = [key.seed, 0, list(ACTIONS).index(action), key.group, key.clip]
     rng = np.random.default_rng(np.random.SeedSequence(ids))
     instants: NDArray[np.float64] = np.arange(num_frames, dtype=np.float64) - (num_frames - 1) / 2
