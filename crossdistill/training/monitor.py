@@ -100,15 +100,19 @@ class Monitor:
         means = dict(zip(names, self.accelerator.reduce(local, reduction="mean").tolist(), strict=True))
         bad = [name for name, mean in means.items() if not math.isfinite(mean)]
         if bad:
-            terms = " and ".join(name for name in bad if name != "loss") or "loss"
-            raise UserError(f"NaN or infinite loss ({terms}) at step {self._first_bad_step(step)}: {REMEDY}")
+            first, terms = self._first_bad_step(step, bad)
+            named = " and ".join(name for name in terms if name != "loss") or "loss"
+            raise UserError(f"NaN or infinite loss ({named}) at step {first}: {REMEDY}")
         return means
 
-    def _first_bad_step(self, step: int) -> int:
-        """Step of this process's first batch with a NaN or infinite loss; ``step`` if only other processes had one."""
+    def _first_bad_step(self, step: int, bad: list[str]) -> tuple[int, list[str]]:
+        """Find this process's first bad batch: its step and terms; ``step`` and ``bad`` if other processes had it."""
         is_finite = torch.stack(self.values["loss"]).float().isfinite().tolist()
-        num_later = len(is_finite) - 1 - (is_finite.index(False) if False in is_finite else len(is_finite) - 1)
-        return step - num_later // self.accelerator.gradient_accumulation_steps
+        if False not in is_finite:
+            return step, bad
+        batch = is_finite.index(False)
+        num_later_steps = (len(is_finite) - 1 - batch) // self.accelerator.gradient_accumulation_steps
+        return step - num_later_steps, [name for name, values in self.values.items() if not values[batch].isfinite()]
 
     def _log_means(self, step: int, state: dict[str, float]) -> None:
         means = self.require_finite(step)

@@ -298,9 +298,7 @@ def test_given_weights_without_a_classifier__are_refused_before_another_teacher_
     assert list(tmp_path.iterdir()) == []
 
 
-def test_not_finite__names_the_first_step_its_term_and_the_last_good_checkpoint(
-    taught_by, toy_folder, tmp_path, assert_refused, monkeypatch
-):
+def test_not_finite__names_the_first_step_and_its_term(taught_by, toy_folder, tmp_path, assert_refused, monkeypatch):
     calls = []
 
     def broken_at_the_sixth(*, student, teacher):
@@ -310,7 +308,7 @@ def test_not_finite__names_the_first_step_its_term_and_the_last_good_checkpoint(
     monkeypatch.setitem(OBJECTIVES, "mse", dataclasses.replace(OBJECTIVES["mse"], loss=broken_at_the_sixth))
     options = [*TWO[:2], *TWO[3:], "--teacher-weights", taught_by[-2], "--objective", "compress-1q", "mse:1"]
     more = ["--epochs", 3, "--checkpoint-every-steps", 4, "--log-every-steps", 10, "--no-evaluate"]
-    refused = r"the loss \(mse\) is not finite at step 6 \(the last good checkpoint is of step 4\)"
+    refused = r"NaN or infinite loss \(mse\) at step 6: lower --lr"
     assert_refused(lambda: train(*options, *more, "--data", toy_folder, "--out", tmp_path / "x"), refused)
 
 
