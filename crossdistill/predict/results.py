@@ -96,15 +96,7 @@ def write_predictions(path: Path, student: str, predictions: Sequence[Prediction
 
 
 def require_readable(predictions: Sequence[Prediction], *, is_camera: bool) -> None:
-    """Check that the videos could be read.
-
-    Args:
-        predictions: Predictions of all videos. One without scores could not be read.
-        is_camera: Whether the videos are recordings of a camera, of which a single readable one is enough.
-
-    Raises:
-        UserError: A video could not be read; for a camera, none of the recordings could be read.
-    """
+    """Raise a ``UserError`` if a file could not be read, or if no recording of a camera could be read."""
     num_failed = sum(prediction.scores is None for prediction in predictions)
     # The last recording before a camera is unplugged may be too short.
     if num_failed and (not is_camera or num_failed == len(predictions)):

@@ -43,11 +43,7 @@ def class_accuracies(counts_cc: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def confusion_of(embedding: Embedding, protocol: str) -> NDArray[np.int64]:
-    """Compute the confusion matrix of a network by a protocol.
-
-    Raises:
-        UnavailableError: The protocol predicts no class.
-    """
+    """Compute the confusion matrix [C, C] of a network; a protocol without classes raises an ``UnavailableError``."""
     result = embedding.evaluation.results.get(protocol)
     outcome = None if result is None else result.outcome
     if outcome is None or outcome.predicted_b is None:

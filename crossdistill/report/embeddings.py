@@ -47,8 +47,6 @@ def embed(
 ) -> Embedding:
     """Embed and evaluate both parts of the split of the run that trained the network with ``config``.
 
-    ``description`` is the start of the progress bars' text.
-
     Raises:
         UnavailableError: The dataset lacks labels, the split or the network's stream, or a clip is too short.
     """

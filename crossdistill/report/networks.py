@@ -87,12 +87,7 @@ class Network:
 
 
 def find_dataset(record: RunRecord, data: Path | None) -> Manifest:
-    """Open ``--data``, or the first dataset of the run that still exists.
-
-    Raises:
-        UnavailableError: ``--data`` is absent and no dataset of the run exists any more.
-        UserError: ``--data`` is not a prepared dataset.
-    """
+    """Open ``--data``, or the first dataset of the run that still exists; raise an ``UnavailableError`` without any."""
     if data is not None:
         return Manifest.load(data)
     candidates = record.datasets or (TOYACTIONS_FOLDER,)

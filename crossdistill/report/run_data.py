@@ -52,13 +52,9 @@ class RunData:
 def collect(
     record: RunRecord, options: ReportOptions, *, baseline: RunRecord | None = None, kinds: Iterable[Kind] = tuple(Kind)
 ) -> RunData:
-    """Load, time and embed the networks of a run. Networks that are unavailable are skipped, with the reason.
+    """Load, time and embed the student and the given kinds of networks; those that are unavailable leave a reason.
 
-    Args:
-        record: The run.
-        options: Dataset, and how networks are loaded and clips are read.
-        baseline: Run that trained the same student with labels.
-        kinds: Kinds of networks to load; the student is always loaded.
+    ``baseline`` is the run that trained the same student with labels.
     """
     run = RunData(record, baseline)
     try:
