@@ -15,10 +15,7 @@ FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Part of the RuntimeError that PyTorch raises if the machine's memory is used up.
 CPU_MEMORY_ERROR = "DefaultCPUAllocator"
 # Errors after which writing another file fails as well.
-STOPPING_ERRORS = {
-    **dict.fromkeys(FULL_DISK_ERRORS, "the disk is full"),
-    errno.EROFS: "the disk is read-only",
-}
+STOPPING_ERRORS = {**dict.fromkeys(FULL_DISK_ERRORS, "the disk is full"), errno.EROFS: "the disk is read-only"}
 
 
 class UserError(ValueError):

@@ -75,9 +75,6 @@ def disparity_per_clip(depth_mm: Tensor) -> Tensor:
 
     Args:
         depth_mm: [B, 1, T, H, W], millimetres, 0 where nothing was measured.
-
-    Returns:
-        [B, 1, T, H, W], nearest distance of the clip divided by distance.
     """
     measured = depth_mm > 0
     disparity = torch.where(measured, depth_mm.clamp(min=1).reciprocal(), 0.0)
@@ -91,10 +88,7 @@ def centre_joints(joints_metres: Tensor) -> Tensor:
     Where somebody stands says little about the action. A shift per frame would hide walking and crouching.
 
     Args:
-        joints_metres: [B, 3, T, H, W], metres.
-
-    Returns:
-        [B, 3, T, H, W], metres from the mean position.
+        joints_metres: [B, 3, T, H, W].
     """
     return joints_metres - joints_metres.mean(dim=(2, 3, 4), keepdim=True)
 
@@ -173,10 +167,7 @@ MODALITIES: dict[str, Modality] = {m.name: m for m in (IMAGE, RGB, FLOW, DEPTH, 
 
 
 def get_modality(name: str) -> Modality:
-    """Look up a modality by name.
-
-    Raises:
-        UserError: The name is unknown; the error lists the known names.
+    """Look up a modality by name; for an unknown name, the ``UserError`` lists the known ones.
 
     Example:
         >>> get_modality("flow").channels

@@ -49,10 +49,9 @@ class ViewSpec:
         if not 0 < self.centre_fraction <= 1:
             raise UserError(f"a view's centre_fraction must be above 0 and at most 1, not {self.centre_fraction}")
         for name in ("mean", "std"):
-            if len(getattr(self, name)) != channels:
-                raise UserError(
-                    f"a {self.modality} view needs {channels} values in {name}, not {len(getattr(self, name))}"
-                )
+            given = len(getattr(self, name))
+            if given != channels:
+                raise UserError(f"a {self.modality} view needs {channels} values in {name}, not {given}")
 
     @property
     def kind(self) -> Modality:
@@ -67,8 +66,7 @@ class View:
     values: Tensor
     """[B, C, T, H, W], uint8 or uint16; ``Modality`` says which values they stand for."""
     channel_scale: Tensor
-    """[B, C] float32, the factor by which resizing scaled each channel's values. 1 if resizing does not
-    change the values."""
+    """[B, C] float32, the factor by which resizing scaled each channel's values."""
 
     def to(self, device: torch.device) -> View:
         """Copy to a device without waiting for the end of the copy."""

@@ -28,7 +28,7 @@ class ClipReader:
     root: Path
     """Folder of the prepared dataset."""
     streams: Mapping[str, Stream]
-    """Stream name to the entry of the manifest, for example ``video.streams``."""
+    """Stream name to entry of the manifest, for example ``video.streams``."""
     views: Sequence[ViewSpec]
     """Views to read. Each takes its frames from the stream that its modality names."""
     short_clips: str = "repeat"
@@ -60,29 +60,19 @@ class ClipReader:
         return stream.width_px, stream.height_px
 
     def spread_centres(self, num_clips: int) -> list[float]:
-        """Spread the centres of clips evenly over the video, in seconds.
-
-        Args:
-            num_clips: One clip is in the middle. Several reach from the first that fits to the last.
-        """
+        """Spread centres evenly from the first clip that fits to the last, in seconds; one clip is in the middle."""
         earliest, latest = self.centre_range_seconds
         if num_clips == 1:
             return [(earliest + latest) / 2]
         return [float(centre) for centre in np.linspace(earliest, latest, num_clips)]
 
     def frames(self, position: int, centre_seconds: float) -> list[int]:
-        """Return the frame positions of one clip in its stream.
-
-        Args:
-            position: Position of the view in ``views``.
-            centre_seconds: Time in the middle of the clip.
-        """
-        frames = clip_frames(self.view_streams[position], self.views[position], centre_seconds, loop=self._loop)
-        found: list[int] = frames.tolist()
-        return found
+        """Return the frame positions in its stream of a clip of the view ``views[position]``."""
+        stream, view = self.view_streams[position], self.views[position]
+        return clip_frames(stream, view, centre_seconds, loop=self._loop).tolist()
 
     def read(self, centres_seconds: Sequence[float], crops: Sequence[Sequence[Crop]]) -> list[list[CutClip]]:
-        """Read the clips around some centres and cut each with every crop of its view.
+        """Read the clips around some centres and cut each with every crop of its view; errors as in ``read_pictures``.
 
         Args:
             centres_seconds: Times in the middle of the clips.
@@ -90,9 +80,6 @@ class ClipReader:
 
         Returns:
             For each view ``len(centres_seconds) * len(crops)`` clips: all crops of the first clip, then of the second.
-
-        Raises:
-            UnreadableVideoError: A file is missing, damaged, or lacks a frame that the manifest names.
         """
         wanted: dict[str, list[int]] = {}
         for position, (view, of_view) in enumerate(zip(self.views, crops, strict=True)):

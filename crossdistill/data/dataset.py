@@ -48,10 +48,8 @@ class Entry:
 
 def entries_of(manifest: Manifest, positions: Sequence[int]) -> list[Entry]:
     """Return the videos at some positions of a manifest, as ``PairedClips`` takes them."""
-    return [
-        Entry(manifest.root, video, -1 if video.label is None else video.label)
-        for video in (manifest.videos[i] for i in positions)
-    ]
+    videos = [manifest.videos[i] for i in positions]
+    return [Entry(manifest.root, video, -1 if video.label is None else video.label) for video in videos]
 
 
 def check_entries(entries: Iterable[Entry], views: Sequence[ViewSpec], *, short_clips: str) -> None:
@@ -68,7 +66,6 @@ class Item:
     index: int
     """Position of the video in the dataset."""
     label: int
-    """Index of the class; -1 if the video has no label."""
     views: tuple[CutClip | None, ...] | None
     """The student's view, then the teachers'. A view that was not requested is None. None if no video could be read."""
     unreadable: tuple[tuple[str, str], ...] = ()
@@ -85,9 +82,7 @@ class Replay:
     """
 
     seed: int
-    """Seed of the draws."""
     num_augmentations: int
-    """Number of augmentations of each video in the cache."""
     unreadable: Mapping[tuple[int, int], str]
     """(sample, augmentation) to the reason why the cache has no embedding for it."""
 
@@ -96,7 +91,7 @@ class PairedClips(Dataset[Item]):
     """Clips of videos, one view for the student and one for each of its teachers.
 
     Args:
-        entries: Videos to draw clips from.
+        entries: Videos to draw clips from; a ``UserError`` if there are none.
         student_view: View of the student.
         teacher_views: Views of the teachers; empty if there is none.
         augmentation: Distribution of crop and mirroring; the time is uniform. None for the middle of each video and
@@ -107,11 +102,8 @@ class PairedClips(Dataset[Item]):
         replace_unreadable: Whether another video replaces one that cannot be read (training). If not, the sample is
             left out and reported (evaluation).
         decoder: Decoding library: one of ``DECODERS``.
-        short_clips: What happens if a clip is longer than its video: one of ``SHORT_CLIPS``.
-
-    Raises:
-        UserError: There are no entries, the decoder or policy is unknown, or the policy is ``error`` and a video is too
-            short.
+        short_clips: What happens if a clip is longer than its video: one of ``SHORT_CLIPS``. With ``error``, such a
+            video is a ``UserError``.
     """
 
     def __init__(
@@ -197,22 +189,19 @@ class PairedClips(Dataset[Item]):
         (centre_seconds,) = reader.spread_centres(1)
         if self.augmentation is not None:
             centre_seconds = float(generator.uniform(*reader.centre_range_seconds))
-        width_px, height_px = reader.picture_size_px
-        crops = self._crops(generator, width_px=width_px, height_px=height_px)
-        to_read = [[crop] if is_read else [] for crop, is_read in zip(crops, self.is_read, strict=True)]
-        clips = reader.read([centre_seconds], to_read)
+        crops = zip(self._crops(generator, *reader.picture_size_px), self.is_read, strict=True)
+        clips = reader.read([centre_seconds], [[crop] if is_read else [] for crop, is_read in crops])
         return tuple(clip[0] if clip else None for clip in clips)
 
-    def _crops(self, generator: np.random.Generator, *, width_px: int, height_px: int) -> list[Crop]:
+    def _crops(self, generator: np.random.Generator, width_px: int, height_px: int) -> list[Crop]:
         """Return one crop for each view."""
         if self.augmentation is None:
             fraction = self.views[0].centre_fraction
             return [centre_crop(width_px=width_px, height_px=height_px, fraction=fraction)] * len(self.views)
-        shared = self.augmentation.draw(generator, width_px=width_px, height_px=height_px)
-        if self.teacher_augmentation is None:
-            return [shared] * len(self.views)
-        own = self.teacher_augmentation.draw(generator, width_px=width_px, height_px=height_px)
-        return [shared, *(own for _ in self.views[1:])]
+        students = teachers = self.augmentation.draw(generator, width_px=width_px, height_px=height_px)
+        if self.teacher_augmentation is not None:
+            teachers = self.teacher_augmentation.draw(generator, width_px=width_px, height_px=height_px)
+        return [students, *(teachers for _ in self.views[1:])]
 
 
 class _ViewBatch:
@@ -227,37 +216,26 @@ class _ViewBatch:
     def __init__(self, num_clips: int) -> None:
         self._num_clips = num_clips
         self._values: Picture = np.empty(0, dtype=np.uint8)
-        self._scales: list[NDArray[np.float32]] = []
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether no clip has been added."""
-        return not self._scales
+        self.scales: list[NDArray[np.float32]] = []
 
     def add(self, clip: CutClip) -> None:
         """Copy one clip. All clips have the same shape."""
-        # The first clip gives the shape and type of the array.
-        if not self._scales:
+        if not self.scales:
             first = clip.frames[0]
             self._values = np.empty((self._num_clips, len(clip.frames), *first.shape), dtype=first.dtype)
-        np.stack(clip.frames, out=self._values[len(self._scales)])
-        self._scales.append(clip.channel_scale)
+        np.stack(clip.frames, out=self._values[len(self.scales)])
+        self.scales.append(clip.channel_scale)
 
     def view(self) -> View:
         """Return [B, C, T, H, W] with channels last in memory, as they were decoded."""
-        values = torch.from_numpy(self._values[: len(self._scales)]).permute(0, 4, 1, 2, 3)
-        return View(values, torch.from_numpy(np.stack(self._scales)))
+        values = torch.from_numpy(self._values[: len(self.scales)]).permute(0, 4, 1, 2, 3)
+        return View(values, torch.from_numpy(np.stack(self.scales)))
 
 
 def collate(items: Iterable[Item], *, num_items: int) -> PairedBatch:
-    """Stack samples into a batch. Samples that could not be read are skipped.
+    """Stack at most ``num_items`` samples into a batch of views [B, C, T, H, W]; unreadable samples are skipped.
 
-    Args:
-        items: The samples. They are requested one by one, so that only one is in memory at a time.
-        num_items: Maximum batch size B.
-
-    Returns:
-        Views [B, C, T, H, W], labels [B], and the reason for each video that could not be read.
+    The samples are requested one by one, so that only one is in memory at a time.
     """
     views: list[_ViewBatch] = []
     keys: list[tuple[int, int]] = []
@@ -276,8 +254,8 @@ def collate(items: Iterable[Item], *, num_items: int) -> PairedBatch:
     empty = View(torch.empty(0), torch.empty(0))
     sample_keys = torch.tensor(keys, dtype=torch.int64).reshape(-1, 2)
     return PairedBatch(
-        student=views[0].view() if views and not views[0].is_empty else empty,
-        teachers=tuple(batch.view() for batch in views[1:] if not batch.is_empty),
+        student=views[0].view() if views and views[0].scales else empty,
+        teachers=tuple(batch.view() for batch in views[1:] if batch.scales),
         sample_ids=sample_keys[:, 0].clone(),
         labels=torch.tensor(labels, dtype=torch.int64),
         unreadable=tuple(unreadable),
@@ -298,13 +276,9 @@ def _use_one_thread(worker: int) -> None:
 def make_loader(
     dataset: PairedClips, batches: Sequence[list[SampleKey]] | object, *, num_workers: int, pin_memory: bool = False
 ) -> DataLoader[Any]:
-    """Return a DataLoader that yields a ``PairedBatch`` for each list of sample keys.
+    """Return a DataLoader that yields a ``PairedBatch`` for each list of sample keys, for example ``TrainingBatches``.
 
-    Args:
-        dataset: The clips.
-        batches: Iterable of lists of ``SampleKey``, for example ``TrainingBatches``.
-        num_workers: Number of processes that decode; 0 decodes in this process.
-        pin_memory: Whether batches are copied to pinned memory, for a GPU.
+    With ``num_workers`` 0 it decodes in this process. Pinned memory makes copies to a GPU faster.
     """
     return DataLoader(
         dataset,

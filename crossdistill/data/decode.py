@@ -34,8 +34,6 @@ from crossdistill.utils.files import sha256_of
 DECODE_ERRORS = (av.FFmpegError, OSError, ValueError, IndexError)
 # Largest distance between two swapped timestamps. (XviD's packed frames swap neighbours.)
 REORDER_WINDOW_FRAMES = 8
-# FFmpeg opens any text file as a video of its letters.
-TEXT_FORMAT = "tty"
 FALLBACK_TIME_BASE = Fraction(1, 1000)
 
 _log = logging.getLogger(__name__)
@@ -51,7 +49,8 @@ def open_video(path: Path) -> tuple[av.container.InputContainer, av.VideoStream]
         container = av.open(str(path))
     except DECODE_ERRORS as error:
         raise UnreadableVideoError(f"{path}: cannot be opened ({reason_of(error)})") from error
-    if not container.streams.video or container.format.name == TEXT_FORMAT:
+    # FFmpeg opens any text file as a video of its letters, in the format "tty".
+    if not container.streams.video or container.format.name == "tty":
         container.close()
         raise UnreadableVideoError(f"{path}: has no video stream")
     video = container.streams.video[0]
@@ -67,13 +66,10 @@ def reason_of(error: BaseException) -> str:
 
 
 class PictureReader:
-    """Converts decoded frames to upright arrays with one colour converter.
+    """Converts decoded frames to upright arrays of one pixel format, for example ``rgb24``.
 
     ``VideoFrame.to_ndarray`` creates a converter with a pool of threads for every frame. That took 0.19 ms for a frame
     of 64x64. One converter with one thread takes 0.006 ms.
-
-    Args:
-        picture_format: PyAV's name of the pixel format of the arrays, for example ``rgb24``.
     """
 
     def __init__(self, picture_format: str) -> None:
@@ -108,23 +104,16 @@ def _decode(
 def decode_frames(
     path: Path, *, num_threads: int = 0, with_motion_vectors: bool = False
 ) -> Iterator[tuple[int, Fraction, av.VideoFrame]]:
-    """Decode a whole file in display order to PyAV's frames, without applying rotation.
+    """Yield (pts, time base, frame) of a whole file in display order, without applying rotation.
 
     A decoder returns frames in display order, but in some files the timestamps of neighbours are swapped. So the n-th
     frame gets the n-th smallest timestamp within a window of a few frames. A missing or repeated timestamp becomes the
-    previous one plus the usual distance.
+    previous one plus the usual distance. The frames before a damage are yielded before the error is raised.
 
     Args:
         path: A video file.
         num_threads: Threads of the decoder; 0 uses all cores. Use 1 in a worker process, and if the loop may end early.
         with_motion_vectors: Whether the frames carry the codec's motion vectors as side data.
-
-    Yields:
-        (pts, time base, frame).
-
-    Raises:
-        UnreadableVideoError: The file cannot be opened, or decoding stops with an error. The frames before the damage
-            are yielded first.
     """
     waiting: deque[av.VideoFrame] = deque()
     waiting_pts: list[int] = []
@@ -155,16 +144,7 @@ def decode_frames(
 def decode_all(
     path: Path, *, picture_format: str = "rgb24", num_threads: int = 0
 ) -> Iterator[tuple[int, Fraction, Picture]]:
-    """Decode a whole file in display order to upright pictures; see ``decode_frames``.
-
-    Args:
-        path: A video file.
-        picture_format: PyAV's name of the pixel format of the pictures.
-        num_threads: Threads of the decoder; 0 uses all cores.
-
-    Yields:
-        (pts, time base, picture [H, W] or [H, W, C]).
-    """
+    """Yield (pts, time base, upright picture [H, W] or [H, W, C]) of a whole file; see ``decode_frames``."""
     reader = PictureReader(picture_format)
     for pts, time_base, frame in decode_frames(path, num_threads=num_threads):
         yield pts, time_base, reader.read(frame)
@@ -184,14 +164,15 @@ def index_video(path: Path, *, relative_to: Path | None = None, stream_format: S
     Raises:
         UnreadableVideoError: The file cannot be opened, has no frame, or decoding stops with an error.
     """
-    indexed = _index_by_decoding(path) if stream_format is None else _index_packets(path, stream_format)
-    size, time_base, pts, keyframes, is_seekable = indexed
+    (height_px, width_px), time_base, pts, keyframes, is_seekable = (
+        _index_by_decoding(path) if stream_format is None else _index_packets(path, stream_format)
+    )
     if not pts:
         raise UnreadableVideoError(f"{path}: has no frame")
     return Stream(
         path=path.relative_to(relative_to or path.parent).as_posix(),
-        width_px=size[1],
-        height_px=size[0],
+        width_px=width_px,
+        height_px=height_px,
         time_base=time_base,
         pts=np.asarray(pts, dtype=np.int64),
         # Decoding can always start at the first frame, even if the file does not mark it as a keyframe.
@@ -213,12 +194,11 @@ def _index_packets(path: Path, stream_format: StreamFormat) -> Index:
         except DECODE_ERRORS as error:
             raise UnreadableVideoError(f"{path}: stops demuxing ({reason_of(error)})") from error
         # Unpacking an empty picture of the file's size gives the frame's size without decoding.
-        blank: Picture = np.empty((video.height, video.width), dtype=np.uint8)
-        size = stream_format.unpack(blank).shape
+        height_px, width_px, *_ = stream_format.unpack(np.empty((video.height, video.width), dtype=np.uint8)).shape
         time_base = video.time_base or FALLBACK_TIME_BASE
     # Packets are stored in decoding order; sorted by time they have the positions of the frames.
     keyframes = [i for i, (_, is_key) in enumerate(packets) if is_key]
-    return (size[0], size[1]), time_base, [pts for pts, _ in packets], keyframes, True
+    return (height_px, width_px), time_base, [pts for pts, _ in packets], keyframes, True
 
 
 def _index_by_decoding(path: Path) -> Index:
@@ -259,12 +239,12 @@ def read_pictures(
     Args:
         root: Folder of the dataset.
         stream: Entry of the stream in the manifest.
-        frames: Positions in ``stream.pts``, in any order; a position may repeat.
+        frames: T positions in ``stream.pts``, in any order; a position may repeat.
         stream_name: Name of the stream's format, a key of ``STREAM_FORMATS``.
         decoder: One of ``DECODERS``. Their colours may differ by a few levels.
 
     Returns:
-        T arrays [H, W, C], uint8 or uint16, in the order of ``frames``. A repeated frame may be the same array.
+        T arrays [H, W, C], uint8 or uint16. A repeated frame may be the same array.
 
     Raises:
         UnreadableVideoError: The file is missing or damaged, or lacks a frame that the manifest names.
@@ -295,8 +275,7 @@ def read_clip(
 ) -> dict[str, Picture]:
     """Read the same moments of several streams of one video.
 
-    Streams are paired by time. Each returns the frames nearest to the times, with any frame rate, number of frames and
-    first timestamp. Times before or after a stream give its first or last frame.
+    Streams are paired by time: each returns the frames nearest to the times, see ``nearest_frames``.
 
     Args:
         root: Folder of the dataset.
@@ -307,10 +286,6 @@ def read_clip(
     Returns:
         Stream name to the stored integers [T, H, W, C]: rgb uint8 with C = 3, flow uint8 with C = 2, depth uint16 with
         C = 1.
-
-    Raises:
-        UnreadableVideoError: A file is missing or damaged, or lacks a frame that the manifest names.
-        UserError: A stream name or the decoder is unknown, or the decoder does not work on this machine.
 
     Example:
         >>> import tempfile
@@ -334,14 +309,7 @@ def nearest_frames(stream: Stream, times_seconds: NDArray[np.float64]) -> NDArra
     """Return the positions of the frames nearest to some times; times outside the video give its first or last frame.
 
     Streams of one video are paired by time and not by position, because flow has one frame fewer than RGB, and a depth
-    camera may have another frame rate.
-
-    Args:
-        stream: Entry of the stream in the manifest.
-        times_seconds: [T], in any order.
-
-    Returns:
-        [T] int64. Of two frames that are equally near, the earlier one.
+    camera may have another frame rate. Of two frames that are equally near, the earlier one is taken.
     """
     times = stream.times_seconds
     right = np.searchsorted(times, times_seconds).clip(0, len(times) - 1)

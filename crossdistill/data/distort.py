@@ -21,16 +21,10 @@ ERASED_SIDE_RANGE = (0.2, 0.5)
 
 
 def distort(clip_bcthw: Tensor) -> Tensor:
-    """Change the contrast and brightness of every channel, and erase a box in half of the clips.
+    """Change contrast and brightness of each channel of normalised clips, and erase a box in half of the clips.
 
     All frames of a clip are changed in the same way. The draws come from torch's CPU generator, whose state is part of
     checkpoints.
-
-    Args:
-        clip_bcthw: [B, C, T, H, W], normalised.
-
-    Returns:
-        [B, C, T, H, W], a new tensor.
     """
     num_clips, channels, _, height, width = clip_bcthw.shape
     shape = (num_clips, channels, 1, 1, 1)

@@ -53,6 +53,11 @@ def decode_steps(coded: Sequence[int]) -> NDArray[np.int64]:
     return np.concatenate([[coded[0]], coded[0] + np.cumsum(steps)]).astype(np.int64)
 
 
+def _fields(record: Stream | Video) -> dict[str, Any]:
+    """Map field to value. ``dataclasses.asdict`` would also convert streams, whose arrays JSON cannot hold."""
+    return {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
+
+
 @dataclass(frozen=True)
 class Stream:
     """One stream of one video: its file, the size of its frames, and their timestamps."""
@@ -91,32 +96,20 @@ class Stream:
     def to_json(self) -> dict[str, Any]:
         """A JSON object that ``from_json`` reads back."""
         return {
-            "path": self.path,
-            "width_px": self.width_px,
-            "height_px": self.height_px,
+            **_fields(self),
             "time_base": [self.time_base.numerator, self.time_base.denominator],
             "num_frames": self.num_frames,
             "pts": encode_steps(self.pts.tolist()),
             "keyframes": encode_steps(self.keyframes.tolist()),
-            "is_seekable": self.is_seekable,
-            "num_bytes": self.num_bytes,
-            "sha256": self.sha256,
         }
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Stream:
         """Read what ``to_json`` wrote."""
-        return Stream(
-            path=data["path"],
-            width_px=data["width_px"],
-            height_px=data["height_px"],
-            time_base=Fraction(*data["time_base"]),
-            pts=decode_steps(data["pts"]),
-            keyframes=decode_steps(data["keyframes"]),
-            is_seekable=data["is_seekable"],
-            num_bytes=data.get("num_bytes", 0),  # manifests of early versions have neither size nor checksum
-            sha256=data.get("sha256", ""),
-        )
+        # Manifests of early versions have neither size nor checksum, which then keep their defaults.
+        known = {f.name: data[f.name] for f in dataclasses.fields(Stream) if f.name in data}
+        arrays = {name: decode_steps(data[name]) for name in ("pts", "keyframes")}
+        return Stream(**{**known, **arrays, "time_base": Fraction(*data["time_base"])})
 
 
 @dataclass(frozen=True)
@@ -136,7 +129,6 @@ class Video:
     reason: str = ""
     """Reason if the status is not ``ok``."""
     streams: dict[str, Stream] = field(default_factory=dict)
-    """Stream name to stream."""
 
     @property
     def is_usable(self) -> bool:
@@ -145,10 +137,7 @@ class Video:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that ``from_json`` reads back."""
-        # dataclasses.asdict would also convert the streams, whose arrays JSON cannot hold.
-        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        data["streams"] = {name: stream.to_json() for name, stream in self.streams.items()}
-        return data
+        return {**_fields(self), "streams": {name: stream.to_json() for name, stream in self.streams.items()}}
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Video:
@@ -161,7 +150,6 @@ class Manifest:
     """A prepared dataset: a folder, its classes and its videos."""
 
     root: Path
-    """Folder of the dataset."""
     dataset: str
     """Name of the dataset, for example ``ucf101``."""
     classes: tuple[str, ...]
@@ -184,26 +172,16 @@ class Manifest:
         return tuple(sorted(set.intersection(*usable))) if usable else ()
 
     def select(self, *, split: str, part: str) -> list[int]:
-        """Return the positions of the videos in one part of a split, including unusable videos.
+        """Return the positions of the videos in one part (``train``) of a split (``1``), including unusable videos.
 
-        Args:
-            split: Name of the split, for example ``"1"``.
-            part: Name of the part, for example ``"train"``.
-
-        Raises:
-            UserError: There is no such split.
+        An unknown split is a ``UserError``.
         """
         if split not in self.splits:
             raise UserError(f"{self.root} has no split {split!r}: choose one of {', '.join(sorted(self.splits))}")
         return [i for i, video in enumerate(self.videos) if video.splits.get(split) == part]
 
     def require_stream(self, stream: str, *, wanted_by: str) -> None:
-        """Raise a ``UserError`` unless every usable video has a stream.
-
-        Args:
-            stream: Name of the stream.
-            wanted_by: What needs the stream, for the error.
-        """
+        """Raise a ``UserError`` that names who wants the stream, unless every usable video has it."""
         if stream not in self.streams:
             raise UserError(
                 f"{wanted_by} needs the stream {stream!r}, but the dataset {self.root} has only "
@@ -213,8 +191,7 @@ class Manifest:
     def save(self, name: str = MANIFEST_NAME) -> Path:
         """Write the manifest to ``root`` atomically, and return its path.
 
-        Args:
-            name: Name of the file. Parts of a dataset that are prepared separately have their own.
+        Parts of a dataset that are prepared separately have a ``name`` of their own.
         """
         header = {
             "format": "crossdistill-manifest",
@@ -232,11 +209,7 @@ class Manifest:
 
     @staticmethod
     def load(root: str | Path, name: str = MANIFEST_NAME) -> Manifest:
-        """Read the manifest of a prepared dataset.
-
-        Args:
-            root: Folder of the dataset.
-            name: Name of the manifest file.
+        """Read the manifest of a prepared dataset in the folder ``root``.
 
         Raises:
             UserError: There is no manifest, it is damaged, or a newer version of crossdistill wrote it.
@@ -253,14 +226,8 @@ class Manifest:
                 f"{path} has format version {header['version']}, this crossdistill reads up to "
                 f"{FORMAT_VERSION}: update crossdistill"
             )
-        return Manifest(
-            root=root,
-            dataset=header["dataset"],
-            classes=tuple(header["classes"]),
-            videos=tuple(Video.from_json(row) for row in rows),
-            flip_keeps_label=header["flip_keeps_label"],
-            facts=header["facts"],
-        )
+        classes, videos = tuple(header["classes"]), tuple(Video.from_json(row) for row in rows)
+        return Manifest(root, header["dataset"], classes, videos, header["flip_keeps_label"], header["facts"])
 
 
 def _read_json_lines(path: Path) -> list[dict[str, Any]]:

@@ -41,10 +41,6 @@ def sample_generator(seed: int, key: SampleKey) -> np.random.Generator:
     return np.random.default_rng([seed, key.epoch, key.index])
 
 
-# Largest relative change of the distance between frames that counts as rounding of timestamps.
-ROUNDING_SHARE = 0.05
-
-
 def frame_seconds(stream: Stream) -> float:
     """Return the distance between two frames in seconds: the median, which a pause in the video does not change.
 
@@ -55,7 +51,8 @@ def frame_seconds(stream: Stream) -> float:
         return 1.0
     median = float(np.median(np.diff(stream.pts)))
     mean = float(stream.pts[-1] - stream.pts[0]) / (stream.num_frames - 1)
-    is_rounding = abs(mean - median) <= min(1, ROUNDING_SHARE * median)
+    # Rounding moves a timestamp by less than one unit. A larger share of the step means a pause or a changing rate.
+    is_rounding = abs(mean - median) <= min(1, 0.05 * median)
     return (mean if is_rounding else median) * float(stream.time_base)
 
 
@@ -76,14 +73,7 @@ class Loop:
     """Centre of every clip. The longest view then starts at ``start_seconds``."""
 
     def wrap(self, times_seconds: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Map times of any round to the first round.
-
-        Args:
-            times_seconds: [T], any times.
-
-        Returns:
-            [T], times from half a frame before ``start_seconds`` on, and less than one period later.
-        """
+        """Map times [T] of any round to the first, which begins half a frame before ``start_seconds``."""
         # A round begins between two frames. If it began at a frame, rounding would decide in which round the frame is.
         begin_seconds = self.start_seconds - self.frame_seconds / 2
         return np.asarray(begin_seconds + np.mod(times_seconds - begin_seconds, self.period_seconds), dtype=np.float64)
@@ -94,16 +84,8 @@ def clip_frames(
 ) -> NDArray[np.int64]:
     """Return the positions of a clip's frames in its stream.
 
-    The clip starts at the frame nearest to its first time. Every later time takes its nearest frame.
-
-    Args:
-        stream: The stream.
-        view: Number of frames and stride of the clip.
-        centre_seconds: Time in the middle of the clip.
-        loop: How the video starts again. If None, the first and last frame repeat beyond the ends of the video.
-
-    Returns:
-        [num_frames] int64.
+    The clip starts at the frame nearest to its first time. Every later time takes its nearest frame. Without a loop,
+    the first and last frame repeat beyond the ends of the video.
 
     Example:
         >>> from fractions import Fraction
@@ -131,16 +113,10 @@ def centre_range_seconds(streams: Sequence[Stream], views: Sequence[ViewSpec]) -
     """Return the earliest and the latest centre with which every view lies inside its stream, in seconds.
 
     If the video is too short, both are the middle of the time that all streams share.
-
-    Args:
-        streams: The stream of each view.
-        views: Views of the same moment.
     """
     earliest, latest = _centres_inside(streams, views)
-    if earliest > latest:
-        shared_start, shared_end = _shared_seconds(streams)
-        earliest = latest = (shared_start + shared_end) / 2
-    return earliest, latest
+    middle = sum(_shared_seconds(streams)) / 2
+    return (earliest, latest) if earliest <= latest else (middle, middle)
 
 
 def missing_seconds(streams: Sequence[Stream], views: Sequence[ViewSpec]) -> float:
@@ -166,15 +142,9 @@ def video_loop(streams: Sequence[Stream], views: Sequence[ViewSpec]) -> Loop | N
 
 
 def check_short_clips(policy: str, videos: Iterable[tuple[str, Sequence[Stream]]], views: Sequence[ViewSpec]) -> None:
-    """Check the policy for short clips; with ``error``, check that no video is too short.
+    """Raise a ``UserError`` if a policy is not in ``SHORT_CLIPS``, or is ``error`` and a video is too short.
 
-    Args:
-        policy: One of ``SHORT_CLIPS``.
-        videos: For each video its name and the stream of each view.
-        views: Views of the same moment.
-
-    Raises:
-        UserError: The policy is unknown, or it is ``error`` and a video is too short.
+    A video is given by its name and the stream of each view.
     """
     if policy not in SHORT_CLIPS:
         raise unknown_name("--short-clips", policy, SHORT_CLIPS)
@@ -227,24 +197,13 @@ def _centres_inside(streams: Sequence[Stream], views: Sequence[ViewSpec]) -> tup
     return earliest, latest
 
 
+@dataclass(frozen=True, kw_only=True)
 class TrainingBatches:
     """Batch sampler of a whole training run for one process; it can start at any batch.
 
     Each epoch is one permutation drawn from (seed, epoch). Global batch n is its n-th slice, and process p takes the
     p-th part of the slice. So two processes with half the batch size see the same samples in the same order as one
     process. Samples that do not fill a global batch are skipped in that epoch.
-
-    Args:
-        num_samples: Number of samples in the dataset.
-        batch_size: Samples per batch of one process.
-        num_epochs: Number of passes over the dataset.
-        seed: Seed of the permutations.
-        num_processes: Number of processes that train together.
-        process_index: Index of this process.
-        start_batch: Number of batches that this process has finished before a resume.
-
-    Raises:
-        UserError: The dataset has fewer samples than one batch of all processes.
 
     Example:
         >>> batches = TrainingBatches(num_samples=7, batch_size=2, num_epochs=2, seed=0)
@@ -254,31 +213,29 @@ class TrainingBatches:
         [[0, 0], [0, 0], [0, 0], [1, 1], [1, 1], [1, 1]]
     """
 
-    def __init__(
-        self,
-        *,
-        num_samples: int,
-        batch_size: int,
-        num_epochs: int,
-        seed: int,
-        num_processes: int = 1,
-        process_index: int = 0,
-        start_batch: int = 0,
-    ) -> None:
-        self.batches_per_epoch = num_samples // (batch_size * num_processes)
+    num_samples: int
+    """Number of samples in the dataset; a ``UserError`` if they do not fill one global batch."""
+    batch_size: int
+    """Samples per batch of one process."""
+    num_epochs: int
+    seed: int
+    num_processes: int = 1
+    process_index: int = 0
+    start_batch: int = 0
+    """Number of batches that this process has finished before a resume."""
+
+    def __post_init__(self) -> None:
         if self.batches_per_epoch == 0:
             raise UserError(
-                f"a batch of {batch_size} on {num_processes} process(es) needs "
-                f"{batch_size * num_processes} clips, but the data has {num_samples}: "
-                f"choose --batch-size {max(1, num_samples // num_processes)} or less"
+                f"a batch of {self.batch_size} on {self.num_processes} process(es) needs "
+                f"{self.batch_size * self.num_processes} clips, but the data has {self.num_samples}: "
+                f"choose --batch-size {max(1, self.num_samples // self.num_processes)} or less"
             )
-        self.num_samples = num_samples
-        self.batch_size = batch_size
-        self.num_epochs = num_epochs
-        self.seed = seed
-        self.num_processes = num_processes
-        self.process_index = process_index
-        self.start_batch = start_batch
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Number of batches of one process in one epoch."""
+        return self.num_samples // (self.batch_size * self.num_processes)
 
     def __len__(self) -> int:
         return self.batches_per_epoch * self.num_epochs - self.start_batch

@@ -39,12 +39,7 @@ Picture = NDArray[Any]
 
 
 def stack_channels(frame_hwc: Picture) -> Picture:
-    """Stack the channels of a frame [H, W, C] to one gray picture [C * H, W].
-
-    Example:
-        >>> stack_channels(np.zeros((120, 160, 2), dtype=np.uint8)).shape
-        (240, 160)
-    """
+    """Stack the channels of a frame [H, W, C] to one gray picture [C * H, W]."""
     height, width, channels = frame_hwc.shape
     return np.ascontiguousarray(frame_hwc.transpose(2, 0, 1)).reshape(channels * height, width)
 
@@ -58,10 +53,6 @@ def quantise_flow(flow_px: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Quantise flow in pixels per frame to bytes. ``Modality.value_scale`` and ``value_offset`` are the inverse.
 
     Zero stays exact. The error is at most 0.079 px per component within ±20 px; larger motion is clipped.
-
-    Example:
-        >>> quantise_flow(np.asarray([-100.0, 0.0, 20.0], dtype=np.float32)).tolist()
-        [1, 128, 255]
     """
     coded = np.rint(flow_px * (1 / FLOW_STEP_PX)) + FLOW_ZERO
     return np.clip(coded, 1, 255).astype(np.uint8)
@@ -91,9 +82,8 @@ class StreamFormat:
     is_full_range: bool = False
     """Whether the file is marked as full range. Readers of gray pictures then return the stored bytes unscaled."""
     pack: Callable[[Picture], Picture] = lambda frame: frame
-    """Function from a frame to a picture."""
+    """Function from a frame to a picture; ``unpack`` is its inverse."""
     unpack: Callable[[Picture], Picture] = lambda picture: picture
-    """Function from a picture to a frame."""
 
 
 STREAM_FORMATS: dict[str, StreamFormat] = {
@@ -112,8 +102,13 @@ STREAM_FORMATS: dict[str, StreamFormat] = {
         picture_format="gray",
         # A fixed quantiser bounds the error. psy and aq would spend fewer bits on flat regions, which matter in flow.
         codec_options={
-            **{"qp": "14", "g": "1", "bf": "0", "tune": "fastdecode", "mbtree": "0"},
-            **{"psy": "0", "aq-mode": "0"},
+            "qp": "14",
+            "g": "1",
+            "bf": "0",
+            "tune": "fastdecode",
+            "mbtree": "0",
+            "psy": "0",
+            "aq-mode": "0",
         },
         is_full_range=True,
         pack=stack_channels,
@@ -174,11 +169,9 @@ class StreamWriter:
         return self
 
     def write(self, frame: Picture | av.VideoFrame, pts: int) -> None:
-        """Append one frame.
+        """Append an array [H, W, C], or a decoder's frame, whose colour matrix and range are kept.
 
-        Args:
-            frame: An array [H, W, C], or a decoder's frame, whose colour matrix and range are kept.
-            pts: Timestamp in units of the time base. It is not negative, and larger than that of the frame before.
+        The timestamp is in units of the time base, not negative, and larger than that of the frame before.
         """
         assert self._container is not None, "write() belongs inside the with block"
         if pts < 0:  # in MP4 it means "do not show", and readers skip the frame
@@ -201,10 +194,8 @@ class StreamWriter:
         width, height = frame.width, frame.height
         if self.stream_format.pixel_format == "yuv420p" and (height % 2 or width % 2):
             raise UserError(f"H.264 needs even sides, not {width}x{height}: choose an even size")
-        stream = cast(
-            av.VideoStream,
-            self._container.add_stream(self.stream_format.codec, options=dict(self.stream_format.codec_options)),
-        )
+        options = dict(self.stream_format.codec_options)
+        stream = cast(av.VideoStream, self._container.add_stream(self.stream_format.codec, options=options))
         stream.width, stream.height = width, height
         stream.pix_fmt = self.stream_format.pixel_format
         stream.time_base = self.time_base
@@ -217,10 +208,7 @@ class StreamWriter:
         return stream
 
     def __exit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         assert self._container is not None
         try:

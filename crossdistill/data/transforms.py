@@ -41,21 +41,13 @@ class Augmentation:
     area_min: float = 0.2
     """Smallest area of a crop, as a share of the picture's area."""
     area_max: float = 1.0
-    """Largest area of a crop, as a share of the picture's area."""
     ratio_min: float = 3 / 4
     """Smallest ratio of width to height, in pixels."""
     ratio_max: float = 4 / 3
-    """Largest ratio of width to height, in pixels."""
     mirror_probability: float = 0.5
 
     def draw(self, generator: np.random.Generator, *, width_px: int, height_px: int) -> Crop:
-        """Draw one crop; the centre crop if ten drawn crops in a row do not fit into the picture.
-
-        Args:
-            generator: Generator of the sample and epoch.
-            width_px: Width of the picture.
-            height_px: Height of the picture.
-        """
+        """Draw a crop for a picture; the centre crop if ten drawn crops in a row do not fit into it."""
         # The order of the draws decides which crops a seed gives, so it must not change.
         is_mirrored = bool(generator.random() < self.mirror_probability)
         for _ in range(10):
@@ -71,13 +63,7 @@ class Augmentation:
 
 
 def centre_crop(*, width_px: int, height_px: int, is_mirrored: bool = False, fraction: float = 1.0) -> Crop:
-    """Return a centred square.
-
-    Args:
-        width_px: Width of the picture.
-        height_px: Height of the picture.
-        is_mirrored: Whether the square is flipped horizontally.
-        fraction: Side of the square divided by the shorter side of the picture, in (0, 1].
+    """Return the centred square of a picture. Its side is ``fraction``, in (0, 1], of the picture's shorter side.
 
     Example:
         >>> centre_crop(width_px=160, height_px=120)
@@ -109,7 +95,7 @@ def cut_view(frames: Sequence[Picture], crop: Crop, *, modality: Modality, size_
     Args:
         frames: T arrays [H, W, C], or one array [T, H, W, C], of stored integers.
         crop: Part of the picture, and whether it is mirrored.
-        modality: Rules of the modality for cropping, resizing and mirroring.
+        modality: Rules for cropping, resizing and mirroring.
         size_px: Height and width S of the result.
     """
     if not modality.is_picture:
@@ -157,12 +143,7 @@ def _resize(frame_hwc: Picture, size_px: int, modality: Modality) -> Picture:
 def normalise(view: View, spec: ViewSpec) -> Tensor:
     """Convert stored integers to the normalised floats that an encoder takes, on the device of the view.
 
-    Args:
-        view: [B, C, T, H, W] integers, and the scale of each channel.
-        spec: View of the encoder: its modality, mean and standard deviation.
-
-    Returns:
-        [B, C, T, H, W] float32, with the memory layout of ``view.values``.
+    The result [B, C, T, H, W] is float32 and has the memory layout of ``view.values``.
 
     Example:
         >>> spec = ViewSpec("image", num_frames=1, stride=1, size_px=2, mean=(0.5,) * 3, std=(0.5,) * 3)

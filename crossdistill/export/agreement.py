@@ -14,9 +14,7 @@ from crossdistill.errors import UserError
 # Convolutions of a quantised student agree to the bit. PyTorch sums linear layers and attention in floating point: a
 # sum close to the middle of two integers may be rounded up in PyTorch and down in another runtime.
 MIN_COSINE = 0.99
-"""Smallest cosine of a quantised student's embeddings in both runtimes."""
-MAX_DIFFERENCE = 1e-3
-"""Largest difference of a float student's outputs, relative to the largest value."""
+MAX_DIFFERENCE = 1e-3  # of a float student's outputs, relative to the largest value
 
 
 @dataclass(frozen=True)
@@ -44,26 +42,17 @@ def compare_outputs(expected: Mapping[str, Tensor], found: Mapping[str, Tensor])
         >>> compare_outputs({"embeddings": torch.eye(2)}, {"embeddings": 3 * torch.eye(2)})
         (1.0, 2.0)
     """
-    shapes = [{name: tuple(tensor.shape) for name, tensor in outputs.items()} for outputs in (expected, found)]
+    shapes = [{name: tensor.shape for name, tensor in outputs.items()} for outputs in (expected, found)]
     if shapes[0] != shapes[1]:
         return -1.0, float("inf")
-    cosines = [float(F.cosine_similarity(found[name], expected[name], eps=1e-12).min()) for name in expected]
-    differences = [
-        float((found[name] - expected[name]).abs().max() / expected[name].abs().max().clamp(min=1e-12))
-        for name in expected
-    ]
-    return min(cosines), max(differences)
+    pairs = [(wanted, found[name]) for name, wanted in expected.items()]
+    cosines = [float(F.cosine_similarity(given, wanted, eps=1e-12).min()) for wanted, given in pairs]
+    differences = [(given - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12) for wanted, given in pairs]
+    return min(cosines), float(max(differences))
 
 
 def require_agreement(encoder: Encoder, agreement: ExportAgreement, *, runtime: str, min_cosine: float) -> None:
-    """Raise a ``UserError`` if the outputs of an exported file differ too much.
-
-    Args:
-        encoder: The exported student.
-        agreement: The comparison.
-        runtime: Name of the runtime, for example ``onnxruntime``.
-        min_cosine: Smallest allowed cosine.
-    """
+    """Raise a ``UserError`` if the outputs of a student's exported file differ too much in a runtime."""
     max_difference = MAX_DIFFERENCE if encoder.bits is None else float("inf")
     # Both comparisons are false for NaN, so a file with NaN outputs is refused.
     if agreement.min_cosine >= min_cosine and agreement.max_difference <= max_difference:

@@ -23,11 +23,10 @@ from crossdistill.utils.files import require_writable
 
 @dataclass(frozen=True)
 class ExportedFile:
-    """An exported file, and how well its outputs agree with PyTorch's."""
+    """An exported file in a format of ``FORMATS``, and how well its outputs agree with PyTorch's."""
 
     path: Path
     to: str
-    """Format, a key of ``FORMATS``."""
     metadata: ExportMetadata
     agreement: ExportAgreement
     compared_on: str

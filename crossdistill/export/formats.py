@@ -24,9 +24,9 @@ from crossdistill.export.metadata import ExportMetadata
 from crossdistill.export.network import NUM_EXAMPLES, ExportedStudent, Forward, module_forward, repeat_clips
 from crossdistill.utils.files import atomic_path
 
+# Number of clips in the second batch that is compared. It differs from the number of traced clips, so that a batch size
+# that tracing has fixed is found.
 OTHER_BATCH = 3
-"""Number of clips in the second batch that is compared. It differs from the number of traced clips, so a batch size
-that tracing has fixed is found."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,6 @@ class Format:
     """One format of exported files."""
 
     default_name: str
-    """Name of the file in the run's folder."""
     runtime: str
     """Name of the runtime whose outputs are compared with PyTorch's."""
     write: Callable[[ExportedStudent, Path, Tensor, ExportMetadata], None]
@@ -52,12 +51,7 @@ class Format:
 
 FORMATS: dict[str, Format] = {
     "onnx": Format(
-        "export.onnx",
-        "onnxruntime",
-        onnx.write,
-        onnx.open_file,
-        check=onnx.check,
-        operators=onnx.executed_operators,
+        "export.onnx", "onnxruntime", onnx.write, onnx.open_file, check=onnx.check, operators=onnx.executed_operators
     ),
     "torchscript": Format("export.torchscript.pt", "TorchScript", torchscript.write, torchscript.open_file),
     "torch-export": Format("export.pt2", "torch.export", torch_export.write, torch_export.open_file),
@@ -81,9 +75,7 @@ def export_student(
     classes: Sequence[str] = (),
     min_cosine: float = MIN_COSINE,
 ) -> ExportAgreement:
-    """Write a student in one format. Keep the file only if its outputs agree with PyTorch's.
-
-    The outputs are compared on all clips in one batch, and on a batch of another size.
+    """Write a student in one format. Keep the file only if its outputs agree with PyTorch's, in batches of two sizes.
 
     Args:
         encoder: The student, float or quantised, on the CPU. It is not changed.
@@ -110,12 +102,9 @@ def export_student(
         chosen.write(student, temporary, repeat_clips(clips, NUM_EXAMPLES), metadata)
         forward = chosen.open(temporary, encoder)
         found = [compare_outputs(outputs, forward(batch)) for outputs, batch in zip(expected, batches, strict=True)]
-        agreement = ExportAgreement(
-            num_clips=len(clips),
-            min_cosine=min(cosine for cosine, _ in found),
-            max_difference=max(difference for _, difference in found),
-            operators={} if chosen.operators is None else chosen.operators(temporary),
-        )
+        cosines, differences = zip(*found, strict=True)
+        operators = {} if chosen.operators is None else chosen.operators(temporary)
+        agreement = ExportAgreement(len(clips), min(cosines), max(differences), operators)
         # Inside the block: if this raises, the temporary file is removed and an earlier export stays.
         require_agreement(encoder, agreement, runtime=chosen.runtime, min_cosine=min_cosine)
     if chosen.write_beside is not None:

@@ -9,31 +9,31 @@ is saved as a ``CrossDistillModel``. transformers has no class for it, and code 
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from crossdistill.encoders import Encoder, is_from_file
 from crossdistill.encoders.weights import load_tensors
 from crossdistill.errors import UserError
-from crossdistill.export.metadata import EMBEDDINGS, LOGITS, METADATA_KEY, ExportMetadata
-from crossdistill.export.network import ExportedStudent, Forward, Outputs, encoder_forward
-from crossdistill.export.safetensors import classifier_path, rebuild, write_classifier
+from crossdistill.export.metadata import METADATA_KEY, ExportMetadata
+from crossdistill.export.network import ExportedStudent, Forward, module_forward, require_package
+from crossdistill.export.safetensors import classifier_path, open_weights, write_classifier
 
 WEIGHTS_NAME = "model.safetensors"
-CARD_NAME = "README.md"
+
+require_transformers = functools.partial(require_package, "transformers", target="--to hf", extra="hf")
 
 
 def check(encoder: Encoder) -> None:
     """Raise a ``UserError`` if transformers is missing, or if a Python file builds the network."""
-    _require_transformers()
+    require_transformers()
     if is_from_file(encoder.name):
         raise UserError(
             f"{encoder.name} is built by a Python file, which a folder for transformers must not run: choose another "
@@ -41,18 +41,9 @@ def check(encoder: Encoder) -> None:
         )
 
 
-def _require_transformers() -> ModuleType:
-    try:
-        return importlib.import_module("transformers")
-    except ImportError as error:
-        raise UserError(
-            f"--to hf needs transformers, which cannot be imported ({error}): run pip install 'crossdistill[hf]'"
-        ) from error
-
-
 def is_transformers_model(encoder: Encoder) -> bool:
     """Whether the body is a class of transformers that loads what it saved."""
-    return encoder.bits is None and isinstance(encoder.body, _require_transformers().PreTrainedModel)
+    return encoder.bits is None and isinstance(encoder.body, require_transformers().PreTrainedModel)
 
 
 def write(student: ExportedStudent, folder: Path, examples: Tensor, metadata: ExportMetadata) -> None:
@@ -63,7 +54,7 @@ def write(student: ExportedStudent, folder: Path, examples: Tensor, metadata: Ex
             _write_transformers_model(encoder, folder, metadata)
         else:
             _write_crossdistill_model(encoder, folder, metadata)
-    (folder / CARD_NAME).write_text(_model_card(encoder, metadata), encoding="utf-8")
+    (folder / "README.md").write_text(_model_card(encoder, metadata), encoding="utf-8")
 
 
 def _write_transformers_model(encoder: Encoder, folder: Path, metadata: ExportMetadata) -> None:
@@ -96,25 +87,17 @@ def _open_transformers_model(path: Path, encoder: Encoder) -> Forward:
     body: Any = encoder.body
     model = _from_pretrained(path, **FAMILIES.get(body.config.model_type, OTHER).build)
     # The model returns all tokens; the rebuilt encoder pools them to features.
-    fresh = rebuild(encoder)
-    load_tensors(fresh, model.state_dict(), source=str(path))
-    return encoder_forward(fresh, encoder.classifier)
+    return open_weights(model.state_dict(), path, encoder)
 
 
 def _open_crossdistill(path: Path) -> Forward:
     importlib.import_module("crossdistill.export.hf_model")
     model = _from_pretrained(path)
-
-    def forward(clips: Tensor) -> Outputs:
-        with torch.no_grad():
-            output = model(clips)
-        return {name: output[name] for name in (EMBEDDINGS, LOGITS) if name in output}
-
-    return forward
+    return module_forward(lambda clips: model(clips, return_dict=False))
 
 
 def _from_pretrained(path: Path, **options: Any) -> Any:
-    auto_model = _require_transformers().AutoModel
+    auto_model = require_transformers().AutoModel
     model, report = auto_model.from_pretrained(
         path, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
     )
@@ -126,7 +109,7 @@ def _from_pretrained(path: Path, **options: Any) -> Any:
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
     """Silence the progress bars and warnings of transformers."""
-    library_logging = _require_transformers().utils.logging
+    library_logging = require_transformers().utils.logging
     level = library_logging.get_verbosity()
     library_logging.set_verbosity(logging.ERROR)
     library_logging.disable_progress_bar()
@@ -156,8 +139,8 @@ def _model_card(encoder: Encoder, metadata: ExportMetadata) -> str:
         f"mean {list(view.mean)}, standard deviation {list(view.std)}; `config.json` describes the whole preprocessing "
         f"under `{METADATA_KEY}`."
     ]
-    head = [f"# {encoder.name}", "", "A network trained with crossdistill.", ""]
-    return "\n".join([*head, "```python", "import transformers", *code, "```", "", *notes]) + "\n"
+    head = f"# {encoder.name}\n\nA network trained with crossdistill.\n"
+    return "\n".join([head, "```python", "import transformers", *code, "```", "", *notes]) + "\n"
 
 
 def _pooling(encoder: Encoder) -> str:

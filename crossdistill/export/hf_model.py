@@ -20,22 +20,16 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from crossdistill.encoders import create_encoder, is_from_file
+from crossdistill.encoders import is_from_file
 from crossdistill.errors import UserError
 from crossdistill.export.metadata import INPUT, ExportMetadata
-from crossdistill.quantization.quantize import quantize
+from crossdistill.export.network import build_encoder
 
 MODEL_TYPE = "crossdistill"
 
 
 class CrossDistillConfig(PretrainedConfig):
-    """Configuration of a ``CrossDistillModel``.
-
-    Args:
-        crossdistill: ``ExportMetadata.to_json``.
-        encoder_config: ``Encoder.config``, for networks that their name alone does not define.
-        options: Options of ``PretrainedConfig``.
-    """
+    """Configuration of a ``CrossDistillModel``: ``ExportMetadata.to_json`` and ``Encoder.config`` of the student."""
 
     model_type = MODEL_TYPE
 
@@ -58,11 +52,7 @@ class CrossDistillOutput(ModelOutput):
 
 
 class CrossDistillModel(PreTrainedModel):
-    """A trained student, with its classifier if it has one.
-
-    Args:
-        config: Configuration from the folder.
-    """
+    """A trained student, with its classifier if it has one."""
 
     config_class = CrossDistillConfig
     base_model_prefix = "student"
@@ -76,19 +66,9 @@ class CrossDistillModel(PreTrainedModel):
                 f"{metadata.encoder} is a Python file, which a folder for transformers must not run: load the student "
                 "with crossdistill.load_student"
             )
-        view = metadata.view
         # from_pretrained builds models on the meta device. Buffers that are computed and not stored need values.
         with torch.device("cpu"):
-            encoder = create_encoder(
-                metadata.encoder,
-                num_frames=view.num_frames,
-                stride=view.stride,
-                size_px=view.size_px,
-                config=config.encoder_config,
-            )
-            encoder.view = view  # the student's mean and standard deviation may differ from the registry's
-            if metadata.bits is not None:
-                quantize(encoder, metadata.bits)
+            encoder = build_encoder(metadata.encoder, metadata.view, config=config.encoder_config, bits=metadata.bits)
             self.student: nn.Module = encoder
             self.classifier = nn.Linear(encoder.embed_dim, metadata.num_classes) if metadata.num_classes else None
         self.post_init()

@@ -16,10 +16,12 @@ from crossdistill.types import ViewSpec
 
 FORMAT = "crossdistill-export"
 FORMAT_VERSION = 1
-METADATA_KEY = "crossdistill"
-"""Key under which a file stores the text."""
+METADATA_KEY = "crossdistill"  # under which a file stores the text
+METADATA_FILE = "crossdistill.json"  # name of the text in files of torch.export and TorchScript
 EMBEDDINGS, LOGITS = "embeddings", "logits"
 INPUT = "clips"
+VIEW_FIELDS = ("modality", "num_frames", "stride", "size_px", "centre_fraction")
+MODALITY_FIELDS = ("unit", "value_scale", "value_offset", "interpolation", "is_picture")
 PREPROCESSING_STEPS = (
     "take num_frames frames of the modality, every stride-th; crop the centred square whose side is centre_fraction of "
     "the shorter side (the whole array if is_picture is false); resize to size_px by area when shrinking, linearly "
@@ -46,15 +48,7 @@ class ExportMetadata:
 
     @staticmethod
     def from_encoder(encoder: Encoder, classes: Sequence[str] = ()) -> ExportMetadata:
-        """Return the metadata of a student.
-
-        Args:
-            encoder: The student.
-            classes: Names of its classifier's classes; empty if unknown.
-
-        Raises:
-            UserError: The numbers of names and of classes differ.
-        """
+        """Return the metadata of a student; raise a ``UserError`` if the numbers of names and of classes differ."""
         num_classes = 0 if encoder.classifier is None else len(encoder.classifier.bias)
         if num_classes and classes and len(classes) != num_classes:
             raise UserError(
@@ -89,18 +83,10 @@ class ExportMetadata:
             "outputs": {name: ["batch", width] for name, width in self.outputs.items()},
             "body": {"takes": self.takes, "layout": view.layout},
             "preprocessing": {
-                "modality": view.modality,
-                "num_frames": view.num_frames,
-                "stride": view.stride,
-                "size_px": view.size_px,
-                "centre_fraction": view.centre_fraction,
+                **{name: getattr(view, name) for name in VIEW_FIELDS},
                 "mean": list(view.mean),
                 "std": list(view.std),
-                "unit": kind.unit,
-                "value_scale": kind.value_scale,
-                "value_offset": kind.value_offset,
-                "interpolation": kind.interpolation,
-                "is_picture": kind.is_picture,
+                **{name: getattr(kind, name) for name in MODALITY_FIELDS},
                 "stretched_axes": list(kind.resize_axes),
                 "per_clip": _first_line(kind.normalise_clip),
                 "steps": PREPROCESSING_STEPS,
@@ -114,14 +100,10 @@ class ExportMetadata:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> ExportMetadata:
-        """Read the object that ``to_json`` returns.
-
-        Raises:
-            KeyError, TypeError, ValueError: It is another object.
-        """
+        """Read the object that ``to_json`` returns; raise ``KeyError``, ``TypeError`` or ``ValueError`` for another."""
         given = data["preprocessing"]
         view = ViewSpec(
-            **{name: given[name] for name in ("modality", "num_frames", "stride", "size_px", "centre_fraction")},
+            **{name: given[name] for name in VIEW_FIELDS},
             mean=tuple(given["mean"]),
             std=tuple(given["std"]),
             layout=data["body"]["layout"],
@@ -138,11 +120,7 @@ class ExportMetadata:
 
     @staticmethod
     def from_text(text: str | None, *, source: str) -> ExportMetadata:
-        """Read the text that ``to_text`` returns.
-
-        Args:
-            text: None if the file has no metadata.
-            source: Path of the file, for errors.
+        """Read the text that ``to_text`` returns from a file; None if the file has no metadata.
 
         Raises:
             UserError: The text is missing or damaged, or a newer version wrote it.

@@ -5,32 +5,32 @@ Shapes: B batch, C channels, T frames, H height, W width, D features, N classes.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crossdistill.encoders import Encoder
+from crossdistill.encoders import Encoder, create_encoder
 from crossdistill.encoders.base import Classifier
 from crossdistill.errors import UserError
 from crossdistill.export.metadata import EMBEDDINGS, LOGITS
+from crossdistill.quantization.quantize import quantize
+from crossdistill.types import ViewSpec
 
 Outputs = dict[str, Tensor]
 """``embeddings`` [B, D], and with a classifier ``logits`` [B, N]."""
 Forward = Callable[[Tensor], Outputs]
 """Forward pass of an exported file in its runtime: clips [B, C, T, H, W] to outputs, for any B."""
-NUM_EXAMPLES = 2
-"""Number of clips to trace with. Some tracers take a batch of 1 for a constant."""
+NUM_EXAMPLES = 2  # clips to trace with; some tracers take a batch of 1 for a constant
 
 
 class ExportedStudent(nn.Module):
-    """Maps normalised clips [B, C, T, H, W] to embeddings [B, D], or to embeddings and logits [B, N].
-
-    Args:
-        encoder: The student, on the CPU.
-    """
+    """Maps normalised clips [B, C, T, H, W] to embeddings [B, D], or to embeddings and logits [B, N], on the CPU."""
 
     weight: Tensor
     bias: Tensor
@@ -53,9 +53,9 @@ class ExportedStudent(nn.Module):
 def module_forward(module: Callable[[Tensor], Tensor | tuple[Tensor, ...]]) -> Forward:
     """Return the forward pass, without gradients, of an exported network that is a PyTorch module."""
 
+    @torch.no_grad()
     def forward(clips: Tensor) -> Outputs:
-        with torch.no_grad():
-            given = module(clips)
+        given = module(clips)
         # Without a classifier there is one tensor, and zip stops after EMBEDDINGS.
         return dict(zip((EMBEDDINGS, LOGITS), [given] if isinstance(given, Tensor) else given, strict=False))
 
@@ -64,12 +64,7 @@ def module_forward(module: Callable[[Tensor], Tensor | tuple[Tensor, ...]]) -> F
 
 def encoder_forward(encoder: Callable[[Tensor], Tensor], classifier: Classifier | None) -> Forward:
     """Return the forward pass, without gradients, of an encoder and of a classifier that is stored beside it."""
-
-    def forward(clips: Tensor) -> Outputs:
-        with torch.no_grad():
-            return with_logits(encoder(clips), classifier)
-
-    return forward
+    return torch.no_grad()(lambda clips: with_logits(encoder(clips), classifier))
 
 
 def with_logits(embeddings_bd: Tensor, classifier: Classifier | None) -> Outputs:
@@ -77,6 +72,25 @@ def with_logits(embeddings_bd: Tensor, classifier: Classifier | None) -> Outputs
     if classifier is None:
         return {EMBEDDINGS: embeddings_bd}
     return {EMBEDDINGS: embeddings_bd, LOGITS: F.linear(embeddings_bd, classifier.weight, classifier.bias)}
+
+
+def build_encoder(name: str, view: ViewSpec, *, config: dict[str, Any] | None, bits: str | None) -> Encoder:
+    """Build a student's network with new weights from its name, view, configuration and bits."""
+    encoder = create_encoder(name, num_frames=view.num_frames, stride=view.stride, size_px=view.size_px, config=config)
+    encoder.view = view  # the student's mean and standard deviation may differ from the registry's
+    if bits is not None:
+        quantize(encoder, bits)
+    return encoder
+
+
+def require_package(name: str, *, target: str, extra: str) -> ModuleType:
+    """Import a package that a format needs, or raise a ``UserError`` that says how to install it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(
+            f"{target} needs {name}, which cannot be imported ({error}): run pip install 'crossdistill[{extra}]'"
+        ) from error
 
 
 def repeat_clips(clips: Tensor, num_clips: int) -> Tensor:
@@ -91,12 +105,9 @@ def repeat_clips(clips: Tensor, num_clips: int) -> Tensor:
 
 @contextmanager
 def exporter_errors(encoder: Encoder, target: str, *errors: type[BaseException]) -> Iterator[None]:
-    """Convert a long error of an exporter to a ``UserError`` of one sentence.
+    """Convert an exporter's ``RuntimeError``, or one of ``errors``, to a ``UserError`` of one sentence.
 
-    Args:
-        encoder: The student to export.
-        target: The format, for example ``as ONNX``.
-        errors: Errors that the exporter raises, apart from ``RuntimeError``.
+    ``target`` is the format, for example ``as ONNX``.
     """
     expected: tuple[type[BaseException], ...] = (RuntimeError, *errors)
     try:

@@ -9,6 +9,7 @@ linear layers.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import os
 import sys
@@ -17,7 +18,6 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from torch import Tensor
 from crossdistill.encoders import Encoder
 from crossdistill.errors import UserError
 from crossdistill.export.metadata import INPUT, METADATA_KEY, ExportMetadata
-from crossdistill.export.network import ExportedStudent, Forward, Outputs, exporter_errors
+from crossdistill.export.network import ExportedStudent, Forward, Outputs, exporter_errors, require_package
 from crossdistill.quantization.layers import return_scales
 from crossdistill.quantization.stored import prepare_for_export
 
@@ -36,39 +36,28 @@ FLOAT_OPERATORS = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMat
 _FATAL = 4  # onnxruntime's log level: it reports errors as exceptions as well
 
 
-def require_package(name: str) -> ModuleType:
-    """Import a package that ONNX needs, or raise a ``UserError`` that says how to install it."""
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"ONNX needs {name}, which cannot be imported ({error}): run pip install 'crossdistill[export]'"
-        ) from error
+require = functools.partial(require_package, target="ONNX", extra="export")
 
 
 def check(encoder: Encoder) -> None:
     """Raise a ``UserError`` if a package is missing."""
     # brevitas' exporter of quantised students needs onnxoptimizer.
     for name in ("onnx", "onnxruntime", *(() if encoder.bits is None else ("onnxoptimizer",))):
-        require_package(name)
+        require(name)
 
 
 def write(student: ExportedStudent, path: Path, examples: Tensor, metadata: ExportMetadata) -> None:
     """Trace the network and write it. A quantised student is changed."""
-    names = student.output_names
     options: dict[str, Any] = {
         "input_names": [INPUT],
-        "output_names": list(names),
-        "dynamic_axes": {name: {0: "batch"} for name in (INPUT, *names)},
+        "output_names": list(student.output_names),
+        "dynamic_axes": {name: {0: "batch"} for name in (INPUT, *student.output_names)},
         "opset_version": OPSET,
         "dynamo": False,  # the dynamo exporter writes brevitas' weights in floating point
     }
     encoder = student.encoder
-    with (
-        exporter_errors(encoder, "as ONNX", torch.onnx.errors.OnnxExporterError),
-        warnings.catch_warnings(),
-        _mute_stdout(),
-    ):
+    errors = exporter_errors(encoder, "as ONNX", torch.onnx.errors.OnnxExporterError)
+    with errors, warnings.catch_warnings(), _mute_stdout():
         warnings.simplefilter("ignore")
         if encoder.bits is None:
             torch.onnx.export(student, (examples,), str(path), **options)
@@ -77,7 +66,7 @@ def write(student: ExportedStudent, path: Path, examples: Tensor, metadata: Expo
             prepare_for_export(encoder.body)
             export_qcdq = importlib.import_module("brevitas.export").export_onnx_qcdq
             export_qcdq(student, args=examples, export_path=str(path), **options)
-    onnx = require_package("onnx")
+    onnx = require("onnx")
     model = onnx.load(str(path))
     onnx.helper.set_model_props(model, {METADATA_KEY: metadata.to_text()})
     onnx.save(model, str(path))
@@ -109,7 +98,7 @@ def open_session(path: Path, *, optimised: Path | None = None, num_threads: int 
     Raises:
         UserError: onnxruntime is missing, or it cannot run the file.
     """
-    runtime = require_package("onnxruntime")
+    runtime = require("onnxruntime")
     if not path.is_file():
         raise UserError(f"there is no ONNX file {path}: write one with crossdistill export --to onnx")
     options = runtime.SessionOptions()
@@ -137,12 +126,7 @@ def run_session(session: Any, clips: Tensor) -> Outputs:
 
 
 def read_metadata(session: Any, path: Path) -> ExportMetadata:
-    """Read a file's metadata, or raise a ``UserError`` if it has none.
-
-    Args:
-        session: The opened file.
-        path: Path of the file, for errors.
-    """
+    """Read the metadata of an opened file, or raise a ``UserError`` if it has none."""
     return ExportMetadata.from_text(session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), source=str(path))
 
 
@@ -154,7 +138,7 @@ def open_file(path: Path, encoder: Encoder) -> Forward:
 
 def executed_operators(path: Path) -> dict[str, int]:
     """Count the convolutions and matrix products that onnxruntime executes for a file, by operator."""
-    onnx = require_package("onnx")
+    onnx = require("onnx")
     with tempfile.TemporaryDirectory() as folder:
         # The fusions to integer operators happen when onnxruntime loads the file, so they are not in the file itself.
         optimised = Path(folder, "optimised.onnx")

@@ -12,11 +12,10 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
-from crossdistill.encoders import Encoder, create_encoder
+from crossdistill.encoders import Encoder
 from crossdistill.encoders.weights import load_tensors
 from crossdistill.export.metadata import METADATA_KEY, ExportMetadata
-from crossdistill.export.network import ExportedStudent, Forward, encoder_forward
-from crossdistill.quantization.quantize import quantize
+from crossdistill.export.network import ExportedStudent, Forward, build_encoder, encoder_forward
 from crossdistill.utils.tensor_files import write_tensors
 
 ADVICE = "free space there and start again"
@@ -47,20 +46,13 @@ def write_classifier(encoder: Encoder, path: Path) -> None:
     write_tensors(classifier_path(path), tensors, metadata={"format": "pt"}, advice=ADVICE)
 
 
-def rebuild(encoder: Encoder) -> Encoder:
-    """Build the same network with new weights, as ``load_student`` does."""
-    view = encoder.view
-    fresh = create_encoder(
-        encoder.name, num_frames=view.num_frames, stride=view.stride, size_px=view.size_px, config=encoder.config
-    )
-    fresh.view = view  # the student's mean and standard deviation may differ from the registry's
-    if encoder.bits is not None:
-        quantize(fresh, encoder.bits)
-    return fresh.eval()
-
-
 def open_file(path: Path, encoder: Encoder) -> Forward:
     """Build the network again and load the file's weights strictly."""
-    fresh = rebuild(encoder)
-    load_tensors(fresh, load_file(path), source=str(path))
+    return open_weights(load_file(path), path, encoder)
+
+
+def open_weights(weights: dict[str, Tensor], path: Path, encoder: Encoder) -> Forward:
+    """Build the network again and load weights, which were read from a file, strictly."""
+    fresh = build_encoder(encoder.name, encoder.view, config=encoder.config, bits=encoder.bits).eval()
+    load_tensors(fresh, weights, source=str(path))
     return encoder_forward(fresh, encoder.classifier)

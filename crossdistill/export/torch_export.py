@@ -13,21 +13,15 @@ import torch
 from torch import Tensor
 
 from crossdistill.encoders import Encoder
-from crossdistill.export.metadata import ExportMetadata
+from crossdistill.export.metadata import METADATA_FILE, ExportMetadata
 from crossdistill.export.network import ExportedStudent, Forward, exporter_errors, module_forward
-
-METADATA_FILE = "crossdistill.json"
-"""Name of the metadata among the file's ``extra_files``."""
 
 
 def write(student: ExportedStudent, path: Path, examples: Tensor, metadata: ExportMetadata) -> None:
     """Capture the graph for any batch size and write it."""
     batch = torch.export.Dim("batch")
-    with (
-        exporter_errors(student.encoder, "by torch.export", ValueError, TypeError),
-        warnings.catch_warnings(),
-        torch.no_grad(),
-    ):
+    errors = exporter_errors(student.encoder, "by torch.export", ValueError, TypeError)
+    with errors, warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.export.export(student, (examples,), dynamic_shapes=({0: batch},))
         with open(path, "wb") as file:  # torch.export.save refuses a path without the suffix .pt2

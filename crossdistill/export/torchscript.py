@@ -14,20 +14,17 @@ import torch
 from torch import Tensor
 
 from crossdistill.encoders import Encoder
-from crossdistill.export.metadata import ExportMetadata
+from crossdistill.export.metadata import METADATA_FILE, ExportMetadata
 from crossdistill.export.network import ExportedStudent, Forward, exporter_errors, module_forward
-
-METADATA_FILE = "crossdistill.json"
-"""Name of the metadata among the file's ``_extra_files``."""
 
 
 def write(student: ExportedStudent, path: Path, examples: Tensor, metadata: ExportMetadata) -> None:
     """Trace the network and write it."""
-    with exporter_errors(student.encoder, "as TorchScript", torch.jit.TracingCheckError), warnings.catch_warnings():
+    errors = exporter_errors(student.encoder, "as TorchScript", torch.jit.TracingCheckError)
+    with errors, warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        with torch.no_grad():
-            # check_trace would compare on the traced batch; export_student compares on other batches.
-            traced = torch.jit.trace(student, (examples,), check_trace=False)
+        # check_trace would compare on the traced batch; export_student compares on other batches.
+        traced = torch.jit.trace(student, (examples,), check_trace=False)
         torch.jit.save(traced, str(path), _extra_files={METADATA_FILE: metadata.to_text()})
 
 

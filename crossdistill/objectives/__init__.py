@@ -49,98 +49,74 @@ __all__ = [
 ]
 
 _COMPRESS = {"temperature": 0.04, "teacher_temperature": None}
-_RKD = {"rkd_distance": 25.0, "rkd_angle": 50.0}
-_DIST = {"dist_between_classes": 2.0, "dist_within_class": 2.0}
-_BINGO = {"bingo_own": 1.0, "bingo_bag": 1.0}
+_SEED = {"temperature": 0.2, "teacher_temperature": 0.01}
+_INFONCE = {"temperature": 0.07}
+_BINGO = {"temperature": 0.2, "num_members": 5}
+_DKD = {"temperature": 4.0, "target_weight": 1.0, "rest_weight": 8.0}
+_BINGO_PARTS = {"bingo_own": 1.0, "bingo_bag": 1.0}
+_RKD_PARTS = {"rkd_distance": 25.0, "rkd_angle": 50.0}
+_DIST_PARTS = {"dist_between_classes": 2.0, "dist_within_class": 2.0}
 
-OBJECTIVES: dict[str, Objective] = {
-    objective.name: objective
-    for objective in (
-        # Similarities to a memory bank.
-        Objective(
-            "compress-2q",
-            compress_loss,
-            adapter="identity",
-            needs_teacher_dim=False,
-            student_anchors="momentum",
-            settings=_COMPRESS,
-        ),
-        Objective(
-            "compress-2q-live",
-            compress_loss,
-            adapter="identity",
-            needs_teacher_dim=False,
-            student_anchors="live",
-            settings=_COMPRESS,
-        ),
-        Objective("compress-1q", compress_1q_loss, adapter="linear", student_anchors="teacher", settings=_COMPRESS),
-        Objective(
-            "seed",
-            seed_loss,
-            adapter="mlp2",
-            student_anchors="teacher",
-            settings={"temperature": 0.2, "teacher_temperature": 0.01},
-        ),
-        Objective(
-            "infonce",
-            infonce_loss,
-            adapter="linear",
-            student_anchors="teacher",
-            needs_own_anchors=True,
-            settings={"temperature": 0.07},
-        ),
-        Objective(
-            "bingo",
-            bingo_loss,
-            adapter="mlp2",
-            student_anchors="teacher",
-            needs_own_anchors=True,
-            settings={"temperature": 0.2, "num_members": 5},
-            parts=_BINGO,
-        ),
-        # Embeddings of the same sample.
-        Objective("simreg", simreg_loss, adapter="mlp4"),
-        Objective("cosine", cosine_loss, adapter="linear"),
-        Objective("smooth-l1", smooth_l1_loss, adapter="linear"),
-        Objective("mse", mse_loss, adapter="linear"),
-        # Relations between the samples of a batch.
-        Objective("rkd", rkd_loss, adapter="identity", needs_teacher_dim=False, parts=_RKD),
-        # Class probabilities.
-        Objective("kd", kd_loss, adapter="classifier", compares="logits", settings={"temperature": 4.0}),
-        Objective(
-            "dkd",
-            dkd_loss,
-            adapter="classifier",
-            compares="logits",
-            settings={"temperature": 4.0, "target_weight": 1.0, "rest_weight": 8.0},
-        ),
-        Objective(
-            "dist", dist_loss, adapter="classifier", compares="logits", settings={"temperature": 1.0}, parts=_DIST
-        ),
-        # Features before pooling.
-        Objective("token-matching", token_matching_loss, adapter="tokens", compares="tokens"),
-        Objective(
-            "attention-transfer", attention_transfer_loss, adapter="grid", compares="tokens", needs_teacher_dim=False
-        ),
-        # Labels.
-        Objective("cross-entropy", cross_entropy_loss, adapter="labels", compares="labels", needs_teacher_dim=False),
-    )
-}
+_COMPRESS_2Q = Objective(
+    "compress-2q",
+    compress_loss,
+    adapter="identity",
+    needs_teacher_dim=False,
+    student_anchors="momentum",
+    settings=_COMPRESS,
+)
+_RECORDS = (
+    # Similarities to a memory bank.
+    _COMPRESS_2Q,
+    dataclasses.replace(_COMPRESS_2Q, name="compress-2q-live", student_anchors="live"),
+    Objective("compress-1q", compress_1q_loss, adapter="linear", student_anchors="teacher", settings=_COMPRESS),
+    Objective("seed", seed_loss, adapter="mlp2", student_anchors="teacher", settings=_SEED),
+    Objective(
+        "infonce", infonce_loss, adapter="linear", student_anchors="teacher", needs_own_anchors=True, settings=_INFONCE
+    ),
+    Objective(
+        "bingo",
+        bingo_loss,
+        adapter="mlp2",
+        student_anchors="teacher",
+        needs_own_anchors=True,
+        settings=_BINGO,
+        parts=_BINGO_PARTS,
+    ),
+    # Embeddings of the same sample.
+    Objective("simreg", simreg_loss, adapter="mlp4"),
+    Objective("cosine", cosine_loss, adapter="linear"),
+    Objective("smooth-l1", smooth_l1_loss, adapter="linear"),
+    Objective("mse", mse_loss, adapter="linear"),
+    # Relations between the samples of a batch.
+    Objective("rkd", rkd_loss, adapter="identity", needs_teacher_dim=False, parts=_RKD_PARTS),
+    # Class probabilities.
+    Objective("kd", kd_loss, adapter="classifier", compares="logits", settings={"temperature": 4.0}),
+    Objective("dkd", dkd_loss, adapter="classifier", compares="logits", settings=_DKD),
+    Objective(
+        "dist", dist_loss, adapter="classifier", compares="logits", settings={"temperature": 1.0}, parts=_DIST_PARTS
+    ),
+    # Features before pooling.
+    Objective("token-matching", token_matching_loss, adapter="tokens", compares="tokens"),
+    Objective(
+        "attention-transfer", attention_transfer_loss, adapter="grid", compares="tokens", needs_teacher_dim=False
+    ),
+    # Labels.
+    Objective("cross-entropy", cross_entropy_loss, adapter="labels", compares="labels", needs_teacher_dim=False),
+)
+OBJECTIVES = {objective.name: objective for objective in _RECORDS}
 
 
 def create_objective(
     name: str, *, temperature: float | None = None, teacher_temperature: float | None = None
 ) -> Objective:
-    """Look up an objective and set its temperatures.
+    """Look up an objective of ``OBJECTIVES`` and set its temperatures; an unknown name is a ``UserError``.
 
     Args:
         name: A key of ``OBJECTIVES``.
-        temperature: Temperature of the softmax (of the student's, if the two sides have their own); None for the
-            value of the paper. Objectives without a temperature ignore it.
+        temperature: Temperature of the student's softmax, or of both; None for the value of the paper. Objectives
+            without a temperature ignore it.
         teacher_temperature: Temperature of the teacher's softmax; likewise.
-
-    Raises:
-        UserError: The name is unknown.
 
     Example:
         >>> dict(create_objective("seed", temperature=0.1).settings)

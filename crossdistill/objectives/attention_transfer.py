@@ -14,16 +14,11 @@ from torch import Tensor
 
 
 def attention_transfer_loss(*, student: Tensor, teacher: Tensor) -> Tensor:
-    """Compute ``mean_b ‖ Q_s - Q_t ‖₂`` of the attention maps ``Q``.
-
-    An attention map is the sum of squares over channels, as a unit vector over the grid.
+    """Compute ``mean_b ‖ Q_s - Q_t ‖₂``. The attention map Q is the sum of squares over channels, as a unit vector.
 
     Args:
         student: [B, S, T, H, W].
         teacher: [B, E, T, H, W]; gets no gradient.
-
-    Returns:
-        Scalar.
 
     Example:
         >>> student, teacher = torch.zeros(1, 2, 1, 1, 2), torch.zeros(1, 3, 1, 1, 2)

@@ -28,7 +28,8 @@ def bingo_loss(
     """Contrast the student with the sample's own embedding and with its bag, each against all anchors.
 
     With ``p(x) = e^{s·x/τ} / (e^{s·t_b/τ} + Σ_k e^{s·a_k/τ})`` the first term is ``mean_b -log p(t_b)`` and the second
-    ``mean_b mean_{m in bag(b)} -log p(a_m)``. The bag holds the M anchors nearest to ``t_b``.
+    ``mean_b mean_{m in bag(b)} -log p(a_m)``. The bag holds the M anchors nearest to ``t_b``. The second term is zero
+    without anchors. The loss is the weighted sum of both.
 
     Args:
         student: [B, E], any length.
@@ -37,16 +38,6 @@ def bingo_loss(
         temperature: τ.
         num_members: M; all anchors if K is smaller.
         is_own: [B, K] bool, anchors of the sample itself from an earlier epoch; they are neither members nor negatives.
-
-    Returns:
-        Both terms, whose sum is the loss. The second is zero without anchors.
-
-    Example:
-        >>> bank = torch.nn.functional.normalize(torch.randn(64, 16), dim=1)
-        >>> student, teacher = torch.randn(4, 16), torch.randn(4, 16)
-        >>> own, bag = bingo_loss(student=student, teacher=teacher, anchors=bank, temperature=0.2, num_members=5)
-        >>> own.shape, bag.shape
-        (torch.Size([]), torch.Size([]))
     """
     query, own = F.normalize(detach_short_rows(student), dim=1), F.normalize(teacher.detach(), dim=1)
     anchors = anchors.to(query.dtype)

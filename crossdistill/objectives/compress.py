@@ -37,7 +37,8 @@ def compress_loss(
 ) -> Tensor:
     """Compute ``mean_b KL(softmax(t A_tᵀ / τ) ‖ softmax(s A_sᵀ / τ))`` with L2-normalised ``t`` and ``s`` (2q).
 
-    Value and gradient are computed in one pass over chunks of anchors, so memory does not grow with K.
+    Value and gradient are computed in one pass over chunks of anchors, so memory does not grow with K. Both are zero
+    without anchors.
 
     Args:
         student: [B, D], any length.
@@ -47,9 +48,6 @@ def compress_loss(
         temperature: τ, 0.04 in the paper.
         teacher_temperature: τ of the teacher's softmax, as in ISD; None for ``temperature``.
         chunk_size: Anchors per chunk; None to choose it by the batch size.
-
-    Returns:
-        Scalar. Zero, with zero gradients, without anchors.
 
     Example:
         >>> anchors_s, anchors_t = (F.normalize(torch.randn(1024, dim), dim=1) for dim in (64, 128))
@@ -78,19 +76,9 @@ def compress_loss(
 def compress_1q_loss(
     *, student: Tensor, teacher: Tensor, anchors: Tensor, temperature: float, teacher_temperature: float | None = None
 ) -> Tensor:
-    """Compute ``compress_loss`` with the teacher's anchors on both sides (1q).
+    """Compute ``compress_loss`` with the teacher's anchors [K, E] on both sides (1q).
 
-    The student needs a head that gives the teacher's number of features.
-
-    Args:
-        student: [B, E], any length.
-        teacher: [B, E], any length; gets no gradient.
-        anchors: [K, E], L2-normalised, of the teacher.
-        temperature: τ, 0.04 in the paper.
-        teacher_temperature: τ of the teacher's softmax; None for ``temperature``.
-
-    Returns:
-        Scalar.
+    The student [B, E] needs a head that gives the teacher's number of features.
     """
     return compress_loss(
         student=student,
@@ -106,12 +94,7 @@ class _OnlineSoftmax:
     """Sums over the softmax of one side, updated chunk by chunk; every sum is relative to exp(maximum)."""
 
     def __init__(self, query: Tensor, *, num_features: int | None) -> None:
-        """Start with no anchors.
-
-        Args:
-            query: [B, D or E], unit vectors divided by the temperature.
-            num_features: D; None if no gradient is needed.
-        """
+        """Take the query [B, D or E], unit vectors divided by the temperature. D is None without a gradient."""
         self.query = query
         self.maximum_b = query.new_full((len(query),), -torch.inf)
         self.total_b = query.new_zeros(len(query))  # Σ exp(l - maximum)
@@ -119,11 +102,7 @@ class _OnlineSoftmax:
         self.weighted_anchors_bd = None if num_features is None else query.new_zeros(len(query), num_features)
 
     def add(self, logits_bk: Tensor, student_anchors_kd: Tensor) -> Tensor:
-        """Add one chunk. Overwrites the logits with exp(l - maximum).
-
-        Returns:
-            [B], the factor that rescales earlier sums to the new maximum.
-        """
+        """Add a chunk, overwrite its logits with exp(l - maximum), and return [B], the factor for earlier sums."""
         maximum_b = torch.maximum(self.maximum_b, logits_bk.amax(dim=1))
         rescale_b = torch.exp(self.maximum_b - maximum_b)
         weights_bk = logits_bk.sub_(maximum_b[:, None]).exp_()
@@ -164,10 +143,9 @@ class _StreamedKL(torch.autograd.Function):
     ) -> Tensor:
         batch, num_features = student_bd.shape
         needs_gradient = ctx.needs_input_grad[0]
-        student = _OnlineSoftmax(student_bd / temperature, num_features=num_features if needs_gradient else None)
-        teacher = _OnlineSoftmax(
-            teacher_be / teacher_temperature, num_features=num_features if needs_gradient else None
-        )
+        width = num_features if needs_gradient else None
+        student = _OnlineSoftmax(student_bd / temperature, num_features=width)
+        teacher = _OnlineSoftmax(teacher_be / teacher_temperature, num_features=width)
         gap_b = student_bd.new_zeros(batch)  # Σ exp(l_t - maximum) (l_t - l_s)
         for start in range(0, len(student_anchors), chunk_size):
             anchors_kd = student_anchors[start : start + chunk_size].to(student_bd.dtype)

@@ -21,9 +21,6 @@ def cosine_loss(*, student: Tensor, teacher: Tensor) -> Tensor:
         student: [B, E], any length.
         teacher: [B, E], any length; gets no gradient.
 
-    Returns:
-        Scalar.
-
     Example:
         >>> import torch
         >>> cosine_loss(student=torch.tensor([[1.0, 0.0]]), teacher=torch.tensor([[0.0, 2.0]]))

@@ -17,14 +17,12 @@ from crossdistill.objectives.objective import detach_short_rows
 def dist_loss(*, student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Compute τ² times one minus Pearson's correlation of the probabilities, over classes and over samples.
 
+    The first term is the mean over samples, the second the mean over classes; both are without their weights.
+
     Args:
         student: [B, N] logits.
         teacher: [B, N] logits; gets no gradient.
         temperature: τ.
-
-    Returns:
-        Mean over samples of the relation between classes, and mean over classes of the relation between samples, both
-        without their weights.
 
     Example:
         >>> import torch

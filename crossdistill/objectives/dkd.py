@@ -26,9 +26,6 @@ def dkd_loss(
         target_weight: α.
         rest_weight: β.
 
-    Returns:
-        Scalar.
-
     Example:
         >>> student, teacher = torch.tensor([[0.0, 1.0, 0.0]]), torch.tensor([[2.0, 0.0, 1.0]])
         >>> dkd_loss(student=student, teacher=teacher, temperature=4.0, target_weight=1.0, rest_weight=8.0)

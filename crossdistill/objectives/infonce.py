@@ -19,7 +19,7 @@ from crossdistill.objectives.objective import detach_short_rows
 def infonce_loss(
     *, student: Tensor, teacher: Tensor, anchors: Tensor, temperature: float, is_own: Tensor | None = None
 ) -> Tensor:
-    """Compute ``mean_b -log( e^{s·t_b/τ} / (e^{s·t_b/τ} + Σ_k e^{s·a_k/τ}) )`` of unit vectors.
+    """Compute ``mean_b -log( e^{s·t_b/τ} / (e^{s·t_b/τ} + Σ_k e^{s·a_k/τ}) )`` of unit vectors; zero without anchors.
 
     Args:
         student: [B, E], any length.
@@ -27,9 +27,6 @@ def infonce_loss(
         anchors: [K, E], L2-normalised.
         temperature: τ.
         is_own: [B, K] bool, anchors of the sample itself from an earlier epoch; they are not negatives.
-
-    Returns:
-        Scalar. Zero without anchors.
 
     Example:
         >>> anchors = torch.tensor([[0.0, 1.0]])

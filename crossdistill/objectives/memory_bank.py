@@ -22,14 +22,11 @@ class MemoryBank:
     Only positions that were filled are handed out, so a loss never sees uninitialised anchors.
 
     Args:
-        size: K, capacity of the bank.
+        size: K, capacity of the bank; a ``UserError`` below 1.
         teacher_dim: E.
         student_dim: D; None if no objective compares with the student's own anchors (1q).
         dtype: Storage type of the anchors; bf16 halves the memory of float32.
         device: Device of the anchors.
-
-    Raises:
-        UserError: The size is below 1.
 
     Example:
         >>> bank = MemoryBank(size=3, teacher_dim=4, student_dim=2)
@@ -76,11 +73,7 @@ class MemoryBank:
         return self._sample_ids[: self.num_valid]
 
     def is_own(self, sample_ids: Tensor) -> Tensor:
-        """[B, K] bool, whether an anchor is an embedding of the sample itself, from an earlier epoch.
-
-        Args:
-            sample_ids: [B] int64.
-        """
+        """Return [B, K] bool, whether an anchor is an embedding of the sample itself, from an earlier epoch."""
         return self.sample_ids == sample_ids.to(self.sample_ids.device)[:, None]
 
     @property
@@ -90,11 +83,10 @@ class MemoryBank:
 
     @torch.no_grad()
     def enqueue(self, anchors: Anchors) -> None:
-        """Overwrite the oldest anchors with a batch; of a batch larger than the bank, only its end is kept.
+        """Normalise a batch and overwrite the oldest anchors with it, or with its end if it is larger than the bank.
 
-        Args:
-            anchors: Embeddings of any length; the bank normalises them. In distributed training every process must
-                pass the anchors of all processes in the same order, so that all banks stay equal.
+        In distributed training every process must pass the anchors of all processes in the same order, so that all
+        banks stay equal.
         """
         count = len(anchors.sample_ids)
         keep = slice(max(0, count - self.size), None)
@@ -119,11 +111,7 @@ class MemoryBank:
         return state if self._student is None else {**state, "student": self._student}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore what ``state_dict`` returned.
-
-        Raises:
-            UserError: The state belongs to a bank of another size or with other sides.
-        """
+        """Restore what ``state_dict`` returned; a ``UserError`` if the bank had another size or other sides."""
         own = self.state_dict()
         for name in own.keys() | state.keys():
             if name not in own or name not in state or own[name].shape != state[name].shape:

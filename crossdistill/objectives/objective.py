@@ -35,7 +35,6 @@ class Objective:
     """
 
     name: str
-    """Name on the command line and in the curves."""
     loss: Callable[..., Tensor | tuple[Tensor, ...]]
     """Pure function of ``student``, ``teacher``, the anchors and the ``settings``, all by keyword.
 
@@ -45,7 +44,6 @@ class Objective:
     adapter: str
     """Default head between student and loss, one of ``crossdistill.distillation.heads.ADAPTERS``."""
     compares: Compares = "features"
-    """Outputs that the loss compares."""
     needs_teacher_dim: bool = True
     """Whether both sides must have the same number of features."""
     student_anchors: AnchorSource | None = None
@@ -60,16 +58,13 @@ class Objective:
     def __call__(
         self, *, student: Tensor, teacher: Tensor, bank: MemoryBank | None = None, is_own: Tensor | None = None
     ) -> StepOutput:
-        """Compute the loss in float32, also under autocast.
+        """Compute the loss, and its parts before they are weighted, in float32 also under autocast.
 
         Args:
             student: Output of the student's head, see ``compares``.
             teacher: Output of the teacher, or labels [B] int64; gets no gradient.
             bank: Anchors; read and never changed. Required if ``student_anchors`` is not None.
             is_own: [B, K] bool, which anchors belong to the samples themselves.
-
-        Returns:
-            The loss, and its parts before they are weighted.
         """
         inputs: dict[str, Tensor | float | None] = {**self.settings}
         if self.student_anchors == "teacher":

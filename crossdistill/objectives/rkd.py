@@ -16,14 +16,11 @@ from crossdistill.objectives.objective import detach_short_rows
 
 
 def rkd_loss(*, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute both relations of a batch.
+    """Compute ``rkd_distance_loss`` and ``rkd_angle_loss``, without their weights; zero for a batch of one sample.
 
     Args:
         student: [B, D].
         teacher: [B, E]; gets no gradient.
-
-    Returns:
-        ``rkd_distance_loss`` and ``rkd_angle_loss``, without their weights. Both are zero for a batch of one sample.
 
     Example:
         >>> student = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]])
@@ -37,28 +34,12 @@ def rkd_loss(*, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rkd_distance_loss(*, student: Tensor, teacher: Tensor) -> Tensor:
-    """Huber loss between the distances of all pairs, each side divided by its mean distance (equations 5 to 7).
-
-    Args:
-        student: [B, D].
-        teacher: [B, E]; gets no gradient.
-
-    Returns:
-        Scalar.
-    """
+    """Huber loss between the distances of all pairs, each side divided by its mean distance (equations 5 to 7)."""
     return F.smooth_l1_loss(_relative_distances(student), _relative_distances(teacher.detach()))
 
 
 def rkd_angle_loss(*, student: Tensor, teacher: Tensor) -> Tensor:
-    """Huber loss between the cosines of the angles of all triples of samples (equations 8 and 9).
-
-    Args:
-        student: [B, D].
-        teacher: [B, E]; gets no gradient.
-
-    Returns:
-        Scalar.
-    """
+    """Huber loss between the cosines of the angles of all triples of samples (equations 8 and 9)."""
     return F.smooth_l1_loss(_cosines(student), _cosines(teacher.detach()))
 
 

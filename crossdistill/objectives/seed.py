@@ -19,7 +19,7 @@ from crossdistill.objectives.objective import detach_short_rows
 def seed_loss(
     *, student: Tensor, teacher: Tensor, anchors: Tensor, temperature: float, teacher_temperature: float
 ) -> Tensor:
-    """Compute ``mean_b KL(p_t ‖ p_s)`` over K anchors and the sample's own teacher embedding.
+    """Compute ``mean_b KL(p_t ‖ p_s)`` over K anchors and the sample's own teacher embedding; zero without anchors.
 
     Args:
         student: [B, E], any length.
@@ -27,9 +27,6 @@ def seed_loss(
         anchors: [K, E], L2-normalised.
         temperature: τ of the student.
         teacher_temperature: τ of the teacher.
-
-    Returns:
-        Scalar. Zero without anchors.
 
     Example:
         >>> student, teacher = torch.tensor([[1.0, 1.0]]), torch.tensor([[1.0, 0.0]])

@@ -17,13 +17,5 @@ def smooth_l1_loss(*, student: Tensor, teacher: Tensor) -> Tensor:
     Args:
         student: [B, E], not normalised: the loss also matches the length of the embedding.
         teacher: [B, E]; gets no gradient.
-
-    Returns:
-        Scalar.
-
-    Example:
-        >>> import torch
-        >>> smooth_l1_loss(student=torch.zeros(2, 4), teacher=torch.full((2, 4), 3.0))
-        tensor(2.5000)
     """
     return F.smooth_l1_loss(student, teacher.detach())

@@ -21,14 +21,5 @@ def token_matching_loss(*, student: Tensor, teacher: Tensor) -> Tensor:
     Args:
         student: [B, E, T, H, W], any length.
         teacher: [B, E, T, H, W], any length; gets no gradient.
-
-    Returns:
-        Scalar.
-
-    Example:
-        >>> import torch
-        >>> tokens = torch.ones(2, 8, 4, 7, 7)
-        >>> token_matching_loss(student=-tokens, teacher=3 * tokens)
-        tensor(2.)
     """
     return 1 - F.cosine_similarity(detach_short_rows(student), teacher.detach(), dim=1).mean()

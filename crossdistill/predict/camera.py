@@ -15,21 +15,10 @@ import cv2
 from crossdistill.data.streams import StreamWriter, get_stream_format
 from crossdistill.errors import UserError
 
-MILLISECOND = Fraction(1, 1000)
-STORED_AS = "rgb"
-
 
 @contextmanager
 def open_camera(index: int, *, capture: Callable[[int], Any] = cv2.VideoCapture) -> Iterator[Any]:
-    """Open a camera, and close it after the block.
-
-    Args:
-        index: Number of the camera, from 0.
-        capture: Opens the camera: OpenCV's class, or one with the same methods.
-
-    Raises:
-        UserError: The camera cannot be opened.
-    """
+    """Open the camera with a number from 0, or raise a ``UserError``; close it after the block."""
     # OpenCV warns about each backend that it tries. The one sentence below says all.
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
     device = capture(index)
@@ -42,19 +31,13 @@ def open_camera(index: int, *, capture: Callable[[int], Any] = cv2.VideoCapture)
 
 
 def record(device: Any, path: Path, *, seconds: float, clock: Callable[[], float] = time.monotonic) -> int:
-    """Record a camera for a while as a video file. Frames get the times at which they arrived.
+    """Record an opened camera as a video file, whose frames get the times at which they arrived.
 
-    Args:
-        device: An opened camera.
-        path: The file to write. It does not exist afterwards if no frame arrived.
-        seconds: Length of the recording.
-        clock: Returns the time in seconds.
-
-    Returns:
-        Number of frames, which is smaller than expected if the camera was unplugged.
+    Return the number of frames, which is smaller than expected if the camera was unplugged. Without a frame there is no
+    file.
     """
     started, previous_ms, num_frames = clock(), -1, 0
-    with StreamWriter(path, get_stream_format(STORED_AS), time_base=MILLISECOND) as writer:
+    with StreamWriter(path, get_stream_format("rgb"), time_base=Fraction(1, 1000)) as writer:
         while (elapsed := clock() - started) < seconds:
             is_read, picture = device.read()
             if not is_read:
@@ -67,10 +50,7 @@ def record(device: Any, path: Path, *, seconds: float, clock: Callable[[], float
 
 
 def recordings(device: Any, *, seconds: float, clock: Callable[[], float] = time.monotonic) -> Iterator[Path]:
-    """Yield one recording after the other until the camera gives no more frames.
-
-    Each file is removed when the next is requested. The arguments are those of ``record``.
-    """
+    """Yield recordings until the camera gives no more frames; each file is removed when the next is requested."""
     with tempfile.TemporaryDirectory(prefix="crossdistill-") as folder:
         path = Path(folder, "camera.mp4")
         while record(device, path, seconds=seconds, clock=clock):

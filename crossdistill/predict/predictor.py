@@ -91,7 +91,13 @@ def predict_files(
         scorer = choose_scorer(runtime, manifest, split=split, k=k, workers=workers, features=store)
         predictor = VideoPredictor(runtime, scorer, recipe, num_clips=clips, top=top)
         found = predictor.predict_all(videos) if device is None else predictor.watch(device, camera, seconds=seconds)
-        predictions = _collect(found, on_prediction, is_endless=device is not None)
+        predictions = []
+        # Ctrl-C ends the predictions of a camera.
+        with contextlib.nullcontext() if device is None else contextlib.suppress(KeyboardInterrupt):
+            for prediction in found:
+                predictions.append(prediction)
+                if on_prediction is not None:
+                    on_prediction(prediction)
     if json_path is not None:
         write_predictions(json_path, runtime.name, predictions)
     return predictions
@@ -119,54 +125,31 @@ def _check_sources(videos: Sequence[Path], camera: int | None) -> None:
             raise UserError(f"the video {path} {problem}: give video files after the student")
 
 
-def _collect(
-    found: Iterator[Prediction], on_prediction: Callable[[Prediction], None] | None, *, is_endless: bool
-) -> list[Prediction]:
-    """List predictions and pass each on. Ctrl-C ends the list of a camera."""
-    predictions = []
-    with contextlib.suppress(KeyboardInterrupt) if is_endless else contextlib.nullcontext():
-        for prediction in found:
-            predictions.append(prediction)
-            if on_prediction is not None:
-                on_prediction(prediction)
-    return predictions
-
-
 def default_features(student: Path | None, onnx: Path | None) -> Path | None:
     """Return the default folder of the feature store, or None if it cannot be written.
 
     It is the one that ``crossdistill evaluate`` uses for the student; without a student it is beside the ONNX file.
     """
-    if student is not None:
-        folder = find_student(student) or student
-        parent = folder.parent if folder.name == "student" else folder
-    else:
-        assert onnx is not None
-        parent = onnx.parent
+    folder = None if student is None else find_student(student) or student
+    path = folder or onnx
+    assert path is not None
+    parent = path.parent if folder is None or folder.name == "student" else folder
     features = parent / FOLDER_NAME
     return features if os.access(features if features.is_dir() else parent, os.W_OK) else None
 
 
 @dataclass(frozen=True)
 class VideoPredictor:
-    """Reads clips of videos and scores them."""
+    """Reads clips of videos and scores them; the recipe computes the student's stream from another modality."""
 
     runtime: Runtime
     scorer: Scorer
     recipe: Recipe
-    """How the student's stream is computed from a video that has another modality."""
     num_clips: int
-    """Number of clips per video."""
     top: int
-    """Number of classes or nearest clips in a prediction."""
 
     def predict(self, path: Path, *, name: str) -> Prediction:
-        """Predict one file.
-
-        Args:
-            path: The file.
-            name: Name of the video in the prediction.
-        """
+        """Predict one file; the name is that of the video in the prediction."""
         try:
             clips = read_video_clips(path, self.runtime.view, num_clips=self.num_clips, recipe=self.recipe)
         except UnreadableVideoError as error:
@@ -182,12 +165,7 @@ class VideoPredictor:
                 yield self.predict(path, name=str(path))
 
     def watch(self, device: Any, camera: int | None, *, seconds: float) -> Iterator[Prediction]:
-        """Predict one recording of a camera after the other, until the camera gives no more pictures.
-
-        Args:
-            device: The opened camera.
-            camera: Number of the camera.
-            seconds: Length of a recording.
+        """Predict recordings of an opened camera until it gives no more pictures.
 
         Raises:
             UserError: The camera gives no picture at all.

@@ -15,21 +15,19 @@ from crossdistill.utils.files import write_text_atomically
 
 @dataclass(frozen=True)
 class ClassScore:
-    """A class and its score."""
+    """A class with its probability by the classifier, or its share of the nearest clips."""
 
     name: str
     share: float
-    """Probability by the classifier, or share of the nearest clips."""
 
 
 @dataclass(frozen=True)
 class NearestClip:
-    """A training clip that is close to the video."""
+    """A training clip that is close to the video, with the cosine of both embeddings."""
 
     name: str
     class_name: str | None
     similarity: float
-    """Cosine of both embeddings."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +43,12 @@ class Scores:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Prediction for one video."""
+    """Prediction for a video: the path of a file, or ``camera N``. The scores are means over ``num_clips`` clips."""
 
     video: str
-    """Path of the file, or ``camera N``."""
     scores: Scores | None
     """None if the video could not be read."""
     num_clips: int = 0
-    """Number of clips that the scores are averaged over."""
     note: str = ""
     """Defect of the video; the reason if there are no scores."""
 
@@ -60,17 +56,12 @@ class Prediction:
         """Return a JSON object."""
         if self.scores is None:
             return {"video": self.video, "error": self.note}
-        return {
-            "video": self.video,
-            "num_clips": self.num_clips,
-            "note": self.note,
-            "basis": self.scores.basis,
-            "classes": [{"name": score.name, "share": score.share} for score in self.scores.classes],
-            "nearest": [
-                {"name": clip.name, "class": clip.class_name, "similarity": clip.similarity}
-                for clip in self.scores.nearest
-            ],
-        }
+        classes = [{"name": score.name, "share": score.share} for score in self.scores.classes]
+        nearest = [
+            {"name": clip.name, "class": clip.class_name, "similarity": clip.similarity} for clip in self.scores.nearest
+        ]
+        head = {"video": self.video, "num_clips": self.num_clips, "note": self.note, "basis": self.scores.basis}
+        return {**head, "classes": classes, "nearest": nearest}
 
     def __str__(self) -> str:
         """Return the video in one line, and one line for each class and clip.
@@ -98,28 +89,14 @@ def print_prediction(prediction: Prediction) -> None:
 
 
 def write_predictions(path: Path, student: str, predictions: Sequence[Prediction]) -> None:
-    """Write predictions as JSON.
-
-    Args:
-        path: The file.
-        student: Name of the encoder.
-        predictions: Predictions of all videos.
-    """
+    """Write the predictions of a student as JSON."""
     # The keys are those of the first version: programs read these files.
     content = {"student": student, "answers": [prediction.to_json() for prediction in predictions]}
     write_text_atomically(path, json.dumps(content, indent=2) + "\n")
 
 
 def require_readable(predictions: Sequence[Prediction], *, is_camera: bool) -> None:
-    """Check that the videos could be read.
-
-    Args:
-        predictions: Predictions of all videos. One without scores could not be read.
-        is_camera: Whether the videos are recordings of a camera, of which a single readable one is enough.
-
-    Raises:
-        UserError: A video could not be read; for a camera, none of the recordings could be read.
-    """
+    """Raise a ``UserError`` if a file could not be read, or if no recording of a camera could be read."""
     num_failed = sum(prediction.scores is None for prediction in predictions)
     # The last recording before a camera is unplugged may be too short.
     if num_failed and (not is_camera or num_failed == len(predictions)):

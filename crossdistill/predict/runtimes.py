@@ -30,17 +30,11 @@ from crossdistill.export.onnx import open_session, read_metadata, run_session
 from crossdistill.types import PairedBatch, View
 from crossdistill.utils.distributed import create_accelerator
 
-CLIPS_AT_ONCE = 8
-"""Number of clips in a batch. Another number can change the last bits of the outputs."""
+CLIPS_AT_ONCE = 8  # in a batch; another number can change the last bits of the outputs
 
 
 class TorchRuntime:
-    """A student in PyTorch, on a GPU if there is one.
-
-    Args:
-        encoder: The student.
-        classes: Names of its classifier's classes; empty if unknown.
-    """
+    """A student in PyTorch, on a GPU if there is one, with the names of its classes if they are known."""
 
     def __init__(self, encoder: Encoder, classes: tuple[str, ...] = ()) -> None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -60,15 +54,7 @@ class TorchRuntime:
     def embed_videos(
         self, entries: Sequence[Entry], *, dataset: str, features: Path | None, workers: int, description: str
     ) -> Features:
-        """Embed the middle clip of each video, or read its features from the store.
-
-        Args:
-            entries: The videos. Unreadable ones are left out.
-            dataset: Name of their dataset.
-            features: Folder of the feature store; None to store nothing.
-            workers: Number of processes that decode.
-            description: Text of the progress bar.
-        """
+        """Embed the middle clip of each readable video of a dataset. ``features`` is the folder of a feature store."""
         return kept_features(
             self._embedder.encoder,
             entries,
@@ -82,10 +68,7 @@ class TorchRuntime:
 
 
 class OnnxRuntime:
-    """A student in onnxruntime. The file's metadata holds all that is needed.
-
-    Args:
-        path: A file that ``crossdistill export --to onnx`` wrote.
+    """A student in onnxruntime, from a file of ``crossdistill export --to onnx``, whose metadata holds all facts.
 
     Raises:
         UserError: onnxruntime is missing, or it cannot run the file.
@@ -123,14 +106,8 @@ class OnnxRuntime:
         if features is None:
             return extract(entries)
         key = exported_key(self._path, encoder=self.name, view=self.view, embed_dim=self.embed_dim, dataset=dataset)
-        return complete(
-            FeatureStore(features, key),
-            entries,
-            extract,
-            accelerator=create_accelerator(),
-            view=self.view,
-            description=description,
-        )
+        store, accelerator = FeatureStore(features, key), create_accelerator()
+        return complete(store, entries, extract, accelerator=accelerator, view=self.view, description=description)
 
 
 Runtime = TorchRuntime | OnnxRuntime
@@ -138,12 +115,6 @@ Runtime = TorchRuntime | OnnxRuntime
 
 def open_runtime(student: Path | None, *, onnx: Path | None, manifest: Manifest | None, allow_code: bool) -> Runtime:
     """Open an exported file in onnxruntime if one is given, otherwise load the student in PyTorch.
-
-    Args:
-        student: Folder of the student.
-        onnx: The exported file.
-        manifest: The dataset that the student was trained on, for the names of its classes.
-        allow_code: Whether to run the Python file that the student may name.
 
     Raises:
         UserError: Neither is given, or it cannot be loaded.

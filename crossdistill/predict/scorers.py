@@ -26,10 +26,9 @@ from crossdistill.utils.console import console
 
 @dataclass(frozen=True)
 class ClassifierScorer:
-    """Mean over clips of the classifier's probabilities."""
+    """Mean over clips of the classifier's probabilities. A number replaces the name of an unknown class."""
 
     names: tuple[str, ...]
-    """Names of the classes; a number replaces an unknown name."""
 
     def score(self, outputs: Mapping[str, Tensor], *, top: int) -> Scores:
         """Return the best ``top`` classes for the outputs of a video's clips.
@@ -56,7 +55,6 @@ class NeighbourScorer:
     names: Sequence[str]
     """[G] names of the clips."""
     classes: tuple[str, ...]
-    """Names of the classes."""
     k: int
 
     def score(self, outputs: Mapping[str, Tensor], *, top: int) -> Scores:
@@ -87,14 +85,6 @@ def choose_scorer(
     runtime: Runtime, manifest: Manifest | None, *, split: str, k: int, workers: int, features: Path | None
 ) -> Scorer:
     """Choose the student's classifier if it has one, otherwise the training clips of a dataset, and embed those.
-
-    Args:
-        runtime: The student.
-        manifest: The prepared dataset; None if none was given.
-        split: Split whose training clips are embedded.
-        k: Number of nearest clips that vote.
-        workers: Number of processes that decode.
-        features: Folder of the feature store; None to store nothing.
 
     Raises:
         UserError: There is neither a classifier nor a dataset, or the dataset is not the student's.
@@ -132,22 +122,18 @@ def _class_names(runtime: Runtime, manifest: Manifest | None) -> tuple[str, ...]
 def embed_gallery(
     runtime: Runtime, manifest: Manifest, *, split: str, k: int, workers: int, features: Path | None
 ) -> NeighbourScorer:
-    """Embed the middle of every training clip; of every clip if the dataset has no splits.
+    """Embed the middle of every training clip of a split; of every clip if the dataset has no splits.
 
-    Args are those of ``choose_scorer``.
+    ``k`` is the number of nearest clips that vote, ``features`` the folder of the feature store (None for no store).
 
     Raises:
         UserError: The dataset has no such split or stream, or no clip can be read.
     """
     manifest.require_stream(runtime.view.kind.stream, wanted_by=runtime.name)
     positions = manifest.select(split=split, part="train") if manifest.splits else range(len(manifest.videos))
-    found = runtime.embed_videos(
-        [entry for entry in entries_of(manifest, list(positions)) if entry.video.is_usable],
-        dataset=manifest.dataset,
-        features=features,
-        workers=workers,
-        description=f"clips of {manifest.dataset}",
-    )
+    entries = [entry for entry in entries_of(manifest, list(positions)) if entry.video.is_usable]
+    dataset, description = manifest.dataset, f"clips of {manifest.dataset}"
+    found = runtime.embed_videos(entries, dataset=dataset, features=features, workers=workers, description=description)
     if not found.num_clips:
         raise UserError(f"no training clip of {manifest.root} can be read: check it with python -m data_prep verify")
     return NeighbourScorer(found.features, found.labels.tolist(), found.videos, manifest.classes, k=k)

@@ -24,8 +24,7 @@ from data_prep.pipeline.readers import Input
 from data_prep.pipeline.transcode import DERIVED, source_of, transcode
 from data_prep.recipe import Recipe
 
-COLOUR_VIDEO = "rgb"
-"""Stream that any file holds that is not part of a prepared dataset."""
+COLOUR_VIDEO = "rgb"  # stream of any file that is not part of a prepared dataset
 
 
 @dataclass(frozen=True)
@@ -39,10 +38,9 @@ class VideoClips:
 
 @dataclass(frozen=True)
 class StoredStream:
-    """A stream of a prepared dataset."""
+    """A stream of the prepared dataset in the folder ``root``."""
 
     root: Path
-    """Folder of the dataset."""
     name: str
     stream: Stream
 
@@ -68,11 +66,9 @@ def find_stored(path: Path) -> StoredStream | None:
 
 
 def recipe_for(view: ViewSpec, manifest: Manifest | None) -> Recipe:
-    """Return the recipe that computes a view's stream: that of a dataset, or the default of ``data_prep``.
+    """Return the recipe that computes a view's stream: that of the student's dataset, or the default of ``data_prep``.
 
-    Args:
-        view: What the encoder sees. A video needs as many frames, but never more than the default recipe asks for.
-        manifest: The dataset that the student was trained on; None if unknown.
+    A video needs as many frames as the view has, but never more than the default recipe asks for.
     """
     # Another version of data_prep may have written fields that this one does not have.
     known = {field.name for field in dataclasses.fields(Recipe)}
@@ -97,10 +93,10 @@ def require_source(path: Path, view: ViewSpec, recipe: Recipe) -> None:
 
 
 def read_video_clips(path: Path, view: ViewSpec, *, num_clips: int, recipe: Recipe) -> VideoClips:
-    """Read clips of a video file, spread evenly over it.
+    """Read clips of a video file, or of a file of a prepared dataset, spread evenly over it.
 
     Args:
-        path: A video file, or a file of a prepared dataset.
+        path: The file.
         view: What the encoder sees.
         num_clips: Largest number of clips. Clips with equal frames count once, so a short video has fewer.
         recipe: How to compute the view's stream if the file holds another one.

@@ -26,10 +26,8 @@ MAX_TSNE_CLIPS = 1000
 MAX_COMPARED_CLIPS = 4000
 MIN_TSNE_CLIPS = 5
 PERPLEXITY = 30.0
-NUM_ITERATIONS = 1000
-"""Iterations of t-SNE."""
-NUM_COMPONENTS = 50
-"""Principal components that t-SNE gets."""
+NUM_ITERATIONS = 1000  # of t-SNE
+NUM_COMPONENTS = 50  # principal components that t-SNE gets
 
 
 def confusion_matrix(labels: Tensor, predicted: Tensor, num_classes: int) -> NDArray[np.int64]:
@@ -45,12 +43,8 @@ def class_accuracies(counts_cc: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def confusion_of(embedding: Embedding, protocol: str) -> NDArray[np.int64]:
-    """Compute the confusion matrix of a network by a protocol.
-
-    Raises:
-        UnavailableError: The protocol predicts no class.
-    """
-    result = None if embedding.evaluation is None else embedding.evaluation.results.get(protocol)
+    """Compute the confusion matrix [C, C] of a network; a protocol without classes raises an ``UnavailableError``."""
+    result = embedding.evaluation.results.get(protocol)
     outcome = None if result is None else result.outcome
     if outcome is None or outcome.predicted_b is None:
         raise UnavailableError(f"the protocol {protocol} predicts no class.")
@@ -59,13 +53,12 @@ def confusion_of(embedding: Embedding, protocol: str) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class ConfusedPair:
-    """Test clips of one class that are predicted as another."""
+    """Test clips of one class that are predicted as another: ``count`` of ``total`` clips of the true class."""
 
     true: int
     predicted: int
     count: int
     total: int
-    """Number of test clips of the true class."""
 
 
 def worst_confusions(counts_cc: NDArray[np.int64], num: int = 6) -> list[ConfusedPair]:
@@ -90,7 +83,6 @@ class NeighbourOverlap:
     by_class: dict[int, float]
     """The same by class, with ``class_k`` neighbours; empty without labels."""
     cka: float
-    """Linear CKA with the teacher, 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -106,12 +98,7 @@ class TeacherAgreement:
 
 
 def agreement_with(teacher: Embedding, others: list[Embedding], *, class_k: int = 10) -> TeacherAgreement:
-    """Compare networks with a teacher by the nearest neighbours of the test clips.
-
-    Args:
-        teacher: Embedding of the teacher.
-        others: Embeddings of the networks to compare.
-        class_k: Number of neighbours for the shares by class.
+    """Compare networks with a teacher by the nearest neighbours of the test clips; by class with ``class_k`` of them.
 
     Raises:
         UnavailableError: All networks together could read too few clips.
@@ -176,14 +163,12 @@ def tsne_of(embedding: Embedding) -> Projection:
     if test.num_clips < MIN_TSNE_CLIPS:
         raise UnavailableError(f"{test.num_clips} test clips are too few for t-SNE.")
     unit = torch.nn.functional.normalize(test.features, dim=1).double().numpy()
-    num_components = min(NUM_COMPONENTS, *unit.shape)
-    reduced = PCA(num_components, random_state=0).fit_transform(unit)
+    reduced = PCA(min(NUM_COMPONENTS, *unit.shape), random_state=0).fit_transform(unit)
     if not np.ptp(reduced, axis=0).max() > 0:
         raise UnavailableError("all clips have the same embedding.")
     perplexity = min(PERPLEXITY, (test.num_clips - 1) / 3)
+    tsne = TSNE(2, perplexity=perplexity, init="pca", max_iter=NUM_ITERATIONS, random_state=0)
     # So few clips gain nothing from threads, which wait for each other at every step on a busy machine.
     with threadpool_limits(1):
-        placed = TSNE(2, perplexity=perplexity, init="pca", max_iter=NUM_ITERATIONS, random_state=0).fit_transform(
-            reduced
-        )
+        placed = tsne.fit_transform(reduced)
     return Projection(np.asarray(placed, dtype=np.float64), test.labels.tolist(), test.videos)

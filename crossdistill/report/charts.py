@@ -8,55 +8,36 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from crossdistill.report.svg import (
-    SHAPES,
-    Scale,
-    element,
-    join,
-    percent,
-    picture,
-    shape,
-    short_number,
-    text,
-    whole_percent,
-)
+from crossdistill.report.svg import SHAPES, Scale, element, percent, picture, shape, short_number, text, whole_percent
 
-MAX_POINTS = 400
-"""Maximum number of points of a line; longer lines are averaged."""
-MAX_MARKED_POINTS = 12
-"""Maximum length of a line whose points are all marked."""
-NUM_MARKS = 6
-"""Marks along a longer line, if its shape is not the default one."""
-NUM_COLOURS = 8
-"""Number of CSS classes ``series-0``, ``series-1``, …"""
+MAX_POINTS = 400  # of a line; longer lines are averaged
+MAX_MARKED_POINTS = 12  # of a line whose points are all marked
+NUM_MARKS = 6  # along a longer line, if its shape is not the default one
+NUM_COLOURS = 8  # CSS classes series-0, series-1, …
 MAX_STYLES = NUM_COLOURS * len(SHAPES)
 """Number of distinguishable combinations of colour and shape."""
-MIN_DISTANCE_PX = 3.0
-"""Horizontal distance between dots of equal cost; smaller than a dot, so that the cost stays readable."""
-CHARACTER_PX = 7
-"""Maximum width of a character of a group's title."""
+MIN_DISTANCE_PX = 3.0  # between dots of equal cost; smaller than a dot, so that the cost stays readable
+CHARACTER_PX = 7  # maximum width of a character of a group's title
 
 
 @dataclass(frozen=True)
 class Series:
-    """A line of a chart."""
+    """A line of a chart. The style is its CSS classes of colour and shape."""
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
     style: str
-    """CSS classes of colour and shape."""
 
 
 @dataclass(frozen=True)
 class Dot:
-    """A measured share, with its interval if it has one."""
+    """A measured share, with its interval if it has one. The style is its CSS classes of colour and shape."""
 
     name: str
     value: float
     interval: tuple[float, float] | None
     style: str
-    """CSS classes of colour and shape."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +48,7 @@ class CostDot(Dot):
 
 
 def style_of(position: int) -> str:
-    """Return the CSS classes of the n-th of several equal series: first all colours, then the next shape.
-
-    Args:
-        position: Below ``MAX_STYLES``.
+    """Return the CSS classes of the n-th series, below ``MAX_STYLES``: first all colours, then the next shape.
 
     Example:
         >>> style_of(0), style_of(9)
@@ -115,25 +93,14 @@ def line_chart(
     height_px: int = 240,
     is_log_x: bool = False,
 ) -> Markup:
-    """Draw lines over a common axis, with a title and a legend.
-
-    Args:
-        series: One or more lines of finite values.
-        title: Title above the chart.
-        x_label: Label of the horizontal axis.
-        y_format: Format of the values on the vertical axis.
-        width_px: Width.
-        height_px: Height.
-        is_log_x: Whether the horizontal axis is logarithmic.
-    """
+    """Draw one or more lines of finite values over a common axis, with a title and a legend."""
     lines = [thinned(one) for one in series]
     xs, ys = [x for one in lines for x in one.x], [y for one in lines for y in one.y]
     low = min(0.0, *ys)
     high = max(ys) if max(ys) > low else low + 1
     across = Scale(min(xs), max(xs), 52, width_px - 12, is_log_x)
     up = Scale(low, high + 0.04 * (high - low), height_px - 38, 10)
-    parts = [horizontal_grid(up, left=52, right=width_px - 12, text_of=y_format)]
-    parts += [x_axis(across, y=height_px - 38, label=x_label, height_px=height_px)]
+    parts = axes(across, up, x_label=x_label, y_format=y_format, height_px=height_px)
     for one in lines:
         points = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in zip(one.x, one.y, strict=True))
         name = element("title", one.name)
@@ -144,11 +111,7 @@ def line_chart(
 
 
 def _marked(series: Series) -> Sequence[int]:
-    """Return the positions of marked points.
-
-    A short line has marks at all points. A long line has some if its shape distinguishes it from a line of the same
-    colour, and none otherwise.
-    """
+    """Return the positions of marks: all points of a short line, a few of a long one that its colour does not tell."""
     num = len(series.x)
     if num <= MAX_MARKED_POINTS:
         return range(num)
@@ -156,44 +119,34 @@ def _marked(series: Series) -> Sequence[int]:
     return [] if is_first_shape else [(2 * i + 1) * num // (2 * NUM_MARKS) for i in range(NUM_MARKS)]
 
 
-def horizontal_grid(up: Scale, *, left: float, right: float, text_of: Callable[[float], str]) -> Markup:
-    """Draw a line at every tick of the vertical axis, with its value on the left."""
+def axes(across: Scale, up: Scale, *, x_label: str, y_format: Callable[[float], str], height_px: float) -> list[Markup]:
+    """Draw a line at every tick of the vertical axis, with its value on the left, and the horizontal axis below."""
+    left, right, y = across.start_px, across.end_px, up.start_px
     parts = []
     for tick in up.ticks(4):
         parts.append(element("line", x1=left, x2=right, y1=up(tick), y2=up(tick), class_="grid"))
-        parts.append(text(left - 7, up(tick) + 4, text_of(tick), anchor="end", class_="tick"))
-    return join(parts)
+        parts.append(text(left - 7, up(tick) + 4, y_format(tick), anchor="end", class_="tick"))
+    parts.append(element("line", x1=left, x2=right, y1=y, y2=y, class_="axis"))
+    parts += [text(across(tick), y + 16, short_number(tick), anchor="middle", class_="tick") for tick in across.ticks()]
+    return [*parts, text((left + right) / 2, height_px - 4, x_label, anchor="middle", class_="label")]
 
 
-def vertical_grid(across: Scale, *, top: float, bottom: float, num_ticks: int = 5) -> Markup:
+def vertical_grid(across: Scale, *, top: float, bottom: float, num_ticks: int = 5) -> list[Markup]:
     """Draw a line at every tick of a horizontal axis of shares, with its percentage below."""
     parts = []
     for tick in across.ticks(num_ticks):
         x = across(tick)
         parts.append(element("line", x1=x, x2=x, y1=top, y2=bottom, class_="grid"))
         parts.append(text(x, bottom + 16, whole_percent(tick), anchor="middle", class_="tick"))
-    return join(parts)
+    return parts
 
 
-def x_axis(across: Scale, *, y: float, label: str, height_px: float) -> Markup:
-    """Draw the horizontal axis."""
-    parts = [element("line", x1=across.start_px, x2=across.end_px, y1=y, y2=y, class_="axis")]
-    parts += [text(across(tick), y + 16, short_number(tick), anchor="middle", class_="tick") for tick in across.ticks()]
-    middle = (across.start_px + across.end_px) / 2
-    return join([*parts, text(middle, height_px - 4, label, anchor="middle", class_="label")])
-
-
-def interval_chart(groups: Sequence[tuple[str, Sequence[Dot]]], *, label: str, width_px: int = 976) -> Markup:
-    """Draw shares with their intervals in groups, one line per dot.
-
-    Args:
-        groups: Titles (for example protocols) and dots of the groups.
-        label: Description for screen readers.
-        width_px: Width.
-    """
-    row_px, gap_px = 17, 12
+def interval_chart(groups: Sequence[tuple[str, Sequence[Dot]]], *, label: str) -> Markup:
+    """Draw shares with their intervals in titled groups (for example protocols), one line per dot."""
+    row_px, gap_px, width_px = 17, 12, 976
     left = max(150, min(width_px // 2, 28 + CHARACTER_PX * max(len(title) for title, _ in groups)))
-    across = Scale(0, _round_up(max(_upper_end(dot) for _, dots in groups for dot in dots)), left, width_px - 64)
+    highest = max(value for _, dots in groups for dot in dots for value in (dot.value, *(dot.interval or ())))
+    across = Scale(0, _round_up(highest), left, width_px - 64)
     y = 8.0
     parts: list[Markup] = []
     for title, dots in groups:
@@ -203,15 +156,14 @@ def interval_chart(groups: Sequence[tuple[str, Sequence[Dot]]], *, label: str, w
             y += row_px
         y += gap_px
     grid = vertical_grid(across, top=4, bottom=y - 4, num_ticks=6)
-    chart = picture(width_px, y + 18, grid, *parts, label=label)
+    chart = picture(width_px, y + 18, *grid, *parts, label=label)
     styles = {dot.name: dot.style for _, dots in groups for dot in dots}
     return element("figure", legend(list(styles.items())), chart, class_="wide")
 
 
 def _interval(dot: Dot, across: Scale, y: float) -> Markup:
-    at = across(dot.value)
+    at = end = across(dot.value)
     parts = [draw_dot(at, y, 4.5, style=dot.style)]
-    end = at
     tooltip = f"{dot.name}: {percent(dot.value)}"
     if dot.interval is not None:
         low, end = (across(value) for value in dot.interval)
@@ -221,29 +173,21 @@ def _interval(dot: Dot, across: Scale, y: float) -> Markup:
     return element("g", element("title", tooltip), *parts)
 
 
-def _upper_end(dot: Dot) -> float:
-    return dot.value if dot.interval is None else max(dot.value, dot.interval[1])
-
-
 def _round_up(share: float) -> float:
     """Round up to a multiple of 0.1, at most 1."""
     return min(1.0, math.ceil(share * 10 + 1e-9) / 10)
 
 
-def cost_chart(dots: Sequence[CostDot], *, title: str, x_label: str, width_px: int = 460) -> Markup:
+def cost_chart(dots: Sequence[CostDot], *, title: str, x_label: str) -> Markup:
     """Draw accuracy over cost on a logarithmic axis, without a legend."""
-    height_px = 320
+    width_px, height_px = 460, 320
     costs = [dot.cost for dot in dots]
     across = Scale(min(costs) / 1.6, max(costs) * 1.6, 52, width_px - 14, is_log=True)
     bounds = [value for dot in dots for value in (dot.value, *(dot.interval or ()))]
     up = Scale(math.floor(min(bounds) * 10) / 10, _round_up(max(bounds)), height_px - 40, 12)
-    parts = [
-        horizontal_grid(up, left=52, right=width_px - 14, text_of=whole_percent),
-        x_axis(across, y=height_px - 40, label=x_label, height_px=height_px),
-    ]
+    parts = axes(across, up, x_label=x_label, y_format=whole_percent, height_px=height_px)
     ordered = sorted(dots, key=lambda one: -one.value)
-    places = _side_by_side([across(dot.cost) for dot in ordered])
-    for x, dot in zip(places, ordered, strict=True):
+    for x, dot in zip(_side_by_side([across(dot.cost) for dot in ordered]), ordered, strict=True):
         y = up(dot.value)
         if dot.interval is not None:
             low, high = (up(value) for value in dot.interval)

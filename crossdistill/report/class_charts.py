@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from crossdistill.report.charts import vertical_grid
 from crossdistill.report.svg import SHAPES, Scale, element, join, picture, shape, text, whole_percent
 
-MAX_NAMED_CLASSES = 45
-"""Maximum number of classes whose names are shown beside the confusion matrix."""
+MAX_NAMED_CLASSES = 45  # beside the confusion matrix
 MAX_BARS = 60
 SCALE_STEPS = 10
 MAX_NAME_LETTERS = 32
@@ -25,12 +24,11 @@ COLOURS = ("#4c78d8", "#e0803a", "#3a9e6e", "#d0495a", "#8a63c9", "#b08a2a", "#2
 
 @dataclass(frozen=True)
 class Bar:
-    """Bar of one class."""
+    """Bar of one class, with a tick at a second value."""
 
     name: str
     value: float
     tick: float | None = None
-    """Second value, drawn as a tick."""
     tooltip: str = ""
 
 
@@ -40,12 +38,7 @@ def shortened(name: str) -> str:
 
 
 def confusion_chart(counts_cc: NDArray, classes: Sequence[str]) -> Markup:
-    """Draw a confusion matrix.
-
-    Args:
-        counts_cc: [C, C] number of clips by true class (row) and predicted class (column).
-        classes: C names.
-    """
+    """Draw a confusion matrix: the number of clips [C, C] by true class (row) and predicted class (column)."""
     num = len(classes)
     is_named = num <= MAX_NAMED_CLASSES
     cell = max(4.0, min(24.0, 560 / num))
@@ -56,19 +49,15 @@ def confusion_chart(counts_cc: NDArray, classes: Sequence[str]) -> Markup:
         total = counts_cc[row].sum()
         for column in counts_cc[row].nonzero()[0].tolist():
             count = int(counts_cc[row, column])
-            tooltip = f"{classes[row]} → {classes[column]}: {count} of {int(total)}"
-            parts.append(
-                element(
-                    "rect",
-                    element("title", tooltip),
-                    x=left + column * cell + 0.5,
-                    y=top + row * cell + 0.5,
-                    width=cell - 1,
-                    height=cell - 1,
-                    class_="right" if row == column else "wrong",
-                    fill_opacity=_opacity(float(count / total)),
-                )
-            )
+            title = element("title", f"{classes[row]} → {classes[column]}: {count} of {int(total)}")
+            place = {
+                "x": left + column * cell + 0.5,
+                "y": top + row * cell + 0.5,
+                "width": cell - 1,
+                "height": cell - 1,
+            }
+            kind = "right" if row == column else "wrong"
+            parts.append(element("rect", title, **place, class_=kind, fill_opacity=_opacity(float(count / total))))
     height = side + 8.0
     if is_named:
         parts += [text(left - 8, (i + 0.5) * cell + 4, shortened(classes[i]), anchor="end") for i in range(num)]
@@ -109,8 +98,7 @@ def _slanted(x: float, y: float, content: str) -> Markup:
     return element("text", content, x=x, y=y, text_anchor="end", transform=f"rotate(-58 {x:.1f} {y:.1f})")
 
 
-ROW_PX, NAMES_PX, BARS_WIDTH_PX = 19, 224, 760
-"""Height of a row, width of the class names and width of the whole chart of bars."""
+ROW_PX, NAMES_PX, BARS_WIDTH_PX = 19, 224, 760  # of charts of bars
 
 
 def change_chart(bars: Sequence[Bar], *, label: str) -> Markup:
@@ -137,7 +125,7 @@ def bar_chart(bars: Sequence[Bar], *, label: str, style: str) -> Markup:
     shown = _best_and_worst(bars)
     across = Scale(0, 1, NAMES_PX, BARS_WIDTH_PX - 50)
     height = ROW_PX * len(shown) + 22
-    parts = [vertical_grid(across, top=0, bottom=height - 20)]
+    parts = vertical_grid(across, top=0, bottom=height - 20)
     for i, bar in enumerate(shown):
         y = i * ROW_PX + 2
         parts.append(text(NAMES_PX - 8, y + 13, shortened(bar.name), anchor="end"))
@@ -150,9 +138,8 @@ def bar_chart(bars: Sequence[Bar], *, label: str, style: str) -> Markup:
 
 def _bar(bar: Bar, start: float, end: float, y: float, *, class_: str) -> Markup:
     """Draw a bar between two positions; even an empty one is visible."""
-    width = max(1.0, end - start)
-    title = element("title", bar.tooltip)
-    return element("rect", title, x=start, y=y + 2, width=width, height=13, rx=2, class_=class_)
+    place = {"x": start, "y": y + 2, "width": max(1.0, end - start), "height": 13}
+    return element("rect", element("title", bar.tooltip), **place, rx=2, class_=class_)
 
 
 def _best_and_worst(bars: Sequence[Bar]) -> list[Bar]:
@@ -163,14 +150,9 @@ def _best_and_worst(bars: Sequence[Bar]) -> list[Bar]:
 
 
 def point_chart(points_n2: NDArray, labels: Sequence[int], names: Sequence[str], *, title: str, note: str) -> Markup:
-    """Draw clips as points of a plane.
+    """Draw clips as points of a plane, in coordinates [N, 2] of any scale. ``note`` is small text beside the title.
 
-    Args:
-        points_n2: [N, 2] coordinates in any scale.
-        labels: [N] classes; -1 for a clip without label.
-        names: [N] tooltips.
-        title: Title above the chart.
-        note: Small text beside the title.
+    Each clip has a label, -1 if it is unknown, and a name for its tooltip.
     """
     size, margin = 430, 12
     low, high = points_n2.min(0), points_n2.max(0)
@@ -192,14 +174,9 @@ def _mark(x: float, y: float, label: int, tooltip: str) -> Markup:
 
 def class_legend(classes: Sequence[str]) -> Markup:
     """Create a legend of all classes; its style fades the points of other classes while one class is hovered."""
+    box: dict[str, str | int] = {"viewBox": "0 0 14 14", "width": 14, "height": 14, "aria_hidden": "true"}
     items = [
-        element(
-            "li",
-            element("svg", _mark(7, 7, i, ""), viewBox="0 0 14 14", width=14, height=14, aria_hidden="true"),
-            name,
-            class_=f"c{i}",
-        )
-        for i, name in enumerate(classes)
+        element("li", element("svg", _mark(7, 7, i, ""), **box), name, class_=f"c{i}") for i, name in enumerate(classes)
     ]
     rules = "".join(f".projections:has(.c{i}:hover) .clip-mark:not(.c{i}){{opacity:.1}}" for i in range(len(classes)))
     return element("ul", *items, class_="classes") + element("style", Markup(rules))

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from crossdistill.evaluation.results import Evaluation
+from crossdistill.evaluation.results import Evaluation, ProtocolResult
 from crossdistill.report.analysis import class_accuracies, confusion_of
 from crossdistill.report.charts import CostDot, Dot, Series, cost_chart, interval_chart, legend, line_chart, style_of
 from crossdistill.report.class_charts import MAX_BARS
 from crossdistill.report.cost import BATCH_SIZE, Cost
 from crossdistill.report.curves import KNN, points_of
 from crossdistill.report.networks import Kind
-from crossdistill.report.page import Page, SectionPlan, Tile, make_sections, render
+from crossdistill.report.page import Page, Tile, make_sections, render
 from crossdistill.report.record import RunRecord, UnavailableError
 from crossdistill.report.results import ResultTable, main_result, result_tables
 from crossdistill.report.run_data import RunData
@@ -30,20 +30,19 @@ SHOWN_ROWS = ("linear", "1-nn", "20-nn", "retrieval, R@5", "cluster")
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """A run with its name and style in the comparison."""
+    """A run with its name, its style (CSS classes of colour and shape), and the results and cost of its student."""
 
     name: str
     style: str
-    """CSS classes of colour and shape."""
     data: RunData
     table: ResultTable | None
     evaluation: Evaluation | None
-    """Evaluation of the trained student."""
+    cost: Cost | None
 
     @property
-    def cost(self) -> Cost | None:
-        """Cost of the student."""
-        return self.data.costs[0] if self.data.costs else None
+    def result(self) -> ProtocolResult | None:
+        """The main result of the evaluation."""
+        return None if self.evaluation is None else main_result(self.evaluation)
 
 
 LEADS = {
@@ -59,7 +58,9 @@ LEADS = {
 def comparison_page(runs: Sequence[RunData]) -> Page:
     """Make the page that compares several runs, in the given order."""
     names = _names([run.record for run in runs])
-    compared = [_compared(run, names[position], position) for position, run in enumerate(runs)]
+    compared = [
+        _compared(run, name, style_of(position)) for position, (run, name) in enumerate(zip(runs, names, strict=True))
+    ]
     datasets = dict.fromkeys(run.table.dataset for run in compared if run.table)
     notes = [f"{run.name}: {note}" for run in compared for note in run.data.record.notes]
     for run in compared:
@@ -77,7 +78,7 @@ def comparison_page(runs: Sequence[RunData]) -> Page:
         title=f"Comparison of {len(compared)} runs",
         headline=f"{', '.join(dict.fromkeys(run.data.record.encoder for run in compared))}{on}.",
         tiles=_tiles(compared),
-        sections=make_sections([SectionPlan(name, title, LEADS[name], make) for name, title, make in sections]),
+        sections=make_sections(sections, LEADS),
         notes=notes,
     )
 
@@ -88,16 +89,14 @@ def _names(records: Sequence[RunRecord]) -> list[str]:
     return [str(record.folder) if names.count(record.name) > 1 else record.name for record in records]
 
 
-def _compared(run: RunData, name: str, position: int) -> ComparedRun:
-    tables = result_tables(run)
-    table = tables[0] if tables else None
+def _compared(run: RunData, name: str, style: str) -> ComparedRun:
+    table = next(iter(result_tables(run)), None)
     evaluation = None if table is None else table.by_role.get(run.record.role)
-    return ComparedRun(name, style_of(position), run, table, evaluation)
+    return ComparedRun(name, style, run, table, evaluation, cost=next(iter(run.costs), None))
 
 
 def _tiles(runs: Sequence[ComparedRun]) -> list[Tile]:
-    results = [(run, main_result(run.evaluation)) for run in runs if run.evaluation is not None]
-    measured = [(run, result) for run, result in results if result is not None]
+    measured = [(run, run.result) for run in runs if run.result is not None]
     tiles = []
     if measured and len({run.table.dataset for run, _ in measured if run.table}) == 1:
         top1, names = _extreme([(run.name, result.top1) for run, result in measured], max)
@@ -118,22 +117,16 @@ def _extreme(values: Sequence[tuple[str, float]], choose: Callable[[Iterable[flo
 
 
 def _is_close(ascending: Sequence[float]) -> bool:
-    """Return whether the two smallest times are too similar to call one the lowest."""
-    return len(ascending) > 1 and ascending[1] <= (1 + CLOSE_TIMES) * ascending[0]
-
-
-CLOSE_TIMES = 0.1
-"""Relative difference of times that the measurement does not resolve."""
+    """Return whether the two smallest times are too similar (by less than 10 %) to call one the lowest."""
+    return len(ascending) > 1 and ascending[1] <= 1.1 * ascending[0]
 
 
 @dataclass(frozen=True)
 class CostMeasure:
-    """One kind of cost."""
+    """One kind of cost, with the labels of its axis and of the tile with the lowest cost."""
 
     name: str
-    """Label of the chart's axis."""
     lowest: str
-    """Label of the tile with the lowest cost."""
     value_of: Callable[[Cost], float]
     text_of: Callable[[float], str] = short_number
     is_time: bool = False
@@ -146,7 +139,7 @@ COSTS = (
         "time per clip in ms",
         "shortest time per clip",
         lambda cost: 1000 * cost.latency_seconds,
-        lambda value: f"{value:.3g} ms",
+        "{:.3g} ms".format,
         is_time=True,
     ),
     CostMeasure(
@@ -164,17 +157,11 @@ def _table(runs: Sequence[ComparedRun]) -> Markup:
     rows: list[dict[str, Any]] = []
     for run in runs:
         accuracies = {} if run.evaluation is None else accuracies_of(run.evaluation)
-        record = run.data.record
-        rows.append(
-            {
-                "name": run.name,
-                "style": run.style,
-                "student": record.encoder,
-                "teacher": "none (labels)" if record.is_supervised else record.teachers or "–",
-                "cells": [accuracies.get(name) for name in names],
-                "coverage": min((accuracies[name].coverage for name in names if name in accuracies), default=None),
-            }
-        )
+        record, cells = run.data.record, [accuracies.get(name) for name in names]
+        teacher = "none (labels)" if record.is_supervised else record.teachers or "–"
+        coverage = min((cell.coverage for cell in cells if cell is not None), default=None)
+        head = {"name": run.name, "style": run.style, "student": record.encoder, "teacher": teacher}
+        rows.append({**head, "cells": cells, "coverage": coverage})
     tables = [run.table for run in runs if run.table is not None]
     notes = list(dict.fromkeys(f"{table.dataset}: {note}" for table in tables for note in notes_of(table)))
     if len({table.dataset for table in tables}) > 1:
@@ -182,26 +169,17 @@ def _table(runs: Sequence[ComparedRun]) -> Markup:
     return render("runs.html", protocols=[title_of(name) for name in names], rows=rows, notes=notes)
 
 
-def _measured(runs: Sequence[ComparedRun]) -> list[tuple[ComparedRun, Evaluation]]:
-    found = [(run, run.evaluation) for run in runs if run.evaluation is not None]
-    if not found:
-        raise UnavailableError("no run was evaluated, and none can be evaluated now.")
-    return found
-
-
 def _intervals(runs: Sequence[ComparedRun]) -> Markup:
-    measured = _measured(runs)
+    measured = [(run, run.evaluation) for run in runs if run.evaluation is not None]
+    if not measured:
+        raise UnavailableError("no run was evaluated, and none can be evaluated now.")
+    accuracies = [(run, accuracies_of(evaluation)) for run, evaluation in measured]
     groups = []
     for name in row_names([evaluation for _, evaluation in measured]):
-        if name not in SHOWN_ROWS:
-            continue
-        accuracies = [(run, accuracies_of(evaluation).get(name)) for run, evaluation in measured]
-        dots = [
-            Dot(run.name, accuracy.value, accuracy.interval, run.style)
-            for run, accuracy in accuracies
-            if accuracy is not None
-        ]
-        groups.append((title_of(name), dots))
+        if name in SHOWN_ROWS:
+            found = [(run, by_name[name]) for run, by_name in accuracies if name in by_name]
+            dots = [Dot(run.name, accuracy.value, accuracy.interval, run.style) for run, accuracy in found]
+            groups.append((title_of(name), dots))
     return interval_chart(groups, label="accuracies of all runs")
 
 
@@ -212,12 +190,11 @@ def _costs(runs: Sequence[ComparedRun]) -> Markup:
     rows = [cost_row(cost, name=run.name, style=run.style) for run, cost in costs]
     charts = []
     for measure in COSTS:
-        dots = []
-        for run in runs:
-            result = None if run.evaluation is None else main_result(run.evaluation)
-            value = None if run.cost is None else measure.value_of(run.cost)
-            if result is not None and value:
-                dots.append(CostDot(run.name, result.top1, result.intervals.get("top1"), run.style, value))
+        dots = [
+            CostDot(run.name, run.result.top1, run.result.intervals.get("top1"), run.style, value)
+            for run, cost in costs
+            if run.result is not None and (value := measure.value_of(cost))
+        ]
         if dots:
             charts.append(cost_chart(dots, title=f"Accuracy over {measure.name}", x_label=measure.name))
     table = render("cost.html", costs=rows, batch_size=BATCH_SIZE, note=cost_note([cost for _, cost in costs]))
@@ -227,13 +204,9 @@ def _costs(runs: Sequence[ComparedRun]) -> Markup:
 
 def _curves(runs: Sequence[ComparedRun]) -> Markup:
     charts = []
-    wanted = (("Loss", "loss", short_number), ("1-NN of held-out clips", KNN, whole_percent))
-    for title, key, y_format in wanted:
-        series = [
-            Series(run.name, *points, run.style)
-            for run in runs
-            if (points := points_of(run.data.record.metrics, key))[0]
-        ]
+    for title, key, y_format in (("Loss", "loss", short_number), ("1-NN of held-out clips", KNN, whole_percent)):
+        points = [(run, points_of(run.data.record.metrics, key)) for run in runs]
+        series = [Series(run.name, steps, values, run.style) for run, (steps, values) in points if steps]
         if series:
             charts.append((series, title, y_format))
     if not charts:
@@ -258,10 +231,7 @@ def _classes(runs: Sequence[ComparedRun]) -> Markup:
     seen = [i for i in range(len(classes)) if not np.isnan(accuracies_rc[:, i]).any()]
     order = sorted(seen, key=lambda i: (-float(np.ptp(accuracies_rc[:, i])), i))[:MAX_BARS]
     head = [element("th", "class"), *(element("th", run.name) for run, _ in shown)]
-    rows = [
-        element("tr", element("th", classes[i]), *(_heat_cell(float(value)) for value in accuracies_rc[:, i]))
-        for i in order
-    ]
+    rows = [element("tr", element("th", classes[i]), *map(_heat_cell, accuracies_rc[:, i].tolist())) for i in order]
     table = element("table", element("thead", element("tr", *head)), element("tbody", *rows), class_="heat")
     return element("div", table, class_="scroll") + element("p", f"Protocol {protocol}, in %.", class_="note")
 

@@ -15,8 +15,7 @@ from crossdistill.report.networks import Network
 from crossdistill.types import View
 
 BATCH_SIZE = 16
-MAX_SECONDS = 1.5
-"""Time limit of one timing, for single clips or for batches."""
+MAX_SECONDS = 1.5  # of one timing, for single clips or for batches
 MAX_PASSES = 50
 
 
@@ -27,7 +26,6 @@ class Cost:
     role: str
     encoder: str
     bits: str | None
-    """Bits of a quantised network, for example ``w4a8``; None for floating point."""
     num_parameters: int
     gmacs: float
     """Multiply-adds of convolutions and matrix products for one clip, in units of 1e9."""
@@ -41,15 +39,11 @@ class Cost:
 
 
 def measure_cost(network: Network) -> Cost:
-    """Count and time one network.
-
-    The times are those of the fastest of several passes, which depends least on other work on the machine.
-    """
+    """Count and time one network: the fastest of several passes, which depends least on other work on the machine."""
     encoder = network.encoder.eval()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     execution = Execution.choose(encoder, device=device)
-    seconds = _seconds_of_passes(encoder, execution, batch_size=1)
-    batch_seconds = _seconds_of_passes(encoder, execution, batch_size=BATCH_SIZE)
+    seconds, batch_seconds = (_fastest_pass(encoder, execution, batch_size=size) for size in (1, BATCH_SIZE))
     named = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     path = network.weights_file
     return Cost(
@@ -58,8 +52,8 @@ def measure_cost(network: Network) -> Cost:
         bits=encoder.bits,
         num_parameters=encoder.num_parameters,
         gmacs=count_gmacs(encoder, execution),
-        latency_seconds=min(seconds),
-        clips_per_second=BATCH_SIZE / min(batch_seconds),
+        latency_seconds=seconds,
+        clips_per_second=BATCH_SIZE / batch_seconds,
         num_bytes=path.stat().st_size if path is not None and path.is_file() else None,
         device=named.replace(" 1 threads", " 1 thread"),
     )
@@ -74,8 +68,8 @@ def count_gmacs(encoder: Encoder, execution: Execution) -> float:
     return counter.get_total_flops() / 2e9
 
 
-def _seconds_of_passes(encoder: Encoder, execution: Execution, *, batch_size: int) -> list[float]:
-    """Seconds of each pass but the first, which includes initialisation."""
+def _fastest_pass(encoder: Encoder, execution: Execution, *, batch_size: int) -> float:
+    """Seconds of the fastest pass. The first one does not count: it includes initialisation."""
     clips = _clips(encoder, batch_size).to(execution.device)
     seconds: list[float] = []
     with torch.inference_mode():
@@ -88,7 +82,7 @@ def _seconds_of_passes(encoder: Encoder, execution: Execution, *, batch_size: in
                 seconds.append(time.perf_counter() - start)
             if sum(seconds) > MAX_SECONDS:
                 break
-    return seconds
+    return min(seconds)
 
 
 def _clips(encoder: Encoder, num: int) -> View:

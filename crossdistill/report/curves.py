@@ -19,13 +19,10 @@ def training_curves(metrics: Sequence[MetricsLine]) -> Markup:
     """Draw all curves of a run."""
     if not metrics:
         raise UnavailableError("the run has no metrics.jsonl with a complete line.")
-    charts = [
-        _chart("Loss", metrics, _losses(metrics)),
-        _chart("Accuracy during training", metrics, list(ACCURACIES)),
-        _chart("Learning rate", metrics, [LR]),
-        _chart("Clips per second", metrics, [SPEED]),
-    ]
-    return element("div", *(chart for chart in charts if chart is not None), class_="pictures")
+    shown = {"Loss": _losses(metrics), "Accuracy during training": list(ACCURACIES)}
+    shown |= {"Learning rate": [LR], "Clips per second": [SPEED]}
+    charts = [_chart(title, metrics, keys) for title, keys in shown.items()]
+    return element("div", *charts, class_="pictures")
 
 
 def _losses(metrics: Sequence[MetricsLine]) -> list[str]:
@@ -35,14 +32,13 @@ def _losses(metrics: Sequence[MetricsLine]) -> list[str]:
     return ["loss", *terms] if len(terms) > 1 else ["loss"] if "loss" in keys else terms
 
 
-def _chart(title: str, metrics: Sequence[MetricsLine], keys: Sequence[str]) -> Markup | None:
-    series: list[Series] = []
-    for key in keys:
-        steps, values = points_of(metrics, key)
-        if steps:
-            series.append(Series(ACCURACIES.get(key, key), steps, values, style_of(len(series))))
-    if not series:
-        return None
+def _chart(title: str, metrics: Sequence[MetricsLine], keys: Sequence[str]) -> Markup:
+    """Draw lines of several keys; nothing if no line of metrics has one of them."""
+    points = [(ACCURACIES.get(key, key), *points_of(metrics, key)) for key in keys]
+    found = [(name, steps, values) for name, steps, values in points if steps]
+    if not found:
+        return Markup("")
+    series = [Series(name, steps, values, style_of(i)) for i, (name, steps, values) in enumerate(found)]
     y_format = whole_percent if keys[0] in ACCURACIES else short_number
     return line_chart(series, title=title, x_label="step", y_format=y_format)
 

@@ -31,8 +31,8 @@ class Embedding:
 
     network: Network
     split: EmbeddedSplit
-    evaluation: Evaluation | None
-    """Results with the outcome of every clip; None without labels."""
+    evaluation: Evaluation
+    """Results with the outcome of every clip."""
     is_complete: bool
     """Whether all clips were embedded, so that the results hold for the whole dataset."""
 
@@ -45,31 +45,21 @@ class Embedding:
 def embed(
     network: Network, manifest: Manifest, config: RunConfig | None, options: ReportOptions, *, description: str
 ) -> Embedding:
-    """Embed and evaluate both parts of the run's split.
-
-    Args:
-        network: Network with its weights.
-        manifest: Dataset.
-        config: Configuration of the run that trained the network; None if it is missing.
-        options: Options of the report; ``num_clips`` and ``num_workers`` are used.
-        description: Start of the progress bars' text.
+    """Embed and evaluate both parts of the split of the run that trained the network with ``config``.
 
     Raises:
         UnavailableError: The dataset lacks labels, the split or the network's stream, or a clip is too short.
     """
     split = "1" if config is None else config.data.split
     accelerator = create_accelerator()
-    setting = "auto" if config is None else config.machine.precision
-    execution = Execution.choose(network.encoder, device=accelerator.device, precision=setting)
+    precision = "auto" if config is None else config.machine.precision
+    execution = Execution.choose(network.encoder, device=accelerator.device, precision=precision)
     evaluated = EvaluatedEncoder(
-        network.encoder,
-        execution,
-        features_folder=network.features_folder,
-        description=description,
+        network.encoder, execution, features_folder=network.features_folder, description=description
     )
     reading = ReadSettings(
-        max_clips=options.num_clips,
-        num_workers=options.num_workers,
+        max_clips=options.clips,
+        num_workers=options.workers,
         short_clips="repeat" if config is None else config.data.short_clips,
     )
     settings = ProtocolSettings()
@@ -81,4 +71,4 @@ def embed(
         raise UnavailableError(f"{error}.") from error
     evaluation = evaluation_of_split(network.encoder.name, manifest, split, embedded, results, settings)
     largest = max(len(manifest.select(split=split, part=part)) for part in ("train", "test"))
-    return Embedding(network, embedded, evaluation, is_complete=largest <= options.num_clips)
+    return Embedding(network, embedded, evaluation, is_complete=largest <= options.clips)

@@ -10,8 +10,7 @@ from markupsafe import Markup
 from crossdistill.report.page import render
 from crossdistill.report.record import RunRecord, UnavailableError
 
-Pairs = list[tuple[str, str]]
-"""Names and values of a list of facts."""
+Pairs = list[tuple[str, str]]  # names and values
 
 
 def run_facts(record: RunRecord) -> Markup:
@@ -33,7 +32,7 @@ def _training_facts(record: RunRecord) -> Pairs:
     if config is None:
         return []
     options = config.optimization
-    bank = f", bank size {config.objective.bank_size}"
+    bank, optimizer = f", bank size {config.objective.bank_size}", f"{options.optimizer}, lr {options.lr:g}"
     objective = "cross-entropy with labels" if record.is_supervised else " + ".join(config.objective.objective) + bank
     pairs = [
         ("teacher", record.teachers or "none (labels)"),
@@ -42,10 +41,7 @@ def _training_facts(record: RunRecord) -> Pairs:
         ("datasets", ", ".join(str(path) for path in config.data.data) or "toyactions"),
         ("split", config.data.split),
         ("epochs", f"{options.epochs}, batch size {options.batch_size * options.accumulate}"),
-        (
-            "optimizer",
-            f"{options.optimizer}, lr {options.lr:g}, {options.schedule}, weight decay {options.weight_decay:g}",
-        ),
+        ("optimizer", f"{optimizer}, {options.schedule}, weight decay {options.weight_decay:g}"),
         ("seed", str(config.machine.seed)),
     ]
     return [(name, value) for name, value in pairs if value]

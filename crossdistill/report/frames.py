@@ -20,14 +20,11 @@ from crossdistill.errors import UnreadableVideoError
 from crossdistill.modalities import FLOW_ZERO, JOINT_STEP_METRES, JOINT_ZERO
 from crossdistill.types import ViewSpec
 
-Rgb = NDArray[np.uint8]
-"""[H, W, 3], RGB."""
-NUM_FRAMES = 8
-"""Frames of a strip."""
+Rgb = NDArray[np.uint8]  # [H, W, 3]
+NUM_FRAMES = 8  # of a strip
 SIDE_PX = 112
 WEBP_QUALITY = 72
-MAX_FLOW_LEVELS = 40.0
-"""Flow, in stored levels, that gets full saturation."""
+MAX_FLOW_LEVELS = 40.0  # flow, in stored levels, that gets full saturation
 # Pairs of the 20 joints of a Kinect, in the order of its datasets.
 KINECT_BONES = (
     *((0, 1), (1, 2), (2, 3)),  # head, neck, spine, hips
@@ -112,11 +109,7 @@ def first_channel_to_rgb(frames: Sequence[Picture]) -> list[Rgb]:
 
 
 def clip_strip(entry: Entry, view: ViewSpec) -> str:
-    """Draw the centre clip of a video, frames side by side, as a data URI.
-
-    Args:
-        entry: Video.
-        view: View of an encoder, which gives the stream and the length of the clip.
+    """Draw the centre clip that an encoder's view takes from a video, frames side by side, as a data URI.
 
     Raises:
         UnreadableVideoError: The video cannot be read or lacks the stream.
@@ -130,9 +123,8 @@ def clip_strip(entry: Entry, view: ViewSpec) -> str:
     chosen = [clip[i * (len(clip) - 1) // (NUM_FRAMES - 1)] for i in range(NUM_FRAMES)]
     frames = read_pictures(entry.root, stream, chosen, stream_name=name)
     squares = [_square(frame) for frame in TO_RGB.get(name, first_channel_to_rgb)(frames)]
-    is_written, content = cv2.imencode(
-        ".webp", cv2.cvtColor(np.hstack(squares), cv2.COLOR_RGB2BGR), [cv2.IMWRITE_WEBP_QUALITY, WEBP_QUALITY]
-    )
+    strip = cv2.cvtColor(np.hstack(squares), cv2.COLOR_RGB2BGR)
+    is_written, content = cv2.imencode(".webp", strip, [cv2.IMWRITE_WEBP_QUALITY, WEBP_QUALITY])
     assert is_written
     return "data:image/webp;base64," + base64.b64encode(content.tobytes()).decode()
 

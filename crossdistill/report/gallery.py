@@ -20,18 +20,15 @@ from crossdistill.report.record import UnavailableError
 from crossdistill.types import ViewSpec
 
 NUM_NEIGHBOURS = 5
-SEED = 0
-RIGHT, WRONG = "right", "wrong"
 
 
 @dataclass(frozen=True)
 class GalleryClip:
-    """One clip of the gallery."""
+    """One clip of the gallery. Its image is a data URI, empty if the clip cannot be read."""
 
     video: str
     class_name: str
     strip: str
-    """Image as a data URI; empty if the clip cannot be read."""
     mark: str = ""
     """``right`` or ``wrong`` for a neighbour of a query with a label; empty otherwise."""
     similarity: float | None = None
@@ -42,21 +39,15 @@ class GalleryClip:
 
 @dataclass(frozen=True)
 class GalleryRow:
-    """A query and its neighbours."""
+    """A query and its neighbours, the nearest first."""
 
     query: GalleryClip
     neighbours: tuple[GalleryClip, ...]
-    """The nearest first."""
 
 
 def draw_queries(labels: list[int], num: int) -> list[int]:
-    """Draw positions of queries with a fixed seed, from as many classes as possible.
-
-    Args:
-        labels: Class of each test clip.
-        num: Number of queries; all clips if there are fewer.
-    """
-    generator = random.Random(SEED)
+    """Draw positions of ``num`` test clips with a fixed seed, from as many classes as possible."""
+    generator = random.Random(0)
     by_class = defaultdict(list)
     for position, label in enumerate(labels):
         by_class[label].append(position)
@@ -73,13 +64,9 @@ def draw_queries(labels: list[int], num: int) -> list[int]:
 def build_gallery(
     embedding: Embedding, manifest: Manifest, *, num_queries: int, teacher_view: ViewSpec | None
 ) -> list[GalleryRow]:
-    """Find the nearest training clips of some test clips by cosine similarity, as in k-NN evaluation.
+    """Find the nearest training clips of some test clips by the student's cosine similarity, as in k-NN evaluation.
 
-    Args:
-        embedding: Embedding of the student.
-        manifest: Dataset.
-        num_queries: Number of queries.
-        teacher_view: View of a teacher whose stream is shown too; None for no teacher.
+    The query is shown in the stream of ``teacher_view`` too.
 
     Raises:
         UnavailableError: The number of queries is 0, or no clip can be read any more.
@@ -88,30 +75,26 @@ def build_gallery(
         raise UnavailableError("the gallery was disabled by --gallery 0.")
     test, train = embedding.split.test, embedding.split.train
     positions = draw_queries(test.labels.tolist(), num_queries)
-    found = nearest_neighbours(
-        queries_bd=test.features[positions], gallery_nd=train.features, k=min(NUM_NEIGHBOURS, train.num_clips)
-    )
+    k = min(NUM_NEIGHBOURS, train.num_clips)
+    found = nearest_neighbours(queries_bd=test.features[positions], gallery_nd=train.features, k=k)
     images = _ClipImages(manifest, embedding.network.encoder.view, teacher_view)
-    rows = []
-    for row, position in enumerate(positions):
+    rows, labels = [], train.labels.tolist()
+    for position, near, cosines in zip(
+        positions, found.indices_bk.tolist(), found.similarities_bk.tolist(), strict=True
+    ):
         label = int(test.labels[position])
-        query = images.clip(test.videos[position], label, with_teacher=True)
         neighbours = tuple(
-            images.clip(
-                train.videos[i], int(train.labels[i]), mark=_mark(label, int(train.labels[i])), similarity=similarity
-            )
-            for i, similarity in zip(found.indices_bk[row].tolist(), found.similarities_bk[row].tolist(), strict=True)
+            images.clip(train.videos[i], labels[i], mark=_mark(label, labels[i]), similarity=cosine)
+            for i, cosine in zip(near, cosines, strict=True)
         )
-        rows.append(GalleryRow(query, neighbours))
+        rows.append(GalleryRow(images.clip(test.videos[position], label, with_teacher=True), neighbours))
     if not any(shown.strip for row in rows for shown in (row.query, *row.neighbours)):
         raise UnavailableError(f"no clip of {manifest.root} can be read any more.")
     return rows
 
 
 def _mark(query: int, neighbour: int) -> str:
-    if query < 0 or neighbour < 0:
-        return ""
-    return RIGHT if query == neighbour else WRONG
+    return "" if query < 0 or neighbour < 0 else "right" if query == neighbour else "wrong"
 
 
 class _ClipImages:
@@ -122,18 +105,15 @@ class _ClipImages:
         self._entries = {entry.video.name: entry for entry in entries}
         self._classes = manifest.classes
         self._view = view
-        self._teacher_view = (
-            None if teacher_view is None or teacher_view.kind.stream == view.kind.stream else teacher_view
-        )
+        has_other_stream = teacher_view is not None and teacher_view.kind.stream != view.kind.stream
+        self._teacher_view = teacher_view if has_other_stream else None
         self._strips: dict[tuple[str, str], str] = {}
 
     def clip(
         self, video: str, label: int, *, mark: str = "", similarity: float | None = None, with_teacher: bool = False
     ) -> GalleryClip:
-        entry = self._entries[video]
-        teacher_strip = (
-            self._strip(entry, self._teacher_view) if with_teacher and self._teacher_view is not None else ""
-        )
+        entry, teacher_view = self._entries[video], self._teacher_view if with_teacher else None
+        teacher_strip = "" if teacher_view is None else self._strip(entry, teacher_view)
         shown_class = class_name(label, self._classes) if label >= 0 else ""
         return GalleryClip(video, shown_class, self._strip(entry, self._view), mark, similarity, teacher_strip)
 

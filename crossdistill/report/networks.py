@@ -22,8 +22,7 @@ from crossdistill.recipes.teachers import TeacherOptions, create_teacher, publis
 from crossdistill.report.record import RunRecord, UnavailableError
 
 Loaded = TypeVar("Loaded")
-BASELINE_ROLE = "supervised baseline"
-"""Role of the same student trained with labels by another run (``--baseline``)."""
+BASELINE_ROLE = "supervised baseline"  # of the same student trained with labels by another run (--baseline)
 
 
 class Kind(str, Enum):
@@ -35,8 +34,7 @@ class Kind(str, Enum):
     """The student before training."""
     BASELINE = "baseline"
 
-    def __str__(self) -> str:
-        return self.value
+    __str__ = str.__str__
 
 
 def kind_of(role: str) -> Kind:
@@ -55,32 +53,31 @@ def kind_of(role: str) -> Kind:
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """Options of a run's report: what it shows, and how networks are loaded and clips are decoded."""
+    """Options of a report: what it shows, and how networks are loaded and clips are decoded."""
 
     data: Path | None = None
-    """Prepared dataset; None for the run's own."""
+    """Prepared dataset; by default the dataset of the run."""
     baseline: Path | None = None
-    """Run of the same student trained with labels (``--baseline``)."""
-    num_queries: int = 12
-    """Number of test clips in the gallery."""
-    has_teacher: bool = True
-    """Whether the teachers are loaded."""
-    num_clips: int = 5000
-    """Maximum number of clips of each part that are embedded."""
-    num_workers: int = 2
+    """Run of the same student trained with labels (supervised baseline)."""
+    gallery: int = 12
+    """Number of test clips shown with their nearest neighbours."""
+    teacher: bool = True
+    """Load and embed the teacher too."""
+    clips: int = 5000
+    """Maximum number of clips of each part that are embedded; features are stored in the run folder."""
+    workers: int = 2
     """Processes that decode."""
     allow_code: bool = False
-    """Whether Python files that build an encoder may be run."""
+    """Run the Python file of a custom encoder (path/to/file.py:function)."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network of the run with its weights."""
+    """A network of the run with its weights, and the feature store that ``crossdistill evaluate`` fills too."""
 
     role: str
     encoder: Encoder
     features_folder: Path
-    """Folder of the feature store that ``crossdistill evaluate`` fills too."""
     weights_file: Path | None = None
 
     @property
@@ -90,28 +87,20 @@ class Network:
 
 
 def find_dataset(record: RunRecord, data: Path | None) -> Manifest:
-    """Open ``--data``, or the first dataset of the run that still exists.
-
-    Raises:
-        UnavailableError: ``--data`` is absent and no dataset of the run exists any more.
-        UserError: ``--data`` is not a prepared dataset.
-    """
+    """Open ``--data``, or the first dataset of the run that still exists; raise an ``UnavailableError`` without any."""
     if data is not None:
         return Manifest.load(data)
     candidates = record.datasets or (TOYACTIONS_FOLDER,)
     for path in candidates:
         if (path / MANIFEST_NAME).is_file():
             return Manifest.load(path)
-    named = ", ".join(map(str, candidates))
-    raise UnavailableError(f"the dataset no longer exists at {named}: give its folder with --data.")
+    raise UnavailableError(
+        f"the dataset no longer exists at {', '.join(map(str, candidates))}: give its folder with --data."
+    )
 
 
 def load_trained(record: RunRecord, role: str, options: ReportOptions) -> Network:
-    """Load the student that a run trained.
-
-    Raises:
-        UnavailableError: The run has no student, or its weights cannot be loaded.
-    """
+    """Load the student that a run trained, or raise an ``UnavailableError``."""
     folder = record.student
     if folder is None:
         raise UnavailableError(f"{record.name} contains no student (yet).")
@@ -132,7 +121,7 @@ def load_teachers(
 ) -> Iterator[Network | str]:
     """Load every teacher; yields a sentence with the reason for each one that is unavailable."""
     config = _configured(record)
-    if not options.has_teacher:
+    if not options.teacher:
         yield "the teacher was disabled by --no-teacher."
         return
     if SELF in config.pair.teacher:

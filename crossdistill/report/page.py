@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from crossdistill.report.record import UnavailableError
-from crossdistill.report.svg import percent, short_number
+from crossdistill.report.svg import percent
 from crossdistill.utils.console import progress_bar
 
 
@@ -26,13 +26,11 @@ class Tile:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page, or the sentence that replaces it."""
+    """A part of the page, or the sentence that replaces it. The name is its anchor."""
 
     name: str
-    """Anchor of the section."""
     title: str
     lead: str
-    """Introductory sentence."""
     body: Markup = field(default_factory=Markup)
     unavailable: str = ""
     """Sentence in place of the body; empty if there is a body."""
@@ -40,51 +38,40 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """Content of a page."""
+    """Content of a page; the notes stand at its end."""
 
     title: str
     headline: str
     tiles: Sequence[Tile]
     sections: Sequence[Section]
     notes: Sequence[str] = ()
-    """Sentences at the end of the page."""
 
 
-@dataclass(frozen=True)
-class SectionPlan:
-    """A section and the function that makes its body."""
+def make_sections(makers: Sequence[tuple[str, str, Callable[[], Markup]]], leads: Mapping[str, str]) -> list[Section]:
+    """Make sections one after the other, with a progress bar.
 
-    name: str
-    title: str
-    lead: str
-    make: Callable[[], Markup]
-    """Returns the body, or raises an ``UnavailableError``."""
-
-    def run(self) -> Section:
-        """Make the section, which can take seconds."""
-        try:
-            return Section(self.name, self.title, self.lead, body=self.make())
-        except UnavailableError as error:
-            return Section(self.name, self.title, self.lead, unavailable=f"Not available: {error}")
-
-
-def make_sections(plans: Sequence[SectionPlan]) -> list[Section]:
-    """Make the sections one after the other, with a progress bar."""
+    Args:
+        makers: Name and title of each section, and a function that returns its body or raises an ``UnavailableError``.
+        leads: Introductory sentence by name.
+    """
+    sections = []
     with progress_bar(unit="sections") as bar:
-        return [plan.run() for plan in bar.track(plans, description="page")]
+        for name, title, make in bar.track(makers, description="page"):
+            try:
+                sections.append(Section(name, title, leads[name], body=make()))
+            except UnavailableError as error:
+                sections.append(Section(name, title, leads[name], unavailable=f"Not available: {error}"))
+    return sections
 
 
 @cache
 def _environment() -> Environment:
     # Escape in all templates; by default jinja2 decides by the file extension.
+    loader = PackageLoader("crossdistill.report")
     environment = Environment(
-        loader=PackageLoader("crossdistill.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"percent": percent, "short": short_number}
+    environment.filters["percent"] = percent
     return environment
 
 

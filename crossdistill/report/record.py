@@ -17,8 +17,7 @@ from crossdistill.evaluation.roles import NumberedRole, Role
 from crossdistill.recipes.config import RunConfig, from_dict
 from crossdistill.training.run_folder import RunFolder
 
-MetricsLine = dict[str, float]
-"""Values of one line of ``metrics.jsonl`` by name."""
+MetricsLine = dict[str, float]  # values of one line of metrics.jsonl by name
 
 
 class UnavailableError(Exception):
@@ -64,9 +63,8 @@ class RunRecord:
     @property
     def is_supervised(self) -> bool:
         """Whether the student learned from labels."""
-        if self.config is not None:
-            return self.config.pair.supervised
-        return bool(self.facts.get("training", {}).get("supervised", False))
+        trained = self.facts.get("training", {}).get("supervised", False)
+        return bool(trained) if self.config is None else self.config.pair.supervised
 
     @property
     def role(self) -> str:
@@ -115,7 +113,8 @@ def read_run(folder: Path) -> RunRecord:
     if curves is not folder:
         notes.append(f"The curves are those of {curves.name}.")
     written = _read_json(RunFolder(inside).config, notes)
-    configuration, environment = (_section(written, key) for key in ("configuration", "environment"))
+    sections = [written.get(key) for key in ("configuration", "environment")]
+    configuration, environment = (section if isinstance(section, dict) else {} for section in sections)
     student = find_student(folder)
     facts = {} if student is None else _read_json(student / FACTS_NAME, notes)
     return RunRecord(
@@ -134,20 +133,14 @@ def read_run(folder: Path) -> RunRecord:
 
 def _read_json(path: Path, notes: list[str]) -> dict[str, Any]:
     """Read a JSON object; returns an empty one and adds a note if that fails."""
-    if not path.is_file():
-        notes.append(f"{path.name} is missing.")
-        return {}
+    content = None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        notes.append(f"{path.name} is missing.")
     except (OSError, ValueError) as error:
         notes.append(f"{path.name} cannot be read ({error}).")
-        return {}
     return content if isinstance(content, dict) else {}
-
-
-def _section(content: dict[str, Any], key: str) -> dict[str, Any]:
-    value = content.get(key)
-    return value if isinstance(value, dict) else {}
 
 
 def _parse_config(configuration: dict[str, Any], notes: list[str]) -> RunConfig | None:

@@ -10,19 +10,17 @@ from crossdistill.evaluation.roles import Role
 from crossdistill.report.networks import BASELINE_ROLE
 from crossdistill.report.run_data import RunData
 
-MAIN_PROTOCOLS = ("linear", "1-nn")
-"""Protocols of a run's main result; the first that exists is used."""
+MAIN_PROTOCOLS = ("linear", "1-nn")  # of a run's main result; the first that exists is used
 
 
 @dataclass(frozen=True)
 class ResultTable:
-    """Evaluations on one dataset by role."""
+    """Evaluations on one dataset by role, and protocols that were computed for the page."""
 
     dataset: str
     split: str
     by_role: dict[str, Evaluation]
     computed: tuple[str, ...] = ()
-    """Protocols computed for the page because the stored results lack them or their interval."""
 
 
 def result_tables(run: RunData) -> list[ResultTable]:
@@ -34,7 +32,7 @@ def result_tables(run: RunData) -> list[ResultTable]:
         tables.append(_add_baseline(ResultTable(first.dataset, first.split, dict(by_role)), run))
     for evaluation in record.more_results:
         tables = _add_evaluation(tables, evaluation, record.role)
-    complete = [(e.role, e.evaluation) for e in run.embeddings if e.is_complete and e.evaluation is not None]
+    complete = [(embedding.role, embedding.evaluation) for embedding in run.embeddings if embedding.is_complete]
     if not complete or run.manifest is None:
         return tables
     name = run.manifest.dataset
@@ -58,9 +56,8 @@ def _add_evaluation(tables: list[ResultTable], evaluation: Evaluation, role: str
     place = next(i for i, table in enumerate(tables) if table.dataset == evaluation.dataset)
     table = tables[place]
     own = table.by_role.get(role, replace(evaluation, results={}, split=table.split))
-    named = {
-        _row_name(name, result, evaluation.split, table.split): result for name, result in evaluation.results.items()
-    }
+    results = evaluation.results.items()
+    named = {_row_name(name, result, evaluation.split, table.split): result for name, result in results}
     merged = replace(own, results={**own.results, **named}, bootstrap=own.bootstrap or evaluation.bootstrap)
     return [*tables[:place], replace(table, by_role={**table.by_role, role: merged}), *tables[place + 1 :]]
 
@@ -89,5 +86,5 @@ def _add_computed(table: ResultTable, evaluations: Sequence[tuple[str, Evaluatio
 
 def main_result(evaluation: Evaluation) -> ProtocolResult | None:
     """Return the main result of an evaluation; None without results."""
-    names = [name for name in MAIN_PROTOCOLS if name in evaluation.results]
-    return evaluation.results[(names or list(evaluation.results))[0]] if evaluation.results else None
+    names = [*(name for name in MAIN_PROTOCOLS if name in evaluation.results), *evaluation.results]
+    return evaluation.results[names[0]] if names else None

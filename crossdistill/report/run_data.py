@@ -29,7 +29,6 @@ class RunData:
 
     record: RunRecord
     baseline: RunRecord | None = None
-    """Run that trained the same student with labels."""
     manifest: Manifest | None = None
     embeddings: list[Embedding] = field(default_factory=list)
     costs: list[Cost] = field(default_factory=list)
@@ -43,11 +42,7 @@ class RunData:
         return [embedding for embedding in self.embeddings if embedding.network.kind is kind]
 
     def require(self, kind: Kind) -> Embedding:
-        """Return the first embedding of a kind.
-
-        Raises:
-            UnavailableError: There is none; the message is the reason.
-        """
+        """Return the first embedding of a kind, or raise an ``UnavailableError`` with the reason why there is none."""
         found = self.of_kind(kind)
         if not found:
             raise UnavailableError(self.reasons.get(kind) or self.no_dataset or f"there is no {kind}.")
@@ -55,19 +50,11 @@ class RunData:
 
 
 def collect(
-    record: RunRecord,
-    options: ReportOptions,
-    *,
-    baseline: RunRecord | None = None,
-    kinds: Iterable[Kind] = tuple(Kind),
+    record: RunRecord, options: ReportOptions, *, baseline: RunRecord | None = None, kinds: Iterable[Kind] = tuple(Kind)
 ) -> RunData:
-    """Load, time and embed the networks of a run. Networks that are unavailable are skipped, with the reason.
+    """Load, time and embed the student and the given kinds of networks; those that are unavailable leave a reason.
 
-    Args:
-        record: The run.
-        options: Dataset, and how networks are loaded and clips are read.
-        baseline: Run that trained the same student with labels.
-        kinds: Kinds of networks to load; the student is always loaded.
+    ``baseline`` is the run that trained the same student with labels.
     """
     run = RunData(record, baseline)
     try:
@@ -78,8 +65,9 @@ def collect(
     networks = list(_load_networks(run, wanted, options))
     with progress_bar(unit="networks") as bar:
         run.costs = [measure_cost(network) for network in bar.track(networks, description=f"{record.name}, cost")]
-    for network in networks if run.manifest is not None else ():
-        assert run.manifest is not None
+    if run.manifest is None:
+        return run
+    for network in networks:
         # A comparison embeds only the student of each run, so the name of the run tells more than the role.
         description = network.role if len(wanted) > 1 else record.name
         config = baseline.config if baseline is not None and network.kind is Kind.BASELINE else record.config
@@ -99,11 +87,10 @@ def _load_networks(run: RunData, kinds: set[Kind], options: ReportOptions) -> It
         return
     yield student
     if Kind.BASELINE in kinds:
+        advice = "add --baseline RUN, a --supervised run of the same student"
         with _note_reason(run, Kind.BASELINE):
             if run.baseline is None:
-                raise UnavailableError(
-                    "no supervised baseline was given: add --baseline RUN, a --supervised run of the same student."
-                )
+                raise UnavailableError(f"no supervised baseline was given: {advice}.")
             yield load_trained(run.baseline, BASELINE_ROLE, options)
     if record.is_supervised:
         run.reasons[Kind.TEACHER] = "the run learned from labels, not from a teacher."

@@ -30,15 +30,14 @@ from crossdistill.report.embeddings import Embedding
 from crossdistill.report.facts import headline, run_facts
 from crossdistill.report.gallery import build_gallery
 from crossdistill.report.networks import Kind, kind_of
-from crossdistill.report.page import Page, SectionPlan, Tile, make_sections, render
+from crossdistill.report.page import Page, Tile, make_sections, render
 from crossdistill.report.record import UnavailableError, short_name
 from crossdistill.report.results import MAIN_PROTOCOLS, main_result, result_tables
 from crossdistill.report.run_data import RunData
 from crossdistill.report.svg import element, join, percent, short_number, whole_percent
 from crossdistill.report.tables import accuracy_of, chart_groups, table_values
 
-MIN_CHANGE = 0.0005
-"""Smaller differences of accuracies are shown as zero."""
+MIN_CHANGE = 0.0005  # smaller differences of accuracies are shown as zero
 
 LEADS = {
     "accuracy": "Accuracy on the test part by protocol. Lines are confidence intervals.",
@@ -57,12 +56,7 @@ LEADS = {
 
 
 def run_page(run: RunData, *, num_queries: int) -> Page:
-    """Make the page of one run.
-
-    Args:
-        run: Data of the run.
-        num_queries: Number of test clips in the gallery.
-    """
+    """Make the page of one run, with ``num_queries`` test clips in the gallery."""
     record = run.record
     notes = [*record.notes, *(f"Supervised baseline: {note}" for note in (run.baseline.notes if run.baseline else ()))]
     if not all(embedding.is_complete for embedding in run.embeddings):
@@ -82,14 +76,13 @@ def run_page(run: RunData, *, num_queries: int) -> Page:
         title=record.name,
         headline=headline(record),
         tiles=[*_accuracy_tiles(run), *_cost_tiles(run.costs)],
-        sections=make_sections([SectionPlan(name, title, LEADS[name], make) for name, title, make in sections]),
+        sections=make_sections(sections, LEADS),
         notes=notes,
     )
 
 
 def _accuracy_tiles(run: RunData) -> list[Tile]:
-    tables = result_tables(run)
-    by_role = tables[0].by_role if tables else {}
+    by_role = next((table.by_role for table in result_tables(run)), {})
     own = main_result(by_role[run.record.role]) if run.record.role in by_role else None
     if own is None:
         return []
@@ -106,9 +99,7 @@ def _accuracy_tiles(run: RunData) -> list[Tile]:
 
 def _points(difference: float) -> str:
     """Format a difference of accuracies in percentage points."""
-    if abs(difference) < MIN_CHANGE:
-        return "±0"
-    return f"{100 * difference:+.1f}".replace("-", "−")
+    return "±0" if abs(difference) < MIN_CHANGE else f"{100 * difference:+.1f}".replace("-", "−")
 
 
 def _cost_tiles(costs: Sequence[Cost]) -> list[Tile]:
@@ -134,17 +125,14 @@ def _accuracy(run: RunData) -> Markup:
     if not tables:
         reason = run.reasons.get(Kind.STUDENT) or run.no_dataset
         raise UnavailableError(f"the run was not evaluated{f', and {reason}' if reason else '.'}")
-    values = []
-    for table in tables:
-        chart = interval_chart(chart_groups(table), label=f"accuracies on {table.dataset}")
-        values.append({**table_values(table), "chart": chart})
+    charts = [interval_chart(chart_groups(table), label=f"accuracies on {table.dataset}") for table in tables]
+    values = [{**table_values(table), "chart": chart} for table, chart in zip(tables, charts, strict=True)]
     return render("results.html", tables=values)
 
 
 def shown_protocol(embedding: Embedding) -> str:
     """Return the protocol whose predictions are shown."""
-    found = {} if embedding.evaluation is None else embedding.evaluation.results
-    return next((name for name in MAIN_PROTOCOLS if name in found), MAIN_PROTOCOLS[0])
+    return next((name for name in MAIN_PROTOCOLS if name in embedding.evaluation.results), MAIN_PROTOCOLS[0])
 
 
 def _classes(run: RunData) -> tuple[str, ...]:
@@ -156,10 +144,8 @@ def _confusion(run: RunData) -> Markup:
     student = run.require(Kind.STUDENT)
     protocol, classes = shown_protocol(student), _classes(run)
     counts = confusion_of(student, protocol)
-    pairs = [
-        f"{classes[pair.true]} → {classes[pair.predicted]} ({pair.count} of {pair.total})"
-        for pair in worst_confusions(counts)
-    ]
+    found = worst_confusions(counts)
+    pairs = [f"{classes[one.true]} → {classes[one.predicted]} ({one.count} of {one.total})" for one in found]
     correct = f"Protocol {protocol}: {int(counts.trace())} of {int(counts.sum())} test clips are correct. "
     worst = "Most frequent confusions: " + "; ".join(pairs) + "." if pairs else "No test clip is confused."
     note = element("p", correct + worst, class_="note")
@@ -170,15 +156,13 @@ def _change(run: RunData) -> Markup:
     student, baseline = run.require(Kind.STUDENT), run.require(Kind.BASELINE)
     protocol = shown_protocol(student)
     counts, baseline_counts = (confusion_of(embedding, protocol) for embedding in (student, baseline))
+    accuracies = zip(_classes(run), class_accuracies(baseline_counts), class_accuracies(counts), strict=True)
     bars = [
         Bar(name, float(new - old), tooltip=f"{name}: {percent(old)} → {percent(new)}")
-        for name, old, new in zip(
-            _classes(run), class_accuracies(baseline_counts), class_accuracies(counts), strict=True
-        )
+        for name, old, new in accuracies
         if new == new and old == old  # NaN: a class without test clips
     ]
-    num_better = sum(bar.value > MIN_CHANGE for bar in bars)
-    num_worse = sum(bar.value < -MIN_CHANGE for bar in bars)
+    num_better, num_worse = (sum(sign * bar.value > MIN_CHANGE for bar in bars) for sign in (1, -1))
     num_clips = min((int(number) for number in counts.sum(1) if number), default=0)
     note = (
         f"Protocol {protocol}: better in {num_better} classes, worse in {num_worse}, equal in "
@@ -197,22 +181,18 @@ def _projections(run: RunData) -> Markup:
     charts = []
     for embedding in embeddings:
         found = tsne_of(embedding)
-        names = [
-            f"{classes[label] if label >= 0 else ''} – {video}"
-            for label, video in zip(found.labels, found.videos, strict=True)
-        ]
+        clips = zip(found.labels, found.videos, strict=True)
+        names = [f"{classes[label] if label >= 0 else ''} – {video}" for label, video in clips]
         note = f"{short_name(embedding.network.encoder.name)}, {len(names)} clips"
         charts.append(point_chart(found.points_n2, found.labels, names, title=embedding.role, note=note))
-    return element(
-        "div", element("div", *charts, class_="pictures thirds"), class_legend(classes), class_="projections"
-    )
+    pictures = element("div", *charts, class_="pictures thirds")
+    return element("div", pictures, class_legend(classes), class_="projections")
 
 
 def _gallery(run: RunData, num_queries: int) -> Markup:
     student = run.require(Kind.STUDENT)
     assert run.manifest is not None
-    teachers = run.of_kind(Kind.TEACHER)
-    teacher_view = teachers[0].network.encoder.view if teachers else None
+    teacher_view = next((teacher.network.encoder.view for teacher in run.of_kind(Kind.TEACHER)), None)
     rows = build_gallery(student, run.manifest, num_queries=num_queries, teacher_view=teacher_view)
     marks = [clip.mark for row in rows for clip in row.neighbours if clip.mark]
     note = f"{len(rows)} queries; the numbers are cosine similarities."
@@ -252,10 +232,8 @@ def _agreement_charts(agreement: TeacherAgreement, classes: Sequence[str]) -> Ma
     beside = others[0].by_class if others else {}
     bars = []
     for label, share in own.by_class.items():
-        tooltip = f"{classes[label]}: {percent(share)}"
-        if label in beside:
-            tooltip += f", {others[0].role} {percent(beside[label])}"
-        bars.append(Bar(classes[label], share, tick=beside.get(label), tooltip=tooltip))
+        more = f", {others[0].role} {percent(beside[label])}" if label in beside else ""
+        bars.append(Bar(classes[label], share, beside.get(label), f"{classes[label]}: {percent(share)}{more}"))
     parts = [chart, element("p", note, class_="note")]
     if bars:
         ticks = f"; tick: {others[0].role}" if others else ""

@@ -14,10 +14,7 @@ Attribute = str | float | int | None
 def element(name: str, *children: str | Markup, **attributes: Attribute) -> Markup:
     """Create an SVG or HTML element. Text and attributes are escaped; ``Markup`` is used as it is.
 
-    Args:
-        name: Tag.
-        children: Content.
-        attributes: Names with ``_`` for ``-``; a final ``_`` is dropped (``class_``). None omits an attribute.
+    Names of attributes have ``_`` for ``-``; a final ``_`` is dropped (``class_``). None omits an attribute.
 
     Example:
         >>> print(element("text", "a < b", x=1.5, class_="label"))
@@ -43,21 +40,11 @@ def text(x: float, y: float, content: str, *, anchor: str = "start", class_: str
     return element("text", content, x=x, y=y, text_anchor=anchor, class_=class_)
 
 
-SHAPES = ("circle", "square", "triangle", "diamond")
-"""Shapes of marks; also CSS classes."""
+SHAPES = ("circle", "square", "triangle", "diamond")  # also CSS classes
 
 
 def shape(name: str, x: float, y: float, radius: float, *children: str | Markup, **look: Attribute) -> Markup:
-    """Create a mark around a point; all shapes have about the same area.
-
-    Args:
-        name: One of ``SHAPES``.
-        x: Centre in px.
-        y: Centre in px.
-        radius: Radius of the circle in px.
-        children: Content, for example a title.
-        look: Further attributes.
-    """
+    """Create a mark, one of ``SHAPES``, around a point; all have about the area of a circle with this radius in px."""
     if name == "circle":
         return element("circle", *children, cx=x, cy=y, r=radius, **look)
     if name == "square":
@@ -73,22 +60,9 @@ def shape(name: str, x: float, y: float, radius: float, *children: str | Markup,
 
 
 def picture(width_px: float, height_px: float, *parts: str | Markup, label: str) -> Markup:
-    """Create an SVG that is never shown larger than its own size.
-
-    Args:
-        width_px: Width.
-        height_px: Height.
-        parts: Elements.
-        label: Description for screen readers.
-    """
-    return element(
-        "svg",
-        *parts,
-        viewBox=f"0 0 {width_px:g} {height_px:g}",
-        style=f"max-width:{width_px:g}px",
-        role="img",
-        aria_label=label,
-    )
+    """Create an SVG that is never shown larger than its own size; the label describes it for screen readers."""
+    box, style = f"0 0 {width_px:g} {height_px:g}", f"max-width:{width_px:g}px"
+    return element("svg", *parts, viewBox=box, style=style, role="img", aria_label=label)
 
 
 def _plain(value: str | float | int) -> str:

@@ -14,9 +14,7 @@ from crossdistill.report.networks import BASELINE_ROLE, kind_of
 from crossdistill.report.record import short_name
 from crossdistill.report.results import ResultTable
 
-FIRST_PROTOCOLS = ("linear", "linear-sweep", "1-nn", "5-nn", "20-nn")
-"""Protocols in the first rows, in this order."""
-RETRIEVAL = "retrieval"
+FIRST_PROTOCOLS = ("linear", "linear-sweep", "1-nn", "5-nn", "20-nn")  # in the first rows
 ROLE_ORDER = (Role.TEACHER, BASELINE_ROLE, Role.SUPERVISED, Role.DISTILLED, Role.RANDOM)
 
 
@@ -58,10 +56,7 @@ def accuracies_of(evaluation: Evaluation) -> dict[str, Accuracy]:
 def row_names(evaluations: Iterable[Evaluation]) -> list[str]:
     """Return the row names of all evaluations, the common ones first."""
     names = list(dict.fromkeys(name for evaluation in evaluations for name in accuracies_of(evaluation)))
-    return [
-        *(name for name in FIRST_PROTOCOLS if name in names),
-        *(name for name in names if name not in FIRST_PROTOCOLS),
-    ]
+    return [name for name in FIRST_PROTOCOLS if name in names] + [name for name in names if name not in FIRST_PROTOCOLS]
 
 
 def title_of(name: str) -> str:
@@ -90,28 +85,14 @@ def table_values(table: ResultTable) -> dict[str, Any]:
         coverage = min(cell.coverage for cell in cells if cell is not None)
         rows.append({"name": title_of(name), "cells": cells, "coverage": coverage})
     details = [
-        {
-            "role": role,
-            "name": title_of(name),
-            "top1": result.top1,
-            "top5": result.top5,
-            "mean_class": result.mean_class,
-            "num_test": result.num_test,
-            "views": result.views,
-        }
+        {"role": role, "name": title_of(name), "result": result}
         for role in roles
         for name, result in table.by_role[role].results.items()
     ]
-    heads = [
-        {"name": role, "kind": str(kind_of(role)), "encoder": short_name(table.by_role[role].encoder)} for role in roles
-    ]
-    return {
-        "title": f"{table.dataset}, split {table.split}: top-1 accuracy in %",
-        "roles": heads,
-        "rows": rows,
-        "details": details,
-        "notes": notes_of(table),
-    }
+    encoders = {role: short_name(table.by_role[role].encoder) for role in roles}
+    heads = [{"name": role, "kind": str(kind_of(role)), "encoder": encoder} for role, encoder in encoders.items()]
+    title = f"{table.dataset}, split {table.split}: top-1 accuracy in %"
+    return {"title": title, "roles": heads, "rows": rows, "details": details, "notes": notes_of(table)}
 
 
 def notes_of(table: ResultTable) -> list[str]:
@@ -130,25 +111,18 @@ def notes_of(table: ResultTable) -> list[str]:
             f"draws over {bootstrap.num_units} {bootstrap.unit}s{rough}."
         )
     if table.computed:
-        notes.append(
-            "Computed for this page because results.json lacks them or their interval: "
-            f"{', '.join(title_of(name) for name in table.computed)}."
-        )
+        names = ", ".join(title_of(name) for name in table.computed)
+        notes.append(f"Computed for this page because results.json lacks them or their interval: {names}.")
     return [" ".join(notes)]
 
 
 def chart_groups(table: ResultTable) -> list[tuple[str, list[Dot]]]:
     """Return the dots of all networks by protocol, for the interval chart."""
-    roles = ordered_roles(table)
-    accuracies = {role: accuracies_of(table.by_role[role]) for role in roles}
+    accuracies = {role: accuracies_of(table.by_role[role]) for role in ordered_roles(table)}
     groups = []
     for name in row_names(table.by_role.values()):
-        if name.startswith(RETRIEVAL) and not name.endswith(("R@1", "R@5")):
-            continue
-        dots = [
-            Dot(role, accuracies[role][name].value, accuracies[role][name].interval, str(kind_of(role)))
-            for role in roles
-            if name in accuracies[role]
-        ]
-        groups.append((title_of(name), dots))
+        if not name.startswith("retrieval") or name.endswith(("R@1", "R@5")):
+            found = [(role, by_name[name]) for role, by_name in accuracies.items() if name in by_name]
+            dots = [Dot(role, accuracy.value, accuracy.interval, str(kind_of(role))) for role, accuracy in found]
+            groups.append((title_of(name), dots))
     return groups

@@ -9,26 +9,18 @@ from crossdistill.errors import UserError
 from crossdistill.report.charts import MAX_STYLES
 from crossdistill.report.comparison_page import comparison_page
 from crossdistill.report.networks import Kind, ReportOptions
-from crossdistill.report.page import Page, render_page
+from crossdistill.report.page import render_page
 from crossdistill.report.record import RunRecord, read_run
 from crossdistill.report.run_data import collect
 from crossdistill.report.run_page import run_page
 from crossdistill.utils.console import console
 from crossdistill.utils.files import require_writable, write_text_atomically
 
-REPORT_NAME, COMPARISON_NAME = "report.html", "comparison.html"
-
 
 def write_report(runs: Sequence[Path], out: Path | None = None, options: ReportOptions | None = None) -> Path:
-    """Write the page of one run, or of a comparison of several runs.
+    """Write the page of one run, or of a comparison of several runs, and return its path.
 
-    Args:
-        runs: Run folders.
-        out: HTML file; None for ``report.html`` in the run folder, or ``comparison.html`` in the working directory.
-        options: What the page shows.
-
-    Returns:
-        The HTML file.
+    By default it is ``report.html`` in the run folder, or ``comparison.html`` in the working directory.
 
     Raises:
         UserError: An option is invalid, or a folder is not a run folder.
@@ -39,8 +31,11 @@ def write_report(runs: Sequence[Path], out: Path | None = None, options: ReportO
     baseline = None if options.baseline is None else read_run(options.baseline)
     if baseline is not None:
         _check_baseline(baseline, records[0])
-    page = _make_page(records, baseline, options)
-    out = out or (Path(COMPARISON_NAME) if len(runs) > 1 else runs[0] / REPORT_NAME)
+    if len(records) == 1:
+        page = run_page(collect(records[0], options, baseline=baseline), num_queries=options.gallery)
+    else:
+        page = comparison_page([collect(record, options, kinds=(Kind.STUDENT,)) for record in records])
+    out = out or (Path("comparison.html") if len(runs) > 1 else runs[0] / "report.html")
     write_text_atomically(out, render_page(page))
     missing = [section.title for section in page.sections if section.unavailable]
     without = f"; without {', '.join(missing)} (the page gives the reasons)" if missing else ""
@@ -58,15 +53,15 @@ def _check(runs: Sequence[Path], out: Path | None, options: ReportOptions) -> No
     if len(runs) > MAX_STYLES:
         raise UserError(f"{len(runs)} runs were given, but a comparison shows at most {MAX_STYLES}: give fewer runs")
     folders = [path.resolve() for path in runs]
-    for path, folder in zip(runs, folders, strict=True):
-        if folders.count(folder) > 1:
+    for path in runs:
+        if folders.count(path.resolve()) > 1:
             raise UserError(f"the run {path} was given twice: give each run once")
-    if options.num_queries < 0:
-        raise UserError(f"--gallery is {options.num_queries}: give 0 (no gallery) or more")
-    if options.num_workers < 0:
-        raise UserError(f"--workers is {options.num_workers}: give 0 (decode in this process) or more")
-    if options.num_clips < 1:
-        raise UserError(f"--clips is {options.num_clips}: give 1 or more")
+    if options.gallery < 0:
+        raise UserError(f"--gallery is {options.gallery}: give 0 (no gallery) or more")
+    if options.workers < 0:
+        raise UserError(f"--workers is {options.workers}: give 0 (decode in this process) or more")
+    if options.clips < 1:
+        raise UserError(f"--clips is {options.clips}: give 1 or more")
     if options.baseline is not None and len(runs) > 1:
         raise UserError("--baseline needs a single run: add the supervised baseline to the runs instead")
 
@@ -78,9 +73,3 @@ def _check_baseline(baseline: RunRecord, record: RunRecord) -> None:
         raise UserError(f"--baseline {baseline.folder} was distilled from a teacher: {advice}")
     if baseline.encoder != record.encoder:
         raise UserError(f"--baseline {baseline.folder} trained {baseline.encoder}, not {record.encoder}: {advice}")
-
-
-def _make_page(records: Sequence[RunRecord], baseline: RunRecord | None, options: ReportOptions) -> Page:
-    if len(records) == 1:
-        return run_page(collect(records[0], options, baseline=baseline), num_queries=options.num_queries)
-    return comparison_page([collect(record, options, kinds=(Kind.STUDENT,)) for record in records])

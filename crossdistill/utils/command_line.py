@@ -20,10 +20,8 @@ from tyro.constructors import ConstructorRegistry, StructConstructorSpec, Struct
 from crossdistill.errors import UserError, unknown_name
 
 Options = TypeVar("Options")
-HELP = ("-h", "--help")
 _registry = ConstructorRegistry()
-_ASKED = "asked"
-"""Marker of a type whose rule is being applied, so that the rule does not apply to itself."""
+_ASKED = "asked"  # marks a type whose rule is being applied, so that the rule does not apply to itself
 
 
 def parse_options(
@@ -34,10 +32,10 @@ def parse_options(
     description: str | None = None,
     default: Options | None = None,
 ) -> Options:
-    """Parse the arguments of a command into a dataclass.
+    """Parse the arguments of a command into a dataclass, whose docstrings are the help texts.
 
     Args:
-        kind: The dataclass. Its docstrings are the help texts.
+        kind: The dataclass.
         arguments: Arguments that follow the command's name.
         prog: Name of the command.
         description: Text at the top of the help; the class's docstring if None.
@@ -56,28 +54,14 @@ def parse_options(
         >>> parse_options(Greeting, ["--name", "Ada", "--times", "2"], prog="greet")
         Greeting(name='Ada', times=2)
     """
-    options: Options = _parse(kind, arguments, prog, description, {} if default is None else {"default": default})
-    return options
+    return _parse(kind, arguments, prog, description, {} if default is None else {"default": default})
 
 
 def options_from_keywords(kind: type[Options], keywords: Mapping[str, Any]) -> Options:
     """Build a command's options from Python keywords, checked as on the command line.
 
-    Args:
-        kind: The dataclass of the command.
-        keywords: Field to value; a single value is converted to a tuple if the field is a tuple.
-
-    Raises:
-        UserError: A keyword is unknown, or a value has the wrong type.
-
-    Example:
-        >>> from dataclasses import dataclass
-        >>> @dataclass
-        ... class Greeting:
-        ...     names: tuple[str, ...]
-        ...     times: int = 1
-        >>> options_from_keywords(Greeting, {"names": "Ada"})
-        Greeting(names=('Ada',), times=1)
+    A single value is converted to a tuple if the field is a tuple. An unknown keyword or a value of the wrong type is a
+    ``UserError``.
     """
     types = get_type_hints(kind)
     for name in keywords:
@@ -105,27 +89,7 @@ def parse_known_options(
 ) -> tuple[Options, list[str]]:
     """Parse the options that belong to one dataclass, and return the other arguments for another parser.
 
-    Args:
-        kind: The dataclass. Its docstrings are the help texts.
-        arguments: Arguments that follow the command's name.
-        prog: Name of the command.
-        description: Text at the top of the help; the class's docstring if None.
-        help_of_rest: Prints the help of the other parser. It is called after this help was printed.
-
-    Returns:
-        The options, and all arguments that are none of them, in their order.
-
-    Raises:
-        UserError: An option is missing or invalid.
-        SystemExit: The arguments contain ``--help``, and the help was printed.
-
-    Example:
-        >>> from dataclasses import dataclass
-        >>> @dataclass
-        ... class Greeting:
-        ...     name: str
-        >>> parse_known_options(Greeting, ["--seed", "3", "--name", "Ada"], prog="greet")
-        (Greeting(name='Ada'), ['--seed', '3'])
+    See ``parse_options``. ``help_of_rest`` prints the help of the other parser, after this help.
     """
     try:
         options, rest = _parse(kind, arguments, prog, description, {"return_unknown_args": True})
@@ -143,7 +107,7 @@ def _parse(
     """Call ``tyro.cli``, print a description that fits the terminal, and turn tyro's error box into a ``UserError``."""
     # The description is printed here, because tyro does not break its lines.
     given = {"args": list(arguments), "prog": prog, "description": "", **more}
-    if any(argument in HELP for argument in arguments):
+    if not {"-h", "--help"}.isdisjoint(arguments):
         print(flowed(description or kind.__doc__ or ""), end="\n\n")
         with _registry:
             return tyro.cli(kind, **given)
@@ -172,22 +136,13 @@ def rows_of(meanings: Mapping[str, str]) -> str:
 def _filled(text: str, start: str = "") -> str:
     indent = " " * len(start) if start else "  " * text.startswith("* ")
     columns = shutil.get_terminal_size().columns
-    return textwrap.fill(
-        " ".join(text.split()),
-        columns,
-        initial_indent=start,
-        subsequent_indent=indent,
-        break_long_words=False,
-        break_on_hyphens=False,  # option names contain hyphens
-    )
+    wrapper = textwrap.TextWrapper(columns, start, indent, break_long_words=False, break_on_hyphens=False)
+    return wrapper.fill(" ".join(text.split()))  # no breaks at hyphens, because option names contain them
 
 
 @_registry.struct_rule
 def _with_joined_lines(info: StructTypeInfo) -> StructConstructorSpec | None:
-    """Return tyro's specification of a dataclass, with each paragraph of help texts joined to one line.
-
-    tyro itself joins the lines of a docstring only if they are not indented.
-    """
+    """Join each paragraph of help texts to one line; tyro does so only if the lines are not indented."""
     if not dataclasses.is_dataclass(info.type) or _ASKED in info.markers:
         return None
     found = ConstructorRegistry.get_struct_spec(dataclasses.replace(info, markers=(*info.markers, _ASKED)))

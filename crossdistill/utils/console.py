@@ -21,10 +21,7 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
-WIDE = 100
-"""Width of a terminal, in columns, from which on bars are long."""
-NOTEBOOK_REFRESHES = 2
-"""Updates of a progress bar per second in a notebook."""
+WIDE = 100  # columns of a terminal from which on bars are long
 
 
 class _Console(Console):
@@ -37,11 +34,7 @@ console = _Console(markup=False)  # names of runs and classes may contain bracke
 
 
 class _CutColumn(TextColumn):
-    """Text on one line that is cut if the terminal is narrow, so that numbers and times keep their space.
-
-    Args:
-        text_format: Format string, see ``rich.progress.TextColumn``.
-    """
+    """Text on one line that is cut if the terminal is narrow, so that numbers and times keep their space."""
 
     def __init__(self, text_format: str) -> None:
         super().__init__(text_format, markup=False, table_column=Column())
@@ -57,21 +50,15 @@ class _NotebookLive(Live):
     """Display of a progress bar that updates one output of a notebook cell.
 
     rich's own display needs ipywidgets; without it the user sees a warning and no bar.
-
-    Args:
-        progress: The progress bar.
     """
 
     def __init__(self, progress: Progress) -> None:
         # Each refresh is a message to the browser, so there are fewer than in a terminal.
-        super().__init__(
-            console=progress.console, get_renderable=progress.get_renderable, refresh_per_second=NOTEBOOK_REFRESHES
-        )
+        super().__init__(console=progress.console, get_renderable=progress.get_renderable, refresh_per_second=2)
         self._progress = progress
         self._output: Any = None
 
     def refresh(self) -> None:
-        """Show the bar, or update the bar that is shown."""
         if self._output is None:
             # Every notebook has IPython; it is not a dependency of crossdistill.
             self._output = importlib.import_module("IPython.display").display(self._progress, display_id=True)
@@ -79,7 +66,6 @@ class _NotebookLive(Live):
             self._output.update(self._progress)
 
     def stop(self) -> None:
-        """Show the last state and end the updates."""
         if self.is_started:
             self.refresh()
         super().stop()
@@ -91,7 +77,7 @@ def progress_bar(*fields: str, unit: str = "", is_shown: bool = True) -> Progres
     Args:
         fields: Names of text fields, which ``progress.update(task, name=...)`` sets.
         unit: What the bar counts, for example ``clips``.
-        is_shown: Whether the bar is shown. Pass False on all processes but the first.
+        is_shown: Pass False on all processes but the first.
     """
     whole = Column(no_wrap=True)
     progress = Progress(
@@ -112,13 +98,9 @@ def progress_bar(*fields: str, unit: str = "", is_shown: bool = True) -> Progres
 
 
 def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], *, folds_names: bool = False) -> None:
-    """Print a table with a left-aligned first column and right-aligned other columns.
+    """Print a title and a table with a left-aligned first column and right-aligned other columns.
 
-    Args:
-        title: Line above the table.
-        header: Names of the columns.
-        rows: For each row the texts of its cells.
-        folds_names: Whether the first column is folded if the terminal is too narrow. If not, the others are.
+    If the terminal is too narrow, the first column is folded (``folds_names``), or else the others.
     """
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for i, name in enumerate(header):

@@ -12,6 +12,7 @@ from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from crossdistill.errors import UserError
+from crossdistill.utils.environment import num_cpu_cores
 
 Result = TypeVar("Result")
 
@@ -20,13 +21,11 @@ def create_accelerator(*, accumulate: int = 1) -> Accelerator:
     """Return an Accelerator for the processes of this run, without mixed precision, which ``Execution`` chooses.
 
     Without a GPU, the processes of ``torchrun`` form a group on the CPU. By default, Accelerate would treat each as the
-    only process, and all would write to the same folder.
+    only process, and all would write to the same folder. If Accelerate joins fewer processes than were started, it is a
+    ``UserError``.
 
     Args:
         accumulate: Number of batches per optimizer step.
-
-    Raises:
-        UserError: Accelerate joins fewer processes than were started.
     """
     num_started = int(os.environ.get("WORLD_SIZE", "1"))
     is_cpu_group = num_started > 1 and not torch.cuda.is_available()
@@ -70,8 +69,7 @@ def decide_on_first(accelerator: Accelerator, decide: Callable[[], Result]) -> R
         broadcast_object_list(outcome)
     if outcome[1] is not None:
         raise outcome[1]
-    result: Result = outcome[0]
-    return result
+    return outcome[0]
 
 
 def use_all_cores(accelerator: Accelerator) -> None:
@@ -82,5 +80,4 @@ def use_all_cores(accelerator: Accelerator) -> None:
     """
     if accelerator.device.type == "cpu" and os.environ.get("OMP_NUM_THREADS", "1") == "1":
         num_local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
-        num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, num_cores // num_local_processes))
+        torch.set_num_threads(max(1, num_cpu_cores() // num_local_processes))

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import os
@@ -19,7 +20,6 @@ REINSTALL_COMMAND = "python -m pip install --force-reinstall torch torchvision"
 _PACKAGES = ("crossdistill", "torch", "torchvision", "accelerate", "av")
 _CHECKOUT = Path(__file__).resolve().parents[2]
 _CPU_INFO = Path("/proc/cpuinfo")
-_COMMAND_TIMEOUT_SECONDS = 10.0
 
 # Errors of importing a broken torch or torchvision: a missing operator (RuntimeError), an undefined symbol or a missing
 # shared library (ImportError, OSError), a partially imported module (AttributeError).
@@ -31,9 +31,6 @@ def require_matched_torch() -> None:
 
     Each torchvision is built for one torch. With another torch its import fails with an error that names neither:
     ``operator torchvision::nms does not exist``.
-
-    Raises:
-        UserError: One of them is not installed, torch cannot be loaded, or torchvision was built for another torch.
     """
     versions = {name: _version(name) for name in ("torch", "torchvision")}
     for name in versions:
@@ -46,36 +43,28 @@ def require_matched_torch() -> None:
 def describe_environment() -> dict[str, str | int | list[str] | None]:
     """Describe the software and hardware of this process, as it is written into a run's folder. Never raises.
 
-    Returns:
-        The versions of ``python``, ``crossdistill``, ``torch``, ``torchvision``, ``accelerate`` and ``av`` (None if not
-        installed); ``cuda``, the version that torch was built for (None for a CPU build); ``git_commit``, see
-        ``git_commit``; ``platform``; ``cpu``, the name of the model; ``num_cpu_cores``, the number of cores that this
-        process may use; ``gpus``, the names of the GPUs.
+    Versions are None for a package that is not installed; ``cuda`` is the version that torch was built for, None for a
+    CPU build.
     """
+    cuda, gpus = _cuda_version_and_gpus()
     return {
         "python": platform.python_version(),
         **{name: _version(name) for name in _PACKAGES},
-        "cuda": _cuda_version(),
+        "cuda": cuda,
         "git_commit": git_commit(),
         "platform": platform.platform(),
         "cpu": _cpu_model(),
-        "num_cpu_cores": _num_cpu_cores(),
-        "gpus": _gpu_names(),
+        "num_cpu_cores": num_cpu_cores(),
+        "gpus": gpus,
     }
 
 
 def git_commit(checkout: Path = _CHECKOUT) -> str | None:
-    """Return the git commit of the checkout that contains this package.
+    """Return the git commit of the checkout that contains this package, followed by ``-dirty`` if files changed.
 
-    Args:
-        checkout: Root of the repository. A folder inside another repository, such as a virtual environment in a user's
-            project, does not count as a checkout.
-
-    Returns:
-        40 hexadecimal digits, followed by ``-dirty`` if tracked files were changed or untracked files exist. None
-        outside a checkout, before the first commit, and without git.
+    None outside a checkout, before the first commit, and without git.
     """
-    # git would search the parent folders and find another repository.
+    # git would search the parent folders, and find the user's repository around a virtual environment.
     if not (checkout / ".git").exists():
         return None
     commit = _run_git(checkout, "rev-parse", "HEAD")
@@ -114,16 +103,13 @@ def _run_git(checkout: Path, *arguments: str) -> str | None:
     """Return the output of git; None if it fails. Variables that a git hook sets are removed."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     # Without locks, a git command that the user runs at the same time does not fail.
-    command = ["git", "--no-optional-locks", "-C", str(checkout), *arguments]
-    return _output_of(command, environment)
+    return _output_of(["git", "--no-optional-locks", "-C", str(checkout), *arguments], environment)
 
 
 def _output_of(command: list[str], environment: dict[str, str] | None = None) -> str | None:
     """Return the output of a command; None if it is missing, fails or takes too long."""
     try:
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, check=True, timeout=_COMMAND_TIMEOUT_SECONDS
-        )
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return None
     return done.stdout.strip()
@@ -131,44 +117,29 @@ def _output_of(command: list[str], environment: dict[str, str] | None = None) ->
 
 def _cpu_model() -> str:
     """Return the model name of the CPU, or else its architecture."""
-    name = _cpu_model_of_linux()
+    name: str | None = None
+    with contextlib.suppress(OSError):
+        fields = (line.partition(":") for line in _CPU_INFO.read_text("utf-8", "replace").splitlines())
+        name = next((value.strip() for key, _, value in fields if key.strip() == "model name"), None)
     if name is None and platform.system() == "Darwin":
         name = _output_of(["sysctl", "-n", "machdep.cpu.brand_string"])
     return name or platform.processor() or platform.machine()
 
 
-def _cpu_model_of_linux() -> str | None:
-    try:
-        lines = _CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return None
-    fields = (line.partition(":") for line in lines)
-    return next((value.strip() for name, _, value in fields if name.strip() == "model name"), None)
-
-
-def _num_cpu_cores() -> int:
+def num_cpu_cores() -> int:
     """Return the number of cores that this process may use, which a container or a cluster job may limit."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _cuda_version() -> str | None:
+def _cuda_version_and_gpus() -> tuple[str | None, list[str]]:
+    cuda: str | None = None
     try:
         import torch
 
-        return torch.version.cuda
-    except _BROKEN_INSTALL_ERRORS:
-        return None
-
-
-def _gpu_names() -> list[str]:
-    try:
-        import torch
-
-        return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        cuda = torch.version.cuda
+        return cuda, [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     except (*_BROKEN_INSTALL_ERRORS, AssertionError):
-        return []
+        return cuda, []
 
 
 @friendly_errors

@@ -17,16 +17,6 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     If the block raises, the temporary file is removed and ``path`` is unchanged. The file and its folder are flushed to
     disk, so that a power failure after the block cannot leave an empty file.
-
-    Example:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "new" / "a.txt"
-        >>> with atomic_path(path) as temporary:
-        ...     _ = temporary.write_text("x")
-        ...     path.exists()
-        False
-        >>> path.read_text()
-        'x'
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,10 +14,6 @@ from crossdistill.errors import UserError
 def fingerprint(record: Any, *, num_digits: int = 16) -> str:
     """Return the first hexadecimal digits of the SHA-256 of a record. The order of its keys has no effect.
 
-    Args:
-        record: Anything that JSON can hold.
-        num_digits: Length of the result.
-
     Example:
         >>> fingerprint({"split": "1", "seed": 0}, num_digits=8)
         '9de0674b'
@@ -36,8 +32,7 @@ def first_difference(
         ignores_extra: Whether a field that only ``found`` has is no difference.
 
     Returns:
-        The dotted name of the field, its value in ``found`` and its value in ``wanted``. An absent field has the value
-        None. None if the records agree.
+        Dotted name of the field, and its value in both, None if absent. None if the records agree.
 
     Example:
         >>> first_difference({"data": {"split": "1"}}, {"data": {"split": "2"}})
@@ -60,15 +55,14 @@ def parse_versioned_json(
 ) -> dict[str, Any]:
     """Parse a JSON object with a field ``version``, and check that this version of crossdistill can read it.
 
+    A damaged text, another format or a newer version is a ``UserError``.
+
     Args:
         text: The JSON text.
         source: What the text was read from, for the error.
         version: The newest version that can be read.
         remedy: What the user can do about a damaged text, for the error.
         format_name: Required value of the field ``format``; any is allowed if None.
-
-    Raises:
-        UserError: The text is damaged, has another format, or was written by a newer version.
     """
     try:
         record: dict[str, Any] = json.loads(text)
@@ -89,15 +83,7 @@ def read_versioned_json(
 ) -> dict[str, Any]:
     """Read a JSON file with a field ``version``; see ``parse_versioned_json``.
 
-    Args:
-        path: The file.
-        absent: The error if there is no such file, as a whole sentence.
-        version: The newest version that can be read.
-        remedy: What the user can do about a damaged file, for the error.
-        format_name: Required value of the field ``format``; any is allowed if None.
-
-    Raises:
-        UserError: The file is missing or damaged, has another format, or was written by a newer version.
+    If there is no such file, ``absent`` is the text of the ``UserError``, as a whole sentence.
     """
     if not path.is_file():
         raise UserError(absent)

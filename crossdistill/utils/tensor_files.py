@@ -24,10 +24,6 @@ NESTED_KEYS = ("state_dict", "model_state", "model", "teacher", "student")
 def split_tensors(tree: Any, *, path: str = "") -> tuple[Any, dict[str, Tensor]]:
     """Split a nested state of dicts and lists into JSON and named tensors. ``join_tensors`` is the inverse.
 
-    Args:
-        tree: Nested dicts and lists of tensors and JSON values.
-        path: Prefix of the tensors' names.
-
     Example:
         >>> rest, tensors = split_tensors({"step": 3, "model": {"weight": torch.zeros(2)}})
         >>> rest
@@ -61,16 +57,9 @@ def join_tensors(tree: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], *, metadata: dict[str, str], advice: str) -> None:
-    """Write a safetensors file atomically.
+    """Write tensors on any device and in any memory layout to a safetensors file, atomically.
 
-    Args:
-        path: The file.
-        tensors: Tensors on any device and in any memory layout.
-        metadata: Metadata of the file's header.
-        advice: What the user can do if writing fails, for the error.
-
-    Raises:
-        UserError: The disk is full or not writable.
+    If the disk is full or not writable, the ``UserError`` ends with ``advice``.
     """
     try:
         with atomic_path(path) as temporary:
@@ -95,10 +84,7 @@ def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a ``.safetensors`` file, or a ``.pth`` or ``.pt`` file without executing code in it.
-
-    Returns:
-        Name to tensor, on the CPU.
+    """Read a ``.safetensors``, ``.pth`` or ``.pt`` file to named tensors on the CPU, without executing code in it.
 
     Raises:
         UserError: The file is missing, damaged, or a pickle with more than tensors.

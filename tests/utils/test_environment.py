@@ -51,8 +51,7 @@ def make_checkout(folder: Path) -> str:
 COMMANDS = {
     "environment": ["-m", "crossdistill.utils.environment"],
     "train.py": [str(PACKAGE.parent / "train.py")],
-    "train": ["-m", "crossdistill.recipes.run"],
-    "crossdistill": ["-m", "crossdistill.commands.main", "train"],
+    "crossdistill": ["-m", "crossdistill", "train"],
     "demo": [str(PACKAGE.parent / "scripts" / "demo.py")],
 }
 

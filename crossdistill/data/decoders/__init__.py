@@ -53,8 +53,7 @@ class Decoder:
     @property
     def read_pictures(self) -> ReadPictures:
         """Function ``read_pictures`` of the decoder's module."""
-        read: ReadPictures = importlib.import_module(self.module).read_pictures
-        return read
+        return importlib.import_module(self.module).read_pictures
 
 
 # Gray files are returned as RGB with three equal channels, without loss.
@@ -62,11 +61,7 @@ _8_BIT = frozenset({"rgb24", "gray"})
 _ONLY_8_BIT = {"gray16le": "it returns 8 bits a channel, and the stream has 16"}
 
 DECODERS: dict[str, Decoder] = {
-    "pyav": Decoder(
-        name="pyav",
-        module="crossdistill.data.decoders.pyav",
-        install="pip install av",
-    ),
+    "pyav": Decoder(name="pyav", module="crossdistill.data.decoders.pyav", install="pip install av"),
     "decord": Decoder(
         name="decord",
         module="crossdistill.data.decoders.decord",
@@ -86,15 +81,7 @@ DECODERS: dict[str, Decoder] = {
 
 @functools.cache
 def get_decoder(name: str) -> Decoder:
-    """Look up a decoder, and check once per process that its library works.
-
-    Raises:
-        UserError: The name is unknown, or the library is not installed or does not work on this machine.
-
-    Example:
-        >>> get_decoder("pyav").install
-        'pip install av'
-    """
+    """Look up a decoder, and check once per process that its library works; if not, raise a ``UserError``."""
     if name not in DECODERS:
         raise unknown_name("decoder", name, DECODERS)
     decoder = DECODERS[name]
@@ -112,14 +99,7 @@ def get_decoder(name: str) -> Decoder:
 def require_exact(
     stream: Stream, *, num_frames: int, frames: Sequence[int], times_seconds: NDArray[np.float64]
 ) -> None:
-    """Raise ``CannotServeError`` unless a library's index of a file agrees with the manifest.
-
-    Args:
-        stream: Entry of the stream in the manifest.
-        num_frames: Number of frames that the library counts.
-        frames: Positions of the requested frames.
-        times_seconds: [len(frames)], the library's timestamps of these frames.
-    """
+    """Raise ``CannotServeError`` unless a library's number of frames and its times of ``frames`` are the manifest's."""
     if num_frames != stream.num_frames:
         raise CannotServeError("its number of frames is not the number that can be decoded")
     ends = stream.times_seconds[[0, -1]]
@@ -143,12 +123,9 @@ def arrange(
     Args:
         pictures: [len(wanted), H, W, 3], uint8; a gray file has three equal channels.
         wanted: Sorted positions without repetition.
-        frames: Positions in the requested order; a position may repeat.
+        frames: T positions in the requested order; a position may repeat.
         stream: Entry of the stream in the manifest.
         stream_format: How the frames of the stream are packed into pictures.
-
-    Returns:
-        T arrays [H, W, C], in the order of ``frames``.
     """
     is_colour = stream_format.picture_format == "rgb24"
     unpacked = list(pictures) if is_colour else [stream_format.unpack(gray) for gray in pictures[..., 0]]

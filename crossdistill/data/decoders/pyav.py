@@ -28,11 +28,7 @@ def check() -> None:
 
 
 def read_pictures(path: Path, stream: Stream, frames: Sequence[int], stream_format: StreamFormat) -> list[Picture]:
-    """Read T frames [H, W, C] by position in ``stream.pts``, in any order; a position may repeat.
-
-    Raises:
-        UnreadableVideoError: The file is missing or damaged, or lacks a frame that the manifest names.
-    """
+    """Read T frames [H, W, C] by position in ``stream.pts``, in any order; a position may repeat."""
     clip = _Clip([int(stream.pts[i]) for i in frames], stream_format)
     try:
         if stream.is_seekable:
@@ -50,12 +46,7 @@ def read_pictures(path: Path, stream: Stream, frames: Sequence[int], stream_form
 
 
 class _Clip:
-    """The requested frames, as far as they are decoded.
-
-    Args:
-        order: Timestamps of the frames in the requested order.
-        stream_format: How the frames are packed into pictures.
-    """
+    """The requested frames, as far as they are decoded; ``order`` has their timestamps in the requested order."""
 
     def __init__(self, order: Sequence[int], stream_format: StreamFormat) -> None:
         self.order = order
@@ -88,16 +79,18 @@ def _read_by_seeking(path: Path, stream: Stream, clip: _Clip) -> None:
     with container:
         for start_pts, run in plan_runs(stream, sorted(clip.missing)):
             container.seek(start_pts, stream=video, backward=True)
-            _decode_run(container, video, stream, start_pts, run, clip)
+            unwanted: set[int] = set()
+            if video.codec_context.name in SKIPPING_CODECS:
+                # Only timestamps of the manifest: the second field of an interlaced frame may have its own.
+                first, last = np.searchsorted(stream.pts, [start_pts, run[-1]])
+                unwanted = set(stream.pts[first:last].tolist()).difference(run)
+            _decode_run(container, video, run, unwanted, clip)
 
 
 def plan_runs(stream: Stream, wanted: Sequence[int]) -> list[tuple[int, list[int]]]:
-    """Group sorted timestamps into runs, each of which is decoded forward from a keyframe.
+    """Group sorted timestamps into runs (timestamp of a keyframe, wanted timestamps) that are decoded forward.
 
     A new run starts if seeking to the next frame's keyframe saves ``MIN_FRAMES_SAVED_BY_SEEKING`` frames or more.
-
-    Returns:
-        For each run the timestamp of its keyframe and the requested timestamps.
     """
     positions = np.searchsorted(stream.pts, wanted)
     groups = np.maximum(np.searchsorted(stream.keyframes, positions, side="right") - 1, 0)
@@ -114,20 +107,10 @@ def plan_runs(stream: Stream, wanted: Sequence[int]) -> list[tuple[int, list[int
 
 
 def _decode_run(
-    container: av.container.InputContainer,
-    video: av.VideoStream,
-    stream: Stream,
-    start_pts: int,
-    run: Sequence[int],
-    clip: _Clip,
+    container: av.container.InputContainer, video: av.VideoStream, run: list[int], unwanted: set[int], clip: _Clip
 ) -> None:
     """Decode forward from the container's position up to the last frame of the run."""
     codec = video.codec_context
-    unwanted: set[int] = set()
-    if codec.name in SKIPPING_CODECS:
-        # Only timestamps of the manifest: the second field of an interlaced frame may have its own packet and time.
-        first, last = np.searchsorted(stream.pts, [start_pts, run[-1]])
-        unwanted = set(stream.pts[first:last].tolist()).difference(run)
     for packet in container.demux(video):
         if unwanted:
             codec.skip_frame = "NONREF" if packet.pts in unwanted else "DEFAULT"
