@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import nn
 
@@ -25,7 +26,6 @@ class Statistics:
     """One value for each channel, in the modality's unit."""
     std: tuple[float, ...]
     centre_fraction: float = 1.0
-    """See ``ViewSpec.centre_fraction``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +36,9 @@ class Architecture(EncoderInfo):
     """Builds a body that maps such views to [B, D], without a classifier."""
     modalities: tuple[str, ...]
     num_frames: int
-    """Number of frames of a clip; 1 in a modality without time."""
     stride: int
-    """Distance between the frames of a clip, in frames of the video; 1 in a modality without time."""
+    """Distance between the frames of a clip, in frames of the video."""
     size_px: int
-    """Height and width."""
     statistics: dict[str, Statistics] = field(default_factory=dict)
     """Statistics by modality; the modality's own where absent."""
     source: str = ""
@@ -50,38 +48,22 @@ class Architecture(EncoderInfo):
 
     def view(self, modality: str) -> ViewSpec:
         """Return the view that this architecture takes in one of its modalities."""
-        return make_view(
-            modality,
-            num_frames=self.num_frames,
-            stride=self.stride,
-            size_px=self.size_px,
-            statistics=self.statistics.get(modality),
-        )
+        statistics = self.statistics.get(modality)
+        return make_view(modality, self.num_frames, self.stride, self.size_px, statistics)
 
 
 def make_view(
-    modality: str, *, num_frames: int, stride: int, size_px: int, statistics: Statistics | None = None
+    modality: str, num_frames: int, stride: int, size_px: int, statistics: Statistics | None = None
 ) -> ViewSpec:
-    """Return a network's own view in a modality.
+    """Return a network's own view in a modality, with the modality's own statistics if ``statistics`` is None.
 
-    Args:
-        modality: Name of the modality.
-        num_frames: Number of frames of a clip; ignored in a modality without time, as is ``stride``.
-        stride: Distance between frames, in frames of the video.
-        size_px: Height and width.
-        statistics: Statistics of the network's training data; the modality's own if None.
+    In a modality without time, ``num_frames`` and ``stride`` are 1.
     """
     kind = get_modality(modality)
-    statistics = statistics or Statistics(kind.mean, kind.std)
-    return ViewSpec(
-        modality=modality,
-        num_frames=num_frames if kind.has_time else 1,
-        stride=stride if kind.has_time else 1,
-        size_px=size_px,
-        mean=statistics.mean,
-        std=statistics.std,
-        centre_fraction=statistics.centre_fraction,
-    )
+    if not kind.has_time:
+        num_frames, stride = 1, 1
+    own = statistics or Statistics(kind.mean, kind.std)
+    return ViewSpec(modality, num_frames, stride, size_px, own.mean, own.std, centre_fraction=own.centre_fraction)
 
 
 def change_view(own: ViewSpec, **changes: int | None) -> ViewSpec:
@@ -90,14 +72,7 @@ def change_view(own: ViewSpec, **changes: int | None) -> ViewSpec:
 
 
 def view_error(name: str, view: ViewSpec, own: ViewSpec, error: Exception) -> UserError:
-    """Build one error for all the errors that libraries raise for an unsupported view.
-
-    Args:
-        name: Name of the encoder.
-        view: The view that was asked for.
-        own: The network's own view.
-        error: Exception that the library raised.
-    """
+    """Build one error for all the errors that libraries raise for an unsupported view."""
     return UserError(
         f"{name} cannot take {view.num_frames} frames of {view.size_px} pixels ({reason_of(error)}): its own view is "
         f"{own.num_frames} of {own.size_px}, so remove the options that change it, give more or larger frames, or "
@@ -114,11 +89,7 @@ def reason_of(error: BaseException) -> str:
 def build_encoder(architecture: Architecture, *, name: str, modality: str, **view_changes: int | None) -> Encoder:
     """Build an entry of the registry with fresh weights.
 
-    Args:
-        architecture: The entry.
-        name: Full name, for example ``flow_r3d18``.
-        modality: One of the architecture's modalities.
-        view_changes: ``num_frames``, ``stride`` and ``size_px``; the architecture's own where None or absent.
+    ``view_changes`` are ``num_frames``, ``stride`` and ``size_px``; the architecture's own where None or absent.
 
     Raises:
         UserError: The network cannot take such a view.
@@ -145,25 +116,12 @@ def _require_features(body: nn.Module, view: ViewSpec, architecture: Architectur
 
 
 def replace_stem(body: nn.Module, stem: str, channels: int) -> None:
-    """Give a network's first convolution another number of input channels, with fresh weights.
-
-    Args:
-        body: Changed in place; unchanged if the number is right.
-        stem: Name of the convolution.
-        channels: Wanted number of input channels.
-    """
+    """Give the convolution ``stem`` another number of input channels and fresh weights, unless the number is right."""
     old = body.get_submodule(stem)
     assert isinstance(old, nn.Conv2d | nn.Conv3d)
     if old.in_channels == channels:
         return
-    new = type(old)(
-        channels,
-        old.out_channels,
-        old.kernel_size,  # type: ignore[arg-type]
-        old.stride,  # type: ignore[arg-type]
-        old.padding,  # type: ignore[arg-type]
-        bias=old.bias is not None,
-    )
+    kind: Any = type(old)
+    new = kind(channels, old.out_channels, old.kernel_size, old.stride, old.padding, bias=old.bias is not None)
     nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
-    parent, _, leaf = stem.rpartition(".")
-    setattr(body.get_submodule(parent), leaf, new)
+    body.set_submodule(stem, new)

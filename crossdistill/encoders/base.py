@@ -44,16 +44,16 @@ class EncoderInfo:
     takes: Takes = "clip"
     """Input of the body. Of a body of single frames, the features of a clip's frames are averaged."""
     stems: tuple[str, ...] = ()
-    """Names of the first convolutions, one for each pathway, which take the modality's channels."""
+    """Names of the first convolutions, one for each pathway."""
     classifier_prefix: str = ""
     """Prefix of the classifier's tensors in the library's own weights; they are not loaded into the body."""
     token_layer: TokenLayer | None = None
     """The layer before pooling; None if the network has none."""
     public_weights: tuple[PublicWeights, ...] = ()
     bf16_pays_on_cpu: bool = False
-    """Whether bf16 trains faster on a CPU with AMX, as measured in docs/explanation/speed.md."""
+    """Whether bf16 trains faster on a CPU with AMX (docs/explanation/speed.md)."""
     channels_last_pays_on_cpu: bool = False
-    """Whether fp32 with channels last trains faster on a CPU, as measured in docs/explanation/speed.md."""
+    """Whether fp32 with channels last trains faster on a CPU (docs/explanation/speed.md)."""
     config: dict[str, Any] | None = None
     """JSON from which the body is rebuilt, for libraries whose model names do not determine it."""
 
@@ -76,7 +76,7 @@ class Encoder(nn.Module):
 
     Args:
         body: Maps clips in the view's layout, or single frames [B, C, H, W], to [B, D].
-        name: Name of the encoder, for example ``flow_r3d18``.
+        name: For example ``flow_r3d18``.
         view: The view that the encoder takes.
         info: Facts about the body.
     """
@@ -125,21 +125,14 @@ class Encoder(nn.Module):
         clip_bcthw = clip_bcthw.to(next(self.body.parameters(), clip_bcthw).dtype)
         if self.takes == "frames":
             num_frames = clip_bcthw.shape[2]
-            frames: Tensor = self.body(rearrange(clip_bcthw, "b c t h w -> (b t) c h w"))
+            frames = self.body(rearrange(clip_bcthw, "b c t h w -> (b t) c h w"))
             return rearrange(frames, "(b t) d -> b t d", t=num_frames).mean(dim=1)
         if self.view.layout == "BTCHW":
             clip_bcthw = rearrange(clip_bcthw, "b c t h w -> b t c h w")
-        features: Tensor = self.body(clip_bcthw)
-        return features
+        return self.body(clip_bcthw)
 
     def embed_with_tokens(self, clip_bcthw: Tensor) -> tuple[Tensor, Tensor]:
-        """Embed a batch and return its tokens too.
-
-        Args:
-            clip_bcthw: Normalised clips [B, C, T, H, W] or pictures [B, C, H, W].
-
-        Returns:
-            Features [B, D] and tokens [B, E, T', H', W'] on the body's own grid.
+        """Embed a batch, given as for ``forward``: features [B, D], and tokens [B, E, T', H', W'] on the body's grid.
 
         Raises:
             UserError: The encoder has no tokens.
@@ -176,10 +169,9 @@ class PlainEncoder(Encoder):
             UserError: The output is not a tensor [B, embed_dim].
         """
         features = self.body(inputs)
-        if not isinstance(features, Tensor) or features.dim() != 2 or features.shape[1] != self.embed_dim:
-            given = (
-                f"shape {list(features.shape)}" if isinstance(features, Tensor) else f"type {type(features).__name__}"
-            )
+        is_tensor = isinstance(features, Tensor)
+        if not is_tensor or features.dim() != 2 or features.shape[1] != self.embed_dim:
+            given = f"shape {list(features.shape)}" if is_tensor else f"type {type(features).__name__}"
             raise UserError(
                 f"{self.name} returned features of {given}, expected a tensor [B, {self.embed_dim}]: pass the module's "
                 "embed_dim, or a module that returns [B, embed_dim]"
@@ -216,8 +208,7 @@ def wrap_encoder(
         embed_dim: D, the number of features.
         modality: The same modality as the view's, as a check.
         name: Name for reports, which starts with the modality; ``<modality>_<class of the module>`` if None.
-        takes: Whether the module takes clips, or single frames whose features are averaged. None chooses frames for
-            a modality without time, and clips for the others.
+        takes: Clips, or single frames whose features are averaged; None chooses frames for a modality without time.
         classifier: Prefix of a classifier's tensors that weight files hold and the module lacks.
         stem: Name of the first convolution, if weights of another modality may be adapted to it.
         token_layer: The layer before pooling, if an objective or an adapter uses tokens.
@@ -270,7 +261,5 @@ def wrap_module(module: nn.Module, embed_dim: int | None = None, *, name: str | 
     found = (embed_dim, getattr(module, "embed_dim", None), getattr(module, "num_features", None))
     sizes = [size for size in found if isinstance(size, int)]
     if not sizes:
-        raise UserError(
-            f"{name} has no embed_dim or num_features that says how many features it returns: pass embed_dim"
-        )
+        raise UserError(f"{name} has no embed_dim or num_features to say how many features it returns: pass embed_dim")
     return PlainEncoder(module, name=name, view=NO_VIEW, info=EncoderInfo(embed_dim=sizes[0]))

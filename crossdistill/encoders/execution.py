@@ -36,9 +36,7 @@ class Execution:
     """The encoder's view, which stored views are normalised for."""
     device: torch.device
     is_bf16: bool
-    """Whether functions run under autocast to bf16."""
     is_channels_last: bool
-    """Whether inputs have channels last in memory."""
 
     @staticmethod
     def choose(
@@ -55,8 +53,7 @@ class Execution:
             encoder: The network. Its weights are changed in place.
             device: Device to run on; the device of the encoder's weights if None.
             precision: ``auto``, ``fp32`` or ``bf16``; see ``uses_bf16``.
-            layout: Channels last in memory: ``yes``, ``no`` or ``auto``, which is yes on a GPU, and on a CPU if the
-                encoder was measured to be faster.
+            layout: Channels last in memory: ``yes``, ``no`` or ``auto`` (yes on a GPU, on a CPU where it is faster).
             training_batch_size: Number of clips of a batch if the encoder is trained; None if it only embeds.
         """
         device = device or next(encoder.parameters()).device
@@ -74,12 +71,9 @@ class Execution:
             to_channels_last(encoder)
 
     def run(self, function: Callable[[Tensor], Output], view: View | Tensor) -> Output:
-        """Call a module, or one of its methods, on a batch.
+        """Call a module, or one of its methods, on a batch in this execution's memory layout and precision.
 
-        Args:
-            function: Takes the normalised batch, in this execution's memory layout and precision.
-            view: A stored view, which is normalised where it is; or a tensor [B, C, T, H, W] or [B, C, H, W] that is
-                already normalised.
+        The batch is a stored view, which is normalised, or a normalised tensor [B, C, T, H, W] or [B, C, H, W].
 
         Raises:
             UserError: A stored view is given to an encoder of plain tensors (``wrap_module``).

@@ -31,10 +31,10 @@ def uses_bf16(encoder: Encoder, *, setting: str, device: torch.device, training_
     """Decide whether an encoder's forward and backward pass run in bf16.
 
     Args:
-        encoder: The encoder, whose ``info`` says whether bf16 is faster on a CPU.
-        setting: ``fp32``, ``bf16`` or ``auto``. ``auto`` follows ``accelerate launch --mixed_precision`` if it was
-            given. Otherwise it chooses bf16 on a GPU that supports it, and on a CPU where it is fast and repeatable.
-        device: Device that the encoder runs on.
+        encoder: Its ``info`` says whether bf16 is faster on a CPU.
+        setting: ``fp32``, ``bf16`` or ``auto``, which follows ``accelerate launch --mixed_precision`` if given.
+            Otherwise it chooses bf16 on a GPU that supports it, and on a CPU where it is fast and repeatable.
+        device: Where the encoder runs.
         training_batch_size: Number of clips of a batch if the encoder is trained; None if it only embeds.
 
     Raises:
@@ -82,9 +82,7 @@ def bf16_gradients_repeat(encoder: Encoder, *, batch_size: int) -> bool:
 
 def autocast(device: torch.device, *, is_bf16: bool) -> AbstractContextManager[object]:
     """Return autocast to bf16, or a context that does nothing."""
-    if not is_bf16:
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
+    return torch.autocast(device.type, dtype=torch.bfloat16) if is_bf16 else contextlib.nullcontext()
 
 
 def to_channels_last(module: nn.Module) -> None:
@@ -97,9 +95,7 @@ def to_channels_last(module: nn.Module) -> None:
 def channels_last(tensor: Tensor) -> Tensor:
     """Lay out a 4D or 5D tensor with channels last in memory; return other tensors unchanged."""
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    if tensor.dim() not in formats:
-        return tensor
-    return tensor.contiguous(memory_format=formats[tensor.dim()])
+    return tensor.contiguous(memory_format=formats[tensor.dim()]) if tensor.dim() in formats else tensor
 
 
 def free_memory_bytes(device: torch.device) -> int | None:

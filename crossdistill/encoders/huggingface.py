@@ -1,9 +1,8 @@
 """Hugging Face's networks: ``<modality>_hf:<model>``, where the model is a name on the hub or a folder.
 
-Networks of clips are VideoMAE, V-JEPA 2, TimeSformer and ViViT, for example ``rgb_hf:MCG-NJU/videomae-base``; for flow
-and depth their stem has other channels. Networks of pictures are DINOv2, DINOv3, ViT, the vision towers of CLIP and
-SigLIP, and others that ``AutoModel`` builds for ``pixel_values``. They embed a clip frame by frame, and the features
-are averaged.
+Networks of clips are VideoMAE, V-JEPA 2, TimeSformer and ViViT; for flow and depth their stem has other channels.
+Networks of pictures are DINOv2, DINOv3, ViT, the vision towers of CLIP and SigLIP, and others that ``AutoModel`` builds
+for ``pixel_values``. They embed a clip frame by frame, and the features are averaged.
 
 The body is the library's own model, so its weights load strictly into the library's class. It is built from its
 configuration alone, which a student keeps in ``student.json``; code that comes with a model never runs. Two hooks make
@@ -14,6 +13,7 @@ Shapes: B batch, C channels, T frames, H height, W width, D features, N tokens.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 from collections.abc import Mapping
@@ -59,7 +59,7 @@ def create(
 
     Args:
         model: Name on the hub (nothing is downloaded if ``HF_HUB_OFFLINE`` is set), or a folder with ``config.json``.
-        name: Name of the encoder, for example ``rgb_hf:MCG-NJU/videomae-base``.
+        name: For example ``rgb_hf:MCG-NJU/videomae-base``.
         modality: A modality of clips for a network of clips; any modality for a network of pictures.
         config: ``Encoder.config`` of an encoder that was built before. ``model`` is not read then.
         view_changes: ``num_frames``, ``stride`` and ``size_px``; those of the published weights where None.
@@ -125,7 +125,6 @@ def _read_config(transformers: Any, model: str) -> Any:
 
 
 def _rebuild(transformers: Any, config: Mapping[str, Any], name: str) -> Any:
-    """Rebuild the configuration that a student keeps."""
     try:
         return transformers.AutoConfig.for_model(**config)
     except (TypeError, ValueError, KeyError) as error:
@@ -146,30 +145,24 @@ def _read_preprocessing(model: str) -> dict[str, Any]:
     from transformers.video_processing_utils import BaseVideoProcessor
 
     for read in (BaseImageProcessor.get_image_processor_dict, BaseVideoProcessor.get_video_processor_dict):
-        try:
-            content: dict[str, Any] = read(model)[0]
-        except (OSError, ValueError):  # there is no such file: try the next one
-            continue
-        return content
+        with contextlib.suppress(OSError, ValueError):  # there is no such file: try the next one
+            return read(model)[0]
     return {}
 
 
 def _own_view(model: str, config: Any, family: Family, modality: str, preprocessing: Mapping[str, Any]) -> ViewSpec:
-    statistics: Statistics | None = replace(
-        _statistics(family, preprocessing), centre_fraction=_centre_fraction(preprocessing, model)
-    )
+    # Read for every modality, because it refuses pictures that are not square.
+    statistics = replace(_statistics(family, preprocessing), centre_fraction=_centre_fraction(preprocessing, model))
     configured = _side(getattr(config, _key(config, SIZE_KEYS) or "", None), model)
     prepared = None
     if family.resizing is not None:  # it takes any size; the preprocessing names the size of training
         prepared = _side(preprocessing.get("crop_size" if preprocessing.get("do_center_crop") else "size"), model)
     size_px = prepared or configured or DEFAULT_SIZE_PX
-    if modality not in PICTURE_MODALITIES:
-        statistics = None
-    num_frames, stride = NUM_POOLED_FRAMES, POOLED_STRIDE
-    if family.stride is not None:
-        num_frames, stride = getattr(config, _key(config, FRAMES_KEYS) or ""), family.stride
-    view = make_view(modality, num_frames=num_frames, stride=stride, size_px=size_px, statistics=statistics)
-    return view if family.stride is None else replace(view, layout="BTCHW")
+    trained = statistics if modality in PICTURE_MODALITIES else None
+    if family.stride is None:
+        return make_view(modality, NUM_POOLED_FRAMES, POOLED_STRIDE, size_px, trained)
+    num_frames = getattr(config, _key(config, FRAMES_KEYS) or "")
+    return replace(make_view(modality, num_frames, family.stride, size_px, trained), layout="BTCHW")
 
 
 def _statistics(family: Family, preprocessing: Mapping[str, Any]) -> Statistics:
@@ -252,18 +245,15 @@ def _build(config: Any, family: Family, view: ViewSpec) -> nn.Module:
     if family.resizing and view.size_px != getattr(config, _key(config, SIZE_KEYS) or "", None):
         arguments.update(family.resizing)
     model.register_forward_pre_hook(partial(_name_input, arguments), with_kwargs=True)
-    model.register_forward_hook(_make_features)
+    model.register_forward_hook(lambda model, inputs, output: model.to_features(output))
     return model
 
 
 def _from_config(config: Any, family: Family) -> nn.Module:
     from transformers import AutoModel
 
-    # The library writes into the configuration, so it gets a copy.
-    model: nn.Module = AutoModel.from_config(
-        copy.deepcopy(config), dtype=torch.float32, trust_remote_code=False, **family.build
-    )
-    return model
+    own = copy.deepcopy(config)  # the library writes into it
+    return AutoModel.from_config(own, dtype=torch.float32, trust_remote_code=False, **family.build)
 
 
 def _name_input(
@@ -271,11 +261,6 @@ def _name_input(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Pass the input under the model's own name for it."""
     return (), {**arguments, **dict(zip((model.main_input_name,), inputs, strict=False)), **named}
-
-
-def _make_features(model: Any, inputs: tuple[Any, ...], output: Any) -> Tensor:
-    features: Tensor = model.to_features(output)
-    return features
 
 
 def _stems(config: Any, family: Family) -> tuple[str, ...]:
@@ -301,10 +286,7 @@ def _to_json(config: Any) -> dict[str, Any]:
 
 
 def _read_pretrained(model: str, family: Family, view: ViewSpec) -> Mapping[str, Tensor]:
-    """Read published weights with the library's own code, strictly and with a stem of three channels.
-
-    Only safetensors are read, because the library's other format can hold code.
-    """
+    """Read published weights with the library's own code, strictly and with a stem of three channels."""
     import transformers
 
     config = _fit(_vision_part(_read_config(transformers, model)), family, view)
@@ -313,7 +295,7 @@ def _read_pretrained(model: str, family: Family, view: ViewSpec) -> Mapping[str,
             model,
             config=config,
             dtype=torch.float32,
-            use_safetensors=True,
+            use_safetensors=True,  # the library's other format can hold code
             trust_remote_code=False,
             output_loading_info=True,
             **family.build,
@@ -324,11 +306,9 @@ def _read_pretrained(model: str, family: Family, view: ViewSpec) -> Mapping[str,
             f"({reason_of(error)}): remove the options that change its view, or download it elsewhere (with its "
             "model.safetensors) and give <modality>_hf:/path/to/folder"
         ) from error
-    missing = sorted(report["missing_keys"])
-    if missing:
+    if missing := sorted(report["missing_keys"]):
         raise UserError(
             f"{model!r} does not hold the whole network: {len(missing)} of its tensors are missing (first: "
             f"{missing[0]}), so choose a model that was saved as a whole"
         )
-    tensors: dict[str, Tensor] = network.state_dict()
-    return tensors
+    return network.state_dict()

@@ -6,7 +6,7 @@ Shapes: B batch, T frames, D features, N tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,14 +19,12 @@ from crossdistill.modalities import IMAGE
 # Exported model cards print the first lines of the next three docstrings after "the features are" (export/hf.py).
 def class_token(output: Any) -> Tensor:
     """The class token [B, D] after the last normalisation."""
-    token: Tensor = output.last_hidden_state[:, 0]
-    return token
+    return output.last_hidden_state[:, 0]
 
 
 def mean_of_tokens(output: Any) -> Tensor:
     """The mean over all tokens, [B, D]."""
-    mean: Tensor = output.last_hidden_state.mean(dim=1)
-    return mean
+    return output.last_hidden_state.mean(dim=1)
 
 
 def pooled(output: Any) -> Tensor:
@@ -34,7 +32,7 @@ def pooled(output: Any) -> Tensor:
     features: Tensor | None = getattr(output, "pooler_output", None)
     if features is not None:
         return features.flatten(1)
-    last: Tensor = output.last_hidden_state
+    last = output.last_hidden_state
     return last.mean(dim=1) if last.dim() == 3 else last.flatten(2).mean(dim=2)
 
 
@@ -66,7 +64,7 @@ class Family:
     forward: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of every call."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Values that replace those of the configuration."""
+    """Replacements of values of the configuration."""
     has_tokens: bool = True
     frames_per_token: Callable[[Any], int] = lambda config: 1
     """Number of frames that one token spans, from the configuration."""
@@ -79,19 +77,13 @@ class Family:
 _HALF = (0.5, 0.5, 0.5)
 _INTERPOLATED = {"interpolate_pos_encoding": True}
 _NO_POOLER: dict[str, Any] = {"add_pooling_layer": False}
+_VIDEOMAE = Family(mean_of_tokens, stride=4, resizing=None, frames_per_token=_tubelet, num_class_tokens=0)
 
 FAMILIES: dict[str, Family] = {
     # 16 frames, stride 4. Its classifier takes the mean, after a norm of its own.
-    "videomae": Family(mean_of_tokens, stride=4, resizing=None, frames_per_token=_tubelet, num_class_tokens=0),
+    "videomae": _VIDEOMAE,
     # 64 frames, stride 4 as in its evaluations. The library's attentive pooler is a part of the classifier.
-    "vjepa2": Family(
-        mean_of_tokens,
-        stride=4,
-        resizing=None,
-        frames_per_token=_tubelet,
-        forward={"skip_predictor": True},
-        num_class_tokens=0,
-    ),
+    "vjepa2": replace(_VIDEOMAE, forward={"skip_predictor": True}),
     # 8 frames, stride 32.
     "timesformer": Family(
         class_token, stride=32, mean=(0.45, 0.45, 0.45), std=(0.225, 0.225, 0.225), resizing=None, is_time_last=True
@@ -130,10 +122,6 @@ class Features(nn.Module):
     """Maps a model's output to features; it has no weights, so it adds no names to the library's.
 
     Its child ``tokens`` is an identity that sees the tokens [B, N, D] in the order of time, rows, columns, for hooks.
-
-    Args:
-        family: Family of the model.
-        num_frames: T, the number of frames of a clip.
     """
 
     def __init__(self, family: Family, num_frames: int) -> None:

@@ -20,7 +20,7 @@ from crossdistill.modalities import IMAGE, MODALITIES
 from crossdistill.types import ViewSpec
 
 PICTURE_MODALITIES = tuple(kind.name for kind in MODALITIES.values() if kind.stream == IMAGE.stream)
-"""Modalities whose pixels are those of pictures, so that statistics and weights of a network of pictures fit."""
+"""Modalities that statistics and weights of a network of pictures fit."""
 NUM_POOLED_FRAMES = 8
 """Number of frames of a clip that a network of pictures embeds one by one."""
 POOLED_STRIDE = 4
@@ -32,14 +32,7 @@ BUILD_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, Ru
 
 
 def assemble(build: Callable[[], nn.Module], *, own: ViewSpec, name: str, view: ViewSpec, info: EncoderInfo) -> Encoder:
-    """Build an encoder, and find its number of features by a trial.
-
-    Args:
-        build: Builds a body with fresh weights.
-        own: The network's own view, for the error.
-        name: Name of the encoder.
-        view: The view that the encoder takes.
-        info: Facts about the body, but for ``embed_dim``.
+    """Build an encoder, whose body ``build`` returns with fresh weights, and find its ``embed_dim`` by a trial.
 
     Raises:
         UserError: The network cannot be built, or does not return [B, D] for such a view.

@@ -128,8 +128,7 @@ def build_mvit_b(view: ViewSpec) -> nn.Module:
             spatial_size=view.size_px, temporal_size=view.num_frames, input_channels=view.kind.channels
         )
     model.head.proj, model.head.dropout = nn.Identity(), None
-    body: nn.Module = model
-    return body
+    return model
 
 
 def build_x3d(view: ViewSpec, *, num_frames: int, size_px: int) -> nn.Module:
@@ -137,14 +136,19 @@ def build_x3d(view: ViewSpec, *, num_frames: int, size_px: int) -> nn.Module:
     model = create_x3d(input_channel=view.kind.channels, input_clip_length=num_frames, input_crop_size=size_px)
     init_net_weights(model)
     head = model.blocks[-1]
-    # As in ``_without_head``.
-    head.pool.pool = nn.AdaptiveAvgPool3d(1)
+    head.pool.pool = nn.AdaptiveAvgPool3d(1)  # as in ``_without_head``
     head.dropout, head.proj, head.activation, head.output_pool = None, nn.Identity(), None, None
     return Blocks(model.blocks)
 
 
 ZOO_URL = "https://dl.fbaipublicfiles.com/pytorchvideo/model_zoo/kinetics/"
-STAGE5 = TokenLayer("blocks.4")  # block 0 is the stem
+# Facts that the ResNets share; block 0 is the stem, so the tokens are those of stage 5.
+RESNET: dict[str, Any] = {
+    "embed_dim": 2048,
+    "stems": ("blocks.0.conv",),
+    "classifier_prefix": "blocks.5.",
+    "token_layer": TokenLayer("blocks.4"),
+}
 
 
 def network(
@@ -155,28 +159,12 @@ def network(
     size_px: int,
     file: str = "",
     top1_percent: float | None = None,
-    *,
-    embed_dim: int = 2048,
-    stems: tuple[str, ...] = ("blocks.0.conv",),
-    classifier_prefix: str = "blocks.5.",
-    token_layer: TokenLayer = STAGE5,
-    **options: Any,
+    **facts: Any,
 ) -> Architecture:
     """Describe a network of clips; views and accuracies are those of the library's model zoo.
 
-    Args:
-        build: Builds the body.
-        source: The library's function, below ``pytorchvideo.models``.
-        num_frames: Number of frames of a clip.
-        stride: Distance between frames, in frames of the video.
-        size_px: Height and width.
-        file: Name of the weights in the model zoo, trained on Kinetics-400; empty if there are none.
-        top1_percent: Published accuracy of these weights.
-        embed_dim: Number of features.
-        stems: Names of the first convolutions.
-        classifier_prefix: Prefix of the classifier's tensors.
-        token_layer: The layer before pooling.
-        options: Further fields of ``Architecture``.
+    ``source`` is the library's function, below ``pytorchvideo.models``. ``file`` names the weights in the model zoo,
+    trained on Kinetics-400, and is empty if there are none. ``facts`` are further fields of ``Architecture``.
     """
     weights = (PublicWeights("kinetics400", ("rgb",), ZOO_URL + file, top1_percent),) if file else ()
     return Architecture(
@@ -185,13 +173,9 @@ def network(
         num_frames=num_frames,
         stride=stride,
         size_px=size_px,
-        embed_dim=embed_dim,
-        stems=stems,
-        classifier_prefix=classifier_prefix,
-        token_layer=token_layer,
         source=f"pytorchvideo.models.{source}",
         public_weights=weights,
-        **options,
+        **(RESNET | facts),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from typing import Any
 
 from crossdistill.encoders import pytorchvideo as ptv
@@ -10,12 +11,13 @@ from crossdistill.encoders import small, torchvision, tsm
 from crossdistill.encoders.architecture import Architecture, build_encoder
 from crossdistill.encoders.base import Encoder
 from crossdistill.encoders.tokens import TokenLayer
-from crossdistill.encoders.torchvision import picture_network
+from crossdistill.encoders.torchvision import image_size, picture_network, pool_features
 from crossdistill.encoders.user_file import create_from_file, is_from_file
 from crossdistill.errors import UserError, unknown_name
 from crossdistill.modalities import MODALITIES
 
 _FEATURES, _LAYER4, _NORM = TokenLayer("features"), TokenLayer("layer4"), TokenLayer("norm", "channels-last")
+_MVIT_NORM = TokenLayer("norm", "sequence", frames_per_token=2, num_prefix=1)
 _MOBILENET_V2 = picture_network("mobilenet_v2", "classifier", "features.0.0", 1280, _FEATURES)
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -23,13 +25,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "alexnet": picture_network("alexnet", "classifier.6", "features.0", 4096, _FEATURES),
     "vgg16": picture_network("vgg16", "classifier.6", "features.0", 4096, _FEATURES),
     "squeezenet1_0": picture_network(
-        "squeezenet1_0",
-        "",
-        "features.0",
-        512,
-        _FEATURES,
-        classifier_prefix="classifier.",
-        adapt=torchvision.pool_features,
+        "squeezenet1_0", "", "features.0", 512, _FEATURES, classifier_prefix="classifier.", adapt=pool_features
     ),
     "resnet18": picture_network("resnet18", "fc", "conv1", 512, _LAYER4),
     "resnet34": picture_network("resnet34", "fc", "conv1", 512, _LAYER4),
@@ -47,27 +43,14 @@ ARCHITECTURES: dict[str, Architecture] = {
     "convnext_tiny": picture_network("convnext_tiny", "classifier.2", "features.0.0", 768, _FEATURES),
     "swin_t": picture_network("swin_t", "head", "features.0.0", 768, _NORM),
     "vit_b_16": picture_network(
-        "vit_b_16",
-        "heads",
-        "conv_proj",
-        768,
-        TokenLayer("encoder", "sequence", num_prefix=1),
-        size_options=torchvision.image_size,
+        "vit_b_16", "heads", "conv_proj", 768, TokenLayer("encoder", "sequence", num_prefix=1), size_options=image_size
     ),
     # torchvision, clips: the same columns.
     "r3d18": torchvision.network("r3d_18", "fc", "stem.0", 512, _LAYER4, bf16_pays_on_cpu=True),
     "mc3_18": torchvision.network("mc3_18", "fc", "stem.0", 512, _LAYER4),
     "r2plus1d_18": torchvision.network("r2plus1d_18", "fc", "stem.0", 512, _LAYER4),
     "s3d": torchvision.network("s3d", "classifier", "features.0.0.0", 1024, _FEATURES, adapt=torchvision.pool_to_one),
-    "mvit_v2_s": torchvision.network(
-        "mvit_v2_s",
-        "head",
-        "conv_proj",
-        768,
-        TokenLayer("norm", "sequence", frames_per_token=2, num_prefix=1),
-        stride=4,
-        is_of_one_size=True,
-    ),
+    "mvit_v2_s": torchvision.network("mvit_v2_s", "head", "conv_proj", 768, _MVIT_NORM, stride=4, is_of_one_size=True),
     "swin3d_t": torchvision.network("swin3d_t", "head", "patch_embed.proj", 768, _NORM, num_frames=32),
     # pytorchvideo, clips: builder, library's function, frames, stride, pixels, weights on Kinetics-400, their accuracy.
     "r3d50": ptv.network(ptv.build_r3d50, "resnet.create_resnet", 16, 2, 112, bf16_pays_on_cpu=True),
@@ -102,7 +85,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         embed_dim=768,
         stems=("patch_embed.patch_model",),
         classifier_prefix="head.proj.",
-        token_layer=TokenLayer("norm_embed", "sequence", frames_per_token=2, num_prefix=1),
+        token_layer=replace(_MVIT_NORM, module="norm_embed"),
         published_gmacs=70.5,
     ),
     # pytorchvideo's X3D: name, frames, stride, pixels, accuracy on Kinetics-400, published operations.
@@ -111,19 +94,15 @@ ARCHITECTURES: dict[str, Architecture] = {
     "x3d_m": ptv.x3d("x3d_m", 16, 5, 224, 75.94, gmacs=4.73),
     # This package's own, clips.
     "tsm_mobilenet_v2": tsm.shifted(_MOBILENET_V2),
-    "r3d10": small.r3d10(small.build_r3d10, "R3D10(width=16)"),
-    "r3d10_gn": small.r3d10(small.build_r3d10_gn, "R3D10(width=16, norm=group_norm)"),
+    "r3d10": small.r3d10(),
+    "r3d10_gn": small.r3d10(small.group_norm, ", norm=group_norm"),
     "tiny3d_8": small.tiny3d(8),
     "tiny3d_16": small.tiny3d(16),
     "tiny3d_32": small.tiny3d(32),
 }
 
-LIBRARIES: dict[str, str] = {
-    "timm": "crossdistill.encoders.timm",
-    "hf": "crossdistill.encoders.huggingface",
-}
-"""Libraries with more networks than a list can hold: the module whose ``create`` builds one by its own name. A module
-is imported when it is used."""
+LIBRARIES: dict[str, str] = {"timm": "crossdistill.encoders.timm", "hf": "crossdistill.encoders.huggingface"}
+"""Libraries with more networks than a list can hold: the module, imported on use, whose ``create`` builds one."""
 
 
 def list_encoders() -> list[str]:
@@ -150,10 +129,10 @@ def create_encoder(
         name: ``<modality>_<architecture>``; ``<modality>_<library>:<model>``, for example ``image_timm:resnet50``; or
             ``path/to/file.py:function``, where the function takes no arguments and returns an ``Encoder`` (see
             ``wrap_encoder``).
-        num_frames: Number of frames of a clip; the architecture's own if None.
-        stride: Distance between frames, in frames of the video; the architecture's own if None.
-        size_px: Height and width; the architecture's own if None.
-        config: ``Encoder.config`` of an encoder that was built before, if it is not None.
+        num_frames: Number of frames of a clip; the architecture's own if None, as for the next two.
+        stride: Distance between frames, in frames of the video.
+        size_px: Height and width.
+        config: ``Encoder.config`` of an encoder that was built before.
 
     Raises:
         UserError: The name is unknown, the architecture does not take the modality or the view, or its library is not
@@ -165,8 +144,9 @@ def create_encoder(
         >>> encoder(torch.zeros(2, 2, 8, 32, 32)).shape
         torch.Size([2, 256])
     """
+    view_changes = {"num_frames": num_frames, "stride": stride, "size_px": size_px}
     if is_from_file(name):
-        return create_from_file(name, num_frames=num_frames, stride=stride, size_px=size_px)
+        return create_from_file(name, **view_changes)
     modality, _, architecture = name.partition("_")
     if modality not in MODALITIES or not architecture:
         raise unknown_name("encoder", name, list_encoders(), listed_by="crossdistill encoders")
@@ -175,10 +155,7 @@ def create_encoder(
         if library not in LIBRARIES:
             raise unknown_name("library", library, LIBRARIES)
         create = importlib.import_module(LIBRARIES[library]).create
-        created: Encoder = create(
-            model, name=name, modality=modality, config=config, num_frames=num_frames, stride=stride, size_px=size_px
-        )
-        return created
+        return create(model, name=name, modality=modality, config=config, **view_changes)
     of_modality = [known for known in list_encoders() if known.startswith(f"{modality}_")]
     if architecture not in ARCHITECTURES:
         raise unknown_name("encoder", name, of_modality, listed_by="crossdistill encoders")
@@ -188,4 +165,4 @@ def create_encoder(
             f"the architecture {architecture!r} does not take {modality}: it takes {', '.join(entry.modalities)}; "
             f"for {modality} choose one of {', '.join(of_modality)}"
         )
-    return build_encoder(entry, name=name, modality=modality, num_frames=num_frames, stride=stride, size_px=size_px)
+    return build_encoder(entry, name=name, modality=modality, **view_changes)

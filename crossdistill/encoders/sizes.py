@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -11,29 +10,15 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 # Functions whose result has the shape of their first argument.
-ELEMENTWISE: frozenset[Callable[..., Any]] = frozenset(
-    {
-        functional.batch_norm,
-        functional.dropout,
-        functional.gelu,
-        functional.group_norm,
-        functional.hardsigmoid,
-        functional.hardswish,
-        functional.hardtanh,
-        functional.layer_norm,
-        functional.relu,
-        functional.relu6,
-        functional.silu,
-        functional.softmax,
-        torch.erf,
-        torch.sigmoid,
-        Tensor.relu,
-        Tensor.sigmoid,
-        Tensor.softmax,
-    }
+_NORMS = (functional.batch_norm, functional.group_norm, functional.layer_norm)
+_ACTIVATIONS = (functional.gelu, functional.relu, functional.relu6, functional.silu, functional.softmax)
+_HARD = (functional.hardsigmoid, functional.hardswish, functional.hardtanh)
+_METHODS = (Tensor.relu, Tensor.sigmoid, Tensor.softmax)
+ELEMENTWISE: frozenset[Any] = frozenset(
+    (*_NORMS, *_ACTIVATIONS, *_HARD, *_METHODS, functional.dropout, torch.erf, torch.sigmoid)
 )
 # Replaced by zeros. Left empty, a truncated normal could draw for ever until all values lie within its bounds.
-RANDOM: frozenset[Callable[..., Any]] = frozenset({Tensor.normal_, Tensor.uniform_})
+RANDOM: frozenset[Any] = frozenset({Tensor.normal_, Tensor.uniform_})
 
 
 class SizesOnly(TorchFunctionMode):
@@ -42,13 +27,7 @@ class SizesOnly(TorchFunctionMode):
     Weights of a network that is built inside have no meaning. Its sizes and the operations that are counted stay right.
     """
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call the function, or return a tensor of the same shape as its result."""
         if func in RANDOM:
             return args[0].zero_()
@@ -58,11 +37,7 @@ class SizesOnly(TorchFunctionMode):
 
 
 def output_shape(module: nn.Module, *input_shape: int) -> tuple[int, ...]:
-    """Return the shape of a module's output without computing it.
-
-    Args:
-        module: On any device; unchanged.
-        input_shape: Shape of its only argument.
+    """Return the shape of a module's output for one input, without computing it, on whatever device the module is.
 
     Raises:
         Exception: Whatever the module raises for such an input.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,31 +17,22 @@ from crossdistill.encoders.architecture import CLIP_MODALITIES, Architecture
 from crossdistill.encoders.tokens import TokenLayer
 from crossdistill.types import ViewSpec
 
-R3D10_WIDTH = 16
-
 
 class R3D10(nn.Module):
     """A 3D ResNet with one basic block per stage.
 
     The stem is a convolution of 3x7x7 with stride (1, 2, 2). Four of torchvision's ``BasicBlock`` follow, with 1, 2, 4
     and 8 times ``width`` channels; the last three halve time and space. The features are the mean over time and space.
-
-    Args:
-        channels: Number of channels of the modality.
-        width: Number of channels after the stem.
-        norm: Makes a normalisation layer of a number of channels.
+    ``norm`` makes a normalisation layer of a number of channels.
     """
 
     def __init__(self, channels: int, *, width: int, norm: Callable[[int], nn.Module] = nn.BatchNorm3d) -> None:
         super().__init__()
         self.stem = nn.Sequential(
-            nn.Conv3d(channels, width, (3, 7, 7), (1, 2, 2), (1, 3, 3), bias=False),
-            norm(width),
-            nn.ReLU(inplace=True),
+            nn.Conv3d(channels, width, (3, 7, 7), (1, 2, 2), (1, 3, 3), bias=False), norm(width), nn.ReLU(inplace=True)
         )
         widths = [width, width, 2 * width, 4 * width, 8 * width]
-        stages = [_basic_block(w_in, w_out) for w_in, w_out in itertools.pairwise(widths)]
-        self.stages = nn.Sequential(*stages)
+        self.stages = nn.Sequential(*(_basic_block(w_in, w_out) for w_in, w_out in itertools.pairwise(widths)))
         _replace_batch_norm(self.stages, norm)  # torchvision's block has no argument for its norm
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
@@ -48,8 +40,7 @@ class R3D10(nn.Module):
 
     def forward(self, clip_bcthw: Tensor) -> Tensor:
         """Map [B, C, T, H, W] to [B, 8 * width]."""
-        features: Tensor = self.stages(self.stem(clip_bcthw))
-        return features.mean(dim=(2, 3, 4))
+        return self.stages(self.stem(clip_bcthw)).mean(dim=(2, 3, 4))
 
 
 def _basic_block(inplanes: int, planes: int) -> BasicBlock:
@@ -68,28 +59,14 @@ def _replace_batch_norm(module: nn.Module, norm: Callable[[int], nn.Module]) -> 
 
 
 def group_norm(channels: int) -> nn.Module:
-    """Return GroupNorm with 8 channels a group, which trains the same at any batch size."""
+    """Return GroupNorm with 8 channels a group, for batches that are too small for BatchNorm."""
     return nn.GroupNorm(max(1, channels // 8), channels)
-
-
-def build_r3d10(view: ViewSpec) -> nn.Module:
-    """Build ``R3D10`` of width 16, which has 0.9 M parameters."""
-    return R3D10(view.kind.channels, width=R3D10_WIDTH)
-
-
-def build_r3d10_gn(view: ViewSpec) -> nn.Module:
-    """Build ``R3D10`` of width 16 with GroupNorm, for batches that are too small for BatchNorm."""
-    return R3D10(view.kind.channels, width=R3D10_WIDTH, norm=group_norm)
 
 
 class Tiny3D(nn.Module):
     """Four 3x3x3 convolutions with BatchNorm and ReLU, pooled over space and to four moments of time.
 
     They have 1, 2, 4 and 8 times ``width`` channels. The first two halve space, the last two space and time.
-
-    Args:
-        channels: Number of channels of the modality.
-        width: Number of channels after the first convolution.
     """
 
     STRIDES = ((1, 2, 2), (1, 2, 2), (2, 2, 2), (2, 2, 2))
@@ -128,34 +105,41 @@ def _shares(num_times: int, num_moments: int) -> Tensor:
 
 def tiny3d(width: int) -> Architecture:
     """Describe ``Tiny3D`` of one width."""
-    return Architecture(
-        build=lambda view: Tiny3D(view.kind.channels, width=width),
+    return _architecture(
+        lambda view: Tiny3D(view.kind.channels, width=width),
+        f"Tiny3D(width={width})",
         embed_dim=8 * width * Tiny3D.NUM_MOMENTS,
-        modalities=CLIP_MODALITIES,
-        num_frames=16,
         stride=2,
-        size_px=64,
-        stems=("features.0",),
-        classifier_prefix="fc.",
-        token_layer=TokenLayer("features"),
-        channels_last_pays_on_cpu=True,
-        source=f"crossdistill.encoders.small.Tiny3D(width={width})",
+        stem="features.0",
+        tokens="features",
     )
 
 
-def r3d10(build: Callable[[ViewSpec], nn.Module], source: str) -> Architecture:
-    """Describe ``R3D10`` of width 16 with one kind of normalisation."""
+def r3d10(norm: Callable[[int], nn.Module] = nn.BatchNorm3d, argument: str = "", *, width: int = 16) -> Architecture:
+    """Describe ``R3D10``, which has 0.9 M parameters. ``argument`` shows in the source which norm it has."""
+    return _architecture(
+        lambda view: R3D10(view.kind.channels, width=width, norm=norm),
+        f"R3D10(width={width}{argument})",
+        embed_dim=8 * width,
+        stride=1,
+        stem="stem.0",
+        tokens="stages",
+        bf16_pays_on_cpu=True,
+    )
+
+
+def _architecture(
+    build: Callable[[ViewSpec], nn.Module], source: str, *, stem: str, tokens: str, **facts: Any
+) -> Architecture:
     return Architecture(
         build=build,
-        embed_dim=8 * R3D10_WIDTH,
         modalities=CLIP_MODALITIES,
         num_frames=16,
-        stride=1,
         size_px=64,
-        stems=("stem.0",),
+        stems=(stem,),
         classifier_prefix="fc.",
-        bf16_pays_on_cpu=True,
+        token_layer=TokenLayer(tokens),
         channels_last_pays_on_cpu=True,
-        token_layer=TokenLayer("stages"),
         source=f"crossdistill.encoders.small.{source}",
+        **facts,
     )

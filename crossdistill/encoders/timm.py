@@ -28,16 +28,11 @@ from crossdistill.errors import UserError
 def create(
     model: str, *, name: str, modality: str, config: dict[str, Any] | None, **view_changes: int | None
 ) -> Encoder:
-    """Build a network of timm with fresh weights.
+    """Build a network of timm, with or without the tag of its weights in ``model``, with fresh weights.
 
-    Args:
-        model: timm's name, with or without the tag of its weights.
-        name: Name of the encoder, for example ``flow_timm:resnet50``.
-        modality: Any modality.
-        config: Ignored: the name says everything.
-        view_changes: ``num_frames``, ``stride`` and ``size_px``. If None, a clip has 8 frames with stride 4 and timm's
-            own size. At another size a network interpolates its position embeddings (``dynamic_img_size``), or is
-            built for that size (``img_size``) if it cannot.
+    ``config`` is ignored, because the name says everything. Where ``view_changes`` (``num_frames``, ``stride``,
+    ``size_px``) are None, a clip has 8 frames with stride 4 and timm's own size. At another size a network interpolates
+    its position embeddings (``dynamic_img_size``), or is built for that size (``img_size``) if it cannot.
 
     Raises:
         UserError: timm is not installed, does not know the name, or the network cannot take such a view.
@@ -48,13 +43,8 @@ def create(
         native = timm.create_model(model, num_classes=0).eval()
     data = timm.data.resolve_model_data_config(native)
     statistics = Statistics(tuple(data["mean"]), tuple(data["std"]), data["crop_pct"])
-    own = make_view(
-        modality,
-        num_frames=NUM_POOLED_FRAMES,
-        stride=POOLED_STRIDE,
-        size_px=data["input_size"][-1],
-        statistics=statistics if modality in PICTURE_MODALITIES else None,
-    )
+    trained = statistics if modality in PICTURE_MODALITIES else None
+    own = make_view(modality, NUM_POOLED_FRAMES, POOLED_STRIDE, data["input_size"][-1], trained)
     view = change_view(own, **view_changes)
     size_options = {} if view.size_px == own.size_px else _size_options(native, view.size_px)
     info = EncoderInfo(
@@ -134,24 +124,15 @@ def _public_weights(model: str, native: Any, size_options: dict[str, Any]) -> tu
     # ``load_tensors`` takes the tensors with the prefix off and keeps a linear classifier. Others are dropped here.
     prefix = _classifier_prefix(native)
     dropped = tuple(f"{name}." for name in _classifiers(native) if f"{name}." != prefix)
-    return (
-        PublicWeights(
-            PRETRAINED,
-            PICTURE_MODALITIES,
-            place or described["url"],
-            read=partial(_read_pretrained, model, size_options, dropped),
-        ),
-    )
+    read = partial(_read_pretrained, model, size_options, dropped)
+    return (PublicWeights(PRETRAINED, PICTURE_MODALITIES, place or described["url"], read=read),)
 
 
 def _read_pretrained(model: str, size_options: dict[str, Any], dropped: tuple[str, ...]) -> Mapping[str, Tensor]:
-    """Read published weights with timm's own code, which fits position embeddings to the size.
-
-    The network is built with its classifier, because timm loads strictly only then.
-    """
+    """Read published weights with timm's own code, which fits position embeddings to the size."""
     import timm
 
-    try:
+    try:  # with the classifier, because timm loads strictly only then
         network = timm.create_model(model, pretrained=True, **size_options)
     except (OSError, RuntimeError, ValueError, LookupError) as error:
         raise UserError(

@@ -32,16 +32,13 @@ class TokenLayer:
 
 
 def arrange_tokens(output: Tensor, layer: TokenLayer, *, num_frames: int, is_per_frame: bool) -> Tensor:
-    """Bring the output of a token layer into one layout.
+    """Bring the output of a token layer into the layout [B, E, T', H', W'], on the network's own grid.
 
     Args:
         output: Output of the layer; the first axis of a network of single frames is batch times frames.
         layer: Describes the output.
         num_frames: T of the clip.
         is_per_frame: Whether the network takes single frames.
-
-    Returns:
-        [B, E, T', H', W'] on the network's own grid.
 
     Example:
         >>> layer = TokenLayer("blocks", "sequence", num_prefix=1)
@@ -65,10 +62,7 @@ def arrange_tokens(output: Tensor, layer: TokenLayer, *, num_frames: int, is_per
 def find_token_layer(body: nn.Module, *, channels: int, size_px: int) -> TokenLayer | None:
     """Find the last module of a network of pictures whose output is a square grid or a sequence of tokens.
 
-    Args:
-        body: Maps [B, 3, H, W] to features; on the meta device.
-        channels: Number of features before pooling.
-        size_px: Height and width at which the grid is larger than 1x1.
+    The body is on the meta device and has ``channels`` features before pooling. ``size_px`` must give a grid over 1x1.
     """
     found: list[TokenLayer] = []
 

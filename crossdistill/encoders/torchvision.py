@@ -1,7 +1,5 @@
 """torchvision's networks of pictures and clips, without their classifiers and with random weights.
 
-``weights.py`` loads the published weights.
-
 View, statistics, accuracy and operations come from the library's own description of its weights; ``network`` takes what
 that description does not say.
 """
@@ -16,7 +14,7 @@ from torch import nn
 from torchvision.models import get_model, get_model_weights
 
 from crossdistill.encoders.architecture import CLIP_MODALITIES, Architecture, Statistics, replace_stem
-from crossdistill.encoders.base import PublicWeights, Takes
+from crossdistill.encoders.base import PublicWeights
 from crossdistill.encoders.tokens import TokenLayer
 from crossdistill.errors import UserError
 from crossdistill.types import ViewSpec
@@ -32,7 +30,6 @@ def network(
     embed_dim: int,
     token_layer: TokenLayer,
     *,
-    takes: Takes = "clip",
     modalities: tuple[str, ...] = CLIP_MODALITIES,
     num_frames: int = 16,
     stride: int = 2,
@@ -40,8 +37,7 @@ def network(
     adapt: Callable[[nn.Module], None] = lambda body: None,
     size_options: Callable[[ViewSpec], dict[str, Any]] = lambda view: {},
     is_of_one_size: bool = False,
-    bf16_pays_on_cpu: bool = False,
-    channels_last_pays_on_cpu: bool = False,
+    **facts: Any,
 ) -> Architecture:
     """Describe a network of torchvision.
 
@@ -51,16 +47,14 @@ def network(
         stem: Name of the first convolution.
         embed_dim: Number of features.
         token_layer: The layer before pooling.
-        takes: Input of the network.
-        modalities: Modalities that it can be built for.
+        modalities: See ``Architecture``, also for the next two.
         num_frames: Number of frames of a clip.
-        stride: Distance between frames, in frames of the video.
+        stride: Distance between frames.
         classifier_prefix: Prefix of the classifier's tensors; the head's name if None.
         adapt: Changes the network so that it takes views of any size.
         size_options: Arguments of the constructor that depend on the view.
         is_of_one_size: Whether the network takes its own number of frames and pixels only.
-        bf16_pays_on_cpu: See ``EncoderInfo``.
-        channels_last_pays_on_cpu: See ``EncoderInfo``.
+        facts: Further fields of ``Architecture``.
     """
     weights = get_model_weights(name).DEFAULT
     preset = weights.transforms()
@@ -76,7 +70,7 @@ def network(
                 f"{name} takes {num_frames} frames of {size_px} pixels, not {view.num_frames} of {view.size_px}: "
                 "remove the options that change its view"
             )
-        body: nn.Module = get_model(name, weights=None, **size_options(view))
+        body = get_model(name, weights=None, **size_options(view))
         adapt(body)
         if head:
             body.set_submodule(head, nn.Identity())
@@ -87,7 +81,6 @@ def network(
         build=build,
         embed_dim=embed_dim,
         modalities=modalities,
-        takes=takes,
         token_layer=token_layer,
         num_frames=num_frames,
         stride=stride,
@@ -95,11 +88,10 @@ def network(
         stems=(stem,),
         classifier_prefix=f"{head}." if classifier_prefix is None else classifier_prefix,
         statistics=dict.fromkeys(trained_modalities, statistics),
-        bf16_pays_on_cpu=bf16_pays_on_cpu,
-        channels_last_pays_on_cpu=channels_last_pays_on_cpu,
         source=f"torchvision.models.{name}",
         public_weights=(PublicWeights(weights_name, trained_modalities, weights.url, metrics["acc@1"]),),
         published_gmacs=weights.meta["_ops"],
+        **facts,
     )
 
 

@@ -23,13 +23,8 @@ SHIFTED_FRACTION = 1 / 8
 def temporal_shift(frames_btchw: Tensor, *, fraction: float) -> Tensor:
     """Replace some channels of each frame by those of its neighbours (Lin et al., section 3.1).
 
-    Args:
-        frames_btchw: [B, T, C, H, W].
-        fraction: The first fraction of the channels comes from the next frame, the second from the previous one, with
-            zeros beyond the ends of the clip.
-
-    Returns:
-        [B, T, C, H, W].
+    The first ``fraction`` of the channels comes from the next frame, the second from the previous one, with zeros
+    beyond the ends of the clip.
 
     Example:
         >>> frames = torch.arange(3.0).view(1, 3, 1, 1, 1).expand(1, 3, 4, 1, 1)
@@ -50,11 +45,8 @@ def temporal_shift(frames_btchw: Tensor, *, fraction: float) -> Tensor:
 class TSMMobileNetV2(nn.Module):
     """MobileNetV2 for clips: the branch of every residual block takes shifted channels, its shortcut does not.
 
-    It has torchvision's parameters under torchvision's names.
-
-    Args:
-        channels: Number of channels of the modality.
-        fraction: Fraction of the channels that is shifted each way; 0 gives the mean of a 2D network over frames.
+    It has torchvision's parameters under torchvision's names. A ``fraction`` of the channels is shifted each way; 0
+    gives the mean of a 2D network over frames.
     """
 
     def __init__(self, channels: int, *, fraction: float = SHIFTED_FRACTION) -> None:
@@ -74,8 +66,7 @@ class TSMMobileNetV2(nn.Module):
                 frames = frames + block.conv(temporal_shift(clips, fraction=self.fraction).flatten(0, 1))
             else:
                 frames = block(frames)
-        features: Tensor = self.map(rearrange(frames, "(b t) c h w -> b c t h w", t=num_frames))
-        return features.mean(dim=(2, 3, 4))
+        return self.map(rearrange(frames, "(b t) c h w -> b c t h w", t=num_frames)).mean(dim=(2, 3, 4))
 
 
 def shifted(mobilenet: Architecture) -> Architecture:

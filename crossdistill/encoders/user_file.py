@@ -20,24 +20,20 @@ def is_from_file(name: str) -> bool:
 
 
 def create_from_file(name: str, **view_changes: int | None) -> Encoder:
-    """Call the function that ``path/to/file.py:function`` names.
+    """Call the function that ``path/to/file.py:function`` names; it takes no arguments and returns an ``Encoder``.
 
-    Args:
-        name: Path and function. The function takes no arguments and returns an ``Encoder``.
-        view_changes: ``num_frames``, ``stride`` and ``size_px``; the encoder's own where None.
+    ``view_changes`` are ``num_frames``, ``stride`` and ``size_px``; the encoder's own where None.
 
     Raises:
-        UserError: The file or function does not exist, raises, or returns something else than an ``Encoder`` whose
-            features have the stated size.
+        UserError: The file or function does not exist, raises, or returns no ``Encoder`` of the stated ``embed_dim``.
     """
     path, _, function = name.rpartition(":")
     if not Path(path).is_file():
         raise UserError(f"there is no file {path} for the encoder {name!r}: give path/to/file.py:function")
     encoder = _call(Path(path), function, name)
     if not isinstance(encoder, Encoder):
-        raise UserError(
-            f"{name} returned {type(encoder).__name__}, not an Encoder: return crossdistill.wrap_encoder(…)"
-        )
+        given = type(encoder).__name__
+        raise UserError(f"{name} returned {given}, not an Encoder: return crossdistill.wrap_encoder(…)")
     encoder.name = name
     encoder.view = change_view(encoder.view, **view_changes)
     _require_features(encoder)

@@ -66,12 +66,8 @@ def load_tensors(encoder: Encoder, tensors: Mapping[str, Tensor], *, source: str
     Names may start with ``module.``. Tensors of a classifier are not loaded into the body; a linear classifier becomes
     ``encoder.classifier``. Everything else must match.
 
-    Args:
-        encoder: The network. Its weights are changed in place.
-        tensors: Tensors by name.
-        source: Where they come from, for the error.
-        adapt_stem: Convert the filters of the stems to the modality's channels (see ``match_stem_channels``). Training
-            may start from that, but it is not the network that the file holds.
+    ``source`` says in errors where the tensors come from. ``adapt_stem`` converts the filters of the stems to the
+    modality's channels (see ``match_stem_channels``): training may start from that, but it is another network.
 
     Raises:
         UserError: A tensor is missing, unexpected or has another shape; the sentence names the first.
@@ -105,11 +101,7 @@ def load_tensors(encoder: Encoder, tensors: Mapping[str, Tensor], *, source: str
 
 
 def find_classifier(tensors: Sequence[Tensor], *, embed_dim: int) -> Classifier | None:
-    """Return a classifier's linear layer, or None if the classifier consists of anything else.
-
-    Args:
-        tensors: All tensors of the classifier, sorted by name.
-        embed_dim: D, the number of features.
+    """Return a classifier's linear layer, or None if its tensors, sorted by name, are anything else.
 
     Example:
         >>> layer = find_classifier([torch.zeros(7), torch.zeros(7, 4)], embed_dim=4)
@@ -136,11 +128,8 @@ def match_stem_channels(weight: Tensor, like: Tensor) -> Tensor:
     """Give the filters of a stem another number of input channels.
 
     The mean over the input channels is repeated and scaled by old / new channels. An input with equal channels then
-    gives the same output as before (Wang et al., Temporal Segment Networks, ECCV 2016).
-
-    Args:
-        weight: [out, in, ...].
-        like: [out, in', ...]. Other differences in shape are not resolved here; the caller refuses them.
+    gives the same output as before (Wang et al., Temporal Segment Networks, ECCV 2016). Shapes are [out, in, ...] and
+    [out, in', ...]; other differences in shape are not resolved here, so the caller refuses them.
 
     Example:
         >>> match_stem_channels(torch.ones(8, 3, 7, 7), torch.empty(8, 2, 7, 7))[0, :, 0, 0]

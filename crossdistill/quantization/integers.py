@@ -41,7 +41,7 @@ def fold(layer: nn.Module, norm: nn.Module | None) -> tuple[Tensor, Tensor | Non
         return weight, bias  # type: ignore[return-value]
     factor = norm.weight * torch.rsqrt(norm.running_var + norm.eps)  # type: ignore[operator]
     shift = norm.bias - norm.running_mean * factor  # type: ignore[operator]
-    folded: Tensor = weight * factor.view(-1, *[1] * (weight.dim() - 1))
+    folded = weight * factor.view(-1, *[1] * (weight.dim() - 1))
     return folded, shift if bias is None else shift + bias * factor  # type: ignore[operator]
 
 
@@ -65,14 +65,7 @@ class IntegerWeights:
 
     @staticmethod
     def of(weight: Tensor, bias: Tensor | None, *, bits: int, input_scale: Tensor) -> IntegerWeights:
-        """Quantise symmetrically; the scale of a channel fits its largest weight, and its bias into 32 bits.
-
-        Args:
-            weight: [C, I, ...].
-            bias: [C].
-            bits: Bits of the weights.
-            input_scale: Scale of the layer's input.
-        """
+        """Quantise weight [C, I, ...] and bias [C]; a channel's scale fits its largest weight and a 32-bit bias."""
         multiple = int(2 ** (STORED_BITS - bits))
         largest = 2 ** (bits - 1) - 1
         scale = weight.detach().abs().flatten(1).amax(dim=1).clamp(min=1e-10) / largest
@@ -81,9 +74,8 @@ class IntegerWeights:
         columns = scale.view(-1, *[1] * (weight.dim() - 1))
         integers = round_through(weight / columns).clamp(-largest, largest)
         stored = scale / multiple  # exact: a power of two
-        return IntegerWeights(
-            integers, multiple, stored, None if bias is None else round_through(bias / (input_scale * stored))
-        )
+        steps = None if bias is None else round_through(bias / (input_scale * stored))
+        return IntegerWeights(integers, multiple, stored, steps)
 
     @property
     def values(self) -> Tensor:
@@ -93,11 +85,7 @@ class IntegerWeights:
     def convolve(self, layer: nn.Module, inputs: Tensor, *, input_scale: Tensor, output_scale: Tensor) -> Tensor:
         """Return the sums [B, C, ...] in steps of the output's scale, before rounding.
 
-        Args:
-            layer: The convolution, for its stride, padding, dilation and groups.
-            inputs: [B, ...] float32 with integers, where 0 stands for the value 0.
-            input_scale: Scale of the inputs.
-            output_scale: Scale of the outputs.
+        The inputs [B, ...] are float32 with integers, where 0 stands for the value 0. ``layer`` is the convolution.
         """
         # Sums are exact in float32 up to 2**24, which products of 8 by 8 bits rarely reach. So are their multiples by a
         # power of two. Adding the bias rounds once, like a runtime that converts 32-bit integers to floating point.
@@ -105,5 +93,4 @@ class IntegerWeights:
         shape = (1, -1, *[1] * (sums.dim() - 2))
         if self.bias is not None:
             sums = sums + self.bias.view(shape)
-        convolved: Tensor = sums * (input_scale * self.scale / output_scale).view(shape)
-        return convolved
+        return sums * (input_scale * self.scale / output_scale).view(shape)

@@ -21,6 +21,7 @@ from crossdistill.quantization.ranges import RunningRange
 OUTPUT_BITS = 8
 """Bits of a convolution's output after its normalisation, so that a runtime can stay with integers between layers."""
 CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
+CONVOLUTION_ARGUMENTS = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
 NORMS = (nn.BatchNorm2d, nn.BatchNorm3d)
 REPLACED = (*CONVOLUTIONS, nn.Linear, nn.MultiheadAttention)
 
@@ -30,73 +31,56 @@ def require_brevitas() -> ModuleType:
     try:
         return importlib.import_module("brevitas.nn")
     except ModuleNotFoundError as error:
-        raise UserError(
-            f"quantised networks need brevitas, which cannot be imported ({error}): "
-            "pip install 'crossdistill[precision]'"
-        ) from error
+        hint = "pip install 'crossdistill[precision]'"
+        raise UserError(f"quantised networks need brevitas, which cannot be imported ({error}): {hint}") from error
 
 
 def quantised_layer(layer: nn.Module, widths: BitWidths, qnn: ModuleType, *, has_norm: bool) -> nn.Module:
-    """Return brevitas' layer with the weights of a plain one.
+    """Return brevitas' layer with the weights of a convolution, a linear layer or ``nn.MultiheadAttention``.
 
-    Args:
-        layer: A convolution, a linear layer or ``nn.MultiheadAttention``.
-        widths: Bits of its weights and inputs.
-        qnn: brevitas' module of layers.
-        has_norm: Whether a BatchNorm follows, which is quantised instead of the layer's output.
+    If a BatchNorm follows (``has_norm``), it is quantised instead of the layer's output. ``qnn`` is brevitas' module of
+    layers.
     """
-    weights, inputs, outputs = _weights(widths.weight_bits), _ranged(widths.activation_bits), _ranged(OUTPUT_BITS)
-    bias = layer.in_proj_bias is not None if isinstance(layer, nn.MultiheadAttention) else layer.bias is not None
+    weights, inputs = _weights(widths.weight_bits), _ranged(widths.activation_bits)
     new: Any
     if isinstance(layer, nn.MultiheadAttention):
         new = _quantised_attention(layer, qnn, weights=weights, activations=inputs)
     elif isinstance(layer, nn.Linear):
-        new = qnn.QuantLinear(layer.in_features, layer.out_features, bias, weight_quant=weights, input_quant=inputs)
+        sizes = (layer.in_features, layer.out_features, layer.bias is not None)
+        new = qnn.QuantLinear(*sizes, weight_quant=weights, input_quant=inputs)
     else:
         assert isinstance(layer, CONVOLUTIONS)
         kind = qnn.QuantConv2d if isinstance(layer, nn.Conv2d) else qnn.QuantConv3d
         new = type(kind.__name__, (IntegerConvolution, kind), {})(  # printed under brevitas' name
-            layer.in_channels,
-            layer.out_channels,
-            layer.kernel_size,
-            stride=layer.stride,
-            padding=layer.padding,
-            dilation=layer.dilation,
-            groups=layer.groups,
+            bias=layer.bias is not None,
             padding_mode=layer.padding_mode,
-            bias=bias,
             weight_quant=weights,
             input_quant=inputs,
-            output_quant=None if has_norm else outputs,
+            output_quant=None if has_norm else _ranged(OUTPUT_BITS),
+            **{name: getattr(layer, name) for name in CONVOLUTION_ARGUMENTS},
         )
         new.weight_bits, new.norms, new.is_simulated = widths.weight_bits, [], False
     new.load_state_dict(layer.state_dict(), strict=False)  # a plain layer has no ranges
-    quantised: nn.Module = new.to(next(layer.parameters()).device).train(layer.training)
-    return quantised
+    return new.to(next(layer.parameters()).device).train(layer.training)
 
 
 def _quantised_attention(
     layer: nn.MultiheadAttention, qnn: ModuleType, *, weights: type, activations: type
 ) -> nn.Module:
     """Return attention whose projections and both products between tokens take integers."""
-    new: nn.Module = qnn.QuantMultiheadAttention(
+    activation_names = ("in_proj_input", "attn_output_weights", "q_scaled", "k_transposed", "v", "out_proj_input")
+    return qnn.QuantMultiheadAttention(
         layer.embed_dim,
         layer.num_heads,
         dropout=layer.dropout,
         bias=layer.in_proj_bias is not None,
         batch_first=layer.batch_first,
-        in_proj_input_quant=activations,
         in_proj_weight_quant=weights,
         in_proj_bias_quant=None,
-        attn_output_weights_quant=activations,
-        q_scaled_quant=activations,
-        k_transposed_quant=activations,
-        v_quant=activations,
-        out_proj_input_quant=activations,
         out_proj_weight_quant=weights,
         out_proj_bias_quant=None,
+        **{f"{name}_quant": activations for name in activation_names},
     )
-    return new
 
 
 def _weights(bits: int) -> type:
@@ -110,20 +94,12 @@ def _ranged(bits: int) -> type:
     base = importlib.import_module("brevitas.quant.base").UintQuant
     solver = importlib.import_module("brevitas.quant.solver").ActQuantSolver
     per_tensor = importlib.import_module("brevitas.inject.enum").ScalingPerOutputType.TENSOR
-    described = {
-        "tensor_quant": RunningRange,
-        "bit_width": bits,
-        "scaling_per_output_type": per_tensor,
-        "restrict_scaling_type": "fp",
-    }
-    return type("Activations", (base, solver), described)
+    scaling = {"scaling_per_output_type": per_tensor, "restrict_scaling_type": "fp"}
+    return type("Activations", (base, solver), {"tensor_quant": RunningRange, "bit_width": bits, **scaling})
 
 
 def keep_range() -> None:
-    """Do nothing, in place of the function that brevitas calls whenever a state is loaded.
-
-    That function makes a new ``RunningRange``, and an optimizer would keep the parameters of the old one.
-    """
+    """Do nothing, where brevitas makes a new ``RunningRange`` per loaded state: optimizers keep the old parameters."""
 
 
 def quantise_norm(norm: nn.Module, convolution: nn.Module, qnn: ModuleType) -> None:
@@ -137,8 +113,7 @@ def quantise_norm(norm: nn.Module, convolution: nn.Module, qnn: ModuleType) -> N
 
 def _quantise_output(norm: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
     """Quantise a BatchNorm's output, unless the convolution summed integers: it has then normalised and rounded too."""
-    quantised: Tensor = inputs[0] if norm.convolutions[0].sums_integers else norm.output_quant(output)
-    return quantised
+    return inputs[0] if norm.convolutions[0].sums_integers else norm.output_quant(output)
 
 
 class IntegerConvolution(nn.Module):
@@ -162,19 +137,14 @@ class IntegerConvolution(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         """Map [B, I, ...] to [B, C, ...]."""
         if not self.sums_integers:
-            convolved: Tensor = super().forward(values)
-            return convolved
+            return super().forward(values)
         # Sums of integers need float32: bf16 holds integers only up to 256.
         kind = values.device.type
         with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext():
             given, gives = _range_of(self.input_quant), self.output_range
             input_scale, output_scale = given.grid()[0], gives.grid()[0]
-            steps = self.integer_weights().convolve(
-                self,
-                given.round(values.float() / input_scale),
-                input_scale=input_scale,
-                output_scale=output_scale,
-            )
+            integers = given.round(values.float() / input_scale)
+            steps = self.integer_weights().convolve(self, integers, input_scale=input_scale, output_scale=output_scale)
             return gives.round(steps) * output_scale
 
     @property
@@ -194,8 +164,7 @@ class IntegerConvolution(nn.Module):
 
 def _range_of(proxy: Any) -> RunningRange:
     """Return the range in brevitas' proxy of activations."""
-    found: RunningRange = proxy.fused_activation_quant_proxy.tensor_quant
-    return found
+    return proxy.fused_activation_quant_proxy.tensor_quant
 
 
 def return_scales(module: nn.Module, *, enabled: bool) -> None:
@@ -203,9 +172,3 @@ def return_scales(module: nn.Module, *, enabled: bool) -> None:
     for layer in module.modules():
         if hasattr(layer, "skip_create_quant_tensor"):
             setattr(layer, "skip_create_quant_tensor", not enabled)  # noqa: B010 - mypy takes it for a tensor
-
-
-def put_layer(body: nn.Module, name: str, layer: nn.Module) -> None:
-    """Replace a submodule by its name."""
-    parent, _, leaf = name.rpartition(".")
-    setattr(body.get_submodule(parent), leaf, layer)

@@ -6,8 +6,6 @@ values on a grid of integers, and gradients pass through the rounding, so every 
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -23,7 +21,6 @@ from crossdistill.quantization.layers import (
     REPLACED,
     IntegerConvolution,
     keep_range,
-    put_layer,
     quantise_norm,
     quantised_layer,
     require_brevitas,
@@ -52,10 +49,6 @@ def quantize(encoder: Encoder, bits: BitWidths | str) -> Encoder:
     Weights keep their values and names, and ranges of activations add names. Ranges come from noise until the first
     batch in train mode.
 
-    Args:
-        encoder: The encoder, with the weights to start from.
-        bits: The bit widths, for example ``w4a8``.
-
     Raises:
         UserError: brevitas is not installed, the encoder is quantised already, or it has no layer to quantise.
 
@@ -71,15 +64,12 @@ def quantize(encoder: Encoder, bits: BitWidths | str) -> Encoder:
     with torch.random.fork_rng(devices=[]):  # new layers draw weights that are not kept
         called, norms = _survey(encoder)
         if not called:
-            raise UserError(
-                f"{encoder.name} has no convolution, linear layer or attention that can be quantised: choose another "
-                "encoder"
-            )
+            layers = "convolution, linear layer or attention"
+            raise UserError(f"{encoder.name} has no {layers} that can be quantised: choose another encoder")
         for name in called:
             layer = encoder.body.get_submodule(name)
-            is_stem = name in encoder.info.stems
-            own = BitWidths(STEM_BITS, STEM_BITS) if is_stem else widths
-            put_layer(encoder.body, name, quantised_layer(layer, own, qnn, has_norm=name in norms))
+            own = BitWidths(STEM_BITS, STEM_BITS) if name in encoder.info.stems else widths
+            encoder.body.set_submodule(name, quantised_layer(layer, own, qnn, has_norm=name in norms))
         for convolution, norm in norms.items():
             quantise_norm(encoder.body.get_submodule(norm), encoder.body.get_submodule(convolution), qnn)
     for module in encoder.body.modules():
@@ -94,23 +84,17 @@ def quantize(encoder: Encoder, bits: BitWidths | str) -> Encoder:
 
 def float_layers(encoder: Encoder) -> list[str]:
     """List the body's layers that stay in floating point although brevitas has a layer of their kind."""
-    inside = [name for name, layer in encoder.body.named_modules() if hasattr(layer, "input_quant")]
-    inside += [name for name, layer in encoder.body.named_modules() if isinstance(layer, nn.MultiheadAttention)]
-    return [
-        name
-        for name, layer in encoder.body.named_modules()
-        if isinstance(layer, REPLACED)
-        and not hasattr(layer, "input_quant")
-        and not any(name.startswith(f"{other}.") for other in inside)
-    ]
+    layers = dict(encoder.body.named_modules())
+    quantised = {name for name, layer in layers.items() if hasattr(layer, "input_quant")}
+    attention = {name for name, layer in layers.items() if isinstance(layer, nn.MultiheadAttention)}
+    parents = tuple(f"{name}." for name in quantised | attention)
+    plain = (name for name, layer in layers.items() if isinstance(layer, REPLACED) and name not in quantised)
+    return [name for name in plain if not name.startswith(parents)]
 
 
 def _survey(encoder: Encoder) -> tuple[list[str], dict[str, str]]:
-    """Return the layers to replace, in the order in which they are called, and the BatchNorm after each convolution.
-
-    Only layers that are called count. Some networks pass a layer's weights to a function instead, and a replacement of
-    such a layer would have no effect.
-    """
+    """Return the layers to replace, in the order in which they are called, and the BatchNorm after each convolution."""
+    # Some networks pass a layer's weights to a function instead of calling it: a replacement would have no effect.
     called: list[str] = []
     norms: dict[str, str] = {}
     newest: list[tuple[str, Tensor]] = []
@@ -159,19 +143,14 @@ def noise_clips(encoder: Encoder, num_clips: int) -> Tensor:
 
 def _embed_noise(encoder: Encoder, *, num_clips: int) -> None:
     """Run the body in eval mode on noise; global random generators do not move."""
-    weight = next(encoder.body.parameters())
-    with _mode_of(encoder.body, is_training=False), torch.no_grad():
-        encoder(noise_clips(encoder, num_clips).to(weight.device))
-
-
-@contextlib.contextmanager
-def _mode_of(module: nn.Module, *, is_training: bool) -> Iterator[None]:
-    was_training = module.training
-    module.train(is_training)
+    clips = noise_clips(encoder, num_clips).to(next(encoder.body.parameters()).device)
+    was_training = encoder.body.training
+    encoder.body.eval()
     try:
-        yield
+        with torch.no_grad():
+            encoder(clips)
     finally:
-        module.train(was_training)
+        encoder.body.train(was_training)
 
 
 def _range_on_noise(encoder: Encoder) -> None:
@@ -179,9 +158,8 @@ def _range_on_noise(encoder: Encoder) -> None:
     ranges = [module for module in encoder.body.modules() if isinstance(module, RunningRange)]
     convolutions = [module for module in encoder.body.modules() if isinstance(module, IntegerConvolution)]
     hooks = [module.register_forward_pre_hook(lambda module, inputs: module.observe(inputs[0])) for module in ranges]
-    # Sums of integers need the ranges that this pass sets.
     for convolution in convolutions:
-        convolution.is_simulated = True
+        convolution.is_simulated = True  # sums of integers need the ranges that this pass sets
     _embed_noise(encoder, num_clips=NUM_NOISE_CLIPS)
     for hook in hooks:
         hook.remove()

@@ -23,12 +23,8 @@ class RunningRange(nn.Module):
     batch in train mode and then move towards those of every batch, like BatchNorm's statistics. A learned gain decides
     how much to clip (Bai et al., BatchQuant, NeurIPS 2021, learn a factor of running statistics in the same way).
 
-    brevitas builds this module and calls it as its ``tensor_quant``.
-
-    Args:
-        int_quant: brevitas' rounding to integers and back.
-        int_scaling_impl: Maps bits to the number of steps between the bounds.
-        bit_width_impl: Returns the number of bits.
+    brevitas builds this module and calls it as its ``tensor_quant``: ``int_quant`` rounds to integers and back, and
+    ``int_scaling_impl`` maps bits to the number of steps between the bounds.
     """
 
     def __init__(self, int_quant: nn.Module, int_scaling_impl: nn.Module, bit_width_impl: nn.Module) -> None:
@@ -62,13 +58,10 @@ class RunningRange(nn.Module):
         return scale, torch.round(-low / span * num_steps), bits
 
     def round(self, steps: Tensor) -> Tensor:
-        """Round to integers within the bounds, where 0 stands for the value 0.
+        """Round values in units of the scale to integers within the bounds, where 0 stands for the value 0.
 
         ONNX' QuantizeLinear rounds before it adds the zero point, and so does this. brevitas adds it first, which moves
         a value halfway between two integers to the other one if the zero point is odd.
-
-        Args:
-            steps: Values in units of the scale.
         """
         _, zero_point, bits = self.grid()
         return torch.clamp(round_through(steps.float()), -zero_point, 2**bits - 1 - zero_point)
@@ -95,13 +88,10 @@ def bounds_of(values: Tensor) -> Tensor:
 
 @torch.no_grad()
 def share_ranges(module: nn.Module, gather: Callable[[Tensor], Tensor]) -> None:
-    """Replace the running bounds on every process by their mean over all processes.
+    """Replace the running bounds on every process by their mean over all processes; nothing if it is not quantised.
 
     DDP shares the buffers of the module that it wraps. Others, for example an EMA copy in train mode, need this.
-
-    Args:
-        module: Changed in place; unchanged if it is not quantised.
-        gather: Concatenates the tensors of all processes along their first axis.
+    ``gather`` concatenates the tensors of all processes along their first axis.
     """
     ranges = [layer for layer in module.modules() if isinstance(layer, RunningRange)]
     if not ranges:

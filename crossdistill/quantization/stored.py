@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from crossdistill.quantization.integers import STORED_BITS, IntegerWeights
-from crossdistill.quantization.layers import CONVOLUTIONS, NORMS, IntegerConvolution, put_layer
+from crossdistill.quantization.layers import CONVOLUTIONS, NORMS, IntegerConvolution
 
 
 class StoredWeights(nn.Module):
@@ -43,17 +43,17 @@ def prepare_for_export(body: nn.Module) -> None:
             _store_weights(layer, stored)
             layer.is_simulated = True
         elif hasattr(layer, "weight_quant"):
-            _store_weights(layer, _integer_products(layer))
+            bits = int(layer.weight_quant.bit_width())
+            # Without the bias, on which the scale of a linear layer does not depend.
+            weights = IntegerWeights.of(layer.weight.detach(), None, bits=bits, input_scale=torch.ones(()))
+            _store_weights(layer, weights)
         elif isinstance(layer, NORMS) and hasattr(layer, "output_quant"):
             quantiser: Any = layer.output_quant  # what is left of a folded norm is the rounding of its output
-            put_layer(body, name, quantiser)
-    _quantise_biases(body)
-
-
-def _integer_products(layer: Any) -> IntegerWeights:
-    """Return the weights of a linear layer, whose scale does not depend on its bias."""
-    bits = int(layer.weight_quant.bit_width())
-    return IntegerWeights.of(layer.weight.detach(), None, bits=bits, input_scale=torch.ones(()))
+            body.set_submodule(name, quantiser)
+    described = importlib.import_module("brevitas.quant").Int32Bias
+    for layer in body.modules():
+        if isinstance(layer, (nn.Linear, *CONVOLUTIONS)) and hasattr(layer, "bias_quant") and layer.bias is not None:
+            layer.bias_quant = described.proxy_class(layer, described).eval()
 
 
 def _store_weights(layer: Any, stored: IntegerWeights) -> None:
@@ -62,21 +62,7 @@ def _store_weights(layer: Any, stored: IntegerWeights) -> None:
     with torch.no_grad():
         layer.weight.copy_(stored.values)
     scale = stored.scale.detach().view(-1, *[1] * (layer.weight.dim() - 1))
-    described: Any = type(
-        "Stored",
-        (base, solver),
-        {
-            "tensor_quant": StoredWeights,
-            "bit_width": STORED_BITS,
-            "stored_scale": scale,
-            "scaling_impl_type": importlib.import_module("brevitas.inject.enum").ScalingImplType.CONST,
-        },
-    )
+    constant = importlib.import_module("brevitas.inject.enum").ScalingImplType.CONST
+    settings = {"bit_width": STORED_BITS, "stored_scale": scale, "scaling_impl_type": constant}
+    described: Any = type("Stored", (base, solver), {"tensor_quant": StoredWeights, **settings})
     layer.weight_quant = described.proxy_class(layer, described).eval()
-
-
-def _quantise_biases(body: nn.Module) -> None:
-    described = importlib.import_module("brevitas.quant").Int32Bias
-    for layer in body.modules():
-        if isinstance(layer, (nn.Linear, *CONVOLUTIONS)) and hasattr(layer, "bias_quant") and layer.bias is not None:
-            layer.bias_quant = described.proxy_class(layer, described).eval()
