@@ -245,8 +245,12 @@ def _build(config: Any, family: Family, view: ViewSpec) -> nn.Module:
     if family.resizing and view.size_px != getattr(config, _key(config, SIZE_KEYS) or "", None):
         arguments.update(family.resizing)
     model.register_forward_pre_hook(partial(_name_input, arguments), with_kwargs=True)
-    model.register_forward_hook(lambda model, inputs, output: model.to_features(output))
+    model.register_forward_hook(_make_features)
     return model
+
+
+def _make_features(model: Any, inputs: tuple[Any, ...], output: Any) -> Tensor:
+    return model.to_features(output)
 
 
 def _from_config(config: Any, family: Family) -> nn.Module:
