@@ -89,7 +89,7 @@ def test_commands__exit_quietly_on_broken_pipe(monkeypatch, capfd, command):
     assert exit_info.value.code == 141 and "Traceback" not in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("command", [["crossdistill.commands.main", "encoders"], ["data_prep", "--help"]], ids=" ".join)
+@pytest.mark.parametrize("command", [["crossdistill", "encoders"], ["data_prep", "--help"]], ids=" ".join)
 def test_processes__exit_quietly_on_broken_pipe(command):
     """Python itself prints nothing at exit either."""
     reader, writer = os.pipe()
