@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import tyro
 
@@ -15,6 +14,7 @@ from crossdistill.evaluation.results import Evaluation
 from crossdistill.evaluation.settings import NUM_BOOTSTRAP_DRAWS, FineTuning, ProtocolSettings, ReadSettings, Shots
 from crossdistill.evaluation.tables import print_evaluation
 from crossdistill.evaluation.views import TestViews
+from crossdistill.recipes.config import Decoder, Precision, ShortClips
 from crossdistill.recipes.finetune import fine_tune
 from crossdistill.training.trackers import TrackerName
 from crossdistill.utils.command_line import parse_options
@@ -78,11 +78,11 @@ class Options:
     """For finetune: clips per batch of one process."""
     workers: int = 2
     """Number of processes that decode."""
-    decoder: Literal["pyav", "decord", "torchcodec"] = "pyav"
+    decoder: Decoder = "pyav"
     """Library that reads the videos; pyav reads the files that the others cannot read exactly."""
-    short_clips: Literal["repeat", "loop", "error"] = "repeat"
+    short_clips: ShortClips = "repeat"
     """Videos shorter than a clip: repeat their end frames, loop (start them again), or error (refuse to start)."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Precision = "auto"
     """Precision of the student, as in training."""
     tracker: TrackerName = "tensorboard"
     """Tracker that gets the numbers of a run's student, beside the run's curves."""

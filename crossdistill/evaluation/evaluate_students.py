@@ -25,7 +25,6 @@ from crossdistill.evaluation.clips import (
 from crossdistill.evaluation.embedded_split import EmbeddedSplit
 from crossdistill.evaluation.evaluate import EvaluatedEncoder, on_first
 from crossdistill.evaluation.evaluations import evaluation_of_split, mean_of_splits
-from crossdistill.evaluation.feature_store import FOLDER_NAME
 from crossdistill.evaluation.protocols import FINETUNE, JOINT_PROTOCOLS, PROTOCOLS, apply_protocols
 from crossdistill.evaluation.protocols.agreement import compare_students
 from crossdistill.evaluation.protocols.finetune import classify
@@ -168,9 +167,8 @@ class _Students:
         request, device = self.request, self.accelerator.device
         encoder = load_student(path, allow_code=request.allow_code)
         execution = Execution.choose(encoder, device=device, precision=request.precision, layout="auto")
-        folder = read_facts(path)[0]
-        beside = folder.parent if folder.name == "student" else folder
-        return EvaluatedEncoder(encoder, execution, request.features or beside / FOLDER_NAME, encoder.name)
+        features = request.features or RunFolder.of_student(path).features
+        return EvaluatedEncoder(encoder, execution, features, encoder.name)
 
     def _embed(self, student: EvaluatedEncoder, split: str) -> EmbeddedSplit:
         return student.embed(self.manifest, split, self.request.reading, self.accelerator)

@@ -40,7 +40,6 @@ from crossdistill.utils.tensor_files import write_tensors
 
 FORMAT = "crossdistill-features"
 FORMAT_VERSION = 2  # rises when the same weights give other features
-FOLDER_NAME = "features"
 FEATURES = "features"
 ADVICE = "free space there, or choose another folder with --features"
 

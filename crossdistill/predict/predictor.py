@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from crossdistill.data.manifest import Manifest
-from crossdistill.distillation.student import find_student
 from crossdistill.errors import UnreadableVideoError, UserError
-from crossdistill.evaluation.feature_store import FOLDER_NAME
 from crossdistill.predict.camera import open_camera, recordings
 from crossdistill.predict.results import Prediction, write_predictions
 from crossdistill.predict.runtimes import Runtime, open_runtime, run_in_batches
 from crossdistill.predict.scorers import Scorer, choose_scorer
 from crossdistill.predict.video_clips import read_video_clips, recipe_for, require_source
+from crossdistill.training.run_folder import RunFolder
 from crossdistill.utils.console import console, progress_bar
 from crossdistill.utils.files import require_writable
 from data_prep.recipe import Recipe
@@ -75,7 +74,7 @@ def predict_files(
     )
     _check_numbers(k=k, clips=clips, top=top, workers=workers, seconds=seconds)
     _check_sources(videos, camera)
-    for output in (json_path, None if features_path is None else features_path / FOLDER_NAME):
+    for output in (json_path, None if features_path is None else features_path / "features"):
         if output is not None:
             require_writable(output)
     manifest = None if data_path is None else Manifest.load(data_path)
@@ -130,12 +129,13 @@ def default_features(student: Path | None, onnx: Path | None) -> Path | None:
 
     It is the one that ``crossdistill evaluate`` uses for the student; without a student it is beside the ONNX file.
     """
-    folder = None if student is None else find_student(student) or student
-    path = folder or onnx
-    assert path is not None
-    parent = path.parent if folder is None or folder.name == "student" else folder
-    features = parent / FOLDER_NAME
-    return features if os.access(features if features.is_dir() else parent, os.W_OK) else None
+    if student is not None:
+        folder = RunFolder.of_student(student)
+    else:
+        assert onnx is not None
+        folder = RunFolder(onnx.parent)
+    features = folder.features
+    return features if os.access(features if features.is_dir() else folder.path, os.W_OK) else None
 
 
 @dataclass(frozen=True)

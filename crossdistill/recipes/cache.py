@@ -31,7 +31,7 @@ from crossdistill.errors import OneProcessError, UserError
 from crossdistill.evaluation.embedder import CLIPS_AT_ONCE, EmbeddedBatches, Embedder, batches_of
 from crossdistill.modalities import get_modality
 from crossdistill.recipes.checks import check_configuration
-from crossdistill.recipes.config import AUTO, SELF, DataConfig, MachineConfig, PairConfig, RunConfig, several
+from crossdistill.recipes.config import AUTO, SELF, DataConfig, Decoder, MachineConfig, PairConfig, RunConfig, several
 from crossdistill.recipes.context import choose_execution
 from crossdistill.recipes.data import open_datasets, select_training_clips
 from crossdistill.recipes.student import create_student
@@ -77,7 +77,7 @@ class VerifyOptions:
     """Batch size of the teacher's forward pass."""
     workers: int = 2
     """Number of decoding processes."""
-    decoder: Literal["pyav", "decord", "torchcodec"] = "pyav"
+    decoder: Decoder = "pyav"
     """Library that decodes the videos."""
 
 

@@ -29,6 +29,8 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Precision = Literal["auto", "fp32", "bf16"]
+Decoder = Literal["pyav", "decord", "torchcodec"]
+ShortClips = Literal["repeat", "loop", "error"]
 
 AUTO = "auto"
 """Value of ``teacher_weights``: the published weights, or on toyactions a teacher that is trained first."""
@@ -112,9 +114,9 @@ class DataConfig:
     """Mirror half of the clips; auto: yes, unless the run uses labels that mirroring changes."""
     max_unreadable: Share = 0.05
     """Share of the clips that may be unreadable before the run stops."""
-    decoder: Literal["pyav", "decord", "torchcodec"] = "pyav"
+    decoder: Decoder = "pyav"
     """Library that decodes the videos; pyav replaces another one where that cannot give exact frames."""
-    short_clips: Literal["repeat", "loop", "error"] = "repeat"
+    short_clips: ShortClips = "repeat"
     """What to do with videos shorter than a clip: repeat their end frames, loop them, or stop with an error."""
 
 

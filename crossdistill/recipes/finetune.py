@@ -13,6 +13,7 @@ from crossdistill.distillation.student import WEIGHTS_NAME, find_student, read_f
 from crossdistill.evaluation.settings import FineTuning
 from crossdistill.recipes.config import RunConfig, from_dict
 from crossdistill.recipes.run import run
+from crossdistill.training.run_folder import RunFolder
 from crossdistill.utils.distributed import decide_on_first
 from crossdistill.utils.files import sha256_of
 
@@ -50,9 +51,8 @@ def finetune_config(settings: FineTuning, student: Path, *, data: Path, split: s
     # values have the names of version 0.1, which ``from_dict`` reads.
     described = json.dumps([values, sha256_of(student / WEIGHTS_NAME)], sort_keys=True)
     name = f"finetune-{split}-{hashlib.sha256(described.encode()).hexdigest()[:8]}"
-    parent = student.parent if student.name == "student" else student
     values["machine"] |= {
-        "out": str(parent / name),
+        "out": str(RunFolder.of_student(student).path / name),
         "resume": True,
         "workers": settings.workers,
         "evaluate": False,

@@ -12,7 +12,6 @@ from crossdistill.data.manifest import MANIFEST_NAME, Manifest
 from crossdistill.distillation.student import find_student, load_student
 from crossdistill.encoders import Encoder, is_from_file
 from crossdistill.errors import UserError
-from crossdistill.evaluation.feature_store import FOLDER_NAME
 from crossdistill.evaluation.roles import NumberedRole, Role, teacher_roles
 from crossdistill.recipes.config import AUTO, SELF, RunConfig
 from crossdistill.recipes.data import TOYACTIONS_FOLDER, is_toyactions
@@ -20,6 +19,7 @@ from crossdistill.recipes.identity import own_teacher_config
 from crossdistill.recipes.student import create_student
 from crossdistill.recipes.teachers import TeacherOptions, create_teacher, published_weights, teacher_options
 from crossdistill.report.record import RunRecord, UnavailableError
+from crossdistill.training.run_folder import RunFolder
 
 Loaded = TypeVar("Loaded")
 BASELINE_ROLE = "supervised baseline"  # of the same student trained with labels by another run (--baseline)
@@ -105,7 +105,7 @@ def load_trained(record: RunRecord, role: str, options: ReportOptions) -> Networ
     if folder is None:
         raise UnavailableError(f"{record.name} contains no student (yet).")
     encoder = _load(lambda: load_student(folder, allow_code=options.allow_code))
-    return Network(role, encoder, record.folder / FOLDER_NAME, folder / "student.safetensors")
+    return Network(role, encoder, RunFolder(record.folder).features, folder / "student.safetensors")
 
 
 def load_random(record: RunRecord, options: ReportOptions) -> Network:
@@ -113,7 +113,7 @@ def load_random(record: RunRecord, options: ReportOptions) -> Network:
     config = _configured(record)
     _allow(config.pair.student or "", options)
     encoder = _load(lambda: create_student(config, is_random=True).eval())
-    return Network(str(Role.RANDOM), encoder, record.folder / FOLDER_NAME)
+    return Network(str(Role.RANDOM), encoder, RunFolder(record.folder).features)
 
 
 def load_teachers(
@@ -136,7 +136,7 @@ def load_teachers(
         except UnavailableError as error:
             yield str(error)
             continue
-        yield Network(role, encoder, record.folder / FOLDER_NAME, _weights_file(found.weights))
+        yield Network(role, encoder, RunFolder(record.folder).features, _weights_file(found.weights))
 
 
 def _with_weights(

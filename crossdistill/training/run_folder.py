@@ -43,8 +43,7 @@ class RunFolder:
             path: A run's folder, or a folder with ``student.json``.
         """
         folder = find_student(path) or Path(path)
-        is_inside_a_run = folder.name == "student" and find_student(folder.parent) == folder
-        return RunFolder(folder.parent if is_inside_a_run else folder)
+        return RunFolder(folder.parent if folder.name == "student" else folder)
 
     @property
     def config(self) -> Path:
