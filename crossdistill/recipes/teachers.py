@@ -195,7 +195,8 @@ def teacher_sources(config: RunConfig) -> list[TeacherSource]:
     if config.pair.teacher_cache is not None:
         cache = TeacherCache(config.pair.teacher_cache)
         cache.require_complete()
-        options = teacher_options(config) or [TeacherOptions(cache.key["teacher"], config.pair.teacher_weights[0])]
+        names = config.pair.teacher or (cache.key["teacher"],)
+        options = teacher_options(replace(config, pair=replace(config.pair, teacher=names)))
         return [CacheSource(options[0].name, str(cache.folder), options[0], cache)]
     if SELF in config.pair.teacher:
         return [SelfSource(SELF, "its EMA copy")]

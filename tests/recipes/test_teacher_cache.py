@@ -443,7 +443,7 @@ def test_cached_teacher__has_the_logits_of_its_classifier(tmp_path):
     keys = torch.tensor([[4, 1], [0, 0]])
     empty = View(torch.empty(0), torch.empty(0))
     batch = PairedBatch(student=empty, teachers=(), sample_ids=keys[:, 0], labels=keys[:, 0], sample_keys=keys)
-    outputs = CachedTeacher(TeacherCache(tmp_path), torch.device("cpu")).embed(batch)
+    outputs = CachedTeacher(TeacherCache(tmp_path), torch.device("cpu"), split="1").embed(batch)
     torch.testing.assert_close(outputs["logits"], outputs["features"] @ layer.weight.T + layer.bias)
 
 
