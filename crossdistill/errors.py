@@ -56,6 +56,24 @@ def unknown_name(kind: str, given: str, allowed: Iterable[str], *, listed_by: st
     return UserError(f"unknown {kind} {given!r}: choose one of {', '.join(allowed)}{hint}")
 
 
+def require_at_least(option: str, number: int, least: int, *, note: str = "") -> None:
+    """Raise a ``UserError`` if the number of an option is too low.
+
+    Args:
+        option: The option, for example ``--k``.
+        number: What was given.
+        least: The lowest allowed number.
+        note: What the lowest number means, for example ``no intervals``.
+    """
+    if number < least:
+        raise UserError(f"{option} is {number}: give {least}{f' ({note})' if note else ''} or more")
+
+
+def require_num_workers(number: int) -> None:
+    """Raise a ``UserError`` if ``--workers`` is negative."""
+    require_at_least("--workers", number, 0, note="decode in this process")
+
+
 def friendly_errors(main: Callable[..., None]) -> Callable[..., None]:
     """Decorate a command's ``main``: print errors that the user can fix as one sentence, and exit with status 2.
 

@@ -289,7 +289,7 @@ def read_strips(manifest: Manifest, video: Video) -> list[_Strip]:
 
 
 def draw_sheet(manifest: Manifest, videos: Sequence[Video]) -> Figure:
-    """Draw a block of rows per clip, a row of frames per stream, and a wheel that explains the colours of flow."""
+    """Draw a block of rows per clip, a row of frames per stream, and legends that explain colours."""
     blocks = [(video, read_strips(manifest, video)) for video in videos]
     blocks = [(video, strips) for video, strips in blocks if strips]
     label_inches, title_inches, gap_inches, top_inches = 0.95, 0.42, 0.04, 0.75
@@ -312,9 +312,11 @@ def draw_sheet(manifest: Manifest, videos: Sequence[Video]) -> Figure:
         figure.text(left / width, 1 - top / height, text, **{"fontsize": 7, "va": "center", **style})
 
     write(0.1, 0.3, f"{manifest.dataset}: {_count(len(blocks), 'clip', 'clips')}", fontsize=12, weight="bold")
-    if any("flow" in video.streams for video, _ in blocks):
-        add_axes(width - 0.72, 0.06, 0.62, 0.62, is_framed=False).imshow(flow_wheel(), interpolation="bilinear")
-        write(width - 0.8, 0.37, "direction of flow", ha="right")
+    shown = [LEGENDS[name] for name in LEGENDS if any(name in video.streams for video, _ in blocks)]
+    for i, (draw, label) in enumerate(shown):
+        right = width - 2.2 * i
+        add_axes(right - 0.72, 0.06, 0.62, 0.62, is_framed=False).imshow(draw(), interpolation="bilinear")
+        write(right - 0.8, 0.37, label, ha="right")
     top = top_inches
     for (video, strips), rows in zip(blocks, heights, strict=True):
         write(0.1, top + 0.12, class_of(manifest, video), fontsize=9, weight="bold")
@@ -349,3 +351,7 @@ def flow_wheel(side_px: int = 160) -> NDArray[np.uint8]:
 
     colours = flow_to_image(flow_chw).movedim(0, 2).numpy()
     return np.concatenate([colours, 255 * is_inside[..., None].astype(np.uint8)], axis=2)
+
+
+LEGENDS = {"flow": (flow_wheel, "direction of flow")}
+"""Stream to the function that draws the legend of its colours, and what the legend explains."""

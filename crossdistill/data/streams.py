@@ -81,6 +81,8 @@ class StreamFormat:
     codec_options: dict[str, str] = field(default_factory=dict)
     is_full_range: bool = False
     """Whether the file is marked as full range. Readers of gray pictures then return the stored bytes unscaled."""
+    is_any_video: bool = False
+    """Whether any video file can serve as the stream as it is, so that an original need not be transcoded."""
     pack: Callable[[Picture], Picture] = lambda frame: frame
     """Function from a frame to a picture; ``unpack`` is its inverse."""
     unpack: Callable[[Picture], Picture] = lambda picture: picture
@@ -94,6 +96,7 @@ STREAM_FORMATS: dict[str, StreamFormat] = {
         picture_format="rgb24",
         # mbtree is off: its result varies from run to run for small pictures, and it saves no space here.
         codec_options={"crf": "23", "g": "16", "bf": "0", "tune": "fastdecode", "mbtree": "0"},
+        is_any_video=True,
     ),
     "flow": StreamFormat(
         name="flow",

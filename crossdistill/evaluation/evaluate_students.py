@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from crossdistill.data.manifest import Manifest
 from crossdistill.distillation.student import load_student, read_facts, read_view
 from crossdistill.encoders.execution import Execution
-from crossdistill.errors import UserError
+from crossdistill.errors import UserError, require_num_workers
 from crossdistill.evaluation.clips import (
     check_dataset,
     check_names,
@@ -65,8 +65,7 @@ class StudentEvaluation:
     allow_code: bool = False
 
     def __post_init__(self) -> None:
-        if self.reading.num_workers < 0:
-            raise UserError(f"--workers is {self.reading.num_workers}: give 0 (decode in this process) or more")
+        require_num_workers(self.reading.num_workers)
         if not self.students:
             raise UserError("no student was given: name a run's folder, or several")
         if len(set(self.students)) < len(self.students):

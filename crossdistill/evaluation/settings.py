@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from crossdistill.data.decoders import DEFAULT_DECODER
-from crossdistill.errors import UserError
+from crossdistill.errors import UserError, require_at_least
 from crossdistill.evaluation.views import TestViews
 
 NUM_BOOTSTRAP_DRAWS = 2000
@@ -91,12 +91,9 @@ class ProtocolSettings:
     def __post_init__(self) -> None:
         if not self.ks or min(self.ks) < 1:
             raise UserError(f"--k is {' '.join(map(str, self.ks)) or 'empty'}: give numbers of neighbours from 1 on")
-        if self.num_low_shot_draws < 1:
-            raise UserError(f"--draws is {self.num_low_shot_draws}: give 1 or more")
-        if self.num_bootstrap_draws < 0:
-            raise UserError(f"--bootstrap is {self.num_bootstrap_draws}: give 0 (no intervals) or more")
-        if self.seed < 0:
-            raise UserError(f"--seed is {self.seed}: give 0 or more")
+        require_at_least("--draws", self.num_low_shot_draws, 1)
+        require_at_least("--bootstrap", self.num_bootstrap_draws, 0, note="no intervals")
+        require_at_least("--seed", self.seed, 0)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from crossdistill.data.sampling import SampleKey
 from crossdistill.data.transforms import normalise
 from crossdistill.distillation.student import FACTS_NAME, find_class_names, find_student, load_student
 from crossdistill.encoders import Encoder
-from crossdistill.errors import UserError, unknown_name
+from crossdistill.errors import UserError, require_at_least, unknown_name
 from crossdistill.export.agreement import MIN_COSINE, ExportAgreement
 from crossdistill.export.formats import FORMATS, export_student
 from crossdistill.export.metadata import ExportMetadata
@@ -77,8 +77,7 @@ def export_file(
     student = Path(student)
     if to not in FORMATS:
         raise unknown_name("format", to, FORMATS)
-    if clips < 1:
-        raise UserError(f"--clips is {clips}: give 1 or more")
+    require_at_least("--clips", clips, 1)
     if not -1 < min_cosine <= 1:
         raise UserError(f"--min-cosine is {min_cosine}: give a cosine above -1 and at most 1")
     path = default_path(student, to) if out is None else Path(out)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from crossdistill.data.manifest import Manifest
-from crossdistill.errors import UnreadableVideoError, UserError
+from crossdistill.errors import UnreadableVideoError, UserError, require_at_least, require_num_workers
 from crossdistill.predict.camera import open_camera, recordings
 from crossdistill.predict.results import Prediction, write_predictions
 from crossdistill.predict.runtimes import Runtime, open_runtime, run_in_batches
@@ -104,10 +104,8 @@ def predict_files(
 
 def _check_numbers(*, workers: int, seconds: float, **counts: int) -> None:
     for name, number in counts.items():
-        if number < 1:
-            raise UserError(f"--{name} is {number}: give 1 or more")
-    if workers < 0:
-        raise UserError(f"--workers is {workers}: give 0 (decode in this process) or more")
+        require_at_least(f"--{name}", number, 1)
+    require_num_workers(workers)
     if not seconds > 0:
         raise UserError(f"--seconds is {seconds}: give more than 0")
 

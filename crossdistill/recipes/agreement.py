@@ -22,7 +22,7 @@ from crossdistill.data.sampling import SampleKey
 from crossdistill.distillation.student import find_student, load_student, read_facts
 from crossdistill.encoders import Encoder
 from crossdistill.encoders.weights import weights_hash
-from crossdistill.errors import UserError
+from crossdistill.errors import UserError, require_at_least
 from crossdistill.evaluation.embedder import EmbeddedBatches, Embedder, batches_of
 from crossdistill.evaluation.protocols.agreement import MIN_CLIPS_FOR_CKA
 from crossdistill.evaluation.roles import Role
@@ -59,8 +59,7 @@ class AgreementOptions:
 
     def check(self) -> None:
         """Raise a ``UserError`` for numbers that are too low."""
-        if self.k < 1:
-            raise UserError(f"--k is {self.k}: give 1 or more")
+        require_at_least("--k", self.k, 1)
         if self.clips < self.min_clips:
             raise UserError(
                 f"--clips is {self.clips}: give {self.min_clips} (k + 2, and at least {MIN_CLIPS_FOR_CKA}) or more"

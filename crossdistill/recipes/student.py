@@ -5,16 +5,15 @@ from __future__ import annotations
 import torch
 
 from crossdistill.distillation.terms import Term, require_all_trained
-from crossdistill.encoders import Encoder, create_encoder
+from crossdistill.encoders import Encoder
 from crossdistill.errors import UserError
 from crossdistill.quantization.quantize import parse_bit_widths, quantize, require_brevitas
 from crossdistill.recipes.config import RunConfig
 from crossdistill.recipes.weights import (
+    create_encoder_as_stored,
     load_named_weights,
     preview_encoder,
     require_weights_exist,
-    stored_config,
-    stored_view,
 )
 
 
@@ -31,13 +30,12 @@ def create_student(config: RunConfig, *, is_random: bool = False) -> Encoder:
     pair = config.pair
     assert pair.student is not None
     torch.manual_seed(config.machine.seed)
-    trained = stored_view(pair.student_weights)
-    student = create_encoder(
+    student = create_encoder_as_stored(
         pair.student,
-        num_frames=pair.student_frames or trained.get("num_frames"),
-        stride=pair.student_stride or trained.get("stride"),
-        size_px=pair.student_size or trained.get("size_px"),
-        config=stored_config(pair.student, pair.student_weights),
+        pair.student_weights,
+        num_frames=pair.student_frames,
+        stride=pair.student_stride,
+        size_px=pair.student_size,
     )
     if pair.student_weights is not None and not is_random:
         load_named_weights(student, pair.student_weights, option="--student-weights", adapt_stem=True)

@@ -20,17 +20,16 @@ from crossdistill.distillation.teachers import (
     require_no_classifier_needed,
 )
 from crossdistill.distillation.terms import Term
-from crossdistill.encoders import Encoder, create_encoder, is_from_file
+from crossdistill.encoders import Encoder, is_from_file
 from crossdistill.encoders.execution import Execution
 from crossdistill.errors import UserError
 from crossdistill.recipes.config import AUTO, OWN, SELF, RunConfig
 from crossdistill.recipes.context import RunContext
 from crossdistill.recipes.weights import (
+    create_encoder_as_stored,
     load_named_weights,
     preview_encoder,
     require_weights_exist,
-    stored_config,
-    stored_view,
 )
 from crossdistill.types import ViewSpec
 
@@ -233,14 +232,7 @@ def create_teacher(options: TeacherOptions, student_view: ViewSpec) -> Encoder:
         options: Options of the teacher. Its weights are a file, a run's folder, published weights, or ``own``.
         student_view: View of the student. The frames of an image teacher are spread over the student's clip.
     """
-    trained = stored_view(options.weights)
-    teacher = create_encoder(
-        options.name,
-        num_frames=options.num_frames or trained.get("num_frames"),
-        stride=options.stride or trained.get("stride"),
-        size_px=options.size_px or trained.get("size_px"),
-        config=stored_config(options.name, options.weights),
-    )
+    teacher = create_encoder_as_stored(options.name, options.weights, **options.view)
     if not teacher.view.kind.has_time and student_view.kind.has_time:
         own = teacher.view.num_frames if teacher.view.num_frames > 1 else NUM_IMAGE_TEACHER_FRAMES
         num_frames = options.num_frames or own

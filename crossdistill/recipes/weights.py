@@ -24,7 +24,23 @@ def preview_encoder(name: str, weights: str | None = None, **view: int | None) -
         return create_encoder(name, config=stored_config(name, weights), **view)
 
 
-def stored_view(weights: str | None) -> dict[str, Any]:
+def create_encoder_as_stored(name: str, weights: str | None, **view: int | None) -> Encoder:
+    """Build an encoder as the weights of a student's folder were trained, with random weights.
+
+    Args:
+        name: Name of the encoder.
+        weights: What the command line named; anything but a student's folder changes nothing.
+        view: ``num_frames``, ``stride`` and ``size_px``. None stands for the stored value, or the encoder's own.
+    """
+    trained = _stored_view(weights)
+    return create_encoder(
+        name,
+        config=stored_config(name, weights),
+        **{field: value or trained.get(field) for field, value in view.items()},
+    )
+
+
+def _stored_view(weights: str | None) -> dict[str, Any]:
     """Return the view that the weights of a student's folder were trained with; empty for other weights."""
     folder = find_student(weights) if weights is not None else None
     return {} if folder is None else vars(read_view(*read_facts(folder)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from crossdistill.errors import UserError
+from crossdistill.errors import UserError, require_at_least, require_num_workers
 from crossdistill.report.charts import MAX_STYLES
 from crossdistill.report.comparison_page import comparison_page
 from crossdistill.report.networks import Kind, ReportOptions
@@ -56,12 +56,9 @@ def _check(runs: Sequence[Path], out: Path | None, options: ReportOptions) -> No
     for path in runs:
         if folders.count(path.resolve()) > 1:
             raise UserError(f"the run {path} was given twice: give each run once")
-    if options.gallery < 0:
-        raise UserError(f"--gallery is {options.gallery}: give 0 (no gallery) or more")
-    if options.workers < 0:
-        raise UserError(f"--workers is {options.workers}: give 0 (decode in this process) or more")
-    if options.clips < 1:
-        raise UserError(f"--clips is {options.clips}: give 1 or more")
+    require_at_least("--gallery", options.gallery, 0, note="no gallery")
+    require_num_workers(options.workers)
+    require_at_least("--clips", options.clips, 1)
     if options.baseline is not None and len(runs) > 1:
         raise UserError("--baseline needs a single run: add the supervised baseline to the runs instead")
 

@@ -134,7 +134,7 @@ def _transcode_input(
     _check_is_file(path)
     streams: dict[str, Stream] = {}
     damage = ""
-    keeps_original = recipe.keep_original and modality == "rgb"
+    keeps_original = recipe.keep_original and get_stream_format(modality).is_any_video
     if keeps_original and modality in stream_paths:
         streams[modality], damage = _index_original(path, recipe)
         stream_paths = {name: stream_path for name, stream_path in stream_paths.items() if name != modality}
