@@ -16,7 +16,7 @@ from crossdistill.commands import evaluate as evaluate_command
 from crossdistill.commands import report as report_command
 from crossdistill.errors import UserError
 from crossdistill.evaluation.results import Evaluation
-from crossdistill.export import export_file
+from crossdistill.export import FORMATS, export_file
 from crossdistill.export.export import ExportedFile
 from crossdistill.predict import Prediction, predict_files
 from crossdistill.recipes.config import RunConfig, from_dict, from_keywords
@@ -24,8 +24,6 @@ from crossdistill.recipes.data import TOYACTIONS_FOLDER
 from crossdistill.recipes.run import run
 from crossdistill.training.run_folder import RunFolder
 from crossdistill.utils.command_line import options_from_keywords
-
-FORMATS_BY_SUFFIX = {".onnx": "onnx", ".pt2": "torch-export", ".pt": "torchscript", ".safetensors": "safetensors"}
 
 
 def distill(**keywords: Any) -> Run:
@@ -131,8 +129,9 @@ class Run:
             to: The format; by default the suffix of ``out`` decides, and otherwise it is ONNX.
             options: Other options of ``crossdistill export``.
         """
-        by_suffix = FORMATS_BY_SUFFIX.get(Path(out).suffix, "onnx") if out is not None else "onnx"
-        return export_file(self.folder, out, to=to or by_suffix, **options)
+        by_suffix = {Path(known.default_name).suffix: name for name, known in FORMATS.items() if not known.is_folder}
+        suffix = ".onnx" if out is None else Path(out).suffix
+        return export_file(self.folder, out, to=to or by_suffix.get(suffix, "onnx"), **options)
 
     def predict(self, paths: str | Path | Sequence[str | Path], **options: Any) -> list[Prediction]:
         """Predict the classes of video files.

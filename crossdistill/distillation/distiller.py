@@ -268,7 +268,10 @@ def _as_teachers(given: nn.Module | Teacher | Sequence[nn.Module | Teacher], tea
 def _as_terms(objective: str | Sequence[str | Term]) -> list[Term]:
     parts = [objective] if isinstance(objective, str) else list(objective)
     terms = [part for part in parts if isinstance(part, Term)]
-    return terms or create_terms([part for part in parts if isinstance(part, str)])
+    names = [part for part in parts if isinstance(part, str)]
+    if terms and names:
+        raise UserError(f"objective mixes terms with the names {', '.join(names)}: give names alone, or terms alone")
+    return terms or create_terms(names)
 
 
 def _named(identities: Sequence[Sequence[str]]) -> str:

@@ -11,13 +11,14 @@ from crossdistill.data.dataset import PairedClips, entries_of, make_loader
 from crossdistill.data.manifest import Manifest
 from crossdistill.data.sampling import SampleKey
 from crossdistill.data.transforms import normalise
-from crossdistill.distillation.student import FACTS_NAME, find_class_names, find_student, load_student
+from crossdistill.distillation.student import find_class_names, load_student
 from crossdistill.encoders import Encoder
 from crossdistill.errors import UserError, require_at_least, unknown_name
 from crossdistill.export.agreement import MIN_COSINE, ExportAgreement
 from crossdistill.export.formats import FORMATS, export_student
 from crossdistill.export.metadata import ExportMetadata
 from crossdistill.quantization.quantize import noise_clips
+from crossdistill.training.run_folder import RunFolder
 from crossdistill.utils.files import require_writable
 
 
@@ -95,10 +96,7 @@ def export_file(
 
 def default_path(student: Path, to: str) -> Path:
     """Return the default path of an exported file: in the run's folder, or in the student's folder without a run."""
-    folder = find_student(student) or student
-    # A run keeps its student in RUN/student. A parent that holds a student itself is no run.
-    run = folder.parent if folder.name == "student" and not (folder.parent / FACTS_NAME).exists() else folder
-    return run / FORMATS[to].default_name
+    return RunFolder.of_student(student).path / FORMATS[to].default_name
 
 
 def dataset_clips(encoder: Encoder, manifest: Manifest, num_clips: int) -> Tensor:

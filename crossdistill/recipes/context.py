@@ -10,6 +10,7 @@ from crossdistill.data.manifest import Manifest
 from crossdistill.encoders import Encoder
 from crossdistill.encoders.execution import Execution
 from crossdistill.encoders.hardware import uses_bf16
+from crossdistill.evaluation.settings import ReadSettings
 from crossdistill.recipes.config import RunConfig
 from crossdistill.training.run_folder import RunFolder
 from crossdistill.utils.console import console
@@ -28,6 +29,12 @@ class RunContext:
     def choose_execution(self, encoder: Encoder, *, is_trained: bool = False) -> Execution:
         """Choose precision and memory layout of an encoder. All processes use the choice of the first."""
         return choose_execution(self.config, encoder, self.accelerator, is_trained=is_trained)
+
+    @property
+    def reading(self) -> ReadSettings:
+        """How videos are read for evaluation."""
+        data = self.config.data
+        return ReadSettings(num_workers=self.config.machine.workers, decoder=data.decoder, short_clips=data.short_clips)
 
     def announce(self, text: str) -> None:
         """Print a line on the first process."""

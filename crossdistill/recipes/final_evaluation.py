@@ -11,7 +11,6 @@ from crossdistill.encoders import Encoder
 from crossdistill.encoders.execution import Execution
 from crossdistill.evaluation.evaluate import Evaluation, evaluate_encoder
 from crossdistill.evaluation.roles import NumberedRole, Role
-from crossdistill.evaluation.settings import ReadSettings
 from crossdistill.evaluation.teacher_agreement import is_near_chance
 from crossdistill.recipes.context import RunContext
 from crossdistill.recipes.data import evaluable
@@ -35,7 +34,6 @@ def evaluate_networks(run: RunContext, networks: Mapping[str, tuple[Encoder, Exe
     if not run.config.machine.evaluate:
         return
     data, machine = run.config.data, run.config.machine
-    reading = ReadSettings(num_workers=machine.workers, decoder=data.decoder, short_clips=data.short_clips)
     results: dict[str, dict[str, Any]] = {}
     for manifest in evaluable(run.manifests, data.split):
         evaluations = {
@@ -46,7 +44,7 @@ def evaluate_networks(run: RunContext, networks: Mapping[str, tuple[Encoder, Exe
                 execution=execution,
                 accelerator=run.accelerator,
                 protocols=_protocols(manifest, data.split),
-                reading=reading,
+                reading=run.reading,
                 features_folder=run.folder.features,
                 description=role,
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from crossdistill.distillation.task import Task
 from crossdistill.encoders import Encoder
 from crossdistill.evaluation.evaluate import evaluate_encoder
 from crossdistill.evaluation.roles import Role, teacher_roles
-from crossdistill.evaluation.settings import ReadSettings
 from crossdistill.recipes.checks import check_configuration, check_data_and_memory, terms_of, uses_labels
 from crossdistill.recipes.config import AUTO, RunConfig
 from crossdistill.recipes.context import RunContext
@@ -210,12 +210,7 @@ def _periodic_knn(run: RunContext, student: Encoder, task: Task) -> Callable[[],
             accelerator=run.accelerator,
             protocols=("knn",),
             ks=(1,),
-            reading=ReadSettings(
-                max_clips=config.machine.knn_clips,
-                num_workers=config.machine.workers,
-                decoder=config.data.decoder,
-                short_clips=config.data.short_clips,
-            ),
+            reading=replace(run.reading, max_clips=config.machine.knn_clips),
         )
         return {"knn": evaluation.results["1-nn"].top1}
 

@@ -43,7 +43,9 @@ class RunFolder:
             path: A run's folder, or a folder with ``student.json``.
         """
         folder = find_student(path) or Path(path)
-        return RunFolder(folder.parent if folder.name == "student" else folder)
+        # A parent that holds a student itself is no run.
+        is_in_run = folder.name == "student" and find_student(folder.parent) in (folder, None)
+        return RunFolder(folder.parent if is_in_run else folder)
 
     @property
     def config(self) -> Path:

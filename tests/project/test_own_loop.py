@@ -44,6 +44,11 @@ def distil(loader, **options):
     return distiller, losses
 
 
+def test_objective__names_beside_terms_are_refused():
+    with pytest.raises(cd.UserError, match="objective mixes terms with the names simreg: give names alone"):
+        distil([], objective=[*cd.create_terms(["infonce"]), "simreg"])
+
+
 def test_random_tensors__train_a_plain_module():
     torch.manual_seed(1)
     pairs = TensorDataset(torch.randn(64, 3, 16, 16), torch.zeros(64))

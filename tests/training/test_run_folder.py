@@ -1,0 +1,28 @@
+"""Where a student's features, exports and fine-tuned versions are kept."""
+
+import pytest
+
+from crossdistill.distillation.student import FACTS_NAME
+from crossdistill.training.run_folder import RunFolder
+
+
+def write_facts(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FACTS_NAME).write_text("{}")
+
+
+@pytest.mark.parametrize("given", ["run", "run/student"])
+def test_of_student__is_the_folder_of_the_run(tmp_path, given):
+    write_facts(tmp_path / "run/student")
+    assert RunFolder.of_student(tmp_path / given).path == tmp_path / "run"
+
+
+def test_of_student__copied_student_keeps_its_own_files(tmp_path):
+    write_facts(tmp_path / "small")
+    assert RunFolder.of_student(tmp_path / "small").path == tmp_path / "small"
+
+
+def test_of_student__parent_that_is_a_student_is_no_run(tmp_path):
+    write_facts(tmp_path / "outer")
+    write_facts(tmp_path / "outer/student")
+    assert RunFolder.of_student(tmp_path / "outer/student").path == tmp_path / "outer/student"
