@@ -247,7 +247,8 @@ def track_students(request: StudentEvaluation, evaluation: Evaluation) -> None:
         # A name with ``{split}`` stands for one student per split.
         for own in alone.splits.values() if SPLIT_MARK in name and alone.splits else (alone,):
             folder, facts = read_facts(folder_for(Path(name), own.split))
-            run, training = folder.parent, facts.get("training", {})
-            if folder.name == "student" and RunFolder(run).config.is_file() and own.results:
+            run, training = RunFolder.of_student(folder), facts.get("training", {})
+            if run.config.is_file() and own.results:
                 role = Role.SUPERVISED if training.get("supervised") else Role.DISTILLED
-                track_results(request.tracker, run, {str(role): own.to_json()}, step=int(training.get("steps", 0)))
+                by_role, step = {str(role): own.to_json()}, int(training.get("steps", 0))
+                track_results(request.tracker, run.path, by_role, step=step)

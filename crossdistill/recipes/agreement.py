@@ -28,11 +28,11 @@ from crossdistill.evaluation.protocols.agreement import MIN_CLIPS_FOR_CKA
 from crossdistill.evaluation.roles import Role
 from crossdistill.evaluation.teacher_agreement import AgreementReport, compare_spaces
 from crossdistill.recipes.checks import check_configuration
-from crossdistill.recipes.config import AUTO, SELF, RunConfig
+from crossdistill.recipes.config import SELF, RunConfig
 from crossdistill.recipes.context import choose_execution
 from crossdistill.recipes.data import open_datasets
 from crossdistill.recipes.student import create_student
-from crossdistill.recipes.teachers import create_teacher, published_weights, teacher_options, teacher_sources
+from crossdistill.recipes.teachers import create_only_teacher, teacher_sources
 from crossdistill.utils.files import write_text_atomically
 
 
@@ -160,10 +160,7 @@ def _open_pair(config: RunConfig, *, allow_code: bool) -> _EncoderPair:
         trained = create_student(config).eval()
     if trained is not None:
         random.view = trained.view
-    (chosen,) = teacher_options(config)
-    if chosen.weights == AUTO:
-        chosen = replace(chosen, weights=published_weights(chosen))
-    teacher = create_teacher(chosen, random.view).eval()
+    teacher = create_only_teacher(config, random.view)[0].eval()
     if trained is None:
         return _EncoderPair(teacher, {Role.RANDOM: random}, None)
     origin = _other_origin(folder or find_student(pair.student_weights or ""), teacher)

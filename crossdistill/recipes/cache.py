@@ -27,7 +27,7 @@ from crossdistill.distillation.teacher_cache import (
     spread,
 )
 from crossdistill.encoders.weights import weights_hash
-from crossdistill.errors import OneProcessError, UserError
+from crossdistill.errors import OneProcessError, UserError, require_at_least, require_num_workers
 from crossdistill.evaluation.embedder import CLIPS_AT_ONCE, EmbeddedBatches, Embedder, batches_of
 from crossdistill.modalities import get_modality
 from crossdistill.recipes.checks import check_configuration
@@ -35,7 +35,7 @@ from crossdistill.recipes.config import AUTO, SELF, DataConfig, Decoder, Machine
 from crossdistill.recipes.context import choose_execution
 from crossdistill.recipes.data import open_datasets, select_training_clips
 from crossdistill.recipes.student import create_student
-from crossdistill.recipes.teachers import create_teacher, published_weights, teacher_options, teacher_sources
+from crossdistill.recipes.teachers import create_only_teacher, teacher_sources
 from crossdistill.types import PairedBatch, ViewSpec
 from crossdistill.utils.console import console, progress_bar
 from crossdistill.utils.distributed import create_accelerator, decide_on_first, use_all_cores
@@ -157,26 +157,15 @@ def fill_cache(config: RunConfig, options: CacheOptions, accelerator: Accelerato
 
 
 def _check(config: RunConfig, options: CacheOptions) -> None:
-    _require_at_least(
-        {
-            "--augmentations": (options.augmentations, 1),
-            "--clips-per-shard": (options.clips_per_shard, 1),
-            "--embed-batch-size": (options.embed_batch_size, 1),
-        }
-    )
+    require_at_least("--augmentations", options.augmentations, 1)
+    require_at_least("--clips-per-shard", options.clips_per_shard, 1)
+    require_at_least("--embed-batch-size", options.embed_batch_size, 1)
     if config.pair.teacher_cache is not None or config.pair.supervised or len(config.pair.teacher) != 1:
         raise UserError(
             "a cache holds the embeddings of one frozen teacher: give one --teacher, and no --teacher-cache"
         )
     if SELF in config.pair.teacher:
         raise UserError("--teacher self changes during training, so its embeddings cannot be cached: name an encoder")
-
-
-def _require_at_least(values: dict[str, tuple[int, int]]) -> None:
-    """Raise a ``UserError`` for the first option whose value is below its minimum."""
-    for option, (value, minimum) in values.items():
-        if value < minimum:
-            raise UserError(f"{option} is {value}: give {minimum} or more")
 
 
 def _open_source(
@@ -187,10 +176,7 @@ def _open_source(
     batch_size: int,
     accelerator: Accelerator,
 ) -> _Source:
-    (chosen,) = teacher_options(config)
-    if chosen.weights == AUTO:
-        chosen = replace(chosen, weights=published_weights(chosen))
-    teacher = create_teacher(chosen, student_view)
+    teacher, weights = create_only_teacher(config, student_view)
     clips = select_training_clips(
         config,
         manifests,
@@ -201,7 +187,7 @@ def _open_source(
     )
     execution = choose_execution(config, teacher, accelerator)
     facts = {
-        **describe_teacher(teacher, weights=chosen.weights, weights_sha256=weights_hash(teacher)),
+        **describe_teacher(teacher, weights=weights, weights_sha256=weights_hash(teacher)),
         **describe_clips(clips, split=config.data.split),
     }
     return _Source(Embedder(teacher.eval(), execution, teacher=0), clips, facts, batch_size, config.machine.workers)
@@ -307,7 +293,8 @@ def verify_cache(options: VerifyOptions) -> None:
     Raises:
         UserError: The cache is of something else, or an embedding is not what the teacher computes.
     """
-    _require_at_least({"--clips": (options.clips, 1), "--workers": (options.workers, 0)})
+    require_at_least("--clips", options.clips, 1)
+    require_num_workers(options.workers)
     cache = TeacherCache(options.cache)
     cache.require_complete()
     config = _config_of(cache, options)

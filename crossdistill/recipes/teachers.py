@@ -244,6 +244,14 @@ def create_teacher(options: TeacherOptions, student_view: ViewSpec) -> Encoder:
     return teacher
 
 
+def create_only_teacher(config: RunConfig, student_view: ViewSpec) -> tuple[Encoder, str]:
+    """Build the network of a configuration with one teacher; return it and the name of its weights."""
+    (options,) = teacher_options(config)
+    if options.weights == AUTO:
+        options = replace(options, weights=published_weights(options))
+    return create_teacher(options, student_view), options.weights
+
+
 def published_weights(options: TeacherOptions) -> str:
     """Return the name of the weights that the teacher's library publishes for its modality.
 
