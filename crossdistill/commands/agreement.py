@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from crossdistill.commands.train import parse_beside_training
 from crossdistill.evaluation.teacher_agreement import print_agreement_report
 from crossdistill.recipes.agreement import AgreementOptions, measure_agreement
-from crossdistill.recipes.config import parse
-from crossdistill.utils.command_line import parse_known_options
 from crossdistill.utils.distributed import create_accelerator
 
 PROG = "crossdistill agreement"
@@ -22,14 +21,7 @@ crossdistill agreement --teacher rgb_r3d18 --teacher-weights kinetics400 --stude
 
 def main(arguments: Sequence[str], *, prog: str = PROG) -> None:
     """Run the command."""
-    own, rest = parse_known_options(
-        AgreementOptions,
-        arguments,
-        prog=prog,
-        description=DESCRIPTION,
-        help_of_rest=lambda: parse(["--help"], prog="crossdistill train"),
-    )
-    config = parse(rest, prog=prog)
+    own, config = parse_beside_training(AgreementOptions, arguments, prog=prog, description=DESCRIPTION)
     accelerator = create_accelerator()
     report = measure_agreement(config, own, accelerator)
     if accelerator.is_main_process:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from crossdistill.commands.train import parse_beside_training
 from crossdistill.recipes.cache import CacheOptions, VerifyOptions, fill_cache, verify_cache
-from crossdistill.recipes.config import parse
-from crossdistill.utils.command_line import parse_known_options, parse_options
+from crossdistill.utils.command_line import parse_options
 
 PROG = "crossdistill cache"
 DESCRIPTION = """Embed the training clips with a teacher once. Training with --teacher-cache then needs neither the
@@ -26,11 +26,5 @@ def main(arguments: Sequence[str], *, prog: str = PROG) -> None:
     if list(arguments[:1]) == ["verify"]:
         verify_cache(parse_options(VerifyOptions, arguments[1:], prog=f"{prog} verify"))
         return
-    own, rest = parse_known_options(
-        CacheOptions,
-        arguments,
-        prog=prog,
-        description=DESCRIPTION,
-        help_of_rest=lambda: parse(["--help"], prog="crossdistill train"),
-    )
-    fill_cache(parse(rest, prog=prog), own)
+    own, config = parse_beside_training(CacheOptions, arguments, prog=prog, description=DESCRIPTION)
+    fill_cache(config, own)

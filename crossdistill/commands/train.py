@@ -4,10 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from crossdistill.recipes.config import parse
+from crossdistill.recipes.config import RunConfig, parse
 from crossdistill.recipes.run import run
+from crossdistill.utils.command_line import Options, parse_known_options
+
+PROG = "crossdistill train"
 
 
-def main(arguments: Sequence[str], *, prog: str = "crossdistill train") -> None:
+def main(arguments: Sequence[str], *, prog: str = PROG) -> None:
     """Run the command."""
     run(parse(list(arguments), prog=prog))
+
+
+def parse_beside_training(
+    kind: type[Options], arguments: Sequence[str], *, prog: str, description: str
+) -> tuple[Options, RunConfig]:
+    """Parse a command line that has options of its own beside those of training; see ``parse_known_options``."""
+    own, rest = parse_known_options(
+        kind, arguments, prog=prog, description=description, help_of_rest=lambda: parse(["--help"], prog=PROG)
+    )
+    return own, parse(rest, prog=prog)

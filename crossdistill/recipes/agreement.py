@@ -137,7 +137,7 @@ def _open_pair(config: RunConfig, *, allow_code: bool) -> _EncoderPair:
     folder = find_student(pair.student or "")
     trained: Encoder | None = None
     if folder is not None or _is_path(pair.student or ""):
-        if pair.student_weights or pair.bits or pair.student_frames or pair.student_stride or pair.student_size:
+        if pair.student_weights or pair.bits or any(pair.student_view.values()):
             raise UserError(
                 f"--student {pair.student} is a trained student with weights, view and bits of its own: remove "
                 "--student-weights, --student-frames, --student-stride, --student-size and --bits, or name an encoder"

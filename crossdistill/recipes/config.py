@@ -95,6 +95,11 @@ class PairConfig:
     bits: str | None = None
     """Train a quantised student, for example w4a8: 4-bit weights and 8-bit activations, each 2 to 8 bits (brevitas)."""
 
+    @property
+    def student_view(self) -> dict[str, int | None]:
+        """The changes to the student's own view, as keywords of ``create_encoder``."""
+        return {"num_frames": self.student_frames, "stride": self.student_stride, "size_px": self.student_size}
+
 
 @dataclass(frozen=True)
 class DataConfig:

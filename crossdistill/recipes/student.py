@@ -30,13 +30,7 @@ def create_student(config: RunConfig, *, is_random: bool = False) -> Encoder:
     pair = config.pair
     assert pair.student is not None
     torch.manual_seed(config.machine.seed)
-    student = create_encoder_as_stored(
-        pair.student,
-        pair.student_weights,
-        num_frames=pair.student_frames,
-        stride=pair.student_stride,
-        size_px=pair.student_size,
-    )
+    student = create_encoder_as_stored(pair.student, pair.student_weights, **pair.student_view)
     if pair.student_weights is not None and not is_random:
         load_named_weights(student, pair.student_weights, option="--student-weights", adapt_stem=True)
     if pair.bits is not None and student.bits is None:
@@ -59,13 +53,7 @@ def check_student(config: RunConfig, terms: list[Term]) -> Encoder:
         require_brevitas()
     if config.optimization.batch_size == 1 and any(term.adapter.startswith("mlp") for term in terms):
         raise UserError("--batch-size is 1, but an MLP head has batch normalisation: give --batch-size 2 or more")
-    student = preview_encoder(
-        pair.student,
-        pair.student_weights,
-        num_frames=pair.student_frames,
-        stride=pair.student_stride,
-        size_px=pair.student_size,
-    )
+    student = preview_encoder(pair.student, pair.student_weights, **pair.student_view)
     if pair.student_weights is not None:
         require_weights_exist("--student-weights", pair.student_weights, student)
     if not pair.supervised:
