@@ -23,7 +23,8 @@ from crossdistill.quantization.quantize import float_layers, quantize
 from crossdistill.types import ViewSpec
 from crossdistill.utils.files import write_text_atomically
 from crossdistill.utils.records import read_versioned_json
-from crossdistill.utils.tensor_files import read_weights, write_tensors
+from crossdistill.utils.tensor_files import write_tensors
+from crossdistill.utils.weight_files import read_weights
 
 FORMAT_VERSION = 1
 WEIGHTS_NAME = "student.safetensors"

@@ -37,7 +37,8 @@ from crossdistill.errors import OneProcessError, UserError
 from crossdistill.types import ViewSpec
 from crossdistill.utils.files import sha256_of, write_text_atomically
 from crossdistill.utils.records import first_difference, read_versioned_json
-from crossdistill.utils.tensor_files import read_weights, write_tensors
+from crossdistill.utils.tensor_files import write_tensors
+from crossdistill.utils.weight_files import read_weights
 
 FORMAT = "crossdistill-teacher-cache"
 FORMAT_VERSION = 1

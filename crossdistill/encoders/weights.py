@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from crossdistill.encoders.base import Classifier, Encoder, PublicWeights
+from crossdistill.encoders.state_names import find_state
 from crossdistill.errors import UserError
-from crossdistill.utils.tensor_files import read_weights
+from crossdistill.utils.console import say_once
+from crossdistill.utils.weight_files import read_weights
 
 # File names of PyTorch's libraries end with the first digits of the file's SHA-256.
 HASH_IN_NAME = re.compile(r"-([a-f0-9]{6,})\.")
@@ -63,7 +65,8 @@ def load_weights(encoder: Encoder, path: Path, *, adapt_stem: bool = False) -> N
 def load_tensors(encoder: Encoder, tensors: Mapping[str, Tensor], *, source: str, adapt_stem: bool = False) -> None:
     """Load tensors into an encoder's body, strictly.
 
-    Names may start with ``module.``. Tensors of a classifier are not loaded into the body; a linear classifier becomes
+    A prefix that the body's names have in the file is removed (see ``state_names``). What the file holds besides the
+    body (a projector, a momentum encoder) is left out, and a notice lists it; a linear classifier becomes
     ``encoder.classifier``. Everything else must match.
 
     ``source`` says in errors where the tensors come from. ``adapt_stem`` converts the filters of the stems to the
@@ -72,32 +75,54 @@ def load_tensors(encoder: Encoder, tensors: Mapping[str, Tensor], *, source: str
     Raises:
         UserError: A tensor is missing, unexpected or has another shape; the sentence names the first.
     """
-    # DDP and DataParallel save every name with "module." in front.
-    weights = {name.removeprefix("module."): value for name, value in tensors.items()}
-    prefix = encoder.info.classifier_prefix
-    dropped = {name for name in weights if prefix and name.startswith(prefix)}
-    classifier = find_classifier([weights[name] for name in sorted(dropped)], embed_dim=encoder.embed_dim)
-    weights = {name: value for name, value in weights.items() if name not in dropped}
     own = encoder.body.state_dict()
+    head = encoder.info.classifier_prefix
+    try:
+        found = find_state(tensors, own, head=head)
+    except UserError as error:
+        raise UserError(f"{source} cannot be loaded into {encoder.name}, because {error}") from error
+    weights = {name: value for name, value in found.tensors.items() if not (head and name.startswith(head))}
+    layer = {name: value for name, value in found.tensors.items() if name not in weights}
+    classifier = None
+    if not found.is_self_supervised:
+        classifier = find_classifier([layer[name] for name in sorted(layer)], embed_dim=encoder.embed_dim)
+    if classifier is None:
+        found.left_out.extend(found.prefix + name for name in layer)
     for stem in (f"{name}.weight" for name in encoder.info.stems):
         if stem in weights and stem in own:
             if adapt_stem:
                 weights[stem] = match_stem_channels(weights[stem], own[stem])
             _require_same_channels(source, encoder, weights[stem], own[stem])
-    missing, unexpected = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
-    other_shape = [name for name in sorted(own.keys() & weights.keys()) if own[name].shape != weights[name].shape]
-    if missing or unexpected or other_shape:
-        problems = [
-            f"{len(names)} {what} (first: {names[0]})"
-            for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", other_shape))
-            if names
-        ]
-        raise UserError(
-            f"{source} does not hold the weights of {encoder.name}: of {len(own)} tensors, {', '.join(problems)}; "
-            "give a file of the same architecture"
-        )
+    _require_same_tensors(source, encoder, weights, own, prefix=found.prefix)
     encoder.body.load_state_dict(weights, strict=True)
     encoder.classifier = classifier
+    if found.left_out:
+        under = f"the weights of {encoder.name} are those under {found.prefix!r}; " if found.prefix else ""
+        say_once(f"{source}: {under}left out: {found.summary()}")
+
+
+def _require_same_tensors(
+    source: str, encoder: Encoder, weights: Mapping[str, Tensor], own: Mapping[str, Tensor], *, prefix: str
+) -> None:
+    """Raise a ``UserError`` unless names and shapes are the same."""
+    missing, unexpected = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    other_shape = [name for name in sorted(own.keys() & weights.keys()) if own[name].shape != weights[name].shape]
+    if not (missing or unexpected or other_shape):
+        return
+    problems = [
+        f"{len(names)} {what} (first: {names[0]})"
+        for what, names in (("missing", missing), ("unexpected", unexpected))
+        if names
+    ]
+    if other_shape:
+        name = other_shape[0]
+        shapes = f"{list(weights[name].shape)} instead of {list(own[name].shape)}"
+        problems.append(f"{len(other_shape)} of another shape (first: {name}, {shapes})")
+    under = f" under {prefix!r}" if prefix else ""
+    raise UserError(
+        f"{source} does not hold the weights of {encoder.name}{under}: of {len(own)} tensors, {', '.join(problems)}; "
+        "give a file of the same architecture, width and depth"
+    )
 
 
 def find_classifier(tensors: Sequence[Tensor], *, embed_dim: int) -> Classifier | None:

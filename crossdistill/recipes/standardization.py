@@ -23,7 +23,8 @@ from crossdistill.errors import UserError
 from crossdistill.evaluation.embedder import EmbeddedBatches, batches_of
 from crossdistill.types import PairedBatch
 from crossdistill.utils.distributed import decide_on_first, gather_objects
-from crossdistill.utils.tensor_files import read_weights, write_tensors
+from crossdistill.utils.tensor_files import write_tensors
+from crossdistill.utils.weight_files import read_weights
 
 # Enough for the covariance of a few hundred features; more features than clips leave directions without variance.
 MAX_CLIPS = 4096

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -31,6 +33,13 @@ class _Console(Console):
 
 
 console = _Console(markup=False)  # names of runs and classes may contain brackets
+
+
+@functools.cache
+def say_once(text: str) -> None:
+    """Print a notice once in a process, and only on the first process of a machine."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        console.print(text, soft_wrap=True, highlight=False)
 
 
 class _CutColumn(TextColumn):

@@ -1,24 +1,18 @@
-"""Write safetensors files atomically, and read weight files without executing code in them."""
+"""Nested states as JSON and named tensors, and safetensors files that are written atomically."""
 
 from __future__ import annotations
 
-import pickle
-import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from crossdistill.errors import UserError
 from crossdistill.utils.files import atomic_path
 
 _TENSOR_KEY = "__tensor__"
-# Keys of the state dict in the larger dictionaries that training scripts save.
-NESTED_KEYS = ("state_dict", "model_state", "model", "teacher", "student")
 
 
 def split_tensors(tree: Any, *, path: str = "") -> tuple[Any, dict[str, Tensor]]:
@@ -81,38 +75,3 @@ def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         found[name] = here.clone() if storage in taken else here
         taken.add(storage)
     return found
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a ``.safetensors``, ``.pth`` or ``.pt`` file to named tensors on the CPU, without executing code in it.
-
-    Raises:
-        UserError: The file is missing, damaged, or a pickle with more than tensors.
-    """
-    if not path.is_file():
-        raise UserError(
-            f"there is no weight file {path}: give a .safetensors, .pth or .pt file, or a run's student folder"
-        )
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise UserError(f"{path} is not a complete safetensors file ({error}): get it again") from error
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # about pickles; the error below replaces it
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path} contains more than tensors and could execute unknown code: save only the state_dict(), "
-            "preferably as .safetensors"
-        ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise UserError(f"{path} is not a complete PyTorch file ({error}): get it again") from error
-    # One key may be inside another, as in {"state_dict": {"model": ...}}.
-    for key in NESTED_KEYS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise UserError(f"{path} is not a dictionary of tensors: save the network's state_dict()")
-    return dict(content)

@@ -114,7 +114,7 @@ def _network_of_file(path: Path) -> nn.Module:
     """Load the network that has exactly the parameters of a file."""
     from torchvision.models import get_model
 
-    from crossdistill.utils.tensor_files import read_weights
+    from crossdistill.utils.weight_files import read_weights
 
     if not path.is_file():
         allowed = f"{' or '.join(ARCHITECTURES)}, or a file with the weights of one of them"

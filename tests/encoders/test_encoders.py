@@ -29,7 +29,7 @@ from crossdistill.encoders.weights import (
 from crossdistill.errors import UserError
 from crossdistill.modalities import get_modality
 from crossdistill.types import View, ViewSpec
-from crossdistill.utils.tensor_files import read_weights
+from crossdistill.utils.weight_files import read_weights
 
 # The smallest clips that survive all halvings, [frames, pixels]; 2 frames of 32 pixels for the others.
 SMALL_VIEWS = {"alexnet": (2, 64), "s3d": (8, 32), "x3d_xs": (2, 64), "x3d_s": (2, 64), "x3d_m": (2, 64)}

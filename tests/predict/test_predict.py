@@ -391,7 +391,7 @@ def newer(folder):
     ("damage", "says"),
     [
         (lambda folder: truncate(folder / WEIGHTS_NAME, 0.5), "is not a complete safetensors file"),
-        (lambda folder: torch.save({"a": print}, folder / WEIGHTS_NAME), "is not a complete safetensors file"),
+        (lambda folder: torch.save({"a": print}, folder / WEIGHTS_NAME), "contains more than tensors"),
         (lambda folder: (folder / WEIGHTS_NAME).unlink(), "there is no weight file"),
         (newer, "has format version 99, this crossdistill reads up to 1: update crossdistill"),
         (lambda folder: truncate(folder / FACTS_NAME, 0.5), "is damaged"),
