@@ -31,6 +31,10 @@ _EXPORTS = {
     "ViewSpec": "crossdistill.types",
     "entries_of": "crossdistill.data.dataset",
     "read_clip": "crossdistill.data.decode",
+    # Evaluations.
+    "Evaluation": "crossdistill.evaluation.results",
+    "paired_gains": "crossdistill.evaluation.gains",
+    "read_evaluation": "crossdistill.evaluation.results",
     # Training loops of your own.
     "Distiller": "crossdistill.distillation.distiller",
     "MemoryBank": "crossdistill.objectives",
@@ -57,6 +61,8 @@ if TYPE_CHECKING:
     from crossdistill.encoders.base import TokenLayer
     from crossdistill.encoders.execution import Execution
     from crossdistill.errors import UserError
+    from crossdistill.evaluation.gains import paired_gains
+    from crossdistill.evaluation.results import Evaluation, read_evaluation
     from crossdistill.objectives import MemoryBank, compress_loss, create_objective
     from crossdistill.recipes.config import RunConfig
     from crossdistill.types import PairedBatch, View, ViewSpec

@@ -31,7 +31,9 @@ crossdistill evaluate runs/mine --data data/ucf101 --protocols knn linear retrie
 
 crossdistill evaluate "runs/mine-{split}" --data data/ucf101 --split 1 2 3 --views 10x3
 
-crossdistill evaluate runs/rgb runs/flow --data data/ucf101 --protocols fusion agreement"""
+crossdistill evaluate runs/rgb runs/flow --data data/ucf101 --protocols fusion agreement
+
+Several students also get their gain over the first, with the interval of a paired bootstrap."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class Options:
     data: Path
     """Prepared dataset (see python -m data_prep)."""
     split: tuple[str, ...] = ("1",)
-    """Official split; several splits give the numbers of each and their mean."""
+    """Official split; several splits give the numbers of each and their mean. 1@s3 and 1@25% test a part of split 1's
+    training videos, without which a student was trained with the same --split."""
     protocols: tuple[str, ...] = ("knn", "linear")
     """knn: nearest neighbours by cosine similarity; linear: a linear layer on frozen features, trained by the paper's
     SGD; linear-sweep: linear with the learning rate and weight decay that are best on a held-out part of train;

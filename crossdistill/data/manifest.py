@@ -23,6 +23,8 @@ from crossdistill.utils.files import write_text_atomically
 
 MANIFEST_NAME = "manifest.jsonl"
 FORMAT_VERSION = 1
+HELD_OUT_MARK = "@"
+"""Between the name of a split and what is held out of its train part, as in ``1@s3``."""
 
 
 def encode_steps(values: Sequence[int]) -> list[int]:
@@ -174,11 +176,26 @@ class Manifest:
     def select(self, *, split: str, part: str) -> list[int]:
         """Return the positions of the videos in one part (``train``) of a split (``1``), including unusable videos.
 
+        ``1@s3`` and ``1@25%`` hold out a part of the training videos of split ``1``, which is then the ``test`` part.
         An unknown split is a ``UserError``.
         """
-        if split not in self.splits:
+        if split in self.splits:
+            return [i for i, video in enumerate(self.videos) if video.splits.get(split) == part]
+        if not self.has_split(split):
             raise UserError(f"{self.root} has no split {split!r}: choose one of {', '.join(sorted(self.splits))}")
-        return [i for i, video in enumerate(self.videos) if video.splits.get(split) == part]
+        from crossdistill.data.held_out import is_held_out  # torch: data_prep does not wait for it
+
+        whole, _, held_out = split.rpartition(HELD_OUT_MARK)
+        train = self.select(split=whole, part="train")
+        videos = [self.videos[i] for i in train]
+        labels = [-1 if video.label is None else video.label for video in videos]
+        held = is_held_out(labels, [video.group for video in videos], held_out, split=split)
+        wanted = {"train": False, "test": True}.get(part)
+        return [i for i, is_held in zip(train, held, strict=True) if is_held is wanted]
+
+    def has_split(self, split: str) -> bool:
+        """Whether the dataset has a split, or the split of which ``1@s3`` holds out a part."""
+        return split in self.splits or split.rpartition(HELD_OUT_MARK)[0] in self.splits
 
     def require_stream(self, stream: str, *, wanted_by: str) -> None:
         """Raise a ``UserError`` that names who wants the stream, unless every usable video has it."""

@@ -62,7 +62,7 @@ def num_seen_in_training(manifest: Manifest, split: str, training: dict[str, Any
     ``training`` is that of ``student.json``. Clips of initial weights or of the teacher are unknown and not counted.
     """
     learned = training.get("split")
-    if manifest.dataset not in training.get("datasets", ()) or learned not in manifest.splits:
+    if manifest.dataset not in training.get("datasets", ()) or learned is None or not manifest.has_split(learned):
         return 0
     seen = set(manifest.select(split=learned, part="train"))
     return sum(manifest.videos[i].is_usable for i in manifest.select(split=split, part="test") if i in seen)

@@ -25,11 +25,12 @@ from crossdistill.evaluation.clips import (
 from crossdistill.evaluation.embedded_split import EmbeddedSplit
 from crossdistill.evaluation.evaluate import EvaluatedEncoder, on_first
 from crossdistill.evaluation.evaluations import evaluation_of_split, mean_of_splits
+from crossdistill.evaluation.gains import paired_gains
 from crossdistill.evaluation.protocols import FINETUNE, JOINT_PROTOCOLS, PROTOCOLS, apply_protocols
 from crossdistill.evaluation.protocols.agreement import compare_students
 from crossdistill.evaluation.protocols.finetune import classify
 from crossdistill.evaluation.protocols.fusion import common_videos, fuse
-from crossdistill.evaluation.results import Evaluation, ProtocolResult
+from crossdistill.evaluation.results import Evaluation, Gain, ProtocolResult
 from crossdistill.evaluation.roles import Role
 from crossdistill.evaluation.settings import FineTuning, ProtocolSettings, ReadSettings
 from crossdistill.training.run_folder import RunFolder
@@ -188,7 +189,19 @@ class _Students:
             paths, members = [folders[name, split] for name in names], {str(n): embedded[n, split] for n in names}
             compute = partial(self._evaluate_together, split, paths, members)
             together[split] = on_first(self.accelerator, compute)
-        return replace(mean_of_splits(together, settings), students=alone)
+        first, *others = alone
+        gains = [gain for other in others for gain in self._gains(alone[other], alone[first], (other, first))]
+        return replace(mean_of_splits(together, settings), students=alone, gains=gains)
+
+    def _gains(self, student: Evaluation, first: Evaluation, names: tuple[str, str]) -> list[Gain]:
+        """Compare a student with the first one in every protocol."""
+        settings = self.request.settings
+
+        def compute() -> list[Gain]:
+            draws = settings.num_bootstrap_draws
+            return list(paired_gains(student, first, names=names, num_draws=draws, seed=settings.seed).values())
+
+        return on_first(self.accelerator, compute)
 
     def _evaluate_one(self, path: Path, split: str, embedded: EmbeddedSplit) -> Evaluation:
         request = self.request

@@ -9,7 +9,7 @@ from typing import Any
 from crossdistill.data.manifest import Manifest
 from crossdistill.evaluation.embedded_split import EmbeddedSplit
 from crossdistill.evaluation.intervals import bootstrap_intervals, describe_bootstrap, units_of
-from crossdistill.evaluation.results import Evaluation, ProtocolResult
+from crossdistill.evaluation.results import TOP1, Evaluation, Outcome, ProtocolResult, Units
 from crossdistill.evaluation.settings import ProtocolSettings
 
 
@@ -25,7 +25,7 @@ def evaluation_of_split(
 ) -> Evaluation:
     """Put coverage, views and confidence intervals beside the results, with outcomes, of one split."""
     train, test = embedded.train, embedded.test
-    units = units_of(test.videos, test.groups)
+    (units,) = units_of((test.videos, test.groups))
     num_draws, seed = settings.num_bootstrap_draws, settings.seed
     found = {}
     for result in results:
@@ -35,6 +35,7 @@ def evaluation_of_split(
             coverage=test.coverage,
             views=str(test.views),
             intervals=bootstrap_intervals([outcome], num_draws=num_draws, seed=seed),
+            hits=_digits(outcome),
             outcome=outcome,
         )
     unreadable = {**train.unreadable, **test.unreadable}
@@ -52,7 +53,15 @@ def evaluation_of_split(
         bootstrap=describe_bootstrap([units], num_draws=num_draws, seed=seed),
         num_unreadable=len(unreadable),
         num_test_seen=num_test_seen,
+        test_videos=list(test.videos),
+        test_groups=list(test.groups),
     )
+
+
+def _digits(outcome: Outcome) -> str:
+    """Write top-1 of each clip as 0 or 1; empty for a mean over several draws of the labelled clips."""
+    hits = outcome.hits[TOP1].tolist()
+    return "".join(f"{hit:.0f}" for hit in hits) if set(hits) <= {0.0, 1.0} else ""
 
 
 def mean_of_splits(by_split: dict[str, Evaluation], settings: ProtocolSettings) -> Evaluation:
@@ -66,12 +75,14 @@ def mean_of_splits(by_split: dict[str, Evaluation], settings: ProtocolSettings) 
     if len(evaluations) == 1:
         return first
     unreadable = {video: reason for each in evaluations for video, reason in each.unreadable.items()}
+    # Several sets of one group each, as when each person is held out in turn, have groups to draw together.
+    units = units_of(*((each.test_videos, each.test_groups) for each in evaluations))
     results = {
-        name: _mean_result([e.results[name] for e in evaluations], list(by_split), settings) for name in first.results
+        name: _mean_result([e.results[name] for e in evaluations], list(by_split), units, settings)
+        for name in first.results
     }
     bootstrap = None
     if all(each.results for each in evaluations):
-        units = [each.first.outcome.units for each in evaluations]
         bootstrap = describe_bootstrap(units, num_draws=settings.num_bootstrap_draws, seed=settings.seed)
     return replace(
         first,
@@ -86,16 +97,20 @@ def mean_of_splits(by_split: dict[str, Evaluation], settings: ProtocolSettings) 
         results=results,
         agreement=[],
         splits=by_split,
+        test_videos=[],
+        test_groups=[],
     )
 
 
-def _mean_result(results: list[ProtocolResult], splits: list[str], settings: ProtocolSettings) -> ProtocolResult:
+def _mean_result(
+    results: list[ProtocolResult], splits: list[str], units: list[Units], settings: ProtocolSettings
+) -> ProtocolResult:
     num = len(results)
     recalls = [result.details["recall"] for result in results if "recall" in result.details]
     details: dict[str, Any] = {"mean_of_splits": splits}
     if recalls:
         details["recall"] = {k: sum(recall[k] for recall in recalls) / num for k in recalls[0]}
-    outcomes = [result.outcome for result in results]
+    outcomes = [replace(result.outcome, units=own) for result, own in zip(results, units, strict=True)]
     return replace(
         results[0],
         top1=sum(result.top1 for result in results) / num,
@@ -105,6 +120,7 @@ def _mean_result(results: list[ProtocolResult], splits: list[str], settings: Pro
         coverage=_coverage(results),
         details=details,
         intervals=bootstrap_intervals(outcomes, num_draws=settings.num_bootstrap_draws, seed=settings.seed),
+        hits="",
         outcome=None,
     )
 

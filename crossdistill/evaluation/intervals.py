@@ -24,12 +24,15 @@ _NUM_WEIGHTS_AT_ONCE = 2**22
 Floats = NDArray[np.float64]
 
 
-def units_of(videos: Sequence[str], groups: Sequence[str | None]) -> Units:
-    """Choose what a bootstrap draws: groups if every video has one and there are at least two, else videos."""
-    named = [group for group in groups if group is not None]
-    if len(named) == len(videos) and len(set(named)) > 1:
-        return Units("group", tuple(named))
-    return Units("video", tuple(videos))
+def units_of(*sets: tuple[Sequence[str], Sequence[str | None]]) -> list[Units]:
+    """Choose what a bootstrap draws from test sets, each given as its videos and their groups.
+
+    It draws groups if every video has one and there are at least two in all sets together, else videos.
+    """
+    named = [group for _, groups in sets for group in groups if group is not None]
+    if len(named) == sum(len(videos) for videos, _ in sets) and len(set(named)) > 1:
+        return [Units("group", tuple(group or "" for group in groups)) for _, groups in sets]
+    return [Units("video", tuple(videos)) for videos, _ in sets]
 
 
 def describe_bootstrap(units: Sequence[Units], *, num_draws: int, seed: int) -> Bootstrap | None:
@@ -47,7 +50,8 @@ def bootstrap_intervals(
     """Compute the intervals, rounded to 1e-10, of an outcome's measures and mean-class accuracy; none without draws.
 
     The same seed and units give the same draws for every protocol, so that differences come from the protocols. The
-    measures of several test sets (splits) are averaged. Outcomes need their units.
+    measures of several test sets (splits) are averaged. In a draw each counts by the share of its clips that were
+    drawn: a person who is alone in a set and was drawn twice counts twice. Outcomes need their units.
     """
     if not num_draws:
         return {}
@@ -62,9 +66,11 @@ def bootstrap_intervals(
     drawn: dict[str, list[Floats]] = {name: [] for name in (*measures, MEAN_CLASS)}
     for weights_ru in _draws(len(position), num_draws, seed):
         by_set = [part.measure(weights_ru) for part in sums]
+        # A set without clips in a draw has a share of 0 (and NaN for measures).
+        shares_sr = np.stack([(weights_ru @ part.clips_u) / part.clips_u.sum() for part in sums])
         for name in drawn:
-            # A set without clips in a draw does not count in that draw.
-            drawn[name].append(_mean(np.stack([values[name] for values in by_set]), axis=0))
+            values_sr = np.stack([values[name] for values in by_set])
+            drawn[name].append(_ratio((shares_sr * np.nan_to_num(values_sr)).sum(0), shares_sr.sum(0)))
     percentiles = (100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2)
     intervals = {}
     for name, values in drawn.items():

@@ -102,6 +102,9 @@ class ProtocolResult:
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Measure (``top1``, ``top5``, ``mean_class``, for retrieval also ``recall_at_10`` …) to the ends of its confidence
     interval."""
+    hits: str = ""
+    """One digit for each of the evaluation's ``test_videos``: 1 where top-1 is right, else 0. Empty for a mean over
+    splits or draws."""
     outcome: SkipJsonSchema[Any] = field(default=None, compare=False, repr=False)
     """The ``Outcome``; not written as JSON."""
 
@@ -129,6 +132,33 @@ class Bootstrap:
     """0.95: from the 2.5th to the 97.5th percentile."""
     seed: int
     """Seed of the draws."""
+
+
+@dataclass(frozen=True)
+class Gain:
+    """How much better one network is than another in top-1, on the test clips of both."""
+
+    __pydantic_config__ = _STRICT
+
+    students: tuple[str, str]
+    """The network and the one that it is compared with; for several students by their names in
+    ``Evaluation.students``."""
+    protocol: str
+    """For example ``1-nn`` or ``linear``."""
+    gain: float
+    """Difference of the two accuracies, in [-1, 1]."""
+    interval: tuple[float, float] | None
+    """Confidence interval by a paired bootstrap: both networks are measured on the same drawn clips. None for a point
+    estimate: the hits of single clips are not known, or there is no bootstrap."""
+    num_test: int
+    """Number of test clips on which both were evaluated; for several splits the sum."""
+    bootstrap: Bootstrap | None = None
+    """How the interval was made; None for a point estimate."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Convert to a dictionary that ``json.dumps`` takes."""
+        ends = None if self.interval is None else list(self.interval)
+        return {**dataclasses.asdict(self), "students": list(self.students), "interval": ends}
 
 
 @dataclass(frozen=True)
@@ -205,6 +235,13 @@ class Evaluation:
     """How the intervals of all results were computed; None if there are none."""
     agreement: list[AgreementResult] = field(default_factory=list)
     """One for each pair of students."""
+    gains: list[Gain] = field(default_factory=list)
+    """For several students: the gain of each over the first, for every protocol of both."""
+    test_videos: list[str] = field(default_factory=list)
+    """Names of the test videos that were evaluated, in the order of ``ProtocolResult.hits``; empty for a mean of
+    splits."""
+    test_groups: list[str | None] = field(default_factory=list)
+    """Group of each of ``test_videos``; None for a video without a group."""
     splits: dict[str, Evaluation] = field(default_factory=dict)
     """For a mean of splits: the evaluation of each."""
     students: dict[str, Evaluation] = field(default_factory=dict)
@@ -266,7 +303,8 @@ class Evaluation:
         for name in ("results", "splits", "students"):
             values[name] = {key: part.to_json() for key, part in values[name].items()}
         values["bootstrap"] = None if self.bootstrap is None else dataclasses.asdict(self.bootstrap)
-        values["agreement"] = [agreement.to_json() for agreement in self.agreement]
+        for name in ("agreement", "gains"):
+            values[name] = [part.to_json() for part in values[name]]
         # A reader finds format and version first in the file.
         return {"format": self.format, "version": self.version, **values, "num_unreadable": len(self.unreadable)}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from crossdistill.evaluation.results import TOP1, Evaluation, ProtocolResult
+from crossdistill.evaluation.results import TOP1, Evaluation, Gain, ProtocolResult
 from crossdistill.utils.console import console, print_table
 
 FEW_UNITS = 20
@@ -32,8 +32,9 @@ def print_evaluation(evaluation: Evaluation, name: str = "") -> None:
     if rows:
         print_table(title, ("protocol", "top-1", interval, "top-5", "mean class", "coverage"), rows)
     _print_recalls(title, list(evaluation.results.values()), interval)
+    _print_gains(evaluation)
     _print_agreement(evaluation)
-    if evaluation.results or evaluation.agreement:
+    if evaluation.results or evaluation.agreement or evaluation.gains:
         _print_notes(evaluation)
 
 
@@ -72,6 +73,33 @@ def _print_recalls(title: str, results: Sequence[ProtocolResult], interval: str)
         rows.append((result.protocol, *recalls, _ends(result.intervals.get(TOP1)), f"{result.coverage:.1%}"))
     title = f"{title}: a video of the query's class among the k nearest, features centred"
     print_table(title, ("protocol", *(f"R@{k}" for k in ks), f"{interval} of R@1", "coverage"), rows)
+
+
+def gain_text(gain: Gain) -> tuple[str, str]:
+    """Write a gain in points, and its interval or that it is a point estimate.
+
+    Example:
+        >>> gain_text(Gain(("distilled", "labels"), "1-nn", 0.04, (-0.02, 0.1), 430))
+        ('+4.0', '−2.0 to +10.0')
+        >>> gain_text(Gain(("distilled", "labels"), "1-nn", -0.001, None, 430))
+        ('−0.1', 'point estimate')
+    """
+    points = [f"{100 * value:+.1f}".replace("-", "−") for value in (gain.gain, *(gain.interval or ()))]
+    return points[0], " to ".join(points[1:]) or "point estimate"
+
+
+def _print_gains(evaluation: Evaluation) -> None:
+    if not evaluation.gains:
+        return
+    names = short_names(list(evaluation.students))
+    rows = [(names[g.students[0]], g.protocol, *gain_text(g), str(g.num_test)) for g in evaluation.gains]
+    first = evaluation.gains[0]
+    bootstrap = next((gain.bootstrap for gain in evaluation.gains if gain.bootstrap), None)
+    interval = (
+        f"{bootstrap.level:.0%} interval (pairs, {bootstrap.num_units} {bootstrap.unit}s)" if bootstrap else "interval"
+    )
+    title = f"points of top-1 over {names[first.students[1]]}: {evaluation.dataset}, split {evaluation.split}"
+    print_table(title, ("student", "protocol", "gain", interval, "test clips"), rows, folds_names=True)
 
 
 def _print_agreement(evaluation: Evaluation) -> None:

@@ -110,7 +110,9 @@ class DataConfig:
     data: Paths = ()
     """One or several prepared datasets (see python -m data_prep); toyactions, rendered at first use, if absent."""
     split: str = "1"
-    """Official split: the run trains on its train part and evaluates on its test part."""
+    """Official split: the run trains on its train part and evaluates on its test part. 1@s3 holds group s3 out of the
+    train part of split 1, and 1@25% a quarter of its groups: the run evaluates on these, so that settings are chosen
+    without the test clips."""
     crop_area_min: Annotated[float, Field(gt=0, le=1)] = 0.2
     """Smallest share of the picture's area that a random crop keeps."""
     strong_views: bool = False

@@ -42,7 +42,7 @@ def evaluable(manifests: Iterable[Manifest], split: str) -> list[Manifest]:
         manifest
         for manifest in manifests
         if manifest.classes
-        and split in manifest.splits
+        and manifest.has_split(split)
         and all(manifest.select(split=split, part=part) for part in ("train", "test"))
     ]
 

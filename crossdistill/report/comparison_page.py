@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from crossdistill.evaluation.gains import paired_gains
 from crossdistill.evaluation.results import Evaluation, ProtocolResult
+from crossdistill.evaluation.tables import gain_text
 from crossdistill.report.analysis import class_accuracies, confusion_of
 from crossdistill.report.charts import CostDot, Dot, Series, cost_chart, interval_chart, legend, line_chart, style_of
 from crossdistill.report.class_charts import MAX_BARS
@@ -48,6 +50,9 @@ class ComparedRun:
 LEADS = {
     "runs": "Top-1 accuracy of all students on the test part, in %.",
     "accuracy": "Overlapping intervals do not prove that two students are equal, but they show no difference either.",
+    "gains": "Points of top-1 over the first run, on the test clips of both. The interval is that of a paired "
+    "bootstrap: both students are measured on the same drawn clips. An interval that holds 0 shows no difference. It "
+    "says what other test clips or people would change, not what other training seeds would.",
     "cost": "Better is up, cheaper is left, on a logarithmic axis. Runs of equal cost are drawn beside each other. "
     "Times were measured one after the other, so on a busy machine they differ even between equal students.",
     "curves": "Losses of different objectives have different units: compare their shape, not their height.",
@@ -70,6 +75,7 @@ def comparison_page(runs: Sequence[RunData]) -> Page:
     sections = (
         ("runs", "Runs", lambda: _table(compared)),
         ("accuracy", "Accuracy with intervals", lambda: _intervals(compared)),
+        ("gains", f"Gains over {names[0]}", lambda: _gains(compared)),
         ("cost", "Accuracy over cost", lambda: _costs(compared)),
         ("curves", "Training curves", lambda: _curves(compared)),
         ("classes", "Accuracy by class", lambda: _classes(compared)),
@@ -181,6 +187,30 @@ def _intervals(runs: Sequence[ComparedRun]) -> Markup:
             dots = [Dot(run.name, accuracy.value, accuracy.interval, run.style) for run, accuracy in found]
             groups.append((title_of(name), dots))
     return interval_chart(groups, label="accuracies of all runs")
+
+
+def _gains(runs: Sequence[ComparedRun]) -> Markup:
+    """Make a table with the gain of every run over the first, for each protocol that is shown."""
+    first, *others = runs
+    if first.evaluation is None or first.table is None:
+        raise UnavailableError(f"{first.name} was not evaluated, and cannot be evaluated now.")
+    rows = []
+    tested = (first.evaluation.dataset, first.evaluation.split)
+    for run in others:
+        if run.evaluation is not None and (run.evaluation.dataset, run.evaluation.split) == tested:
+            gains = paired_gains(run.evaluation, first.evaluation)
+            named = [
+                (name, gains[name]) for name in row_names([run.evaluation]) if name in gains and name in SHOWN_ROWS
+            ]
+            rows += [(run, name, gain) for name, gain in named]
+    if not rows:
+        raise UnavailableError(f"no other run was evaluated on split {tested[1]} of {tested[0]}, as {first.name} was.")
+    values = [
+        {"name": run.name, "style": run.style, "protocol": title_of(name), "cells": gain_text(gain), "gain": gain}
+        for run, name, gain in rows
+    ]
+    bootstrap = next((gain.bootstrap for _, _, gain in rows if gain.bootstrap), None)
+    return render("gains.html", rows=values, bootstrap=bootstrap)
 
 
 def _costs(runs: Sequence[ComparedRun]) -> Markup:

@@ -56,10 +56,15 @@ def _add_evaluation(tables: list[ResultTable], evaluation: Evaluation, role: str
     place = next(i for i, table in enumerate(tables) if table.dataset == evaluation.dataset)
     table = tables[place]
     own = table.by_role.get(role, replace(evaluation, results={}, split=table.split))
-    results = evaluation.results.items()
-    named = {_row_name(name, result, evaluation.split, table.split): result for name, result in results}
+    added = evaluation.results if own.test_videos == evaluation.test_videos else _without_hits(evaluation.results)
+    named = {_row_name(name, result, evaluation.split, table.split): result for name, result in added.items()}
     merged = replace(own, results={**own.results, **named}, bootstrap=own.bootstrap or evaluation.bootstrap)
     return [*tables[:place], replace(table, by_role={**table.by_role, role: merged}), *tables[place + 1 :]]
+
+
+def _without_hits(results: dict[str, ProtocolResult]) -> dict[str, ProtocolResult]:
+    """Forget the hits of results that stand beside those of other test clips."""
+    return {name: replace(result, hits="") for name, result in results.items()}
 
 
 def _row_name(name: str, result: ProtocolResult, split: str, table_split: str) -> str:
@@ -69,18 +74,25 @@ def _row_name(name: str, result: ProtocolResult, split: str, table_split: str) -
 
 
 def _add_computed(table: ResultTable, evaluations: Sequence[tuple[str, Evaluation]]) -> ResultTable:
-    """Add computed results if the stored ones lack a protocol or its interval, or used other test clips."""
+    """Add computed results if the stored ones lack a protocol, its interval or its hits, or used other test clips."""
     by_role, added = dict(table.by_role), dict.fromkeys(table.computed)
     for role, computed in evaluations:
         if computed.split != table.split:
             continue
         own = by_role.get(role, replace(computed, results={}))
         is_same_set = own.num_test == computed.num_test
-        kept = {name: result for name, result in own.results.items() if result.intervals and is_same_set}
-        results = {**own.results, **computed.results, **kept}
+        complete = {name: result for name, result in own.results.items() if result.intervals and result.hits}
+        kept = complete if is_same_set else {}
+        results = {**_without_hits(own.results), **computed.results, **kept}
         added |= dict.fromkeys(name for name in computed.results if name not in kept)
         base = own if is_same_set else computed
-        by_role[role] = replace(base, results=results, bootstrap=base.bootstrap or computed.bootstrap)
+        by_role[role] = replace(
+            base,
+            results=results,
+            bootstrap=base.bootstrap or computed.bootstrap,
+            test_videos=computed.test_videos,
+            test_groups=computed.test_groups,
+        )
     return replace(table, by_role=by_role, computed=tuple(added))
 
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
+from crossdistill.evaluation.gains import paired_gains
+from crossdistill.evaluation.tables import gain_text
 from crossdistill.report.analysis import (
     TeacherAgreement,
     agreement_with,
@@ -83,17 +85,20 @@ def run_page(run: RunData, *, num_queries: int) -> Page:
 
 def _accuracy_tiles(run: RunData) -> list[Tile]:
     by_role = next((table.by_role for table in result_tables(run)), {})
-    own = main_result(by_role[run.record.role]) if run.record.role in by_role else None
-    if own is None:
+    trained = by_role.get(run.record.role)
+    own = None if trained is None else main_result(trained)
+    if trained is None or own is None:
         return []
     note = accuracy_of(own).note
     tiles = [Tile(percent(own.top1), f"top-1, {own.protocol}", f"interval {note}" if note else "")]
-    others = {kind_of(role): evaluation.results.get(own.protocol) for role, evaluation in by_role.items()}
+    others = {kind_of(role): evaluation for role, evaluation in by_role.items() if own.protocol in evaluation.results}
     names = {Kind.BASELINE: "supervised baseline", Kind.TEACHER: "teacher", Kind.RANDOM: "random weights"}
     for kind, name in names.items():
         other = others.get(kind)
         if other is not None and not (kind is Kind.RANDOM and others.get(Kind.BASELINE) is not None):
-            tiles.append(Tile(_points(own.top1 - other.top1), f"points vs. {name}", f"{name}: {percent(other.top1)}"))
+            _, interval = gain_text(paired_gains(trained, other)[own.protocol])
+            top1 = other.results[own.protocol].top1
+            tiles.append(Tile(_points(own.top1 - top1), f"points vs. {name}", f"{interval}; {name}: {percent(top1)}"))
     return tiles
 
 

@@ -112,7 +112,7 @@ def notes_of(table: ResultTable) -> list[str]:
         )
     if table.computed:
         names = ", ".join(title_of(name) for name in table.computed)
-        notes.append(f"Computed for this page because results.json lacks them or their interval: {names}.")
+        notes.append(f"Computed for this page because results.json lacks them, their interval or their hits: {names}.")
     return [" ".join(notes)]
 
 

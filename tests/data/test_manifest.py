@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -98,6 +99,60 @@ def test_select__returns_part_with_unusable_videos(tmp_path):
 def test_select__unknown_split_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"has no split '7': choose one of 1, 2"):
         example(tmp_path).select(split="7", part="train")
+
+
+def people(root: Path, *, num_people: int = 4) -> Manifest:
+    """Eight videos of each person, four of each class; the last person tests in split 1."""
+    videos = [
+        Video(f"v{p}{i}", label=i % 2, group=f"s{p}", splits={"1": "test" if p == num_people - 1 else "train"})
+        for p in range(num_people)
+        for i in range(8)
+    ]
+    return Manifest(root, "people", ("a", "b"), tuple(videos))
+
+
+def test_select__holds_out_training_people_and_never_the_test_people(tmp_path):
+    manifest = people(tmp_path, num_people=5)
+    test = set(manifest.select(split="1", part="test"))
+    for split, held in (("1@s1", {"s1"}), ("1@s0+s2", {"s0", "s2"}), ("1@25%", None), ("1@1%", None)):
+        parts = {part: manifest.select(split=split, part=part) for part in ("train", "test")}
+        shown = {part: {manifest.videos[i].group for i in chosen} for part, chosen in parts.items()}
+        assert not shown["train"] & shown["test"] and len(shown["test"]) == len(held or {0})
+        assert held is None or shown["test"] == held
+        assert sorted([*parts["train"], *parts["test"]]) == manifest.select(split="1", part="train")
+        assert not test & {*parts["train"], *parts["test"]}
+        assert manifest.has_split(split) and manifest.select(split=split, part="validation") == []
+
+
+def test_select__holds_out_a_share_of_each_class_where_a_video_has_no_group(tmp_path):
+    manifest = people(tmp_path)
+    videos = tuple(replace(video, group=None if i == 0 else video.group) for i, video in enumerate(manifest.videos))
+    held = replace(manifest, videos=videos).select(split="1@25%", part="test")
+    assert [sum(videos[i].label == label for i in held) for label in (0, 1)] == [3, 3]
+
+
+def test_select__a_split_of_that_very_name_comes_first(tmp_path):
+    manifest = people(tmp_path)
+    first = replace(manifest.videos[0], splits={"1": "train", "1@s1": "test"})
+    both = replace(manifest, videos=(first, *manifest.videos[1:]))
+    assert both.select(split="1@s1", part="test") == [0]
+
+
+@pytest.mark.parametrize(
+    ("split", "sentence"),
+    [
+        ("1@s9", r"holds out 's9', which is no group .*: give a share such as 25%, or groups \(s0, s1, s2\) joined"),
+        ("1@s0+s3", "holds out 's3', which is no group of its training videos"),  # s3 is a test person
+        ("1@0%", "give more than 0% and less than 100%"),
+        ("1@100%", "give more than 0% and less than 100%"),
+        ("1@s0+s1+s2", "holds out all of its training videos"),
+        ("2@s0", "has no split '2@s0': choose one of 1"),
+        ("@s0", "has no split '@s0': choose one of 1"),
+    ],
+)
+def test_select__says_what_can_be_held_out(tmp_path, split, sentence):
+    with pytest.raises(UserError, match=sentence):
+        people(tmp_path).select(split=split, part="train")
 
 
 def test_require_stream__error_names_option(tmp_path):

@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
+import crossdistill as cd
 from crossdistill.commands.main import main as cli
 from crossdistill.data.dataset import PairedClips, entries_of
 from crossdistill.data.manifest import Manifest
@@ -30,6 +31,7 @@ from crossdistill.evaluation.feature_store import FeatureStore, feature_key, kep
 from crossdistill.evaluation.features import extract_features
 from crossdistill.evaluation.results import read_evaluation
 from crossdistill.evaluation.settings import ReadSettings
+from crossdistill.evaluation.tables import gain_text
 from crossdistill.evaluation.views import MultiViewClips, TestViews, spread_crops
 from crossdistill.modalities import get_modality
 
@@ -273,6 +275,30 @@ def test_command__two_students_are_fused_and_compared(student, small_folder, tmp
         assert title in " ".join(printed.split())
     evaluate(student, other, "--data", small_folder, "--protocols", "agreement", "knn", "--k", 1)
     assert "features centred" in printed and capsys.readouterr().out.count("could not be read") == 3
+
+
+def test_command__gains_over_the_first_student_have_paired_intervals(student, small_folder, tmp_path, capsys):
+    """A cross-validation over training people: the intervals draw people, and test clips of split 1 are never read."""
+    manifest, path = Manifest.load(small_folder), tmp_path / "numbers.json"
+    train = manifest.select(split="1", part="train")
+    person_of = {train[k]: f"s{k % 3}" for k in range(len(train))}
+    videos = [replace(video, group=person_of.get(i, "x")) for i, video in enumerate(manifest.videos)]
+    folder = tmp_path / "people"
+    shutil.copytree(small_folder, folder, symlinks=True)
+    replace(manifest, root=folder, videos=tuple(videos)).save()
+    other, splits = learned_from(tmp_path / "other", "1@s1", seed=1), ["1@s0", "1@s1"]
+    evaluate(student, other, "--data", folder, "--split", *splits, "--protocols", "knn", "--k", 1, "--json", path)
+    values, printed = numbers(path), capsys.readouterr().out
+    first, second = (read_evaluation(values["students"][str(name)]) for name in (student, other))
+    gain = cd.paired_gains(second, first, names=(str(other), str(student)))["1-nn"]
+    assert values["gains"] == [json.loads(json.dumps(gain.to_json()))]
+    assert gain.gain == pytest.approx(second.top1 - first.top1, abs=1e-12)
+    assert first.bootstrap == gain.bootstrap and (gain.bootstrap.unit, gain.bootstrap.num_units) == ("group", 2)
+    tested = [second.splits[split].test_videos for split in splits]
+    people = [{videos[i].name for i in train if person_of[i] == person} for person in ("s0", "s1")]
+    assert [set(names) for names in tested] == people and gain.num_test == sum(map(len, people))
+    assert [second.splits[split].num_test_seen for split in splits] == [len(people[0]), 0]  # learned all but s1
+    assert "points of top-1 over run: toyactions" in printed and " ".join(gain_text(gain)) in " ".join(printed.split())
 
 
 def test_command__fusion_shows_the_members_own_results_besides_those_asked_for(student, small_folder, tmp_path):

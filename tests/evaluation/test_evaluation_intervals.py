@@ -17,6 +17,7 @@ from crossdistill.evaluation.intervals import bootstrap_intervals, describe_boot
 from crossdistill.evaluation.results import (
     AgreementResult,
     Evaluation,
+    Gain,
     Outcome,
     Units,
     json_schema,
@@ -84,17 +85,31 @@ def test_bootstrap__does_not_depend_on_how_many_draws_are_made_at_once(monkeypat
 
 
 def test_units_of__are_groups_where_every_video_has_one():
-    assert units_of(["a", "b"], ["g", "h"]) == Units("group", ("g", "h"))
+    assert units_of((["a", "b"], ["g", "h"])) == [Units("group", ("g", "h"))]
     for groups in ([None, "g"], [None, None], ["g", "g"]):
-        assert units_of(["a", "b"], groups) == Units("video", ("a", "b"))
+        assert units_of((["a", "b"], groups)) == [Units("video", ("a", "b"))]
+    # People who are held out in turn are one group in each set, and several in all.
+    assert units_of((["a", "b"], ["g", "g"]), (["c"], ["h"])) == [Units("group", ("g", "g")), Units("group", ("h",))]
 
 
 def evaluation(split="1", *, seed=0, prefix="v"):
     made = outcome(60, seed=seed, prefix=prefix)
     result = result_of("linear", made, {"recall": {"1": 0.5 + seed / 10}})
     result = replace(result, intervals=bootstrap_intervals([made], num_draws=200))
-    bootstrap_facts = describe_bootstrap([made.units], num_draws=200, seed=0)
-    return Evaluation("flow_r3d18", "toy", split, 90, 60, {}, {"linear": result}, bootstrap=bootstrap_facts)
+    facts = describe_bootstrap([made.units], num_draws=200, seed=0)
+    videos = list(made.units.names)
+    return Evaluation(
+        "flow_r3d18",
+        "toy",
+        split,
+        90,
+        60,
+        {},
+        {"linear": result},
+        bootstrap=facts,
+        test_videos=videos,
+        test_groups=[None] * len(videos),
+    )
 
 
 def test_mean_of_splits__averages_numbers_and_narrows_their_interval():
@@ -116,9 +131,18 @@ def test_mean_of_splits__averages_numbers_and_narrows_their_interval():
 def whole_evaluation():
     agreement = AgreementResult(("a", "b"), 60, 1.0, "1x1", 10, 0.5, (0.4, 0.6), 0.1, 0.7, {"wave": 0.5})
     one = evaluation()
-    unreadable = {"toy/x": "cut short"}
+    gains = [
+        Gain(("b", "a"), "linear", 0.04, (-0.02, 0.1), 60, one.bootstrap),
+        Gain(("b", "a"), "1-nn", 0.04, None, 60),
+    ]
     return replace(
-        one, agreement=[agreement], splits={"1": one}, students={"a": one}, unreadable=unreadable, num_unreadable=1
+        one,
+        agreement=[agreement],
+        gains=gains,
+        splits={"1": one},
+        students={"a": one},
+        unreadable={"toy/x": "cut short"},
+        num_unreadable=1,
     )
 
 

@@ -10,11 +10,11 @@ from scipy.special import softmax
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
+from crossdistill.data.held_out import held_out_part
 from crossdistill.encoders.base import Classifier
 from crossdistill.errors import UserError
 from crossdistill.evaluation.embedded_split import EmbeddedSplit
 from crossdistill.evaluation.features import Features
-from crossdistill.evaluation.held_out import held_out_part
 from crossdistill.evaluation.linear_probe import class_scores, train_on
 from crossdistill.evaluation.protocols import ProtocolSettings
 from crossdistill.evaluation.protocols.agreement import compare_students
@@ -133,14 +133,14 @@ def test_linear_sweep__never_sees_the_test_set_and_holds_groups_out():
 
 def test_held_out_part__of_ungrouped_clips_is_a_fifth_of_every_class():
     labels = torch.arange(NUM_CLASSES).repeat_interleave(10)
-    is_held, by = held_out_part(labels, [None] * 60, seed=0)
+    is_held, by = held_out_part(labels, [None] * 60, share=0.2, seed=0, advice="")
     assert by == "video" and labels[is_held].bincount().tolist() == [2] * NUM_CLASSES
     groups = [f"g{i % 10}" for i in range(60)]
-    is_held, by = held_out_part(labels, groups, seed=0)
+    is_held, by = held_out_part(labels, groups, share=0.2, seed=0, advice="")
     held, kept = ({g for g, h in zip(groups, is_held.tolist(), strict=True) if h is side} for side in (True, False))
     assert by == "group" and len(held) == 2 and not held & kept
-    with pytest.raises(UserError, match="2 clips are too few"):
-        held_out_part(torch.tensor([0, 1]), [None, None], seed=0)
+    with pytest.raises(UserError, match="2 training clips are too few to hold out 20 % of them: remove it"):
+        held_out_part(torch.tensor([0, 1]), [None, None], share=0.2, seed=0, advice="remove it")
 
 
 @pytest.mark.parametrize(("text", "each"), [("1%", 1), ("10%", 3), ("25%", 8), ("4", 4), ("99", 30), ("100%", 30)])

@@ -123,6 +123,29 @@ def test_supervised__learns_the_training_labels(toy_folder, tmp_path):
     assert rows[-1]["accuracy"] > 0.5 and rows[-1]["loss"] < 0.6 * rows[0]["loss"]  # chance: 1 in 12
 
 
+def test_held_out_split__trains_and_evaluates_without_the_test_clips(toy_folder, tmp_path, capsys):
+    """The streams of the test clips are not there, and neither training, its monitor nor the evaluation misses them."""
+    manifest = Manifest.load(toy_folder)
+    gone = {name: replace(stream, path="gone.mp4") for name, stream in manifest.videos[0].streams.items()}
+    videos = [video if video.splits["1"] == "train" else replace(video, streams=gone) for video in manifest.videos]
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for stream in manifest.streams:
+        (folder / stream).symlink_to(toy_folder / stream)
+    replace(manifest, root=folder, videos=tuple(videos)).save()
+    options = ["--supervised", "--student", "flow_tiny3d_8", "--data", folder, "--split", "1@25%"]
+    train(*options, "--out", tmp_path / "run")
+    assert "0 could not be read" in capsys.readouterr().out
+    (by_role,) = json.loads((tmp_path / "run" / "results.json").read_text()).values()
+    evaluation = by_role["student, supervised"]
+    assert (evaluation["split"], evaluation["num_unreadable"]) == ("1@25%", 0)
+    held = {manifest.videos[i].name for i in manifest.select(split="1@25%", part="test")}
+    assert set(evaluation["test_videos"]) == held and len(evaluation["results"]["1-nn"]["hits"]) == len(held) > 0
+    assert evaluation["num_train"] + len(held) == len(manifest.select(split="1", part="train"))
+    facts = json.loads((tmp_path / "run" / "student" / "student.json").read_text())
+    assert facts["training"]["split"] == "1@25%"
+
+
 def test_a_finished_run__is_a_teacher(run_folder, toy_folder, tmp_path):
     teacher = ["--teacher", "flow_r3d18", "--teacher-weights", run_folder]
     train(*teacher, "--student", "depth_r3d10", "--data", toy_folder, "--out", tmp_path / "run", "--no-evaluate")

@@ -22,6 +22,9 @@ from crossdistill.data.dataset import entries_of
 from crossdistill.data.manifest import Manifest
 from crossdistill.encoders import create_encoder
 from crossdistill.encoders.execution import Execution
+from crossdistill.evaluation.gains import paired_gains
+from crossdistill.evaluation.results import read_evaluation
+from crossdistill.evaluation.tables import gain_text
 from crossdistill.modalities import MODALITIES
 from crossdistill.quantization.quantize import quantize
 from crossdistill.report import analysis, comparison_page, cost, frames, gallery, record
@@ -209,9 +212,23 @@ def test_comparison__shows_every_run_once_per_table(runs, tmp_path):
     content = out.read_text()
     found = require_self_contained(content)
     assert found.unavailable == {} and EVIL not in content
-    assert re.findall(r'<section id="([^"]+)"', content) == ["runs", "accuracy", "cost", "curves", "classes"]
-    assert content.count("</i>baseline</th>") == 2  # accuracies, cost
+    num_protocols = 3  # linear, 1-NN, 20-NN; R@5 has no gain
+    assert re.findall(r'<section id="([^"]+)"', content) == ["runs", "accuracy", "gains", "cost", "curves", "classes"]
+    assert content.count("</i>baseline</th>") == 2 + num_protocols  # accuracies, cost, gains
     assert found.tags.count("svg") >= 6
+
+
+def test_comparison__shows_gains_with_the_interval_of_pairs(runs, evil_data, tmp_path):
+    """The table has the numbers of ``paired_gains``; a run of a former version has only a point estimate."""
+    out, paths = tmp_path / "comparison.html", []
+    for run in runs:
+        paths.append(tmp_path / f"{run.name[:3]}.json")
+        cli(["evaluate", str(run), "--data", str(evil_data), "--json", str(paths[-1]), "--workers", "0"])
+    first, second = (read_evaluation(json.loads(path.read_text())) for path in paths)
+    gain, interval = gain_text(paired_gains(second, first)["linear"])
+    run_report(*runs, "--out", out)
+    row = f'<td class="words">linear</td><td><b>{gain}</b></td><td>{interval}</td><td>{second.num_test}</td>'
+    assert row in out.read_text() and " to " in interval
 
 
 def test_command__shows_progress(runs, tmp_path, capsys):
@@ -221,7 +238,7 @@ def test_command__shows_progress(runs, tmp_path, capsys):
     assert re.search(r"cost [━]* 3/3 networks", printed) and re.search(r"page [━]* 9/9 sections", printed)
     run_report(distilled, baseline, "--out", tmp_path / "two.html")
     printed = capsys.readouterr().out
-    assert len(re.findall(r"cost [━]* 1/1 networks", printed)) == 2 and re.search(r"page [━]* 5/5 sections", printed)
+    assert len(re.findall(r"cost [━]* 1/1 networks", printed)) == 2 and re.search(r"page [━]* 6/6 sections", printed)
 
 
 def test_comparison__shows_folders_of_runs_with_equal_names(runs, tmp_path, monkeypatch):

@@ -182,7 +182,8 @@ def compare_students(
     """Compare how two students arrange the same test clips, of which ``a`` and ``b`` are their features."""
     k = min(NUM_NEIGHBOURS, a.num_clips - 1)
     overlap_n = neighbour_overlap(a.features, b.features, k).cpu()
-    outcome = Outcome({TOP1: overlap_n, TOP5: overlap_n}, a.labels, units=units_of(a.videos, a.groups))
+    (units,) = units_of((a.videos, a.groups))
+    outcome = Outcome({TOP1: overlap_n, TOP5: overlap_n}, a.labels, units=units)
     intervals = bootstrap_intervals([outcome], num_draws=settings.num_bootstrap_draws, seed=settings.seed)
     return AgreementResult(
         students=names,

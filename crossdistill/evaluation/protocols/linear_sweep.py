@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+from crossdistill.data.held_out import held_out_part
 from crossdistill.evaluation.embedded_split import EmbeddedSplit
-from crossdistill.evaluation.held_out import held_out_part
 from crossdistill.evaluation.linear_probe import class_scores, train_on
 from crossdistill.evaluation.protocols.linear import probe_details
 from crossdistill.evaluation.results import ProtocolResult, accuracy_from_scores, hits_from_scores
 from crossdistill.evaluation.settings import ProtocolSettings
 
+HELD_OUT_SHARE = 0.2
 SWEPT_LRS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 SWEPT_WEIGHT_DECAYS = (0.0, 1e-4, 1e-3)
 
@@ -31,7 +32,13 @@ def evaluate_linear_sweep(
     """
     split.check()
     seed = settings.seed
-    is_held_n, held_out_by = held_out_part(split.train.labels, split.train.groups, seed=seed)
+    is_held_n, held_out_by = held_out_part(
+        split.train.labels,
+        split.train.groups,
+        share=HELD_OUT_SHARE,
+        seed=seed,
+        advice="remove linear-sweep from --protocols",
+    )
     held, kept = (split.train.select(mask.nonzero()[:, 0].tolist()) for mask in (is_held_n, ~is_held_n))
     pairs, tried = list(itertools.product(lrs, weight_decays)), {}
     with split.progress() as bar:
