@@ -21,6 +21,7 @@ PAGES = (RESULTS / "results.md", ROOT / "README.md")
 PLOT = RESULTS / "gains.svg"
 MARK = re.compile(r"(<!-- table: ([\w -]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 MEASURES = {"1nn": "1-NN", "linear": "linear"}
+INTERVAL, SEEDS = "95 % interval", "seeds ±"
 README_USES = ("Shallower", "Lower precision", "Small video model", "Across modalities", "Self-distillation")
 
 Row = dict[str, str]
@@ -49,11 +50,17 @@ def gain_table(rows: Sequence[Row]) -> str:
     for row in rows:
         for key, measure in MEASURES.items():
             numbers = [row[f"{network}_{key}"] or "–" for network in ("teacher", "baseline", "distilled")]
-            gain = [signed(row[f"gain_{key}"]), row[f"gain_{key}_sd"] or "–"]
+            gain = [signed(row[f"gain_{key}"]), interval(row, key), row[f"gain_{key}_sd"] or "–"]
             names = [row["student"], row["teacher"]] if measure == "1-NN" else ["", ""]
             lines.append([*names, measure, *numbers, *gain])
-    header = ["student", "teacher", "measure", "teacher's", "baseline", "distilled", "gain", "±"]
+    header = ["student", "teacher", "measure", "teacher's", "baseline", "distilled", "gain", INTERVAL, SEEDS]
     return markdown(header, lines, num_text=3)
+
+
+def interval(row: Row, key: str) -> str:
+    """The interval of a gain, or that it is a point estimate."""
+    ends = [row[f"gain_{key}_{end}"] for end in ("low", "high")]
+    return " to ".join(signed(end) for end in ends) if all(ends) else "point estimate"
 
 
 def ablation_table() -> str:
@@ -82,14 +89,14 @@ def split_table() -> str:
 
 
 def readme_table() -> str:
-    """The first row of each use, linear accuracy, with the gain and its deviation."""
+    """The first row of each use, linear accuracy, with the gain, its interval and its deviation over seeds."""
     rows = []
     for use in README_USES:
         row = next(row for row in read("utd_mhad") if row["use"] == use)
-        gain = f"{signed(row['gain_linear'])} ± {row['gain_linear_sd']}"
+        gain = [signed(row["gain_linear"]), interval(row, "linear"), row["gain_linear_sd"]]
         numbers = [row[f"{network}_linear"] for network in ("teacher", "baseline", "distilled")]
-        rows.append([use.lower(), row["teacher"], row["student"], *numbers, gain])
-    header = ["use", "teacher", "student", "teacher's", "supervised baseline", "distilled", "gain ± deviation"]
+        rows.append([use.lower(), row["teacher"], row["student"], *numbers, *gain])
+    header = ["use", "teacher", "student", "teacher's", "supervised baseline", "distilled", "gain", INTERVAL, SEEDS]
     return markdown(header, rows, num_text=3)
 
 
@@ -169,7 +176,12 @@ def plot() -> str:
         "Gain of the distilled student over its supervised baseline, points",
         more='font-size="16" font-weight="600"',
     )
-    below = text(16, 44, "UTD-MHAD, mean ± standard deviation over three seeds", more='fill="#555"')
+    below = text(
+        16,
+        44,
+        "UTD-MHAD, four test people. Point estimates; the lines are deviations over three seeds, no intervals.",
+        more='fill="#555"',
+    )
     height = y + 34
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}" width="{WIDTH}" '

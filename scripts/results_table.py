@@ -1,5 +1,8 @@
 """Collect runs into a CSV file: mean and standard deviation over seeds of 1-NN, linear and cluster accuracy.
 
+Gains have the 95 % interval of a paired bootstrap over groups of test videos (people) as well, if the results hold the
+hits of single clips; the hits of the seeds are averaged first. An empty cell means a point estimate.
+
     python scripts/results_table.py OUT --rows scripts/rows_utd_mhad.yaml > docs/results/utd_mhad.csv
     python scripts/results_table.py OUT --students > docs/results/ablations.csv
 
@@ -19,10 +22,13 @@ import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from crossdistill import paired_gains, read_evaluation
 
 RUN_NAME = re.compile(r"(?P<run>.+)-seed(?P<seed>\d+)")
 PROTOCOLS = {"1-nn": "1nn", "linear": "linear", "cluster": "cluster"}
@@ -30,22 +36,35 @@ GAIN_PROTOCOLS = ("1-nn", "linear")
 NETWORKS = ("teacher", "second_teacher", "baseline", "untrained", "distilled")
 Accuracies = dict[str, dict[int, float]]
 """Protocol to seed to top-1 accuracy in percent."""
-Runs = dict[str, dict[str, Accuracies]]
-"""Run to role to accuracies."""
+Evaluations = dict[int, dict[str, Any]]
+"""Seed to the JSON of an evaluation."""
+
+
+@dataclass
+class Network:
+    """One network of a run, over the seeds."""
+
+    accuracies: Accuracies = field(default_factory=lambda: defaultdict(dict))
+    evaluations: Evaluations = field(default_factory=dict)
+
+
+Runs = dict[str, dict[str, Network]]
+"""Run to role to network."""
 
 
 def collect(folder: Path) -> Runs:
     """Read ``results.json`` of every run in a folder."""
-    found: Runs = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))
+    found: Runs = defaultdict(lambda: defaultdict(Network))
     for path in sorted(folder.glob("*/results.json")):
         name = RUN_NAME.fullmatch(path.parent.name)
         if name is None:
             continue
         for by_role in json.loads(path.read_text(encoding="utf-8")).values():
             for role, evaluation in by_role.items():
+                network, seed = found[name["run"]][role], int(name["seed"])
+                network.evaluations[seed] = evaluation
                 for protocol in PROTOCOLS.keys() & evaluation["results"].keys():
-                    top1 = evaluation["results"][protocol]["top1"]
-                    found[name["run"]][role][protocol][int(name["seed"])] = 100 * top1
+                    network.accuracies[protocol][seed] = 100 * evaluation["results"][protocol]["top1"]
     return found
 
 
@@ -57,24 +76,36 @@ def mean_and_deviation(values: list[float]) -> tuple[str, str]:
     return f"{mean:.1f}", f"{statistics.stdev(values):.1f}" if len(values) > 1 else ""
 
 
-def columns_of(network: str, accuracies: Accuracies) -> dict[str, str]:
+def columns_of(name: str, network: Network) -> dict[str, str]:
     """The cells of one network."""
     cells = {}
     for protocol, short in PROTOCOLS.items():
-        mean, deviation = mean_and_deviation(list(accuracies.get(protocol, {}).values()))
-        cells |= {f"{network}_{short}": mean, f"{network}_{short}_sd": deviation}
+        mean, deviation = mean_and_deviation(list(network.accuracies.get(protocol, {}).values()))
+        cells |= {f"{name}_{short}": mean, f"{name}_{short}_sd": deviation}
     return cells
 
 
-def gains_of(student: Accuracies, baseline: Accuracies) -> dict[str, str]:
-    """Points by which the student is ahead of its baseline, over the seeds that both have."""
-    cells = {}
+def gains_of(student: Network, baseline: Network) -> dict[str, str]:
+    """Points by which the student is ahead of its baseline, over the seeds that both have, and their intervals."""
+    cells, intervals = {}, gain_intervals(student.evaluations, baseline.evaluations)
     for protocol in GAIN_PROTOCOLS:
-        ours, theirs = student.get(protocol, {}), baseline.get(protocol, {})
+        ours, theirs = student.accuracies.get(protocol, {}), baseline.accuracies.get(protocol, {})
         gains = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
-        mean, deviation = mean_and_deviation(gains)
-        cells |= {f"gain_{PROTOCOLS[protocol]}": mean, f"gain_{PROTOCOLS[protocol]}_sd": deviation}
+        short, (mean, deviation) = PROTOCOLS[protocol], mean_and_deviation(gains)
+        low, high = (f"{100 * end:.1f}" for end in intervals[protocol]) if protocol in intervals else ("", "")
+        cells |= {f"gain_{short}": mean, f"gain_{short}_low": low, f"gain_{short}_high": high}
+        cells[f"gain_{short}_sd"] = deviation
     return cells
+
+
+def gain_intervals(student: Evaluations, baseline: Evaluations) -> dict[str, tuple[float, float]]:
+    """Protocol to the ends of the gain's interval, over the seeds that both have; none without hits of single clips."""
+    seeds = sorted(student.keys() & baseline.keys())
+    if not seeds or not all(side[seed].get("test_videos") for side in (student, baseline) for seed in seeds):
+        return {}
+    ours, theirs = ([read_evaluation(side[seed]) for seed in seeds] for side in (student, baseline))
+    gains = paired_gains(ours, theirs)
+    return {protocol: gain.interval for protocol, gain in gains.items() if gain.interval is not None}
 
 
 def rows_of(found: Runs, uses: dict[str, list[dict[str, Any]]]) -> Iterator[dict[str, str]]:
@@ -90,21 +121,27 @@ def rows_of(found: Runs, uses: dict[str, list[dict[str, Any]]]) -> Iterator[dict
             if student is None:
                 print(f"not run: {use}, {line['student']} from {line['teacher']}", file=sys.stderr)
                 continue
-            baseline = found.get(line["baseline"], {}).get("student, supervised", {})
+            baseline = found.get(line["baseline"], {}).get("student, supervised", Network())
             taught = found.get(line.get("teacher_run", line["run"]), {})
-            teachers = [taught.get(role, {}) for role in line.get("teachers", ["teacher"])]
-            networks = [*teachers, *[{}] * (2 - len(teachers)), baseline, by_role.get("student, random", {}), student]
+            teachers = [taught.get(role, Network()) for role in line.get("teachers", ["teacher"])]
+            untrained = by_role.get("student, random", Network())
+            networks = [*teachers, *[Network()] * (2 - len(teachers)), baseline, untrained, student]
             row = {"use": use, "student": line["student"], "teacher": line["teacher"]}
             for name, network in zip(NETWORKS, networks, strict=True):
                 row |= columns_of(name, network)
-            yield row | gains_of(student, baseline) | {"seeds": str(len(student["linear"]))}
+            yield row | gains_of(student, baseline) | {"seeds": str(len(student.accuracies["linear"]))}
 
 
 def students_of(found: Runs) -> Iterator[dict[str, str]]:
     """One row for each distilled student, the best in linear accuracy first."""
     students = {run: by_role["student, distilled"] for run, by_role in found.items() if "student, distilled" in by_role}
-    for run, student in sorted(students.items(), key=lambda item: -statistics.mean(item[1]["linear"].values())):
-        yield {"run": run, **columns_of("distilled", student), "seeds": str(len(student["linear"]))}
+    for run, student in sorted(students.items(), key=lambda item: -linear_of(item[1])):
+        yield {"run": run, **columns_of("distilled", student), "seeds": str(len(student.accuracies["linear"]))}
+
+
+def linear_of(student: Network) -> float:
+    """Mean linear accuracy over seeds."""
+    return statistics.mean(student.accuracies["linear"].values())
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 import crossdistill
+from crossdistill.evaluation.results import Evaluation, ProtocolResult
 from crossdistill.objectives import OBJECTIVES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -160,8 +161,30 @@ def test_csv_files__have_one_number_per_cell():
     for path in (DOCS / "results").glob("*.csv"):
         for row in make_results.read(path.stem):
             for name, cell in row.items():
-                if re.search(r"1nn|linear$|cluster|_sd$|^(seeds|percent|low|high|sd|mean|split_\d)$", name):
+                if re.search(r"1nn|linear$|cluster|_(sd|low|high)$|^(seeds|percent|low|high|sd|mean|split_\d)$", name):
                     assert re.fullmatch(r"|-?\d+(\.\d)?", cell), (path.name, name, cell)
+
+
+def test_results_table__has_the_paired_interval_of_a_gain_over_people(tmp_path):
+    """Hits of two seeds are averaged clip by clip, and two people are drawn: one gains nothing, one a quarter."""
+    hits = {"small": ["11110000", "11111010"], "labels": ["11110000", "11110000"]}
+    for run, seeds in hits.items():
+        for seed, digits in enumerate(seeds):
+            result = ProtocolResult("1-nn", digits.count("1") / 8, 1.0, 0.5, 8, hits=digits)
+            videos, people = [f"v{i}" for i in range(8)], ["anna"] * 4 + ["ben"] * 4
+            evaluation = Evaluation(
+                "x", "toy", "1", 8, 8, {}, {"1-nn": result, "linear": result}, test_videos=videos, test_groups=people
+            )
+            role = "student, distilled" if run == "small" else "student, supervised"
+            (tmp_path / f"{run}-seed{seed}").mkdir()
+            content = json.dumps({"data": {role: evaluation.to_json()}})
+            (tmp_path / f"{run}-seed{seed}" / "results.json").write_text(content)
+    line = {"student": "s", "teacher": "t", "run": "small", "baseline": "labels"}
+    (row,) = results_table.rows_of(results_table.collect(tmp_path), {"use": [line]})
+    # The second seed gains 2 of Ben's 4 clips: 1 of 8 clips as a mean of seeds; none if Anna is drawn twice.
+    assert [row[f"gain_1nn{end}"] for end in ("", "_low", "_high")] == ["12.5", "0.0", "25.0"]
+    row |= {"gain_linear_low": "", "gain_linear_high": ""}
+    assert [make_results.interval(row, key) for key in ("1nn", "linear")] == ["0.0 to +25.0", "point estimate"]
 
 
 def test_results_table__takes_mean_deviation_and_gain_over_common_seeds(tmp_path):

@@ -271,7 +271,7 @@ def test_comparison__without_dataset_or_results_shows_costs(runs, tmp_path, monk
     monkeypatch.chdir(tmp_path)
     run_report(*folders)
     found = Page((tmp_path / "comparison.html").read_text())
-    assert set(found.unavailable) == {"accuracy", "curves", "classes"}
+    assert set(found.unavailable) == {"accuracy", "gains", "curves", "classes"}
     assert "flow_tiny3d_8" in found.text
 
 
