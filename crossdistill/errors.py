@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 import errno
 import functools
+import importlib
 import os
 import sys
 from collections.abc import Callable, Iterable
+from typing import Any
 
 USER_ERROR_EXIT_STATUS = 2
 CLOSED_OUTPUT_EXIT_STATUS = 128 + 13  # SIGPIPE
@@ -72,6 +74,16 @@ def require_at_least(option: str, number: int, least: int, *, note: str = "") ->
 def require_num_workers(number: int) -> None:
     """Raise a ``UserError`` if ``--workers`` is negative."""
     require_at_least("--workers", number, 0, note="decode in this process")
+
+
+def require_package(name: str, *, target: str, extra: str) -> Any:
+    """Import a package that ``target`` needs, or raise a ``UserError`` that says which extra installs it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(
+            f"{target} needs {name}, which cannot be imported ({error}): run pip install 'crossdistill[{extra}]'"
+        ) from error
 
 
 def friendly_errors(main: Callable[..., None]) -> Callable[..., None]:

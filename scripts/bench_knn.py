@@ -2,7 +2,7 @@
 
 All three find the same neighbours of the same unit vectors with the same number of threads; repeats are interleaved
 and medians are compared. Both wall clock and processor time are shown: on a machine that is busy with other work only
-the second says much. Ours is timed with all that a call does: checks, normalisation, exact similarities, proofs.
+the second says much. Ours is timed with all that a call does: checks, normalisation, exact similarities.
 
 Needs faiss, which crossdistill itself does not: ``pip install faiss-cpu``.
 

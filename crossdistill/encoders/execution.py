@@ -73,10 +73,8 @@ class Execution:
     def run(self, function: Callable[[Tensor], Output], view: View | Tensor) -> Output:
         """Call a module, or one of its methods, on a batch in this execution's memory layout and precision.
 
-        The batch is a stored view, which is normalised, or a normalised tensor [B, C, T, H, W] or [B, C, H, W].
-
-        Raises:
-            UserError: A stored view is given to an encoder of plain tensors (``wrap_module``).
+        The batch is a stored view, which is normalised, or a normalised tensor [B, C, T, H, W] or [B, C, H, W]. A
+        stored view for an encoder of plain tensors (``wrap_module``) is a ``UserError``.
         """
         if isinstance(view, View) and self.view == NO_VIEW:
             raise UserError("an encoder made by wrap_module takes tensors, not stored views: use wrap_encoder instead")

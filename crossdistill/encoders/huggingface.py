@@ -39,7 +39,7 @@ from crossdistill.encoders.library import (
 )
 from crossdistill.encoders.sizes import SizesOnly
 from crossdistill.encoders.tokens import TokenLayer
-from crossdistill.errors import UserError
+from crossdistill.errors import UserError, require_package
 from crossdistill.modalities import IMAGE
 from crossdistill.types import ViewSpec
 
@@ -67,7 +67,9 @@ def create(
     Raises:
         UserError: transformers is not installed, the model cannot be read, or it does not take the modality or view.
     """
-    transformers = _import_transformers(name)
+    transformers = require_package("transformers", target=name, extra="hf")
+    transformers.utils.logging.set_verbosity_error()  # our errors quote its messages
+    transformers.utils.logging.disable_progress_bar()
     own_config = _vision_part(_rebuild(transformers, config, name) if config else _read_config(transformers, model))
     family = FAMILIES.get(own_config.model_type, OTHER)
     if family.stride is not None and modality not in CLIP_MODALITIES:
@@ -95,16 +97,6 @@ def create(
         config=_to_json(fitted),
     )
     return assemble(partial(_build, fitted, family, view), own=own, name=name, view=view, info=info)
-
-
-def _import_transformers(name: str) -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise UserError(f"{name} needs transformers, which is not installed: pip install 'crossdistill[hf]'") from error
-    transformers.utils.logging.set_verbosity_error()  # our errors quote its messages
-    transformers.utils.logging.disable_progress_bar()
-    return transformers
 
 
 def _read_config(transformers: Any, model: str) -> Any:

@@ -64,32 +64,18 @@ def build_r3d50(view: ViewSpec) -> nn.Module:
     return Blocks(model.blocks)
 
 
-def _without_head(blocks: nn.ModuleList) -> nn.Module:
+def build_resnet(view: ViewSpec, *, name: str) -> nn.Module:
+    """Build a ResNet of ``pytorchvideo.models.hub`` without its head."""
+    blocks = getattr(hub, name)(input_channel=view.kind.channels).blocks
     # The library pools with a window that fits one clip size. A mean over all places gives the same at that size.
     blocks[-1] = nn.AdaptiveAvgPool3d(1)
     return Blocks(blocks)
 
 
-def build_slow_r50(view: ViewSpec) -> nn.Module:
-    """Build only the slow pathway (Feichtenhofer et al., ICCV 2019); only stages 4 and 5 convolve over time."""
-    return _without_head(hub.slow_r50(input_channel=view.kind.channels).blocks)
-
-
-def build_r2plus1d_r50(view: ViewSpec) -> nn.Module:
-    """Build R(2+1)D-50 (Tran et al., CVPR 2018)."""
-    return _without_head(hub.r2plus1d_r50(input_channel=view.kind.channels).blocks)
-
-
-def build_csn_r101(view: ViewSpec) -> nn.Module:
-    """Build the channel-separated ResNet-101 (Tran et al., ICCV 2019)."""
-    return _without_head(hub.csn_r101(input_channel=view.kind.channels).blocks)
-
-
 class TwoPathways(nn.Module):
     """SlowFast (Feichtenhofer et al., ICCV 2019): the slow pathway sees every fourth frame.
 
-    Args:
-        blocks: pytorchvideo's blocks. The mean of each pathway replaces the last two (fixed pooling and head).
+    The mean of each pathway replaces the last two of pytorchvideo's ``blocks`` (fixed pooling and head).
     """
 
     SLOW_STRIDE = 4
@@ -136,7 +122,7 @@ def build_x3d(view: ViewSpec, *, num_frames: int, size_px: int) -> nn.Module:
     model = create_x3d(input_channel=view.kind.channels, input_clip_length=num_frames, input_crop_size=size_px)
     init_net_weights(model)
     head = model.blocks[-1]
-    head.pool.pool = nn.AdaptiveAvgPool3d(1)  # as in ``_without_head``
+    head.pool.pool = nn.AdaptiveAvgPool3d(1)  # as in ``build_resnet``
     head.dropout, head.proj, head.activation, head.output_pool = None, nn.Identity(), None, None
     return Blocks(model.blocks)
 
@@ -149,26 +135,42 @@ RESNET: dict[str, Any] = {
     "classifier_prefix": "blocks.5.",
     "token_layer": TokenLayer("blocks.4"),
 }
+SLOWFAST: dict[str, Any] = {
+    "build": build_slowfast_r50,
+    "embed_dim": 2304,
+    "stems": ("blocks.0.multipathway_blocks.0.conv", "blocks.0.multipathway_blocks.1.conv"),
+    "classifier_prefix": "blocks.6.",
+    "token_layer": TokenLayer("blocks.4.multipathway_blocks.0"),  # of the slow pathway
+}
+MVIT: dict[str, Any] = {
+    "build": build_mvit_b,
+    "embed_dim": 768,
+    "stems": ("patch_embed.patch_model",),
+    "classifier_prefix": "head.proj.",
+    "token_layer": TokenLayer("norm_embed", "sequence", frames_per_token=2, num_prefix=1),
+    "published_gmacs": 70.5,
+}
 
 
 def network(
-    build: Callable[[ViewSpec], nn.Module],
     source: str,
     num_frames: int,
     stride: int,
     size_px: int,
     file: str = "",
     top1_percent: float | None = None,
+    *,
+    build: Callable[[ViewSpec], nn.Module] | None = None,
     **facts: Any,
 ) -> Architecture:
-    """Describe a network of clips; views and accuracies are those of the library's model zoo.
+    """Describe a network of clips, by default a ResNet; views and accuracies are those of the library's model zoo.
 
     ``source`` is the library's function, below ``pytorchvideo.models``. ``file`` names the weights in the model zoo,
     trained on Kinetics-400, and is empty if there are none. ``facts`` are further fields of ``Architecture``.
     """
     weights = (PublicWeights("kinetics400", ("rgb",), ZOO_URL + file, top1_percent),) if file else ()
     return Architecture(
-        build=build,
+        build=build or functools.partial(build_resnet, name=source.removeprefix("hub.")),
         modalities=CLIP_MODALITIES,
         num_frames=num_frames,
         stride=stride,
@@ -182,13 +184,13 @@ def network(
 def x3d(name: str, num_frames: int, stride: int, size_px: int, top1_percent: float, *, gmacs: float) -> Architecture:
     """Describe X3D of one size; operations are those of PySlowFast's model zoo, at the training size."""
     return network(
-        functools.partial(build_x3d, num_frames=num_frames, size_px=size_px),
         f"hub.{name}",
         num_frames,
         stride,
         size_px,
         f"{name.upper()}.pyth",
         top1_percent,
+        build=functools.partial(build_x3d, num_frames=num_frames, size_px=size_px),
         stems=("blocks.0.conv.conv_t",),
         classifier_prefix="blocks.5.proj.",
         channels_last_pays_on_cpu=True,

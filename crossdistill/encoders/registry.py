@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import replace
 from typing import Any
 
 from crossdistill.encoders import pytorchvideo as ptv
@@ -52,42 +51,14 @@ ARCHITECTURES: dict[str, Architecture] = {
     "s3d": torchvision.network("s3d", "classifier", "features.0.0.0", 1024, _FEATURES, adapt=torchvision.pool_to_one),
     "mvit_v2_s": torchvision.network("mvit_v2_s", "head", "conv_proj", 768, _MVIT_NORM, stride=4, is_of_one_size=True),
     "swin3d_t": torchvision.network("swin3d_t", "head", "patch_embed.proj", 768, _NORM, num_frames=32),
-    # pytorchvideo, clips: builder, library's function, frames, stride, pixels, weights on Kinetics-400, their accuracy.
-    "r3d50": ptv.network(ptv.build_r3d50, "resnet.create_resnet", 16, 2, 112, bf16_pays_on_cpu=True),
-    "slow_r50": ptv.network(
-        ptv.build_slow_r50, "hub.slow_r50", 8, 8, 224, "SLOW_8x8_R50.pyth", 74.58, bf16_pays_on_cpu=True
-    ),
-    "slowfast_r50": ptv.network(
-        ptv.build_slowfast_r50,
-        "hub.slowfast_r50",
-        32,
-        2,
-        224,
-        "SLOWFAST_8x8_R50.pyth",
-        76.94,
-        embed_dim=2304,
-        stems=("blocks.0.multipathway_blocks.0.conv", "blocks.0.multipathway_blocks.1.conv"),
-        classifier_prefix="blocks.6.",
-        token_layer=TokenLayer("blocks.4.multipathway_blocks.0"),  # of the slow pathway
-    ),
-    "r2plus1d_r50": ptv.network(
-        ptv.build_r2plus1d_r50, "hub.r2plus1d_r50", 16, 4, 224, "R2PLUS1D_16x4_R50.pyth", 76.01
-    ),
-    "csn_r101": ptv.network(ptv.build_csn_r101, "hub.csn_r101", 32, 2, 224, "CSN_32x2_R101.pyth", 77.0),
-    "mvit_b": ptv.network(
-        ptv.build_mvit_b,
-        "hub.mvit_base_16x4",
-        16,
-        4,
-        224,
-        "MVIT_B_16x4.pyth",
-        78.9,
-        embed_dim=768,
-        stems=("patch_embed.patch_model",),
-        classifier_prefix="head.proj.",
-        token_layer=replace(_MVIT_NORM, module="norm_embed"),
-        published_gmacs=70.5,
-    ),
+    # pytorchvideo, clips: library's function, frames, stride, pixels, weights on Kinetics-400, their accuracy.
+    "r3d50": ptv.network("resnet.create_resnet", 16, 2, 112, build=ptv.build_r3d50, bf16_pays_on_cpu=True),
+    # Only the slow pathway of SlowFast; only stages 4 and 5 convolve over time.
+    "slow_r50": ptv.network("hub.slow_r50", 8, 8, 224, "SLOW_8x8_R50.pyth", 74.58, bf16_pays_on_cpu=True),
+    "slowfast_r50": ptv.network("hub.slowfast_r50", 32, 2, 224, "SLOWFAST_8x8_R50.pyth", 76.94, **ptv.SLOWFAST),
+    "r2plus1d_r50": ptv.network("hub.r2plus1d_r50", 16, 4, 224, "R2PLUS1D_16x4_R50.pyth", 76.01),
+    "csn_r101": ptv.network("hub.csn_r101", 32, 2, 224, "CSN_32x2_R101.pyth", 77.0),  # Tran et al., ICCV 2019
+    "mvit_b": ptv.network("hub.mvit_base_16x4", 16, 4, 224, "MVIT_B_16x4.pyth", 78.9, **ptv.MVIT),
     # pytorchvideo's X3D: name, frames, stride, pixels, accuracy on Kinetics-400, published operations.
     "x3d_xs": ptv.x3d("x3d_xs", 4, 12, 160, 69.12, gmacs=0.60),
     "x3d_s": ptv.x3d("x3d_s", 13, 6, 160, 73.33, gmacs=1.96),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -116,14 +115,10 @@ def tiny3d(width: int) -> Architecture:
     )
 
 
-def _build_r3d10(view: ViewSpec, *, width: int, norm: Callable[[int], nn.Module]) -> nn.Module:
-    return R3D10(view.kind.channels, width=width, norm=norm)
-
-
 def r3d10(norm: Callable[[int], nn.Module] = nn.BatchNorm3d, argument: str = "", *, width: int = 16) -> Architecture:
     """Describe ``R3D10``, which has 0.9 M parameters. ``argument`` shows in the source which norm it has."""
     return _architecture(
-        partial(_build_r3d10, width=width, norm=norm),
+        lambda view: R3D10(view.kind.channels, width=width, norm=norm),
         f"R3D10(width={width}{argument})",
         embed_dim=8 * width,
         stride=1,

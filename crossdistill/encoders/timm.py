@@ -22,7 +22,7 @@ from crossdistill.encoders.base import Encoder, EncoderInfo, PublicWeights
 from crossdistill.encoders.library import NUM_POOLED_FRAMES, PICTURE_MODALITIES, POOLED_STRIDE, PRETRAINED, assemble
 from crossdistill.encoders.sizes import SizesOnly
 from crossdistill.encoders.tokens import find_token_layer
-from crossdistill.errors import UserError
+from crossdistill.errors import UserError, require_package
 
 
 def create(
@@ -32,12 +32,10 @@ def create(
 
     ``config`` is ignored, because the name says everything. Where ``view_changes`` (``num_frames``, ``stride``,
     ``size_px``) are None, a clip has 8 frames with stride 4 and timm's own size. At another size a network interpolates
-    its position embeddings (``dynamic_img_size``), or is built for that size (``img_size``) if it cannot.
-
-    Raises:
-        UserError: timm is not installed, does not know the name, or the network cannot take such a view.
+    its position embeddings (``dynamic_img_size``), or is built for that size (``img_size``) if it cannot. Raise a
+    ``UserError`` if timm is not installed, does not know the name, or if the network cannot take such a view.
     """
-    timm = _import_timm(name)
+    timm = require_package("timm", target=name, extra="hf")
     _require_known(timm, model)
     with torch.device("meta"), SizesOnly():
         native = timm.create_model(model, num_classes=0).eval()
@@ -57,15 +55,6 @@ def create(
     )
     build = partial(timm.create_model, model, num_classes=0, in_chans=view.kind.channels, **size_options)
     return assemble(build, own=own, name=name, view=view, info=info)
-
-
-def _import_timm(name: str) -> Any:
-    try:
-        import timm
-        import timm.data
-    except ImportError as error:
-        raise UserError(f"{name} needs timm, which is not installed: pip install 'crossdistill[hf]'") from error
-    return timm
 
 
 def _require_known(timm: Any, model: str) -> None:

@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from crossdistill.errors import UserError
 from crossdistill.evaluation.checks import check_features, check_labels
@@ -58,7 +59,7 @@ class LinearProbe:
 
     def scores(self, features_nd: Tensor) -> Tensor:
         """Compute the logits [N, C] of raw features [N, D], on the device of the probe."""
-        features_nd = _unit(features_nd.to(self.mean_d))
+        features_nd = normalize(features_nd.to(self.mean_d))
         return torch.addmm(self.bias_c, (features_nd - self.mean_d) * self.inverse_std_d, self.weight_dc)
 
 
@@ -89,17 +90,15 @@ def train_linear_probe(
 
     Runs on the device of the features and in their precision, in float32 at least. The same inputs and seed give the
     same layer to the bit on the same machine. The seed decides the order of clips, ``batch_size`` None stands for
-    ``batch_size_for(N)``, ``lr`` is the learning rate before its two drops.
-
-    Raises:
-        UserError: Features or labels that ``check_features`` and ``check_labels`` reject, or a batch below 1.
+    ``batch_size_for(N)``, ``lr`` is the learning rate before its two drops. Features or labels that ``check_features``
+    and ``check_labels`` reject, or a batch below 1, are a ``UserError``.
     """
     check_features("train", features_nd)
     check_labels("train", labels_n, num_clips=len(features_nd), num_classes=num_classes)
     batch_size = batch_size_for(len(features_nd)) if batch_size is None else batch_size
     if batch_size < 1:
         raise UserError(f"batch_size must be at least 1, not {batch_size}")
-    unit_nd = _unit(features_nd.to(torch.promote_types(features_nd.dtype, torch.float32)))
+    unit_nd = normalize(features_nd.to(torch.promote_types(features_nd.dtype, torch.float32)))
     variance_d, mean_d = torch.var_mean(unit_nd, dim=0, correction=min(1, len(unit_nd) - 1))
     inverse_std_d = (variance_d + VARIANCE_OFFSET).rsqrt()
     inputs_nd = unit_nd.sub_(mean_d).mul_(inverse_std_d)
@@ -142,11 +141,6 @@ def class_scores(probe: LinearProbe, views_nvd: Tensor) -> Tensor:
 def mean_probabilities(logits_nc: Sequence[Tensor]) -> Tensor:
     """Combine the logits [N, C] of several models (or views): the log of the sum of their class probabilities."""
     return torch.stack([logits.double().log_softmax(1) for logits in logits_nc]).logsumexp(0)
-
-
-def _unit(features_nd: Tensor) -> Tensor:
-    """L2-normalise rows; rows of zeros stay zero."""
-    return torch.nn.functional.normalize(features_nd, dim=1)
 
 
 def _descend(

@@ -102,8 +102,7 @@ def default_path(student: Path, to: str) -> Path:
 def dataset_clips(encoder: Encoder, manifest: Manifest, num_clips: int) -> Tensor:
     """Return normalised clips [B, C, T, H, W] of the first readable videos of a prepared dataset.
 
-    Raises:
-        UserError: The dataset has no stream for the encoder, or none of these videos can be decoded.
+    Raise a ``UserError`` if the dataset has no stream for the encoder, or if none of these videos can be decoded.
     """
     manifest.require_stream(encoder.view.kind.stream, wanted_by=f"a {encoder.view.modality} encoder")
     positions = [i for i, video in enumerate(manifest.videos) if video.is_usable][:num_clips]

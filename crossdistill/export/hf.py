@@ -21,9 +21,9 @@ from torch import Tensor
 
 from crossdistill.encoders import Encoder, is_from_file
 from crossdistill.encoders.weights import load_tensors
-from crossdistill.errors import UserError
+from crossdistill.errors import UserError, require_package
 from crossdistill.export.metadata import METADATA_KEY, ExportMetadata
-from crossdistill.export.network import ExportedStudent, Forward, module_forward, require_package
+from crossdistill.export.network import ExportedStudent, Forward, module_forward
 from crossdistill.export.safetensors import classifier_path, open_weights, write_classifier
 
 WEIGHTS_NAME = "model.safetensors"

@@ -13,6 +13,7 @@ from typing import Any
 from crossdistill.encoders import Encoder
 from crossdistill.errors import UserError
 from crossdistill.types import ViewSpec
+from crossdistill.utils.records import parse_versioned_json
 
 FORMAT = "crossdistill-export"
 FORMAT_VERSION = 1
@@ -120,26 +121,16 @@ class ExportMetadata:
 
     @staticmethod
     def from_text(text: str | None, *, source: str) -> ExportMetadata:
-        """Read the text that ``to_text`` returns from a file; None if the file has no metadata.
-
-        Raises:
-            UserError: The text is missing or damaged, or a newer version wrote it.
-        """
-        advice = "give a file that crossdistill export wrote"
+        """Read the text that ``to_text`` returns; a missing, damaged or newer text is a ``UserError``."""
+        remedy = "give a file that crossdistill export wrote"
         if text is None:
-            raise UserError(f"{source} has no crossdistill metadata, so its preprocessing is unknown: {advice}")
+            raise UserError(f"{source} has no crossdistill metadata, so its preprocessing is unknown: {remedy}")
+        source = f"the metadata of {source}"
+        data = parse_versioned_json(text, source=source, version=FORMAT_VERSION, remedy=remedy)
         try:
-            data = json.loads(text)
-            # Read first: a newer version may have other fields, and that is not damage.
-            version = int(data["version"])
-            if version <= FORMAT_VERSION:
-                return ExportMetadata.from_json(data)
+            return ExportMetadata.from_json(data)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-            raise UserError(f"the metadata of {source} is damaged ({error}): {advice}") from error
-        raise UserError(
-            f"{source} has format version {version}, but this crossdistill reads up to {FORMAT_VERSION}: update "
-            "crossdistill"
-        )
+            raise UserError(f"{source} is damaged ({error}): {remedy}") from error
 
 
 def _first_line(function: Callable[..., Any] | None) -> str | None:

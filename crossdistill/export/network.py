@@ -5,10 +5,8 @@ Shapes: B batch, C channels, T frames, H height, W width, D features, N classes.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -81,16 +79,6 @@ def build_encoder(name: str, view: ViewSpec, *, config: dict[str, Any] | None, b
     if bits is not None:
         quantize(encoder, bits)
     return encoder
-
-
-def require_package(name: str, *, target: str, extra: str) -> ModuleType:
-    """Import a package that a format needs, or raise a ``UserError`` that says how to install it."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise UserError(
-            f"{target} needs {name}, which cannot be imported ({error}): run pip install 'crossdistill[{extra}]'"
-        ) from error
 
 
 def repeat_clips(clips: Tensor, num_clips: int) -> Tensor:

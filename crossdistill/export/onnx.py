@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from crossdistill.encoders import Encoder
-from crossdistill.errors import UserError
+from crossdistill.errors import UserError, require_package
 from crossdistill.export.metadata import INPUT, METADATA_KEY, ExportMetadata
-from crossdistill.export.network import ExportedStudent, Forward, Outputs, exporter_errors, require_package
+from crossdistill.export.network import ExportedStudent, Forward, Outputs, exporter_errors
 from crossdistill.quantization.layers import return_scales
 from crossdistill.quantization.stored import prepare_for_export
 

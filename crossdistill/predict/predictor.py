@@ -165,8 +165,7 @@ class VideoPredictor:
     def watch(self, device: Any, camera: int | None, *, seconds: float) -> Iterator[Prediction]:
         """Predict recordings of an opened camera until it gives no more pictures.
 
-        Raises:
-            UserError: The camera gives no picture at all.
+        Raise a ``UserError`` if it gives none at all.
         """
         path = None
         for path in recordings(device, seconds=seconds):

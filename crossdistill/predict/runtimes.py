@@ -70,8 +70,7 @@ class TorchRuntime:
 class OnnxRuntime:
     """A student in onnxruntime, from a file of ``crossdistill export --to onnx``, whose metadata holds all facts.
 
-    Raises:
-        UserError: onnxruntime is missing, or it cannot run the file.
+    Opening it raises a ``UserError`` if onnxruntime is missing or cannot run the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -116,8 +115,7 @@ Runtime = TorchRuntime | OnnxRuntime
 def open_runtime(student: Path | None, *, onnx: Path | None, manifest: Manifest | None, allow_code: bool) -> Runtime:
     """Open an exported file in onnxruntime if one is given, otherwise load the student in PyTorch.
 
-    Raises:
-        UserError: Neither is given, or it cannot be loaded.
+    Raise a ``UserError`` if neither is given or if it cannot be loaded.
     """
     if onnx is not None:
         return OnnxRuntime(onnx)

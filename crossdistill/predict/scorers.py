@@ -86,8 +86,7 @@ def choose_scorer(
 ) -> Scorer:
     """Choose the student's classifier if it has one, otherwise the training clips of a dataset, and embed those.
 
-    Raises:
-        UserError: There is neither a classifier nor a dataset, or the dataset is not the student's.
+    Raise a ``UserError`` if there is neither, or if the dataset is not the student's.
     """
     if runtime.num_classes:
         return ClassifierScorer(_class_names(runtime, manifest))
@@ -125,9 +124,7 @@ def embed_gallery(
     """Embed the middle of every training clip of a split; of every clip if the dataset has no splits.
 
     ``k`` is the number of nearest clips that vote, ``features`` the folder of the feature store (None for no store).
-
-    Raises:
-        UserError: The dataset has no such split or stream, or no clip can be read.
+    Raise a ``UserError`` if the dataset has no such split or stream, or if no clip can be read.
     """
     manifest.require_stream(runtime.view.kind.stream, wanted_by=runtime.name)
     positions = manifest.select(split=split, part="train") if manifest.splits else range(len(manifest.videos))

@@ -25,8 +25,7 @@ class BitWidths:
 def parse_bit_widths(text: str) -> BitWidths:
     """Parse ``w4a8``.
 
-    Raises:
-        UserError: The text has another form, or a width is not in 2..8.
+    Another form, or a width that is not in 2..8, is a ``UserError``.
 
     Example:
         >>> parse_bit_widths("w4a8")

@@ -6,6 +6,7 @@ Shapes: B batch, C output channels, I input channels of a group.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 from types import ModuleType
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crossdistill.errors import UserError
+from crossdistill.errors import require_package
 from crossdistill.quantization.bits import BitWidths
 from crossdistill.quantization.integers import IntegerWeights, fold
 from crossdistill.quantization.ranges import RunningRange
@@ -26,13 +27,8 @@ NORMS = (nn.BatchNorm2d, nn.BatchNorm3d)
 REPLACED = (*CONVOLUTIONS, nn.Linear, nn.MultiheadAttention)
 
 
-def require_brevitas() -> ModuleType:
-    """Return the module of brevitas' layers, or raise a ``UserError`` that says how to install them."""
-    try:
-        return importlib.import_module("brevitas.nn")
-    except ModuleNotFoundError as error:
-        hint = "pip install 'crossdistill[precision]'"
-        raise UserError(f"quantised networks need brevitas, which cannot be imported ({error}): {hint}") from error
+require_brevitas = functools.partial(require_package, "brevitas.nn", target="--quantize", extra="precision")
+"""Return the module of brevitas' layers, or raise a ``UserError`` that says how to install them."""
 
 
 def quantised_layer(layer: nn.Module, widths: BitWidths, qnn: ModuleType, *, has_norm: bool) -> nn.Module:

@@ -101,7 +101,8 @@ def _survey(encoder: Encoder) -> tuple[list[str], dict[str, str]]:
 
     def note(name: str, layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         # A norm follows a convolution if its input is the very tensor that the convolution has just returned.
-        if newest and inputs[0] is newest[-1][1] and _can_fold(layer):
+        follows = newest and inputs[0] is newest[-1][1]
+        if follows and type(layer) in NORMS and layer.running_mean is not None and layer.weight is not None:
             norms[newest[-1][0]] = name
         if _can_replace(layer) and name not in called:
             called.append(name)
@@ -125,10 +126,6 @@ def _can_replace(layer: nn.Module) -> bool:
     kind = next((kind for kind in REPLACED if isinstance(layer, kind)), None)
     methods = ("forward", "_conv_forward")
     return kind is not None and all(getattr(type(layer), m, None) is getattr(kind, m, None) for m in methods)
-
-
-def _can_fold(norm: nn.Module) -> bool:
-    return type(norm) in NORMS and norm.running_mean is not None and norm.weight is not None
 
 
 def noise_clips(encoder: Encoder, num_clips: int) -> Tensor:

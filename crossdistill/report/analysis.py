@@ -100,8 +100,7 @@ class TeacherAgreement:
 def agreement_with(teacher: Embedding, others: list[Embedding], *, class_k: int = 10) -> TeacherAgreement:
     """Compare networks with a teacher by the nearest neighbours of the test clips; by class with ``class_k`` of them.
 
-    Raises:
-        UnavailableError: All networks together could read too few clips.
+    Raise an ``UnavailableError`` if all networks together could read too few clips.
     """
     parts = _common_videos([_subset(embedding.split.test, MAX_COMPARED_CLIPS) for embedding in (teacher, *others)])
     num = parts[0].num_clips
@@ -156,8 +155,7 @@ class Projection:
 def tsne_of(embedding: Embedding) -> Projection:
     """Compute t-SNE of the L2-normalised test features (van der Maaten, Hinton, JMLR 2008), with a fixed seed.
 
-    Raises:
-        UnavailableError: There are too few clips, or all have the same embedding.
+    Raise an ``UnavailableError`` if there are too few clips, or if all have the same embedding.
     """
     test = _subset(embedding.split.test, MAX_TSNE_CLIPS)
     if test.num_clips < MIN_TSNE_CLIPS:

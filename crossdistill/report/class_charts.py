@@ -12,7 +12,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from crossdistill.report.charts import vertical_grid
-from crossdistill.report.svg import SHAPES, Scale, element, join, picture, shape, text, whole_percent
+from crossdistill.report.svg import SHAPES, Scale, box, element, join, picture, shape, text, whole_percent
 
 MAX_NAMED_CLASSES = 45  # beside the confusion matrix
 MAX_BARS = 60
@@ -44,20 +44,15 @@ def confusion_chart(counts_cc: NDArray, classes: Sequence[str]) -> Markup:
     cell = max(4.0, min(24.0, 560 / num))
     left, top = (max(len(shortened(name)) for name in classes) * 6.3 + 14, 0) if is_named else (14, 0)
     side = cell * num
-    parts = [element("rect", x=left, y=top, width=side, height=side, class_="plane")]
+    parts = [box(left, top, side, side, class_="plane")]
     for row in range(num):
         total = counts_cc[row].sum()
         for column in counts_cc[row].nonzero()[0].tolist():
             count = int(counts_cc[row, column])
             title = element("title", f"{classes[row]} → {classes[column]}: {count} of {int(total)}")
-            place = {
-                "x": left + column * cell + 0.5,
-                "y": top + row * cell + 0.5,
-                "width": cell - 1,
-                "height": cell - 1,
-            }
-            kind = "right" if row == column else "wrong"
-            parts.append(element("rect", title, **place, class_=kind, fill_opacity=_opacity(float(count / total))))
+            look = {"class_": "right" if row == column else "wrong", "fill_opacity": _opacity(float(count / total))}
+            x, y = left + column * cell + 0.5, top + row * cell + 0.5
+            parts.append(box(x, y, cell - 1, cell - 1, title, **look))
     height = side + 8.0
     if is_named:
         parts += [text(left - 8, (i + 0.5) * cell + 4, shortened(classes[i]), anchor="end") for i in range(num)]
@@ -77,8 +72,7 @@ def confusion_scale() -> Markup:
         parts.append(text(left - 8, y + cell / 2 + 4, name, anchor="end"))
         for i, share in enumerate(shares):
             title = element("title", f"{name}: {whole_percent(share)}")
-            place = {"x": left + i * cell, "y": y, "width": cell - 1, "height": cell}
-            parts.append(element("rect", title, **place, class_=kind, fill_opacity=_opacity(share)))
+            parts.append(box(left + i * cell, y, cell - 1, cell, title, class_=kind, fill_opacity=_opacity(share)))
     right, below = left + SCALE_STEPS * cell, top + 2 * (cell + 2)
     words = "share of the clips of the row; no colour: 0 %"
     numbers = [
@@ -138,8 +132,7 @@ def bar_chart(bars: Sequence[Bar], *, label: str, style: str) -> Markup:
 
 def _bar(bar: Bar, start: float, end: float, y: float, *, class_: str) -> Markup:
     """Draw a bar between two positions; even an empty one is visible."""
-    place = {"x": start, "y": y + 2, "width": max(1.0, end - start), "height": 13}
-    return element("rect", element("title", bar.tooltip), **place, rx=2, class_=class_)
+    return box(start, y + 2, max(1.0, end - start), 13, element("title", bar.tooltip), rx=2, class_=class_)
 
 
 def _best_and_worst(bars: Sequence[Bar]) -> list[Bar]:
@@ -159,7 +152,7 @@ def point_chart(points_n2: NDArray, labels: Sequence[int], names: Sequence[str],
     spread = (high - low).clip(min=1e-9)
     places = margin + (points_n2 - low) / spread * (size - 2 * margin)
     marks = [_mark(float(x), float(y), label, name) for (x, y), label, name in zip(places, labels, names, strict=True)]
-    frame = element("rect", x=0.5, y=0.5, width=size - 1, height=size - 1, rx=6, class_="plane")
+    frame = box(0.5, 0.5, size - 1, size - 1, rx=6, class_="plane")
     heading = element("h3", title, " ", element("small", note))
     return element("figure", heading, picture(size, size, frame, *marks, label=title))
 
@@ -174,9 +167,10 @@ def _mark(x: float, y: float, label: int, tooltip: str) -> Markup:
 
 def class_legend(classes: Sequence[str]) -> Markup:
     """Create a legend of all classes; its style fades the points of other classes while one class is hovered."""
-    box: dict[str, str | int] = {"viewBox": "0 0 14 14", "width": 14, "height": 14, "aria_hidden": "true"}
+    size: dict[str, str | int] = {"viewBox": "0 0 14 14", "width": 14, "height": 14, "aria_hidden": "true"}
     items = [
-        element("li", element("svg", _mark(7, 7, i, ""), **box), name, class_=f"c{i}") for i, name in enumerate(classes)
+        element("li", element("svg", _mark(7, 7, i, ""), **size), name, class_=f"c{i}")
+        for i, name in enumerate(classes)
     ]
     rules = "".join(f".projections:has(.c{i}:hover) .clip-mark:not(.c{i}){{opacity:.1}}" for i in range(len(classes)))
     return element("ul", *items, class_="classes") + element("style", Markup(rules))

@@ -13,7 +13,7 @@ from crossdistill.evaluation.gains import paired_gains
 from crossdistill.evaluation.results import Evaluation, ProtocolResult
 from crossdistill.evaluation.tables import gain_text
 from crossdistill.report.analysis import class_accuracies, confusion_of
-from crossdistill.report.charts import CostDot, Dot, Series, cost_chart, interval_chart, legend, line_chart, style_of
+from crossdistill.report.charts import CostDot, Series, cost_chart, interval_chart, legend, line_chart, style_of
 from crossdistill.report.class_charts import MAX_BARS
 from crossdistill.report.cost import BATCH_SIZE, Cost
 from crossdistill.report.curves import KNN, points_of
@@ -24,7 +24,7 @@ from crossdistill.report.results import ResultTable, main_result, result_tables
 from crossdistill.report.run_data import RunData
 from crossdistill.report.run_page import cost_note, cost_row, shown_protocol
 from crossdistill.report.svg import element, percent, short_number, whole_percent
-from crossdistill.report.tables import accuracies_of, notes_of, row_names, title_of
+from crossdistill.report.tables import accuracies_of, dot_groups, notes_of, row_names, title_of
 
 SHOWN_ROWS = ("linear", "1-nn", "20-nn", "retrieval, R@5", "cluster")
 """Rows of results that the comparison shows."""
@@ -176,17 +176,11 @@ def _table(runs: Sequence[ComparedRun]) -> Markup:
 
 
 def _intervals(runs: Sequence[ComparedRun]) -> Markup:
-    measured = [(run, run.evaluation) for run in runs if run.evaluation is not None]
+    measured = [(run.name, run.style, run.evaluation) for run in runs if run.evaluation is not None]
     if not measured:
         raise UnavailableError("no run was evaluated, and none can be evaluated now.")
-    accuracies = [(run, accuracies_of(evaluation)) for run, evaluation in measured]
-    groups = []
-    for name in row_names([evaluation for _, evaluation in measured]):
-        if name in SHOWN_ROWS:
-            found = [(run, by_name[name]) for run, by_name in accuracies if name in by_name]
-            dots = [Dot(run.name, accuracy.value, accuracy.interval, run.style) for run, accuracy in found]
-            groups.append((title_of(name), dots))
-    return interval_chart(groups, label="accuracies of all runs")
+    names = [name for name in row_names(evaluation for *_, evaluation in measured) if name in SHOWN_ROWS]
+    return interval_chart(dot_groups(names, measured), label="accuracies of all runs")
 
 
 def _gains(runs: Sequence[ComparedRun]) -> Markup:

@@ -111,8 +111,7 @@ def first_channel_to_rgb(frames: Sequence[Picture]) -> list[Rgb]:
 def clip_strip(entry: Entry, view: ViewSpec) -> str:
     """Draw the centre clip that an encoder's view takes from a video, frames side by side, as a data URI.
 
-    Raises:
-        UnreadableVideoError: The video cannot be read or lacks the stream.
+    Raise an ``UnreadableVideoError`` if the video cannot be read or lacks the stream.
     """
     name = view.kind.stream
     stream = entry.video.streams.get(name)

@@ -66,10 +66,8 @@ def build_gallery(
 ) -> list[GalleryRow]:
     """Find the nearest training clips of some test clips by the student's cosine similarity, as in k-NN evaluation.
 
-    The query is shown in the stream of ``teacher_view`` too.
-
-    Raises:
-        UnavailableError: The number of queries is 0, or no clip can be read any more.
+    The query is shown in the stream of ``teacher_view`` too. Raise an ``UnavailableError`` if ``num_queries`` is 0, or
+    if no clip can be read any more.
     """
     if num_queries < 1:
         raise UnavailableError("the gallery was disabled by --gallery 0.")

@@ -95,8 +95,7 @@ class RunRecord:
 def read_run(folder: Path) -> RunRecord:
     """Read a run folder. With several rounds the curves are those of the last round.
 
-    Raises:
-        UserError: The folder does not exist or is not a run folder.
+    A folder that does not exist or is not a run folder is a ``UserError``.
     """
     if not folder.is_dir():
         raise UserError(f"the folder {folder} does not exist: give a run folder (--out of train.py)")

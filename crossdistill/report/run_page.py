@@ -259,10 +259,7 @@ def _cost(run: RunData) -> Markup:
 
 
 def _costs_as_much_as(student: Cost, other: Cost) -> bool:
-    """Whether a network has the same cost as the student: a random student, or a baseline with the same view.
-
-    Such a network gets no row of its own in the table of costs.
-    """
+    """Whether a network needs no row of its own: a random student, or a baseline with the student's view."""
     kind = kind_of(other.role)
     is_equal = (other.encoder, other.gmacs) == (student.encoder, student.gmacs)
     return kind is Kind.RANDOM or (kind is Kind.BASELINE and is_equal)

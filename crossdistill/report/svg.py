@@ -40,6 +40,11 @@ def text(x: float, y: float, content: str, *, anchor: str = "start", class_: str
     return element("text", content, x=x, y=y, text_anchor=anchor, class_=class_)
 
 
+def box(x: float, y: float, width: float, height: float, *children: str | Markup, **look: Attribute) -> Markup:
+    """Create a rectangle from its upper left corner."""
+    return element("rect", *children, x=x, y=y, width=width, height=height, **look)
+
+
 SHAPES = ("circle", "square", "triangle", "diamond")  # also CSS classes
 
 
@@ -49,7 +54,7 @@ def shape(name: str, x: float, y: float, radius: float, *children: str | Markup,
         return element("circle", *children, cx=x, cy=y, r=radius, **look)
     if name == "square":
         side = radius * 1.75
-        return element("rect", *children, x=x - side / 2, y=y - side / 2, width=side, height=side, **look)
+        return box(x - side / 2, y - side / 2, side, side, *children, **look)
     reach = radius * 1.25
     corners = {
         "triangle": ((0, -reach), (-reach, 0.8 * reach), (reach, 0.8 * reach)),
@@ -61,8 +66,8 @@ def shape(name: str, x: float, y: float, radius: float, *children: str | Markup,
 
 def picture(width_px: float, height_px: float, *parts: str | Markup, label: str) -> Markup:
     """Create an SVG that is never shown larger than its own size; the label describes it for screen readers."""
-    box, style = f"0 0 {width_px:g} {height_px:g}", f"max-width:{width_px:g}px"
-    return element("svg", *parts, viewBox=box, style=style, role="img", aria_label=label)
+    view, style = f"0 0 {width_px:g} {height_px:g}", f"max-width:{width_px:g}px"
+    return element("svg", *parts, viewBox=view, style=style, role="img", aria_label=label)
 
 
 def _plain(value: str | float | int) -> str:

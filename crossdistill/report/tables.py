@@ -118,11 +118,18 @@ def notes_of(table: ResultTable) -> list[str]:
 
 def chart_groups(table: ResultTable) -> list[tuple[str, list[Dot]]]:
     """Return the dots of all networks by protocol, for the interval chart."""
-    accuracies = {role: accuracies_of(table.by_role[role]) for role in ordered_roles(table)}
-    groups = []
-    for name in row_names(table.by_role.values()):
-        if not name.startswith("retrieval") or name.endswith(("R@1", "R@5")):
-            found = [(role, by_name[name]) for role, by_name in accuracies.items() if name in by_name]
-            dots = [Dot(role, accuracy.value, accuracy.interval, str(kind_of(role))) for role, accuracy in found]
-            groups.append((title_of(name), dots))
-    return groups
+    names = row_names(table.by_role.values())
+    shown = [name for name in names if not name.startswith("retrieval") or name.endswith(("R@1", "R@5"))]
+    return dot_groups(shown, [(role, str(kind_of(role)), table.by_role[role]) for role in ordered_roles(table)])
+
+
+def dot_groups(names: Iterable[str], evaluations: Iterable[tuple[str, str, Evaluation]]) -> list[tuple[str, list[Dot]]]:
+    """Return the dots of named and styled evaluations for each of the rows ``names``."""
+    measured = [(name, style, accuracies_of(evaluation)) for name, style, evaluation in evaluations]
+    return [
+        (
+            title_of(row),
+            [Dot(name, of[row].value, of[row].interval, style) for name, style, of in measured if row in of],
+        )
+        for row in names
+    ]

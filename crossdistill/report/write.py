@@ -20,10 +20,8 @@ from crossdistill.utils.files import require_writable, write_text_atomically
 def write_report(runs: Sequence[Path], out: Path | None = None, options: ReportOptions | None = None) -> Path:
     """Write the page of one run, or of a comparison of several runs, and return its path.
 
-    By default it is ``report.html`` in the run folder, or ``comparison.html`` in the working directory.
-
-    Raises:
-        UserError: An option is invalid, or a folder is not a run folder.
+    By default it is ``report.html`` in the run folder, or ``comparison.html`` in the working directory. An invalid
+    option, or a folder that is not a run folder, is a ``UserError``.
     """
     options = options or ReportOptions()
     _check(runs, out, options)

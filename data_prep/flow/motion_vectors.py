@@ -52,9 +52,8 @@ MAX_PAIRS_WITHOUT_VECTORS = 7
 def block_field(motion: Motion, *, is_past: bool) -> Field | None:
     """Arrange the vectors of a picture, to past or to future references, on a grid of cells of 8 pixels.
 
-    Returns:
-        Field [H / 8, W / 8, 2] (rounded up) from each cell to the place that it was predicted from, in pixels of the
-        decoded picture. Cells without a vector are 0. None if there is no vector at all.
+    The field [H / 8, W / 8, 2] (rounded up) leads from each cell to the place that it was predicted from, in pixels of
+    the decoded picture. Cells without a vector are 0. None if there is no vector at all.
     """
     vectors = motion.vectors[(motion.vectors["source"] < 0) == is_past]
     if not len(vectors):
@@ -80,13 +79,9 @@ def block_field(motion: Motion, *, is_past: bool) -> Field | None:
 
 
 def upright_field(field: Field, motion: Motion, *, width_px: int, height_px: int) -> Field:
-    """Rotate and scale a field from the decoded picture to the stored picture.
+    """Rotate and scale a ``block_field`` [H / 8, W / 8, 2] of the decoded picture to the stored picture.
 
-    Args:
-        field: [H / 8, W / 8, 2] in pixels of the decoded picture, see ``block_field``.
-        motion: Motion with the decoded size and the rotation of the stored picture.
-        width_px: Width of the stored picture.
-        height_px: Height of the stored picture, in whose pixels the result [h, w, 2] is.
+    ``motion`` has the decoded size and the rotation of the stored picture, in whose pixels the result [h, w, 2] is.
     """
     num_turns = motion.rotation_degrees // 90
     decoded_px = motion.width_px, motion.height_px
@@ -162,17 +157,10 @@ def find_candidates(second: Frame) -> Candidates:
 
 
 def best_match(first: Gray, second: Gray, candidates: Candidates, *, width_px: int, height_px: int) -> Field:
-    """Choose at every place the candidate that maps the second picture best onto the first.
+    """Choose at every place the candidate that maps the second picture best onto the first: a field [h, w, 2].
 
-    Args:
-        first: First picture [h, w], uint8, shrunk to the grid of the candidates.
-        second: Second picture [h, w], likewise.
-        candidates: At least one candidate. The first one is preferred.
-        width_px: Width of the stored pictures, in whose pixels the candidates and the result count.
-        height_px: Height of the stored pictures.
-
-    Returns:
-        Field [h, w, 2] after a median filter, which removes outliers.
+    Both pictures [h, w] are uint8 and shrunk to the grid of the candidates. There is at least one candidate; the first
+    is preferred. Candidates and result are in pixels of the stored size. A median filter removes outliers.
     """
     height, width = first.shape
     places = _places(width, height)

@@ -222,7 +222,7 @@ def test_class_names__wrong_number_is_refused(tmp_path):
     [
         (None, "no crossdistill metadata, so its preprocessing is unknown"),
         ("{", "is damaged"),
-        ('{"version": 99}', "has format version 99, but this crossdistill reads up to 1: update crossdistill"),
+        ('{"version": 99}', "has format version 99, this crossdistill reads up to 1: update crossdistill"),
         ('{"version": 1, "preprocessing": {"modality": "smell"}}', "is damaged"),
     ],
 )

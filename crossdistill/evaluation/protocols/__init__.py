@@ -38,8 +38,7 @@ FINETUNE = "finetune"
 def apply_protocols(split: EmbeddedSplit, protocols: Sequence[str], settings: ProtocolSettings) -> list[ProtocolResult]:
     """Apply protocols of ``PROTOCOLS``; intervals are not yet added.
 
-    Raises:
-        UserError: No clip of one part could be read.
+    Raise a ``UserError`` if no clip of one part could be read.
     """
     for name, part in (("train", split.train), ("test", split.test)):
         if not part.num_clips and part.unreadable:

@@ -35,8 +35,7 @@ _NO_STRUCTURE_SHARE = 1e-12
 def nearest_others(features_nd: Tensor, k: int) -> Tensor:
     """Find the k nearest other clips of every clip [N, D] by cosine: [N, K] int64, of equal ones the lower index first.
 
-    Raises:
-        UserError: k below 1, fewer than k + 1 clips, NaN or infinite features.
+    A k below 1, fewer than k + 1 clips, and NaN or infinite features are a ``UserError``.
     """
     if len(features_nd) <= k:
         raise UserError(
@@ -94,10 +93,8 @@ def linear_cka(a_nd: Tensor, b_ne: Tensor) -> float:
 
     The features are [N, D] and [N, E] of the same clips in the same order. CKA is at most 1, which equal spaces have up
     to rotation and scale; about 0, also a little below, for unrelated ones; 0 if all clips of a space are at one point,
-    or all equally far from each other.
-
-    Raises:
-        UserError: Fewer than 4 clips, different numbers of clips, NaN or infinite features.
+    or all equally far from each other. Fewer than 4 clips, different numbers of clips, and NaN or infinite features are
+    a ``UserError``.
     """
     _check_paired(a_nd, b_ne)
     if len(a_nd) < MIN_CLIPS_FOR_CKA:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from crossdistill.errors import UserError
 from crossdistill.evaluation.embedded_split import EmbeddedSplit
@@ -45,10 +46,8 @@ def match_clusters(clusters_n: NDArray[np.int64], labels_n: NDArray[np.int64], n
 def evaluate_cluster(split: EmbeddedSplit, settings: ProtocolSettings) -> list[ProtocolResult]:
     """Cluster the train set, match clusters with classes, classify the test set by its nearest cluster.
 
-    Labels of the train set serve the matching alone. ``details`` holds ``seed`` and ``train_top1``.
-
-    Raises:
-        UserError: Fewer train clips than classes.
+    Labels of the train set serve the matching alone. ``details`` holds ``seed`` and ``train_top1``. Fewer train clips
+    than classes are a ``UserError``.
     """
     split.check()
     num_train, num_classes = split.train.num_clips, split.num_classes
@@ -57,7 +56,7 @@ def evaluate_cluster(split: EmbeddedSplit, settings: ProtocolSettings) -> list[P
             f"the protocol cluster needs at least one train clip per class, but there are {num_train} train clips and "
             f"{num_classes} classes: remove cluster from --protocols"
         )
-    train, test = (_unit(part.features) for part in (split.train, split.test))
+    train, test = (normalize(part.features.double()).cpu().numpy() for part in (split.train, split.test))
     kmeans = KMeans(num_classes, init="k-means++", n_init=1, max_iter=NUM_ITERATIONS, random_state=settings.seed)
     kmeans.fit(train)
     labels = split.train.labels.cpu().numpy().astype(np.int64)
@@ -75,7 +74,3 @@ def evaluate_cluster(split: EmbeddedSplit, settings: ProtocolSettings) -> list[P
     train_top1 = accuracy_from_scores(scores(train), split.train.labels.cpu()).top1
     outcome = hits_from_scores(scores(test), split.test.labels)
     return [split.result("cluster", outcome, {"seed": settings.seed, "train_top1": train_top1})]
-
-
-def _unit(features_nd: Tensor) -> NDArray[np.float64]:
-    return torch.nn.functional.normalize(features_nd.double(), dim=1).cpu().numpy()

@@ -19,8 +19,7 @@ from crossdistill.evaluation.results import ProtocolResult, hits_from_scores
 def classify(split: EmbeddedSplit, classifier: Classifier, *, details: dict[str, Any]) -> ProtocolResult:
     """Classify the test set by the fine-tuned student's own classifier; probabilities of views are averaged.
 
-    Raises:
-        UserError: The classifier has other classes than the dataset.
+    Raise a ``UserError`` if the classifier has other classes than the dataset.
     """
     num_own = len(classifier.weight)
     if num_own != split.num_classes:
