@@ -33,7 +33,9 @@ class R3D10(nn.Module):
         )
         widths = [width, width, 2 * width, 4 * width, 8 * width]
         self.stages = nn.Sequential(*(_basic_block(w_in, w_out) for w_in, w_out in itertools.pairwise(widths)))
-        _replace_batch_norm(self.stages, norm)  # torchvision's block has no argument for its norm
+        for name, module in list(self.stages.named_modules()):
+            if isinstance(module, nn.BatchNorm3d):  # torchvision's block has no argument for its norm
+                self.stages.set_submodule(name, norm(module.num_features))
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -48,14 +50,6 @@ def _basic_block(inplanes: int, planes: int) -> BasicBlock:
         return BasicBlock(inplanes, planes, Conv3DSimple)
     shortcut = nn.Sequential(nn.Conv3d(inplanes, planes, 1, 2, bias=False), nn.BatchNorm3d(planes))
     return BasicBlock(inplanes, planes, Conv3DSimple, stride=2, downsample=shortcut)
-
-
-def _replace_batch_norm(module: nn.Module, norm: Callable[[int], nn.Module]) -> None:
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm3d):
-            setattr(module, name, norm(child.num_features))
-        else:
-            _replace_batch_norm(child, norm)
 
 
 def group_norm(channels: int) -> nn.Module:

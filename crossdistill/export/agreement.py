@@ -33,14 +33,7 @@ class ExportAgreement:
 def compare_outputs(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> tuple[float, float]:
     """Return the smallest cosine of two rows, and the largest difference relative to the largest expected value.
 
-    Args:
-        expected: Name of each output to [B, D].
-        found: The same outputs in another runtime. Other names or shapes give -1 and infinity.
-
-    Example:
-        >>> import torch
-        >>> compare_outputs({"embeddings": torch.eye(2)}, {"embeddings": 3 * torch.eye(2)})
-        (1.0, 2.0)
+    Both map the name of each output to [B, D]. Other names or shapes in ``found`` give -1 and infinity.
     """
     shapes = [{name: tensor.shape for name, tensor in outputs.items()} for outputs in (expected, found)]
     if shapes[0] != shapes[1]:

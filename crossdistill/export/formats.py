@@ -77,13 +77,10 @@ def export_student(
 ) -> ExportAgreement:
     """Write a student in one format. Keep the file only if its outputs agree with PyTorch's, in batches of two sizes.
 
-    Args:
-        encoder: The student, float or quantised, on the CPU. It is not changed.
-        path: The file to write. An existing file is replaced, or kept if the outputs differ. For ``hf`` a new folder.
-        clips: Normalised clips [B, C, T, H, W] to compare on.
-        to: One of ``FORMATS``.
-        classes: Names of the classifier's classes; empty if unknown.
-        min_cosine: Smallest allowed cosine similarity between the exported and the PyTorch embedding of a clip.
+    The encoder, float or quantised, is on the CPU and is not changed. An existing file is replaced, or kept if the
+    outputs differ; for ``hf`` the path is a new folder. The normalised clips [B, C, T, H, W] are compared, and
+    ``min_cosine`` is the smallest allowed cosine of both embeddings of a clip. ``classes`` are the names of the
+    classifier's classes, empty if unknown.
 
     Raises:
         UserError: A package is missing, the format cannot hold the network, or the outputs differ.

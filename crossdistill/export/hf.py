@@ -22,7 +22,7 @@ from torch import Tensor
 from crossdistill.encoders import Encoder, is_from_file
 from crossdistill.encoders.weights import load_tensors
 from crossdistill.errors import UserError, require_package
-from crossdistill.export.metadata import METADATA_KEY, ExportMetadata
+from crossdistill.export.metadata import METADATA_KEY, ExportMetadata, first_line
 from crossdistill.export.network import ExportedStudent, Forward, module_forward
 from crossdistill.export.safetensors import classifier_path, open_weights, write_classifier
 
@@ -149,5 +149,5 @@ def _pooling(encoder: Encoder) -> str:
 
     body: Any = encoder.body
     family = FAMILIES.get(body.config.model_type, OTHER)
-    line = str(family.features.__doc__).strip().split("\n", 1)[0].removeprefix("Return ").rstrip(".")
+    line = first_line(family.features).removeprefix("Return ").rstrip(".")
     return line[0].lower() + line[1:]

@@ -89,7 +89,8 @@ class ExportMetadata:
                 "std": list(view.std),
                 **{name: getattr(kind, name) for name in MODALITY_FIELDS},
                 "stretched_axes": list(kind.resize_axes),
-                "per_clip": _first_line(kind.normalise_clip),
+                # A user without this package reads it, so words replace the function.
+                "per_clip": kind.normalise_clip and first_line(kind.normalise_clip),
                 "steps": PREPROCESSING_STEPS,
             },
             "classes": list(self.classes),
@@ -133,6 +134,6 @@ class ExportMetadata:
             raise UserError(f"{source} is damaged ({error}): {remedy}") from error
 
 
-def _first_line(function: Callable[..., Any] | None) -> str | None:
-    # A user without this package reads it, so words replace the function.
-    return None if function is None else str(function.__doc__).strip().split("\n", 1)[0]
+def first_line(function: Callable[..., Any]) -> str:
+    """Return the first line of a function's docstring."""
+    return str(function.__doc__).strip().split("\n", 1)[0]

@@ -60,11 +60,6 @@ def module_forward(module: Callable[[Tensor], Tensor | tuple[Tensor, ...]]) -> F
     return forward
 
 
-def encoder_forward(encoder: Callable[[Tensor], Tensor], classifier: Classifier | None) -> Forward:
-    """Return the forward pass, without gradients, of an encoder and of a classifier that is stored beside it."""
-    return torch.no_grad()(lambda clips: with_logits(encoder(clips), classifier))
-
-
 def with_logits(embeddings_bd: Tensor, classifier: Classifier | None) -> Outputs:
     """Return embeddings, and their logits if there is a classifier."""
     if classifier is None:

@@ -88,15 +88,9 @@ def _mute_stdout() -> Iterator[None]:
 
 
 def open_session(path: Path, *, optimised: Path | None = None, num_threads: int = 0) -> Any:
-    """Open a file in onnxruntime, on the CPU.
+    """Open a file in onnxruntime, on the CPU; a ``UserError`` if onnxruntime is missing or cannot run the file.
 
-    Args:
-        path: The ONNX file.
-        optimised: Where onnxruntime writes the graph that it executes; None to not write it.
-        num_threads: Number of threads; 0 lets onnxruntime choose.
-
-    Raises:
-        UserError: onnxruntime is missing, or it cannot run the file.
+    onnxruntime writes the graph that it executes to ``optimised``, if given; with 0 threads it chooses their number.
     """
     runtime = require("onnxruntime")
     if not path.is_file():

@@ -15,7 +15,7 @@ from torch import Tensor
 from crossdistill.encoders import Encoder
 from crossdistill.encoders.weights import load_tensors
 from crossdistill.export.metadata import METADATA_KEY, ExportMetadata
-from crossdistill.export.network import ExportedStudent, Forward, build_encoder, encoder_forward
+from crossdistill.export.network import ExportedStudent, Forward, build_encoder, module_forward
 from crossdistill.utils.tensor_files import write_tensors
 
 ADVICE = "free space there and start again"
@@ -55,4 +55,5 @@ def open_weights(weights: dict[str, Tensor], path: Path, encoder: Encoder) -> Fo
     """Build the network again and load weights, which were read from a file, strictly."""
     fresh = build_encoder(encoder.name, encoder.view, config=encoder.config, bits=encoder.bits).eval()
     load_tensors(fresh, weights, source=str(path))
-    return encoder_forward(fresh, encoder.classifier)
+    fresh.classifier = encoder.classifier
+    return module_forward(ExportedStudent(fresh))

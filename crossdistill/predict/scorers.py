@@ -31,13 +31,7 @@ class ClassifierScorer:
     names: tuple[str, ...]
 
     def score(self, outputs: Mapping[str, Tensor], *, top: int) -> Scores:
-        """Return the best ``top`` classes for the outputs of a video's clips.
-
-        Example:
-            >>> import torch
-            >>> ClassifierScorer(("clap", "wave")).score({"logits": torch.tensor([[0.0, 9.0]])}, top=1).classes[0].name
-            'wave'
-        """
+        """Return the best ``top`` classes for the outputs of a video's clips."""
         probabilities_c = outputs[LOGITS].double().softmax(dim=1).mean(dim=0)
         best = probabilities_c.topk(min(top, len(probabilities_c)))
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)

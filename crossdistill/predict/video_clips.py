@@ -95,11 +95,8 @@ def require_source(path: Path, view: ViewSpec, recipe: Recipe) -> None:
 def read_video_clips(path: Path, view: ViewSpec, *, num_clips: int, recipe: Recipe) -> VideoClips:
     """Read clips of a video file, or of a file of a prepared dataset, spread evenly over it.
 
-    Args:
-        path: The file.
-        view: What the encoder sees.
-        num_clips: Largest number of clips. Clips with equal frames count once, so a short video has fewer.
-        recipe: How to compute the view's stream if the file holds another one.
+    A short video has fewer than ``num_clips``, because clips with equal frames count once. The recipe computes the
+    view's stream if the file holds another one.
 
     Raises:
         UnreadableVideoError: The file is missing, damaged or too short.

@@ -23,14 +23,7 @@ class BitWidths:
 
 
 def parse_bit_widths(text: str) -> BitWidths:
-    """Parse ``w4a8``.
-
-    Another form, or a width that is not in 2..8, is a ``UserError``.
-
-    Example:
-        >>> parse_bit_widths("w4a8")
-        BitWidths(weight_bits=4, activation_bits=8)
-    """
+    """Parse ``w4a8``; another form, or a width that is not in 2..8, is a ``UserError``."""
     match = _SPEC.fullmatch(text)
     widths = [int(digits) for digits in match.groups()] if match else []
     if not match or not all(MIN_BITS <= width <= MAX_BITS for width in widths):

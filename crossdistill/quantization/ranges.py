@@ -74,12 +74,7 @@ class RunningRange(nn.Module):
 
 
 def bounds_of(values: Tensor) -> Tensor:
-    """Return the means over samples [B, ...] of the smallest and the largest value, at most and at least zero: [2].
-
-    Example:
-        >>> bounds_of(torch.tensor([[-1.0, 2.0], [-3.0, 4.0]]))
-        tensor([-2.,  3.])
-    """
+    """Return the means over samples [B, ...] of the smallest and the largest value, at most and at least zero: [2]."""
     samples = values.detach().float()
     inner = tuple(range(1, samples.dim()))
     low, high = samples.amin(dim=inner), samples.amax(dim=inner)

@@ -48,12 +48,7 @@ class CostDot(Dot):
 
 
 def style_of(position: int) -> str:
-    """Return the CSS classes of the n-th series, below ``MAX_STYLES``: first all colours, then the next shape.
-
-    Example:
-        >>> style_of(0), style_of(9)
-        ('series-0', 'series-1 square')
-    """
+    """Return the CSS classes of the n-th series, below ``MAX_STYLES``: first all colours, then the next shape."""
     colour, name = f"series-{position % NUM_COLOURS}", SHAPES[position // NUM_COLOURS]
     return colour if name == SHAPES[0] else f"{colour} {name}"
 

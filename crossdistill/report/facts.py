@@ -15,12 +15,13 @@ Pairs = list[tuple[str, str]]  # names and values
 
 def run_facts(record: RunRecord) -> Markup:
     """Render the facts in groups, and the complete configuration in a fold-out."""
-    groups = [
-        ("Training", _training_facts(record)),
-        ("Student", _student_facts(record)),
-        ("Machine and versions", _environment_facts(record)),
-    ]
-    shown = [(title, pairs) for title, pairs in groups if pairs]
+    groups = {
+        "Training": _training_facts(record),
+        "Student": _student_facts(record),
+        "Machine and versions": _environment_facts(record.environment),
+    }
+    filled = {title: [(name, value) for name, value in pairs if value] for title, pairs in groups.items()}
+    shown = [(title, pairs) for title, pairs in filled.items() if pairs]
     if not shown:
         raise UnavailableError("neither config.json nor student.json can be read.")
     configuration = json.dumps(record.configuration, indent=2, ensure_ascii=False) if record.configuration else ""
@@ -34,7 +35,7 @@ def _training_facts(record: RunRecord) -> Pairs:
     options = config.optimization
     bank, optimizer = f", bank size {config.objective.bank_size}", f"{options.optimizer}, lr {options.lr:g}"
     objective = "cross-entropy with labels" if record.is_supervised else " + ".join(config.objective.objective) + bank
-    pairs = [
+    return [
         ("teacher", record.teachers or "none (labels)"),
         ("teacher weights", "" if record.is_supervised else ", ".join(config.pair.teacher_weights)),
         ("objective", objective),
@@ -44,24 +45,21 @@ def _training_facts(record: RunRecord) -> Pairs:
         ("optimizer", f"{optimizer}, {options.schedule}, weight decay {options.weight_decay:g}"),
         ("seed", str(config.machine.seed)),
     ]
-    return [(name, value) for name, value in pairs if value]
 
 
 def _student_facts(record: RunRecord) -> Pairs:
     facts = record.facts
     view, training = facts.get("view", {}), facts.get("training", {})
-    pairs: Pairs = [("encoder", str(facts.get("encoder", "")))]
-    if view:
-        pairs.append(("view", f"{view['num_frames']} frames, stride {view['stride']}, {view['size_px']} px"))
-    if "embed_dim" in facts:
-        pairs.append(("features", str(facts["embed_dim"])))
-    if facts.get("quantize"):
-        pairs.append(("bits", str(facts["quantize"])))
-    if "num_clips" in training:
-        pairs.append(("training clips", f"{training['num_clips']}, {training.get('num_unreadable', 0)} unreadable"))
-    if "steps" in training:
-        pairs.append(("steps", f"{training['steps']} in {_duration(float(training.get('seconds', 0)))}"))
-    return [(name, value) for name, value in pairs if value]
+    clips, unreadable = training.get("num_clips"), training.get("num_unreadable", 0)
+    steps, seconds = training.get("steps"), float(training.get("seconds", 0))
+    return [
+        ("encoder", str(facts.get("encoder", ""))),
+        ("view", "{num_frames} frames, stride {stride}, {size_px} px".format(**view) if view else ""),
+        ("features", str(facts.get("embed_dim", ""))),
+        ("bits", str(facts.get("quantize") or "")),
+        ("training clips", "" if clips is None else f"{clips}, {unreadable} unreadable"),
+        ("steps", "" if steps is None else f"{steps} in {_duration(seconds)}"),
+    ]
 
 
 def _duration(seconds: float) -> str:
@@ -70,19 +68,16 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _environment_facts(record: RunRecord) -> Pairs:
-    environment = record.environment
-    gpus = environment.get("gpus") or []
+def _environment_facts(environment: dict[str, Any]) -> Pairs:
     rest = [key for key in environment if key not in ("cpu", "num_cpu_cores", "gpus", "git_commit")]
-    pairs: Pairs = []
-    if "cpu" in environment:
-        num_cores = environment.get("num_cpu_cores", "?")
-        pairs.append(("CPU", f"{environment['cpu']}, {num_cores} {'core' if num_cores == 1 else 'cores'}"))
-    if environment:
-        pairs.append(("GPU", ", ".join(map(str, gpus)) or "none"))
-    if environment.get("git_commit"):
-        pairs.append(("commit", str(environment["git_commit"])))
-    return pairs + [(key, str(environment[key])) for key in rest if environment[key] is not None]
+    cpu, num_cores = environment.get("cpu"), environment.get("num_cpu_cores", "?")
+    gpus = ", ".join(map(str, environment.get("gpus") or ["none"]))
+    return [
+        ("CPU", f"{cpu}, {num_cores} {'core' if num_cores == 1 else 'cores'}" if cpu else ""),
+        ("GPU", gpus if environment else ""),
+        ("commit", str(environment.get("git_commit") or "")),
+        *((key, str(environment[key])) for key in rest if environment[key] is not None),
+    ]
 
 
 def headline(record: RunRecord) -> str:

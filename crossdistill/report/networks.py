@@ -38,12 +38,7 @@ class Kind(str, Enum):
 
 
 def kind_of(role: str) -> Kind:
-    """Return the kind of network of a role.
-
-    Example:
-        >>> str(kind_of("teacher 2")), str(kind_of("student, distilled, round 2"))
-        ('teacher', 'student')
-    """
+    """Return the kind of network of a role, for example teacher for ``teacher 2``."""
     if role == BASELINE_ROLE:
         return Kind.BASELINE
     parsed = NumberedRole.parse(role)

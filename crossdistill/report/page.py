@@ -50,9 +50,8 @@ class Page:
 def make_sections(makers: Sequence[tuple[str, str, Callable[[], Markup]]], leads: Mapping[str, str]) -> list[Section]:
     """Make sections one after the other, with a progress bar.
 
-    Args:
-        makers: Name and title of each section, and a function that returns its body or raises an ``UnavailableError``.
-        leads: Introductory sentence by name.
+    ``makers`` are name and title of each section, and a function that returns its body or raises an
+    ``UnavailableError``. ``leads`` are introductory sentences by name.
     """
     sections = []
     with progress_bar(unit="sections") as bar:

@@ -32,14 +32,10 @@ def parse_options(
     description: str | None = None,
     default: Options | None = None,
 ) -> Options:
-    """Parse the arguments of a command into a dataclass, whose docstrings are the help texts.
+    """Parse the arguments that follow a command's name into a dataclass, whose docstrings are the help texts.
 
-    Args:
-        kind: The dataclass.
-        arguments: Arguments that follow the command's name.
-        prog: Name of the command.
-        description: Text at the top of the help; the class's docstring if None.
-        default: Values of the options that are not given; the defaults of the class if None.
+    ``prog`` is the name of the command, ``description`` the text at the top of the help (by default the class's
+    docstring), ``default`` the values of the options that are not given (by default those of the class).
 
     Raises:
         UserError: An option is unknown, missing or invalid.

@@ -83,10 +83,8 @@ class _NotebookLive(Live):
 def progress_bar(*fields: str, unit: str = "", is_shown: bool = True) -> Progress:
     """Return a progress bar with elapsed time, remaining time and optional text fields.
 
-    Args:
-        fields: Names of text fields, which ``progress.update(task, name=...)`` sets.
-        unit: What the bar counts, for example ``clips``.
-        is_shown: Pass False on all processes but the first.
+    ``progress.update(task, name=...)`` sets the text fields, whose names are ``fields``. ``unit`` is what the bar
+    counts, for example ``clips``. ``is_shown`` is False on all processes but the first.
     """
     whole = Column(no_wrap=True)
     progress = Progress(

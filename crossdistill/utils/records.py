@@ -24,15 +24,10 @@ def fingerprint(record: Any, *, num_digits: int = 16) -> str:
 def first_difference(
     found: Mapping[str, Any], wanted: Mapping[str, Any], *, ignores_extra: bool = False
 ) -> tuple[str, Any, Any] | None:
-    """Return the first field in which two nested records differ.
+    """Return the first field in which two nested records differ, in the order of ``wanted``; None if they agree.
 
-    Args:
-        found: The record that exists.
-        wanted: The record that is needed. Its order decides which difference is the first.
-        ignores_extra: Whether a field that only ``found`` has is no difference.
-
-    Returns:
-        Dotted name of the field, and its value in both, None if absent. None if the records agree.
+    The result is the dotted name of the field, and its value in both, None if absent. With ``ignores_extra`` a field
+    that only ``found`` has is no difference.
 
     Example:
         >>> first_difference({"data": {"split": "1"}}, {"data": {"split": "2"}})
@@ -55,14 +50,8 @@ def parse_versioned_json(
 ) -> dict[str, Any]:
     """Parse a JSON object with a field ``version``, and check that this version of crossdistill can read it.
 
-    A damaged text, another format or a newer version is a ``UserError``.
-
-    Args:
-        text: The JSON text.
-        source: What the text was read from, for the error.
-        version: The newest version that can be read.
-        remedy: What the user can do about a damaged text, for the error.
-        format_name: Required value of the field ``format``; any is allowed if None.
+    A damaged text, another format than ``format_name`` (None allows any) or a newer version than ``version`` is a
+    ``UserError``, which names the ``source`` of the text and the ``remedy`` for a damaged one.
     """
     try:
         record: dict[str, Any] = json.loads(text)

@@ -38,12 +38,6 @@ def dis_flow(preset: str = "fast") -> GrayFlowFunction:
 
     OpenCV divides the picture into one stripe per thread, so results are reproducible only with
     ``cv2.setNumThreads(1)``.
-
-    Example:
-        >>> import numpy as np
-        >>> picture = np.zeros((64, 96), dtype=np.uint8)
-        >>> dis_flow("ultrafast")(picture, picture).shape
-        (64, 96, 2)
     """
     if preset not in FLOW_PRESETS:
         raise unknown_name("flow preset", preset, FLOW_PRESETS)

@@ -23,7 +23,6 @@ Shapes: H height, W width of the picture; h, w of the grid of candidates, a quar
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -196,24 +195,15 @@ def _stored_field(motion: Motion, is_past: bool, width_px: int, height_px: int) 
     return None if field is None else upright_field(field, motion, width_px=width_px, height_px=height_px)
 
 
-def _shrinker() -> Callable[[Frame], Gray]:
-    """Create a function that shrinks a frame to the grid. It keeps the last result, which the next pair needs too."""
-    last_frame: Frame | None = None
-    last_picture: Gray = np.empty((0, 0), dtype=np.uint8)
-
-    def shrink(frame: Frame) -> Gray:
-        nonlocal last_frame, last_picture
-        if frame is not last_frame:
-            small = cv2.resize(frame.gray, _grid_size(*frame.size_px), interpolation=cv2.INTER_AREA)
-            last_frame, last_picture = frame, np.asarray(small, dtype=np.uint8)
-        return last_picture
-
-    return shrink
+@lru_cache(maxsize=2)  # the next pair needs the second frame too
+def _shrink(frame: Frame) -> Gray:
+    """Shrink a frame to the grid."""
+    small = cv2.resize(frame.gray, _grid_size(*frame.size_px), interpolation=cv2.INTER_AREA)
+    return np.asarray(small, dtype=np.uint8)
 
 
 def _create(recipe: Recipe) -> FlowFunction:
     num_pairs, has_vectors = 0, False
-    shrink = _shrinker()
 
     def estimate(first: Frame, second: Frame) -> NDArray[np.float32]:
         nonlocal num_pairs, has_vectors
@@ -224,7 +214,7 @@ def _create(recipe: Recipe) -> FlowFunction:
             raise UnusableVideo("no motion vectors: FFmpeg finds none in this file; choose another --flow")
         if not candidates.choices:
             return np.zeros((height_px, width_px, 2), dtype=np.float32)
-        flow = best_match(shrink(first), shrink(second), candidates, width_px=width_px, height_px=height_px)
+        flow = best_match(_shrink(first), _shrink(second), candidates, width_px=width_px, height_px=height_px)
         return np.asarray(cv2.resize(flow, (width_px, height_px), interpolation=cv2.INTER_LINEAR), dtype=np.float32)
 
     return estimate

@@ -67,13 +67,9 @@ def _to_input(picture: Picture, size_px: tuple[int, int]) -> Tensor:
 def load_raft(weights: str | None) -> nn.Module:
     """Load a RAFT with trained weights, in eval mode, on the GPU if there is one.
 
-    Args:
-        weights: ``raft_small`` or ``raft_large`` for the best weights of torchvision, the full name of other
-            weights such as ``Raft_Large_Weights.C_T_SKHT_V2``, or a file with the parameters of either network
-            (their shapes tell which). Default: ``raft_small``.
-
-    Raises:
-        UserError: The name or file does not exist, the file holds other parameters, or a download fails.
+    ``weights`` is ``raft_small`` (the default) or ``raft_large`` for the best weights of torchvision, the full name of
+    other weights such as ``Raft_Large_Weights.C_T_SKHT_V2``, or a file with the parameters of either network (their
+    shapes tell which). A name or file that does not exist, other parameters or a failed download is a ``UserError``.
     """
     weights = weights or DEFAULT_WEIGHTS
     network = _named_network(weights) or _network_of_file(Path(weights))

@@ -31,10 +31,6 @@ def match_clusters(clusters_n: NDArray[np.int64], labels_n: NDArray[np.int64], n
     """Assign a class of its own to every cluster; the sum of the clusters' shares of their classes is largest.
 
     Clusters and labels are [N] in [0, C); the result is the class [C] of each cluster.
-
-    Example:
-        >>> match_clusters(np.array([0, 0, 1, 1]), np.array([1, 1, 0, 1]), 2).tolist()
-        [1, 0]
     """
     counts = np.zeros((num_classes, num_classes))
     np.add.at(counts, (clusters_n, labels_n), 1)

@@ -77,14 +77,10 @@ def paint_texture(rng: np.random.Generator, *, side_px: int, cells: int, contras
 
 
 def cut_silhouette(texture: Floats, outline: Callable[[Floats], Floats]) -> Floats:
-    """Cut a body out of a texture, with a soft edge and a darker rim.
+    """Cut a body out of a texture [K, K, 3], which covers ±``TEXTURE_MARGIN`` radii, with a soft edge and a darker rim.
 
-    Args:
-        texture: [K, K, 3], covers ±``TEXTURE_MARGIN`` radii.
-        outline: Maps bearings in radians to the radius of the body's edge.
-
-    Returns:
-        [K, K, 4], colour multiplied by coverage, and coverage.
+    ``outline`` maps bearings in radians to the radius of the body's edge. The result [K, K, 4] is the colour multiplied
+    by the coverage, and the coverage.
     """
     side_px = len(texture)
     axis = ((np.arange(side_px, dtype=np.float32) + 0.5) * 2 / side_px - 1) * TEXTURE_MARGIN
