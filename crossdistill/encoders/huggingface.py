@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from crossdistill.encoders.architecture import CLIP_MODALITIES, Statistics, change_view, make_view, reason_of
 from crossdistill.encoders.base import Encoder, EncoderInfo, PublicWeights
-from crossdistill.encoders.huggingface_families import FAMILIES, OTHER, Family, Features
+from crossdistill.encoders.huggingface_families import Family, Features, family_of, quiet_transformers
 from crossdistill.encoders.library import (
     BUILD_ERRORS,
     NUM_POOLED_FRAMES,
@@ -39,7 +39,7 @@ from crossdistill.encoders.library import (
 )
 from crossdistill.encoders.sizes import SizesOnly
 from crossdistill.encoders.tokens import TokenLayer
-from crossdistill.errors import UserError, require_package
+from crossdistill.errors import UserError
 from crossdistill.modalities import IMAGE
 from crossdistill.types import ViewSpec
 
@@ -67,11 +67,9 @@ def create(
     Raises:
         UserError: transformers is not installed, the model cannot be read, or it does not take the modality or view.
     """
-    transformers = require_package("transformers", target=name, extra="hf")
-    transformers.utils.logging.set_verbosity_error()  # our errors quote its messages
-    transformers.utils.logging.disable_progress_bar()
+    transformers = quiet_transformers(name)
     own_config = _vision_part(_rebuild(transformers, config, name) if config else _read_config(transformers, model))
-    family = FAMILIES.get(own_config.model_type, OTHER)
+    family = family_of(own_config)
     if family.stride is not None and modality not in CLIP_MODALITIES:
         raise UserError(
             f"{model} is a network of clips ({own_config.model_type}), which takes {', '.join(CLIP_MODALITIES)}, not "

@@ -13,6 +13,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from crossdistill.errors import require_package
 from crossdistill.modalities import IMAGE
 
 
@@ -114,8 +115,20 @@ FAMILIES: dict[str, Family] = {
 }
 """Families by ``model_type``. Strides, means and deviations are those of the papers and preprocessing of the published
 weights."""
-OTHER = Family(has_tokens=False)
-"""The family of every other ``model_type``."""
+_OTHER = Family(has_tokens=False)
+
+
+def family_of(config: Any) -> Family:
+    """Return the family of a configuration's ``model_type``; one that is not listed has no tokens."""
+    return FAMILIES.get(config.model_type, _OTHER)
+
+
+def quiet_transformers(target: str) -> Any:
+    """Import transformers for ``target``, without its progress bars and warnings; our errors quote its messages."""
+    transformers = require_package("transformers", target=target, extra="hf")
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    return transformers
 
 
 class Features(nn.Module):

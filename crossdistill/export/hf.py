@@ -11,24 +11,22 @@ from __future__ import annotations
 import copy
 import functools
 import importlib
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from crossdistill.encoders import Encoder, is_from_file
+from crossdistill.encoders.huggingface_families import family_of, quiet_transformers
 from crossdistill.encoders.weights import load_tensors
-from crossdistill.errors import UserError, require_package
+from crossdistill.errors import UserError
 from crossdistill.export.metadata import METADATA_KEY, ExportMetadata, first_line
 from crossdistill.export.network import ExportedStudent, Forward, module_forward
 from crossdistill.export.safetensors import classifier_path, open_weights, write_classifier
 
 WEIGHTS_NAME = "model.safetensors"
 
-require_transformers = functools.partial(require_package, "transformers", target="--to hf", extra="hf")
+require_transformers = functools.partial(quiet_transformers, "--to hf")
 
 
 def check(encoder: Encoder) -> None:
@@ -49,11 +47,8 @@ def is_transformers_model(encoder: Encoder) -> bool:
 def write(student: ExportedStudent, folder: Path, examples: Tensor, metadata: ExportMetadata) -> None:
     """Write into an empty folder."""
     encoder = student.encoder
-    with _quiet_transformers():
-        if is_transformers_model(encoder):
-            _write_transformers_model(encoder, folder, metadata)
-        else:
-            _write_crossdistill_model(encoder, folder, metadata)
+    write_model = _write_transformers_model if is_transformers_model(encoder) else _write_crossdistill_model
+    write_model(encoder, folder, metadata)
     (folder / "README.md").write_text(_model_card(encoder, metadata), encoding="utf-8")
 
 
@@ -77,15 +72,12 @@ def _write_crossdistill_model(encoder: Encoder, folder: Path, metadata: ExportMe
 
 def open_file(path: Path, encoder: Encoder) -> Forward:
     """Load the folder with ``AutoModel.from_pretrained``, strictly."""
-    with _quiet_transformers():
-        return _open_transformers_model(path, encoder) if is_transformers_model(encoder) else _open_crossdistill(path)
+    return _open_transformers_model(path, encoder) if is_transformers_model(encoder) else _open_crossdistill(path)
 
 
 def _open_transformers_model(path: Path, encoder: Encoder) -> Forward:
-    from crossdistill.encoders.huggingface_families import FAMILIES, OTHER
-
     body: Any = encoder.body
-    model = _from_pretrained(path, **FAMILIES.get(body.config.model_type, OTHER).build)
+    model = _from_pretrained(path, **family_of(body.config).build)
     # The model returns all tokens; the rebuilt encoder pools them to features.
     return open_weights(model.state_dict(), path, encoder)
 
@@ -104,19 +96,6 @@ def _from_pretrained(path: Path, **options: Any) -> Any:
     if report["missing_keys"] or report["unexpected_keys"]:
         raise ValueError(f"{path} has missing or unexpected weights: {report}")
     return model.eval()
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Silence the progress bars and warnings of transformers."""
-    library_logging = require_transformers().utils.logging
-    level = library_logging.get_verbosity()
-    library_logging.set_verbosity(logging.ERROR)
-    library_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        library_logging.set_verbosity(level)
 
 
 def _model_card(encoder: Encoder, metadata: ExportMetadata) -> str:
@@ -145,9 +124,6 @@ def _model_card(encoder: Encoder, metadata: ExportMetadata) -> str:
 
 def _pooling(encoder: Encoder) -> str:
     """Return how features are made of the model's output: the first docstring line of the family's function."""
-    from crossdistill.encoders.huggingface_families import FAMILIES, OTHER
-
     body: Any = encoder.body
-    family = FAMILIES.get(body.config.model_type, OTHER)
-    line = first_line(family.features).removeprefix("Return ").rstrip(".")
+    line = first_line(family_of(body.config).features).removeprefix("Return ").rstrip(".")
     return line[0].lower() + line[1:]

@@ -108,9 +108,8 @@ def _points(difference: float) -> str:
 
 
 def _cost_tiles(costs: Sequence[Cost]) -> list[Tile]:
-    own, teacher = (
-        next((cost for cost in costs if kind_of(cost.role) is kind), None) for kind in (Kind.STUDENT, Kind.TEACHER)
-    )
+    by_kind = {kind_of(cost.role): cost for cost in reversed(costs)}  # the first of each kind
+    own, teacher = by_kind.get(Kind.STUDENT), by_kind.get(Kind.TEACHER)
     if own is None:
         return []
     size = "" if teacher is None else f"teacher: {short_number(teacher.num_parameters)}"
