@@ -49,12 +49,8 @@ class Execution:
     ) -> Execution:
         """Decide precision and layout for an encoder, move it to the device and lay out its weights.
 
-        Args:
-            encoder: The network. Its weights are changed in place.
-            device: Device to run on; the device of the encoder's weights if None.
-            precision: ``auto``, ``fp32`` or ``bf16``; see ``uses_bf16``.
-            layout: Channels last in memory: ``yes``, ``no`` or ``auto`` (yes on a GPU, on a CPU where it is faster).
-            training_batch_size: Number of clips of a batch if the encoder is trained; None if it only embeds.
+        The device is by default that of the weights. ``uses_bf16`` describes ``precision`` and ``training_batch_size``.
+        ``layout`` is ``yes`` for channels last, ``no``, or ``auto`` (yes on a GPU, and on a CPU where it is faster).
         """
         device = device or next(encoder.parameters()).device
         is_bf16 = uses_bf16(encoder, setting=precision, device=device, training_batch_size=training_batch_size)

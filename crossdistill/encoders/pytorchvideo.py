@@ -92,11 +92,6 @@ class TwoPathways(nn.Module):
         return torch.cat([pathway.mean(dim=(2, 3, 4)) for pathway in pathways], dim=1)
 
 
-def build_slowfast_r50(view: ViewSpec) -> nn.Module:
-    """Build SlowFast 8x8, R50."""
-    return TwoPathways(hub.slowfast_r50(input_channels=(view.kind.channels,) * 2).blocks)
-
-
 class _ReadableNumbers(TorchFunctionMode):
     """Keeps small tensors on the CPU: MViT reads the rates of its blocks from them, which the meta device cannot."""
 
@@ -136,7 +131,7 @@ RESNET: dict[str, Any] = {
     "token_layer": TokenLayer("blocks.4"),
 }
 SLOWFAST: dict[str, Any] = {
-    "build": build_slowfast_r50,
+    "build": lambda view: TwoPathways(hub.slowfast_r50(input_channels=(view.kind.channels,) * 2).blocks),
     "embed_dim": 2304,
     "stems": ("blocks.0.multipathway_blocks.0.conv", "blocks.0.multipathway_blocks.1.conv"),
     "classifier_prefix": "blocks.6.",

@@ -33,18 +33,6 @@ def round_through(values: Tensor) -> Tensor:
     return values + (torch.round(values) - values).detach()
 
 
-def fold(layer: nn.Module, norm: nn.Module | None) -> tuple[Tensor, Tensor | None]:
-    """Fold a BatchNorm's running statistics into the convolution before it: weight [C, I, ...] and bias [C]."""
-    weight, bias = layer.weight, layer.bias
-    assert isinstance(weight, Tensor)
-    if norm is None:
-        return weight, bias  # type: ignore[return-value]
-    factor = norm.weight * torch.rsqrt(norm.running_var + norm.eps)  # type: ignore[operator]
-    shift = norm.bias - norm.running_mean * factor  # type: ignore[operator]
-    folded = weight * factor.view(-1, *[1] * (weight.dim() - 1))
-    return folded, shift if bias is None else shift + bias * factor  # type: ignore[operator]
-
-
 @dataclass(frozen=True)
 class IntegerWeights:
     """Weights of a layer as a file stores them: multiples of the layer's integers in ``STORED_BITS`` bits.

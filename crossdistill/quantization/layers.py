@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from crossdistill.errors import require_package
 from crossdistill.quantization.bits import BitWidths
-from crossdistill.quantization.integers import IntegerWeights, fold
+from crossdistill.quantization.integers import IntegerWeights
 from crossdistill.quantization.ranges import RunningRange
 
 OUTPUT_BITS = 8
@@ -149,8 +149,14 @@ class IntegerConvolution(nn.Module):
         return _range_of(self.norms[0].output_quant.act_quant if self.norms else self.output_quant)
 
     def folded(self) -> tuple[Tensor, Tensor | None]:
-        """Return weight and bias with the BatchNorm folded."""
-        return fold(self, self.norms[0] if self.norms else None)
+        """Return weight [C, I, ...] and bias [C], with the running statistics of the BatchNorm folded in."""
+        if not self.norms:
+            return self.weight, self.bias
+        (norm,) = self.norms
+        factor = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        shift = norm.bias - norm.running_mean * factor
+        weight = self.weight * factor.view(-1, *[1] * (self.weight.dim() - 1))
+        return weight, shift if self.bias is None else shift + self.bias * factor
 
     def integer_weights(self) -> IntegerWeights:
         """Return the weights as a file stores them, with the BatchNorm folded."""
