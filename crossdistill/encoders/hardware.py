@@ -30,8 +30,8 @@ def cpu_has_amx() -> bool:
 def uses_bf16(encoder: Encoder, *, setting: str, device: torch.device, training_batch_size: int | None) -> bool:
     """Decide whether an encoder's forward and backward pass run in bf16.
 
-    ``setting`` is ``fp32``, ``bf16`` or ``auto``, which follows ``accelerate launch --mixed_precision`` if given; another
-    precision there is a ``UserError``. Otherwise it chooses bf16 on a GPU that supports it, and on a CPU where it is
+    ``setting`` is ``fp32``, ``bf16`` or ``auto``, which follows ``accelerate launch --mixed_precision`` if given;
+    another precision is a ``UserError``. Otherwise it chooses bf16 on a GPU that supports it, and on a CPU where it is
     fast, as ``encoder.info`` says, and repeatable. ``training_batch_size`` is the number of clips of a batch if the
     encoder is trained, and None if it only embeds.
     """
