@@ -40,7 +40,7 @@ from crossdistill.data.manifest import Stream
 from crossdistill.data.streams import STREAM_FORMATS, StreamWriter, quantise_flow, stack_channels
 from crossdistill.modalities import FLOW, FLOW_BOUND_PX
 from crossdistill.utils.console import console
-from data_prep.flow.dis import dis_flow
+from data_prep.flow.opencv import dis_flow
 from data_prep.pipeline.readers import read_depth, read_video
 from data_prep.pipeline.sources import VIDEO_SUFFIXES
 from data_prep.recipe import Recipe

@@ -57,15 +57,13 @@ def create(
 ) -> Encoder:
     """Build a network of transformers with fresh weights.
 
-    Args:
-        model: Name on the hub (nothing is downloaded if ``HF_HUB_OFFLINE`` is set), or a folder with ``config.json``.
-        name: For example ``rgb_hf:MCG-NJU/videomae-base``.
-        modality: A modality of clips for a network of clips; any modality for a network of pictures.
-        config: ``Encoder.config`` of an encoder that was built before. ``model`` is not read then.
-        view_changes: ``num_frames``, ``stride`` and ``size_px``; those of the published weights where None.
+    ``model`` is a name on the hub (nothing is downloaded if ``HF_HUB_OFFLINE`` is set) or a folder with
+    ``config.json``. It is not read if ``config``, which is ``Encoder.config`` of an encoder that was built before, is
+    given. A network of clips takes modalities of clips, a network of pictures any. ``view_changes`` are ``num_frames``,
+    ``stride`` and ``size_px``; those of the published weights where None.
 
-    Raises:
-        UserError: transformers is not installed, the model cannot be read, or it does not take the modality or view.
+    Raise a ``UserError`` if transformers is not installed, if the model cannot be read, or if it does not take the
+    modality or view.
     """
     transformers = quiet_transformers(name)
     own_config = _vision_part(_rebuild(transformers, config, name) if config else _read_config(transformers, model))

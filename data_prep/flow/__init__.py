@@ -1,14 +1,12 @@
-"""Methods that estimate optical flow. One is a ``FlowMethod`` in its own file and an entry in ``FLOW_METHODS``."""
+"""Methods that estimate optical flow. One is a ``FlowMethod`` and an entry in ``FLOW_METHODS``."""
 
 from __future__ import annotations
 
 from crossdistill.errors import UserError
 from data_prep.flow.base import FlowFunction, FlowMethod
-from data_prep.flow.dis import DIS, FLOW_PRESETS
-from data_prep.flow.farneback import FARNEBACK
 from data_prep.flow.motion_vectors import MOTION_VECTORS
+from data_prep.flow.opencv import DIS, FARNEBACK, FLOW_PRESETS, TVL1
 from data_prep.flow.raft import RAFT
-from data_prep.flow.tvl1 import TVL1
 from data_prep.recipe import Recipe
 
 __all__ = ["FLOW_METHODS", "FLOW_PRESETS", "FlowMethod", "check_flow", "check_flow_source", "create_flow"]

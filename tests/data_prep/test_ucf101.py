@@ -25,7 +25,7 @@ from crossdistill.errors import UserError
 from crossdistill.modalities import FLOW
 from data_prep.__main__ import main
 from data_prep.datasets.ucf101 import Ucf101Options, prepare, read_lists
-from data_prep.flow.dis import dis_flow
+from data_prep.flow.opencv import dis_flow
 from data_prep.pipeline.executor import Engine, run_jobs
 from data_prep.pipeline.readers import Input, target_size
 from data_prep.pipeline.transcode import transcode
