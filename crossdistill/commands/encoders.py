@@ -76,11 +76,7 @@ def _accuracy(weights: dict[str, Any]) -> str:
 
 
 def count_gmacs(encoder: Encoder) -> float:
-    """Count the multiply-adds of convolutions and matrix products for one view, in billions.
-
-    Args:
-        encoder: Built on the meta device, where counting takes no time.
-    """
+    """Count a view's multiply-adds of convolutions and matrix products, in billions, on the meta device."""
     view = encoder.view
     clip = torch.empty(1, view.kind.channels, view.num_frames, view.size_px, view.size_px, device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -128,43 +124,19 @@ def _measure(architecture: str) -> tuple[Size, ViewSpec]:
 def _card(name: str) -> dict[str, object]:
     """Return what the listing says about an encoder."""
     modality, _, architecture = name.partition("_")
-    if architecture in ARCHITECTURES:
-        entry = ARCHITECTURES[architecture]
-        view = entry.view(modality)
+    info: EncoderInfo
+    if entry := ARCHITECTURES.get(architecture):
+        info, view = entry, entry.view(modality)
         measured, measured_view = _measure(architecture)
         size = measured.with_view(measured_view, view)
-        return _describe(
-            name,
-            view,
-            entry,
-            size.num_parameters,
-            size.gmacs,
-            source=entry.source,
-            published_gmacs=entry.published_gmacs,
-        )
-    with contextlib.nullcontext() if is_from_file(name) else torch.device("meta"):
-        encoder = create_encoder(name).to("meta")
-    return _describe(
-        name,
-        encoder.view,
-        encoder.info,
-        encoder.num_parameters,
-        count_gmacs(encoder),
-        source=type(encoder.body).__module__,
-        published_gmacs=None,
-    )
-
-
-def _describe(
-    name: str,
-    view: ViewSpec,
-    info: EncoderInfo,
-    num_parameters: int,
-    gmacs: float,
-    *,
-    source: str,
-    published_gmacs: float | None,
-) -> dict[str, object]:
+        num_parameters, gmacs = size.num_parameters, size.gmacs
+        source, published_gmacs = entry.source, entry.published_gmacs
+    else:
+        with contextlib.nullcontext() if is_from_file(name) else torch.device("meta"):
+            encoder = create_encoder(name).to("meta")
+        info, view = encoder.info, encoder.view
+        num_parameters, gmacs = encoder.num_parameters, count_gmacs(encoder)
+        source, published_gmacs = type(encoder.body).__module__, None
     return {
         "name": name,
         "modality": view.modality,
