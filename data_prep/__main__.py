@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 
 from crossdistill.errors import friendly_errors, unknown_name
 from crossdistill.utils.command_line import flowed, parse_options, rows_of
-from data_prep.pipeline.prepare import PrepareOptions, check_out_is_apart
+from data_prep.pipeline.prepare import RunOptions, check_out_is_apart
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,9 @@ DATASETS = {
     "ntu": Command("NTU RGB+D 60 or 120, from RGB videos, depth maps or both", "datasets.ntu"),
     "utd_mhad": Command("UTD-MHAD, from depth and skeleton recordings", "datasets.utd_mhad"),
     "folder": Command("your own videos, in class folders or without labels", "datasets.folder"),
+    "imagenet": Command("ImageNet (ILSVRC 2012), from its folders or tar shards", "datasets.imagenet"),
+    "images": Command("your own pictures, in class folders, tar shards or without labels", "datasets.images"),
+    "image_list": Command("your own pictures, from a CSV or text file of path, label and split", "datasets.image_list"),
     "list": Command("your own videos, from text files with one path and label per line", "datasets.list"),
 }
 """Dataset name to its command."""
@@ -91,7 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise unknown_name("dataset or command", name, known)
     options_class, function, description = known[name].load()
     options: object = parse_options(options_class, rest, prog=f"python -m data_prep {name}", description=description)
-    if isinstance(options, PrepareOptions):
+    if isinstance(options, RunOptions):
         check_out_is_apart(options)
     function(options)
 

@@ -35,6 +35,8 @@ from crossdistill.utils.files import atomic_path
 SHEET_NAME = "inspect.png"
 SHEET_FRAMES = 6
 SHOWN_NAMES = 3
+SHOWN_LETTERS = 28
+FACTS_OF_VIDEOS = ("frames", "hours", "MB per hour", "frames per second")
 PICTURE_WIDTH_INCHES = 1.7
 LARGEST_SHEET_CLIPS = 30
 STICKS_PX = 160
@@ -60,7 +62,7 @@ class InspectOptions:
     out: Annotated[Path | None, tyro.conf.arg(metavar="SHEET.png")] = None
     """File of the contact sheet. Default: inspect.png in the dataset's folder."""
     clips: int = 6
-    """Number of clips on the contact sheet, from 1 to 30, spread over the classes."""
+    """Number of clips or pictures on the contact sheet, from 1 to 30, spread over the classes."""
     seed: int = 0
     """Seed of the choice of clips."""
 
@@ -78,12 +80,13 @@ def inspect_dataset(options: InspectOptions) -> None:
     print_statuses(manifest)
     usable = [video for video in manifest.videos if video.is_usable and video.streams]
     if not usable:
-        cause = f"{options.folder} has no usable clip, so there is no contact sheet"
+        cause = f"{options.folder} has no usable {item_of(manifest)}, so there is no contact sheet"
         advice = "fix the files above and prepare the dataset again with --retry"
         console.print(f"{cause}: {advice}", highlight=False, soft_wrap=True)
         return
     print_streams(manifest)
-    figure = draw_sheet(manifest, choose_clips(usable, options.clips, seed=options.seed))
+    draw = draw_pictures if manifest.noun == "pictures" else draw_sheet
+    figure = draw(manifest, choose_clips(usable, options.clips, seed=options.seed))
     try:
         with atomic_path(out) as temporary:
             figure.savefig(temporary, format="png", dpi=120)
@@ -119,10 +122,16 @@ def print_clips(manifest: Manifest) -> None:
     if counts[None, "", ""]:
         rows.append(row("unlabelled", [None]))
     rows += [row(name, [label]) for label, name in enumerate(manifest.classes)]
-    header = ["class", "clips", *(f"split {split}\n{'/'.join(parts[split])}" for split in parts)]
+    item = item_of(manifest)
+    header = ["class", f"{item}s", *(f"split {split}\n{'/'.join(parts[split])}" for split in parts)]
     num_classes = _count(len(manifest.classes), "class", "classes")
-    title = f"{manifest.dataset}: {num_classes}, {_count(len(usable), 'usable clip', 'usable clips')}"
+    title = f"{manifest.dataset}: {num_classes}, {_count(len(usable), f'usable {item}', f'usable {item}s')}"
     print_table(title, header, rows)
+
+
+def item_of(manifest: Manifest) -> str:
+    """Return what one entry of a dataset is called: clip or picture."""
+    return "picture" if manifest.noun == "pictures" else "clip"
 
 
 def _count(number: int, one: str, many: str) -> str:
@@ -157,9 +166,14 @@ def print_streams(manifest: Manifest) -> None:
 def _stream_facts(root: Path, streams: Sequence[Stream]) -> dict[str, str]:
     """Return the rows of one stream. Deleted files are counted and have no size."""
     hours = sum(map(_seconds, streams)) / 3600
-    sizes_mb = [path.stat().st_size / 1e6 for stream in streams if (path := root / stream.path).is_file()]
+    # A picture of a tar shard has the size of its range.
+    sizes_mb = [
+        (stream.num_bytes if stream.offset else path.stat().st_size) / 1e6
+        for stream in streams
+        if (path := root / stream.path).is_file()
+    ]
     num_lost = len(streams) - len(sizes_mb)
-    return {
+    facts = {
         "files": f"{len(streams)}" + (f", {num_lost} are missing" if num_lost else ""),
         "frames": str(sum(stream.num_frames for stream in streams)),
         "hours": f"{hours:.3g}",
@@ -169,6 +183,9 @@ def _stream_facts(root: Path, streams: Sequence[Stream]) -> dict[str, str]:
         "pixels": _most_common([f"{stream.width_px}x{stream.height_px}" for stream in streams]),
         "frames per second": _most_common([_rate(stream) for stream in streams]),
     }
+    if streams[0].is_video:
+        return facts
+    return {name: fact for name, fact in facts.items() if name not in FACTS_OF_VIDEOS}
 
 
 def _seconds(stream: Stream) -> float:
@@ -333,6 +350,23 @@ def draw_sheet(manifest: Manifest, videos: Sequence[Video]) -> Figure:
                 left = label_inches + j * (PICTURE_WIDTH_INCHES + gap_inches)
                 add_axes(left, top, PICTURE_WIDTH_INCHES, row).imshow(picture, aspect="auto")
             top += row + gap_inches
+    return figure
+
+
+def draw_pictures(manifest: Manifest, videos: Sequence[Video]) -> Figure:
+    """Draw still pictures in a grid, each whole, below its class and name."""
+    columns = min(SHEET_FRAMES, len(videos))
+    figure = Figure(figsize=(PICTURE_WIDTH_INCHES * columns, 0.4 + 2.1 * -(-len(videos) // columns)), layout="tight")
+    figure.suptitle(f"{manifest.dataset}: {_count(len(videos), 'picture', 'pictures')}", fontsize=11, weight="bold")
+    for i, video in enumerate(videos):
+        axes = figure.add_subplot(-(-len(videos) // columns), columns, i + 1)
+        axes.axis("off")
+        axes.set_title(f"{class_of(manifest, video)}\n{video.name[-SHOWN_LETTERS:]}", fontsize=6)
+        stream = video.streams["rgb"]
+        try:
+            axes.imshow(read_frames(manifest.root, stream, [0])[0])
+        except UnreadableVideoError:
+            axes.text(0.5, 0.5, "unreadable", ha="center", fontsize=7)
     return figure
 
 

@@ -1,8 +1,9 @@
-"""The recipe, which decides the content of the prepared streams, and the outcome of one source video."""
+"""The recipes, which decide the content of the prepared streams, and the outcome of one source."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from crossdistill.data.manifest import Stream
 
@@ -31,8 +32,22 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class PictureRecipe:
+    """How still pictures are stored. The same recipe and source give the same bytes."""
+
+    kind: Literal["pictures"] = "pictures"
+    short_side_px: int | None = None
+    """Short side of the stored JPEG files; smaller pictures keep their size. None to use the files as they are."""
+    quality: int = 95
+    """Quality of the stored JPEG files, from 1 to 100."""
+
+
+AnyRecipe = Recipe | PictureRecipe
+
+
+@dataclass(frozen=True)
 class Outcome:
-    """Outcome of one source video."""
+    """Outcome of one source video or picture."""
 
     status: str
     """``ok``, ``repaired`` or ``skipped``, as in ``Video.status``."""
@@ -42,4 +57,4 @@ class Outcome:
 
 
 class UnusableVideo(Exception):
-    """A video cannot be prepared. The message is the reason of its outcome."""
+    """A video or picture cannot be prepared. The message is the reason of its outcome."""

@@ -24,6 +24,7 @@ import tyro
 
 from crossdistill.data.decode import DECODE_ERRORS, decode_frames
 from crossdistill.data.manifest import Manifest, Stream
+from crossdistill.data.pictures import index_picture
 from crossdistill.data.streams import STREAM_FORMATS, Picture, StreamFormat
 from crossdistill.errors import UnreadableVideoError, UserError
 from crossdistill.utils.console import console, print_table
@@ -140,6 +141,8 @@ class StreamCheck:
         path = self.root / self.path
         if not path.is_file():
             return Finding("missing")
+        if not self.stream.is_video:
+            return self._find_in_picture(path)
         pts: list[int] = []
         keyframes: list[int] = []
         time_bases: set[Fraction | None] = set()
@@ -161,6 +164,21 @@ class StreamCheck:
         if finding.kind == OK and self.stream.sha256 and sha256_of(path) != self.stream.sha256:
             return Finding("changed", "decodes, but differs from the manifest's checksum")
         return finding
+
+    def _find_in_picture(self, path: Path) -> Finding:
+        stream = self.stream
+        if not stream.fits(path.stat().st_size):
+            return Finding("changed", f"its file has {path.stat().st_size} bytes")
+        try:
+            found = index_picture(path, offset=stream.offset, num_bytes=stream.num_bytes)
+        except UnreadableVideoError as error:
+            return Finding("damaged", _reason(error, path))
+        if (found.width_px, found.height_px) != (stream.width_px, stream.height_px):
+            size = f"{stream.width_px}x{stream.height_px}"
+            return Finding("other picture", f"{found.width_px}x{found.height_px} pixels instead of {size}")
+        if stream.sha256 and found.sha256 != stream.sha256:
+            return Finding("changed", "decodes, but differs from the manifest's checksum")
+        return Finding(OK)
 
     def _wrong_picture(self, frame: av.VideoFrame) -> str:
         """Say how the first frame differs from the manifest and the stream's format; empty if it does not."""

@@ -16,6 +16,7 @@ import numpy as np
 from crossdistill.data.decode import read_pictures
 from crossdistill.data.decoders import DEFAULT_DECODER
 from crossdistill.data.manifest import Stream
+from crossdistill.data.pictures import shrink_for
 from crossdistill.data.sampling import Loop, centre_range_seconds, clip_frames, video_loop
 from crossdistill.data.transforms import Crop, CutClip, cut_view
 from crossdistill.types import ViewSpec
@@ -81,21 +82,37 @@ class ClipReader:
         Returns:
             For each view ``len(centres_seconds) * len(crops)`` clips: all crops of the first clip, then of the second.
         """
-        wanted: dict[str, list[int]] = {}
+        wanted: dict[tuple[str, int], list[int]] = {}
+        shrinks = [self._shrink(position, of_view) for position, of_view in enumerate(crops)]
         for position, (view, of_view) in enumerate(zip(self.views, crops, strict=True)):
             if of_view:
                 frames = [frame for centre in centres_seconds for frame in self.frames(position, centre)]
-                wanted.setdefault(view.kind.stream, []).extend(frames)
+                wanted.setdefault((view.kind.stream, shrinks[position]), []).extend(frames)
         # One call per stream: clips and views that overlap share the decoded frames.
         pictures = {
-            name: iter(read_pictures(self.root, self.streams[name], frames, stream_name=name, decoder=self.decoder))
-            for name, frames in wanted.items()
+            (name, shrink): iter(
+                read_pictures(
+                    self.root, self.streams[name], frames, stream_name=name, decoder=self.decoder, shrink=shrink
+                )
+            )
+            for (name, shrink), frames in wanted.items()
         }
         cuts: list[list[CutClip]] = []
-        for view, of_view in zip(self.views, crops, strict=True):
+        for view, of_view, shrink in zip(self.views, crops, shrinks, strict=True):
             num_clips = len(centres_seconds) if of_view else 0
-            clips = [list(islice(pictures[view.kind.stream], view.num_frames)) for _ in range(num_clips)]
+            clips = [list(islice(pictures[view.kind.stream, shrink], view.num_frames)) for _ in range(num_clips)]
             cuts.append(
                 [cut_view(clip, crop, modality=view.kind, size_px=view.size_px) for clip in clips for crop in of_view]
             )
         return cuts
+
+    def _shrink(self, position: int, crops: Sequence[Crop]) -> int:
+        """By how much a still picture may be reduced before it is cut for a view: no crop is then enlarged by that.
+
+        It depends on this view alone, so that what the student sees is the same with and without a teacher beside it.
+        """
+        stream, size_px = self.view_streams[position], self.views[position].size_px
+        if stream.is_video or not crops:
+            return 1
+        sides_px = (min(crop.width * stream.width_px, crop.height * stream.height_px) for crop in crops)
+        return shrink_for(min(sides_px), size_px)

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from crossdistill.data.decoders import DEFAULT_DECODER, CannotServeError, get_decoder
 from crossdistill.data.manifest import Stream
+from crossdistill.data.pictures import read_picture
 from crossdistill.data.streams import Picture, StreamFormat, get_stream_format
 from crossdistill.errors import UnreadableVideoError
 from crossdistill.utils.files import sha256_of
@@ -229,7 +230,13 @@ def read_frames(
 
 
 def read_pictures(
-    root: Path, stream: Stream, frames: Sequence[int], *, stream_name: str = "rgb", decoder: str = DEFAULT_DECODER
+    root: Path,
+    stream: Stream,
+    frames: Sequence[int],
+    *,
+    stream_name: str = "rgb",
+    decoder: str = DEFAULT_DECODER,
+    shrink: int = 1,
 ) -> Sequence[Picture]:
     """Read frames of one stream by position.
 
@@ -242,6 +249,7 @@ def read_pictures(
         frames: T positions in ``stream.pts``, in any order; a position may repeat.
         stream_name: Name of the stream's format, a key of ``STREAM_FORMATS``.
         decoder: One of ``DECODERS``. Their colours may differ by a few levels.
+        shrink: How many times smaller a still picture may be returned, as in ``read_picture``. Videos keep their size.
 
     Returns:
         T arrays [H, W, C], uint8 or uint16. A repeated frame may be the same array.
@@ -250,9 +258,11 @@ def read_pictures(
         UnreadableVideoError: The file is missing or damaged, or lacks a frame that the manifest names.
         UserError: The decoder is unknown or does not work on this machine.
     """
+    path = root / stream.path
+    if not stream.is_video:
+        return [read_picture(path, stream, shrink=shrink)] * len(frames)
     stream_format = get_stream_format(stream_name)
     chosen = get_decoder(decoder)
-    path = root / stream.path
     try:
         chosen.require(stream_format.picture_format)
         return chosen.read_pictures(path, stream, frames, stream_format)

@@ -25,6 +25,7 @@ MANIFEST_NAME = "manifest.jsonl"
 FORMAT_VERSION = 1
 HELD_OUT_MARK = "@"
 """Between the name of a split and what is held out of its train part, as in ``1@s3``."""
+VIDEO = "video"
 
 
 def encode_steps(values: Sequence[int]) -> list[int]:
@@ -79,7 +80,20 @@ class Stream:
     num_bytes: int = 0
     """Size of the file; 0 if unknown."""
     sha256: str = ""
-    """SHA-256 of the file in hexadecimal digits; empty if unknown."""
+    """SHA-256 of the file (or range) in hexadecimal digits; empty if unknown."""
+    stored_as: str = VIDEO
+    """``video``, or how a still picture is read: a key of ``crossdistill.data.pictures.READERS``."""
+    offset: int = 0
+    """First byte of a picture in a tar shard, where it has ``num_bytes`` bytes; 0 for a file of its own."""
+
+    @property
+    def is_video(self) -> bool:
+        """Whether it is a video file. If not, it is a still picture: one frame at the time 0."""
+        return self.stored_as == VIDEO
+
+    def fits(self, file_bytes: int) -> bool:
+        """Whether a file of this size can be the stream's: of the same size, or a shard that holds its range."""
+        return file_bytes >= self.offset + self.num_bytes if self.offset else file_bytes == self.num_bytes
 
     @property
     def num_frames(self) -> int:
@@ -97,8 +111,12 @@ class Stream:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that ``from_json`` reads back."""
+        # Manifests of videos stay as former versions write and read them.
+        of_pictures = {} if self.is_video else {"stored_as": self.stored_as, "offset": self.offset}
+        fields = {name: value for name, value in _fields(self).items() if name not in ("stored_as", "offset")}
         return {
-            **_fields(self),
+            **fields,
+            **of_pictures,
             "time_base": [self.time_base.numerator, self.time_base.denominator],
             "num_frames": self.num_frames,
             "pts": encode_steps(self.pts.tolist()),
@@ -161,6 +179,12 @@ class Manifest:
     """Whether a mirrored clip keeps its class. False if classes differ by "left" and "right"."""
     facts: dict[str, Any] = field(default_factory=dict)
     """How the dataset was prepared: command, options, versions."""
+
+    @cached_property
+    def noun(self) -> str:
+        """What its entries are called in messages: videos or pictures."""
+        streams = (stream for video in self.videos for stream in video.streams.values())
+        return "videos" if next((stream.is_video for stream in streams), True) else "pictures"
 
     @cached_property
     def splits(self) -> tuple[str, ...]:

@@ -15,20 +15,15 @@ The class index is the sorted names of the class folders. The split is "1".
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from crossdistill.data.manifest import Manifest
+from crossdistill.data.pictures import PICTURE_SUFFIXES
 from crossdistill.errors import UserError
+from data_prep.pipeline.class_folders import PARTS, check_test_share, labels_of_folders
 from data_prep.pipeline.prepare import PrepareOptions, SourceVideo, check_out_is_apart, prepare_videos
-from data_prep.pipeline.sources import VIDEO_SUFFIXES, walk_files
-
-TRAIN_NAMES = ("train", "training")
-TEST_NAMES = ("test", "testing")
-VALIDATION_NAMES = ("val", "valid", "validation")
-SPLIT = "1"
+from data_prep.pipeline.sources import VIDEO_SUFFIXES, require_utf8, walk_files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,100 +52,27 @@ def read_folder(options: FolderOptions) -> tuple[list[str], list[SourceVideo]]:
     Raises:
         UserError: There is no video, or the folders have none of the layouts above.
     """
-    _check(options)
-    paths = [path for path in walk_files(options.videos) if path.suffix.lower() in VIDEO_SUFFIXES]
-    if not paths:
-        raise UserError(f"{options.videos} and its subfolders contain no video: give a folder of videos")
-    _require_utf8(paths)
-    if options.unlabelled:
-        return [], [_source(path, options.videos) for path in paths]
-    part_names = _part_names(options.videos)
-    if part_names and options.test_share is not None:
-        raise UserError(f"{options.videos} already has folders by split: remove --test-share")
-    return _by_split(paths, options.videos, part_names) if part_names else _by_class(paths, options)
-
-
-def _require_utf8(paths: Iterable[Path]) -> None:
-    """Raise a ``UserError`` if a path is not valid UTF-8: a manifest could not store it."""
-    for path in paths:
-        try:
-            str(path).encode()
-        except UnicodeEncodeError as error:
-            raise UserError(f"the name {str(path)!a} is not UTF-8: rename the file") from error
-
-
-def _check(options: FolderOptions) -> None:
     check_out_is_apart(options)
-    if options.test_share is None:
-        return
+    check_test_share(options.test_share, unlabelled=options.unlabelled)
+    files = list(walk_files(options.videos))
+    paths = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES]
+    if not paths:
+        raise _no_video(options, num_pictures=sum(path.suffix.lower() in PICTURE_SUFFIXES for path in files))
+    require_utf8(paths)
+    names = [path.relative_to(options.videos).as_posix() for path in paths]
     if options.unlabelled:
-        raise UserError("--test-share draws from each class, but --unlabelled has no classes: remove one of the two")
-    if not 0 < options.test_share < 1:
-        raise UserError(f"--test-share {options.test_share:g} is out of range: give a share between 0 and 1, exclusive")
+        return [], [SourceVideo(name, {"rgb": path}) for name, path in zip(names, paths, strict=True)]
+    found = labels_of_folders(names, options.videos, test_share=options.test_share, seed=options.seed)
+    rows = zip(names, paths, found.labels, found.parts, strict=True)
+    return found.classes, [
+        SourceVideo(name, {"rgb": path}, label=label, splits=PARTS[part]) for name, path, label, part in rows
+    ]
 
 
-def _part_names(root: Path) -> dict[str, str]:
-    """Return split folder to its part; empty if the folders are classes."""
-    folders = [path.name for path in root.iterdir() if path.is_dir() and path.name[0] != "."]
-    train = [name for name in folders if name.lower() in TRAIN_NAMES]
-    if not train:
-        return {}
-    test = [name for name in folders if name.lower() in TEST_NAMES]
-    validation = [name for name in folders if name.lower() in VALIDATION_NAMES]
-    others = sorted(set(folders) - {*train, *test, *validation})
-    if others:
-        raise UserError(
-            f"{root} has the folders {train[0]} and {others[0]}: beside {train[0]} only "
-            f"{', '.join(TEST_NAMES + VALIDATION_NAMES)} are allowed, so move {others[0]} away"
-        )
-    parts = dict.fromkeys(train, "train") | dict.fromkeys(test, "test")
-    return parts | dict.fromkeys(validation, "val" if test else "test")
-
-
-def _by_split(paths: Collection[Path], root: Path, part_names: dict[str, str]) -> tuple[list[str], list[SourceVideo]]:
-    places = {path: path.relative_to(root).parts for path in paths}
-    for path, place in places.items():
-        if len(place) < 3:
-            raise UserError(
-                f"{path} is in no class folder: move it to {root / place[0]}/<class>/, or give --unlabelled"
-                if len(place) == 2
-                else f"{path} is in no split folder: move it to {root / next(iter(part_names))}/<class>/"
-            )
-    classes = sorted({place[1] for place in places.values() if part_names[place[0]] == "train"})
-    labels = {name: label for label, name in enumerate(classes)}
-    for path, place in places.items():
-        if place[1] not in labels:
-            raise UserError(
-                f"{path} has the class {place[1]!r}, which has no training video: name the class folders alike in all "
-                "splits"
-            )
-    return classes, [_source(path, root, labels[of[1]], part_names[of[0]]) for path, of in places.items()]
-
-
-def _by_class(paths: Collection[Path], options: FolderOptions) -> tuple[list[str], list[SourceVideo]]:
-    root = options.videos
-    by_class: dict[str, list[Path]] = {}
-    for path in paths:
-        place = path.relative_to(root).parts
-        if len(place) < 2:
-            raise UserError(f"{path} is in no class folder: move it to {root}/<class>/, or give --unlabelled")
-        by_class.setdefault(place[0], []).append(path)
-    classes = sorted(by_class)
-    sources = []
-    for label, name in enumerate(classes):
-        tests = _draw(by_class[name], root, options.test_share, options.seed) if options.test_share else set()
-        sources += [_source(path, root, label, "test" if path in tests else "train") for path in by_class[name]]
-    return classes, sources
-
-
-def _draw(paths: Iterable[Path], root: Path, share: float, seed: int) -> set[Path]:
-    """Draw test videos of one class: at least one, and not all. The only video of a class is a training video."""
-    # A hash of the path, because a generator would draw other videos as soon as one video is added.
-    drawn = sorted(paths, key=lambda p: hashlib.sha256(f"{seed}:{p.relative_to(root).as_posix()}".encode()).digest())
-    num_tests = min(max(1, round(share * len(drawn))), len(drawn) - 1)
-    return set(drawn[:num_tests])
-
-
-def _source(path: Path, root: Path, label: int | None = None, part: str | None = None) -> SourceVideo:
-    name = path.relative_to(root).as_posix()
-    return SourceVideo(name=name, inputs={"rgb": path}, label=label, splits={SPLIT: part} if part else {})
+def _no_video(options: FolderOptions, *, num_pictures: int) -> UserError:
+    if not num_pictures:
+        return UserError(f"{options.videos} and its subfolders contain no video: give a folder of videos")
+    return UserError(
+        f"{options.videos} and its subfolders contain {num_pictures} pictures and no video: for pictures, type python "
+        f"-m data_prep images --pictures {options.videos} --out {options.out}"
+    )

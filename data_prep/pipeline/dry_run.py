@@ -16,7 +16,7 @@ from crossdistill.errors import UserError
 from crossdistill.utils.console import console
 from data_prep.pipeline.guard import stop_children
 from data_prep.pipeline.jobs import StopError, run_job
-from data_prep.pipeline.options import PrepareOptions
+from data_prep.pipeline.options import RunOptions
 from data_prep.pipeline.resume import finished_entries, remaining_job
 from data_prep.pipeline.tasks import Task
 
@@ -24,10 +24,10 @@ SAMPLE_POSITIONS = (0.25, 0.5, 0.75)
 """Which files are tried, as relative positions in the list from the smallest to the largest file."""
 
 
-def print_estimate(tasks: Sequence[Task], *, num_listed: int, options: PrepareOptions) -> None:
+def print_estimate(tasks: Sequence[Task], *, num_listed: int, options: RunOptions) -> None:
     """Print the number and size of the files, and an estimate of the time from a few files that are prepared."""
     num_bytes = sum(task.num_source_bytes for task in tasks)
-    console.print(f"{num_listed} videos listed, {len(tasks)} found, {num_bytes / 1e9:.2f} GB", highlight=False)
+    console.print(f"{num_listed} {options.noun} listed, {len(tasks)} found, {num_bytes / 1e9:.2f} GB", highlight=False)
     finished = finished_entries(tasks, options.out, retry=options.retry)
     remaining = [task for task in tasks if remaining_job(task, finished.get(task.job.name)) is not None]
     remaining.sort(key=lambda task: task.num_source_bytes)
@@ -59,7 +59,7 @@ def _try_samples(samples: Sequence[Task], out: Path) -> tuple[float, int]:
             if i:
                 seconds += time.perf_counter() - started
                 console.print(f"  {task.job.name}: {outcome.status} {outcome.reason}".rstrip(), highlight=False)
-        return seconds, sum(path.stat().st_size for path in folder.rglob("*.mp4"))
+        return seconds, sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     except StopError as error:
         raise UserError(str(error)) from error
     finally:

@@ -1,4 +1,4 @@
-"""Jobs: one video each, prepared in a child process with a time limit (``data_prep.pipeline.guard``).
+"""Jobs: one video or picture each, prepared in a child process with a time limit (``data_prep.pipeline.guard``).
 
 ``run_job`` is called in a worker and sends the job to the child. ``answer`` is called in the child.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import glob
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,15 @@ from pydantic import TypeAdapter
 from crossdistill.data.manifest import Stream
 from crossdistill.errors import STOPPING_ERRORS, UserError
 from data_prep.pipeline.guard import Crashed, TookTooLong, ask
+from data_prep.pipeline.pictures import store_picture
 from data_prep.pipeline.readers import Input
 from data_prep.pipeline.transcode import transcode
-from data_prep.recipe import Outcome, Recipe
+from data_prep.recipe import AnyRecipe, Outcome, PictureRecipe, Recipe
 
 
 @dataclass(frozen=True)
 class Job:
-    """One video to prepare. It holds all that a worker on any machine needs, and JSON can represent it."""
+    """One video or picture to prepare. It holds all that a worker on any machine needs, and JSON can represent it."""
 
     name: str
     inputs: dict[str, Input]
@@ -32,7 +34,7 @@ class Job:
     """Stream to make, to its path below ``root``."""
     root: str
     """Folder of the prepared dataset."""
-    recipe: Recipe
+    recipe: AnyRecipe
     time_limit_seconds: float
 
 
@@ -41,6 +43,8 @@ class StopError(Exception):
 
 
 _JOB = TypeAdapter(Job)
+MAKERS: dict[type[AnyRecipe], Callable[..., Outcome]] = {Recipe: transcode, PictureRecipe: store_picture}
+"""Kind of recipe to the function that makes the streams of one source."""
 
 
 def run_job(job: Job) -> Outcome:
@@ -74,7 +78,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     """Run a job in the child; return the outcome as JSON, or ``{"stop": message}`` for an error that ends the run."""
     job = _JOB.validate_python(request)
     try:
-        outcome = transcode(job.inputs, job.stream_paths, root=Path(job.root), recipe=job.recipe)
+        outcome = MAKERS[type(job.recipe)](job.inputs, job.stream_paths, root=Path(job.root), recipe=job.recipe)
     except UserError as error:  # an option or a missing library, the same for all videos
         return {"stop": str(error)}
     except OSError as error:

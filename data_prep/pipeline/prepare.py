@@ -14,14 +14,14 @@ from data_prep.pipeline.executor import Engine, run_jobs
 from data_prep.pipeline.guard import stop_children
 from data_prep.pipeline.jobs import StopError, run_job
 from data_prep.pipeline.journal import JournalEntry, open_journal
-from data_prep.pipeline.options import PrepareOptions, check_options, check_out_is_apart
+from data_prep.pipeline.options import PictureOptions, PrepareOptions, RunOptions, check_out_is_apart
 from data_prep.pipeline.resume import finished_entries, merge_outcomes, remaining_job, remove_temporary_files
 from data_prep.pipeline.shards import Shard
 from data_prep.pipeline.summary import check_share_of_bad, print_summary
 from data_prep.pipeline.tasks import SourceVideo, Task, check_no_source_is_overwritten, facts_of_recipe, make_task
-from data_prep.recipe import MISSING, Outcome, Recipe
+from data_prep.recipe import MISSING, Outcome
 
-__all__ = ["PrepareOptions", "SourceVideo", "check_out_is_apart", "prepare_videos"]
+__all__ = ["PictureOptions", "PrepareOptions", "RunOptions", "SourceVideo", "check_out_is_apart", "prepare_videos"]
 
 
 def prepare_videos(
@@ -29,10 +29,10 @@ def prepare_videos(
     sources: Sequence[SourceVideo],
     *,
     classes: Sequence[str],
-    options: PrepareOptions,
+    options: RunOptions,
     flip_keeps_label: bool = True,
 ) -> Manifest:
-    """Prepare videos in parallel and write the manifest. Streams that an earlier run finished are kept.
+    """Prepare videos or pictures in parallel and write the manifest. Streams that an earlier run finished are kept.
 
     Args:
         dataset: Name of the dataset.
@@ -45,7 +45,7 @@ def prepare_videos(
         UserError: An option is invalid, or more files than ``max_bad`` allows are unusable. The manifest is written
             in the second case.
     """
-    check_options(options)
+    options.check()
     shard = Shard.parse(options.shard) if options.shard is not None else None
     if shard is not None:
         sources = shard.select(sources)
@@ -57,13 +57,15 @@ def prepare_videos(
         videos=_manifest_videos(sources, {}),
         flip_keeps_label=flip_keeps_label,
         # No paths and no dates: the same work gives the same bytes.
-        facts={"recipe": recipe_facts, "versions": _library_versions(options.recipe)},
+        facts={
+            "recipe": recipe_facts,
+            "versions": {name: importlib.metadata.version(name) for name in options.libraries},
+        },
     )
     require_unique_names(manifest.videos)
     # Videos without inputs are missing: they have no task and stay in the manifest as skipped.
+    options.check_inputs([source.inputs for source in sources if source.inputs])
     tasks = [make_task(source, options, recipe_facts) for source in sources if source.inputs]
-    if options.depth_model is not None and tasks and all("depth" in task.job.inputs for task in tasks):
-        raise UserError(f"--depth-model {options.depth_model} has no effect: all videos come with depth; remove it")
     check_no_source_is_overwritten(tasks, options.out)
     if options.dry_run:
         print_estimate(tasks, num_listed=len(sources), options=options)
@@ -80,7 +82,7 @@ def prepare_videos(
     return manifest
 
 
-def _run_tasks(dataset: str, tasks: Sequence[Task], options: PrepareOptions, shard: Shard | None) -> dict[str, Outcome]:
+def _run_tasks(dataset: str, tasks: Sequence[Task], options: RunOptions, shard: Shard | None) -> dict[str, Outcome]:
     """Run what earlier runs did not finish, with a record in the journal; return all outcomes by video name."""
     with open_journal(options.out, shard) as journal:
         remove_temporary_files(tasks, options.out)
@@ -89,7 +91,7 @@ def _run_tasks(dataset: str, tasks: Sequence[Task], options: PrepareOptions, sha
         remaining = [job for task in tasks if (job := remaining_job(task, finished.get(task.job.name))) is not None]
         keys = {task.job.name: task.keys for task in tasks}
         if len(remaining) < len(tasks):
-            console.print(f"{len(tasks) - len(remaining)} of {len(tasks)} videos are already prepared")
+            console.print(f"{len(tasks) - len(remaining)} of {len(tasks)} {options.noun} are already prepared")
 
         def record(position: int, outcome: Outcome) -> None:
             name = remaining[position].name
@@ -103,7 +105,7 @@ def _run_tasks(dataset: str, tasks: Sequence[Task], options: PrepareOptions, sha
         # Threads suffice on this machine, because each waits for a child process of its own.
         engine = Engine("threads" if options.engine == "local" else options.engine, options.address, options.workers)
         try:
-            run_jobs(run_job, remaining, engine=engine, description=dataset, unit="videos", on_result=record)
+            run_jobs(run_job, remaining, engine=engine, description=dataset, unit=options.noun, on_result=record)
         except StopError as error:
             raise UserError(f"{error}: fix it and give the same command again; finished files are kept") from error
         finally:
@@ -122,11 +124,3 @@ def _manifest_videos(sources: Sequence[SourceVideo], outcomes: Mapping[str, Outc
         return Video(name=source.name, label=source.label, group=source.group, splits=splits, **facts)
 
     return tuple(map(video, sources))
-
-
-def _library_versions(recipe: Recipe) -> dict[str, str]:
-    """Versions of the libraries that the content of the streams depends on."""
-    libraries = ["av", "numpy", "opencv-contrib-python-headless"]
-    libraries += ["torch", "torchvision"] if recipe.flow == "raft" else []
-    libraries += ["torch", "transformers"] if recipe.depth_model else []
-    return {name: importlib.metadata.version(name) for name in libraries}

@@ -48,6 +48,10 @@ class Input:
     path: str
     frames_per_second: float | None = None
     """Frame rate of sources that do not store one: folders of pictures, arrays."""
+    offset: int = 0
+    """First byte of a picture in a tar shard."""
+    num_bytes: int | None = None
+    """Number of bytes of a picture in a tar shard; None for a whole file."""
 
 
 Reader = Callable[[Path, Recipe, Fraction | None], Iterator[Frame]]

@@ -44,7 +44,7 @@ def _still_valid(entry: JournalEntry, task: Task, root: Path) -> JournalEntry:
         key = entry.keys.get(name)
         is_current = key == task.keys[name] if name in task.keys else key is not None and key["source"] in sources
         path = root / stream.path
-        return is_current and path.is_file() and path.stat().st_size == stream.num_bytes
+        return is_current and path.is_file() and stream.fits(path.stat().st_size)
 
     streams = {name: stream for name, stream in entry.outcome.streams.items() if is_valid(name, stream)}
     keys = {name: key for name, key in entry.keys.items() if name in streams}

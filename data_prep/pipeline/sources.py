@@ -73,6 +73,15 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
+def require_utf8(paths: Iterable[Path]) -> None:
+    """Raise a ``UserError`` if a path is not valid UTF-8: a manifest could not store it."""
+    for path in paths:
+        try:
+            str(path).encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"the name {str(path)!a} is not UTF-8: rename the file") from error
+
+
 def find_files(folder: Path, *, suffixes: Collection[str]) -> dict[str, list[Path]]:
     """Find files by suffix in a folder and its subfolders, as ``walk_files`` does; return lower-case stem to paths."""
     found: dict[str, list[Path]] = {}
@@ -135,7 +144,9 @@ def folder_name(action: str) -> str:
     return action.replace("/", "_").lstrip(".")
 
 
-def require_some_found(found: Collection[object], *, folder: Path, source: str, example: str) -> None:
+def require_some_found(
+    found: Collection[object], *, folder: Path, source: str, example: str, noun: str = "videos"
+) -> None:
     """Raise a ``UserError`` if no file was found.
 
     Args:
@@ -143,9 +154,10 @@ def require_some_found(found: Collection[object], *, folder: Path, source: str, 
         folder: Folder that was searched.
         source: Who expects the videos: subject and verb, for example "the lists in annotations name".
         example: A file that was expected.
+        noun: What the files are called.
     """
     if not any(found):
-        what = f"none of the {len(found)} videos that {source}"
+        what = f"none of the {len(found)} {noun} that {source}"
         raise UserError(f"{folder} and its subfolders contain {what}: expected for example {example}")
 
 

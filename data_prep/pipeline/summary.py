@@ -20,11 +20,12 @@ def print_summary(manifest: Manifest) -> None:
         kind = f"{video.status}: {video.reason.split(':')[0]}" if video.reason else video.status
         counts[STATUS_ORDER.index(video.status), kind] += 1
     rows = [(kind, str(count)) for (_, kind), count in sorted(counts.items())]
-    print_table(manifest.dataset, ("status", "videos"), [*rows, ("all", str(counts.total()))])
+    print_table(manifest.dataset, ("status", manifest.noun), [*rows, ("all", str(counts.total()))])
     usable = [video for video in manifest.videos if video.is_usable]
     for name in manifest.streams:
         streams = [video.streams[name] for video in usable]
-        size_mb = sum((manifest.root / stream.path).stat().st_size for stream in streams) / 1e6
+        # Manifests of early versions have no sizes.
+        size_mb = sum(s.num_bytes or (manifest.root / s.path).stat().st_size for s in streams) / 1e6
         console.print(f"{name}: {sum(stream.num_frames for stream in streams)} frames, {size_mb:.1f} MB")
     console.print(f"prepared dataset: {manifest.root}", highlight=False, soft_wrap=True)
 

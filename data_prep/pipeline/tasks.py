@@ -12,10 +12,10 @@ from typing import Any
 
 from crossdistill.errors import UserError
 from data_prep.pipeline.jobs import Job
-from data_prep.pipeline.options import PrepareOptions
+from data_prep.pipeline.options import RunOptions
 from data_prep.pipeline.readers import Input
-from data_prep.pipeline.transcode import check_source, source_of
-from data_prep.recipe import Recipe
+from data_prep.pipeline.transcode import source_of
+from data_prep.recipe import AnyRecipe
 
 # Increase it when the same options begin to give other bytes: streams with a lower version are then made again.
 RECIPE_VERSION = 2
@@ -40,6 +40,8 @@ class SourceVideo:
     """Split to part, for example ``{"1": "train"}``."""
     frames_per_second: float | None = None
     """Frame rate of inputs that do not store one."""
+    byte_range: tuple[int, int] | None = None
+    """First byte and number of bytes of a picture inside its file, a tar shard. None for a file of its own."""
 
 
 @dataclass(frozen=True)
@@ -52,32 +54,36 @@ class Task:
     num_source_bytes: int
 
 
-def make_task(source: SourceVideo, options: PrepareOptions, recipe_facts: dict[str, Any]) -> Task:
-    """Make the task of a video that was found; raise a ``UserError`` if a stream cannot be made from the inputs."""
-    for stream in options.modalities:
-        check_source(stream, source.inputs, options.recipe)  # one error now instead of a failure per file
+def make_task(source: SourceVideo, options: RunOptions, recipe_facts: dict[str, Any]) -> Task:
+    """Make the task of a source that was found."""
+    offset, num_bytes = source.byte_range or (0, None)
     inner = Path(source.folder, source.name)
     job = Job(
         name=source.name,
-        inputs={name: Input(str(path), source.frames_per_second) for name, path in source.inputs.items()},
-        stream_paths={name: Path(name, f"{inner}.mp4").as_posix() for name in options.modalities},
+        inputs={
+            name: Input(str(path), source.frames_per_second, offset, num_bytes) for name, path in source.inputs.items()
+        },
+        stream_paths={name: Path(name, f"{inner}{options.suffix}").as_posix() for name in options.streams},
         root=str(options.out),
         recipe=options.recipe,
         time_limit_seconds=options.time_limit,
     )
-    fingerprints = {name: _fingerprint(path) for name, path in source.inputs.items()}
+    # Size and time of the shard say whether the picture in its range may have changed.
+    inside = list(source.byte_range or ())
+    fingerprints = {name: [*_fingerprint(path), *inside] for name, path in source.inputs.items()}
     keys = {name: _key(name, fingerprints[source_of(name, fingerprints)], recipe_facts) for name in job.stream_paths}
-    return Task(job, keys, num_source_bytes=sum(size for size, _ in fingerprints.values()))
+    num_source_bytes = num_bytes or sum(size for size, *_ in fingerprints.values())
+    return Task(job, keys, num_source_bytes)
 
 
-def facts_of_recipe(recipe: Recipe) -> dict[str, Any]:
+def facts_of_recipe(recipe: AnyRecipe) -> dict[str, Any]:
     """Return the recipe as JSON values, with a checksum of weights in place of their path.
 
     So weights may move without making the streams again, and other weights at the same path are noticed.
     """
     facts = dataclasses.asdict(recipe)
     for name in ("flow_weights", "depth_model"):
-        if facts[name] and Path(facts[name]).exists():
+        if facts.get(name) and Path(facts[name]).exists():
             facts[name] = f"sha256:{_checksum(Path(facts[name]))}"
     return facts
 

@@ -22,7 +22,7 @@ from crossdistill.errors import UserError
 from data_prep.__main__ import COMMANDS, DATASETS, main
 from data_prep.datasets import folder, hmdb51, kinetics, ntu, ssv2, ucf101, utd_mhad
 from data_prep.datasets import list as listed_videos
-from data_prep.pipeline.prepare import PrepareOptions, SourceVideo
+from data_prep.pipeline.prepare import PrepareOptions, RunOptions, SourceVideo
 from data_prep.pipeline.sources import join_files, select_inputs, walk_files
 
 PREPARED = set(DATASETS) - {"toyactions"}  # toyactions is rendered and has options of its own
@@ -67,7 +67,7 @@ def test_overview__names_every_command(capsys):
     for name, command in {**DATASETS, **COMMANDS}.items():
         assert f"\n  {name} " in overview
         options, function, help_text = command.load()
-        assert help_text and callable(function) and issubclass(options, PrepareOptions) == (name in PREPARED)
+        assert help_text and callable(function) and issubclass(options, RunOptions) == (name in PREPARED)
         assert options.__doc__ == f"Options of ``python -m data_prep {name}``."
 
 

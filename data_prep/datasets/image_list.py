@@ -1,0 +1,158 @@
+"""Your own pictures, from a table of paths, labels and splits.
+
+--list is a CSV file or a text file with one picture per line: path, then label, then split. Columns are separated by
+commas, tabs or, in a file without either, by spaces. If the first line has the word path, it names the columns (path,
+label, split; others are ignored), in any order. Label and split may be absent or empty:
+
+* without a label, the picture is training data for distillation;
+* without a split, a picture with a label is a training picture. Splits are train (or training), test (or testing) and
+  val (or valid, validation). If there are both test and val, results are measured on test.
+
+Classes are the labels that the lists give: numbers from 0, or names, in sorted order. --classes FILE gives the names of
+numbered classes. A picture's name is its path below --pictures. A file that does not exist is kept in the manifest as
+missing. The split is "1".
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from crossdistill.data.manifest import Manifest
+from crossdistill.data.pictures import PICTURE_SUFFIXES
+from crossdistill.errors import UserError
+from data_prep.pipeline.class_folders import PARTS, part_of_word
+from data_prep.pipeline.picture_files import number_classes
+from data_prep.pipeline.prepare import PictureOptions, SourceVideo, prepare_videos
+from data_prep.pipeline.sources import VIDEO_SUFFIXES, read_class_names, read_text, require_some_found
+
+COLUMNS = ("path", "label", "split")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageListOptions(PictureOptions):
+    """Options of ``python -m data_prep image_list``."""
+
+    list: tuple[Path, ...]
+    """Tables of pictures."""
+    pictures: Path = Path()
+    """Folder that relative paths in the tables start from."""
+    classes: Path | None = None
+    """File with one class name per line. The first has the number 0."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table."""
+
+    place: str
+    """File and line, for messages."""
+    path: str
+    label: str
+    """Class as it is written, a number or a name; empty without a label."""
+    split: str
+    """Split as it is written; empty without one."""
+
+
+def prepare(options: ImageListOptions) -> Manifest:
+    """Prepare the pictures of the tables."""
+    classes, sources = read_lists(options)
+    return prepare_videos("image_list", sources, classes=classes, options=options)
+
+
+def read_lists(options: ImageListOptions) -> tuple[list[str], list[SourceVideo]]:
+    """Read the tables and find the files; return the class names by label, and the pictures sorted by name.
+
+    Raises:
+        UserError: A table is missing or malformed, a picture is in it twice, or no file exists.
+    """
+    base = os.path.normpath(Path.cwd() / options.pictures)
+    rows: dict[str, Row] = {}
+    for path in options.list:
+        for row in read_rows(path):
+            full = os.path.normpath(os.path.join(base, row.path))  # noqa: PTH118 (a table may have a million lines)
+            other = rows.setdefault(full, row)
+            if other is not row:
+                raise UserError(f"{row.place} names {row.path}, which is also in {other.place}: remove one line")
+    if not rows:
+        raise UserError(f"{options.list[0]} names no picture: write one path, label and split per line")
+    _require_pictures(rows.values())
+    written = [row.label for row in rows.values() if row.label]
+    names = None if options.classes is None else read_class_names(options.classes)
+    classes, labels = number_classes(written, names) if written else (names or [], {})
+    parts = {row.split: _part(row) for row in rows.values()}
+    if "test" not in parts.values():
+        parts = {split: "test" if part == "val" else part for split, part in parts.items()}
+    sources = []
+    for full, row in rows.items():
+        name = full.removeprefix(base + os.sep) if full.startswith(base + os.sep) else full.lstrip(os.sep)
+        part = parts[row.split] or ("train" if row.label else None)
+        inputs = {"rgb": Path(full)} if os.path.isfile(full) else {}  # noqa: PTH113
+        label = labels[row.label] if row.label else None
+        sources.append(SourceVideo(name.replace(os.sep, "/"), inputs, label=label, splits=PARTS[part]))
+    sources.sort(key=lambda source: source.name)
+    found, who = [source.inputs for source in sources], f"{', '.join(str(path) for path in options.list)} name"
+    require_some_found(found, folder=options.pictures, source=who, example=next(iter(rows)), noun="pictures")
+    _require_training(sources, classes)
+    return classes, sources
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """Yield the lines of a table; raise a ``UserError`` if it is missing or a line is malformed."""
+    text = read_text(path, wanted="a table of paths, labels and splits")
+    head = text[:10_000]
+    delimiter = next((mark for mark in (",", "\t", " ") if mark in head), ",")
+    reader = csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True)
+    columns: Sequence[str] | None = None
+    try:
+        for values in reader:
+            cells = [value.strip() for value in values]
+            if not any(cells):
+                continue
+            if columns is None:
+                names = [cell.lower() for cell in cells]
+                columns = names if "path" in names else COLUMNS
+                if columns is names:
+                    continue
+            place = f"{path} line {reader.line_num}"
+            if len(cells) > len(columns):
+                raise UserError(f"{place} has {len(cells)} columns instead of {', '.join(columns)}: quote the path")
+            row = dict(zip(columns, cells, strict=False))
+            if not row["path"]:
+                raise UserError(f"{place} has no path: expected {', '.join(columns)}")
+            yield Row(place, row["path"], row.get("label", ""), row.get("split", ""))
+    except csv.Error as error:
+        raise UserError(f"{path} line {reader.line_num} is no line of a table ({error}): correct it") from error
+
+
+def _part(row: Row) -> str | None:
+    part = part_of_word(row.split)
+    if row.split and part is None:
+        raise UserError(f"{row.place} has the split {row.split!r}: write train, test or val")
+    if part is not None and not row.label:
+        raise UserError(f"{row.place} has a split and no label: add a label, or remove the split {row.split}")
+    return part
+
+
+def _require_pictures(rows: Iterable[Row]) -> None:
+    """Raise a ``UserError`` for a path that is not a picture's, which a column in another place would give."""
+    for row in rows:
+        suffix = os.path.splitext(row.path)[1].lower()  # noqa: PTH122
+        if suffix in VIDEO_SUFFIXES:
+            raise UserError(f"{row.place} names the video {row.path}: for videos, type python -m data_prep list")
+        if suffix not in PICTURE_SUFFIXES:
+            raise UserError(
+                f"{row.place} names {row.path!r}, which is no picture: write a path such as dog/1.jpg first"
+            )
+
+
+def _require_training(sources: Sequence[SourceVideo], classes: Sequence[str]) -> None:
+    trained = {source.label for source in sources if "train" in source.splits.values()}
+    tested = {source.label for source in sources if source.splits} - trained
+    if tested:
+        name = classes[min(label for label in tested if label is not None)]
+        raise UserError(f"the class {name!r} has test pictures and no training picture: correct the table's splits")

@@ -1,0 +1,187 @@
+"""Find pictures: files below a folder, and members of tar shards as WebDataset writes them."""
+
+from __future__ import annotations
+
+import json
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crossdistill.data.pictures import PICTURE_SUFFIXES
+from crossdistill.errors import UserError
+from crossdistill.utils.console import console
+from data_prep.pipeline.class_folders import Labels, draw_tests, part_of_word
+from data_prep.pipeline.sources import VIDEO_SUFFIXES, require_utf8, walk_files
+
+TAR_SUFFIX = ".tar"
+LABEL_SUFFIXES = (".cls", ".json")
+# Keys under which the .json files of published shards have the class.
+JSON_KEYS = ("label", "cls", "class")
+
+
+@dataclass(frozen=True)
+class FoundPicture:
+    """One picture, and where it is."""
+
+    name: str
+    """POSIX path below the folder. Of a picture in a shard: the shard's path without .tar, then the member's."""
+    path: Path
+    byte_range: tuple[int, int] | None = None
+    """First byte and number of bytes in a tar shard; None for a file of its own."""
+    written_class: str | None = None
+    """Class as a shard writes it, a number or a name."""
+
+
+def find_pictures(folder: Path, *, out: Path) -> list[FoundPicture]:
+    """Find all pictures below a folder, sorted by name.
+
+    Raises:
+        UserError: There is none, or there are both tar shards and files of their own.
+    """
+    files, shards, others = [], [], Counter[str]()
+    for path in walk_files(folder):
+        suffix = path.suffix.lower()
+        if suffix in PICTURE_SUFFIXES:
+            files.append(path)
+        elif suffix == TAR_SUFFIX:
+            shards.append(path)
+        else:
+            others[suffix] += 1
+    if files and shards:
+        raise UserError(
+            f"{folder} holds {len(files)} pictures, such as {files[0]}, and {len(shards)} tar shards, such as "
+            f"{shards[0]}: give a folder of one kind"
+        )
+    require_utf8([*files, *shards])
+    if shards:
+        found = [picture for shard in shards for picture in _in_shard(shard, folder)]
+    else:
+        start = len(str(folder / "_")) - 1
+        found = [FoundPicture(path.as_posix()[start:], path) for path in files]
+    if not found:
+        raise _no_picture(folder, out, others)
+    if others:
+        kinds = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in others.most_common(4))
+        console.print(f"{others.total()} files are no pictures and are not used ({kinds})", highlight=False)
+    return sorted(found, key=lambda picture: picture.name)
+
+
+def _no_picture(folder: Path, out: Path, others: Counter[str]) -> UserError:
+    num_videos = sum(count for suffix, count in others.items() if suffix in VIDEO_SUFFIXES)
+    if num_videos:
+        return UserError(
+            f"{folder} and its subfolders contain {num_videos} videos and no picture: for videos, type python -m "
+            f"data_prep folder --videos {folder} --out {out}"
+        )
+    return UserError(f"{folder} and its subfolders contain no picture: give a folder of pictures or of tar shards")
+
+
+def _in_shard(shard: Path, folder: Path) -> Iterator[FoundPicture]:
+    """Yield the pictures of a shard with their classes. Files with the same name up to the first dot are one sample."""
+    pictures: dict[str, tarfile.TarInfo] = {}
+    classes: dict[str, str] = {}
+    try:
+        with tarfile.open(shard, "r:") as archive:
+            for member in archive:
+                if not member.isfile() or member.name.rpartition("/")[2].startswith("."):
+                    continue
+                start, slash, last = member.name.removeprefix("./").rpartition("/")
+                stem, dot, suffix = last.partition(".")
+                key, suffix = f"{start}{slash}{stem}", (dot + suffix).lower()
+                if suffix in PICTURE_SUFFIXES:
+                    if key in pictures:
+                        raise UserError(f"{shard} holds two pictures of the name {key}: give each its own name")
+                    pictures[key] = member
+                elif suffix in LABEL_SUFFIXES:
+                    content = archive.extractfile(member)
+                    written = None if content is None else _written_class(suffix, content.read(), f"{shard}: {last}")
+                    if written is not None and (suffix == ".cls" or key not in classes):
+                        classes[key] = written
+    except (tarfile.TarError, OSError) as error:
+        raise UserError(
+            f"{shard} cannot be read as a tar file ({error}): download it again, or unpack it if it is compressed"
+        ) from error
+    base = shard.relative_to(folder).with_suffix("").as_posix()
+    for key, member in pictures.items():
+        suffix = Path(member.name).suffix
+        yield FoundPicture(f"{base}/{key}{suffix}", shard, (member.offset_data, member.size), classes.get(key))
+
+
+def _written_class(suffix: str, content: bytes, place: str) -> str | None:
+    """Read the class of a sample from its .cls or .json file; None if the .json file has none."""
+    text = content.decode("utf-8", errors="replace").strip()
+    if suffix == ".cls":
+        return text
+    try:
+        facts: Any = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{place} is not valid JSON ({error.msg}): write the shard again") from error
+    found = next((facts[key] for key in JSON_KEYS if key in facts), None) if isinstance(facts, dict) else facts
+    return str(found) if isinstance(found, int | str) else None
+
+
+def labels_of_shards(
+    found: Sequence[FoundPicture], names: Sequence[str] | None, *, test_share: float | None, seed: int
+) -> Labels:
+    """Read labels from the .cls and .json files, and parts from the names of shards and their folders.
+
+    Args:
+        found: Pictures of tar shards.
+        names: Names of numbered classes; None to name them by their numbers.
+        test_share: Share of each class that is drawn for testing, if no name of a shard has a part.
+        seed: Seed of that draw.
+
+    Raises:
+        UserError: A picture has no class, a class is not among ``names``, or the test part has a class of its own.
+    """
+    for picture in found:
+        if picture.written_class is None:
+            raise UserError(
+                f"{picture.name} in {picture.path} has no class: add a .cls file of the same name, or give --unlabelled"
+            )
+    written = [picture.written_class or "" for picture in found]
+    classes, label_of = number_classes(written, names)
+    parts_by_shard = {path: _part_of_shard(path, found) for path in {picture.path for picture in found}}
+    parts = [parts_by_shard[picture.path] for picture in found]
+    if any(parts):
+        if test_share is not None:
+            raise UserError(f"{found[0].path} names its split: remove --test-share")
+        if not all(parts):
+            nameless = found[parts.index(None)].path
+            raise UserError(f"{nameless} does not say its split, as other shards do: rename it, for example to train-1")
+    else:
+        tests: set[str] = set()
+        for name in sorted(set(written)) if test_share is not None else ():
+            tests |= draw_tests([p.name for p in found if p.written_class == name], test_share or 0.0, seed)
+        parts = ["test" if picture.name in tests else "train" for picture in found]
+    return Labels(classes, [label_of[name] for name in written], parts)
+
+
+def _part_of_shard(path: Path, found: Sequence[FoundPicture]) -> str | None:
+    """Return the part that a shard's name or folder says, the last word first."""
+    words = re.split(r"[^A-Za-z]+", f"{path.parent.name} {path.stem}")
+    return next((part for word in reversed(words) if (part := part_of_word(word))), None)
+
+
+def number_classes(written: Sequence[str], names: Sequence[str] | None) -> tuple[list[str], dict[str, int]]:
+    """Return the class names, and the label of each class as it is written: a number if all are, or else a name."""
+    # A class may be called "007": classes are numbers only if all of them are.
+    are_numbers = all(text.isdecimal() for text in written)
+    if names is None:
+        largest = max((int(text) for text in written), default=0) if are_numbers else 0
+        names = [str(label) for label in range(largest + 1)] if are_numbers else sorted(set(written))
+    by_name = {name: label for label, name in enumerate(names)}
+    labels = {}
+    for text in dict.fromkeys(written):
+        label = int(text) if are_numbers else by_name.get(text)
+        if label is None or label >= len(names):
+            raise UserError(
+                f"the class {text!r} is not among the {len(names)} classes {names[0]} (0) to {names[-1]} "
+                f"({len(names) - 1}): correct --classes"
+            )
+        labels[text] = label
+    return list(names), labels
