@@ -49,10 +49,12 @@ class Execution:
     ) -> Execution:
         """Decide precision and layout for an encoder, move it to the device and lay out its weights.
 
-        The device is by default that of the weights. ``uses_bf16`` describes ``precision`` and ``training_batch_size``.
-        ``layout`` is ``yes`` for channels last, ``no``, or ``auto`` (yes on a GPU, and on a CPU where it is faster).
+        The device is by default that of the weights, the CPU without weights. ``uses_bf16`` describes ``precision`` and
+        ``training_batch_size``. ``layout`` is ``yes`` for channels last, ``no``, or ``auto`` (yes on a GPU, and on a
+        CPU where it is faster).
         """
-        device = device or next(encoder.parameters()).device
+        # A module without weights, such as nn.Identity for embeddings that were stored, works on any device.
+        device = device or next(encoder.parameters(), torch.empty(0)).device
         is_bf16 = uses_bf16(encoder, setting=precision, device=device, training_batch_size=training_batch_size)
         pays = device.type == "cuda" or encoder.info.channels_last_pays_on_cpu
         is_channels_last = pays if layout == "auto" else layout == "yes"

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from killing import PATIENCE_SECONDS
 from test_decode import BROKEN_MEDIA, constant_h264, matroska, mpeg4_avi, rotated, variable_h264
 from video_files import moving_frames, write_video
 
@@ -29,7 +30,6 @@ from crossdistill.encoders import create_encoder
 from crossdistill.errors import UnreadableVideoError, UserError
 
 TESTS = Path(__file__).resolve().parents[1]
-SECONDS_PER_CHILD = 120
 # Mean difference in levels of 255. 8-bit pictures with even sides are equal up to rounding. For 10 bits and odd sides
 # the libraries interpolate chroma differently, which is visible at the sharp edges of test pictures.
 MAX_LEVELS = 5.0
@@ -125,7 +125,7 @@ def agreements(decoder: str, paths: list[Path]) -> dict[str, dict]:
     """Run ``decoder_agreement.py`` on each file in a child process with a time limit, and return its output."""
     command = [sys.executable, str(TESTS / "decoder_agreement.py"), decoder, *map(str, paths)]
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=SECONDS_PER_CHILD, cwd=TESTS.parent, env=child_environment()
+        command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, cwd=TESTS.parent, env=child_environment()
     )
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert len(lines) == len(paths), f"after {len(lines)} files: {done.stderr[-2000:]}"
@@ -217,7 +217,7 @@ def run_child(code: str, *arguments: str) -> str:
         [sys.executable, "-c", code, *arguments],
         capture_output=True,
         text=True,
-        timeout=SECONDS_PER_CHILD,
+        timeout=PATIENCE_SECONDS,
         cwd=TESTS,
         env=child_environment(),
     )

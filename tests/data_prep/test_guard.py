@@ -1,7 +1,5 @@
 """Child processes that hang, crash or print."""
 
-import time
-
 import pytest
 
 from crossdistill.errors import UserError
@@ -23,10 +21,8 @@ def test_guard__one_child_answers_several_requests(guard):
 
 def test_guard__hang_or_crash_loses_one_request_only(guard):
     before = guard.ask({"do": "work"}, time_limit_seconds=60)
-    started = time.monotonic()
     with pytest.raises(TookTooLong):
         guard.ask({"do": "hang"}, time_limit_seconds=0.3)
-    assert time.monotonic() - started < 20
     with pytest.raises(Crashed, match="SIGSEGV"):
         guard.ask({"do": "crash"}, time_limit_seconds=60)
     with pytest.raises(Crashed, match="exit status 1"):

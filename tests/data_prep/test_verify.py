@@ -203,15 +203,20 @@ def test_verify__lists_extra_files(folder, capsys):
 # Decoders that hang or crash.
 
 
-def test_verify__file_over_the_time_limit_is_bad(folder, capsys):
+def test_verify__file_over_the_time_limit_is_bad(folder, tmp_path, monkeypatch, capsys):
     """Uses one file only: every file over the limit costs a child process, which takes seconds to start."""
+    (tmp_path / "children" / "sitecustomize.py").parent.mkdir()
+    (tmp_path / "children" / "sitecustomize.py").write_text(
+        "import time, av\nav.open = lambda *_, **__: time.sleep(3600)\n"  # children of this process never finish
+    )
+    monkeypatch.syspath_prepend(tmp_path / "children")
     manifest = Manifest.load(folder)
     video = next(video for video in manifest.videos if video.name == LONGER)
     one = dataclasses.replace(video, streams={"rgb": video.streams["rgb"]})
     dataclasses.replace(manifest, videos=[one]).save()
-    status, printed = verify(folder, capsys, "--time-limit", "0.000001")
+    status, printed = verify(folder, capsys, "--time-limit", "0.5")
     assert status == 1
-    assert f"rgb/Archery/{LONGER}.mp4: time limit: decoding took longer than 1e-06 s" in printed
+    assert f"rgb/Archery/{LONGER}.mp4: time limit: decoding took longer than 0.5 s" in printed
     assert "1 files of" in printed
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from killing import PATIENCE_SECONDS
 from safetensors.torch import load_file
 
 import crossdistill as cd
@@ -518,7 +519,7 @@ def test_two_processes__write_the_json_of_one(student, small_folder, tmp_path):
             launcher += ["--rdzv_endpoint", "localhost:0", "-m"]
         command = [*launcher, "crossdistill.commands.main", "evaluate", student, *shared, "--json", files[-1]]
         command += ["--features", tmp_path / f"features{processes}"]
-        subprocess.run([str(word) for word in command], env=environment, check=True, timeout=240)
+        subprocess.run([str(word) for word in command], env=environment, check=True, timeout=PATIENCE_SECONDS)
     one, two = (path.read_text() for path in files)
     assert one == two and json.loads(one)["num_test"] > 10
 

@@ -138,3 +138,16 @@ def test_wrong_dimension__is_named_at_the_first_batch():
     )
     with pytest.raises(cd.UserError, match="4"):
         distiller(torch.randn(2, 5))
+
+
+def test_stored_embeddings__are_a_teacher_without_weights():
+    """``nn.Identity`` passes on embeddings that were computed before, and the loss is that of the live teacher."""
+    torch.manual_seed(0)
+    teacher, images = nn.Linear(5, 2), torch.randn(6, 5)
+    student = nn.Linear(5, 3)
+    losses = []
+    for given, seen in ((teacher, images), (nn.Identity(), teacher(images).detach())):
+        torch.manual_seed(1)
+        distiller = cd.Distiller(student=student, teachers=given, student_dim=3, teacher_dim=2, objective="simreg")
+        losses.append(distiller(images, seen).loss.item())
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6) and losses[0] > 0

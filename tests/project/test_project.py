@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from killing import PATIENCE_SECONDS
 
 from crossdistill.modalities import MODALITIES
 
@@ -317,7 +318,7 @@ def test_makefile__explains_each_target() -> None:
 
 @pytest.mark.parametrize("script", sorted((ROOT / "scripts").glob("*.sh")), ids=lambda path: path.name)
 def test_shell_scripts__say_how_they_are_called_and_nothing_else(script: Path) -> None:
-    result = subprocess.run(["bash", script], capture_output=True, text=True, timeout=60, check=False)
+    result = subprocess.run(["bash", script], capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
     assert result.returncode == 2 and f"scripts/{script.name} " in result.stdout
     assert all(line.startswith("#") for line in result.stdout.splitlines()), result.stdout
     assert len(result.stdout.splitlines()) == script.read_text(encoding="utf-8").partition("\nset -e")[0].count("\n")

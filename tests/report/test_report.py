@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from killing import PATIENCE_SECONDS
 from safetensors.torch import save_file
 
 from crossdistill.commands.main import main as cli
@@ -328,7 +329,9 @@ def open_in_browser(content, folder):
         options += ["--disable-background-networking", "--disable-component-update"]
         options += [f"--screenshot={folder / 'page.png'}", "--dump-dom", (folder / "page.html").as_uri()]
         environment = {**os.environ, "HOME": str(folder)}
-        done = subprocess.run([CHROMIUM, *options], capture_output=True, text=True, timeout=60, env=environment)
+        done = subprocess.run(
+            [CHROMIUM, *options], capture_output=True, text=True, timeout=PATIENCE_SECONDS, env=environment
+        )
         server.shutdown()
     return done, asked
 

@@ -2,19 +2,20 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from killing import kill_tree
+from killing import PATIENCE_SECONDS
 from safetensors.torch import load_file
 
 from crossdistill.training.checkpoint import Checkpoints
 
 PROJECT = Path(__file__).resolve().parents[2]
+KILLED_SCRIPT = PROJECT / "tests" / "train_until_killed.py"
 TINY = [
     *("--student-frames", 4, "--student-size", 32),
     *("--optimizer", "adamw", "--lr", 0.003, "--schedule", "cosine", "--bank-size", 40, "--clip-norm", 1.0),
@@ -23,22 +24,26 @@ TINY = [
 ]
 
 
-def command(*options, processes=1):
+def command(*options, processes=1, script=PROJECT / "train.py"):
     launcher = [sys.executable, "-W", "ignore"]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0"]
         launcher += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
-    return [*launcher, str(PROJECT / "train.py"), *map(str, (*TINY, *options))]
+    return [*launcher, str(script), *map(str, (*TINY, *options))]
 
 
 def finish(process):
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 0, output
     return output
 
 
-def start(arguments):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # torchrun alone: Accelerate is told of CPUs by the product
+def start(arguments, **variables):
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        **variables,
+    }  # torchrun alone: Accelerate is told of CPUs by the product
     return subprocess.Popen(
         arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
     )
@@ -62,14 +67,11 @@ def evaluations(folder):
     return {row["step"]: row["knn"] for row in rows if "knn" in row}
 
 
-def kill_after(process, folder, step):
-    """SIGKILL to the process and all its descendants (torchrun's are in sessions of their own) after a step."""
-    deadline = time.monotonic() + 200
-    while not (folder / "metrics.jsonl").is_file() or max(losses(folder), default=0) < step:
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    kill_tree(process)
+def train_until_killed(arguments, step):
+    """Train until all processes are killed after a step."""
+    process = start(arguments, KILL_AFTER_STEP=str(step), PYTHONPATH=str(PROJECT))
+    output, _ = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == -signal.SIGKILL, output
 
 
 TEACHER = ["--teacher", "rgb_r3d10_gn", "--teacher-frames", 4, "--teacher-size", 32]
@@ -108,13 +110,12 @@ def test_resume__killed_runs_end_with_the_same_bits(tmp_path, toy_folder, teache
     if "rgb_r3d10_gn" in pair:
         options += ["--teacher-weights", teacher_file]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    killed_at = []
     reference = start(command(*options, "--out", whole, processes=processes))
     for step in kill_steps:
-        kill_after(start(command(*options, "--out", killed, "--resume", processes=processes)), killed, step)
-        killed_at.append(Checkpoints(killed / "checkpoints").steps()[-1])
+        resumed = command(*options, "--out", killed, "--resume", processes=processes, script=KILLED_SCRIPT)
+        train_until_killed(resumed, step)
     finish(reference)
-    assert max(killed_at) < max(losses(whole)), "killed too late: there was nothing left to do"
+    assert max(losses(killed)) == max(kill_steps) < max(losses(whole))
     output = finish(start(command(*options, "--out", killed, "--resume", processes=processes)))
     assert "resuming after step" in output
     student = "student/student.safetensors"

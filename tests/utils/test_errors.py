@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from killing import PATIENCE_SECONDS
 
 from crossdistill.commands.main import COMMANDS
 from crossdistill.commands.main import main as cli
@@ -95,7 +96,7 @@ def test_processes__exit_quietly_on_broken_pipe(command):
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
-        [sys.executable, "-m", *command], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120
+        [sys.executable, "-m", *command], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=PATIENCE_SECONDS
     )
     os.close(writer)
     assert done.returncode == 141 and "BrokenPipe" not in done.stderr and "Traceback" not in done.stderr
