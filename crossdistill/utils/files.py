@@ -5,10 +5,45 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from crossdistill.errors import UserError
+
+MAX_NAME_BYTES = 255
+"""Longest name of a file on nearly all file systems."""
+
+
+def fitting_name(name: str, *, room: int = 0) -> str:
+    """Return a file name, cut and marked with a hash if it is too long for a file system.
+
+    Args:
+        name: Any name without a slash. Its suffix is kept.
+        room: Bytes that must remain free.
+
+    Example:
+        >>> fitting_name("clip.mp4")
+        'clip.mp4'
+        >>> fitting_name(300 * "a" + ".mp4", room=240)
+        'aa~c4f60b09.mp4'
+    """
+    limit = MAX_NAME_BYTES - room
+    if len(os.fsencode(name)) <= limit:
+        return name
+    ending = f"~{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}{Path(name).suffix}"
+    kept = os.fsencode(name)[: max(0, limit - len(os.fsencode(ending)))]
+    return kept.decode("utf-8", errors="ignore") + ending
+
+
+def temporary_path(path: Path) -> Path:
+    """Return the hidden file beside ``path`` that this process writes before it is renamed to ``path``."""
+    return path.with_name(f".{temporary_stem(path)}.{os.getpid()}.tmp")
+
+
+def temporary_stem(path: Path) -> str:
+    """Return the part of the name of a temporary file that is the same in all processes: ``.<stem>.<process>.tmp``."""
+    return fitting_name(path.name, room=len(f"..{sys.maxsize}.tmp"))
 
 
 @contextlib.contextmanager
@@ -20,7 +55,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_path(path)
     try:
         yield temporary
         with open(temporary, "rb") as file:

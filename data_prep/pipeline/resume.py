@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from crossdistill.data.manifest import Stream
+from crossdistill.utils.files import temporary_stem
 from data_prep.pipeline.jobs import Job
 from data_prep.pipeline.journal import JournalEntry, read_journals
 from data_prep.pipeline.tasks import Task
@@ -72,9 +73,9 @@ def remaining_job(task: Task, finished: JournalEntry | None) -> Job | None:
 
 def remove_temporary_files(tasks: Iterable[Task], root: Path) -> None:
     """Remove the temporary files of a killed run. Files of other videos stay: another shard may be writing them."""
-    paths = {path for task in tasks for path in task.job.stream_paths.values()}
+    targets = [root / path for task in tasks for path in task.job.stream_paths.values()]
+    stems = {target.with_name(temporary_stem(target)) for target in targets}
     for path in root.rglob(".*.tmp"):
-        # StreamWriter names the temporary file of "<name>" ".<name>.<process>.tmp".
-        final = path.with_name(path.name[1:].rsplit(".", 2)[0])
-        if final.relative_to(root).as_posix() in paths:
+        # StreamWriter names its temporary file ".<stem>.<process>.tmp".
+        if path.with_name(path.name[1:].rsplit(".", 2)[0]) in stems:
             path.unlink(missing_ok=True)

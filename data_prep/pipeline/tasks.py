@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from crossdistill.errors import UserError
+from crossdistill.utils.files import fitting_name
 from data_prep.pipeline.jobs import Job
 from data_prep.pipeline.options import RunOptions
 from data_prep.pipeline.readers import Input
@@ -55,15 +56,18 @@ class Task:
 
 
 def make_task(source: SourceVideo, options: RunOptions, recipe_facts: dict[str, Any]) -> Task:
-    """Make the task of a source that was found."""
+    """Make the task of a source that was found; raise a ``UserError`` for a name that leads out of --out."""
     offset, num_bytes = source.byte_range or (0, None)
     inner = Path(source.folder, source.name)
+    if inner.is_absolute() or ".." in inner.parts:
+        raise UserError(f"the name {str(inner)!r} leads out of --out: give names without '..' and a leading '/'")
+    inner = inner.with_name(fitting_name(f"{inner.name}{options.suffix}"))
     job = Job(
         name=source.name,
         inputs={
             name: Input(str(path), source.frames_per_second, offset, num_bytes) for name, path in source.inputs.items()
         },
-        stream_paths={name: Path(name, f"{inner}{options.suffix}").as_posix() for name in options.streams},
+        stream_paths={name: Path(name, inner).as_posix() for name in options.streams},
         root=str(options.out),
         recipe=options.recipe,
         time_limit_seconds=options.time_limit,
