@@ -30,6 +30,11 @@ class Recipe:
     depth_model: str | None = None
     """Network that estimates depth from colour: a model name on Hugging Face, or the folder of a saved model."""
 
+    @property
+    def uses_network(self) -> bool:
+        """Whether a neural network estimates a stream. Its need of memory is its own, not that of the video."""
+        return self.flow == "raft" or self.depth_model is not None
+
 
 @dataclass(frozen=True)
 class PictureRecipe:

@@ -11,6 +11,11 @@ def answer(request):
         time.sleep(60)
     if request["do"] == "crash":
         os.kill(os.getpid(), signal.SIGSEGV)
+    if request["do"] == "allocate":
+        try:
+            return {"bytes": len(bytes(request["bytes"]))}
+        except MemoryError:
+            return {"bytes": 0}
     if request["do"] == "fail":
         raise KeyError("a bug")
     return {"echo": request["do"], "pid": os.getpid()}

@@ -1,7 +1,8 @@
 """Run requests in a child process that is killed when it takes too long.
 
-Decoders are native code: a damaged file can crash them or make them hang. So all decoding runs in a child process.
-If the child dies or exceeds the time limit, one request is lost and the next one starts a new child.
+Decoders are native code: a damaged file can crash them, make them hang or use up the memory. So all decoding runs in a
+child process.
+If the child dies or exceeds a limit, one request is lost and the next one starts a new child.
 
 Requests and answers are JSON, one line each, over the child's standard input and output. ``multiprocessing`` would
 not do: the workers of Dask are daemonic processes, which it does not allow to have children.
@@ -14,12 +15,15 @@ import ctypes
 import importlib
 import json
 import os
+import resource
 import select
 import selectors
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import av
@@ -30,6 +34,8 @@ from crossdistill.errors import UserError
 START_LIMIT_SECONDS = 300.0
 # An idle child exits: the worker of a cluster lives longer than the run that started the child.
 IDLE_LIMIT_SECONDS = 300.0
+# Enough for 8K video: a decoder may hold 17 pictures of 100 MB, and flow needs two more.
+MEMORY_LIMIT_BYTES = 4 << 30
 # From <sys/prctl.h>: the signal that a process receives when its parent dies.
 PR_SET_PDEATHSIG = 1
 READY_LINE = "ready\n"
@@ -54,8 +60,16 @@ class Guard:
         self.module = module
         self._child: subprocess.Popen[str] | None = None
 
-    def ask(self, request: dict[str, Any], *, time_limit_seconds: float) -> dict[str, Any]:
+    def ask(
+        self, request: dict[str, Any], *, time_limit_seconds: float, memory_limit_bytes: int | None = MEMORY_LIMIT_BYTES
+    ) -> dict[str, Any]:
         """Send a request to the child and return its answer.
+
+        Args:
+            request: Argument of the function ``answer``.
+            time_limit_seconds: After this time the child is killed.
+            memory_limit_bytes: Memory that the child may allocate beyond what it has with its libraries imported. More
+                is a ``MemoryError`` in the child. None for no limit.
 
         Raises:
             TookTooLong: The time limit was exceeded.
@@ -65,7 +79,7 @@ class Guard:
         child = self._running_child()
         assert child.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # the child is dead: reading its answer finds out why
-            child.stdin.write(json.dumps(request) + "\n")
+            child.stdin.write(json.dumps([memory_limit_bytes, request]) + "\n")
             child.stdin.flush()
         line = _read_line(child, time_limit_seconds)
         if line is None:
@@ -117,13 +131,19 @@ _of_thread = threading.local()
 _all_guards: list[Guard] = []
 
 
-def ask(module: str, request: dict[str, Any], *, time_limit_seconds: float) -> dict[str, Any]:
+def ask(
+    module: str,
+    request: dict[str, Any],
+    *,
+    time_limit_seconds: float,
+    memory_limit_bytes: int | None = MEMORY_LIMIT_BYTES,
+) -> dict[str, Any]:
     """Send a request to the child process of the current thread; see ``Guard.ask``."""
     guard: Guard | None = getattr(_of_thread, "guard", None)
     if guard is None or guard.module != module or guard not in _all_guards:
         guard = _of_thread.guard = Guard(module)
         _all_guards.append(guard)
-    return guard.ask(request, time_limit_seconds=time_limit_seconds)
+    return guard.ask(request, time_limit_seconds=time_limit_seconds, memory_limit_bytes=memory_limit_bytes)
 
 
 def stop_children() -> None:
@@ -144,7 +164,28 @@ def _serve(module: str) -> None:
     av.logging.set_level(av.logging.PANIC)  # the answer holds what FFmpeg says about damage
     print(READY_LINE, end="", file=answers, flush=True)
     while select.select([sys.stdin], [], [], IDLE_LIMIT_SECONDS)[0] and (line := sys.stdin.readline()):
-        print(json.dumps(answer(json.loads(line))), file=answers, flush=True)
+        memory_limit_bytes, request = json.loads(line)
+        with _memory_limit(memory_limit_bytes):
+            answered = answer(request)
+        print(json.dumps(answered), file=answers, flush=True)
+
+
+@contextlib.contextmanager
+def _memory_limit(num_bytes: int | None) -> Iterator[None]:
+    """Let this process allocate only so much more inside the block. Without /proc, as on macOS, there is no limit."""
+    statistics = Path("/proc/self/statm")
+    if num_bytes is None or not statistics.exists():
+        yield
+        return
+    allocated = int(statistics.read_text().split()[0]) * resource.getpagesize()
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    wanted = allocated + num_bytes
+    allowed = min(limit for limit in (wanted, soft, hard) if limit != resource.RLIM_INFINITY)
+    resource.setrlimit(resource.RLIMIT_AS, (allowed, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from pydantic import TypeAdapter
 
 from crossdistill.data.manifest import Stream
 from crossdistill.errors import STOPPING_ERRORS, UserError
-from data_prep.pipeline.guard import Crashed, TookTooLong, ask
+from crossdistill.utils.files import temporary_stem
+from data_prep.pipeline.guard import MEMORY_LIMIT_BYTES, Crashed, TookTooLong, ask
 from data_prep.pipeline.pictures import store_picture
 from data_prep.pipeline.readers import Input
 from data_prep.pipeline.transcode import transcode
@@ -53,7 +54,12 @@ def run_job(job: Job) -> Outcome:
     Raise a ``StopError`` if further jobs would fail for the same reason.
     """
     try:
-        given = ask(__name__, _JOB.dump_python(job, mode="json"), time_limit_seconds=job.time_limit_seconds)
+        given = ask(
+            __name__,
+            _JOB.dump_python(job, mode="json"),
+            time_limit_seconds=job.time_limit_seconds,
+            memory_limit_bytes=None if job.recipe.uses_network else MEMORY_LIMIT_BYTES,
+        )
     except TookTooLong:
         _remove_temporary_files(job)
         return Outcome("skipped", f"time limit: took longer than {job.time_limit_seconds:g} s")
@@ -70,7 +76,7 @@ def _remove_temporary_files(job: Job) -> None:
     """Remove the files that a killed child was writing."""
     for path in job.stream_paths.values():
         target = Path(job.root, path)
-        for temporary in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+        for temporary in target.parent.glob(f".{glob.escape(temporary_stem(target))}.*.tmp"):
             temporary.unlink(missing_ok=True)
 
 
@@ -89,6 +95,9 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         if error.errno in (errno.EACCES, errno.EPERM) and str(error.filename or "").startswith(job.root):
             return {"stop": f"{error.filename} is not writable: {os.strerror(error.errno)}"}
         outcome = _failed(job, error)
+    except MemoryError:
+        _remove_streams(job)
+        outcome = Outcome("skipped", f"memory limit: needs more than {MEMORY_LIMIT_BYTES / (1 << 30):g} GiB")
     except Exception as error:  # noqa: BLE001 (one odd file among 650,000 must not end the run; it counts as unusable)
         outcome = _failed(job, error)
     streams = {name: stream.to_json() for name, stream in outcome.streams.items()}
@@ -96,7 +105,12 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _failed(job: Job, error: Exception) -> Outcome:
-    """The outcome of an unexpected error. Streams that are already complete are removed: a video has all or none."""
+    """The outcome of an unexpected error."""
+    _remove_streams(job)
+    return Outcome("skipped", f"failed: {type(error).__name__}: {error}")
+
+
+def _remove_streams(job: Job) -> None:
+    """Remove the streams that are already complete: a video has all or none."""
     for path in job.stream_paths.values():
         Path(job.root, path).unlink(missing_ok=True)
-    return Outcome("skipped", f"failed: {type(error).__name__}: {error}")

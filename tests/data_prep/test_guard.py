@@ -1,5 +1,7 @@
 """Child processes that hang, crash or print."""
 
+import sys
+
 import pytest
 
 from crossdistill.errors import UserError
@@ -29,6 +31,16 @@ def test_guard__hang_or_crash_loses_one_request_only(guard):
         guard.ask({"do": "fail"}, time_limit_seconds=60)
     after = guard.ask({"do": "work"}, time_limit_seconds=60)
     assert after["echo"] == "work" and after["pid"] != before["pid"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no /proc")
+def test_guard__memory_limit_is_an_error_in_the_child(guard):
+    request, mib = {"do": "allocate", "bytes": 300 << 20}, 1 << 20
+    allocated = [
+        guard.ask(request, time_limit_seconds=60, memory_limit_bytes=limit)["bytes"]
+        for limit in (200 * mib, 400 * mib, 200 * mib, None)
+    ]
+    assert allocated == [0, 300 * mib, 0, 300 * mib]
 
 
 def test_guard__child_that_does_not_start_is_an_error():
