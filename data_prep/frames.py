@@ -21,6 +21,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
+from crossdistill.data.containers import UPRIGHT, Orientation
 from crossdistill.data.streams import Picture
 from crossdistill.errors import UnreadableVideoError
 
@@ -48,8 +49,8 @@ class Motion:
     """Structured array: source, w, h, src_x, src_y, dst_x, dst_y, motion_x, motion_y, motion_scale."""
     width_px: int
     height_px: int
-    rotation_degrees: int
-    """Counter-clockwise rotation from the decoded to the stored picture, a multiple of 90."""
+    orientation: Orientation = UPRIGHT
+    """From the decoded to the stored picture."""
     is_bidirectional: bool = False
     """Whether it is a B picture. Other pictures are seldom predicted from B pictures."""
     frames_back: int = 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from crossdistill.data.manifest import Stream
 
@@ -45,6 +45,7 @@ class PictureRecipe:
     """Short side of the stored JPEG files; smaller pictures keep their size. None to use the files as they are."""
     quality: int = 95
     """Quality of the stored JPEG files, from 1 to 100."""
+    uses_network: ClassVar[bool] = False
 
 
 AnyRecipe = Recipe | PictureRecipe

@@ -1,8 +1,8 @@
 """Checks every stream of a prepared dataset against the manifest by decoding the whole file.
 
 A file is good if it exists, decodes to its end without an error, has the frame size, number of frames, timestamps,
-keyframes and checksum of the manifest. Prints a table of the findings and the path of every bad file. Exits with status
-1 if a file is bad, with 0 otherwise.
+keyframes and checksum of the manifest, and if its frames can be read as training reads them. Prints a table of the
+findings and the path of every bad file. Exits with status 1 if a file is bad, with 0 otherwise.
 
 Damaged files can crash a decoder or make it hang, so each file is decoded in a child process, which is then replaced.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -22,9 +22,11 @@ import av
 import numpy as np
 import tyro
 
-from crossdistill.data.decode import DECODE_ERRORS, decode_frames
+from crossdistill.data.containers import DECODE_ERRORS, Orientation, OrientationReader, open_video
+from crossdistill.data.decode import read_frames
 from crossdistill.data.manifest import Manifest, Stream
 from crossdistill.data.pictures import index_picture
+from crossdistill.data.sequential import decode_frames
 from crossdistill.data.streams import STREAM_FORMATS, Picture, StreamFormat
 from crossdistill.errors import UnreadableVideoError, UserError
 from crossdistill.utils.console import console, print_table
@@ -34,6 +36,7 @@ from data_prep.pipeline.guard import Crashed, TookTooLong, ask, stop_children
 
 OK = "ok"
 SHOWN_EXTRA_FILES = 10
+NUM_READ_FRAMES = 5
 DAMAGE = (UnreadableVideoError, MemoryError, *DECODE_ERRORS)
 
 
@@ -117,6 +120,22 @@ def extra_files(manifest: Manifest) -> list[Path]:
     return sorted({path.relative_to(manifest.root) for path in present} - named)
 
 
+@dataclass
+class _FoundIndex:
+    """Timestamps and keyframes of a file."""
+
+    pts: list[int] = field(default_factory=list)
+    time_bases: set[Fraction | None] = field(default_factory=set)
+    keyframes: list[int] = field(default_factory=list)
+
+    def add(self, pts: int, time_base: Fraction | None, frame: av.VideoFrame) -> None:
+        """Append a frame."""
+        if frame.key_frame:
+            self.keyframes.append(len(self.pts))
+        self.pts.append(pts)
+        self.time_bases.add(time_base)
+
+
 @dataclass(frozen=True)
 class StreamCheck:
     """Check of one stream of one video against the manifest."""
@@ -138,32 +157,34 @@ class StreamCheck:
 
     def find(self) -> Finding:
         """Decode the whole stream and compare it with the manifest."""
-        path = self.root / self.path
+        try:
+            path = self.stream.file(self.root)
+        except UnreadableVideoError as error:
+            return Finding("damaged", str(error))
         if not path.is_file():
             return Finding("missing")
         if not self.stream.is_video:
             return self._find_in_picture(path)
-        pts: list[int] = []
-        keyframes: list[int] = []
-        time_bases: set[Fraction | None] = set()
-        # An indexed original may have faults that the indexing tolerated too.
-        frames = decode_frames(path, num_threads=1) if self.stream_format is None else _decode_strictly(path)
+        damage = ""
+        index, orientations = _FoundIndex(), OrientationReader()
         try:
-            for found_pts, time_base, frame in frames:
-                if not pts and (wrong := self._wrong_picture(frame)):
-                    return Finding("other picture", wrong)
-                if frame.is_corrupt:
-                    return Finding("damaged", f"frame {len(pts)} is corrupt")
-                if frame.key_frame:
-                    keyframes.append(len(pts))
-                pts.append(found_pts)
-                time_bases.add(time_base)
+            for pts, time_base, frame in self._frames(path):
+                if (not index.pts or self.stream.is_plain) and (
+                    wrong := self._wrong_picture(frame, orientations.read(frame))
+                ):
+                    return Finding("other picture", f"frame {len(index.pts)}: {wrong}" if index.pts else wrong)
+                if frame.is_corrupt and self.stream_format is not None:
+                    return Finding("damaged", f"frame {len(index.pts)} is corrupt")
+                index.add(pts, time_base, frame)
         except DAMAGE as error:
-            return Finding("damaged", f"{_reason(error, path)}, after {len(pts)} frames")
-        finding = _compare_index(self.stream, pts, time_bases, keyframes)
-        if finding.kind == OK and self.stream.sha256 and sha256_of(path) != self.stream.sha256:
-            return Finding("changed", "decodes, but differs from the manifest's checksum")
-        return finding
+            damage = _reason(error, path)
+            if self.stream_format is not None:
+                return Finding("damaged", f"{damage}, after {len(index.pts)} frames")
+        # An original may have faults that its indexing passed over. It must then have the same frames as then.
+        finding = _compare_index(self.stream, index)
+        if finding.kind != OK:
+            return Finding("damaged", f"{damage}, after {len(index.pts)} frames") if damage else finding
+        return self._read_clip() or self._compare_checksum(path)
 
     def _find_in_picture(self, path: Path) -> Finding:
         stream = self.stream
@@ -180,10 +201,28 @@ class StreamCheck:
             return Finding("changed", "decodes, but differs from the manifest's checksum")
         return Finding(OK)
 
-    def _wrong_picture(self, frame: av.VideoFrame) -> str:
-        """Say how the first frame differs from the manifest and the stream's format; empty if it does not."""
-        is_turned = round(frame.rotation / 90) % 2 == 1
-        size = (frame.width, frame.height) if is_turned else (frame.height, frame.width)
+    def _frames(self, path: Path) -> Iterator[tuple[int, Fraction | None, av.VideoFrame]]:
+        return decode_frames(path, num_threads=1) if self.stream_format is None else _decode_strictly(path)
+
+    def _read_clip(self) -> Finding | None:
+        """Read some frames as training reads them; return a finding if that fails."""
+        if self.column not in STREAM_FORMATS:
+            return None
+        frames = np.linspace(0, self.stream.num_frames - 1, NUM_READ_FRAMES).round().astype(int).tolist()
+        try:
+            read_frames(self.root, self.stream, frames, stream_name=self.column)
+        except DAMAGE as error:
+            return Finding("clips unreadable", _reason(error, self.stream.file(self.root)))
+        return None
+
+    def _compare_checksum(self, path: Path) -> Finding:
+        if self.stream.sha256 and sha256_of(path) != self.stream.sha256:
+            return Finding("changed", "decodes, but differs from the manifest's checksum")
+        return Finding(OK)
+
+    def _wrong_picture(self, frame: av.VideoFrame, orientation: Orientation) -> str:
+        """Say how a frame differs from the manifest and the stream's format; empty if it does not."""
+        size = orientation.size_px(frame.height, frame.width)
         if self.stream_format is not None:
             # Files pack several channels into one plane. Unpack an empty picture to find the size of the frame.
             blank: Picture = np.empty(size, dtype=np.uint8)
@@ -199,12 +238,10 @@ class StreamCheck:
 
 def _decode_strictly(path: Path) -> Iterator[tuple[int, Fraction | None, av.VideoFrame]]:
     """Decode frames; raise an error at damage that decoders conceal by default."""
-    with av.open(str(path)) as container:
-        if not container.streams.video:
-            raise UnreadableVideoError("has no video stream")
-        video = container.streams.video[0]
+    container, video = open_video(path)
+    with container:
         video.codec_context.thread_count = 1
-        video.codec_context.options = {"err_detect": "crccheck+bitstream+buffer+explode"}
+        video.codec_context.options |= {"err_detect": "crccheck+bitstream+buffer+explode"}
         for frame in container.decode(video):
             if frame.pts is None:
                 raise UnreadableVideoError("contains a frame without a timestamp")
@@ -216,7 +253,8 @@ def _reason(error: BaseException, path: Path) -> str:
     return str(getattr(error, "strerror", None) or str(error).removeprefix(f"{path}: ") or type(error).__name__)
 
 
-def _compare_index(stream: Stream, pts: list[int], time_bases: set[Fraction | None], keyframes: list[int]) -> Finding:
+def _compare_index(stream: Stream, index: _FoundIndex) -> Finding:
+    pts, time_bases = index.pts, index.time_bases
     if len(pts) != stream.num_frames:
         return Finding("frames differ", f"{len(pts)} frames instead of {stream.num_frames}")
     if time_bases != {stream.time_base}:
@@ -228,7 +266,7 @@ def _compare_index(stream: Stream, pts: list[int], time_bases: set[Fraction | No
         times = f"{float(pts[i] * stream.time_base):.6g} s instead of {stream.times_seconds[i]:.6g} s"
         return Finding("timestamps differ", f"{len(differing)} of {len(pts)}, the first is frame {i}: {times}")
     # Decoding can start at frame 0, whether or not it is marked as a keyframe.
-    absent = sorted(set(stream.keyframes.tolist()) - set(keyframes) - {0})
+    absent = sorted(set(stream.keyframes.tolist()) - set(index.keyframes) - {0})
     if absent and stream.is_seekable:
         return Finding("keyframes differ", f"{len(absent)} of {len(stream.keyframes)}, the first is frame {absent[0]}")
     return Finding(OK)

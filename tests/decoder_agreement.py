@@ -14,8 +14,9 @@ from typing import Any
 import av
 import numpy as np
 
-from crossdistill.data.decode import PictureReader, index_video
+from crossdistill.data.decode import index_video
 from crossdistill.data.decoders import CannotServeError, get_decoder
+from crossdistill.data.sequential import PictureReader
 from crossdistill.data.streams import get_stream_format
 
 NUM_READS = 8

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -55,12 +56,55 @@ def write_video(
 
 def mark_rotated(path: Path) -> None:
     """Mark an .mp4 file to be shown rotated by 90 degrees clockwise, as upright phones do."""
+    set_display_matrix(path, 0, 1, -1, 0)
+
+
+def set_display_matrix(path: Path, a: int, b: int, c: int, d: int) -> Path:
+    """Let players show pixel (x, y) of an .mp4 file at (a x + c y, b x + d y)."""
     data = bytearray(path.read_bytes())
     one = 0x10000
-    matrix = struct.pack(">9i", 0, one, 0, -one, 0, 0, 0, 0, 0x40000000)
     start = data.index(b"tkhd") + 44
-    data[start : start + 36] = matrix
+    data[start : start + 36] = struct.pack(">9i", a * one, b * one, 0, c * one, d * one, 0, 0, 0, 0x40000000)
     path.write_bytes(data)
+    return path
+
+
+def break_packet(path: Path, position: int) -> Path:
+    """Overwrite the n-th packet of a file, so that it cannot be decoded."""
+    with av.open(str(path)) as container:
+        packet = [packet for packet in container.demux(video=0) if packet.size][position]
+        start, size = packet.pos, packet.size
+    assert start is not None
+    data = bytearray(path.read_bytes())
+    data[start : start + size] = size * b"\xff"
+    path.write_bytes(data)
+    return path
+
+
+def join_files(path: Path, parts: Sequence[Path]) -> Path:
+    """Join files byte by byte, which transport streams allow."""
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    return path
+
+
+def bomb(path: Path, *, side_px: int, says_px: int = 64) -> Path:
+    """A file of 10 PNG pictures, whose container declares another size than the pictures have."""
+    width = height = side_px
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0))
+    rows = zlib.compress(bytes(height * (1 + -(-width // 8))))
+    picture = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("png", rate=25)
+        video.width, video.height, video.pix_fmt, video.time_base = says_px, says_px, "gray", Fraction(1, 25)
+        for pts in range(10):
+            packet = av.Packet(picture)
+            packet.stream, packet.pts, packet.dts, packet.is_keyframe = video, pts, pts, True
+            container.mux(packet)
+    return path
 
 
 def truncate(path: Path, share: float) -> Path:

@@ -10,145 +10,25 @@ Shapes: T frames, H height, W width, C channels.
 from __future__ import annotations
 
 import functools
-import heapq
-import itertools
 import logging
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
-from av.codec.context import Flags2
-from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
+from crossdistill.data.containers import DECODE_ERRORS, OrientationReader, check_video, open_video, reason_of
 from crossdistill.data.decoders import DEFAULT_DECODER, CannotServeError, get_decoder
 from crossdistill.data.manifest import Stream
 from crossdistill.data.pictures import read_picture
+from crossdistill.data.sequential import FALLBACK_TIME_BASE, decode_frames
 from crossdistill.data.streams import Picture, StreamFormat, get_stream_format
 from crossdistill.errors import UnreadableVideoError
 from crossdistill.utils.files import sha256_of
 
-# Exceptions that PyAV raises for damaged or missing files.
-DECODE_ERRORS = (av.FFmpegError, OSError, ValueError, IndexError)
-# Largest distance between two swapped timestamps. (XviD's packed frames swap neighbours.)
-REORDER_WINDOW_FRAMES = 8
-FALLBACK_TIME_BASE = Fraction(1, 1000)
-
 _log = logging.getLogger(__name__)
-
-
-def open_video(path: Path) -> tuple[av.container.InputContainer, av.VideoStream]:
-    """Open a file and its first video stream.
-
-    Raises:
-        UnreadableVideoError: The file cannot be opened, has no video stream, or its codec is unknown to FFmpeg.
-    """
-    try:
-        container = av.open(str(path))
-    except DECODE_ERRORS as error:
-        raise UnreadableVideoError(f"{path}: cannot be opened ({reason_of(error)})") from error
-    # FFmpeg opens any text file as a video of its letters, in the format "tty".
-    if not container.streams.video or container.format.name == "tty":
-        container.close()
-        raise UnreadableVideoError(f"{path}: has no video stream")
-    video = container.streams.video[0]
-    if video.codec_context is None:
-        container.close()
-        raise UnreadableVideoError(f"{path}: has a codec that FFmpeg does not know")
-    return container, video
-
-
-def reason_of(error: BaseException) -> str:
-    """Return the reason that the library gave for an error."""
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
-
-
-class PictureReader:
-    """Converts decoded frames to upright arrays of one pixel format, for example ``rgb24``.
-
-    ``VideoFrame.to_ndarray`` creates a converter with a pool of threads for every frame. That took 0.19 ms for a frame
-    of 64x64. One converter with one thread takes 0.006 ms.
-    """
-
-    def __init__(self, picture_format: str) -> None:
-        self.picture_format = picture_format
-        self._converter = VideoReformatter()
-
-    def read(self, frame: av.VideoFrame) -> Picture:
-        """Return [H, W] or [H, W, C], rotated by the file's rotation metadata, which phones write."""
-        picture: Picture = self._converter.reformat(frame, format=self.picture_format, threads=1).to_ndarray()
-        return np.rot90(picture, k=round(frame.rotation / 90) % 4) if frame.rotation else picture
-
-
-def _decode(
-    path: Path, num_threads: int = 0, *, with_motion_vectors: bool = False
-) -> Iterator[tuple[av.VideoFrame, Fraction, Fraction]]:
-    """Yield (frame, time base, usual distance between frames in units of the time base) in display order."""
-    container, video = open_video(path)
-    video.thread_type = "AUTO"  # frame threads are fastest, and safe because the file is read to its end
-    video.codec_context.thread_count = num_threads
-    if with_motion_vectors:
-        video.codec_context.flags2 |= Flags2.export_mvs
-    with container:
-        time_base = video.time_base or FALLBACK_TIME_BASE
-        rate = video.average_rate or video.guessed_rate or Fraction(25)
-        try:
-            for frame in container.decode(video):
-                yield frame, time_base, 1 / (rate * time_base)
-        except DECODE_ERRORS as error:
-            raise UnreadableVideoError(f"{path}: stops decoding ({reason_of(error)})") from error
-
-
-def decode_frames(
-    path: Path, *, num_threads: int = 0, with_motion_vectors: bool = False
-) -> Iterator[tuple[int, Fraction, av.VideoFrame]]:
-    """Yield (pts, time base, frame) of a whole file in display order, without applying rotation.
-
-    A decoder returns frames in display order, but in some files the timestamps of neighbours are swapped. So the n-th
-    frame gets the n-th smallest timestamp within a window of a few frames. A missing or repeated timestamp becomes the
-    previous one plus the usual distance. The frames before a damage are yielded before the error is raised.
-
-    Args:
-        path: A video file.
-        num_threads: Threads of the decoder; 0 uses all cores. Use 1 in a worker process, and if the loop may end early.
-        with_motion_vectors: Whether the frames carry the codec's motion vectors as side data.
-    """
-    waiting: deque[av.VideoFrame] = deque()
-    waiting_pts: list[int] = []
-    previous: int | None = None
-    time_base, usual_step = FALLBACK_TIME_BASE, 1
-    damage: UnreadableVideoError | None = None
-    frames = _decode(path, num_threads, with_motion_vectors=with_motion_vectors)
-    is_at_end = False
-    while waiting or not is_at_end:
-        try:
-            frame, time_base, step = next(frames)
-            usual_step = max(1, round(step))
-            latest = max(waiting_pts, default=-usual_step if previous is None else previous)
-            heapq.heappush(waiting_pts, latest + usual_step if frame.pts is None else frame.pts)
-            waiting.append(frame)
-        except StopIteration:
-            is_at_end = True
-        except UnreadableVideoError as error:
-            is_at_end, damage = True, error
-        if waiting and (is_at_end or len(waiting) > REORDER_WINDOW_FRAMES):
-            pts = heapq.heappop(waiting_pts)
-            previous = pts if previous is None or pts > previous else previous + usual_step
-            yield previous, time_base, waiting.popleft()
-    if damage is not None:
-        raise damage
-
-
-def decode_all(
-    path: Path, *, picture_format: str = "rgb24", num_threads: int = 0
-) -> Iterator[tuple[int, Fraction, Picture]]:
-    """Yield (pts, time base, upright picture [H, W] or [H, W, C]) of a whole file; see ``decode_frames``."""
-    reader = PictureReader(picture_format)
-    for pts, time_base, frame in decode_frames(path, num_threads=num_threads):
-        yield pts, time_base, reader.read(frame)
 
 
 def index_video(path: Path, *, relative_to: Path | None = None, stream_format: StreamFormat | None = None) -> Stream:
@@ -163,31 +43,57 @@ def index_video(path: Path, *, relative_to: Path | None = None, stream_format: S
         stream_format: Format with which ``StreamWriter`` wrote the file; None for any other file.
 
     Raises:
-        UnreadableVideoError: The file cannot be opened, has no frame, or decoding stops with an error.
+        UnreadableVideoError: The file cannot be opened, has no frame, or is damaged.
     """
-    (height_px, width_px), time_base, pts, keyframes, is_seekable = (
-        _index_by_decoding(path) if stream_format is None else _index_packets(path, stream_format)
-    )
-    if not pts:
+    if stream_format is None:
+        stream, damage = index_any_video(path, relative_to=relative_to)
+        if damage:
+            raise UnreadableVideoError(f"{path}: {damage}")
+        return stream
+    return _make_stream(path, relative_to, _index_packets(path, stream_format))
+
+
+def index_any_video(path: Path, *, relative_to: Path | None = None) -> tuple[Stream, str]:
+    """Index a file by decoding it, as ``index_video`` does; return also its damage, which is empty if it is intact.
+
+    The stream has all frames that can be decoded. Raise ``UnreadableVideoError`` if there is none.
+    """
+    index, damage = _index_by_decoding(path)
+    if damage and not index.pts:
+        raise UnreadableVideoError(f"{path}: {damage}")
+    return _make_stream(path, relative_to, index), damage
+
+
+@dataclass
+class _Index:
+    size_px: tuple[int, int] = (0, 0)
+    """Width and height."""
+    time_base: Fraction = FALLBACK_TIME_BASE
+    pts: list[int] = field(default_factory=list)
+    keyframes: list[int] = field(default_factory=list)
+    is_seekable: bool = True
+    is_plain: bool = True
+
+
+def _make_stream(path: Path, relative_to: Path | None, index: _Index) -> Stream:
+    if not index.pts:
         raise UnreadableVideoError(f"{path}: has no frame")
     return Stream(
         path=path.relative_to(relative_to or path.parent).as_posix(),
-        width_px=width_px,
-        height_px=height_px,
-        time_base=time_base,
-        pts=np.asarray(pts, dtype=np.int64),
+        width_px=index.size_px[0],
+        height_px=index.size_px[1],
+        time_base=index.time_base,
+        pts=np.asarray(index.pts, dtype=np.int64),
         # Decoding can always start at the first frame, even if the file does not mark it as a keyframe.
-        keyframes=np.asarray(sorted({0, *keyframes}), dtype=np.int64),
-        is_seekable=is_seekable,
+        keyframes=np.asarray(sorted({0, *index.keyframes}), dtype=np.int64),
+        is_seekable=index.is_seekable,
+        is_plain=index.is_plain,
         num_bytes=path.stat().st_size,
         sha256=sha256_of(path),
     )
 
 
-Index = tuple[tuple[int, int], Fraction, list[int], list[int], bool]
-
-
-def _index_packets(path: Path, stream_format: StreamFormat) -> Index:
+def _index_packets(path: Path, stream_format: StreamFormat) -> _Index:
     container, video = open_video(path)
     with container:
         try:
@@ -199,27 +105,29 @@ def _index_packets(path: Path, stream_format: StreamFormat) -> Index:
         time_base = video.time_base or FALLBACK_TIME_BASE
     # Packets are stored in decoding order; sorted by time they have the positions of the frames.
     keyframes = [i for i, (_, is_key) in enumerate(packets) if is_key]
-    return (height_px, width_px), time_base, [pts for pts, _ in packets], keyframes, True
+    return _Index((width_px, height_px), time_base, [pts for pts, _ in packets], keyframes)
 
 
-def _index_by_decoding(path: Path) -> Index:
-    raw_pts: list[int | None] = []
-    keyframes: list[int] = []
-    size, time_base = (0, 0), FALLBACK_TIME_BASE
-    for frame, frame_time_base, _ in _decode(path):
-        if not raw_pts:
-            time_base = frame_time_base
-            is_turned = round(frame.rotation / 90) % 2 == 1
-            size = (frame.width, frame.height) if is_turned else (frame.height, frame.width)
-        if frame.key_frame:
-            keyframes.append(len(raw_pts))
-        raw_pts.append(frame.pts)
-    known_pts = [pts for pts in raw_pts if pts is not None]
-    if len(known_pts) == len(raw_pts) and all(a < b for a, b in itertools.pairwise(known_pts)):
-        return size, time_base, known_pts, keyframes, True
-    # The timestamps are out of order, so seeking by them would find other frames: there are no usable keyframes.
-    repaired_pts = [pts for pts, _, _ in decode_all(path, picture_format="gray")]
-    return size, time_base, repaired_pts, [], False
+def _index_by_decoding(path: Path) -> tuple[_Index, str]:
+    index, damage, orientations = _Index(), "", OrientationReader()
+    try:
+        # With one thread, because FFmpeg's frame threads lose frames near damage.
+        for pts, time_base, frame in decode_frames(path, num_threads=1):
+            orientation = orientations.read(frame)
+            size_px = orientation.size_px(frame.width, frame.height)
+            if not index.pts:
+                index.size_px, index.time_base = size_px, time_base
+            index.is_plain = index.is_plain and size_px == index.size_px and not orientation.is_mirrored
+            # Seeking by repaired timestamps would find other frames.
+            index.is_seekable = index.is_seekable and frame.pts == pts
+            if frame.key_frame:
+                index.keyframes.append(len(index.pts))
+            index.pts.append(pts)
+    except UnreadableVideoError as error:
+        damage = str(error).removeprefix(f"{path}: ")
+    if not index.is_seekable:
+        index.keyframes = []
+    return index, damage
 
 
 def read_frames(
@@ -258,13 +166,15 @@ def read_pictures(
         UnreadableVideoError: The file is missing or damaged, or lacks a frame that the manifest names.
         UserError: The decoder is unknown or does not work on this machine.
     """
-    path = root / stream.path
+    path = stream.file(root)
     if not stream.is_video:
         return [read_picture(path, stream, shrink=shrink)] * len(frames)
     stream_format = get_stream_format(stream_name)
     chosen = get_decoder(decoder)
     try:
         chosen.require(stream_format.picture_format)
+        if decoder != DEFAULT_DECODER:
+            check_video(path)
         return chosen.read_pictures(path, stream, frames, stream_format)
     except CannotServeError as error:
         _log_once(decoder, str(error), path.suffix)

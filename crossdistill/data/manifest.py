@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossdistill.errors import UserError
+from crossdistill.errors import UnreadableVideoError, UserError
 from crossdistill.utils.files import write_text_atomically
 
 MANIFEST_NAME = "manifest.jsonl"
@@ -76,7 +76,9 @@ class Stream:
     keyframes: NDArray[np.int64]
     """Positions in ``pts`` of the frames at which decoding can start."""
     is_seekable: bool = True
-    """False if the timestamps in the file are out of order. Such a file is read from its start."""
+    """False if the timestamps in the file are not ``pts``, because they are out of order. It is read from its start."""
+    is_plain: bool = True
+    """False if the file mirrors its pictures or changes their size. Only PyAV then reads them as they are shown."""
     num_bytes: int = 0
     """Size of the file; 0 if unknown."""
     sha256: str = ""
@@ -104,6 +106,20 @@ class Stream:
     def times_seconds(self) -> NDArray[np.float64]:
         """[frames] times at which the frames are shown."""
         return np.asarray(self.pts * float(self.time_base), dtype=np.float64)
+
+    @property
+    def leaves_folder(self) -> bool:
+        """Whether the path is relative and leads out of the dataset's folder."""
+        return not self.path.startswith("/") and ".." in self.path.split("/")
+
+    def file(self, root: Path) -> Path:
+        """Return the path of the file for a dataset in the folder ``root``.
+
+        Raise ``UnreadableVideoError`` for a relative path that leaves the folder.
+        """
+        if self.leaves_folder:
+            raise UnreadableVideoError(f"{self.path}: leaves the folder of the dataset")
+        return root / self.path
 
     def at(self, path: str) -> Stream:
         """Return the stream with another path."""
@@ -145,7 +161,7 @@ class Video:
     splits: dict[str, str] = field(default_factory=dict)
     """Name of each split to the video's part of it, for example ``{"1": "train", "2": "test"}``."""
     status: str = "ok"
-    """``ok``, ``repaired`` (only partly readable) or ``skipped`` (not prepared)."""
+    """``ok``, ``repaired`` (only partly readable, or its timestamps were repaired) or ``skipped`` (not prepared)."""
     reason: str = ""
     """Reason if the status is not ``ok``."""
     streams: dict[str, Stream] = field(default_factory=dict)
@@ -268,7 +284,21 @@ class Manifest:
                 f"{FORMAT_VERSION}: update crossdistill"
             )
         classes, videos = tuple(header["classes"]), tuple(Video.from_json(row) for row in rows)
-        return Manifest(root, header["dataset"], classes, videos, header["flip_keeps_label"], header["facts"])
+        manifest = Manifest(root, header["dataset"], classes, videos, header["flip_keeps_label"], header["facts"])
+        manifest._check_paths(path)
+        return manifest
+
+    def _check_paths(self, path: Path) -> None:
+        """Raise a ``UserError`` if a stream is outside the folder and is no original that is used in place."""
+        recipe = self.facts.get("recipe", {})
+        uses_originals = recipe.get("keep_original") or recipe.get("kind") == "pictures"
+        for video in self.videos:
+            for stream in video.streams.values():
+                if stream.leaves_folder or (stream.path.startswith("/") and not uses_originals):
+                    raise UserError(
+                        f"{path} names the file {stream.path} outside the dataset, which only originals that are used "
+                        "in place may be: prepare the dataset again"
+                    )
 
 
 def _read_json_lines(path: Path) -> list[dict[str, Any]]:

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from crossdistill.errors import UserError, unknown_name
 from crossdistill.modalities import FLOW_STEP_PX, FLOW_ZERO, JOINT_STEP_METRES, JOINT_ZERO
+from crossdistill.utils.files import temporary_path
 
 Picture = NDArray[Any]
 """Array of uint8 or uint16, [H, W, C] or [H, W]."""
@@ -160,7 +161,7 @@ class StreamWriter:
         self.path = Path(path)
         self.stream_format = stream_format
         self.time_base = time_base
-        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        self._temporary = temporary_path(self.path)
         self._container: av.container.OutputContainer | None = None
         self._stream: av.VideoStream | None = None
 
@@ -168,7 +169,7 @@ class StreamWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # MP4 stores the first timestamp in a time base of its own, which is milliseconds by default.
         options = {"fflags": "+bitexact", "movie_timescale": str(self.time_base.denominator)}
-        self._container = av.open(str(self._temporary), "w", format="mp4", options=options)
+        self._container = av.open(f"file:{self._temporary.absolute()}", "w", format="mp4", options=options)
         return self
 
     def write(self, frame: Picture | av.VideoFrame, pts: int) -> None:

@@ -30,6 +30,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from crossdistill.data.containers import Orientation
 from data_prep.flow.base import FlowFunction, FlowMethod
 from data_prep.frames import Frame, Gray, Motion
 from data_prep.recipe import Recipe, UnusableVideo
@@ -78,29 +79,31 @@ def block_field(motion: Motion, *, is_past: bool) -> Field | None:
 
 
 def upright_field(field: Field, motion: Motion, *, width_px: int, height_px: int) -> Field:
-    """Rotate and scale a ``block_field`` [H / 8, W / 8, 2] of the decoded picture to the stored picture.
+    """Turn, mirror and scale a ``block_field`` [H / 8, W / 8, 2] of the decoded picture to the stored picture.
 
-    ``motion`` has the decoded size and the rotation of the stored picture, in whose pixels the result [h, w, 2] is.
+    ``motion`` has the decoded size and the orientation of the stored picture, in whose pixels the result [h, w, 2] is.
     """
-    num_turns = motion.rotation_degrees // 90
+    orientation = motion.orientation
     decoded_px = motion.width_px, motion.height_px
-    positions = _cells_of_grid(decoded_px, num_turns, _grid_size(width_px, height_px))
+    positions = _cells_of_grid(decoded_px, orientation, _grid_size(width_px, height_px))
     turned = _as_complex(field).take(positions)
-    if num_turns:
-        turned *= np.complex64((-1j) ** num_turns)
-    shown_px = decoded_px[::-1] if num_turns % 2 else decoded_px
     upright = turned.view(np.float32).reshape(*turned.shape, 2)
-    return _scaled(upright, width_px / shown_px[0], height_px / shown_px[1])
+    if orientation.is_transposed:
+        upright = np.ascontiguousarray(upright[..., ::-1])
+    shown_px = orientation.size_px(*decoded_px)
+    across, down = (-1 if flips else 1 for flips in (orientation.flips_x, orientation.flips_y))
+    return _scaled(upright, across * width_px / shown_px[0], down * height_px / shown_px[1])
 
 
 @lru_cache(maxsize=4)
-def _cells_of_grid(decoded_px: tuple[int, int], num_turns: int, grid: tuple[int, int]) -> NDArray[np.int64]:
+def _cells_of_grid(decoded_px: tuple[int, int], orientation: Orientation, grid: tuple[int, int]) -> NDArray[np.int64]:
     """Compute [h, w]: for each place of the upright grid, the index into a flattened ``block_field``."""
     width_px, height_px = decoded_px
-    num_columns, num_rows = grid[::-1] if num_turns % 2 else grid
+    num_columns, num_rows = orientation.size_px(*grid)
     rows = ((np.arange(num_rows) + 0.5) / num_rows * height_px).astype(np.int64) // CELL_PX
     columns = ((np.arange(num_columns) + 0.5) / num_columns * width_px).astype(np.int64) // CELL_PX
-    return np.ascontiguousarray(np.rot90(rows[:, None] * -(-width_px // CELL_PX) + columns, k=num_turns))
+    cells = rows[:, None] * -(-width_px // CELL_PX) + columns
+    return np.ascontiguousarray(orientation.apply(cells))
 
 
 def _as_complex(field: Field) -> NDArray[np.complex64]:

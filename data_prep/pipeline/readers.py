@@ -21,7 +21,8 @@ from av.video.frame import PictureType
 from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
-from crossdistill.data.decode import DECODE_ERRORS, decode_frames
+from crossdistill.data.containers import DECODE_ERRORS, Orientation, OrientationReader, open_video
+from crossdistill.data.sequential import decode_frames
 from crossdistill.data.streams import STREAM_FORMATS, Picture, quantise_joints
 from crossdistill.errors import UnreadableVideoError
 from data_prep.flow import FLOW_METHODS
@@ -86,13 +87,13 @@ def read_video(path: Path, recipe: Recipe, frame_rate: Fraction | None = None) -
 
 
 def _upright_frames(path: Path, recipe: Recipe, *, wants_motion: bool) -> Iterator[ColourFrame]:
-    converter, turner, size = VideoReformatter(), VideoReformatter(), None
+    converter, turner, orientations, size = VideoReformatter(), VideoReformatter(), OrientationReader(), None
     for pts, time_base, frame in decode_frames(path, num_threads=1, with_motion_vectors=wants_motion):
-        rotation = round(frame.rotation / 90) % 4 * 90
-        motion = _motion_vectors(frame, rotation) if wants_motion else None
-        if rotation:
+        orientation = orientations.read(frame)
+        motion = _motion_vectors(frame, orientation) if wants_motion else None
+        if not orientation.is_upright:
             picture: Picture = turner.reformat(frame, format="rgb24", threads=1).to_ndarray()
-            upright = np.ascontiguousarray(np.rot90(picture, k=rotation // 90))
+            upright = np.ascontiguousarray(orientation.apply(picture))
             frame = av.VideoFrame.from_ndarray(upright, format="rgb24")
         if size is None:
             size = target_size(frame.width, frame.height, recipe.short_side_px)
@@ -101,11 +102,11 @@ def _upright_frames(path: Path, recipe: Recipe, *, wants_motion: bool) -> Iterat
         yield ColourFrame(pts, time_base, frame, motion)
 
 
-def _motion_vectors(frame: av.VideoFrame, rotation_degrees: int) -> Motion:
+def _motion_vectors(frame: av.VideoFrame, orientation: Orientation) -> Motion:
     data = frame.side_data.get("MOTION_VECTORS")
     vectors = NO_VECTORS if data is None else data.to_ndarray()
     is_bidirectional = frame.pict_type in (PictureType.B, PictureType.BI)
-    return Motion(vectors, frame.width, frame.height, rotation_degrees, is_bidirectional)
+    return Motion(vectors, frame.width, frame.height, orientation, is_bidirectional)
 
 
 def read_depth(path: Path, recipe: Recipe, frame_rate: Fraction | None = None) -> Iterator[DepthFrame]:
@@ -206,8 +207,8 @@ def declared_length(path: Path) -> DeclaredLength:
     if path.is_dir() or path.suffix.lower() == ".mat":
         return DeclaredLength()
     try:
-        with av.open(str(path)) as container:
-            video = container.streams.video[0]
+        container, video = open_video(path)
+        with container:
             if not video.frames:  # Matroska, WebM and transport streams have no number of frames
                 return DeclaredLength(seconds=_declared_seconds(container, video))
             frames = video.frames
@@ -215,7 +216,7 @@ def declared_length(path: Path) -> DeclaredLength:
                 # The edit list of an MP4 file can hide frames at its start, which decoders then do not return.
                 frames = min(frames, round(video.duration * video.time_base * video.average_rate))
             return DeclaredLength(num_frames=frames)
-    except (*DECODE_ERRORS, AttributeError):
+    except (UnreadableVideoError, *DECODE_ERRORS):
         return DeclaredLength()
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import cv2
 
-from crossdistill.data.decode import index_video
+from crossdistill.data.decode import index_any_video, index_video
 from crossdistill.data.manifest import Stream
 from crossdistill.data.streams import StreamWriter, get_stream_format, quantise_flow
 from crossdistill.errors import UnreadableVideoError, UserError
@@ -161,15 +161,16 @@ def _check_is_file(path: Path) -> None:
 
 def _index_original(path: Path, recipe: Recipe) -> tuple[Stream, str]:
     """Index the source file as a stream, which decodes it whole; return the stream and the damage (empty if intact)."""
+    source = path.resolve()
     try:
-        stream = index_video(path.resolve(), relative_to=Path("/")).at(str(path.resolve()))
+        stream, damage = index_any_video(source, relative_to=Path("/"))
     except UnreadableVideoError as error:
-        raise UnusableVideo(f"unreadable: {str(error).removeprefix(f'{path.resolve()}: ')}") from error
-    if stream.num_frames < recipe.min_frames:
-        raise UnusableVideo(f"too short: {stream.num_frames} frames, fewer than {recipe.min_frames}")
+        raise UnusableVideo(f"unreadable: {str(error).removeprefix(f'{source}: ')}") from error
     times = stream.times_seconds
-    shortfall = declared_length(path).shortfall(len(times), _covered_seconds(times[0], times[-1], len(times)))
-    return stream, f"ends early: {shortfall}" if shortfall else ""
+    damage = _add_shortfall(path, damage, len(times), _covered_seconds(times[0], times[-1], len(times)))
+    if stream.num_frames < recipe.min_frames:
+        raise UnusableVideo(_reason_of_shortage(damage, stream.num_frames, recipe.min_frames))
+    return stream.at(str(source)), damage
 
 
 def _covered_seconds(first_seconds: float, last_seconds: float, num_frames: int) -> float:
@@ -207,21 +208,26 @@ def _write_streams(
         except UnreadableVideoError as error:
             # The frames before the damage are kept, unless they are too few.
             damage = str(error).removeprefix(f"{path}: ")
-        # Decoders take a file that was cut between two frames for a shorter one. Only its header reveals the cut.
-        declared = declared_length(path)
-        shortfall = declared.shortfall(num_frames, _covered_seconds(first_seconds, last_seconds, num_frames))
-        if not damage and shortfall:
-            damage = "ends early"
-        if damage:
-            total = declared.num_frames or "an unknown number of"
-            damage += f": {shortfall or f'{num_frames} of {total} frames'}"
+        covered = _covered_seconds(first_seconds, last_seconds, num_frames)
+        damage = _add_shortfall(path, damage, num_frames, covered)
         # Raise inside the block, so that the writers remove their files.
         if num_frames < recipe.min_frames:
             raise UnusableVideo(_reason_of_shortage(damage, num_frames, recipe.min_frames))
     return damage
 
 
+def _add_shortfall(path: Path, damage: str, num_frames: int, seconds: float) -> str:
+    """Add to the damage of a source how much of it was read. The result is empty if the source is intact."""
+    # Decoders take a file that was cut between two frames for a shorter one. Only its header reveals the cut.
+    declared = declared_length(path)
+    shortfall = declared.shortfall(num_frames, seconds)
+    if not damage:
+        return f"ends early: {shortfall}" if shortfall else ""
+    read = shortfall or f"{num_frames} of {declared.num_frames or 'an unknown number of'} frames"
+    return f"{damage}{', ' if ': ' in damage else ': '}{read}"
+
+
 def _reason_of_shortage(damage: str, num_frames: int, min_frames: int) -> str:
     if damage:
-        return f"unreadable: {damage if num_frames else damage.rsplit(': ', 1)[0]}"
+        return f"unreadable: {damage if num_frames else damage.split(': ', 1)[0]}"
     return f"too short: {num_frames} frames, fewer than {min_frames}" if num_frames else "unreadable: holds no frame"

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from video_files import decode_everything, mark_rotated, moving_frames, truncate, write_video
 
-from crossdistill.data.decode import decode_all, index_video, nearest_frames, open_video, read_frames
+from crossdistill.data.containers import open_video
+from crossdistill.data.decode import index_video, nearest_frames, read_frames
 from crossdistill.data.manifest import Stream
+from crossdistill.data.sequential import decode_all
 from crossdistill.errors import UnreadableVideoError
 
 NUM_FRAMES = 70
@@ -160,7 +162,7 @@ def test_missing_file__error_names_it(tmp_path):
 
 def test_no_video_stream__error_names_file(tmp_path):
     (tmp_path / "text.srt").write_text("1\n00:00:00,000 --> 00:00:01,000\nhello\n")
-    with pytest.raises(UnreadableVideoError, match=r"text\.srt: has no video stream"):
+    with pytest.raises(UnreadableVideoError, match=r"text\.srt: is in no video format that is read"):
         index_video(tmp_path / "text.srt")
 
 
@@ -169,7 +171,7 @@ def test_text_file__is_refused_although_ffmpeg_opens_it(tmp_path):
     path.write_text("What was filmed on Monday.\n" * 400, encoding="utf-8")
     with av.open(str(path)) as container:
         assert container.streams.video  # if not, this test proves nothing
-    with pytest.raises(UnreadableVideoError, match=r"notes\.txt: has no video stream"):
+    with pytest.raises(UnreadableVideoError, match=r"notes\.txt: is in no video format that is read"):
         open_video(path)
 
 
@@ -188,7 +190,7 @@ def test_truncated_mp4__cannot_be_opened(tmp_path):
 
 
 BROKEN_MEDIA = {
-    "corrupted.mp4": "stops decoding (Invalid data found when processing input)",
+    "corrupted.mp4": "packets cannot be decoded (Invalid data found when processing input): 1",
     "result.webm": "cannot be opened (Invalid data found when processing input)",
 }
 

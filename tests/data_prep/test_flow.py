@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import urllib.error
 from fractions import Fraction
 from pathlib import Path
@@ -16,6 +17,7 @@ from av.video.frame import PictureType
 from torchvision.models.optical_flow import raft_large, raft_small
 from video_files import mark_rotated, moving_frames, texture, write_video
 
+from crossdistill.data.containers import Orientation
 from crossdistill.data.decode import read_frames
 from crossdistill.data.manifest import Manifest
 from crossdistill.errors import UnreadableVideoError, UserError
@@ -127,7 +129,7 @@ def test_block_field__every_block_is_at_its_place():
         (-2, 8, 8, 28, 12, 6, -6, 1),  # two frames away
         (-1, 16, 16, 40, 8, 7, 7, 1),  # outside
     )
-    motion = Motion(vectors, width_px=32, height_px=32, rotation_degrees=0)
+    motion = Motion(vectors, width_px=32, height_px=32)
     past = np.zeros((4, 4, 2))
     past[0:2, 0:2] = (-3, 2)
     past[2:4, 2] = (2, 0)
@@ -136,22 +138,21 @@ def test_block_field__every_block_is_at_its_place():
     future = np.zeros((4, 4, 2))
     future[0, 3] = (6, -6)
     np.testing.assert_array_equal(block_field(motion, is_past=False), future)
-    still = Motion(NO_VECTORS, width_px=32, height_px=32, rotation_degrees=0)
+    still = Motion(NO_VECTORS, width_px=32, height_px=32)
     assert block_field(still, is_past=True) is None
 
 
-@pytest.mark.parametrize("rotation_degrees", [0, 90, 180, 270])
-def test_upright_field__rotates_and_scales_with_the_picture(rotation_degrees):
-    """Reference: rotate a point and the tip of its vector as points. The field must hold the vector between them."""
+@pytest.mark.parametrize("orientation", [Orientation(*flags) for flags in itertools.product([False, True], repeat=3)])
+def test_upright_field__turns_mirrors_and_scales_with_the_picture(orientation):
+    """Reference: move a point and the tip of its vector as points. The field must hold the vector between them."""
     vectors = vectors_of((-1, 8, 8, 12, 20, -6, 4, 1))
-    motion = Motion(vectors, width_px=64, height_px=48, rotation_degrees=rotation_degrees)
-    turns = rotation_degrees // 90
-    stored_width_px, stored_height_px = (24, 32) if turns % 2 else (32, 24)
+    motion = Motion(vectors, width_px=64, height_px=48, orientation=orientation)
+    stored_width_px, stored_height_px = orientation.size_px(32, 24)
     field = block_field(motion, is_past=True)
     upright = upright_field(field, motion, width_px=stored_width_px, height_px=stored_height_px)
     marks = np.zeros((48, 64))
     marks[20, 12], marks[24, 6] = 1, 2
-    turned = np.rot90(marks, k=turns)
+    turned = orientation.apply(marks)
     (y0, x0), (y1, x1) = (np.argwhere(turned == mark)[0] for mark in (1, 2))
     assert upright.shape == (stored_height_px // 2, stored_width_px // 2, 2)
     np.testing.assert_array_equal(upright[int(y0) // 4, int(x0) // 4], ((x1 - x0) / 2, (y1 - y0) / 2))
@@ -250,7 +251,7 @@ def test_look_ahead__b_pictures_get_the_motion_that_spans_them():
     def frames(kinds: str, *, is_damaged: bool):
         for pts, kind in enumerate(kinds):
             frame = frame_of(np.zeros((16, 16, 3), dtype=np.uint8), pts)
-            frame.motion = Motion(NO_VECTORS, 16, 16, 0, is_bidirectional=kind == "B")
+            frame.motion = Motion(NO_VECTORS, 16, 16, is_bidirectional=kind == "B")
             yield frame
         if is_damaged:
             raise UnreadableVideoError("damaged")

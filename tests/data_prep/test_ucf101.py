@@ -19,8 +19,9 @@ import numpy as np
 import pytest
 from video_files import moving_frames, texture, truncate, write_video
 
-from crossdistill.data.decode import decode_all, nearest_frames, read_frames
+from crossdistill.data.decode import nearest_frames, read_frames
 from crossdistill.data.manifest import Manifest
+from crossdistill.data.sequential import decode_all
 from crossdistill.errors import UserError
 from crossdistill.modalities import FLOW
 from data_prep.__main__ import main
@@ -278,7 +279,7 @@ def test_prepare__bad_files_are_marked_and_counted(small_set, capsys):
         "g08": ("ok", ""),
         "g09": (
             "repaired",
-            f"stops decoding (Invalid data found when processing input): {num_readable} of 60 frames",
+            f"packets cannot be decoded (Invalid data found when processing input): 1, {num_readable} of 60 frames",
         ),
         "g10": ("skipped", "empty"),
         "g11": ("skipped", "unreadable: cannot be opened (Invalid data found when processing input)"),
@@ -288,7 +289,7 @@ def test_prepare__bad_files_are_marked_and_counted(small_set, capsys):
     table = capsys.readouterr().out
     for row in (
         "ok .* 2",
-        "repaired: stops decoding .* 1",
+        "repaired: packets cannot be decoded .* 1",
         "skipped: empty .* 1",
         "skipped: missing .* 1",
         "skipped: too short .* 1",
@@ -298,14 +299,14 @@ def test_prepare__bad_files_are_marked_and_counted(small_set, capsys):
     assert not (manifest.root / "rgb" / "Archery" / "v_Archery_g12_c01.mp4").exists()
 
 
-def test_transcode__keeps_frames_before_the_damage(shared_folder, tmp_path):
+def test_transcode__keeps_frames_before_and_after_the_damage(shared_folder, tmp_path):
     source = shared_folder / "media" / "corrupted.mp4"
     outcome = transcode({"rgb": Input(str(source))}, {"rgb": "rgb.mp4"}, root=tmp_path, recipe=Recipe(short_side_px=64))
     assert outcome.status == "repaired"
-    reason = "stops decoding (Invalid data found when processing input): 28 of 50 frames"
+    reason = "packets cannot be decoded (Invalid data found when processing input): 1, 49 of 50 frames"
     assert outcome.reason == reason
-    assert outcome.streams["rgb"].num_frames == 28
-    outcome = transcode({"rgb": Input(str(source))}, {"rgb": "b.mp4"}, root=tmp_path, recipe=Recipe(min_frames=29))
+    assert outcome.streams["rgb"].num_frames == 49
+    outcome = transcode({"rgb": Input(str(source))}, {"rgb": "b.mp4"}, root=tmp_path, recipe=Recipe(min_frames=50))
     assert (outcome.status, outcome.reason, outcome.streams) == ("skipped", f"unreadable: {reason}", {})
     assert not (tmp_path / "b.mp4").exists()
 

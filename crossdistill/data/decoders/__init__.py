@@ -109,10 +109,12 @@ def require_exact(
         raise CannotServeError("its timestamps are not those of the file")
 
 
-def require_order(stream: Stream) -> None:
-    """Raise ``CannotServeError`` for a file with timestamps out of order."""
+def require_plain(stream: Stream) -> None:
+    """Raise ``CannotServeError`` for a file with timestamps out of order, or with mirrored or changing pictures."""
     if not stream.is_seekable:
         raise CannotServeError("the timestamps in the file are out of order")
+    if not stream.is_plain:
+        raise CannotServeError("its pictures are mirrored or change their size")
 
 
 def arrange(

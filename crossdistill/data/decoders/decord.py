@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from crossdistill.data.decode import DECODE_ERRORS, open_video
-from crossdistill.data.decoders import CannotServeError, arrange, require_exact, require_order
+from crossdistill.data.containers import DECODE_ERRORS, file_url, open_video
+from crossdistill.data.decoders import CannotServeError, arrange, require_exact, require_plain
 from crossdistill.data.manifest import Stream
 from crossdistill.data.streams import Picture, StreamFormat
 
@@ -33,12 +33,12 @@ def read_pictures(path: Path, stream: Stream, frames: Sequence[int], stream_form
     import decord
     from decord._ffi.base import DECORDLimitReachedError
 
-    require_order(stream)
+    require_plain(stream)
     if _has_leading_frames(path):
         raise CannotServeError("some of its keyframes are followed by frames that are shown before them")
     wanted = sorted(set(frames))
     try:
-        reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
+        reader = decord.VideoReader(file_url(path), ctx=decord.cpu(0), num_threads=1)
         # decord shifts the timestamps so that the first is 0.
         first_and_wanted = reader.get_frame_timestamp([0, *wanted])[:, 0].astype(np.float64)
         times_seconds = first_and_wanted[1:] - first_and_wanted[0] + stream.times_seconds[0]

@@ -12,8 +12,9 @@ from pathlib import Path
 import av
 import numpy as np
 
-from crossdistill.data.decode import DECODE_ERRORS, PictureReader, decode_frames, open_video, reason_of
+from crossdistill.data.containers import DECODE_ERRORS, open_video, reason_of
 from crossdistill.data.manifest import Stream
+from crossdistill.data.sequential import PacketDecoder, PictureReader, decode_frames
 from crossdistill.data.streams import Picture, StreamFormat
 from crossdistill.errors import UnreadableVideoError
 
@@ -29,7 +30,7 @@ def check() -> None:
 
 def read_pictures(path: Path, stream: Stream, frames: Sequence[int], stream_format: StreamFormat) -> list[Picture]:
     """Read T frames [H, W, C] by position in ``stream.pts``, in any order; a position may repeat."""
-    clip = _Clip([int(stream.pts[i]) for i in frames], stream_format)
+    clip = _Clip(stream, frames, stream_format)
     try:
         if stream.is_seekable:
             _read_by_seeking(path, stream, clip)
@@ -48,12 +49,14 @@ def read_pictures(path: Path, stream: Stream, frames: Sequence[int], stream_form
 class _Clip:
     """The requested frames, as far as they are decoded; ``order`` has their timestamps in the requested order."""
 
-    def __init__(self, order: Sequence[int], stream_format: StreamFormat) -> None:
-        self.order = order
-        self.missing = set(order)
+    def __init__(self, stream: Stream, frames: Sequence[int], stream_format: StreamFormat) -> None:
+        self.order = [int(stream.pts[i]) for i in frames]
+        self.missing = set(self.order)
         self._found: dict[int, Picture] = {}
         self._stream_format = stream_format
-        self._reader = PictureReader(stream_format.picture_format)
+        # An original whose pictures change their size is read at the size of its first picture.
+        size_px = None if stream.is_plain else (stream.width_px, stream.height_px)
+        self._reader = PictureReader(stream_format.picture_format, size_px=size_px, may_mirror=not stream.is_plain)
 
     def offer(self, frame: av.VideoFrame, pts: int | None) -> None:
         """Keep a decoded frame if it was requested."""
@@ -110,11 +113,11 @@ def _decode_run(
     container: av.container.InputContainer, video: av.VideoStream, run: list[int], unwanted: set[int], clip: _Clip
 ) -> None:
     """Decode forward from the container's position up to the last frame of the run."""
-    codec = video.codec_context
+    codec, packets = video.codec_context, PacketDecoder()
     for packet in container.demux(video):
         if unwanted:
             codec.skip_frame = "NONREF" if packet.pts in unwanted else "DEFAULT"
-        for frame in packet.decode():
+        for frame in packets.decode(packet):
             clip.offer(frame, frame.pts)
             if run[-1] not in clip.missing and clip.missing.isdisjoint(run):
                 return

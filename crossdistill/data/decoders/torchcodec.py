@@ -9,7 +9,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from crossdistill.data.decoders import CannotServeError, arrange, require_exact, require_order
+from crossdistill.data.containers import file_url
+from crossdistill.data.decoders import CannotServeError, arrange, require_exact, require_plain
 from crossdistill.data.manifest import Stream
 from crossdistill.data.streams import Picture, StreamFormat
 
@@ -41,11 +42,11 @@ def read_pictures(path: Path, stream: Stream, frames: Sequence[int], stream_form
     """Read T frames [H, W, C] by position in ``stream.pts``; torchcodec applies the rotation."""
     from torchcodec.decoders import VideoDecoder
 
-    require_order(stream)
+    require_plain(stream)
     wanted = sorted(set(frames))
     try:
         # "exact" scans the packets when the file is opened; "approximate" computes positions from the average rate.
-        decoder = VideoDecoder(path, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
+        decoder = VideoDecoder(file_url(path), dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
         if len(decoder) != stream.num_frames:
             raise CannotServeError("its number of frames is not the number that can be decoded")
         batch = decoder.get_frames_at(wanted)
