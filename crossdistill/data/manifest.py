@@ -289,12 +289,11 @@ class Manifest:
         return manifest
 
     def _check_paths(self, path: Path) -> None:
-        """Raise a ``UserError`` if a stream is outside the folder and is no original that is used in place."""
-        recipe = self.facts.get("recipe", {})
-        uses_originals = recipe.get("keep_original") or recipe.get("kind") == "pictures"
+        """Raise a ``UserError`` if a video is outside the folder and is no original that is used in place."""
+        keeps_originals = self.facts.get("recipe", {}).get("keep_original", False)
         for video in self.videos:
             for stream in video.streams.values():
-                if stream.leaves_folder or (stream.path.startswith("/") and not uses_originals):
+                if stream.leaves_folder or (stream.is_video and stream.path.startswith("/") and not keeps_originals):
                     raise UserError(
                         f"{path} names the file {stream.path} outside the dataset, which only originals that are used "
                         "in place may be: prepare the dataset again"

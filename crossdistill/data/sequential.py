@@ -156,7 +156,7 @@ def decode_frames(
             damage.append(f"stops decoding ({error})")
         if packets.num_bad:
             reason = packets.reason if has_picture_size(video) else NO_SIZE
-            damage.append(f"packets cannot be decoded ({reason}): {packets.num_bad}")
+            damage.append(f"bad packets ({reason}): {packets.num_bad}")
     if clock.num_jumps:
         damage.append(f"timestamps jump, the gaps are closed: {clock.num_jumps}")
     if damage:

@@ -109,10 +109,10 @@ def test_cover_picture__every_decoder_reads_the_video(tmp_path, decoder):
 
 def test_bad_packet__is_passed_over_and_counted(tmp_path, decoder):
     path = break_packet(h264(tmp_path / "a.mp4"), 5)
-    with pytest.raises(UnreadableVideoError, match=r"packets cannot be decoded \(Invalid data .*\): 1$"):
+    with pytest.raises(UnreadableVideoError, match=r"bad packets \(Invalid data .*\): 1$"):
         index_video(path)
     stream, damage = index_any_video(path)
-    assert damage == "packets cannot be decoded (Invalid data found when processing input): 1"
+    assert damage == "bad packets (Invalid data found when processing input): 1"
     assert stream.pts.tolist() == [pts for pts in range(0, 20 * 512, 512) if pts != 5 * 512]
     # Seeking to the second keyframe, and decoding from the first across the damage.
     pictures = {pts: picture for pts, _, picture in _until_damage(path)}
@@ -132,7 +132,7 @@ def test_bad_packets__all_of_them_are_an_error(tmp_path):
     path = h264(tmp_path / "a.mp4", num_frames=3)
     for position in range(3):
         break_packet(path, position)
-    with pytest.raises(UnreadableVideoError, match=r"packets cannot be decoded .*: 3$"):
+    with pytest.raises(UnreadableVideoError, match=r"bad packets .*: 3$"):
         index_any_video(path)
 
 
@@ -231,7 +231,7 @@ def test_manifest__names_no_file_outside_the_dataset(tmp_path):
         with pytest.raises(UserError, match="outside the dataset, which only originals that are used in place may be"):
             save(path)
     assert save(str(tmp_path / "a.mp4"), keep_original=True).videos
-    assert save(f"{tmp_path}/set/../a.mp4", kind="pictures").videos
+    assert save(f"{tmp_path}/set/../a.mp4", keep_original=True).videos
     assert save("rgb/a..b.mp4").videos
 
 

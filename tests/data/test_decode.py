@@ -190,7 +190,7 @@ def test_truncated_mp4__cannot_be_opened(tmp_path):
 
 
 BROKEN_MEDIA = {
-    "corrupted.mp4": "packets cannot be decoded (Invalid data found when processing input): 1",
+    "corrupted.mp4": "bad packets (Invalid data found when processing input): 1",
     "result.webm": "cannot be opened (Invalid data found when processing input)",
 }
 

@@ -166,13 +166,13 @@ def corners(found: Candidates) -> list[tuple[float, float]]:
 
 
 def test_find_candidates__past_is_negated_and_the_known_distance_comes_first():
-    motion = Motion(vectors_of((-1, 16, 16, 8, 8, -12, 6, 1)), 16, 16, 0, frames_back=3)
+    motion = Motion(vectors_of((-1, 16, 16, 8, 8, -12, 6, 1)), 16, 16, frames_back=3)
     frame = frame_of(texture(16, 16))
     frame.motion = motion
     assert corners(find_candidates(frame)) == [(4, -2), (12, -6), (6, -3), (3, -1.5)]
-    frame.motion = Motion(vectors_of((1, 16, 16, 8, 8, 12, -6, 1)), 16, 16, 0)
+    frame.motion = Motion(vectors_of((1, 16, 16, 8, 8, 12, -6, 1)), 16, 16)
     assert corners(find_candidates(frame)) == [(12, -6), (6, -3), (4, -2), (3, -1.5)]
-    frame.motion = Motion(NO_VECTORS, 16, 16, 0)
+    frame.motion = Motion(NO_VECTORS, 16, 16)
     assert corners(find_candidates(frame)) == []
 
 
@@ -180,9 +180,9 @@ def test_find_candidates__zero_motion_is_one_candidate():
     """A field of zeros is the same at every distance. A second field keeps all its distances."""
     zeros = (-1, 16, 16, 8, 8, 0, 0, 1)
     frame = frame_of(texture(16, 16))
-    frame.motion = Motion(vectors_of(zeros), 16, 16, 0, frames_back=2)
+    frame.motion = Motion(vectors_of(zeros), 16, 16, frames_back=2)
     assert corners(find_candidates(frame)) == [(0, 0)]
-    frame.motion_ahead = Motion(vectors_of((-1, 16, 16, 8, 8, 24, 0, 1)), 16, 16, 0, frames_back=2)
+    frame.motion_ahead = Motion(vectors_of((-1, 16, 16, 8, 8, 24, 0, 1)), 16, 16, frames_back=2)
     assert corners(find_candidates(frame)) == [(-12, 0), (-24, 0), (0, 0), (-8, 0), (-6, 0)]
 
 

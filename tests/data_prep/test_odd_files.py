@@ -58,7 +58,7 @@ def test_mirrored_file__is_stored_as_it_is_shown(tmp_path):
 
 def test_bad_packet__is_counted_in_the_reason(tmp_path):
     path = break_packet(h264(tmp_path / "a.mp4"), 5)
-    reason = "packets cannot be decoded (Invalid data found when processing input): 1, 19 of 20 frames"
+    reason = "bad packets (Invalid data found when processing input): 1, 19 of 20 frames"
     for keep_original in (False, True):
         answered = prepare(path, keep_original=keep_original)
         assert (answered["status"], answered["reason"]) == ("repaired", reason)
@@ -104,7 +104,7 @@ def test_long_name__is_cut_where_the_file_system_needs_it(tmp_path, name):
 
 def test_large_pictures__are_skipped_with_the_reason(tmp_path):
     answered = prepare(bomb(tmp_path / "bomb.mov", side_px=10_000))
-    reason = f"packets cannot be decoded (the size of its pictures is unknown or above {MAX_PICTURE_PX} pixels)"
+    reason = f"bad packets (the size of its pictures is unknown or above {MAX_PICTURE_PX} pixels)"
     assert (answered["status"], answered["reason"]) == ("skipped", f"unreadable: {reason}")
 
 
@@ -112,7 +112,7 @@ def test_memory_error__is_a_skipped_video(tmp_path, monkeypatch):
     def fails(*args: object, **kwargs: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(jobs, "transcode", fails)
+    monkeypatch.setitem(jobs.MAKERS, Recipe, fails)
     answered = prepare(h264(tmp_path / "a.mp4"))
     assert (answered["status"], answered["reason"]) == ("skipped", "memory limit: needs more than 4 GiB")
 

@@ -29,7 +29,7 @@ from data_prep.pipeline.prepare import SourceVideo
 def in_this_process(monkeypatch):
     """Pictures are decoded in the test's process, because a child takes seconds to start."""
 
-    def ask(module: str, request: dict, *, time_limit_seconds: float) -> dict:
+    def ask(module: str, request: dict, **limits: float | None) -> dict:
         # Requests and answers are JSON, as over the pipe of a child.
         return json.loads(json.dumps(importlib.import_module(module).answer(json.loads(json.dumps(request)))))
 

@@ -279,7 +279,7 @@ def test_prepare__bad_files_are_marked_and_counted(small_set, capsys):
         "g08": ("ok", ""),
         "g09": (
             "repaired",
-            f"packets cannot be decoded (Invalid data found when processing input): 1, {num_readable} of 60 frames",
+            f"bad packets (Invalid data found when processing input): 1, {num_readable} of 60 frames",
         ),
         "g10": ("skipped", "empty"),
         "g11": ("skipped", "unreadable: cannot be opened (Invalid data found when processing input)"),
@@ -289,7 +289,7 @@ def test_prepare__bad_files_are_marked_and_counted(small_set, capsys):
     table = capsys.readouterr().out
     for row in (
         "ok .* 2",
-        "repaired: packets cannot be decoded .* 1",
+        "repaired: bad packets .* 1",
         "skipped: empty .* 1",
         "skipped: missing .* 1",
         "skipped: too short .* 1",
@@ -303,7 +303,7 @@ def test_transcode__keeps_frames_before_and_after_the_damage(shared_folder, tmp_
     source = shared_folder / "media" / "corrupted.mp4"
     outcome = transcode({"rgb": Input(str(source))}, {"rgb": "rgb.mp4"}, root=tmp_path, recipe=Recipe(short_side_px=64))
     assert outcome.status == "repaired"
-    reason = "packets cannot be decoded (Invalid data found when processing input): 1, 49 of 50 frames"
+    reason = "bad packets (Invalid data found when processing input): 1, 49 of 50 frames"
     assert outcome.reason == reason
     assert outcome.streams["rgb"].num_frames == 49
     outcome = transcode({"rgb": Input(str(source))}, {"rgb": "b.mp4"}, root=tmp_path, recipe=Recipe(min_frames=50))
