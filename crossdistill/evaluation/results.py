@@ -125,7 +125,7 @@ class Bootstrap:
     """What is drawn: ``video``, or ``group`` if every test video has a group (performers, source films). Clips of one
     group are alike, so they are drawn together."""
     num_units: int
-    """Number of units. With fewer than about 20 an interval is itself rough."""
+    """Number of units. With fewer than about 20 an interval is itself rough, and rather too narrow."""
     num_draws: int
     """Number of test sets that were drawn."""
     level: float

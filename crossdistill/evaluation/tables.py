@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from crossdistill.evaluation.results import TOP1, Evaluation, Gain, ProtocolResult
+from crossdistill.evaluation.results import TOP1, Bootstrap, Evaluation, Gain, ProtocolResult
 from crossdistill.utils.console import console, print_table
 
 FEW_UNITS = 20
@@ -34,7 +34,7 @@ def print_evaluation(evaluation: Evaluation, name: str = "") -> None:
     _print_recalls(title, list(evaluation.results.values()), interval)
     _print_gains(evaluation)
     _print_agreement(evaluation)
-    if evaluation.results or evaluation.agreement or evaluation.gains:
+    if evaluation.results or evaluation.agreement:
         _print_notes(evaluation)
 
 
@@ -95,11 +95,11 @@ def _print_gains(evaluation: Evaluation) -> None:
     rows = [(names[g.students[0]], g.protocol, *gain_text(g), str(g.num_test)) for g in evaluation.gains]
     first = evaluation.gains[0]
     bootstrap = next((gain.bootstrap for gain in evaluation.gains if gain.bootstrap), None)
-    interval = (
-        f"{bootstrap.level:.0%} interval (pairs, {bootstrap.num_units} {bootstrap.unit}s)" if bootstrap else "interval"
-    )
+    interval = f"{bootstrap.level:.0%} interval" if bootstrap else "interval"
     title = f"points of top-1 over {names[first.students[1]]}: {evaluation.dataset}, split {evaluation.split}"
     print_table(title, ("student", "protocol", "gain", interval, "test clips"), rows, folds_names=True)
+    if bootstrap is not None:
+        _print_line(_bootstrap_note("gains, with both students on the same draws", bootstrap))
 
 
 def _print_agreement(evaluation: Evaluation) -> None:
@@ -124,6 +124,11 @@ def _print_agreement(evaluation: Evaluation) -> None:
     print_table(title, ("students", "shared", "interval", "chance", "CKA", "coverage"), rows, folds_names=True)
 
 
+def _bootstrap_note(what: str, bootstrap: Bootstrap) -> str:
+    rough = "; intervals of so few units are rough, and rather too narrow" if bootstrap.num_units < FEW_UNITS else ""
+    return f"{what}: {bootstrap.num_draws} test sets drawn from {bootstrap.num_units} {bootstrap.unit}s{rough}"
+
+
 def _print_notes(evaluation: Evaluation) -> None:
     lines = [
         f"{evaluation.num_test} test clips evaluated against {evaluation.num_train} training clips; "
@@ -136,10 +141,11 @@ def _print_notes(evaluation: Evaluation) -> None:
         )
     bootstrap = evaluation.bootstrap
     if bootstrap is not None:
-        rough = "; intervals of so few units are rough" if bootstrap.num_units < FEW_UNITS else ""
-        lines.append(
-            f"intervals: {bootstrap.num_draws} test sets drawn from {bootstrap.num_units} {bootstrap.unit}s{rough}"
-        )
+        lines.append(_bootstrap_note("intervals", bootstrap))
     lines += [f"  {video}: {reason}" for video, reason in sorted(evaluation.unreadable.items())]
     for line in lines:
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+        _print_line(line)
+
+
+def _print_line(text: str) -> None:
+    console.print(text, soft_wrap=True, highlight=False, markup=False)

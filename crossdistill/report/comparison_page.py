@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from crossdistill.evaluation.gains import paired_gains
 from crossdistill.evaluation.results import Evaluation, ProtocolResult
-from crossdistill.evaluation.tables import gain_text
+from crossdistill.evaluation.tables import FEW_UNITS, gain_text
 from crossdistill.report.analysis import class_accuracies, confusion_of
 from crossdistill.report.charts import CostDot, Series, cost_chart, interval_chart, legend, line_chart, style_of
 from crossdistill.report.class_charts import MAX_BARS
@@ -204,7 +204,8 @@ def _gains(runs: Sequence[ComparedRun]) -> Markup:
         for run, name, gain in rows
     ]
     bootstrap = next((gain.bootstrap for _, _, gain in rows if gain.bootstrap), None)
-    return render("gains.html", rows=values, bootstrap=bootstrap)
+    is_rough = bootstrap is not None and bootstrap.num_units < FEW_UNITS
+    return render("gains.html", rows=values, bootstrap=bootstrap, is_rough=is_rough)
 
 
 def _costs(runs: Sequence[ComparedRun]) -> Markup:

@@ -105,7 +105,11 @@ def notes_of(table: ResultTable) -> list[str]:
     ]
     bootstrap = next((evaluation.bootstrap for evaluation in evaluations if evaluation.bootstrap), None)
     if bootstrap is not None:
-        rough = ", which is too few for precise intervals" if bootstrap.num_units < FEW_UNITS else ""
+        rough = (
+            ", which is too few: such intervals are rough, and rather too narrow"
+            if bootstrap.num_units < FEW_UNITS
+            else ""
+        )
         notes.append(
             f"The numbers in small print are {bootstrap.level:.0%} intervals by a bootstrap of {bootstrap.num_draws} "
             f"draws over {bootstrap.num_units} {bootstrap.unit}s{rough}."

@@ -300,6 +300,8 @@ def test_command__gains_over_the_first_student_have_paired_intervals(student, sm
     assert [set(names) for names in tested] == people and gain.num_test == sum(map(len, people))
     assert [second.splits[split].num_test_seen for split in splits] == [len(people[0]), 0]  # learned all but s1
     assert "points of top-1 over run: toyactions" in printed and " ".join(gain_text(gain)) in " ".join(printed.split())
+    rough = "drawn from 2 groups; intervals of so few units are rough, and rather too narrow"
+    assert f"gains, with both students on the same draws: 2000 test sets {rough}" in printed
 
 
 def test_command__fusion_shows_the_members_own_results_besides_those_asked_for(student, small_folder, tmp_path):
