@@ -40,22 +40,21 @@ distil() {
   run "$1" "$2" "$3" "$4" "${small[@]}" --teacher-cache "$out/cache-$4-1@$2" --bank-size 300 --objective "${@:5}"
 }
 
-# Objectives, and crops of the network with labels; then more epochs, and crops of the distilled student.
+# Objectives first, then crops, then epochs.
 for person in $people; do
   run teacher "$person" 30 0.8 --supervised --student skeleton_tiny3d_16 --student-size 20 --student-stride 3
   cache "$person" 0.8
-  run "labels, 0.8, 30" "$person" 30 0.8 --supervised "${small[@]}"
-  run "labels, 0.5, 30" "$person" 30 0.5 --supervised "${small[@]}"
-  distil "compress-2q, 0.8, 30" "$person" 30 0.8 compress-2q
-  distil "compress-2q-live simreg, 0.8, 30" "$person" 30 0.8 compress-2q-live simreg
-  distil "smooth-l1, 0.8, 30" "$person" 30 0.8 smooth-l1
-  distil "dist, 0.8, 30" "$person" 30 0.8 dist
-  distil "compress-1q simreg, 0.8, 30" "$person" 30 0.8 compress-1q simreg
+  for objective in "compress-2q-live simreg" "compress-1q simreg" smooth-l1 dist compress-2q; do
+    distil "$objective, 0.8, 30" "$person" 30 0.8 $objective
+  done
 done
 for person in $people; do
-  cache "$person" 0.5
-  distil "compress-2q-live simreg, 0.5, 30" "$person" 30 0.5 compress-2q-live simreg
+  run "labels, 0.8, 30" "$person" 30 0.8 --supervised "${small[@]}"
+  run "labels, 0.5, 30" "$person" 30 0.5 --supervised "${small[@]}"
+done
+for person in $people; do
   distil "compress-2q-live simreg, 0.8, 60" "$person" 60 0.8 compress-2q-live simreg
+  distil "compress-1q simreg, 0.8, 60" "$person" 60 0.8 compress-1q simreg
   run "labels, 0.8, 60" "$person" 60 0.8 --supervised "${small[@]}"
 done
 splits=(${people//s/1@s})
@@ -67,6 +66,6 @@ compare() {
   "$python" -m crossdistill evaluate "${names[@]}" --data "$data" --split "${splits[@]}" --k 1 --workers 0 \
     --tracker none --json "$out/$1.json"
 }
-compare "compress-2q-live simreg, 0.8, 30" "compress-2q, 0.8, 30" "compress-1q simreg, 0.8, 30" "smooth-l1, 0.8, 30" \
-  "dist, 0.8, 30" "compress-2q-live simreg, 0.5, 30" "compress-2q-live simreg, 0.8, 60"
+compare {"compress-2q-live simreg","compress-1q simreg",smooth-l1,dist,compress-2q}", 0.8, 30"
+compare "compress-2q-live simreg, 0.8, 60" "compress-1q simreg, 0.8, 60" "compress-2q-live simreg, 0.8, 30"
 compare "labels, 0.8, 30" "labels, 0.5, 30" "labels, 0.8, 60"

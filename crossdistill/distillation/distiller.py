@@ -24,7 +24,7 @@ from crossdistill.encoders.execution import Execution
 from crossdistill.errors import UserError
 from crossdistill.types import Anchors, PairedBatch, StepOutput
 
-DEFAULT_OBJECTIVE = ("compress-2q-live", "simreg")
+DEFAULT_OBJECTIVE = ("compress-1q", "simreg")
 
 
 class Distiller(Task):
@@ -38,7 +38,7 @@ class Distiller(Task):
         student: Trained: an ``Encoder``, or any module that maps a tensor [B, ...] to [B, D].
         teachers: One or several: a ``Teacher``, an ``Encoder``, or any module that maps a tensor [B, ...] to [B, E].
             Networks are frozen in place.
-        objective: Names such as ``compress-2q-live`` or ``simreg:0.5``, or terms that ``create_terms`` built. With
+        objective: Names such as ``compress-1q`` or ``simreg:0.5``, or terms that ``create_terms`` built. With
             several teachers every term applies to each of them, and the loss is the mean over the teachers.
         bank_size: K; every teacher has a bank of its own.
         bank_dtype: Type in which anchors are stored.

@@ -27,7 +27,7 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 def test_defaults__are_the_papers_but_for_the_objective():
     config = parse(["--data", "x"])
     assert config.objective.temperature is None and config.objective.bank_size == 128_000
-    assert config.objective.objective == ("compress-2q-live", "simreg") and config.objective.ema_momentum == 0.999
+    assert config.objective.objective == ("compress-1q", "simreg") and config.objective.ema_momentum == 0.999
     optimization = config.optimization
     assert (optimization.lr, optimization.momentum, optimization.weight_decay) == (0.01, 0.9, 1e-4)
     assert (optimization.epochs, optimization.batch_size, optimization.optimizer) == (130, 256, "sgd")
