@@ -125,11 +125,14 @@ class Encoder(nn.Module):
         clip_bcthw = clip_bcthw.to(next(self.body.parameters(), clip_bcthw).dtype)
         if self.takes == "frames":
             num_frames = clip_bcthw.shape[2]
-            frames = self.body(rearrange(clip_bcthw, "b c t h w -> (b t) c h w"))
+            frames = self._features_of(self.body(rearrange(clip_bcthw, "b c t h w -> (b t) c h w")))
             return rearrange(frames, "(b t) d -> b t d", t=num_frames).mean(dim=1)
         if self.view.layout == "BTCHW":
             clip_bcthw = rearrange(clip_bcthw, "b c t h w -> b t c h w")
-        return self.body(clip_bcthw)
+        return self._features_of(self.body(clip_bcthw))
+
+    def _features_of(self, output: Any) -> Tensor:
+        return output if isinstance(output, Tensor) else find_features(output, embed_dim=self.embed_dim, name=self.name)
 
     def embed_with_tokens(self, clip_bcthw: Tensor) -> tuple[Tensor, Tensor]:
         """Embed a batch, given as for ``forward``: features [B, D], and tokens [B, E, T', H', W'] on the body's grid.
@@ -163,20 +166,78 @@ class PlainEncoder(Encoder):
     """An encoder that hands its input to its body unchanged; see ``wrap_module``."""
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return ``body(inputs)``.
+        """Return the features that ``body(inputs)`` returns; see ``find_features``.
 
         Raises:
-            UserError: The output is not a tensor [B, embed_dim].
+            UserError: The output holds no features [B, embed_dim].
         """
-        features = self.body(inputs)
-        is_tensor = isinstance(features, Tensor)
-        if not is_tensor or features.dim() != 2 or features.shape[1] != self.embed_dim:
-            given = f"shape {list(features.shape)}" if is_tensor else f"type {type(features).__name__}"
-            raise UserError(
-                f"{self.name} returned features of {given}, expected a tensor [B, {self.embed_dim}]: pass the module's "
-                "embed_dim, or a module that returns [B, embed_dim]"
-            )
-        return features
+        return find_features(self.body(inputs), embed_dim=self.embed_dim, name=self.name)
+
+
+# Outputs of libraries' networks that hold the features of a whole picture or clip, the best one first.
+POOLED_OUTPUTS = ("pooler_output", "image_embeds", "x_norm_clstoken", "embeddings", "embedding", "features")
+SEQUENCE_OUTPUT = "last_hidden_state"
+"""Tokens [B, L, D]; their mean is taken if there is no pooled output."""
+
+
+def find_features(output: Any, *, embed_dim: int, name: str) -> Tensor:
+    """Return the features [B, D] in what a network returned: a tensor, or a tuple, list or dictionary that holds one.
+
+    Of a dictionary, a pooled output with a name that libraries use is taken, then the mean of ``last_hidden_state``,
+    then the only tensor [B, D]; of a tuple or list, the only tensor [B, D].
+
+    Args:
+        output: What the network returned.
+        embed_dim: D.
+        name: Name of the encoder, for the error.
+
+    Raises:
+        UserError: There are no such features, or several that nothing tells apart.
+
+    Example:
+        >>> import torch
+        >>> find_features((torch.zeros(2, 7, 5), torch.zeros(2, 5)), embed_dim=5, name="mine").shape
+        torch.Size([2, 5])
+    """
+    if isinstance(output, Tensor):
+        found = [output] if _has_features(output, embed_dim) else []
+    else:
+        named = output if isinstance(output, Mapping) else {}
+        pooled = [named[key] for key in POOLED_OUTPUTS if _has_features(named.get(key), embed_dim)]
+        tokens = named.get(SEQUENCE_OUTPUT)
+        if pooled:
+            found = pooled[:1]
+        elif isinstance(tokens, Tensor) and tokens.dim() == 3 and tokens.shape[2] == embed_dim:
+            found = [tokens.mean(dim=1)]
+        else:
+            values = output.values() if named else output if isinstance(output, list | tuple) else ()
+            found = [value for value in values if _has_features(value, embed_dim)]
+    if len(found) != 1:
+        several = f", {len(found)} of them [B, {embed_dim}]" if found else ""
+        raise UserError(
+            f"{name} returned {_describe_output(output)}{several}, expected features [B, {embed_dim}]: return one "
+            "tensor [B, embed_dim] from the network, and give that embed_dim"
+        )
+    return found[0]
+
+
+def _has_features(value: Any, embed_dim: int) -> bool:
+    return isinstance(value, Tensor) and value.dim() == 2 and value.shape[1] == embed_dim
+
+
+def _describe_output(output: Any) -> str:
+    """Describe what a network returned, for an error."""
+    if isinstance(output, Tensor):
+        return f"a tensor {list(output.shape)}"
+    if isinstance(output, Mapping):
+        return f"a {type(output).__name__} of {', '.join(f'{key} {_kind(value)}' for key, value in output.items())}"
+    if isinstance(output, list | tuple):
+        return f"a {type(output).__name__} of {', '.join(map(_kind, output))}"
+    return _kind(output)
+
+
+def _kind(value: Any) -> str:
+    return str(list(value.shape)) if isinstance(value, Tensor) else type(value).__name__
 
 
 NO_VIEW = ViewSpec("image", num_frames=1, stride=1, size_px=1, mean=(0.0,) * 3, std=(1.0,) * 3)

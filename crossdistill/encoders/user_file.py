@@ -70,7 +70,9 @@ def _require_features(encoder: Encoder) -> None:
     try:
         with torch.no_grad():
             shape = list(encoder.eval()(clip).shape)
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # the user's code may raise anything
         raise UserError(
             f"{encoder.name} cannot take {view.num_frames} frames of {view.size_px} pixels ({reason_of(error)}): fix "
             "the file, or remove the options that change its view"

@@ -596,6 +596,13 @@ def test_listing__shows_encoders_outside_the_registry(tmp_path, capsys):
             "    return crossdistill.wrap_encoder(torch.nn.Linear(3, 9), view=view, embed_dim=9)\n",
             "cannot take 4 frames of 8 pixels",
         ),
+        (
+            "import torch, crossdistill\nclass Net(torch.nn.Module):\n    def forward(self, clip):\n        pass\n"
+            "def make():\n"
+            "    view = crossdistill.ViewSpec('flow', 4, 2, 8, mean=(0.0, 0.0), std=(1.0, 1.0))\n"
+            "    return crossdistill.wrap_encoder(Net(), view=view, embed_dim=9)\n",
+            r"mine.py:make returned NoneType, expected features \[B, 9\]: return one tensor",
+        ),
     ],
 )
 def test_encoder_from_a_file__failure_is_one_sentence(tmp_path, text, message):

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from crossdistill.encoders import create_encoder, wrap_module
+from crossdistill.encoders import create_encoder, wrap_encoder, wrap_module
 from crossdistill.encoders.execution import Execution
 from crossdistill.errors import UserError
+from crossdistill.types import ViewSpec
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 2, 2), (2, 3, 4, 4), (2, 48)])
@@ -40,21 +41,60 @@ def test_wrap_module__without_a_size_is_one_sentence():
         wrap_module(nn.Flatten())
 
 
-class Named(nn.Module):
-    """Returns a dict, as many libraries do."""
+class Returns(nn.Module):
+    """Returns what a function makes of its features [B, 4] and tokens [B, 6, 4]."""
 
-    def forward(self, batch):
-        return {"features": batch}
+    def __init__(self, make):
+        super().__init__()
+        self.make = make
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, clip):
+        tokens = self.scale * clip.flatten(1)[:, :24].unflatten(1, (6, 4))
+        return self.make(tokens.mean(dim=1), tokens)
+
+
+OUTPUTS = {
+    "tensor": lambda features, tokens: features,
+    "tuple": lambda features, tokens: (tokens, features),
+    "list": lambda features, tokens: [features],
+    "unknown name": lambda features, tokens: {"feat": features, "tokens": tokens},
+    "pooler_output": lambda features, tokens: {"last_hidden_state": 0 * tokens, "pooler_output": features},
+    "last_hidden_state": lambda features, tokens: {"last_hidden_state": tokens, "pooler_output": None},
+    "ModelOutput": lambda features, tokens: model_output(last_hidden_state=tokens),
+}
+
+
+def model_output(**named):
+    return pytest.importorskip("transformers").modeling_outputs.BaseModelOutput(**named)
+
+
+@pytest.mark.parametrize("modality", ["rgb", "image"])
+@pytest.mark.parametrize("kind", OUTPUTS)
+def test_features__are_found_in_what_a_network_returns(kind, modality):
+    size = {"num_frames": 2 if modality == "rgb" else 1, "stride": 1, "size_px": 4}
+    view = ViewSpec(modality, **size, mean=(0.5,) * 3, std=(0.5,) * 3)
+    batch = torch.randn(3, 3, view.num_frames, 4, 4)
+    wanted = wrap_encoder(Returns(OUTPUTS["tensor"]), view=view, embed_dim=4)(batch)
+    given = wrap_encoder(Returns(OUTPUTS[kind]), view=view, embed_dim=4)(batch)
+    torch.testing.assert_close(given, wanted)
 
 
 @pytest.mark.parametrize(
     ("module", "given"),
-    [(nn.Flatten(), r"shape \[2, 12\]"), (nn.Identity(), r"shape \[2, 3, 2, 2\]"), (Named(), "type dict")],
+    [
+        (nn.Flatten(), r"a tensor \[2, 12\]"),
+        (nn.Identity(), r"a tensor \[2, 3, 2, 2\]"),
+        (Returns(lambda features, tokens: {"feat": features}), r"a dict of feat \[2, 4\]"),
+        (Returns(lambda features, tokens: (features, 1)), r"a tuple of \[2, 4\], int"),
+        (Returns(lambda features, tokens: None), "NoneType"),
+        (Returns(lambda features, tokens: [tokens.flatten(1)[:, :7]] * 2), r"a list of .*, 2 of them \[B, 7\]"),
+    ],
 )
-def test_wrap_module__other_features_than_stated_are_one_sentence(module, given):
+def test_features__that_are_not_there_are_one_sentence(module, given):
     encoder = wrap_module(module, 7)
-    with pytest.raises(UserError, match=rf"returned features of {given}, expected a tensor \[B, 7\]"):
-        encoder(torch.zeros(2, 3, 2, 2))
+    with pytest.raises(UserError, match=rf"returned {given}, expected features \[B, 7\]"):
+        encoder(torch.zeros(2, 3, 2, 2) if not isinstance(module, Returns) else torch.zeros(2, 3, 4, 4))
 
 
 def test_wrap_module__has_no_tokens():
