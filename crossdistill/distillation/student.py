@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from crossdistill.data.manifest import Manifest
-from crossdistill.encoders import Encoder, create_encoder, is_from_file
+from crossdistill.encoders import Encoder, create_encoder, require_code_allowed
 from crossdistill.encoders.base import Classifier
 from crossdistill.encoders.weights import find_classifier, load_weights
 from crossdistill.errors import UserError
@@ -116,11 +116,7 @@ def load_student(path: str | Path, *, allow_code: bool = False) -> Encoder:
         UserError: There is no student, it is damaged, or it names a Python file and ``allow_code`` is false.
     """
     folder, description = read_facts(path)
-    if is_from_file(description["encoder"]) and not allow_code:
-        raise UserError(
-            f"the student in {folder} is built by the Python file {description['encoder']}: read that file, then allow "
-            "it to run with allow_code=True (--allow-code on the command line)"
-        )
+    require_code_allowed(description["encoder"], named_by=f"the student in {folder}", allow_code=allow_code)
     view = read_view(folder, description)
     encoder = create_encoder(
         description["encoder"],

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from crossdistill.data.dataset import PairedClips, Replay
+from crossdistill.data.decoders import DEFAULT_DECODER
 from crossdistill.distillation.student import WEIGHTS_NAME, find_student
 from crossdistill.distillation.terms import Term
 from crossdistill.encoders import Encoder
@@ -92,8 +93,13 @@ def weights_source(weights: str) -> str:
     return sha256_of(path)[:16] if path.is_file() else weights
 
 
+def absolute_if_path(weights: str) -> str:
+    """Return weights as any working directory finds them: a file or folder as an absolute path, a name as it is."""
+    return str(Path(weights).absolute()) if Path(weights).exists() else weights
+
+
 def describe_clips(clips: PairedClips, *, split: str) -> dict[str, Any]:
-    """Describe everything that decides the moments and crops of training clips. The decoder does not.
+    """Describe everything that decides the moments and crops of training clips. The decoder does not decide them.
 
     Args:
         clips: Training clips with an augmentation, one student's view and one teacher's view.
@@ -154,7 +160,9 @@ class TeacherCache:
             remedy="make the cache again",
             format_name=FORMAT,
         )
-        self.key: dict[str, Any] = content["key"]
+        # Caches of version 0.1 have no decoder in their key; nobody chose another one than the first.
+        self.key: dict[str, Any] = {"decoder": DEFAULT_DECODER, **content["key"]}
+        self.weights: str = content.get("teacher_weights", "auto")
         self.num_augmentations = int(content["num_views"])
         self.embed_dim, self.seed = int(self.key["embed_dim"]), int(self.key["seed"])
         self.num_clips, self.clips_per_shard = int(self.key["num_clips"]), int(self.key["clips_per_shard"])
@@ -162,8 +170,17 @@ class TeacherCache:
         self._rows = functools.lru_cache(maxsize=MAX_OPEN_SHARDS)(self._open_rows)
 
     @staticmethod
-    def create(folder: Path, key: Mapping[str, Any], *, num_augmentations: int, teacher: Encoder) -> None:
+    def create(
+        folder: Path, key: Mapping[str, Any], *, num_augmentations: int, teacher: Encoder, weights: str = "auto"
+    ) -> None:
         """Create a cache, or resume one of the same options. The number of augmentations may grow.
+
+        Args:
+            folder: Folder of the cache.
+            key: Everything that decides the embeddings.
+            num_augmentations: Number of augmentations.
+            teacher: The teacher with loaded weights.
+            weights: Name of these weights; whoever loads the teacher again takes them.
 
         Raises:
             UserError: The folder holds a cache of something else, or other files; nothing is changed.
@@ -182,7 +199,13 @@ class TeacherCache:
         if teacher.classifier is not None:
             layer = {"weight": teacher.classifier.weight, "bias": teacher.classifier.bias}
             write_tensors(folder / CLASSIFIER_NAME, layer, metadata={"format": "pt"}, advice=ADVICE)
-        content = {"format": FORMAT, "version": FORMAT_VERSION, "num_views": num_augmentations, "key": dict(key)}
+        content = {
+            "format": FORMAT,
+            "version": FORMAT_VERSION,
+            "num_views": num_augmentations,
+            "teacher_weights": absolute_if_path(weights),
+            "key": dict(key),
+        }
         write_text_atomically(path, json.dumps(content, indent=2) + "\n")
         for left in (folder / SHARDS_NAME).glob(".*.tmp"):  # left by a run that was killed
             left.unlink(missing_ok=True)

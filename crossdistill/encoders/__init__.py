@@ -8,7 +8,7 @@
 from crossdistill.encoders.architecture import Architecture
 from crossdistill.encoders.base import Encoder, wrap_encoder, wrap_module
 from crossdistill.encoders.registry import ARCHITECTURES, create_encoder, list_encoders
-from crossdistill.encoders.user_file import is_from_file
+from crossdistill.encoders.user_file import is_from_file, require_code_allowed
 
 __all__ = [
     "ARCHITECTURES",
@@ -17,6 +17,7 @@ __all__ = [
     "create_encoder",
     "is_from_file",
     "list_encoders",
+    "require_code_allowed",
     "wrap_encoder",
     "wrap_module",
 ]

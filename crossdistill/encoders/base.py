@@ -6,7 +6,7 @@ Shapes: B batch, C channels, T frames, H height, W width, D features, N classes,
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from einops import rearrange
@@ -47,6 +47,8 @@ class EncoderInfo:
     """Names of the first convolutions, one for each pathway."""
     classifier_prefix: str = ""
     """Prefix of the classifier's tensors in the library's own weights; they are not loaded into the body."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Names of modules in other people's weight files to the names in the body."""
     token_layer: TokenLayer | None = None
     """The layer before pooling; None if the network has none."""
     public_weights: tuple[PublicWeights, ...] = ()

@@ -38,6 +38,11 @@ class Execution:
     is_bf16: bool
     is_channels_last: bool
 
+    @property
+    def precision(self) -> str:
+        """``bf16`` or ``fp32``, as an option names it."""
+        return "bf16" if self.is_bf16 else "fp32"
+
     @staticmethod
     def choose(
         encoder: Encoder,

@@ -12,6 +12,7 @@ from crossdistill.encoders.base import Encoder
 from crossdistill.encoders.tokens import TokenLayer
 from crossdistill.encoders.torchvision import image_size, picture_network, pool_features
 from crossdistill.encoders.user_file import create_from_file, is_from_file
+from crossdistill.encoders.wide_resnet import wide_resnet50
 from crossdistill.errors import UserError, unknown_name
 from crossdistill.modalities import MODALITIES
 
@@ -22,6 +23,16 @@ _MOBILENET_V2 = picture_network("mobilenet_v2", "classifier", "features.0.0", 12
 ARCHITECTURES: dict[str, Architecture] = {
     # torchvision, pictures: name, classifier, first convolution, number of features, layer before pooling.
     "alexnet": picture_network("alexnet", "classifier.6", "features.0", 4096, _FEATURES),
+    # As the authors of CompRess build it; their files name its linear layers otherwise.
+    "alexnet_no_dropout": picture_network(
+        "alexnet",
+        "classifier.6",
+        "features.0",
+        4096,
+        _FEATURES,
+        adapt=torchvision.remove_dropout,
+        aliases={"feats.0": "classifier.1", "feats.2": "classifier.4"},
+    ),
     "vgg16": picture_network("vgg16", "classifier.6", "features.0", 4096, _FEATURES),
     "squeezenet1_0": picture_network(
         "squeezenet1_0", "", "features.0", 512, _FEATURES, classifier_prefix="classifier.", adapt=pool_features
@@ -29,6 +40,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "resnet18": picture_network("resnet18", "fc", "conv1", 512, _LAYER4),
     "resnet34": picture_network("resnet34", "fc", "conv1", 512, _LAYER4),
     "resnet50": picture_network("resnet50", "fc", "conv1", 2048, _LAYER4),
+    "resnet50x4": wide_resnet50(4),
     "resnet101": picture_network("resnet101", "fc", "conv1", 2048, _LAYER4),
     "resnext50_32x4d": picture_network("resnext50_32x4d", "fc", "conv1", 2048, _LAYER4),
     "wide_resnet50_2": picture_network("wide_resnet50_2", "fc", "conv1", 2048, _LAYER4),

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from torch import Tensor
 
@@ -61,18 +62,25 @@ def _module_beside(name: str, prefix: list[str]) -> str:
     return ".".join(parts[: same + 1])
 
 
-def find_state(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], *, head: str = "") -> FoundState:
+def find_state(
+    tensors: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
+    *,
+    head: str = "",
+    aliases: Mapping[str, str] = MappingProxyType({}),
+) -> FoundState:
     """Find the tensors of a network.
 
     Args:
         tensors: The content of a file.
         own: The network's own tensors; their names and shapes decide which prefix is meant.
         head: Prefix of the tensors of the network's classifier, which stay.
+        aliases: Other names of the network's modules to its own.
 
     Raises:
         UserError: The file holds several copies of the network, and nothing says which one is meant.
     """
-    named = {name if name in own else WRAPPERS.sub("", name): value for name, value in tensors.items()}
+    named = {name if name in own else _own_name(name, aliases): value for name, value in tensors.items()}
     prefix = _find_prefix(named, own)
     inside = {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
     left_out = [name for name in named if not name.startswith(prefix)]
@@ -85,6 +93,16 @@ def find_state(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], *, head
         if name.endswith("num_batches_tracked"):
             inside.setdefault(name, value)
     return FoundState(inside, prefix, left_out)
+
+
+def _own_name(name: str, aliases: Mapping[str, str]) -> str:
+    """Remove the wrappers of parts from a name, and replace a module's alias behind any prefix."""
+    name = WRAPPERS.sub("", name)
+    for start in _starts(name) if aliases else ():
+        module, _, leaf = name[start:].rpartition(".")
+        if module in aliases:
+            return f"{name[:start]}{aliases[module]}.{leaf}"
+    return name
 
 
 def _find_prefix(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:

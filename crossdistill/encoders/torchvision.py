@@ -116,6 +116,13 @@ def pool_features(body: nn.Module) -> None:
     body.classifier = nn.AdaptiveAvgPool2d(1)
 
 
+def remove_dropout(body: nn.Module) -> None:
+    """Take the dropout out of AlexNet, as CompRess' authors do: its features are then the same in every pass."""
+    for name, module in list(body.named_modules()):
+        if isinstance(module, nn.Dropout):
+            body.set_submodule(name, nn.Identity())
+
+
 def image_size(view: ViewSpec) -> dict[str, Any]:
     """Return the argument that gives a ViT positions for one size; its weights then fit that size only."""
     return {"image_size": view.size_px}

@@ -19,6 +19,23 @@ def is_from_file(name: str) -> bool:
     return ".py:" in name
 
 
+def require_code_allowed(name: str, *, named_by: str, allow_code: bool) -> None:
+    """Raise a ``UserError`` if data names an encoder whose Python file would run, and the user has not allowed it.
+
+    Call it wherever a name comes from data (a student's folder, a cache, a run's configuration) and not from the user.
+
+    Args:
+        name: Name of the encoder.
+        named_by: What names it, for the error.
+        allow_code: Whether the user allowed it.
+    """
+    if is_from_file(name) and not allow_code:
+        raise UserError(
+            f"{named_by} is built by the Python file {name}: read that file, then allow it to run with allow_code=True "
+            "(--allow-code on the command line)"
+        )
+
+
 def create_from_file(name: str, **view_changes: int | None) -> Encoder:
     """Call the function that ``path/to/file.py:function`` names; it takes no arguments and returns an ``Encoder``.
 

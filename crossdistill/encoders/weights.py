@@ -20,6 +20,7 @@ from crossdistill.encoders.base import Classifier, Encoder, PublicWeights
 from crossdistill.encoders.state_names import find_state
 from crossdistill.errors import UserError
 from crossdistill.utils.console import say_once
+from crossdistill.utils.files import sha256_of
 from crossdistill.utils.weight_files import read_weights
 
 # File names of PyTorch's libraries end with the first digits of the file's SHA-256.
@@ -27,7 +28,10 @@ HASH_IN_NAME = re.compile(r"-([a-f0-9]{6,})\.")
 
 
 def fetch_public_weights(weights: PublicWeights) -> Path:
-    """Return the file of published weights in torch's hub folder; download it on first use and check its hash.
+    """Return the file of published weights in torch's hub folder; download it on first use.
+
+    PyTorch's libraries publish the first digits of the SHA-256 in the file's name, and they are checked. pytorchvideo
+    publishes no hash; a notice then gives that of the downloaded file, to be compared with other copies.
 
     Raises:
         UserError: The file is absent and cannot be downloaded; the sentence says where to put it.
@@ -45,6 +49,8 @@ def fetch_public_weights(weights: PublicWeights) -> Path:
             f"{weights.name} weights cannot be downloaded from {weights.url} ({error}): get the file elsewhere and "
             f"put it at {path}, or give another weight file"
         ) from error
+    if hash_prefix is None:
+        say_once(f"{path} was downloaded, and its publisher states no hash to check: its SHA-256 is {sha256_of(path)}")
     return path
 
 
@@ -78,7 +84,7 @@ def load_tensors(encoder: Encoder, tensors: Mapping[str, Tensor], *, source: str
     own = encoder.body.state_dict()
     head = encoder.info.classifier_prefix
     try:
-        found = find_state(tensors, own, head=head)
+        found = find_state(tensors, own, head=head, aliases=encoder.info.aliases)
     except UserError as error:
         raise UserError(f"{source} cannot be loaded into {encoder.name}, because {error}") from error
     weights = {name: value for name, value in found.tensors.items() if not (head and name.startswith(head))}
@@ -105,8 +111,8 @@ def _require_same_tensors(
     source: str, encoder: Encoder, weights: Mapping[str, Tensor], own: Mapping[str, Tensor], *, prefix: str
 ) -> None:
     """Raise a ``UserError`` unless names and shapes are the same."""
-    missing, unexpected = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
-    other_shape = [name for name in sorted(own.keys() & weights.keys()) if own[name].shape != weights[name].shape]
+    missing, unexpected = ([name for name in a if name not in b] for a, b in ((own, weights), (weights, own)))
+    other_shape = [name for name in own if name in weights and own[name].shape != weights[name].shape]
     if not (missing or unexpected or other_shape):
         return
     problems = [

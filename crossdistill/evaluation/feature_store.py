@@ -1,10 +1,10 @@
 """Keep features on disk, so that an encoder embeds every video once.
 
-A store is a folder with one safetensors file for each key: encoder and weights, view, number of views, precision and
-dataset. A file holds a row for every video that was embedded, of any part or split, with a digest of its stream. Three
-splits of one dataset therefore embed each video once, and a video that was prepared again is embedded again. The file's
-name holds a digest of the key, its header the whole key; a file that is damaged or whose key differs is not used.
-Unreadable videos are not kept: they are read again.
+A store is a folder with one safetensors file for each key: encoder and weights, view, number of views, precision,
+decoder and dataset. A file holds a row for every video that was embedded, of any part or split, with a digest of its
+stream. Three splits of one dataset therefore embed each video once, and a video that was prepared again is embedded
+again. The file's name holds a digest of the key, its header the whole key; a file that is damaged or whose key differs
+is not used. Unreadable videos are not kept: they are read again.
 
 Shapes: N videos, V views of a video, D features.
 """
@@ -26,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from crossdistill.data.dataset import Entry
+from crossdistill.data.decoders import DEFAULT_DECODER
 from crossdistill.encoders import Encoder, is_from_file
 from crossdistill.encoders.execution import Execution
 from crossdistill.encoders.weights import weights_hash
@@ -45,17 +46,26 @@ ADVICE = "free space there, or choose another folder with --features"
 
 
 def feature_key(
-    encoder: Encoder, *, execution: Execution, dataset: str, views: TestViews, short_clips: str
+    encoder: Encoder,
+    *,
+    execution: Execution,
+    dataset: str,
+    views: TestViews,
+    short_clips: str,
+    decoder: str = DEFAULT_DECODER,
 ) -> dict[str, Any]:
     """Describe everything that decides the features of a video, except the video.
 
-    Weights and precision are part of it; ``short_clips`` is the rule for videos that are shorter than the view.
+    Weights and precision are part of it, and the decoder, because two libraries may convert the same colours
+    differently; ``short_clips`` is the rule for videos that are shorter than the view.
     """
     network = {
         "weights_sha256": weights_hash(encoder),
         "quantize": encoder.bits,
-        "precision": "bf16" if execution.is_bf16 else "fp32",
+        "precision": execution.precision,
     }
+    if decoder != DEFAULT_DECODER:  # stores of version 0.1, which do not name it, are of the default
+        network["decoder"] = decoder
     if is_from_file(encoder.name):
         network["code_sha256"] = sha256_of(Path(encoder.name.rpartition(":")[0]))
     # "error" makes sure that no video is too short, and then "repeat" changes nothing.
@@ -175,7 +185,12 @@ def kept_features(
     if folder is None:
         return extract(entries)
     key = feature_key(
-        encoder, execution=execution, dataset=dataset, views=settings.views, short_clips=settings.short_clips
+        encoder,
+        execution=execution,
+        dataset=dataset,
+        views=settings.views,
+        short_clips=settings.short_clips,
+        decoder=settings.decoder,
     )
     return complete(
         FeatureStore(folder, key), entries, extract, accelerator=accelerator, view=encoder.view, description=description

@@ -26,6 +26,7 @@ from crossdistill.distillation.teacher_cache import (
     describe_teacher,
     spread,
 )
+from crossdistill.encoders import require_code_allowed
 from crossdistill.encoders.weights import weights_hash
 from crossdistill.errors import OneProcessError, UserError, require_at_least, require_num_workers
 from crossdistill.evaluation.embedder import CLIPS_AT_ONCE, EmbeddedBatches, Embedder, batches_of
@@ -70,7 +71,7 @@ class VerifyOptions:
     teacher: str | None = None
     """The teacher that the cache should be of; the cache's own if absent."""
     teacher_weights: str = AUTO
-    """Weights of the teacher, as given when the cache was made."""
+    """Weights of the teacher; auto: those that the cache was made with."""
     clips: int = 64
     """Number of clips to embed again."""
     embed_batch_size: int = CLIPS_AT_ONCE
@@ -79,6 +80,8 @@ class VerifyOptions:
     """Number of decoding processes."""
     decoder: Decoder = "pyav"
     """Library that decodes the videos."""
+    allow_code: bool = False
+    """Run the Python file that the cache names as its teacher (path/to/file.py:function)."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,8 @@ class _Source:
 
     embedder: Embedder
     clips: PairedClips
+    weights: str
+    """Name of the teacher's weights."""
     facts: dict[str, Any]
     """Properties that determine the embeddings, besides the fields that ``_describe`` adds; see ``teacher_cache``."""
     batch_size: int
@@ -136,14 +141,21 @@ def fill_cache(config: RunConfig, options: CacheOptions, accelerator: Accelerato
         **source.facts,
         "seed": config.machine.seed,
         "dtype": options.dtype,
-        "precision": "bf16" if source.embedder.execution.is_bf16 else "fp32",
+        "precision": source.embedder.execution.precision,
+        "decoder": config.data.decoder,
         "clips_per_shard": options.clips_per_shard,
     }
 
     def create() -> list[Shard]:
         bytes_per_clip = source.embedder.embed_dim * DTYPES[options.dtype][1].itemsize
         _require_space(options.out, num_bytes=len(source.clips) * options.augmentations * bytes_per_clip)
-        TeacherCache.create(options.out, key, num_augmentations=options.augmentations, teacher=source.embedder.encoder)
+        TeacherCache.create(
+            options.out,
+            key,
+            num_augmentations=options.augmentations,
+            teacher=source.embedder.encoder,
+            weights=source.weights,
+        )
         return TeacherCache(options.out).missing()
 
     missing = decide_on_first(accelerator, create)
@@ -190,7 +202,8 @@ def _open_source(
         **describe_teacher(teacher, weights=weights, weights_sha256=weights_hash(teacher)),
         **describe_clips(clips, split=config.data.split),
     }
-    return _Source(Embedder(teacher.eval(), execution, teacher=0), clips, facts, batch_size, config.machine.workers)
+    embedder = Embedder(teacher.eval(), execution, teacher=0)
+    return _Source(embedder, clips, weights, facts, batch_size, config.machine.workers)
 
 
 def _announce_work(cache: TeacherCache, missing: Sequence[Shard], num_processes: int) -> None:
@@ -297,6 +310,9 @@ def verify_cache(options: VerifyOptions) -> None:
     require_num_workers(options.workers)
     cache = TeacherCache(options.cache)
     cache.require_complete()
+    if options.teacher is None:
+        named_by = f"the teacher of the cache {cache.folder}"
+        require_code_allowed(cache.key["teacher"], named_by=named_by, allow_code=options.allow_code)
     config = _config_of(cache, options)
     accelerator = create_accelerator()
     stored = cache.key["student_view"]
@@ -333,7 +349,7 @@ def _config_of(cache: TeacherCache, options: VerifyOptions) -> RunConfig:
     key, view = cache.key, cache.teacher_view
     pair = PairConfig(
         teacher=several(options.teacher or key["teacher"]),
-        teacher_weights=several(options.teacher_weights),
+        teacher_weights=several(cache.weights if options.teacher_weights == AUTO else options.teacher_weights),
         teacher_frames=(view.num_frames,),
         teacher_stride=(view.stride,),
         teacher_size=(view.size_px,),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from crossdistill.recipes.context import RunContext
 from crossdistill.recipes.data import evaluable, is_toyactions, open_datasets, select_training_clips, views_of
 from crossdistill.recipes.final_evaluation import evaluate_networks
 from crossdistill.recipes.identity import choose_folder, identity, own_teacher_config, upgrade
+from crossdistill.recipes.recorded_teachers import RecordedTeacher
 from crossdistill.recipes.student import create_student
 from crossdistill.recipes.tasks import create_distiller, create_optimizer, create_plan, create_supervised
 from crossdistill.recipes.teachers import TeacherOptions, TeacherSource, published_weights, teacher_sources
@@ -103,7 +104,7 @@ def _train_with_teachers(run: RunContext, sources: list[TeacherSource]) -> None:
     named = " and ".join(f"{source.name} ({source.origin})" for source in sources)
     run.announce(f"{student.name} learns from {named}; the run is kept in {run.folder.path}")
     distiller = create_distiller(run, student, execution, teachers, clips)
-    step = _train(run, distiller, student, clips, facts=_facts_of(distiller, config))
+    step = _train(run, distiller, student, clips, facts=_facts_of(distiller, sources, config))
     random_student = create_student(config, is_random=True)
     execution.place(random_student)  # both students run in the same precision
     networks = [teacher.network for teacher in distiller.teachers]
@@ -147,13 +148,19 @@ def _find_weights(run_context: RunContext, sources: list[TeacherSource], student
     return [source.with_weights(find) for source in sources]
 
 
-def _facts_of(distiller: Distiller, config: RunConfig) -> dict[str, Any]:
+def _facts_of(distiller: Distiller, sources: Sequence[TeacherSource], config: RunConfig) -> dict[str, Any]:
     """Collect the facts about the training for ``student.json``."""
     identities = [teacher.identity for teacher in distiller.teachers]
+    loaded = [
+        RecordedTeacher.of(teacher, source.weights).to_json()
+        for teacher, source in zip(distiller.teachers, sources, strict=True)
+        if source.weights is not None
+    ]
     return {
         "supervised": False,
         "teacher": " and ".join(identity[0] for identity in identities),
         "teacher_weights_sha256": " and ".join(identity[1] for identity in identities if len(identity) > 1),
+        "teachers": loaded,
         "objective": list(config.objective.objective),
         "adapters": {term.name: term.adapter for each in distiller.comparisons for term in each.terms.values()},
     }

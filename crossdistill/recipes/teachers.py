@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from crossdistill.distillation.teacher_cache import TeacherCache, weights_source
+from crossdistill.distillation.teacher_cache import TeacherCache, absolute_if_path, weights_source
 from crossdistill.distillation.teachers import (
     CachedTeacher,
     FrozenTeacher,
@@ -62,6 +62,11 @@ class TeacherSource(abc.ABC):
     origin: str
     """Source of the teacher, for messages: its weights, or the folder of its cache."""
 
+    @property
+    def weights(self) -> str | None:
+        """Name of the teacher's weights, for whoever loads it again; None if it has none of its own."""
+        return None
+
     @abc.abstractmethod
     def preview(self, student: Encoder) -> Encoder:
         """Return the teacher's names and sizes without its weights."""
@@ -96,6 +101,11 @@ class NetworkSource(TeacherSource):
     def of(options: TeacherOptions) -> NetworkSource:
         """Make the source of a network."""
         return NetworkSource(options.name, options.weights, options)
+
+    @property
+    def weights(self) -> str:
+        """The weights as they were named, a path as an absolute one."""
+        return absolute_if_path(self.options.weights)
 
     def preview(self, student: Encoder) -> Encoder:
         """Return the network's names and sizes."""
@@ -134,6 +144,11 @@ class CacheSource(TeacherSource):
     options: TeacherOptions
     cache: TeacherCache
 
+    @property
+    def weights(self) -> str:
+        """The weights that the cache was made with."""
+        return self.cache.weights
+
     def preview(self, student: Encoder) -> Encoder:
         """Return the cached network's names and sizes."""
         return self.cache.encoder()
@@ -158,6 +173,12 @@ class CacheSource(TeacherSource):
         }
         if self.options.weights != AUTO:
             expected["teacher_weights"] = weights_source(self.options.weights)
+        precision = self.cache.key["precision"]
+        if precision != execution.precision:
+            run.announce(
+                f"the embeddings in {self.cache.folder} were computed in {precision}, and this run computes in "
+                f"{execution.precision}: make another cache with --precision {execution.precision} for equal numbers"
+            )
         return CachedTeacher(self.cache, run.accelerator.device, split=run.config.data.split, expected=expected)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from crossdistill.recipes.recorded_teachers import recorded_teachers
 from crossdistill.report.page import render
 from crossdistill.report.record import RunRecord, UnavailableError
 
@@ -35,9 +36,10 @@ def _training_facts(record: RunRecord) -> Pairs:
     options = config.optimization
     bank, optimizer = f", bank size {config.objective.bank_size}", f"{options.optimizer}, lr {options.lr:g}"
     objective = "cross-entropy with labels" if record.is_supervised else " + ".join(config.objective.objective) + bank
+    recorded = [f"{one.weights} (hash {one.weights_sha256})" for one in recorded_teachers(record.training)]
     return [
         ("teacher", record.teachers or "none (labels)"),
-        ("teacher weights", "" if record.is_supervised else ", ".join(config.pair.teacher_weights)),
+        ("teacher weights", "" if record.is_supervised else ", ".join(recorded or config.pair.teacher_weights)),
         ("objective", objective),
         ("datasets", ", ".join(str(path) for path in config.data.data) or "toyactions"),
         ("split", config.data.split),
@@ -49,7 +51,7 @@ def _training_facts(record: RunRecord) -> Pairs:
 
 def _student_facts(record: RunRecord) -> Pairs:
     facts = record.facts
-    view, training = facts.get("view", {}), facts.get("training", {})
+    view, training = facts.get("view", {}), record.training
     clips, unreadable = training.get("num_clips"), training.get("num_unreadable", 0)
     steps, seconds = training.get("steps"), float(training.get("seconds", 0))
     return [
@@ -82,7 +84,7 @@ def _environment_facts(environment: dict[str, Any]) -> Pairs:
 
 def headline(record: RunRecord) -> str:
     """Return one sentence: the student, the dataset and the teacher."""
-    facts: dict[str, Any] = record.facts.get("training", {})
+    facts = record.training
     datasets = ", ".join(facts.get("datasets", [])) or ", ".join(path.name for path in record.datasets)
     where = f" on {datasets}" if datasets else ""
     if record.is_supervised:

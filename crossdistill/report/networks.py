@@ -10,14 +10,15 @@ from typing import TypeVar
 
 from crossdistill.data.manifest import MANIFEST_NAME, Manifest
 from crossdistill.distillation.student import find_student, load_student
-from crossdistill.encoders import Encoder, is_from_file
+from crossdistill.encoders import Encoder, require_code_allowed
 from crossdistill.errors import UserError
 from crossdistill.evaluation.roles import NumberedRole, Role, teacher_roles
 from crossdistill.recipes.config import AUTO, SELF, RunConfig
 from crossdistill.recipes.data import TOYACTIONS_FOLDER, is_toyactions
 from crossdistill.recipes.identity import own_teacher_config
+from crossdistill.recipes.recorded_teachers import load_again, recorded_teachers
 from crossdistill.recipes.student import create_student
-from crossdistill.recipes.teachers import TeacherOptions, create_teacher, published_weights, teacher_options
+from crossdistill.recipes.teachers import TeacherOptions, published_weights, teacher_options
 from crossdistill.report.record import RunRecord, UnavailableError
 from crossdistill.training.run_folder import RunFolder
 
@@ -122,16 +123,30 @@ def load_teachers(
     if SELF in config.pair.teacher:
         yield "the teacher was the student's own EMA copy, which is not stored."
         return
-    chosen = teacher_options(config)
+    chosen = _teachers_of(record, config)
+    hashes = [one for one in str(record.training.get("teacher_weights_sha256") or "").split(" and ") if one]
     for role, teacher in zip(teacher_roles(len(chosen)), chosen, strict=True):
         try:
             _allow(teacher.name, options)
             found = _with_weights(record, config, teacher, manifest)
-            encoder = _load(lambda found=found: create_teacher(found, student.view).eval())  # type: ignore[misc]
+            encoder = _load(lambda found=found: load_again(found, student.view, hashes))  # type: ignore[misc]
         except UnavailableError as error:
             yield str(error)
             continue
         yield Network(role, encoder, RunFolder(record.folder).features, _weights_file(found.weights))
+
+
+def _teachers_of(record: RunRecord, config: RunConfig) -> list[TeacherOptions]:
+    """List the teachers as recorded; as configured, where nothing was recorded or the recorded path is gone."""
+    configured = teacher_options(config)
+    recorded = [teacher.options for teacher in recorded_teachers(record.training)]
+    if len(recorded) != len(configured):
+        return recorded or configured
+    gone = [Path(own.weights).is_absolute() and not Path(own.weights).exists() for own in recorded]
+    return [
+        replace(own, weights=other.weights) if is_gone else own
+        for own, other, is_gone in zip(recorded, configured, gone, strict=True)
+    ]
 
 
 def _with_weights(
@@ -161,8 +176,7 @@ def _configured(record: RunRecord) -> RunConfig:
 
 
 def _allow(name: str, options: ReportOptions) -> None:
-    if is_from_file(name) and not options.allow_code:
-        raise UnavailableError(f"{name} is a Python file: add --allow-code to run it.")
+    _load(lambda: require_code_allowed(name, named_by="it", allow_code=options.allow_code))
 
 
 def _load(load: Callable[[], Loaded]) -> Loaded:

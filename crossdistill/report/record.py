@@ -15,6 +15,7 @@ from crossdistill.errors import UserError
 from crossdistill.evaluation.results import SCHEMA_FORMAT, Evaluation, read_evaluation
 from crossdistill.evaluation.roles import NumberedRole, Role
 from crossdistill.recipes.config import RunConfig, from_dict
+from crossdistill.recipes.recorded_teachers import recorded_teachers
 from crossdistill.training.run_folder import RunFolder
 
 MetricsLine = dict[str, float]  # values of one line of metrics.jsonl by name
@@ -61,9 +62,15 @@ class RunRecord:
         return find_student(self.folder)
 
     @property
+    def training(self) -> dict[str, Any]:
+        """Facts about the training, from ``student.json``."""
+        training: dict[str, Any] = self.facts.get("training", {})
+        return training
+
+    @property
     def is_supervised(self) -> bool:
         """Whether the student learned from labels."""
-        trained = self.facts.get("training", {}).get("supervised", False)
+        trained = self.training.get("supervised", False)
         return bool(trained) if self.config is None else self.config.pair.supervised
 
     @property
@@ -83,7 +90,9 @@ class RunRecord:
     @property
     def teachers(self) -> str:
         """Names of the teachers, joined by "and"; empty if the student learned from labels."""
-        return "" if self.config is None else " and ".join(short_name(name) for name in self.config.pair.teacher)
+        recorded = recorded_teachers(self.training)
+        configured = () if self.config is None else self.config.pair.teacher
+        return " and ".join(short_name(name) for name in [teacher.name for teacher in recorded] or configured)
 
     @property
     def datasets(self) -> tuple[Path, ...]:

@@ -95,15 +95,20 @@ def load_depth_network(name: str) -> DepthNetwork:
 def _load(name: str, *, local_files_only: bool) -> DepthNetwork:
     from transformers import AutoConfig, AutoImageProcessor, AutoModelForDepthEstimation
 
-    config = AutoConfig.from_pretrained(name, local_files_only=local_files_only)
+    options: dict[str, Any] = {"local_files_only": local_files_only, "trust_remote_code": False}
+    config = AutoConfig.from_pretrained(name, **options)
     if config.model_type not in IS_METRIC:
         raise UserError(
             f"--depth-model {name} belongs to the family {config.model_type!r}: choose one of the families "
             f"{', '.join(IS_METRIC)}, for example {EXAMPLE_MODEL}"
         )
-    processor = AutoImageProcessor.from_pretrained(name, local_files_only=local_files_only)
+    processor = AutoImageProcessor.from_pretrained(name, **options)
     model, report = AutoModelForDepthEstimation.from_pretrained(
-        name, config=config, local_files_only=local_files_only, output_loading_info=True
+        name,
+        config=config,
+        use_safetensors=True,  # the library's other format can hold code
+        output_loading_info=True,
+        **options,
     )
     absent = sorted([*report["missing_keys"], *report["mismatched_keys"]])
     if absent:  # transformers would fill them with random values

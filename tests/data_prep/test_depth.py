@@ -308,6 +308,21 @@ def test_load_depth_network__incomplete_model_is_refused(relative_model, tmp_pat
         load_depth_network(str(path.parent))
 
 
+def test_load_depth_network__runs_no_code_of_the_model(relative_model, tmp_path):
+    folder, ran = Path(shutil.copytree(relative_model, tmp_path / "model")), tmp_path / "ran"
+    (folder / "theirs.py").write_text(f"open({str(ran)!r}, 'w').close()\n")
+    config = json.loads((folder / "config.json").read_text())
+    names = {"AutoConfig": "theirs.Config", "AutoModelForDepthEstimation": "theirs.Model"}
+    (folder / "config.json").write_text(json.dumps({**config, "auto_map": names}))
+    load_depth_network(str(folder))
+    weights = folder / "model.safetensors"
+    torch.save({}, folder / "pytorch_model.bin")  # a format that can hold code
+    weights.unlink()
+    with pytest.raises(UserError, match=r"model cannot be loaded \("):
+        load_depth_network(str(folder))
+    assert not ran.exists()
+
+
 def test_create_depth__network_is_loaded_once_per_process(relative_model, monkeypatch):
     loaded = []
     network = load_depth_network(relative_model)

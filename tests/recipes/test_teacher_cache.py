@@ -23,11 +23,15 @@ from crossdistill.data.dataset import PairedClips, Replay, collate, entries_of
 from crossdistill.data.manifest import Manifest
 from crossdistill.data.sampling import SampleKey
 from crossdistill.data.transforms import Augmentation
+from crossdistill.distillation.student import load_student
 from crossdistill.distillation.teacher_cache import Shard, TeacherCache, spread
 from crossdistill.distillation.teachers import CachedTeacher
 from crossdistill.encoders import create_encoder, wrap_encoder
 from crossdistill.encoders.base import Classifier
 from crossdistill.errors import UserError
+from crossdistill.recipes.recorded_teachers import recorded_teachers
+from crossdistill.report.networks import ReportOptions, load_teachers
+from crossdistill.report.record import read_run
 from crossdistill.types import PairedBatch, View
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -321,6 +325,49 @@ def test_verify__compares_with_the_live_teacher(data_folder, teacher_file, half_
     save_file(create_encoder("rgb_r3d10_gn").body.state_dict(), tmp_path / "other.safetensors")
     options[5] = tmp_path / "other.safetensors"
     assert "has teacher_weights_sha256 " in refused(capsys, cache_command, *options)
+
+
+def test_verify__takes_the_weights_of_the_cache(data_folder, half_folder, teacher_file, capsys):
+    assert TeacherCache(half_folder).weights == str(teacher_file)
+    cache_command(strings("verify", half_folder, "--data", data_folder, "--workers", 0, "--clips", 4))
+    assert "4 clips" in capsys.readouterr().out
+
+
+def test_verify__runs_no_file_that_a_foreign_cache_names(data_folder, half_folder, tmp_path, capsys):
+    foreign, ran = Path(shutil.copytree(half_folder, tmp_path / "cache")), tmp_path / "ran"
+    code = tmp_path / "theirs.py"
+    code.write_text(f"open({str(ran)!r}, 'w').close()\n")
+    content = json.loads((foreign / "cache.json").read_text())
+    content["key"]["teacher"] = f"{code}:make"
+    (foreign / "cache.json").write_text(json.dumps(content))
+    options = ["verify", foreign, "--data", data_folder, "--workers", 0]
+    said = refused(capsys, cache_command, *options)
+    assert f"is built by the Python file {code}:make" in said and "--allow-code" in said and not ran.exists()
+    assert "has no function 'make'" in refused(capsys, cache_command, *options, "--allow-code") and ran.exists()
+
+
+def test_training__records_the_weights_of_the_cache_and_says_its_precision(
+    data_folder, half_folder, teacher_file, tmp_path, capsys
+):
+    cache = Path(shutil.copytree(half_folder, tmp_path / "cache"))
+    content = json.loads((cache / "cache.json").read_text())
+    content["key"]["precision"] = "bf16"
+    (cache / "cache.json").write_text(json.dumps(content))
+    run = tmp_path / "run"
+    train(run, data_folder, *cached(cache), epochs=1)
+    assert f"embeddings in {cache} were computed in bf16, and this run computes in fp32" in capsys.readouterr().out
+    record = read_run(run)
+    (teacher,) = recorded_teachers(record.training)
+    assert teacher.weights == str(teacher_file) and teacher.num_frames == 4 and teacher.size_px == 32
+    assert teacher.weights_sha256 == content["key"]["teacher_weights_sha256"] and record.teachers == "rgb_r3d10_gn"
+    (network,) = load_teachers(record, load_student(run), None, ReportOptions())
+    assert network.encoder.view.size_px == 32
+
+
+def test_command__resumes_only_with_the_same_decoder(data_folder, teacher_file, half_folder, capsys):
+    with pytest.raises(SystemExit):
+        make_cache(half_folder, data_folder, teacher_file, "--decoder", "decord")
+    assert "has decoder 'pyav', but this command needs 'decord'" in capsys.readouterr().err
 
 
 # Refusals, in one sentence each.

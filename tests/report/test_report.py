@@ -21,6 +21,7 @@ from crossdistill.commands.main import main as cli
 from crossdistill.commands.train import main as train
 from crossdistill.data.dataset import entries_of
 from crossdistill.data.manifest import Manifest
+from crossdistill.distillation.student import load_student
 from crossdistill.encoders import create_encoder
 from crossdistill.encoders.execution import Execution
 from crossdistill.evaluation.gains import paired_gains
@@ -41,7 +42,8 @@ from crossdistill.report.charts import (
     thinned,
 )
 from crossdistill.report.class_charts import confusion_chart, confusion_scale, point_chart
-from crossdistill.report.networks import kind_of
+from crossdistill.report.networks import ReportOptions, kind_of, load_teachers
+from crossdistill.report.record import read_run
 from crossdistill.report.svg import Scale, element, nice_ticks, percent, short_number
 from crossdistill.types import ViewSpec
 
@@ -192,12 +194,30 @@ def test_page__gives_reasons_for_unavailable_sections(runs, tmp_path):
     content["configuration"]["pair"]["teacher_weights"] = [str(tmp_path / "lost.safetensors")]
     content["configuration"]["pair"]["of_another_version"] = 1
     (folder / "config.json").write_text(json.dumps(content))
+    facts = json.loads((folder / "student" / "student.json").read_text())
+    facts["training"]["teachers"][0]["weights"] = str(tmp_path / "gone" / "teacher.safetensors")
+    (folder / "student" / "student.json").write_text(json.dumps(facts))
     (folder / "metrics.jsonl").write_text('{"step": 1, "lo')
     run_report(folder, "--out", tmp_path / "page.html")
     found = Page((tmp_path / "page.html").read_text())
     assert set(found.unavailable) == {"accuracy", "curves", "confusion", "change", "tsne", "gallery", "agreement"}
     assert str(tmp_path / "gone") in found.unavailable["tsne"] and "--data" in found.unavailable["gallery"]
     assert "lost.safetensors" in found.text and "pair.of_another_version" in found.text
+
+
+def test_page__refuses_a_teacher_with_other_weights(runs, evil_data, tmp_path):
+    folder = Path(shutil.copytree(runs[0], tmp_path / "run"))
+    path = folder / "student" / "student.json"
+    facts = json.loads(path.read_text())
+    recorded = facts["training"]["teachers"][0]
+    assert recorded["weights"] == str(runs[0].parent / "teacher.safetensors") and recorded["size_px"] == 32
+    recorded["weights"] = str(tmp_path / "other.safetensors")
+    torch.manual_seed(8)
+    save_file(create_encoder("rgb_tiny3d_8").body.state_dict(), tmp_path / "other.safetensors")
+    path.write_text(json.dumps(facts))
+    record = read_run(folder)
+    (reason,) = load_teachers(record, load_student(folder), Manifest.load(evil_data), ReportOptions())
+    assert "not those that the student learned from" in reason and recorded["weights_sha256"] in reason
 
 
 def test_page__of_a_supervised_run_has_no_agreement_and_no_change(runs, tmp_path):
