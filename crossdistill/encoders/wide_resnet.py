@@ -78,7 +78,7 @@ def wide_resnet50(width: int) -> Architecture:
         stride=4,
         size_px=224,
         statistics=dict.fromkeys(("image", "rgb"), Statistics((0.0,) * 3, (1.0,) * 3, centre_fraction=224 / 256)),
-        source=f"torchvision.models.resnet.ResNet, {width} times as wide",
+        source=f"crossdistill.encoders.wide_resnet.WideResNet50({width})",
         aliases=tensorflow_names(),
         channels_last_pays_on_cpu=True,
     )

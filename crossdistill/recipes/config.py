@@ -312,7 +312,18 @@ def _known_paths(path: str) -> list[str]:
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file of nested sections."""
+    """Read a YAML file of nested sections; ``base: FILE`` names another one beside it, whose values it replaces."""
+    values = _read_yaml(path)
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    shared = _read_yaml(path.parent / str(base))
+    if "base" in shared:
+        raise UserError(f"{path} names the base {base}, which names another base: name that one, or copy its values")
+    return merge(with_current_names(shared), with_current_names(values))
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"there is no configuration file {path}: name one of configs/, or remove --config")
     try:

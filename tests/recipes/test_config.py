@@ -21,7 +21,9 @@ def check(config):
     check_configuration(config, teacher_sources(config))
 
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+FOLDER = Path(__file__).parents[2] / "configs"
+ROWS = sorted(path for path in (FOLDER / "compress").glob("*.yaml") if path.stem != "recipe")  # of the CompRess paper
+CONFIGS = [*sorted(FOLDER.glob("*.yaml")), *ROWS]
 
 
 def test_defaults__are_the_papers_but_for_the_objective():
@@ -135,7 +137,35 @@ def test_every_file_in_configs__loads_and_builds(path):
 
 
 def test_configs__are_there():
-    assert CONFIGS
+    assert len(ROWS) == 12 < len(CONFIGS)
+
+
+@pytest.mark.parametrize("path", ROWS, ids=lambda path: path.stem)
+def test_rows_of_the_compress_paper__have_its_recipe(path):
+    config = from_dict(load_yaml(path), source=str(path))
+    teacher, _, rest = path.stem.partition("_to_")
+    wide = {"simclr": "image_resnet50x4"}
+    student, _, variant = rest.rpartition("_")
+    assert config.pair.teacher == (wide.get(teacher, "image_resnet50"),)
+    assert config.pair.student is not None and config.pair.student.startswith(f"image_{student}")
+    objective, optimization = config.objective, config.optimization
+    assert objective.objective == (f"compress-{variant}",)
+    assert (objective.temperature, objective.bank_size, objective.ema_momentum) == (0.04, 128_000, 0.999)
+    assert (optimization.epochs, optimization.batch_size, optimization.lr) == (130, 256, 0.01)
+    rates = [create_plan(config).learning_rate(epoch * 10, 1300, 10) for epoch in (0, 89, 91, 119, 121)]
+    assert rates == pytest.approx([0.01, 0.01, 0.002, 0.002, 0.0004])
+
+
+def test_load_yaml__a_file_replaces_values_of_its_base(tmp_path):
+    (tmp_path / "base.yaml").write_text("optimization: {lr: 0.1, epochs: 3}\n")
+    (tmp_path / "one.yaml").write_text("base: base.yaml\noptimization: {epochs: 5}\n")
+    (tmp_path / "two.yaml").write_text("base: one.yaml\n")
+    (tmp_path / "lost.yaml").write_text("base: nowhere.yaml\n")
+    assert load_yaml(tmp_path / "one.yaml") == {"optimization": {"lr": 0.1, "epochs": 5}}
+    with pytest.raises(UserError, match="which names another base"):
+        load_yaml(tmp_path / "two.yaml")
+    with pytest.raises(UserError, match=r"there is no configuration file .*nowhere\.yaml"):
+        load_yaml(tmp_path / "lost.yaml")
 
 
 def test_several__takes_one_none_and_many():
