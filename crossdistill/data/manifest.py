@@ -127,12 +127,10 @@ class Stream:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that ``from_json`` reads back."""
-        # Manifests of videos stay as former versions write and read them.
-        of_pictures = {} if self.is_video else {"stored_as": self.stored_as, "offset": self.offset}
-        fields = {name: value for name, value in _fields(self).items() if name not in ("stored_as", "offset")}
+        # Fields that version 0.1 lacks are written where they say something: its teacher caches hold a digest of this.
+        defaults = {"stored_as": VIDEO, "offset": 0, "is_plain": True}
         return {
-            **fields,
-            **of_pictures,
+            **{name: value for name, value in _fields(self).items() if name not in defaults or value != defaults[name]},
             "time_base": [self.time_base.numerator, self.time_base.denominator],
             "num_frames": self.num_frames,
             "pts": encode_steps(self.pts.tolist()),
