@@ -22,18 +22,19 @@ def held_out_part(
 ) -> tuple[Tensor, str]:
     """Choose a share of the training videos: [N] bool, and the unit that was held out, ``group`` or ``video``.
 
-    Where every video has a group, whole groups are held out: near-duplicates on both sides would reward overfitting.
-    Otherwise the share is held out of every class.
+    Where videos have groups, whole groups are held out: near-duplicates on both sides would reward overfitting. A video
+    without a group among others with one is a group of its own. Without groups, the share is held out of every class.
 
     Raises:
         UserError: One of the two sides would be empty; ``advice`` is the end of the sentence.
     """
     generator = torch.Generator().manual_seed(seed)
-    named = sorted({group for group in groups if group is not None})
-    if len(named) > 1 and None not in groups:
+    if len(set(groups) - {None}) > 1:
+        own = [group if group is not None else i for i, group in enumerate(groups)]
+        named = sorted(set(own), key=lambda name: (isinstance(name, int), name))
         shuffled = torch.randperm(len(named), generator=generator).tolist()
         held = {named[i] for i in shuffled[: min(len(named) - 1, max(1, round(share * len(named))))]}
-        return torch.tensor([group in held for group in groups]), "group"
+        return torch.tensor([group in held for group in own]), "group"
     is_held_n = torch.zeros(len(labels_n), dtype=torch.bool)
     for label in labels_n.unique():
         clips = (labels_n == label).nonzero()[:, 0]
@@ -50,7 +51,7 @@ def is_held_out(labels: Sequence[int], groups: Sequence[str | None], part: str, 
     Args:
         labels: Class of each training video; -1 for a video without a label.
         groups: Group of each training video.
-        part: A share (``25%``) of the groups, or of each class if a video has no group; or the names of groups, joined
+        part: A share (``25%``) of the groups, or of each class if there are none; or the names of groups, joined
             by ``+`` (``s3+s7``).
         split: Name of the whole split, for errors.
 

@@ -41,10 +41,19 @@ def entries_of_part(manifest: Manifest, split: str, part: str, max_clips: int | 
     """
     positions = manifest.select(split=split, part=part)
     if not positions:
-        raise UserError(f"split {split!r} of {manifest.root} has no {part} clips: choose another --split")
+        others = [name for name in manifest.splits if any(video.splits.get(name) == part for video in manifest.videos)]
+        raise UserError(
+            f"split {split!r} of {manifest.root} has no {part} clips: "
+            + (f"choose another --split, such as {others[0]}" if others else f"prepare it again {_way_to_get(part)}")
+        )
     if max_clips is not None and len(positions) > max_clips:
         positions = [positions[i * len(positions) // max_clips] for i in range(max_clips)]
     return entries_of(manifest, positions)
+
+
+def _way_to_get(part: str) -> str:
+    draws = "data_prep folder draws test videos with --test-share 0.2, and " if part == "test" else ""
+    return f"with {part} videos: {draws}data_prep list takes --{part}-list"
 
 
 def classes_without_training_clips(manifest: Manifest, split: str) -> list[str]:

@@ -27,11 +27,12 @@ Floats = NDArray[np.float64]
 def units_of(*sets: tuple[Sequence[str], Sequence[str | None]]) -> list[Units]:
     """Choose what a bootstrap draws from test sets, each given as its videos and their groups.
 
-    It draws groups if every video has one and there are at least two in all sets together, else videos.
+    It draws groups if there are at least two in all sets together, else videos. A video without a group among others
+    with one is a group of its own.
     """
-    named = [group for _, groups in sets for group in groups if group is not None]
-    if len(named) == sum(len(videos) for videos, _ in sets) and len(set(named)) > 1:
-        return [Units("group", tuple(group or "" for group in groups)) for _, groups in sets]
+    if len({group for _, groups in sets for group in groups} - {None}) > 1:
+        names = [[group or f"video {name}" for name, group in zip(*each, strict=True)] for each in sets]
+        return [Units("group", tuple(of_set)) for of_set in names]
     return [Units("video", tuple(videos)) for videos, _ in sets]
 
 

@@ -122,7 +122,7 @@ class Bootstrap:
     __pydantic_config__ = _STRICT
 
     unit: str
-    """What is drawn: ``video``, or ``group`` if every test video has a group (performers, source films). Clips of one
+    """What is drawn: ``video``, or ``group`` if the test videos have groups (performers, source films). Clips of one
     group are alike, so they are drawn together."""
     num_units: int
     """Number of units. With fewer than about 20 an interval is itself rough, and rather too narrow."""

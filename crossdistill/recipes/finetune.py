@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
 from crossdistill.distillation.student import WEIGHTS_NAME, find_student, read_facts
+from crossdistill.errors import UserError
 from crossdistill.evaluation.settings import FineTuning
 from crossdistill.recipes.config import RunConfig, from_dict
 from crossdistill.recipes.run import run
 from crossdistill.training.run_folder import RunFolder
 from crossdistill.utils.distributed import decide_on_first
 from crossdistill.utils.files import sha256_of
+
+# Options of train that ``evaluate`` calls --finetune-batch-size and so on.
+OPTION_OF_TRAINING = re.compile(r"--(batch-size|epochs|lr)\b")
 
 
 def finetune_config(settings: FineTuning, student: Path, *, data: Path, split: str) -> RunConfig:
@@ -80,4 +85,7 @@ def fine_tune(settings: FineTuning, student: Path, *, data: Path, split: str, ac
     assert out is not None
     if decide_on_first(accelerator, lambda: find_student(out) is not None):
         return out
-    return run(config, accelerator)
+    try:
+        return run(config, accelerator)
+    except UserError as error:  # names the options of train, which have other names here
+        raise type(error)(OPTION_OF_TRAINING.sub(r"--finetune-\1", str(error))) from error

@@ -19,6 +19,11 @@ PROJECT = "crossdistill"
 MLFLOW_RUN_NAME = "mlflow_run_id.txt"
 MEASURES = ("top1", "top5", "mean_class")
 PACKAGES = {"wandb": "wandb", "mlflow": "mlflow"}
+REMEDIES = {
+    "wandb": "log in with the command wandb login, or set WANDB_MODE=offline",
+    "mlflow": "correct MLFLOW_TRACKING_URI",
+}
+"""What to do if the package of a tracker raises an error of its own."""
 
 
 def require_tracker(name: str) -> None:
@@ -55,10 +60,23 @@ def open_tracker(name: str, folder: Path, *, purge_step: int | None = None) -> G
         tracker = MLflowTracker(PROJECT, run_id=run_id, run_name=folder.name)
     else:
         return None
-    tracker.start()
+    _start(tracker, name)
     if name == "mlflow":
         write_text_atomically(folder / MLFLOW_RUN_NAME, f"{tracker.tracker.info.run_id}\n")
     return tracker
+
+
+def _start(tracker: GeneralTracker, name: str) -> None:
+    """Start a tracker. What its package cannot do, such as log in without a key, is a ``UserError``."""
+    try:
+        tracker.start()
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in PACKAGES.values():
+            raise
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"--tracker {name} does not start ({reason}): {REMEDIES[name]}, or give --tracker tensorboard"
+        ) from error
 
 
 def flatten_results(by_role: dict[str, dict[str, Any]]) -> dict[str, float]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console
 from rich.live import Live
 from rich.progress import (
@@ -27,6 +28,13 @@ WIDE = 100  # columns of a terminal from which on bars are long
 
 
 class _Console(Console):
+    def print(self, *objects: Any, soft_wrap: bool | None = None, **settings: Any) -> None:
+        """Print as rich does, but break no sentence in a file or pipe, where ``grep`` would not find it."""
+        is_text = all(isinstance(item, str | Text) for item in objects)
+        super().print(
+            *objects, soft_wrap=is_text and not self.is_terminal if soft_wrap is None else soft_wrap, **settings
+        )
+
     def on_broken_pipe(self) -> None:
         """Raise the error again for ``friendly_errors``; rich would exit with another status."""
         raise
@@ -107,8 +115,13 @@ def progress_bar(*fields: str, unit: str = "", is_shown: bool = True) -> Progres
 def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], *, folds_names: bool = False) -> None:
     """Print a title and a table with a left-aligned first column and right-aligned other columns.
 
-    If the terminal is too narrow, the first column is folded (``folds_names``), or else the others.
+    If the terminal is too narrow, the first column is folded (``folds_names``), or else the others. In a file or pipe,
+    each row is one line of any width, so that ``grep`` finds what it holds.
     """
+    if not console.is_terminal and not console.is_jupyter:
+        for line in (title, *_plain_lines([list(header), *map(list, rows)])):
+            console.print(line, highlight=False, soft_wrap=True)
+        return
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for i, name in enumerate(header):
         table.add_column(name, justify="left" if i == 0 else "right", no_wrap=(i == 0) != folds_names, overflow="fold")
@@ -116,3 +129,16 @@ def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]
         table.add_row(*(Text(cell) for cell in row))  # names may contain brackets
     console.print(title, highlight=False)  # a title of the table would be as narrow as the table
     console.print(table)
+
+
+def _plain_lines(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Align the columns of a table, whose first row is the header, and draw a line below the header."""
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+
+    def line(row: Sequence[str]) -> str:
+        gaps = [" " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)]
+        first = f"{row[0]}{gaps[0]}"
+        return "  ".join([first, *(gap + cell for cell, gap in zip(row[1:], gaps[1:], strict=True))]).rstrip()
+
+    header, *others = map(line, rows)
+    return [header, "-" * (sum(widths) + 2 * len(widths) - 2), *others]

@@ -5,25 +5,36 @@
 * <split>/<class>/<video>: the split folders are called train (or training) and test (or testing, val, valid,
   validation). If there are both test and val, results are measured on test, and val is kept as the part "val".
 * <class>/<video>: all videos are training videos. With --test-share 0.2, that share of each class is drawn at random
-  for testing. Clips that were cut from the same video may then be on both sides, which inflates the results. If you
-  have such clips, use folders train and test instead.
+  for testing. Clips of one person or cut from one video may then be on both sides, which inflates the results. If you
+  have such clips, give --group-pattern, which draws whole groups, or use folders train and test instead.
 * Any layout, with --unlabelled: no classes and no splits. All videos are training data for distillation.
 
-Videos are .mp4, .avi, .mkv, .webm, .mov and other files that FFmpeg reads. A video's name is its path below --videos.
-The class index is the sorted names of the class folders. The split is "1".
+Videos are .mp4, .avi, .mkv, .webm, .mov and other files that FFmpeg reads; the number of other files is printed. A
+video's name is its path below --videos. The class index is the sorted names of the class folders, numbers by their
+value. The split is "1".
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from crossdistill.data.manifest import Manifest
 from crossdistill.data.pictures import PICTURE_SUFFIXES
 from crossdistill.errors import UserError
 from data_prep.pipeline.class_folders import PARTS, check_test_share, labels_of_folders
 from data_prep.pipeline.prepare import PrepareOptions, SourceVideo, check_out_is_apart, prepare_videos
-from data_prep.pipeline.sources import VIDEO_SUFFIXES, require_utf8, walk_files
+from data_prep.pipeline.sources import (
+    VIDEO_SUFFIXES,
+    group_of,
+    print_passed_over,
+    require_utf8,
+    walk_files,
+    warn_of_group_leakage,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +49,9 @@ class FolderOptions(PrepareOptions):
     """Share of each class that is drawn for testing, between 0 and 1. For folders by class only."""
     seed: int = 0
     """Seed of the draw of --test-share."""
+    group_pattern: Annotated[str | None, tyro.conf.arg(metavar="REGEX")] = None
+    """Regular expression that finds in a video's name who or what its clips have in common, for example S\\d+ for a
+    person. If it has parentheses, the text in the first ones counts."""
 
 
 def prepare(options: FolderOptions) -> Manifest:
@@ -58,15 +72,26 @@ def read_folder(options: FolderOptions) -> tuple[list[str], list[SourceVideo]]:
     paths = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES]
     if not paths:
         raise _no_video(options, num_pictures=sum(path.suffix.lower() in PICTURE_SUFFIXES for path in files))
+    print_passed_over(path for path in files if path.suffix.lower() not in VIDEO_SUFFIXES)
     require_utf8(paths)
     names = [path.relative_to(options.videos).as_posix() for path in paths]
+    groups = [group_of(name, options.group_pattern) for name in names]
     if options.unlabelled:
-        return [], [SourceVideo(name, {"rgb": path}) for name, path in zip(names, paths, strict=True)]
-    found = labels_of_folders(names, options.videos, test_share=options.test_share, seed=options.seed)
-    rows = zip(names, paths, found.labels, found.parts, strict=True)
-    return found.classes, [
-        SourceVideo(name, {"rgb": path}, label=label, splits=PARTS[part]) for name, path, label, part in rows
+        rows = zip(names, paths, groups, strict=True)
+        return [], [SourceVideo(name, {"rgb": path}, group=group) for name, path, group in rows]
+    found = labels_of_folders(
+        names,
+        options.videos,
+        test_share=options.test_share,
+        seed=options.seed,
+        groups=groups if options.group_pattern is not None else (),
+    )
+    sources = [
+        SourceVideo(name, {"rgb": path}, label=label, group=group, splits=PARTS[part])
+        for name, path, group, label, part in zip(names, paths, groups, found.labels, found.parts, strict=True)
     ]
+    warn_of_group_leakage(sources, within_class=False)
+    return found.classes, sources
 
 
 def _no_video(options: FolderOptions, *, num_pictures: int) -> UserError:

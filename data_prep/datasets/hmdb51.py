@@ -8,7 +8,7 @@ Download two archives from https://serre.lab.brown.edu/hmdb51.html and unpack th
   is enough.
 
 The splits are the official "1", "2" and "3". Each has 70 training clips and 30 test clips of a class (3,570 and 1,530
-in all) and does not use the other clips. The class index is the sorted class names.
+in all) and does not use the other clips. The class index is the sorted class names. Clips of one film are a group.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ LIST_NAME = re.compile(r"(?P<action>.+)_test_split(?P<split>[1-3])\.txt")
 VIDEO_LINE = re.compile(r"(?P<name>.+)\.avi\s+(?P<part>[012])", re.IGNORECASE)
 PARTS = {"1": "train", "2": "test"}
 UNUSED = "0"
+PART_OF_FILM = re.compile(r"(?<=.)_+\d{1,2}$")
 # After the class: visible body part, camera motion, number of people, viewpoint, quality, number of the clip.
 NAME_END = r"_[fulh]_(?:nm|cm)_np\d+_(?:ba|fr|le|ri)_(?:bad|med|goo)_\d+"
 
@@ -68,6 +69,9 @@ def read_lists(folder: Path) -> tuple[list[str], list[ListedVideo]]:
         _read_video_list(path, action, classes.index(action), split, videos)
     require_listed(videos, folder)
     warn_of_group_leakage(videos.values())
+    # The official splits tell the numbered parts of a film apart. They are alike all the same.
+    for video in videos.values():
+        video.group = video.group and PART_OF_FILM.sub("", video.group)
     return classes, sorted(videos.values(), key=lambda video: (video.action, video.name))
 
 
@@ -114,7 +118,7 @@ def _read_video_list(path: Path, action: str, label: int, split: str, videos: di
 def _film(name: str, action: str) -> str | None:
     """Return the film that a clip was cut from, if the file name contains it.
 
-    All clips of a film are in the same part of an official split.
+    All clips of a file are in the same part of an official split. A film may be in several files.
     """
     match = re.fullmatch(f"(?P<film>.+)_{re.escape(action)}{NAME_END}", name)
     return match["film"] if match else None

@@ -25,8 +25,7 @@ from pathlib import Path
 from crossdistill.data.manifest import Manifest
 from crossdistill.data.pictures import PICTURE_SUFFIXES
 from crossdistill.errors import UserError
-from data_prep.pipeline.class_folders import PARTS, part_of_word
-from data_prep.pipeline.picture_files import number_classes
+from data_prep.pipeline.class_folders import PARTS, number_classes, part_of_word
 from data_prep.pipeline.prepare import PictureOptions, SourceVideo, prepare_videos
 from data_prep.pipeline.sources import VIDEO_SUFFIXES, read_class_names, read_text, require_some_found
 
@@ -81,9 +80,9 @@ def read_lists(options: ImageListOptions) -> tuple[list[str], list[SourceVideo]]
     if not rows:
         raise UserError(f"{options.list[0]} names no picture: write one path, label and split per line")
     _require_pictures(rows.values())
-    written = [row.label for row in rows.values() if row.label]
+    written = {row.label: row.place for row in reversed(rows.values()) if row.label}
     names = None if options.classes is None else read_class_names(options.classes)
-    classes, labels = number_classes(written, names) if written else (names or [], {})
+    classes, labels = number_classes(written, names, named_by=str(options.classes or "the table"))
     parts = {row.split: _part(row) for row in rows.values()}
     if "test" not in parts.values():
         parts = {split: "test" if part == "val" else part for split, part in parts.items()}
@@ -142,7 +141,7 @@ def _require_pictures(rows: Iterable[Row]) -> None:
     """Raise a ``UserError`` for a path that is not a picture's, which a column in another place would give."""
     for row in rows:
         suffix = os.path.splitext(row.path)[1].lower()  # noqa: PTH122
-        if suffix in VIDEO_SUFFIXES:
+        if suffix in VIDEO_SUFFIXES and suffix not in PICTURE_SUFFIXES:
             raise UserError(f"{row.place} names the video {row.path}: for videos, type python -m data_prep list")
         if suffix not in PICTURE_SUFFIXES:
             raise UserError(

@@ -4,8 +4,8 @@ Download the trimmed clips and their lists, for example from https://github.com/
 
 * The clips, in folders by class (with spaces or underscores), in folders by split, or all in one folder (--videos). A
   file is named <id>_<start>_<end> with six digits each (---QUuC4vJs_000084_000094.mp4), the same without leading zeros
-  (---QUuC4vJs_84_94.mp4), or <id> alone (---QUuC4vJs.mp4), where <id> is the YouTube id of 11 characters. The suffix is
-  .mp4, .webm, .mkv or .avi.
+  (---QUuC4vJs_84_94.mp4), or <id> alone (---QUuC4vJs.mp4), where <id> is the YouTube id of 11 characters. The suffix
+  may be that of any video.
 * The lists (--annotations): train.csv, val.csv (or validate.csv) and test.csv, or some of them, with the columns label,
   youtube_id, time_start, time_end and split. Only the test list may lack the labels.
 * Optionally the folder of replacements for damaged clips (--replacement). A replacement is preferred to the clip in
@@ -34,16 +34,19 @@ from crossdistill.errors import UserError
 from crossdistill.utils.console import console
 from data_prep.pipeline.prepare import PrepareOptions, SourceVideo, prepare_videos
 from data_prep.pipeline.sources import (
+    VIDEO_SUFFIXES,
     add_file,
     folder_name,
+    print_passed_over,
     read_class_names,
     read_text,
     require_listed,
     require_some_found,
     walk_files,
+    warn_of_group_leakage,
 )
 
-SUFFIXES = (".mp4", ".webm", ".mkv", ".avi")
+SUFFIXES = VIDEO_SUFFIXES
 CLIP_NAME = re.compile(r"(?P<id>[\w-]{11})(?:_(?P<start>\d+)_(?P<end>\d+))?", re.ASCII)
 ID = re.compile(r"[\w-]{11}", re.ASCII)
 COLUMNS = ("youtube_id", "time_start", "time_end", "split")
@@ -95,6 +98,7 @@ def prepare(options: KineticsOptions) -> Manifest:
     sources = join_clips(rows, classes, clips, replacements)
     found, who = [source.inputs for source in sources], f"the lists in {', '.join(map(str, options.annotations))} name"
     require_some_found(found, folder=options.videos, source=who, example=f"{rows[0].name}.mp4")
+    warn_of_group_leakage(sources)
     return prepare_videos("kinetics", sources, classes=classes, options=options)
 
 
@@ -186,12 +190,15 @@ def _read_row(place: str, values: Mapping[str | None, str | None]) -> ListedClip
 def find_clips(folder: Path) -> Clips:
     """Find the clips of a folder and its subfolders; raise a ``UserError`` if two files belong to the same clip."""
     clips: Clips = {}
+    others = []
     for path in walk_files(folder):
         match = CLIP_NAME.fullmatch(path.stem)
         if match is None or path.suffix.lower() not in SUFFIXES:
+            others.append(path)
             continue
         times = (int(match["start"]), int(match["end"])) if match["start"] else None
         add_file(clips.setdefault(match["id"], {}), times, path, what="clip")
+    print_passed_over(others, why="not named like clips of Kinetics")
     return clips
 
 

@@ -1,39 +1,49 @@
 """Your own videos in text lists: one "path label" per line, the format of other video libraries.
 
-* --train-list and --test-list: the path of a video, then a space, comma or tab, then its class as a number from 0 or as
-  a name. Paths and names may contain spaces, and a path may be in double quotes. If the path does not end like a
-  video's (.mp4, .avi and so on), the class is the text after the last tab, else after the last comma, else after the
-  last space.
+* --train-list and --test-list: the path of a video, then a space, comma, semicolon or tab, then its class as a number
+  or as a name. Paths and names may contain spaces and may be in double quotes. If the path does not end like a video's
+  (.mp4, .avi and so on), the class is the second column, or the text after the last space.
+* A CSV list whose first line names its columns: path and label, and optionally split and group. --train-list takes the
+  training rows of a column of splits and --test-list the test rows, so one file may be given as both. Other columns
+  are not used.
 * --unlabelled-list: the path alone; a label after it is ignored. These videos are in no split. They are training data
   for distillation, alone or in addition to a --train-list.
 
+Frame counts and second labels after a path are refused, because they could be classes. Blank lines and lines that
+start with # are skipped.
+
 Paths are absolute or below --videos. Class numbers are lines of --classes, which has one name per line; without it the
-classes are called 0, 1 and so on. If the lists give class names and there is no --classes, the class index is the
-sorted names. A video's name is its path below --videos. A file that does not exist is kept in the manifest as missing.
-The split is "1".
+classes are called 0, 1 and so on. Numbers may start at 1 in all lists. If the lists give class names and there is no
+--classes, the class index is the sorted names. A video's name is its path below --videos. A file that does not exist is
+kept in the manifest as missing. The split is "1".
+
+Clips of one person or one film are alike. A column of groups, or --group-pattern, says which clips belong together;
+confidence intervals and the held-out part of linear-sweep then keep them together.
 """
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from crossdistill.data.manifest import Manifest
 from crossdistill.errors import UserError
+from crossdistill.utils.console import console
+from data_prep.datasets.list_file import ListRow, read_list_file
+from data_prep.pipeline.class_folders import number_classes
 from data_prep.pipeline.prepare import PrepareOptions, SourceVideo, prepare_videos
-from data_prep.pipeline.sources import VIDEO_SUFFIXES, read_class_names, read_lines, require_some_found
-
-SEPARATORS = ("\t", ",", " ")
-# The path ends at the last suffix of a video that a separator and more text follow.
-LABELLED_LINE = re.compile(
-    rf'(?P<path>.+(?:{"|".join(map(re.escape, VIDEO_SUFFIXES))})"?)[\t ,]\s*(?P<action>.+)', re.I
+from data_prep.pipeline.sources import (
+    group_of,
+    read_class_names,
+    require_some_found,
+    warn_of_group_leakage,
 )
+
 SPLIT = "1"
-# A larger number is more likely a frame count or an id than a class.
-MAX_UNNAMED_CLASSES = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,21 +60,21 @@ class ListOptions(PrepareOptions):
     """Lists of videos without labels."""
     classes: Path | None = None
     """File with one class name per line. The first has the number 0."""
+    group_pattern: Annotated[str | None, tyro.conf.arg(metavar="REGEX")] = None
+    """Regular expression that finds in a video's name who or what its clips have in common, for example S\\d+ for a
+    person. If it has parentheses, the text in the first ones counts."""
 
 
 @dataclass(frozen=True)
-class ListLine:
-    """One line of a list."""
+class ListedFile:
+    """One video of the lists."""
 
-    place: str
-    """File and line, for messages."""
+    row: ListRow
     path: Path
     """Absolute path of the video."""
     name: str
-    action: str | None
-    """Class as the list writes it, a number or a name; None in lists without labels."""
     part: str | None
-    """``train``, ``test``, or None in lists without labels."""
+    """``train``, ``val``, ``test``, or None in lists without labels."""
 
 
 def prepare(options: ListOptions) -> Manifest:
@@ -83,86 +93,69 @@ def read_lists(options: ListOptions) -> tuple[list[str], list[SourceVideo]]:
     given: list[tuple[Path, str | None]] = [*lists, *((path, None) for path in options.unlabelled_list)]
     if not given:
         raise UserError("no list was given: give --train-list, --test-list or --unlabelled-list")
-    rows: dict[str, ListLine] = {}
+    files: dict[str, ListedFile] = {}
+    passed_over: dict[str, Path] = {}
     for path, part in given:
-        for place, line in read_lines(path):
-            row = _read_row(place, line, part, options.videos)
-            other = rows.setdefault(row.name, row)
-            if other is not row:
-                raise UserError(f"{row.place} names {row.path}, which is also in {other.place}: remove one line")
-    if not rows:
+        for file in _read_list(path, part, options.videos):
+            if part is not None and file.part is None:
+                passed_over[file.name] = path
+                continue
+            other = files.setdefault(file.name, file)
+            if other is not file:
+                raise UserError(
+                    f"{file.row.place} names {file.path}, which is also in {other.row.place}: remove one line"
+                )
+    if not files:
         raise UserError(f"{given[0][0]} names no video: write one path and label per line")
-    classes, labels = _index_classes(list(rows.values()), options.classes)
+    _print_passed_over({name: path for name, path in passed_over.items() if name not in files})
+    rows = [file.row for file in reversed(files.values())]
+    places = {row.action: row.place for row in rows if row.action is not None}
+    names = None if options.classes is None else read_class_names(options.classes)
+    classes, labels = number_classes(places, names, named_by=str(options.classes or "the lists"))
     sources = []
-    for _, row in sorted(rows.items()):
-        inputs = {"rgb": row.path} if row.path.is_file() else {}
-        label, splits = None if row.action is None else labels[row.action], {SPLIT: row.part} if row.part else {}
-        sources.append(SourceVideo(name=row.name, inputs=inputs, label=label, splits=splits))
+    for name, file in sorted(files.items()):
+        inputs = {"rgb": file.path} if _is_file(file.path) else {}
+        label = None if file.row.action is None else labels[file.row.action]
+        group = file.row.group or group_of(name, options.group_pattern)
+        splits = {SPLIT: file.part} if file.part else {}
+        sources.append(SourceVideo(name=name, inputs=inputs, label=label, group=group, splits=splits))
     found, who = [source.inputs for source in sources], f"{', '.join(str(path) for path, _ in given)} name"
-    require_some_found(found, folder=options.videos, source=who, example=str(next(iter(rows.values())).path))
+    require_some_found(found, folder=options.videos, source=who, example=str(next(iter(files.values())).path))
+    warn_of_group_leakage(sources, within_class=False)
     return classes, sources
 
 
-def _read_row(place: str, line: str, part: str | None, root: Path) -> ListLine:
-    path, action = (_without_label(line), None) if part is None else _split_line(place, line)
+def _read_list(path: Path, part: str | None, root: Path) -> list[ListedFile]:
+    """Read a list that was given for a part. The rows of its other parts have the part None."""
     # Not resolve(), because a link keeps its own name, wherever it leads.
     base = Path(os.path.normpath(Path.cwd() / root))
-    full = Path(os.path.normpath(base / path.strip('"')))
-    inside = full.is_relative_to(base)
-    name = (full.relative_to(base) if inside else full.relative_to(full.anchor)).as_posix()
-    return ListLine(place, full, name, action, part)
+    rows = read_list_file(path, has_labels=part is not None, exists=lambda text: _is_file(base / text))
+    # As in folders, the validation videos are the test part if there are no others.
+    has_tests = any(row.part == "test" for row in rows)
+    files = []
+    for row in rows:
+        full = Path(os.path.normpath(base / row.path))
+        inside = full.is_relative_to(base)
+        name = (full.relative_to(base) if inside else full.relative_to(full.anchor)).as_posix()
+        own = "test" if row.part == "val" and not has_tests else row.part or part
+        is_wanted = part == ("test" if own == "val" else own)
+        files.append(ListedFile(row, full, name, own if is_wanted else None))
+    return files
 
 
-def _split_line(place: str, line: str) -> tuple[str, str]:
-    """Split a line into path and class."""
-    match = LABELLED_LINE.fullmatch(line)
-    separator = next((s for s in SEPARATORS if s in line), None)
-    path, action = match.group("path", "action") if match is not None else ("", "")
-    if match is None and separator is not None:
-        path, action = (part.strip() for part in line.rsplit(separator, 1))
-    if not path or not action or _is_video(action):
-        raise UserError(f"{place} is {line!r}: expected a path, then a space, comma or tab, then a class")
-    return path, action
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # for example a name that is too long
+        return False
 
 
-def _without_label(line: str) -> str:
-    """Return the path of a line that may have a label after it."""
-    match = LABELLED_LINE.fullmatch(line)
-    return line if match is None or _is_video(line) else match["path"]
-
-
-def _is_video(text: str) -> bool:
-    return text.strip('"').lower().endswith(VIDEO_SUFFIXES)
-
-
-def _index_classes(rows: Sequence[ListLine], path: Path | None) -> tuple[list[str], dict[str, int]]:
-    """Return the class names, and the label of each class as the lists write it."""
-    written = [(row.action, row.place) for row in rows if row.action is not None]
-    # A class may be called "007": classes are numbers only if all of them are.
-    are_numbers = all(action.removeprefix("-").isdecimal() for action, _ in written)
-    if path is not None:
-        names = read_class_names(path)
-    elif are_numbers:
-        names = _unnamed_classes([(int(action), place) for action, place in written])
-    else:
-        names = sorted({action for action, _ in written})
-    by_name = {name: label for label, name in enumerate(names)}
-    labels = {}
-    for action, place in written:
-        label = int(action) if are_numbers else by_name.get(action)
-        if label is None or not 0 <= label < len(names):
-            raise UserError(
-                f"{place} gives the class {action}, but {path or 'the lists'} has the {len(names)} classes "
-                f"{names[0]} (0) to {names[-1]} ({len(names) - 1}): fix the line, or give another --classes"
-            )
-        labels[action] = label
-    return names, labels
-
-
-def _unnamed_classes(written: Sequence[tuple[int, str]]) -> list[str]:
-    """Name the classes by their numbers, which are given with their places."""
-    for number, place in (min(written), max(written)) if written else ():
-        if not 0 <= number < MAX_UNNAMED_CLASSES:
-            allowed = f"numbers from 0 to {MAX_UNNAMED_CLASSES - 1}, or class names"
-            raise UserError(f"{place} gives the class {number}: give {allowed}")
-    return [str(label) for label in range(max(written)[0] + 1)] if written else []
+def _print_passed_over(passed_over: dict[str, Path]) -> None:
+    if passed_over:
+        path = next(iter(passed_over.values()))
+        console.print(
+            f"{len(passed_over)} rows of {path} belong to a split that it was not given for, and are not prepared: "
+            "give it as --train-list and as --test-list to use them",
+            highlight=False,
+            soft_wrap=True,
+        )

@@ -12,6 +12,9 @@ must have every stream, so a recording that lacks a needed part counts as missin
 Splits: "xsub" trains on 20 people and tests on the other 20. "xview" trains on cameras 2 and 3 and tests on camera 1.
 Both use S001 to S017 only. With the files of NTU RGB+D 120 there are also "xsub120" (53 of 106 people train) and "xset"
 (setups with even numbers train). Train with --split xsub. Depth has 30 frames per second.
+
+The recordings of one person are a group. "xview" and "xset" have every person in both parts, as their papers say; the
+held-out part of linear-sweep and the confidence intervals keep a person, and so all views of a performance, together.
 """
 
 from __future__ import annotations
@@ -25,12 +28,11 @@ from typing import Literal
 from crossdistill.data.manifest import Manifest
 from crossdistill.errors import UserError
 from data_prep.pipeline.prepare import PrepareOptions, SourceVideo, prepare_videos
-from data_prep.pipeline.sources import add_file, select_inputs, walk_files
+from data_prep.pipeline.sources import VIDEO_SUFFIXES, add_file, select_inputs, walk_files
 
 NAME = re.compile(
     r"S(?P<setup>\d{3})C(?P<camera>\d{3})P(?P<person>\d{3})R(?P<repetition>\d{3})A(?P<action>\d{3})", re.IGNORECASE
 )
-SUFFIXES = (".avi", ".mp4", ".mkv")
 FRAMES_PER_SECOND = 30.0
 NUM_CLASSES_60 = 60
 LAST_SETUP_60 = 17
@@ -119,7 +121,9 @@ def read_recordings(options: NtuOptions) -> tuple[list[SourceVideo], tuple[str, 
     """
     found: dict[str, dict[str, Path]] = {}
     if options.videos is not None:
-        found["rgb"] = _find((path for path in walk_files(options.videos) if path.suffix.lower() in SUFFIXES), "_rgb")
+        found["rgb"] = _find(
+            (path for path in walk_files(options.videos) if path.suffix.lower() in VIDEO_SUFFIXES), "_rgb"
+        )
     if options.depth is not None:
         # The depth folders are not searched, because they contain millions of files.
         found["depth"] = _find((path for path in walk_files(options.depth, stop_at=NAME) if path.is_dir()), "")
@@ -146,6 +150,7 @@ def read_recordings(options: NtuOptions) -> tuple[list[SourceVideo], tuple[str, 
             inputs=inputs[recording.name],
             folder=f"S{recording.setup:03d}",
             label=recording.action - 1,
+            group=f"P{recording.person:03d}",
             splits=recording.splits(has_120=has_120),
             frames_per_second=FRAMES_PER_SECOND,
         )

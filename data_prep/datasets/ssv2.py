@@ -8,7 +8,8 @@ Download two sets of archives from https://www.qualcomm.com/developer/software/s
   earlier release, which begin with something-something-v2-, are accepted too.
 
 Split "1" has the official training videos as training part and the validation videos as test part. The official test
-videos have no labels and are in no split: they are unlabelled training data. Mirroring does not keep the label, because
+videos have no labels and are in no split: they are unlabelled training data. The lists do not say who recorded a video,
+so there are no groups. Mirroring does not keep the label, because
 classes tell left from right.
 """
 
@@ -22,12 +23,11 @@ from typing import Any
 from crossdistill.data.manifest import Manifest
 from crossdistill.errors import UserError
 from data_prep.pipeline.prepare import PrepareOptions, prepare_videos
-from data_prep.pipeline.sources import ListedVideo, join_files, read_json, require_listed
+from data_prep.pipeline.sources import VIDEO_SUFFIXES, ListedVideo, join_files, read_json, require_listed
 
 PREFIX = "something-something-v2-"
 LABELS = "labels.json"
 PARTS: dict[str, str | None] = {"train.json": "train", "validation.json": "test", "test.json": None}
-SUFFIXES = (".webm", ".mp4", ".mkv", ".avi")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Ssv2Options(PrepareOptions):
     """Options of ``python -m data_prep ssv2``."""
 
     videos: Path
-    """Folder of the .webm files (or .mp4, .mkv, .avi). Subfolders are searched."""
+    """Folder of the .webm files (or other videos). Subfolders are searched."""
     annotations: Path
     """Folder of labels.json, train.json, validation.json and test.json."""
 
@@ -46,7 +46,7 @@ def prepare(options: Ssv2Options) -> Manifest:
     sources = join_files(
         listed,
         options.videos,
-        suffixes=SUFFIXES,
+        suffixes=VIDEO_SUFFIXES,
         lists=options.annotations,
         # A folder for each pair of last digits: file systems are slow with 220,847 files in one folder.
         stream_folder=lambda video: video.name[-2:].zfill(2),

@@ -92,7 +92,10 @@ def prepare(options: ToyactionsOptions) -> Manifest:
         write_text_atomically(path, text)
     _remove_leftovers(options.out)
     render, clips = partial(_make_video, options), clip_ids(options.clips_per_class)
-    videos = run_jobs(render, clips, engine=Engine(workers=options.workers), description=DATASET, unit="clips")
+    try:
+        videos = run_jobs(render, clips, engine=Engine(workers=options.workers), description=DATASET, unit="clips")
+    finally:
+        _remove_leftovers(options.out)
     classes, facts = tuple(ACTIONS), _facts(options)
     manifest = Manifest(options.out, DATASET, classes, tuple(videos), flip_keeps_label=False, facts=facts)
     manifest.save()

@@ -14,8 +14,10 @@ from joblib import cpu_count
 
 from crossdistill.errors import UserError
 from crossdistill.utils.console import console
+from data_prep.pipeline.claim import check_streams
 from data_prep.pipeline.guard import stop_children
 from data_prep.pipeline.jobs import StopError, run_job
+from data_prep.pipeline.journal import read_journals
 from data_prep.pipeline.options import RunOptions
 from data_prep.pipeline.resume import finished_entries, remaining_job
 from data_prep.pipeline.tasks import Task
@@ -28,7 +30,9 @@ def print_estimate(tasks: Sequence[Task], *, num_listed: int, options: RunOption
     """Print the number and size of the files, and an estimate of the time from a few files that are prepared."""
     num_bytes = sum(task.num_source_bytes for task in tasks)
     console.print(f"{num_listed} {options.noun} listed, {len(tasks)} found, {num_bytes / 1e9:.2f} GB", highlight=False)
-    finished = finished_entries(tasks, options.out, retry=options.retry)
+    journals = read_journals(options.out)
+    check_streams(tasks, journals, options)
+    finished = finished_entries(tasks, journals, options.out, retry=options.retry)
     remaining = [task for task in tasks if remaining_job(task, finished.get(task.job.name)) is not None]
     remaining.sort(key=lambda task: task.num_source_bytes)
     console.print(f"{len(tasks) - len(remaining)} already prepared, {len(remaining)} remaining", highlight=False)

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from types import FrameType
 from typing import TypeVar
 
 import joblib
@@ -25,6 +26,35 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 INTERRUPTED_EXIT_STATUS = 130
+TERMINATED_EXIT_STATUS = 143
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which a job scheduler sends before it kills. It ends a command as Ctrl-C does."""
+
+
+@contextlib.contextmanager
+def terminated_like_interrupted() -> Iterator[None]:
+    """Raise ``Terminated`` on SIGTERM, so that child processes are stopped and half-written files removed."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt the cleaning up
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
+        yield
+        return
+    earlier = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGTERM) is stop:
+            signal.signal(signal.SIGTERM, earlier)
+
+
+def status_of(stop: KeyboardInterrupt) -> int:
+    """Return the exit status of a command that was stopped."""
+    return TERMINATED_EXIT_STATUS if isinstance(stop, Terminated) else INTERRUPTED_EXIT_STATUS
 
 
 @contextlib.contextmanager
@@ -148,9 +178,9 @@ def run_jobs(
                 on_result(position, result)
                 bar.advance(task)
                 bar.update(task, rate=f"{len(results) / max(bar.tasks[task].elapsed or 0.0, 1e-3):.1f} {unit}/s")
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         console.print(f"stopped after {len(results)} of {len(jobs)} {unit}: {after_stop}")
-        raise SystemExit(INTERRUPTED_EXIT_STATUS) from None
+        raise SystemExit(status_of(stop)) from None
     return [results[i] for i in range(len(jobs))]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,14 +58,21 @@ def read_journals(root: Path) -> dict[str, list[JournalEntry]]:
     """Read all journals of a folder, with those of shards: video name to entries, the latest of a journal first."""
     entries: dict[str, list[JournalEntry]] = {}
     for path in sorted(root.glob("journal*.jsonl")):
-        with open(path, encoding="utf-8", errors="replace") as file:
-            for line in file:
-                try:
-                    entry = JournalEntry.from_json(json.loads(line))
-                except (ValueError, KeyError, TypeError, AttributeError):
-                    continue  # cut by a kill or damaged on disk: the video is prepared again
-                entries.setdefault(entry.name, []).insert(0, entry)
+        for entry in read_journal(path):
+            entries.setdefault(entry.name, []).insert(0, entry)
     return entries
+
+
+def read_journal(path: Path, *, without: Container[str] = ()) -> Iterator[JournalEntry]:
+    """Yield the entries of one journal in the order of its lines, except those of the videos ``without``."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                data = json.loads(line)
+                if data["name"] not in without:
+                    yield JournalEntry.from_json(data)
+            except (ValueError, KeyError, TypeError, AttributeError):
+                continue  # cut by a kill or damaged on disk: the video is prepared again
 
 
 class Journal:
@@ -107,5 +114,7 @@ def open_journal(root: Path, shard: Shard | None) -> Iterator[Journal]:
                 written.seek(-1, 2)
                 if written.read(1) != b"\n":
                     file.write("\n")  # ends the incomplete line of a killed run
-        yield Journal(path, file)
-        lock_path.unlink(missing_ok=True)
+        try:
+            yield Journal(path, file)
+        finally:
+            lock_path.unlink(missing_ok=True)

@@ -36,6 +36,9 @@ class RunOptions:
     """Skip a file that takes longer: decoders can hang on damaged files."""
     retry: bool = False
     """Try again the files that an earlier run skipped."""
+    replace: bool = False
+    """Allow that what --out holds is made again with other options or from other files, or leaves the dataset because
+    this command does not name it."""
     workers: int | None = None
     """Number of files prepared at a time. If not given: one per core, or the capacity of the cluster."""
     engine: Literal["local", "dask", "ray"] = "local"

@@ -14,7 +14,7 @@ from typing import Any
 from crossdistill.data.pictures import PICTURE_SUFFIXES
 from crossdistill.errors import UserError
 from crossdistill.utils.console import console
-from data_prep.pipeline.class_folders import Labels, draw_tests, part_of_word
+from data_prep.pipeline.class_folders import Labels, draw_tests, number_classes, part_of_word
 from data_prep.pipeline.sources import VIDEO_SUFFIXES, require_utf8, walk_files
 
 TAR_SUFFIX = ".tar"
@@ -144,7 +144,8 @@ def labels_of_shards(
                 f"{picture.name} in {picture.path} has no class: add a .cls file of the same name, or give --unlabelled"
             )
     written = [picture.written_class or "" for picture in found]
-    classes, label_of = number_classes(written, names)
+    places = {picture.written_class or "": f"{picture.name} in {picture.path}" for picture in reversed(found)}
+    classes, label_of = number_classes(places, names, named_by="the list of classes" if names else "the shards")
     parts_by_shard = {path: _part_of_shard(path, found) for path in {picture.path for picture in found}}
     parts = [parts_by_shard[picture.path] for picture in found]
     if any(parts):
@@ -165,23 +166,3 @@ def _part_of_shard(path: Path, found: Sequence[FoundPicture]) -> str | None:
     """Return the part that a shard's name or folder says, the last word first."""
     words = re.split(r"[^A-Za-z]+", f"{path.parent.name} {path.stem}")
     return next((part for word in reversed(words) if (part := part_of_word(word))), None)
-
-
-def number_classes(written: Sequence[str], names: Sequence[str] | None) -> tuple[list[str], dict[str, int]]:
-    """Return the class names, and the label of each class as it is written: a number if all are, or else a name."""
-    # A class may be called "007": classes are numbers only if all of them are.
-    are_numbers = all(text.isdecimal() for text in written)
-    if names is None:
-        largest = max((int(text) for text in written), default=0) if are_numbers else 0
-        names = [str(label) for label in range(largest + 1)] if are_numbers else sorted(set(written))
-    by_name = {name: label for label, name in enumerate(names)}
-    labels = {}
-    for text in dict.fromkeys(written):
-        label = int(text) if are_numbers else by_name.get(text)
-        if label is None or label >= len(names):
-            raise UserError(
-                f"the class {text!r} is not among the {len(names)} classes {names[0]} (0) to {names[-1]} "
-                f"({len(names) - 1}): correct --classes"
-            )
-        labels[text] = label
-    return list(names), labels

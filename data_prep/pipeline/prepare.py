@@ -4,21 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from crossdistill.data.manifest import MANIFEST_NAME, Manifest, Video, require_unique_names
 from crossdistill.errors import UserError
 from crossdistill.utils.console import console
+from data_prep.pipeline.claim import check_datasets, check_streams
 from data_prep.pipeline.dry_run import print_estimate
 from data_prep.pipeline.executor import Engine, run_jobs
 from data_prep.pipeline.guard import stop_children
 from data_prep.pipeline.jobs import StopError, run_job
-from data_prep.pipeline.journal import JournalEntry, open_journal
+from data_prep.pipeline.journal import JournalEntry, open_journal, read_journal, read_journals
 from data_prep.pipeline.options import PictureOptions, PrepareOptions, RunOptions, check_out_is_apart
-from data_prep.pipeline.resume import finished_entries, merge_outcomes, remaining_job, remove_temporary_files
+from data_prep.pipeline.resume import (
+    entries_without_source,
+    finished_entries,
+    kept_entries,
+    merge_outcomes,
+    remaining_job,
+    remove_temporary_files,
+)
 from data_prep.pipeline.shards import Shard
 from data_prep.pipeline.summary import check_share_of_bad, print_summary
-from data_prep.pipeline.tasks import SourceVideo, Task, check_no_source_is_overwritten, facts_of_recipe, make_task
+from data_prep.pipeline.tasks import (
+    SourceVideo,
+    Task,
+    check_no_source_is_overwritten,
+    facts_of_recipe,
+    make_task,
+    method_of,
+)
 from data_prep.recipe import MISSING, Outcome
 
 __all__ = ["PictureOptions", "PrepareOptions", "RunOptions", "SourceVideo", "check_out_is_apart", "prepare_videos"]
@@ -42,10 +57,11 @@ def prepare_videos(
         flip_keeps_label: Whether a horizontally flipped video has the same class.
 
     Raises:
-        UserError: An option is invalid, or more files than ``max_bad`` allows are unusable. The manifest is written
-            in the second case.
+        UserError: An option is invalid, the folder holds other videos or streams made otherwise, or more files than
+            ``max_bad`` allows are unusable. The manifest is written in the last case.
     """
     options.check()
+    check_datasets(dataset, {source.name for source in sources}, options)
     shard = Shard.parse(options.shard) if options.shard is not None else None
     if shard is not None:
         sources = shard.select(sources)
@@ -70,7 +86,8 @@ def prepare_videos(
     if options.dry_run:
         print_estimate(tasks, num_listed=len(sources), options=options)
         return manifest
-    outcomes = _run_tasks(dataset, tasks, options, shard)
+    away = {source.name for source in sources if not source.inputs}
+    outcomes = _run_tasks(dataset, tasks, away, options, shard)
     manifest = dataclasses.replace(manifest, videos=_manifest_videos(sources, outcomes))
     manifest.save(name=shard.manifest_name if shard else MANIFEST_NAME)
     print_summary(manifest)
@@ -82,16 +99,30 @@ def prepare_videos(
     return manifest
 
 
-def _run_tasks(dataset: str, tasks: Sequence[Task], options: RunOptions, shard: Shard | None) -> dict[str, Outcome]:
-    """Run what earlier runs did not finish, with a record in the journal; return all outcomes by video name."""
+def _run_tasks(
+    dataset: str, tasks: Sequence[Task], away: Collection[str], options: RunOptions, shard: Shard | None
+) -> dict[str, Outcome]:
+    """Run what earlier runs did not finish, with a record in the journal; return all outcomes by video name.
+
+    ``away`` are the listed videos without a source.
+    """
     with open_journal(options.out, shard) as journal:
+        journals = read_journals(options.out)
+        check_streams(tasks, journals, options)
         remove_temporary_files(tasks, options.out)
-        finished = finished_entries(tasks, options.out, retry=options.retry)
-        entries = dict(finished)
+        finished = finished_entries(tasks, journals, options.out, retry=options.retry)
+        recipe_facts = facts_of_recipe(options.recipe)
+        methods = {name: method_of(name, recipe_facts) for name in options.streams}
+        without_source = entries_without_source(away, journals, options.out, methods=methods)
+        entries = finished | without_source
         remaining = [job for task in tasks if (job := remaining_job(task, finished.get(task.job.name))) is not None]
         keys = {task.job.name: task.keys for task in tasks}
         if len(remaining) < len(tasks):
             console.print(f"{len(tasks) - len(remaining)} of {len(tasks)} {options.noun} are already prepared")
+        if without_source:
+            console.print(
+                f"{len(without_source)} more {options.noun} are prepared, source away: their streams are used"
+            )
 
         def record(position: int, outcome: Outcome) -> None:
             name = remaining[position].name
@@ -110,7 +141,9 @@ def _run_tasks(dataset: str, tasks: Sequence[Task], options: RunOptions, shard: 
             raise UserError(f"{error}: fix it and give the same command again; finished files are kept") from error
         finally:
             stop_children()
-        journal.compact(entries.values())
+            remove_temporary_files(tasks, options.out)
+        kept = kept_entries(read_journal(journal.path, without=entries), away, options.out)
+        journal.compact([*entries.values(), *kept])
     return {name: entry.outcome for name, entry in entries.items()}
 
 

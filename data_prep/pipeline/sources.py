@@ -16,7 +16,14 @@ from crossdistill.utils.console import console
 from data_prep.pipeline.prepare import PrepareOptions, SourceVideo
 from data_prep.pipeline.transcode import check_source, source_of
 
-VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".3gp")
+# fmt: off
+VIDEO_SUFFIXES = (
+    ".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".f4v", ".avi", ".divx", ".mkv", ".webm", ".ogv", ".ogm", ".mpg",
+    ".mpeg", ".mpe", ".m1v", ".m2v", ".vob", ".ts", ".mts", ".m2ts", ".m2t", ".wmv", ".asf", ".flv", ".rm", ".rmvb",
+    ".mxf", ".dv", ".gif", ".y4m", ".mjpeg", ".mjpg", ".h264", ".h265", ".hevc",
+)
+# fmt: on
+"""Ends of the names of files that FFmpeg reads as videos, in lower case."""
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -31,7 +38,7 @@ class ListedVideo:
     """Class name, empty if unknown."""
     label: int | None
     group: str | None = None
-    """Source film of the clip. Clips of a group are near-duplicates; bootstrap intervals resample whole groups."""
+    """What clips have in common that makes them alike: a film, a person. Intervals resample whole groups."""
     splits: dict[str, str] = field(default_factory=dict)
     """Split to the video's part in it, ``train`` or ``test``."""
 
@@ -82,12 +89,20 @@ def require_utf8(paths: Iterable[Path]) -> None:
             raise UserError(f"the name {str(path)!a} is not UTF-8: rename the file") from error
 
 
-def find_files(folder: Path, *, suffixes: Collection[str]) -> dict[str, list[Path]]:
-    """Find files by suffix in a folder and its subfolders, as ``walk_files`` does; return lower-case stem to paths."""
+def find_files(folder: Path, *, suffixes: Collection[str], prints_others: bool = False) -> dict[str, list[Path]]:
+    """Find files by suffix in a folder and its subfolders, as ``walk_files`` does; return lower-case stem to paths.
+
+    With ``prints_others``, the number of files with other suffixes is printed.
+    """
     found: dict[str, list[Path]] = {}
+    others = []
     for path in walk_files(folder):
         if path.suffix.lower() in suffixes:
             found.setdefault(path.stem.casefold(), []).append(path)
+        else:
+            others.append(path)
+    if prints_others:
+        print_passed_over(others, why=f"not {' '.join(suffixes)}" if len(suffixes) == 1 else "not named like videos")
     return {stem: sorted(paths) for stem, paths in sorted(found.items())}
 
 
@@ -104,6 +119,37 @@ def add_file(found: dict[Key, Path], key: Key, path: Path, *, what: str) -> None
     other = found.setdefault(key, path)
     if other != path:
         raise UserError(f"{other} and {path} belong to the same {what}: give a folder that holds only one of them")
+
+
+def print_passed_over(paths: Iterable[Path], *, why: str = "not named like videos") -> None:
+    """Print how many files are not prepared, by suffix, so that a class cannot vanish without a word."""
+    counts = Counter(path.suffix.lower() or "without a suffix" for path in paths)
+    if counts:
+        suffixes = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common())
+        console.print(f"passed over, {why}: {suffixes}", highlight=False, soft_wrap=True)
+
+
+def group_of(name: str, pattern: str | None) -> str | None:
+    r"""Return the group of a video: what --group-pattern finds in its name, in its parentheses if it has some.
+
+    Raises:
+        UserError: The pattern is no regular expression, or is not in the name.
+
+    Example:
+        >>> group_of("run/S012_run_3.mp4", r"S\d+"), group_of("run/S012_run_3.mp4", r"_(\w+)_")
+        ('S012', 'run')
+    """
+    if pattern is None:
+        return None
+    try:
+        match = re.search(pattern, name)
+    except re.error as error:
+        raise UserError(
+            f"--group-pattern {pattern} is no regular expression ({error}): give one such as S\\d+"
+        ) from error
+    if match is None:
+        raise UserError(f"--group-pattern {pattern} is not in the name {name!r}: give a pattern that all names contain")
+    return match[1] if match.re.groups else match[0]
 
 
 def join_files(
@@ -126,13 +172,13 @@ def join_files(
     Raises:
         UserError: No file is found, or two files have the same name.
     """
-    files = find_files(folder, suffixes=suffixes)
+    files = find_files(folder, suffixes=suffixes, prints_others=True)
     found = [only_file(video.name, files) for video in listed]
     example = f"{listed[0].action}/{listed[0].name}{next(iter(suffixes))}".removeprefix("/")
     require_some_found(found, folder=folder, source=f"the lists in {lists} name", example=example)
     num_unlisted = len(set(files) - {video.name.casefold() for video in listed})
     if num_unlisted:
-        console.print(f"{num_unlisted} {' '.join(suffixes)} files are in no list and are not prepared")
+        console.print(f"{num_unlisted} videos are in no list and are not prepared")
     return [
         SourceVideo(v.name, {"rgb": path} if path else {}, stream_folder(v), v.label, v.group, v.splits)
         for v, path in zip(listed, found, strict=True)
@@ -198,13 +244,16 @@ def require_listed(videos: Collection[object], lists: Path | str) -> None:
         raise UserError(f"the lists in {lists} name no video: download them again")
 
 
-def warn_of_group_leakage(videos: Iterable[ListedVideo]) -> None:
-    """Print a warning if a group is in both parts of a split: near-duplicates inflate the results."""
-    parts: dict[tuple[str, str, str], set[str]] = {}
+def warn_of_group_leakage(videos: Iterable[ListedVideo | SourceVideo], *, within_class: bool = True) -> None:
+    """Print a warning if a group is in both parts of a split: near-duplicates inflate the results.
+
+    With ``within_class``, only the clips of one class in one group count, such as those of one action in one film.
+    """
+    parts: dict[tuple[str, int | None, str], set[str]] = {}
     for video in videos:
         if video.group is not None:
             for split, part in video.splits.items():
-                parts.setdefault((split, video.action, video.group), set()).add(part)
+                parts.setdefault((split, video.label if within_class else None, video.group), set()).add(part)
     for split in sorted({split for split, *_ in parts}):
         num_leaking = sum(len(seen) > 1 for (of_split, *_), seen in parts.items() if of_split == split)
         if num_leaking:

@@ -9,6 +9,9 @@ from crossdistill.errors import UserError
 from crossdistill.utils.console import console, print_table
 from data_prep.recipe import MISSING
 
+DOWNLOAD_AGAIN = "download them again and add --retry"
+REMEDIES = {"time limit": "raise --time-limit and add --retry", "too short": "lower --min-frames"}
+"""Kind of reason to what helps, if it is not another copy of the files."""
 STATUS_ORDER = ("ok", "repaired", "skipped")
 
 
@@ -35,8 +38,11 @@ def check_share_of_bad(manifest: Manifest, max_bad: float) -> None:
     found = [video for video in manifest.videos if video.reason != MISSING]
     bad = [video for video in found if not video.is_usable]
     if len(bad) > max_bad * len(found):
+        kinds = Counter(video.reason.split(":")[0] for video in bad)
+        kind, count = kinds.most_common(1)[0]
+        example = next(video for video in bad if video.reason.startswith(kind))
         raise UserError(
-            f"{len(bad)} of {len(found)} files are unusable, more than --max-bad {max_bad:g} allows; the first is "
-            f"{bad[0].name} ({bad[0].reason}), and the manifest in {manifest.root} lists all: download them again and "
-            "add --retry, or raise --max-bad to continue without them"
+            f"{len(bad)} of {len(found)} files are unusable, more than --max-bad {max_bad:g} allows; {count} of them "
+            f"are like {example.name} ({example.reason}), and the manifest in {manifest.root} lists all: "
+            f"{REMEDIES.get(kind, DOWNLOAD_AGAIN)}, or raise --max-bad to continue without them"
         )

@@ -36,7 +36,7 @@ class SourceVideo:
     label: int | None = None
     """Index of the class. None without a class."""
     group: str | None = None
-    """Group of near-duplicates, such as the clips of one film."""
+    """Group of clips that are alike, such as those of one film or person."""
     splits: dict[str, str] = field(default_factory=dict)
     """Split to part, for example ``{"1": "train"}``."""
     frames_per_second: float | None = None
@@ -75,7 +75,10 @@ def make_task(source: SourceVideo, options: RunOptions, recipe_facts: dict[str, 
     # Size and time of the shard say whether the picture in its range may have changed.
     inside = list(source.byte_range or ())
     fingerprints = {name: [*_fingerprint(path), *inside] for name, path in source.inputs.items()}
-    keys = {name: _key(name, fingerprints[source_of(name, fingerprints)], recipe_facts) for name in job.stream_paths}
+    keys = {
+        name: {"source": fingerprints[source_of(name, fingerprints)], **method_of(name, recipe_facts)}
+        for name in job.stream_paths
+    }
     num_source_bytes = num_bytes or sum(size for size, *_ in fingerprints.values())
     return Task(job, keys, num_source_bytes)
 
@@ -92,6 +95,14 @@ def facts_of_recipe(recipe: AnyRecipe) -> dict[str, Any]:
     return facts
 
 
+def fits(made: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    """Whether a stream with one key may stand for another key: both are equal, or fewer frames are enough now."""
+    least, own = (key["recipe"].get("min_frames") for key in (wanted, made))
+    if least is None or own is None or least > own:
+        return made == wanted
+    return {**made, "recipe": {**made["recipe"], "min_frames": least}} == wanted
+
+
 def _checksum(path: Path) -> str:
     """SHA-256 of a file, or of all files in a folder, one after the other."""
     files = [path] if path.is_file() else sorted(inner for inner in path.rglob("*") if inner.is_file())
@@ -103,12 +114,15 @@ def _checksum(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _key(stream: str, fingerprint: list[int], recipe_facts: dict[str, Any]) -> dict[str, Any]:
-    """All that decides the content of one stream. Options of other streams may change and leave it valid."""
+def method_of(stream: str, recipe_facts: dict[str, Any]) -> dict[str, Any]:
+    """Return all but the source that decides the content of a stream: with the source, this is its key.
+
+    Options of other streams may change and leave the stream valid.
+    """
     own = STREAM_OPTIONS.get(stream, ())
     of_others = {name for names in STREAM_OPTIONS.values() for name in names} - set(own)
     recipe = {name: value for name, value in recipe_facts.items() if name not in of_others}
-    return {"source": fingerprint, "recipe": recipe, "version": RECIPE_VERSION}
+    return {"recipe": recipe, "version": RECIPE_VERSION}
 
 
 def _fingerprint(path: Path) -> list[int]:

@@ -13,12 +13,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from in_process import train
 from video_files import moving_frames, write_video
 
 from crossdistill.data.decode import read_frames
+from crossdistill.data.held_out import held_out_part
 from crossdistill.data.manifest import Manifest
 from crossdistill.errors import UserError
+from crossdistill.evaluation.intervals import units_of
 from data_prep.__main__ import COMMANDS, DATASETS, main
 from data_prep.datasets import folder, hmdb51, kinetics, ntu, ssv2, ucf101, utd_mhad
 from data_prep.datasets import list as listed_videos
@@ -143,8 +146,8 @@ def test_hmdb51__reads_official_lists(hmdb):
     assert classes == ["brush_hair", "wave"]
     film = "Brushing_[_NEW_]_#1&2;_UPDATED!!!!"
     assert [(v.name, v.label, v.group, v.splits) for v in videos] == [
-        (f"{BRUSH}_0", 0, "April_09", {"1": "train", "3": "train"}),
-        (f"{BRUSH}_1", 0, "April_09", {"1": "test"}),
+        (f"{BRUSH}_0", 0, "April", {"1": "train", "3": "train"}),  # the number may be that of a part of the film
+        (f"{BRUSH}_1", 0, "April", {"1": "test"}),
         (ODD, 0, film, {"3": "train"}),
         ("a_wave_u_nm_np1_fr_med_1", 1, "a", {"1": "test", "3": "test"}),
     ]
@@ -509,6 +512,24 @@ def test_ntu__reads_labels_and_splits_from_names(tmp_path):
     }
     assert (len(classes), classes[0], classes[59]) == (60, "drink water", "walking apart")
     assert len(ntu.TRAIN_PEOPLE) == 20
+    assert [source.group for source in sources.values()] == ["P001", "P038", "P003"]
+
+
+def test_ntu__linear_sweep_and_intervals_keep_a_person_together(tmp_path):
+    """In xset, every person and every performance may be in both parts: they must not be so within the train part."""
+    names = [
+        f"S{s:03d}C{c:03d}P{p:03d}R001A0{a:02d}" for s in (18, 20) for c in (1, 2) for p in range(1, 11) for a in (1, 2)
+    ]
+    touch(*(tmp_path / f"{name}_rgb.avi" for name in names))
+    sources, _ = ntu_sources(videos=tmp_path, modalities=("rgb",))
+    groups = [source.group for source in sources.values()]
+    assert set(units_of((list(sources), groups))[0].names) == {f"P{p:03d}" for p in range(1, 11)}
+    is_held, by = held_out_part(torch.tensor([s.label for s in sources.values()]), groups, share=0.2, seed=0, advice="")
+    sides = {
+        is_in: {n[8:12] for n, h in zip(sources, is_held.tolist(), strict=True) if h is is_in}
+        for is_in in (True, False)
+    }
+    assert by == "group" and len(sides[True]) == 2 and not sides[True] & sides[False]
 
 
 def test_ntu__has_120_classes_with_the_files_of_ntu_120(tmp_path):
@@ -657,6 +678,41 @@ def test_folder__draws_test_videos_of_each_class(tmp_path):
     assert folder_places(root, test_share=0.3, seed=1)[1] != drawn
 
 
+def test_folder__test_share_draws_whole_groups(tmp_path):
+    root = tmp_path / "videos"
+    touch(*(root / name / f"S{i:02d}_{j}.mp4" for name in ("cat", "dog") for i in range(10) for j in range(3)))
+    places = folder_places(root, test_share=0.3, group_pattern=r"S\d+")[1]
+    people = {
+        part: {name[4:7] for name, (_, splits) in places.items() if splits["1"] == part} for part in ("train", "test")
+    }
+    assert len(people["test"]) == 3 and not people["train"] & people["test"]
+    with pytest.raises(UserError, match="all videos are in one group"):
+        folder_places(root, test_share=0.3, group_pattern="S")
+
+
+def test_folder__class_numbers_are_sorted_as_numbers(tmp_path):
+    touch(*(tmp_path / "videos" / str(i) / "a.mp4" for i in (10, 9, 0)))
+    assert folder_places(tmp_path / "videos")[0] == ["0", "9", "10"]
+
+
+def test_folder__class_may_be_called_train(tmp_path):
+    root = tmp_path / "videos"
+    touch(root / "train" / "a.mp4", root / "bus" / "b.mp4")
+    assert folder_places(root)[0] == ["bus", "train"]
+
+
+def test_folder__takes_camera_and_web_suffixes_and_prints_what_it_passes_over(tmp_path, capsys):
+    root = tmp_path / "videos"
+    suffixes = (".MTS", ".m2ts", ".ogv", ".gif", ".VOB", ".f4v", ".asf")
+    touch(*(root / "a" / f"{i}{suffix}" for i, suffix in enumerate(suffixes)))
+    touch(root / "a" / "notes.txt", root / "a" / "1.wav", root / "a" / "2.wav", root / "a" / "LICENSE")
+    classes, places = folder_places(root)
+    assert (classes, len(places)) == (["a"], len(suffixes))
+    printed = capsys.readouterr().out
+    assert "passed over, not named like videos: 2 .wav, 1 without a suffix, 1 .txt" in printed
+    assert list(places) == sorted(f"a/{i}{suffix}" for i, suffix in enumerate(suffixes))
+
+
 def test_folder__unlabelled_takes_any_layout(tmp_path):
     root = tmp_path / "videos"
     touch(root / "a.mp4", root / "train" / "b.webm", root / "deep" / "er" / "a.mp4", root / "c.mp3")
@@ -687,7 +743,9 @@ def test_folder__errors_say_where_to_move_files(tmp_path):
     with pytest.raises(UserError, match="has the class 'Cat', which has no training video"):
         folder_places(root)
     touch(root / "dog" / "a.mp4")
-    with pytest.raises(UserError, match="has the folders train and dog: beside train only test, testing"):
+    with pytest.raises(
+        UserError, match=r"folders train and dog: beside a split train only test.*move dog away; or rename train"
+    ):
         folder_places(root)
     with pytest.raises(UserError, match=r"--test-share 1 is out of range: give a share between 0 and 1"):
         folder_places(root, test_share=1.0)
@@ -767,6 +825,149 @@ def test_list__reads_class_names(tmp_path):
         ["bowling", "riding a bike"],
         {"a.mp4": (1, "train", True), "b": (0, "train", True), "c.mp4": (1, "train", True)},
     )
+
+
+@pytest.mark.parametrize(
+    ("line", "rest"),
+    [
+        ("a.mp4 50 0", "50 0"),  # path, frames, label, as mmaction2 and TSN write them
+        ("a.mp4 0 1", "0 1"),  # several labels
+        ("a.mp4 50 archery", "50 archery"),
+        ("a.mp4 archery 50", "archery 50"),
+        ("a.mp4 1 50 0", "1 50 0"),
+        ("a.mp4,0,train", "0,train"),
+        ("a.mp4,0,1", "0,1"),
+        ("a.mp4 0,1", "0,1"),
+        ("a.mp4,archery,train", "archery,train"),
+        ("a.mp4\tarchery train", "archery train"),
+        ("a.mp4;50;0", "50;0"),
+        ('"a.mp4",50,0', "50,0"),
+        ("frames 50 0", "50 0"),
+        ("frames,50,0", "50,0"),
+    ],
+)
+def test_list__refuses_more_than_a_class_after_a_path(tmp_path, line, rest):
+    touch(tmp_path / "a.mp4")
+    trains = write(tmp_path / "train.txt", line)
+    with pytest.raises(UserError, match=rf"train\.txt line 1 has '{rest}' after the path, but frame counts, second"):
+        list_places(tmp_path, train_list=[trains])
+
+
+@pytest.mark.parametrize(
+    ("lines", "classes"),
+    [
+        (["path,label", "a.mp4,10", "b.mp4,9"], [str(i) for i in range(11)]),
+        (["Video Path;Class", '"a.mp4";"draw; then fire"', "b.mp4;run"], ["draw; then fire", "run"]),
+        (["label\tsplit\tfile", "run\ttrain\ta.mp4", "sit\ttrain\tb.mp4"], ["run", "sit"]),
+        (["path,num_frames,label", "a.mp4,50,run", "b.mp4,60,sit,"], ["run", "sit"]),
+        (["path label", "a.mp4 run", "b.mp4 sit"], ["run", "sit"]),
+        (["# path label", "a.mp4 run", "#c.mp4 old", "b.mp4 sit"], ["run", "sit"]),
+        (['"a.mp4","drum, play"', 'b.mp4,"say ""hi"""'], ["drum, play", 'say "hi"']),
+        (['a.mp4 "3 point shot"', "b.mp4 slam dunk"], ["3 point shot", "slam dunk"]),
+        (["a.mp4 , run ,", "b.mp4  sit"], ["run", "sit"]),
+        (["a.mp4 10", "b.mp4 bowling"], ["10", "bowling"]),
+        (["a.mp4,1.0", "b.mp4,0.0"], ["0", "1"]),
+    ],
+)
+def test_list__reads_headers_comments_and_quotes(tmp_path, lines, classes):
+    touch(tmp_path / "a.mp4", tmp_path / "b.mp4")
+    found, places = list_places(tmp_path, train_list=[write(tmp_path / "train.csv", *lines)])
+    assert (found, set(places)) == (classes, {"a.mp4", "b.mp4"})
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["clip,target_class", "a.mp4,0"], r"line 1 is 'clip,target_class', which names no video: name the columns"),
+        (["label,youtube_id", "run,abc"], r"names the columns label, youtube_id, but none is called path"),
+        (["path,frames", "a.mp4,0"], r"names the columns path, frames, but none is called label"),
+        (["path,label,class", "a.mp4,0,run"], r"line 1: the columns label and class may both be the label: rename"),
+        (
+            ["path,label", "a.mp4,drum, play"],
+            r"line 2 has 3 columns, but the first line names 2: put a text that holds",
+        ),
+        (["path,label", "a.mp4"], r"line 2 is 'a\.mp4': expected a path and a class"),
+        (["path,label,split", "a.mp4,0,all"], r"line 2 has the split 'all': expected one of train, training, test"),
+        (["a.mp4 " + "x" * 200_000], r"train\.csv cannot be read as text"),
+    ],
+)
+def test_list__refuses_headers_that_it_cannot_use(tmp_path, lines, message):
+    touch(tmp_path / "a.mp4")
+    trains = write(tmp_path / "train.csv", *lines)
+    with pytest.raises(UserError, match=message):
+        list_places(tmp_path, train_list=[trains])
+
+
+def test_list__column_of_splits_decides_the_part(tmp_path, capsys):
+    touch(*(tmp_path / f"{i}.mp4" for i in range(4)))
+    rows = ["path,label,split", "0.mp4,a,train", "1.mp4,b,Training", "2.mp4,a,val"]
+    table = write(tmp_path / "all.csv", *rows)
+    parts = {
+        name: part for name, (_, part, _) in list_places(tmp_path, train_list=[table], test_list=[table])[1].items()
+    }
+    assert parts == {"0.mp4": "train", "1.mp4": "train", "2.mp4": "test"}
+    assert "not prepared" not in capsys.readouterr().out
+    assert set(list_places(tmp_path, train_list=[table])[1]) == {"0.mp4", "1.mp4"}
+    assert "1 rows of" in capsys.readouterr().out
+    write(table, *rows, "3.mp4,b,test")
+    places = list_places(tmp_path, train_list=[table], test_list=[table])[1]
+    assert (places["2.mp4"][1], places["3.mp4"][1]) == ("val", "test")
+
+
+def test_list__groups_come_from_a_column_or_from_names(tmp_path, capsys):
+    touch(*(tmp_path / f"S{i}_{j}.mp4" for i in range(2) for j in range(2)))
+    names = [f"S{i}_{j}.mp4" for i in range(2) for j in range(2)]
+    table = write(tmp_path / "all.csv", "path,label,person", *(f"{name},0,person {name[1]}" for name in names))
+    plain = write(tmp_path / "train.txt", *(f"{name} 0" for name in names))
+
+    def groups(**options):
+        listed = listed_videos.ListOptions(videos=tmp_path, out=tmp_path / "out", **options)
+        return [source.group for source in listed_videos.read_lists(listed)[1]]
+
+    assert groups(train_list=(table,)) == ["person 0", "person 0", "person 1", "person 1"]
+    assert groups(train_list=(plain,), group_pattern=r"S\d") == ["S0", "S0", "S1", "S1"]
+    assert groups(train_list=(plain,), group_pattern=r"_(\d)") == ["0", "1", "0", "1"]
+    assert groups(train_list=(plain,)) == [None] * 4
+    with pytest.raises(UserError, match=r"--group-pattern T is not in the name 'S0_0\.mp4': give a pattern"):
+        groups(train_list=(plain,), group_pattern="T")
+    with pytest.raises(UserError, match=r"--group-pattern \( is no regular expression"):
+        groups(train_list=(plain,), group_pattern="(")
+    capsys.readouterr()
+    write(plain, "S0_0.mp4 0")
+    tests = write(tmp_path / "test.txt", "S0_1.mp4 1")
+    groups(train_list=(plain,), test_list=(tests,), group_pattern=r"S\d")
+    assert "1 groups of near-duplicates are in both parts" in capsys.readouterr().out
+
+
+def test_list__classes_that_start_at_1_have_no_class_0(tmp_path, capsys):
+    touch(tmp_path / "a.mp4", tmp_path / "b.mp4")
+    trains = write(tmp_path / "train.txt", "a.mp4 1", "b.mp4 3")
+    classes, places = list_places(tmp_path, train_list=[trains])
+    assert classes == ["1", "2", "3"] and [label for label, *_ in places.values()] == [0, 2]
+    printed = capsys.readouterr().out
+    assert "classes are numbered from 1: the class 1 gets the index 0" in printed
+    assert "nothing shows one of these 1 classes, which keep their numbers: 2" in printed
+    names = write(tmp_path / "classes.txt", "run", "sit", "walk")
+    classes, places = list_places(tmp_path, train_list=[trains], classes=names)
+    assert classes[places["b.mp4"][0]] == "walk"
+    write(names, "none", "run", "sit", "walk")
+    classes, places = list_places(tmp_path, train_list=[trains], classes=names)
+    assert classes[places["b.mp4"][0]] == "walk"
+
+
+def test_list__official_lists_are_read_right(shared_folder, tmp_path):
+    """UCF101's lists number classes from 1; those of Kinetics and of UCF101's test part have no path and label."""
+    official = shared_folder / "annotations"
+    first = (official / "ucf101" / "trainlist01.txt").read_text().split()[0]
+    touch(tmp_path / first)
+    classes, places = list_places(tmp_path, train_list=[official / "ucf101" / "trainlist01.txt"])
+    assert (len(classes), len(places), places[first]) == (101, 9_537, (0, "train", True))
+    for path, message in (
+        (official / "ucf101" / "testlist01.txt", "expected a path, then a space"),
+        (official / "kinetics" / "kinetics-400_val.csv", "none is called path"),
+    ):
+        with pytest.raises(UserError, match=message):
+            list_places(tmp_path, train_list=[path])
 
 
 def test_list__reads_unlabelled_lists_and_absolute_paths(tmp_path):

@@ -178,8 +178,8 @@ def test_prepare__journal_of_older_files_is_not_trusted(videos, tmp_path):
     out = tmp_path / "out"
     first = prepare(videos, out, short_side_px=32)
     for part in ("1/2", "2/2"):
-        prepare(videos, out, short_side_px=24, shard=part)
-    again = prepare(videos, out, short_side_px=32)
+        prepare(videos, out, short_side_px=24, shard=part, replace=True)
+    again = prepare(videos, out, short_side_px=32, replace=True)
     assert [video.to_json() for video in again.videos] == [video.to_json() for video in first.videos]
     for video in again.videos:
         assert read_frames(out, video.streams["rgb"], [0]).shape == (1, 32, 42, 3)

@@ -129,7 +129,7 @@ def test_merge__refuses_parts_with_different_headers(parts, change, message):
 
 
 def test_merge__refuses_parts_with_different_options(made_set, parts):
-    prepare(dataclasses.replace(made_set, out=parts, shard="3/3", short_side_px=16))
+    prepare(dataclasses.replace(made_set, out=parts, shard="3/3", short_side_px=16, replace=True))
     message = r"recipe\.short_side_px is 256 in part 1 and 16 in part 3; prepare all parts with the same options"
     with pytest.raises(UserError, match=message):
         merge_parts(MergeOptions(folder=parts))

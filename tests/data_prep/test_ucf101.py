@@ -392,18 +392,18 @@ def test_prepare__changed_sources_and_options_are_prepared_again(small_set):
     before = contents(small_set.out)
     source = small_set.videos / "Archery" / "v_Archery_g01_c01.avi"
     write_video(source, moving_frames(30, seed=5))
-    manifest = prepare(small_set)
+    manifest = prepare(dataclasses.replace(small_set, replace=True))
     changed = {name for name, data in contents(small_set.out).items() if before.get(name) != data}
     assert {name.split("/")[-1].split(".")[0] for name in changed if "/" in name} == {"v_Archery_g01_c01"}
     assert manifest.videos[0].streams["rgb"].num_frames == 30
-    smaller = prepare(dataclasses.replace(small_set, short_side_px=24))
+    smaller = prepare(dataclasses.replace(small_set, short_side_px=24, replace=True))
     assert {video.streams["flow"].height_px for video in smaller.videos} == {24}
 
 
 def test_prepare__removes_streams_of_a_source_that_became_unreadable(small_set):
     prepare(small_set)
     (small_set.videos / "Archery" / "v_Archery_g01_c01.avi").write_bytes(b"")
-    manifest = prepare(dataclasses.replace(small_set, max_bad=1.0))
+    manifest = prepare(dataclasses.replace(small_set, max_bad=1.0, replace=True))
     assert (manifest.videos[0].status, manifest.videos[0].streams) == ("skipped", {})
     assert not [p for p in small_set.out.rglob("*") if p.stem == "v_Archery_g01_c01"]
 

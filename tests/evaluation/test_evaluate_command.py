@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from safetensors.torch import load_file
 import crossdistill as cd
 from crossdistill.commands.main import main as cli
 from crossdistill.data.dataset import PairedClips, entries_of
-from crossdistill.data.manifest import Manifest
+from crossdistill.data.manifest import Manifest, Video
 from crossdistill.data.sampling import SampleKey
 from crossdistill.data.transforms import normalise
 from crossdistill.distillation.student import save_student
@@ -27,6 +28,7 @@ from crossdistill.encoders import create_encoder
 from crossdistill.encoders.execution import Execution
 from crossdistill.errors import UserError
 from crossdistill.evaluation import feature_store
+from crossdistill.evaluation.clips import entries_of_part
 from crossdistill.evaluation.evaluate import evaluate_encoder
 from crossdistill.evaluation.feature_store import FeatureStore, feature_key, kept_features
 from crossdistill.evaluation.features import extract_features
@@ -35,6 +37,8 @@ from crossdistill.evaluation.settings import ReadSettings
 from crossdistill.evaluation.tables import gain_text
 from crossdistill.evaluation.views import MultiViewClips, TestViews, spread_crops
 from crossdistill.modalities import get_modality
+from crossdistill.recipes import finetune
+from crossdistill.recipes.config import MachineConfig, RunConfig
 
 
 def make_encoder(name="rgb_tiny3d_8", *, seed=0, num_frames=3):
@@ -335,6 +339,24 @@ def test_command__names_classes_without_training_clips_before_it_starts(student,
     assert numbers(path)["results"]["lowshot-1"]["details"]["classes_without_training_clips"] == [2]
 
 
+def test_fine_tune__errors_name_the_options_of_evaluate(monkeypatch):
+    def run(config, accelerator):
+        raise UserError("needs 50 clips: choose --batch-size 24 or less, or raise --epochs")
+
+    monkeypatch.setattr(finetune, "run", run)
+    monkeypatch.setattr(finetune, "decide_on_first", lambda *_: False)
+    config = RunConfig(machine=MachineConfig(out=Path("x")))
+    monkeypatch.setattr(finetune, "finetune_config", lambda *_, **__: config)
+    with pytest.raises(UserError, match="choose --finetune-batch-size 24 or less, or raise --finetune-epochs"):
+        finetune.fine_tune(None, Path("x"), data=Path("x"), split="1", accelerator=None)
+
+
+def test_entries_of_part__dataset_without_test_clips_names_the_option_that_draws_them(tmp_path):
+    manifest = Manifest(tmp_path, "folder", ("a",), (Video("a/1.mp4", 0, splits={"1": "train"}),))
+    with pytest.raises(UserError, match=r"no test clips: prepare it again .* folder draws .* with --test-share 0\.2"):
+        entries_of_part(manifest, "1", "test")
+
+
 # Bad input: one sentence, before a weight is read
 
 
@@ -349,7 +371,7 @@ def nothing_is_loaded(monkeypatch):
     ("options", "sentence"),
     [
         (["--split", "7"], "has no split '7': choose one of 1, 2, 3, 4"),
-        (["--split", "3"], "split '3' of .* has no test clips: choose another --split"),
+        (["--split", "3"], "split '3' of .* has no test clips: choose another --split, such as 1"),
         (["--split", "1", "1"], "--split 1 1: name one or more, each once"),
         (["--protocols", "fusion"], "--protocols fusion compares students, and one was given: name two or more"),
         (["--protocols", "knnn"], "unknown protocol 'knnn': .*did you mean 'knn'"),

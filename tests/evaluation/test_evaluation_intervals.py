@@ -84,8 +84,9 @@ def test_bootstrap__does_not_depend_on_how_many_draws_are_made_at_once(monkeypat
     assert bootstrap_intervals([outcome()], num_draws=97, seed=1) != whole
 
 
-def test_units_of__are_groups_where_every_video_has_one():
+def test_units_of__are_groups_where_there_are_some():
     assert units_of((["a", "b"], ["g", "h"])) == [Units("group", ("g", "h"))]
+    assert units_of((["a", "b", "c"], ["g", None, "h"])) == [Units("group", ("g", "video b", "h"))]
     for groups in ([None, "g"], [None, None], ["g", "g"]):
         assert units_of((["a", "b"], groups)) == [Units("video", ("a", "b"))]
     # People who are held out in turn are one group in each set, and several in all.

@@ -139,6 +139,11 @@ def test_held_out_part__of_ungrouped_clips_is_a_fifth_of_every_class():
     is_held, by = held_out_part(labels, groups, share=0.2, seed=0, advice="")
     held, kept = ({g for g, h in zip(groups, is_held.tolist(), strict=True) if h is side} for side in (True, False))
     assert by == "group" and len(held) == 2 and not held & kept
+    is_held, by = held_out_part(labels, [None, *groups[1:]], share=0.2, seed=0, advice="")
+    held, kept = (
+        {g for g, h in zip(groups[1:], is_held[1:].tolist(), strict=True) if h is side} for side in (True, False)
+    )
+    assert by == "group" and not held & kept, "one clip without a group must not split the others"
     with pytest.raises(UserError, match="2 training clips are too few to hold out 20 % of them: remove it"):
         held_out_part(torch.tensor([0, 1]), [None, None], share=0.2, seed=0, advice="remove it")
 

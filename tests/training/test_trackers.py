@@ -9,7 +9,8 @@ from in_process import train as main
 
 from crossdistill.errors import UserError
 from crossdistill.recipes.config import parse
-from crossdistill.training.run_folder import MetricsLog
+from crossdistill.training import trackers
+from crossdistill.training.run_folder import MetricsLog, RunFolder
 from crossdistill.training.trackers import flatten_results, track_results
 
 NN = {"top1": 0.5, "top5": 0.75, "mean_class": 0.25, "views": "1x1"}
@@ -78,3 +79,21 @@ def test_absent_tracker__is_one_sentence_before_training(monkeypatch):
     config = parse(["--supervised", "--student", "flow_r3d10", "--tracker", "wandb"])
     with pytest.raises(UserError, match="--tracker wandb needs the package wandb: pip install wandb"):
         check_configuration(config)
+
+
+def test_tracker__error_of_its_package_is_one_sentence(tmp_path, monkeypatch):
+    """W&B raises so without a key and without a terminal to ask for one."""
+    usage_error = type("UsageError", (Exception,), {"__module__": "wandb.errors.errors"})
+
+    def start(self):
+        raise usage_error("api_key not configured (no-tty). call wandb.login(key=[your_api_key])\nmore")
+
+    class Tracker(trackers.TensorBoardTracker):
+        def __init__(self, *args, **kwargs): ...
+
+    monkeypatch.setattr(Tracker, "start", start)
+    monkeypatch.setattr(trackers, "WandBTracker", Tracker)
+    monkeypatch.setattr(trackers, "require_tracker", lambda name: None)
+    message = r"--tracker wandb does not start \(api_key not .*\): log in .*WANDB_MODE=offline"
+    with pytest.raises(UserError, match=message):
+        MetricsLog(RunFolder(tmp_path), start_step=1, tracker="wandb")
