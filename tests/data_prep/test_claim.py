@@ -25,7 +25,7 @@ from data_prep.pipeline.summary import check_share_of_bad
 @pytest.fixture(autouse=True)
 def answer_in_this_process(monkeypatch):
     """Starting a child process takes seconds; these tests are about what the parent decides."""
-    monkeypatch.setattr(jobs, "ask", lambda module, request, time_limit_seconds: jobs.answer(request))
+    monkeypatch.setattr(jobs, "ask", lambda module, request, **limits: jobs.answer(request))
 
 
 @pytest.fixture
@@ -193,7 +193,7 @@ def test_prepare__reason_of_a_damaged_video_is_kept_while_it_is_away(videos, tmp
 def test_main__sigterm_stops_like_ctrl_c(videos, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
 
-    def write_half(module, request, time_limit_seconds):
+    def write_half(module, request, **limits):
         (out / "rgb").mkdir(exist_ok=True)
         (out / "rgb" / f".{request['name']}.mp4.1.tmp").touch()
         os.kill(os.getpid(), signal.SIGTERM)
