@@ -35,6 +35,11 @@ class Recipe:
         """Whether a neural network estimates a stream. Its need of memory is its own, not that of the video."""
         return self.flow == "raft" or self.depth_model is not None
 
+    @property
+    def writes_files(self) -> bool:
+        """Whether streams are written: all but an original."""
+        return True
+
 
 @dataclass(frozen=True)
 class PictureRecipe:
@@ -47,11 +52,16 @@ class PictureRecipe:
     """Quality of the stored JPEG files, from 1 to 100."""
     uses_network: ClassVar[bool] = False
 
+    @property
+    def writes_files(self) -> bool:
+        """Whether pictures are written, and not only indexed."""
+        return self.short_side_px is not None
+
 
 AnyRecipe = Recipe | PictureRecipe
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """Outcome of one source video or picture."""
 

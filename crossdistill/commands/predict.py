@@ -15,10 +15,11 @@ from crossdistill.utils.command_line import parse_options
 
 @dataclass(frozen=True)
 class Options:
-    """Predict the classes of videos: by the student's own classifier, or by the nearest training clips of --data."""
+    """Predict the classes of videos and pictures, by the classifier of the student or the nearest clips of --data."""
 
     paths: tyro.conf.Positional[tuple[Path, ...]]
-    """The student (a run's folder, or the folder with student.safetensors; not needed with --onnx), then videos."""
+    """The student (a run's folder, or the folder with student.safetensors; not needed with --onnx), then videos,
+    pictures or folders of them."""
     onnx: Path | None = None
     """Run this file of crossdistill export in onnxruntime instead of PyTorch."""
     camera: int | None = None
@@ -53,7 +54,7 @@ class Options:
 
     @property
     def videos(self) -> tuple[Path, ...]:
-        """The video files."""
+        """The video and picture files, and folders of them."""
         return self.paths if self.student is None else self.paths[1:]
 
 

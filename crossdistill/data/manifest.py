@@ -7,8 +7,10 @@ are stored as runs of equal steps, so a file with a constant frame rate takes a 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
@@ -19,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdistill.errors import UnreadableVideoError, UserError
-from crossdistill.utils.files import write_text_atomically
+from crossdistill.utils.files import write_lines_atomically
 
 MANIFEST_NAME = "manifest.jsonl"
 FORMAT_VERSION = 1
@@ -52,8 +54,27 @@ def decode_steps(coded: Sequence[int]) -> NDArray[np.int64]:
     """Decode what ``encode_steps`` returned."""
     if not coded:
         return np.empty(0, dtype=np.int64)
+    if len(coded) == 1:
+        return _one_value(coded[0])
     steps = np.repeat(np.asarray(coded[1::2], dtype=np.int64), np.asarray(coded[2::2], dtype=np.int64))
     return np.concatenate([[coded[0]], coded[0] + np.cumsum(steps)]).astype(np.int64)
+
+
+@functools.lru_cache(maxsize=1024)
+def _one_value(value: int) -> NDArray[np.int64]:
+    """Array of one value, shared by the still pictures of a dataset, which may be a million."""
+    array = np.asarray([value], dtype=np.int64)
+    array.flags.writeable = False
+    return array
+
+
+_time_base = functools.lru_cache(maxsize=1024)(Fraction)
+
+
+@functools.lru_cache(maxsize=1024)
+def _splits(*items: tuple[str, str]) -> dict[str, str]:
+    """Splits of a video, shared by all that have the same."""
+    return dict(items)
 
 
 def _fields(record: Stream | Video) -> dict[str, Any]:
@@ -143,10 +164,10 @@ class Stream:
         # Manifests of early versions have neither size nor checksum, which then keep their defaults.
         known = {f.name: data[f.name] for f in dataclasses.fields(Stream) if f.name in data}
         arrays = {name: decode_steps(data[name]) for name in ("pts", "keyframes")}
-        return Stream(**{**known, **arrays, "time_base": Fraction(*data["time_base"])})
+        return Stream(**{**known, **arrays, "time_base": _time_base(*data["time_base"])})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Video:
     """One video of a dataset: its class, its splits and its streams."""
 
@@ -176,7 +197,8 @@ class Video:
     @staticmethod
     def from_json(data: dict[str, Any]) -> Video:
         """Read what ``to_json`` wrote."""
-        return Video(**{**data, "streams": {k: Stream.from_json(v) for k, v in data["streams"].items()}})
+        streams = {name: Stream.from_json(stream) for name, stream in data["streams"].items()}
+        return Video(**{**data, "splits": _splits(*data["splits"].items()), "streams": streams})
 
 
 @dataclass(frozen=True)
@@ -257,9 +279,9 @@ class Manifest:
             "facts": self.facts,
         }
         # Sorted keys make the files of equal manifests equal.
-        lines = [header, *(video.to_json() for video in self.videos)]
+        lines = itertools.chain([header], (video.to_json() for video in self.videos))
         path = self.root / name
-        write_text_atomically(path, "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines))
+        write_lines_atomically(path, (json.dumps(line, sort_keys=True) for line in lines))
         return path
 
     @staticmethod
@@ -273,7 +295,8 @@ class Manifest:
         path = root / name
         if not path.is_file():
             raise UserError(f"{root} is not a prepared dataset (no {name}): make one with python -m data_prep")
-        header, *rows = _read_json_lines(path)
+        rows = _read_json_lines(path)
+        header = next(rows)
         if header.get("format") != "crossdistill-manifest":
             raise UserError(f"{path} is not a manifest of crossdistill: prepare the dataset again")
         if header["version"] > FORMAT_VERSION:
@@ -298,16 +321,17 @@ class Manifest:
                     )
 
 
-def _read_json_lines(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path} line {number} is damaged ({error.msg}): prepare the dataset again") from error
-    if not rows:
+def _read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the objects one by one, because those of a million pictures take gigabytes."""
+    number = 0
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{path} line {number} is damaged ({error.msg}): prepare the dataset again") from error
+    if not number:
         raise UserError(f"{path} is empty: prepare the dataset again")
-    return rows
 
 
 def require_unique_names(videos: Iterable[Video]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from crossdistill.data.manifest import Manifest
+from crossdistill.data.pictures import PICTURE_SUFFIXES
 from crossdistill.errors import UnreadableVideoError, UserError, require_at_least, require_num_workers
 from crossdistill.predict.camera import open_camera, recordings
 from crossdistill.predict.results import Prediction, write_predictions
@@ -19,6 +20,7 @@ from crossdistill.predict.video_clips import read_video_clips, recipe_for, requi
 from crossdistill.training.run_folder import RunFolder
 from crossdistill.utils.console import console, progress_bar
 from crossdistill.utils.files import require_writable
+from data_prep.pipeline.sources import VIDEO_SUFFIXES, walk_files
 from data_prep.recipe import Recipe
 
 
@@ -40,13 +42,13 @@ def predict_files(
     allow_code: bool = False,
     on_prediction: Callable[[Prediction], None] | None = None,
 ) -> list[Prediction]:
-    """Predict the classes of video files, or of what a camera sees until Ctrl-C.
+    """Predict the classes of videos and pictures, or of what a camera sees until Ctrl-C.
 
     The student's own classifier gives the classes. Without one, the nearest training clips of ``data`` do.
 
     Args:
         student: A run's folder, or the folder with ``student.safetensors``; not needed with ``onnx``.
-        paths: Video files, of any kind that PyAV reads or of a prepared dataset.
+        paths: Video files, of any kind that PyAV reads or of a prepared dataset; pictures; folders of both.
         onnx: A file of ``crossdistill export``, to run in onnxruntime instead of PyTorch.
         camera: Number of a camera to watch instead of files.
         seconds: Seconds of the camera for one prediction.
@@ -68,7 +70,7 @@ def predict_files(
     Raises:
         UserError: An argument is invalid, a file is missing, or the student sees a modality that a file cannot give.
     """
-    videos = [Path(path) for path in paths]
+    videos = [file for path in paths for file in files_of(Path(path))]
     student_path, onnx_path, data_path, json_path, features_path = (
         None if path is None else Path(path) for path in (student, onnx, data, json, features)
     )
@@ -102,6 +104,16 @@ def predict_files(
     return predictions
 
 
+def files_of(path: Path) -> list[Path]:
+    """Return the videos and pictures of a folder and its subfolders, sorted; a file by itself."""
+    if not path.is_dir():
+        return [path]
+    files = [file for file in walk_files(path) if file.suffix.lower() in (*VIDEO_SUFFIXES, *PICTURE_SUFFIXES)]
+    if not files:
+        raise UserError(f"the folder {path} holds no video and no picture: give files, or a folder of them")
+    return files
+
+
 def _check_numbers(*, workers: int, seconds: float, **counts: int) -> None:
     for name, number in counts.items():
         require_at_least(f"--{name}", number, 1)
@@ -113,13 +125,12 @@ def _check_numbers(*, workers: int, seconds: float, **counts: int) -> None:
 def _check_sources(videos: Sequence[Path], camera: int | None) -> None:
     """Raise a ``UserError`` unless there are either existing files or a camera."""
     if camera is None and not videos:
-        raise UserError("no video was given: give video files after the student, or --camera 0")
+        raise UserError("no video was given: give videos or pictures after the student, or --camera 0")
     if camera is not None and videos:
         raise UserError(f"--camera and {len(videos)} video files were given: give one or the other")
     for path in videos:
         if not path.is_file():
-            problem = "is a folder" if path.is_dir() else "does not exist"
-            raise UserError(f"the video {path} {problem}: give video files after the student")
+            raise UserError(f"the video {path} does not exist: give videos or pictures after the student")
 
 
 def default_features(student: Path | None, onnx: Path | None) -> Path | None:

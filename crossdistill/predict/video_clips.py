@@ -1,4 +1,4 @@
-"""Clips of any video file: a colour video, or a stream of a prepared dataset.
+"""Clips of any file: a colour video, a picture, or a stream of a prepared dataset.
 
 A modality that the file does not hold is computed as ``python -m data_prep`` does, into a temporary folder.
 """
@@ -16,6 +16,7 @@ import torch
 
 from crossdistill.data.clip_reader import ClipReader
 from crossdistill.data.manifest import MANIFEST_NAME, Manifest, Stream
+from crossdistill.data.pictures import PICTURE_SUFFIXES, index_picture
 from crossdistill.data.sampling import missing_seconds
 from crossdistill.data.transforms import centre_crop
 from crossdistill.errors import UnreadableVideoError, UserError
@@ -47,8 +48,10 @@ class StoredStream:
 
 # Every video of a dataset asks for the same manifest.
 @functools.lru_cache(maxsize=4)
-def _manifest(root: Path) -> Manifest:
-    return Manifest.load(root)
+def _stored_streams(root: Path) -> dict[str, StoredStream]:
+    """Return the streams of a prepared dataset by path."""
+    videos = Manifest.load(root).videos
+    return {s.path: StoredStream(root, name, s) for video in videos for name, s in video.streams.items()}
 
 
 def find_stored(path: Path) -> StoredStream | None:
@@ -57,12 +60,15 @@ def find_stored(path: Path) -> StoredStream | None:
     for root in path.parents:
         if not (root / MANIFEST_NAME).is_file():
             continue
-        wanted = path.relative_to(root).as_posix()
-        for video in _manifest(root).videos:
-            for name, stream in video.streams.items():
-                if stream.path == wanted:
-                    return StoredStream(root, name, stream)
+        stored = _stored_streams(root).get(path.relative_to(root).as_posix())
+        if stored is not None:
+            return stored
     return None
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is a still picture by its name."""
+    return path.suffix.lower() in PICTURE_SUFFIXES
 
 
 def recipe_for(view: ViewSpec, manifest: Manifest | None) -> Recipe:
@@ -81,6 +87,10 @@ def require_source(path: Path, view: ViewSpec, recipe: Recipe) -> None:
     """Raise a ``UserError`` if the view's stream cannot be computed from a file of this kind."""
     stored = find_stored(path)
     name, stream = stored.name if stored else COLOUR_VIDEO, view.kind.stream
+    if is_picture(path) and stream != name:
+        raise UserError(
+            f"{path} is a still picture, and this student sees {stream}, which needs a video: give video files"
+        )
     try:
         if source_of(stream, {name: None}) != stream:
             DERIVED[stream].check(recipe)
@@ -107,6 +117,8 @@ def read_video_clips(path: Path, view: ViewSpec, *, num_clips: int, recipe: Reci
     stored, wanted = find_stored(path), view.kind.stream
     if stored is not None and stored.name == wanted:
         return _read_clips(stored.root, stored.stream, view, num_clips=num_clips)
+    if is_picture(path):
+        return _read_clips(path.parent, index_picture(path.absolute()), view, num_clips=num_clips)
     source = stored.name if stored else COLOUR_VIDEO
     # A file of the wanted stream keeps its size: shrinking it before the view is cropped would only take time.
     recipe = dataclasses.replace(recipe, keep_original=source == wanted)
@@ -126,7 +138,8 @@ def _read_clips(root: Path, stream: Stream, view: ViewSpec, *, num_clips: int, n
     # One by one, because the decoded pictures of all clips together may not fit into memory.
     clips = [cut for centre in centres.values() for cut in reader.read([centre], [[crop]])[0]]
     is_short = missing_seconds([stream], [view]) > 0
-    notes = [note, "shorter than a clip, so its end frames repeat" if is_short else ""]
+    short = "shorter than a clip, so its end frames repeat" if stream.is_video else "a still picture, which repeats"
+    notes = [note, short if is_short else ""]
     values = torch.stack([clip.values for clip in clips])
     channel_scale = torch.from_numpy(np.stack([clip.channel_scale for clip in clips]))
     return VideoClips(View(values, channel_scale), "; ".join(text for text in notes if text))

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from crossdistill.errors import UserError
@@ -86,6 +86,12 @@ def sha256_of(path: Path) -> str:
         while block := file.read(1 << 24):
             digest.update(block)
     return digest.hexdigest()
+
+
+def write_lines_atomically(path: Path, lines: Iterable[str]) -> None:
+    """Write UTF-8 lines, given without line ends, to a file atomically, one by one."""
+    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.writelines(f"{line}\n" for line in lines)
 
 
 def write_text_atomically(path: Path, text: str) -> None:

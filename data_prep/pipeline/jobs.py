@@ -25,7 +25,7 @@ from data_prep.pipeline.transcode import transcode
 from data_prep.recipe import AnyRecipe, Outcome, PictureRecipe, Recipe
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Job:
     """One video or picture to prepare. It holds all that a worker on any machine needs, and JSON can represent it."""
 

@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 from crossdistill.data.manifest import Stream
 from crossdistill.errors import UserError
-from crossdistill.utils.files import write_text_atomically
+from crossdistill.utils.files import write_lines_atomically
 from data_prep.pipeline.shards import Shard
 from data_prep.recipe import Outcome
 
@@ -27,7 +27,7 @@ JOURNAL_NAME = "journal.jsonl"
 UNUSABLE_FOLDER_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class JournalEntry:
     """One line of the journal: a video, its outcome, and what its streams were made from."""
 
@@ -88,8 +88,8 @@ class Journal:
 
     def compact(self, entries: Iterable[JournalEntry]) -> None:
         """Replace the content by these entries, sorted by name."""
-        lines = [entry.to_line() for entry in sorted(entries, key=lambda entry: entry.name)]
-        write_text_atomically(self.path, "".join(lines))
+        ordered = sorted(entries, key=lambda entry: entry.name)
+        write_lines_atomically(self.path, (entry.to_line().rstrip("\n") for entry in ordered))
 
 
 @contextmanager

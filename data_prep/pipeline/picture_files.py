@@ -23,7 +23,7 @@ LABEL_SUFFIXES = (".cls", ".json")
 JSON_KEYS = ("label", "cls", "class")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FoundPicture:
     """One picture, and where it is."""
 

@@ -29,9 +29,9 @@ from data_prep.pipeline.summary import check_share_of_bad, print_summary
 from data_prep.pipeline.tasks import (
     SourceVideo,
     Task,
+    TaskMaker,
     check_no_source_is_overwritten,
     facts_of_recipe,
-    make_task,
     method_of,
 )
 from data_prep.recipe import MISSING, Outcome
@@ -81,8 +81,10 @@ def prepare_videos(
     require_unique_names(manifest.videos)
     # Videos without inputs are missing: they have no task and stay in the manifest as skipped.
     options.check_inputs([source.inputs for source in sources if source.inputs])
-    tasks = [make_task(source, options, recipe_facts) for source in sources if source.inputs]
-    check_no_source_is_overwritten(tasks, options.out)
+    make_task = TaskMaker(options, recipe_facts)
+    tasks = [make_task(source) for source in sources if source.inputs]
+    if options.recipe.writes_files:
+        check_no_source_is_overwritten(tasks, options.out)
     if options.dry_run:
         print_estimate(tasks, num_listed=len(sources), options=options)
         return manifest
@@ -152,8 +154,8 @@ def _manifest_videos(sources: Sequence[SourceVideo], outcomes: Mapping[str, Outc
     missing = Outcome("skipped", MISSING)
 
     def video(source: SourceVideo) -> Video:
-        splits = dict(sorted(source.splits.items()))
-        facts = vars(outcomes.get(source.name, missing))  # status, reason and streams
-        return Video(name=source.name, label=source.label, group=source.group, splits=splits, **facts)
+        splits = dict(sorted(source.splits.items())) if len(source.splits) > 1 else source.splits
+        found = outcomes.get(source.name, missing)
+        return Video(source.name, source.label, source.group, splits, found.status, found.reason, found.streams)
 
     return tuple(map(video, sources))

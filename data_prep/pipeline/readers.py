@@ -42,7 +42,7 @@ DEFAULT_FRAME_RATE = Fraction(30)
 INTACT_SHARE = 0.95
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Input:
     """The source of one modality of a video."""
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import os
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +26,7 @@ RECIPE_VERSION = 2
 STREAM_OPTIONS = {"rgb": ("keep_original",), "flow": ("flow", "flow_preset", "flow_weights"), "depth": ("depth_model",)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SourceVideo:
     """One video as the lists of its dataset describe it."""
 
@@ -45,7 +47,7 @@ class SourceVideo:
     """First byte and number of bytes of a picture inside its file, a tar shard. None for a file of its own."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Task:
     """One video to prepare."""
 
@@ -55,32 +57,49 @@ class Task:
     num_source_bytes: int
 
 
-def make_task(source: SourceVideo, options: RunOptions, recipe_facts: dict[str, Any]) -> Task:
-    """Make the task of a source that was found; raise a ``UserError`` for a name that leads out of --out."""
-    offset, num_bytes = source.byte_range or (0, None)
-    inner = Path(source.folder, source.name)
-    if inner.is_absolute() or ".." in inner.parts:
-        raise UserError(f"the name {str(inner)!r} leads out of --out: give names without '..' and a leading '/'")
-    inner = inner.with_name(fitting_name(f"{inner.name}{options.suffix}"))
-    job = Job(
-        name=source.name,
-        inputs={
-            name: Input(str(path), source.frames_per_second, offset, num_bytes) for name, path in source.inputs.items()
-        },
-        stream_paths={name: Path(name, inner).as_posix() for name in options.streams},
-        root=str(options.out),
-        recipe=options.recipe,
-        time_limit_seconds=options.time_limit,
-    )
-    # Size and time of the shard say whether the picture in its range may have changed.
-    inside = list(source.byte_range or ())
-    fingerprints = {name: [*_fingerprint(path), *inside] for name, path in source.inputs.items()}
-    keys = {
-        name: {"source": fingerprints[source_of(name, fingerprints)], **method_of(name, recipe_facts)}
-        for name in job.stream_paths
-    }
-    num_source_bytes = num_bytes or sum(size for size, *_ in fingerprints.values())
-    return Task(job, keys, num_source_bytes)
+class TaskMaker:
+    """Makes the tasks of sources that were found. What is the same for all of them is made once.
+
+    Args:
+        options: The options of the command.
+        recipe_facts: Its recipe, as ``facts_of_recipe`` returns it.
+    """
+
+    def __init__(self, options: RunOptions, recipe_facts: dict[str, Any]) -> None:
+        self.options, self.recipe, self.root = options, options.recipe, str(options.out)
+        self._methods = {name: method_of(name, recipe_facts) for name in options.streams}
+        # All pictures of a shard have its size and time.
+        self._fingerprint_of_shard = functools.lru_cache(maxsize=None)(_fingerprint)
+
+    def __call__(self, source: SourceVideo) -> Task:
+        """Make one task; raise a ``UserError`` for a name that leads out of --out."""
+        options, inner = self.options, Path(source.folder, source.name)
+        offset, num_bytes = source.byte_range or (0, None)
+        if inner.is_absolute() or ".." in inner.parts:
+            raise UserError(f"the name {str(inner)!r} leads out of --out: give names without '..' and a leading '/'")
+        inner = inner.with_name(fitting_name(f"{inner.name}{options.suffix}"))
+        job = Job(
+            name=source.name,
+            inputs={
+                name: Input(str(path), source.frames_per_second, offset, num_bytes)
+                for name, path in source.inputs.items()
+            },
+            stream_paths={name: Path(name, inner).as_posix() for name in options.streams},
+            root=self.root,
+            recipe=self.recipe,
+            time_limit_seconds=options.time_limit,
+        )
+        fingerprints = {name: self._fingerprint(path, source.byte_range) for name, path in source.inputs.items()}
+        keys = {
+            name: {"source": fingerprints[source_of(name, fingerprints)], **method}
+            for name, method in self._methods.items()
+        }
+        return Task(job, keys, num_bytes or sum(size for size, *_ in fingerprints.values()))
+
+    def _fingerprint(self, path: Path, byte_range: tuple[int, int] | None) -> list[int]:
+        if byte_range is None:
+            return _fingerprint(path)
+        return [*self._fingerprint_of_shard(path), *byte_range]
 
 
 def facts_of_recipe(recipe: AnyRecipe) -> dict[str, Any]:
@@ -129,7 +148,8 @@ def _fingerprint(path: Path) -> list[int]:
     """Size and modification time of a file; number of entries and modification time of a folder."""
     try:
         facts = path.stat()
-        return [sum(1 for _ in path.iterdir()) if path.is_dir() else facts.st_size, facts.st_mtime_ns]
+        is_folder = stat.S_ISDIR(facts.st_mode)
+        return [sum(1 for _ in path.iterdir()) if is_folder else facts.st_size, facts.st_mtime_ns]
     except OSError:  # for example a broken link: the job reports it as a skipped video
         return [0, 0]
 

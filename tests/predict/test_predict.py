@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from picture_files import write_picture
 from video_files import decode_everything, moving_frames, truncate, write_video
 
 from crossdistill.commands.main import main as cli
@@ -26,10 +27,12 @@ from crossdistill.errors import UnreadableVideoError, UserError
 from crossdistill.export import export_student
 from crossdistill.predict import ClassScore, Prediction, Scores, predict_files, predictor, runtimes, scorers
 from crossdistill.predict.camera import open_camera, record, recordings
+from crossdistill.predict.predictor import files_of
 from crossdistill.predict.results import print_prediction
 from crossdistill.predict.scorers import ClassifierScorer, NeighbourScorer
 from crossdistill.predict.video_clips import read_video_clips, recipe_for, require_source
 from crossdistill.quantization.quantize import noise_clips
+from crossdistill.types import ViewSpec
 
 CLASSES = ("clap", "wave", "jump")
 
@@ -408,3 +411,20 @@ def test_student__damaged_folder_is_one_sentence(tmp_path, damage, says):
 def test_print__names_are_not_markup(capsys):
     print_prediction(Prediction("[a].mp4", Scores("votes", classes=(ClassScore("[red]x[/red]", 0.5),)), num_clips=1))
     assert capsys.readouterr().out == "[a].mp4 (1 clip, votes)\n   50.0%  [red]x[/red]\n"
+
+
+def test_pictures_and_folders__are_read_like_files(tmp_path):
+    view = ViewSpec("image", num_frames=1, stride=1, size_px=16, mean=(0.5,) * 3, std=(0.5,) * 3)
+    picture = write_picture(tmp_path / "folder" / "b" / "1.png")
+    video = write_video(tmp_path / "folder" / "a.mp4", ramp(9))
+    (tmp_path / "folder" / "notes.txt").touch()
+    assert files_of(tmp_path / "folder") == [video, picture] and files_of(picture) == [picture]
+    clips = read_video_clips(picture, view, num_clips=5, recipe=recipe_for(view, None))
+    assert clips.view.values.shape == (1, 3, 1, 16, 16) and not clips.note
+    as_clip = read_video_clips(picture, make_view("rgb"), num_clips=5, recipe=recipe_for(view, None))
+    assert as_clip.note == "a still picture, which repeats" and len(as_clip.view.values) == 1
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no video and no picture"):
+        files_of(tmp_path / "empty")
+    with pytest.raises(UserError, match="is a still picture, and this student sees flow"):
+        require_source(picture, make_view("flow"), recipe_for(view, None))
