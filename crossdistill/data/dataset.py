@@ -154,7 +154,7 @@ class PairedClips(Dataset[Item]):
         """Read one sample with the draws of one epoch."""
         if self.replay is not None:
             key = SampleKey(key.index, key.epoch % self.replay.num_augmentations)
-        replacements = sample_generator(self.seed, key)
+        replacements: np.random.Generator | None = None
         drawn = key
         unreadable: list[tuple[str, str]] = []
         for _ in range(1 + (MAX_REPLACEMENTS if self.replace_unreadable else 0)):
@@ -163,6 +163,8 @@ class PairedClips(Dataset[Item]):
                 return Item(drawn.index, entry.label, self._read(drawn), tuple(unreadable), drawn.epoch)
             except UnreadableVideoError as error:
                 unreadable.append((entry.key, str(error)))
+                # Made here, because a generator takes as long as decoding a small picture.
+                replacements = replacements or sample_generator(self.seed, key)
                 # The replacement has the draws of its own (sample, epoch), under which a teacher cache holds it.
                 drawn = SampleKey(int(replacements.integers(len(self.entries))), key.epoch)
         return Item(key.index, self.entries[key.index].label, None, tuple(unreadable), key.epoch)
@@ -223,7 +225,8 @@ class _ViewBatch:
         if not self.scales:
             first = clip.frames[0]
             self._values = np.empty((self._num_clips, len(clip.frames), *first.shape), dtype=first.dtype)
-        np.stack(clip.frames, out=self._values[len(self.scales)])
+        for i, frame in enumerate(clip.frames):
+            self._values[len(self.scales), i] = frame
         self.scales.append(clip.channel_scale)
 
     def view(self) -> View:

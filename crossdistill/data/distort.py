@@ -1,31 +1,43 @@
 """Strong augmentation of the student's view, on the device (``--strong-views``).
 
 It works on normalised values of any modality: a gain changes the contrast of pictures and the speed of flow, and 0 is
-the mean. Together with crops and mirroring it replaces the strong augmentation of ISD (Tejankar et al., ICCV 2021),
-whose changes of hue have no meaning for flow and depth.
+the mean. Single pictures are also blurred. Together with crops and mirroring it replaces the strong augmentation of ISD
+(Tejankar et al., ICCV 2021), whose changes of hue have no meaning for flow and depth.
 
 Shapes: B batch, C channels, T frames, H height, W width.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 GAIN_RANGE = (0.6, 1.4)
 # In standard deviations, because the values are normalised.
 OFFSET_MAX = 0.4
 ERASE_PROBABILITY = 0.5
+BLUR_PROBABILITY = 0.5
+# Standard deviation in pixels of a picture of BLUR_SIDE_PX, as in SimCLR.
+BLUR_SIGMA_RANGE, BLUR_SIDE_PX = (0.1, 2.0), 224
 # Share of the height and of the width: the box covers 4 to 25 percent of the picture.
 ERASED_SIDE_RANGE = (0.2, 0.5)
 
 
-def distort(clip_bcthw: Tensor) -> Tensor:
+def distort(clip_bcthw: Tensor, *, blurs: bool = False) -> Tensor:
     """Change contrast and brightness of each channel of normalised clips, and erase a box in half of the clips.
 
     All frames of a clip are changed in the same way. The draws come from torch's CPU generator, whose state is part of
     checkpoints.
+
+    Args:
+        clip_bcthw: Normalised clips.
+        blurs: Whether half of the clips are blurred before.
     """
+    if blurs:
+        clip_bcthw = _blur(clip_bcthw)
     num_clips, channels, _, height, width = clip_bcthw.shape
     shape = (num_clips, channels, 1, 1, 1)
     gain = torch.empty(shape).uniform_(*GAIN_RANGE).to(clip_bcthw)
@@ -34,6 +46,22 @@ def distort(clip_bcthw: Tensor) -> Tensor:
     is_erased &= (torch.rand(num_clips) < ERASE_PROBABILITY)[:, None, None]
     kept = (~is_erased)[:, None, None].to(clip_bcthw)
     return (clip_bcthw * gain + offset) * kept
+
+
+def _blur(clip_bcthw: Tensor) -> Tensor:
+    """Blur half of the clips with a Gaussian of a random width, as SimCLR does."""
+    num_clips, channels, frames, height, width = clip_bcthw.shape
+    sigma_px = torch.empty(num_clips).uniform_(*BLUR_SIGMA_RANGE) * (width / BLUR_SIDE_PX)
+    # A narrow Gaussian is 1 at its middle and 0 beside it, so that the other half stays as it is.
+    sigma_px[torch.rand(num_clips) >= BLUR_PROBABILITY] = 1e-3
+    radius = max(1, math.ceil(2 * BLUR_SIGMA_RANGE[1] * width / BLUR_SIDE_PX))
+    weights = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma_px[:, None]).square())
+    weights = (weights / weights.sum(dim=1, keepdim=True)).to(clip_bcthw)
+    planes = num_clips * channels * frames
+    kernel = weights.repeat_interleave(channels * frames, dim=0)[:, None, None]
+    rows = F.pad(clip_bcthw.reshape(1, planes, height, width), (radius,) * 4, mode="replicate")
+    blurred = F.conv2d(F.conv2d(rows, kernel, groups=planes), kernel.mT, groups=planes)
+    return blurred.view_as(clip_bcthw)
 
 
 def _in_random_span(num_clips: int, length: int) -> Tensor:

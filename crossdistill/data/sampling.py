@@ -97,6 +97,8 @@ def clip_frames(
         >>> clip_frames(video, view, centre_seconds=0.8).tolist()
         [5, 7, 9, 9]
     """
+    if stream.num_frames == 1:
+        return np.zeros(view.num_frames, dtype=np.int64)
     step_seconds = view.stride * frame_seconds(stream)
     start_seconds = centre_seconds - step_seconds * (view.num_frames - 1) / 2
     if loop is not None:
@@ -114,6 +116,8 @@ def centre_range_seconds(streams: Sequence[Stream], views: Sequence[ViewSpec]) -
 
     If the video is too short, both are the middle of the time that all streams share.
     """
+    if not any(stream.is_video for stream in streams):
+        return 0.0, 0.0  # the time of still pictures
     earliest, latest = _centres_inside(streams, views)
     middle = sum(_shared_seconds(streams)) / 2
     return (earliest, latest) if earliest <= latest else (middle, middle)

@@ -9,6 +9,7 @@ Shapes: B batch, C channels, T frames, H height, W width.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -113,9 +114,16 @@ def cut_view(frames: Sequence[Picture], crop: Crop, *, modality: Modality, size_
         parts = [_resize(part, size_px, modality) for part in parts]
     if crop.is_mirrored:
         parts = [_mirror(part, modality) for part in parts]
+    if not modality.resize_axes:
+        return CutClip(parts, _unscaled(modality.channels))
     stretch = {"x": size_px / crop_width, "y": size_px / crop_height, None: 1.0}
-    axes = modality.resize_axes or (None,) * modality.channels
-    return CutClip(parts, np.asarray([stretch[axis] for axis in axes], dtype=np.float32))
+    return CutClip(parts, np.asarray([stretch[axis] for axis in modality.resize_axes], dtype=np.float32))
+
+
+@functools.cache
+def _unscaled(channels: int) -> NDArray[np.float32]:
+    """Factors of channels whose values resizing does not scale."""
+    return np.ones(channels, dtype=np.float32)
 
 
 def _mirror(frame_hwc: Picture, modality: Modality) -> Picture:
@@ -136,7 +144,7 @@ def _resize(frame_hwc: Picture, size_px: int, modality: Modality) -> Picture:
     else:
         # INTER_AREA averages pixels and so avoids aliasing, but it cannot enlarge.
         method = cv2.INTER_AREA if min(height, width) > size_px else cv2.INTER_LINEAR
-    resized: Picture = cv2.resize(np.ascontiguousarray(frame_hwc), (size_px, size_px), interpolation=method)
+    resized: Picture = cv2.resize(frame_hwc, (size_px, size_px), interpolation=method)
     return resized.reshape(size_px, size_px, channels)  # OpenCV drops the axis of a single channel
 
 

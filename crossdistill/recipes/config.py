@@ -116,7 +116,8 @@ class DataConfig:
     crop_area_min: Annotated[float, Field(gt=0, le=1)] = 0.2
     """Smallest share of the picture's area that a random crop keeps."""
     strong_views: bool = False
-    """Change contrast and brightness and erase boxes in what the student sees, not in what the teachers see."""
+    """Change contrast and brightness and erase boxes in what the student sees, not in what the teachers see. What an
+    image student sees is also blurred."""
     mirror: Literal["auto", "yes", "no"] = "auto"
     """Mirror half of the clips; auto: yes, unless the run uses labels that mirroring changes."""
     max_unreadable: Share = 0.05

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -71,7 +72,8 @@ def create_distiller(
         ema_momentum=objective.ema_momentum,
         teacher_drop=objective.teacher_drop,
         num_classes=len(run.manifests[0].classes) or None,
-        distort=distort if config.data.strong_views else None,
+        # What moves is not blurred: flow and depth have no focus, and a skeleton no neighbouring pixels.
+        distort=functools.partial(distort, blurs=not student.view.kind.has_time) if config.data.strong_views else None,
         student_execution=execution,
         gather=gather,
     )

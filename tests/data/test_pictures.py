@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import io
+import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from picture_files import BLUE, GREEN, RED, WHITE, corners, encode, write_file, write_shard
 from PIL import Image
+from video_files import moving_frames, write_video
 
 from crossdistill.data.clip_reader import ClipReader
-from crossdistill.data.decode import read_pictures
+from crossdistill.data.dataset import Entry, PairedClips
+from crossdistill.data.decode import index_video, read_pictures
 from crossdistill.data.manifest import Manifest, Stream, Video
 from crossdistill.data.pictures import index_picture, inspect_content, read_picture, shrink_for
-from crossdistill.data.transforms import Crop
+from crossdistill.data.sampling import SampleKey
+from crossdistill.data.transforms import Augmentation, Crop
 from crossdistill.errors import UnreadableVideoError
 from crossdistill.types import ViewSpec
 
@@ -89,8 +95,6 @@ def bomb() -> bytes:
     """A PNG of a few kilobytes whose header says 20,000 x 20,000 pixels."""
     content = bytearray(encode(Image.new("1", (8, 8)), "PNG"))
     content[16:24] = (20_000).to_bytes(4, "big") * 2
-    import zlib
-
     content[29:33] = zlib.crc32(bytes(content[12:29])).to_bytes(4, "big")
     return bytes(content)
 
@@ -163,3 +167,18 @@ def test_crop__is_cut_from_a_reduced_picture_and_never_enlarged(tmp_path):
     np.testing.assert_allclose(reduced.frames[0].astype(int), expected, atol=0.5 * 255 / 320 * 20 + 1)
     assert read_picture(tmp_path / "a.jpg", stream, shrink=shrink_for(120, 8)).shape == (30, 40, 3)
     assert [shrink_for(px, 8) for px in (5, 8, 16, 31, 32, 64, 900)] == [1, 1, 2, 2, 4, 8, 8]
+
+
+def test_pictures_and_video_frames__are_drawn_together(tmp_path):
+    video = index_video(write_video(tmp_path / "v.mp4", moving_frames(12, height=48, width=64)))
+    picture = index_picture(write_file(tmp_path / "a.jpg", encode(corners())))
+    entries = [Entry(tmp_path, Video(s.path, streams={"rgb": s}), -1) for s in (video, picture)]
+    clips = PairedClips(entries, student_view=VIEW, teacher_views=[VIEW], augmentation=Augmentation())
+    keys = [SampleKey(i, epoch) for epoch in (0, 1) for i in (0, 1)]
+    batch = clips.read_batch(keys)
+    assert batch.student.values.shape == (4, 3, 1, 8, 8) and not batch.unreadable
+    assert torch.equal(batch.student.values, clips.read_batch(keys).teachers[0].values)
+    # A cached teacher changes nothing of what the student sees, though a larger teacher decodes more of a JPEG.
+    large = replace(VIEW, size_px=24)
+    beside = PairedClips(entries, student_view=VIEW, teacher_views=[large], augmentation=Augmentation())
+    assert torch.equal(beside.read_batch(keys).student.values, batch.student.values)

@@ -14,7 +14,7 @@ from in_process import train as main
 from safetensors.torch import load_file
 
 import crossdistill
-from crossdistill.data.distort import distort
+from crossdistill.data.distort import _blur, distort
 from crossdistill.data.manifest import Manifest
 from crossdistill.data.sampling import SampleKey
 from crossdistill.data.transforms import Augmentation
@@ -171,6 +171,17 @@ def test_momentum_copy__is_an_exponential_moving_average():
     momentum_copy = MomentumCopy(slow, momentum=0.9)
     momentum_copy.update(fast, gather=lambda tensor: tensor)
     torch.testing.assert_close(momentum_copy.module.weight, expected)
+
+
+def test_distort__blurs_half_of_the_pictures_and_keeps_their_mean():
+    torch.manual_seed(0)
+    clip = torch.randn(64, 1, 1, 112, 112)
+    blurred = _blur(clip)
+    change = (blurred - clip).abs().amax(dim=(1, 2, 3, 4))
+    assert 24 < int((change < 1e-6).sum()) < 50, "half of them stay, and those with a very narrow Gaussian"
+    assert blurred.var() < clip.var()
+    flat = torch.full((4, 3, 1, 32, 32), 0.7)
+    torch.testing.assert_close(_blur(flat), flat)
 
 
 def test_distort__changes_contrast_and_erases_boxes_of_half_of_the_clips():
