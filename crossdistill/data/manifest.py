@@ -124,8 +124,10 @@ class Stream:
 
     @property
     def content(self) -> list[Any]:
-        """What tells the content of the file: its checksum; in manifests of early versions, what is known of it."""
-        return [self.sha256 or [self.num_bytes, self.width_px, self.height_px, encode_steps(self.pts.tolist())]]
+        """What tells the frames of the stream apart from others, wherever the file is."""
+        # Manifests of early versions have no checksum.
+        pts = hashlib.sha256(self.pts.tobytes()).hexdigest()
+        return [self.sha256 or [self.num_bytes, self.width_px, self.height_px], str(self.time_base), pts]
 
     def at(self, path: str) -> Stream:
         """Return the stream with another path."""
