@@ -83,9 +83,9 @@ def claimed(run: RunContext, *, is_common: bool = False) -> Iterator[bool]:
     with contextlib.ExitStack() as held:
 
         def take() -> bool:
-            held.enter_context(
-                run.folder.lock((lambda holder: run.announce(f"{holder}: waiting for it")) if is_common else None)
-            )
+            on_wait = (lambda holder: run.announce(f"{holder}: waiting for it")) if is_common else None
+            held.enter_context(run.folder.lock(on_wait))
+            held.callback(run.folder.release)  # only of a folder that this process holds
             if is_common and find_student(run.folder.path) is not None:
                 return True
             digests, resume = contents(run.config, run.manifests), run.config.machine.resume
@@ -96,9 +96,6 @@ def claimed(run: RunContext, *, is_common: bool = False) -> Iterator[bool]:
             yield decide_on_first(run.accelerator, take)
         except KeyboardInterrupt as error:
             raise Stopped.by(error, _how_to_continue(run.folder)) from None
-        finally:
-            if run.accelerator.is_main_process:
-                run.folder.release()
 
 
 def _how_to_continue(folder: RunFolder) -> str:

@@ -74,10 +74,11 @@ def wrong(capsys, command, *options):
 def test_second_run_in_a_folder__is_refused_in_one_sentence(toy_folder, tmp_path, hold, capsys):
     out = tmp_path / "run"
     process = hold(out)
+    (out / "config.json").write_text("of the run that has just started")
     error = wrong(capsys, train, *OPTIONS, "--data", toy_folder, "--out", out)
     assert error.startswith(f"crossdistill: error: {out} is in use by process {process.pid} on ")
     assert error.endswith(": wait for its end, or choose another --out")
-    assert [path.name for path in out.iterdir()] == [locks.LOCK_NAME]
+    assert sorted(path.name for path in out.iterdir()) == [locks.LOCK_NAME, "config.json"]
 
 
 def test_second_cache_in_a_folder__is_refused_in_one_sentence(toy_folder, teacher_file, tmp_path, hold, capsys):
