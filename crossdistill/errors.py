@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import errno
 import functools
 import importlib
+import io
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 USER_ERROR_EXIT_STATUS = 2
 CLOSED_OUTPUT_EXIT_STATUS = 128 + 13  # SIGPIPE
+SAME_COMMAND = "start the same command again"
 FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Part of the RuntimeError that PyTorch raises if the machine's memory is used up.
 CPU_MEMORY_ERROR = "DefaultCPUAllocator"
@@ -30,6 +35,22 @@ class UserError(ValueError):
 
 class OneProcessError(UserError):
     """A ``UserError`` of one process among several. Every process prints its own."""
+
+
+class Stopped(KeyboardInterrupt):
+    """The command was stopped by Ctrl-C (SIGINT) or by SIGTERM. The message says how the work is continued.
+
+    Commands print it without a stack trace and exit with 128 and the number of the signal.
+    """
+
+    def __init__(self, advice: str, *, signal_number: int = signal.SIGINT) -> None:
+        super().__init__(advice)
+        self.signal_number = signal_number
+
+    @staticmethod
+    def by(error: KeyboardInterrupt, advice: str) -> Stopped:
+        """Return the error with another advice, and the signal of the first one."""
+        return Stopped(advice, signal_number=getattr(error, "signal_number", signal.SIGINT))
 
 
 class UnreadableVideoError(Exception):
@@ -92,19 +113,27 @@ def friendly_errors(main: Callable[..., None]) -> Callable[..., None]:
     These are ``UserError``, a full disk, a path that cannot be read or written, and too little memory. With
     ``CROSSDISTILL_TRACEBACK=1`` the error is raised with its stack trace instead. If several processes run on a
     machine, only the first one prints, unless the error is a ``OneProcessError`` or out of memory. If the reader of
-    the output is gone (``| head``), the command exits without a message and with the status of SIGPIPE.
+    the output is gone (``| head``), the command exits without a message and with the status of SIGPIPE. Ctrl-C and
+    SIGTERM are one sentence as well; see ``Stopped``. Characters that the terminal cannot print are replaced.
     """
 
     @functools.wraps(main)
     def wrapped(*args: object, **kwargs: object) -> None:
+        replace_unprintable_characters()
         try:
-            _run_and_flush(main, *args, **kwargs)
+            with _stopped_by_sigterm():
+                _run_and_flush(main, *args, **kwargs)
         except BrokenPipeError:
             if not _is_output_closed():
                 raise
             # Python flushes the rest of the buffer at exit, which would fail again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(CLOSED_OUTPUT_EXIT_STATUS)
+        except KeyboardInterrupt as error:
+            stopped = Stopped.by(error, str(error) or SAME_COMMAND)
+            if _is_first_process():
+                print(f"crossdistill: stopped: {stopped}", file=sys.stderr)
+            sys.exit(128 + stopped.signal_number)
         except (UserError, OSError, RuntimeError, MemoryError) as error:
             sentence = _sentence(error)
             if sentence is None or os.environ.get("CROSSDISTILL_TRACEBACK") == "1":
@@ -114,6 +143,31 @@ def friendly_errors(main: Callable[..., None]) -> Callable[..., None]:
             sys.exit(USER_ERROR_EXIT_STATUS)
 
     return wrapped
+
+
+def replace_unprintable_characters() -> None:
+    """Let the standard streams print ``?`` for a character that their encoding lacks, instead of raising."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
+
+
+@contextlib.contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """Raise ``Stopped`` on SIGTERM inside the block, so that it is cleaned up as after Ctrl-C."""
+
+    def stop(signal_number: int, frame: object) -> None:
+        raise Stopped(SAME_COMMAND, signal_number=signal_number)
+
+    is_free = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if not is_free or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _run_and_flush(main: Callable[..., None], *args: object, **kwargs: object) -> None:

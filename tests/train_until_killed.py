@@ -1,24 +1,36 @@
-"""train.py that sends SIGKILL to all its processes once metrics.jsonl holds the step KILL_AFTER_STEP.
+"""train.py that sends a signal to all its processes once metrics.jsonl holds the step KILL_AFTER_STEP.
 
-A test that watches the file from outside may come too late on a busy machine.
+The signal is KILL_SIGNAL, SIGKILL by default. A test that watches the file from outside may come too late on a busy
+machine.
 """
 
 import os
 import signal
+import threading
 
 import psutil
 
 from crossdistill.commands.main import main
 from crossdistill.training.run_folder import MetricsLog
+from crossdistill.utils.stopping import StopRequest
 
-write = MetricsLog.write
+write, note = MetricsLog.write, StopRequest._note
+SIGNAL = signal.Signals[os.environ.get("KILL_SIGNAL", "SIGKILL")]
+IS_LAUNCHED = "TORCHELASTIC_RUN_ID" in os.environ
+is_noted = threading.Event()
 
 
 def write_and_die(log: MetricsLog, step: int, values: dict[str, float]) -> None:
     write(log, step, values)
-    if "loss" not in values or step < int(os.environ["KILL_AFTER_STEP"]):
+    if "loss" not in values or step < int(os.environ["KILL_AFTER_STEP"]) or is_noted.is_set():
         return
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    if SIGNAL != signal.SIGKILL:
+        # As a terminal or a scheduler does; torchrun, whose workers have sessions of their own, passes it on.
+        os.kill(os.getppid(), SIGNAL) if IS_LAUNCHED else os.killpg(0, SIGNAL)
+        while not is_noted.wait(0.01):
+            pass
+        return
+    if IS_LAUNCHED:
         torchrun = psutil.Process(os.getppid())
         others = [each for each in torchrun.children(recursive=True) if each.pid != os.getpid()]
         for each in (torchrun, *others):
@@ -26,6 +38,12 @@ def write_and_die(log: MetricsLog, step: int, values: dict[str, float]) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def note_and_tell(request: StopRequest, signal_number: int, frame: object) -> None:
+    note(request, signal_number, frame)
+    is_noted.set()
+
+
 if __name__ == "__main__":
     MetricsLog.write = write_and_die  # type: ignore[method-assign]
+    StopRequest._note = note_and_tell  # type: ignore[method-assign]
     main(command="train", prog="train.py")

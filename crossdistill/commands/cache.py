@@ -11,7 +11,7 @@ from crossdistill.utils.command_line import parse_options
 PROG = "crossdistill cache"
 DESCRIPTION = """Embed the training clips with a teacher once. Training with --teacher-cache then needs neither the
 teacher nor its videos. An interrupted command resumes when it is started again; accelerate launch -m crossdistill cache
-divides the work among processes.
+(on a CPU: torchrun -m crossdistill cache) divides the work among processes.
 
 The command takes every option of crossdistill train beside its own, so that one command line serves both: teacher,
 student, data, seed, precision and workers decide the cache; options such as --lr have no effect on it. crossdistill

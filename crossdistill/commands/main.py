@@ -58,7 +58,10 @@ def main(arguments: Sequence[str] | None = None, *, command: str | None = None, 
         raise unknown_name("command", command, COMMANDS)
     _require_current_options(arguments)
     require_matched_torch()
-    importlib.import_module(COMMANDS[command][0]).main(arguments, **({} if prog is None else {"prog": prog}))
+    from crossdistill.utils.distributed import ending_processes  # imports torch
+
+    with ending_processes():
+        importlib.import_module(COMMANDS[command][0]).main(arguments, **({} if prog is None else {"prog": prog}))
 
 
 def _print_help() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
+from crossdistill.errors import Stopped
 from crossdistill.recipes.config import RunConfig, parse
-from crossdistill.recipes.run import run
+from crossdistill.recipes.run import CONTINUE, run
 from crossdistill.utils.command_line import Options, parse_known_options
 
 PROG = "crossdistill train"
@@ -13,7 +15,14 @@ PROG = "crossdistill train"
 
 def main(arguments: Sequence[str], *, prog: str = PROG) -> None:
     """Run the command."""
-    run(parse(list(arguments), prog=prog))
+    config = parse(list(arguments), prog=prog)
+    try:
+        run(config)
+    except Stopped as stopped:
+        if CONTINUE not in str(stopped):
+            raise
+        command = shlex.join([prog, *arguments, *([] if config.machine.resume else ["--resume"])])
+        raise Stopped.by(stopped, f"{stopped}: {command}") from None
 
 
 def parse_beside_training(

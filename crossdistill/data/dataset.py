@@ -6,6 +6,7 @@ Shapes: B batch, C channels, T frames, H height, W width.
 from __future__ import annotations
 
 import copy
+import signal
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -270,10 +271,13 @@ def _as_it_is(batch: PairedBatch) -> PairedBatch:
     return batch
 
 
-def _use_one_thread(worker: int) -> None:
-    """Stop OpenCV and torch from starting threads in each worker, because the workers already run in parallel."""
+def _set_up_worker(worker: int) -> None:
+    """Set up a process that decodes."""
+    # OpenCV and torch start no threads, because the workers already run in parallel.
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    # A terminal sends Ctrl-C to every process. The main process needs the batches of the step that it finishes.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def make_loader(
@@ -289,7 +293,7 @@ def make_loader(
         num_workers=num_workers,
         collate_fn=_as_it_is,  # type: ignore[arg-type]
         pin_memory=pin_memory,
-        worker_init_fn=_use_one_thread,
+        worker_init_fn=_set_up_worker,
         prefetch_factor=4 if num_workers else None,
         # Without its own generator, the DataLoader draws from torch's and so changes the dropout of a resumed run.
         generator=torch.Generator(),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -142,6 +143,13 @@ class Stream:
             raise UnreadableVideoError(f"{self.path}: leaves the folder of the dataset")
         return root / self.path
 
+    @property
+    def content(self) -> list[Any]:
+        """What tells the frames of the stream apart from others, wherever the file is."""
+        # Manifests of early versions have no checksum.
+        pts = hashlib.sha256(self.pts.tobytes()).hexdigest()
+        return [self.sha256 or [self.num_bytes, self.width_px, self.height_px], str(self.time_base), pts]
+
     def at(self, path: str) -> Stream:
         """Return the stream with another path."""
         return dataclasses.replace(self, path=path)
@@ -232,6 +240,19 @@ class Manifest:
         """Names of the streams that every usable video has, sorted."""
         usable = [set(video.streams) for video in self.videos if video.is_usable]
         return tuple(sorted(set.intersection(*usable))) if usable else ()
+
+    @cached_property
+    def content_digest(self) -> str:
+        """Digest of what the dataset holds: its videos in their order, labels, splits, and the content of the streams.
+
+        It does not depend on the folder, nor on how the dataset was prepared.
+        """
+        digest = hashlib.sha256(json.dumps([self.dataset, self.classes, self.flip_keeps_label]).encode())
+        for video in self.videos:
+            streams = {name: stream.content for name, stream in sorted(video.streams.items())}
+            facts = [video.name, video.label, sorted(video.splits.items()), video.is_usable, streams]
+            digest.update(json.dumps(facts).encode())
+        return digest.hexdigest()[:16]
 
     def select(self, *, split: str, part: str) -> list[int]:
         """Return the positions of the videos in one part (``train``) of a split (``1``), including unusable videos.

@@ -37,6 +37,7 @@ from crossdistill.encoders.weights import find_classifier
 from crossdistill.errors import OneProcessError, UserError
 from crossdistill.types import ViewSpec
 from crossdistill.utils.files import sha256_of, write_text_atomically
+from crossdistill.utils.locks import LOCK_NAME
 from crossdistill.utils.records import first_difference, read_versioned_json
 from crossdistill.utils.tensor_files import write_tensors
 from crossdistill.utils.weight_files import read_weights
@@ -194,7 +195,7 @@ class TeacherCache:
                     f"the teacher cache {folder} has {cache.num_augmentations} augmentations, but this command wants "
                     f"{num_augmentations}: give --augmentations {cache.num_augmentations} or more, or another --out"
                 )
-        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        elif folder.exists() and (not folder.is_dir() or {each.name for each in folder.iterdir()} - {LOCK_NAME}):
             raise UserError(f"{folder} holds something that is no teacher cache: choose another folder for --out")
         if teacher.classifier is not None:
             layer = {"weight": teacher.classifier.weight, "bias": teacher.classifier.bias}

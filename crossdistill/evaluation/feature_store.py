@@ -30,6 +30,7 @@ from crossdistill.data.decoders import DEFAULT_DECODER
 from crossdistill.encoders import Encoder, is_from_file
 from crossdistill.encoders.execution import Execution
 from crossdistill.encoders.weights import weights_hash
+from crossdistill.errors import UserError
 from crossdistill.evaluation.features import Features, assemble, extract_features, no_features
 from crossdistill.evaluation.settings import ReadSettings
 from crossdistill.evaluation.views import TestViews
@@ -197,6 +198,14 @@ def kept_features(
     )
 
 
+def _write(rows: dict[str, tuple[str, Tensor]], store: FeatureStore) -> None:
+    """Write all rows. The results do not need them: in a folder of somebody else, they are left out with a notice."""
+    try:
+        store.write(rows)
+    except UserError as error:
+        console.print(f"features are not kept: {error}", style="yellow", soft_wrap=True, highlight=False)
+
+
 def complete(
     store: FeatureStore,
     entries: Sequence[Entry],
@@ -228,6 +237,6 @@ def complete(
     # Unreadable videos have no row.
     found = {i: by_name[names[i]] for i in missing if names[i] in by_name}
     if found:
-        store.write({**kept, **{names[i]: (digests[i], row) for i, row in found.items()}})
+        _write({**kept, **{names[i]: (digests[i], row) for i, row in found.items()}}, store)
     found |= {i: kept[name][1] for i, name in enumerate(names) if is_kept[i]}
     return assemble(found, entries, new.unreadable, store.nothing)

@@ -7,10 +7,7 @@ with PyTorch before it is kept.
 from __future__ import annotations
 
 import copy
-import os
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +19,7 @@ from crossdistill.export import hf, onnx, safetensors, torch_export, torchscript
 from crossdistill.export.agreement import MIN_COSINE, ExportAgreement, compare_outputs, require_agreement
 from crossdistill.export.metadata import ExportMetadata
 from crossdistill.export.network import NUM_EXAMPLES, ExportedStudent, Forward, module_forward, repeat_clips
-from crossdistill.utils.files import atomic_path
+from crossdistill.utils.files import atomic_folder, atomic_path
 
 # Number of clips in the second batch that is compared. It differs from the number of traced clips, so that a batch size
 # that tracing has fixed is found.
@@ -95,7 +92,9 @@ def export_student(
     batches = (clips, repeat_clips(clips, OTHER_BATCH))
     # Computed first, because writing may change the student.
     expected = [module_forward(student)(batch) for batch in batches]
-    with _new_folder(path) if chosen.is_folder else atomic_path(path) as temporary:
+    if chosen.is_folder and path.exists():
+        raise UserError(f"{path} exists already: remove it, or give another folder with --out")
+    with atomic_folder(path) if chosen.is_folder else atomic_path(path) as temporary:
         chosen.write(student, temporary, repeat_clips(clips, NUM_EXAMPLES), metadata)
         forward = chosen.open(temporary, encoder)
         found = [compare_outputs(outputs, forward(batch)) for outputs, batch in zip(expected, batches, strict=True)]
@@ -107,18 +106,3 @@ def export_student(
     if chosen.write_beside is not None:
         chosen.write_beside(encoder, path)
     return agreement
-
-
-@contextmanager
-def _new_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder next to the path. Rename it to the path if the block succeeds, otherwise remove it."""
-    if path.exists():
-        raise UserError(f"{path} exists already: remove it, or give another folder with --out")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.mkdir()
-    try:
-        yield temporary
-        temporary.rename(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

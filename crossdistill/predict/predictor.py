@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from crossdistill.predict.scorers import Scorer, choose_scorer
 from crossdistill.predict.video_clips import read_video_clips, recipe_for, require_source
 from crossdistill.training.run_folder import RunFolder
 from crossdistill.utils.console import console, progress_bar
-from crossdistill.utils.files import require_writable
+from crossdistill.utils.files import is_writable, require_writable
 from data_prep.pipeline.sources import VIDEO_SUFFIXES, walk_files
 from data_prep.recipe import Recipe
 
@@ -144,7 +143,7 @@ def default_features(student: Path | None, onnx: Path | None) -> Path | None:
         assert onnx is not None
         folder = RunFolder(onnx.parent)
     features = folder.features
-    return features if os.access(features if features.is_dir() else folder.path, os.W_OK) else None
+    return features if is_writable(features if features.is_dir() else folder.path) else None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +29,7 @@ from crossdistill.distillation.teacher_cache import (
 )
 from crossdistill.encoders import require_code_allowed
 from crossdistill.encoders.weights import weights_hash
-from crossdistill.errors import OneProcessError, UserError, require_at_least, require_num_workers
+from crossdistill.errors import SAME_COMMAND, OneProcessError, Stopped, UserError, require_at_least, require_num_workers
 from crossdistill.evaluation.embedder import CLIPS_AT_ONCE, EmbeddedBatches, Embedder, batches_of
 from crossdistill.modalities import get_modality
 from crossdistill.recipes.checks import check_configuration
@@ -39,7 +40,8 @@ from crossdistill.recipes.student import create_student
 from crossdistill.recipes.teachers import create_only_teacher, teacher_sources
 from crossdistill.types import PairedBatch, ViewSpec
 from crossdistill.utils.console import console, progress_bar
-from crossdistill.utils.distributed import create_accelerator, decide_on_first, use_all_cores
+from crossdistill.utils.distributed import create_accelerator, decide_on_first, gather_objects, use_all_cores
+from crossdistill.utils.locks import folder_lock
 
 MAX_LISTED_UNREADABLE = 20
 
@@ -146,23 +148,30 @@ def fill_cache(config: RunConfig, options: CacheOptions, accelerator: Accelerato
         "clips_per_shard": options.clips_per_shard,
     }
 
-    def create() -> list[Shard]:
-        bytes_per_clip = source.embedder.embed_dim * DTYPES[options.dtype][1].itemsize
-        _require_space(options.out, num_bytes=len(source.clips) * options.augmentations * bytes_per_clip)
-        TeacherCache.create(
-            options.out,
-            key,
-            num_augmentations=options.augmentations,
-            teacher=source.embedder.encoder,
-            weights=source.weights,
-        )
-        return TeacherCache(options.out).missing()
+    with contextlib.ExitStack() as held:
 
-    missing = decide_on_first(accelerator, create)
-    cache = TeacherCache(options.out)
-    decide_on_first(accelerator, lambda: _announce_work(cache, missing, accelerator.num_processes))
-    mine = missing[accelerator.process_index :: accelerator.num_processes]
-    _write_shards(cache, source, mine, max_unreadable=config.data.max_unreadable, accelerator=accelerator)
+        def create() -> list[Shard]:
+            held.enter_context(folder_lock(options.out, advice="wait for its end, or choose another --out"))
+            bytes_per_clip = source.embedder.embed_dim * DTYPES[options.dtype][1].itemsize
+            _require_space(options.out, num_bytes=len(source.clips) * options.augmentations * bytes_per_clip)
+            TeacherCache.create(
+                options.out,
+                key,
+                num_augmentations=options.augmentations,
+                teacher=source.embedder.encoder,
+                weights=source.weights,
+            )
+            return TeacherCache(options.out).missing()
+
+        missing = decide_on_first(accelerator, create)
+        cache = TeacherCache(options.out)
+        decide_on_first(accelerator, lambda: _announce_work(cache, missing, accelerator.num_processes))
+        mine = missing[accelerator.process_index :: accelerator.num_processes]
+        try:
+            _write_shards(cache, source, mine, max_unreadable=config.data.max_unreadable, accelerator=accelerator)
+        except KeyboardInterrupt as error:
+            raise Stopped.by(error, f"finished files are kept in {options.out}, and {SAME_COMMAND}") from None
+        gather_objects(accelerator, [])  # the folder is held until the last process has written
     if accelerator.is_main_process:
         _report(cache)
     return options.out

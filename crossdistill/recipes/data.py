@@ -16,6 +16,7 @@ from crossdistill.recipes.config import RunConfig
 from crossdistill.recipes.context import announce
 from crossdistill.types import ViewSpec
 from crossdistill.utils.distributed import decide_on_first
+from crossdistill.utils.locks import folder_lock
 
 TOYACTIONS_FOLDER = Path("data/toyactions")
 
@@ -24,11 +25,19 @@ def open_datasets(config: RunConfig, accelerator: Accelerator) -> list[Manifest]
     """Load the manifests of --data; without --data, those of toyactions, which is rendered at its first use."""
     if config.data.data:
         return [Manifest.load(path) for path in config.data.data]
-    if not (TOYACTIONS_FOLDER / MANIFEST_NAME).is_file():
-        from data_prep.datasets.toyactions import ToyactionsOptions, prepare
-
-        decide_on_first(accelerator, lambda: str(prepare(ToyactionsOptions(out=TOYACTIONS_FOLDER)).root))
+    decide_on_first(accelerator, lambda: _render_toyactions(accelerator))
     return [Manifest.load(TOYACTIONS_FOLDER)]
+
+
+def _render_toyactions(accelerator: Accelerator) -> None:
+    if (TOYACTIONS_FOLDER / MANIFEST_NAME).is_file():
+        return
+    from data_prep.datasets.toyactions import ToyactionsOptions, prepare
+
+    # A run that starts at the same time waits, and then finds the dataset complete.
+    with folder_lock(TOYACTIONS_FOLDER, advice="", on_wait=lambda holder: announce(accelerator, f"{holder}: waiting")):
+        if not (TOYACTIONS_FOLDER / MANIFEST_NAME).is_file():
+            prepare(ToyactionsOptions(out=TOYACTIONS_FOLDER))
 
 
 def is_toyactions(manifests: Sequence[Manifest]) -> bool:

@@ -53,9 +53,11 @@ def evaluate_networks(run: RunContext, networks: Mapping[str, tuple[Encoder, Exe
         by_role = {role: evaluation.to_json() for role, evaluation in evaluations.items()}
         results[str(manifest.root)] = by_role
         if run.accelerator.is_main_process:
-            track_results(machine.tracker, run.folder.path, by_role, step=step)
+            # The file first: a tracker or a terminal may fail.
+            write_text_atomically(run.folder.results, json.dumps(results, indent=2) + "\n")
             print_comparison(f"{manifest.dataset}, split {data.split}, top-1", by_role)
             _print_notes(manifest, evaluations)
+            track_results(machine.tracker, run.folder.path, by_role, step=step)
     if run.accelerator.is_main_process:
         write_text_atomically(run.folder.results, json.dumps(results, indent=2) + "\n")
         run.announce(f"numbers: {run.folder.results}; student: {run.folder.student}")

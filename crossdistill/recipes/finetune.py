@@ -10,14 +10,16 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from crossdistill.data.manifest import Manifest
 from crossdistill.distillation.student import WEIGHTS_NAME, find_student, read_facts
-from crossdistill.errors import UserError
+from crossdistill.errors import Stopped, UserError
 from crossdistill.evaluation.settings import FineTuning
 from crossdistill.recipes.config import RunConfig, from_dict
 from crossdistill.recipes.run import run
 from crossdistill.training.run_folder import RunFolder
 from crossdistill.utils.distributed import decide_on_first
 from crossdistill.utils.files import sha256_of
+from crossdistill.utils.records import without
 
 # Options of train that ``evaluate`` calls --finetune-batch-size and so on.
 OPTION_OF_TRAINING = re.compile(r"--(batch-size|epochs|lr)\b")
@@ -52,12 +54,8 @@ def finetune_config(settings: FineTuning, student: Path, *, data: Path, split: s
         },
         "machine": {"seed": settings.seed, "mixed_precision": settings.precision},
     }
-    # The digest names the run's folder, so that a finished run is found again: its text must not change, and so the
-    # values have the names of version 0.1, which ``from_dict`` reads.
-    described = json.dumps([values, sha256_of(student / WEIGHTS_NAME)], sort_keys=True)
-    name = f"finetune-{split}-{hashlib.sha256(described.encode()).hexdigest()[:8]}"
     values["machine"] |= {
-        "out": str(RunFolder.of_student(student).path / name),
+        "out": str(_folder(values, student, data=data, split=split)),
         "resume": True,
         "workers": settings.workers,
         "evaluate": False,
@@ -65,6 +63,22 @@ def finetune_config(settings: FineTuning, student: Path, *, data: Path, split: s
         "tracker": "none",
     }
     return from_dict(values, source="fine-tuning")
+
+
+def _folder(values: dict[str, Any], student: Path, *, data: Path, split: str) -> Path:
+    """Return the run's folder, whose name has a digest of the options and of the content of dataset and student.
+
+    A finished run is found again: the text of the digest must not change. The values have the names of version 0.1,
+    which ``from_dict`` reads. Version 0.1 knew dataset and student by their paths too.
+    """
+    weights, content = sha256_of(student / WEIGHTS_NAME), Manifest.load(data).content_digest
+    without_paths = without(without(values, "data.data"), "pair.student_weights")
+    name, former_name = (
+        f"finetune-{split}-{hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:8]}"
+        for described in ([without_paths, weights, content], [values, weights])
+    )
+    folder = RunFolder.of_student(student).path
+    return folder / (former_name if (folder / former_name).is_dir() else name)
 
 
 def fine_tune(settings: FineTuning, student: Path, *, data: Path, split: str, accelerator: Accelerator) -> Path:
@@ -86,6 +100,8 @@ def fine_tune(settings: FineTuning, student: Path, *, data: Path, split: str, ac
     if decide_on_first(accelerator, lambda: find_student(out) is not None):
         return out
     try:
-        return run(config, accelerator)
+        return run(config, accelerator, is_common=True)
     except UserError as error:  # names the options of train, which have other names here
         raise type(error)(OPTION_OF_TRAINING.sub(r"--finetune-\1", str(error))) from error
+    except KeyboardInterrupt as error:  # evaluate has no --resume
+        raise Stopped.by(error, f"the fine-tuning is kept in {out}, and the same command continues it") from None

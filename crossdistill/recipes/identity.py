@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from crossdistill.data.manifest import Manifest
+from crossdistill.distillation.student import WEIGHTS_NAME, find_student
+from crossdistill.distillation.teacher_cache import TeacherCache
 from crossdistill.recipes.config import (
     ObjectiveConfig,
     PairConfig,
@@ -17,21 +19,35 @@ from crossdistill.recipes.config import (
     with_former_names,
 )
 from crossdistill.recipes.teachers import TeacherOptions, TeacherSource, file_name_of
-from crossdistill.utils.records import fingerprint
+from crossdistill.utils.files import sha256_of
+from crossdistill.utils.records import fingerprint, without
 
 RUNS_FOLDER = Path("runs")
 MAX_NUMBERED_FOLDERS = 10_000
 
 
 def choose_folder(config: RunConfig, sources: Sequence[TeacherSource]) -> Path:
-    """Return --out, or else ``runs/<student>-from-<teacher>``, numbered so that no run is overwritten."""
+    """Return --out, or else ``runs/<student>-from-<teacher>``, numbered so that no run is overwritten.
+
+    A numbered folder is made at once, so that a run that starts at the same time takes the next number.
+    """
     if config.machine.out is not None:
         return config.machine.out
     source = "-and-".join(file_name_of(source.name) for source in sources) or "labels"
     base = RUNS_FOLDER / f"{file_name_of(config.pair.student or '')}-from-{source}"
     candidates = [base, *(base.with_name(f"{base.name}-{i}") for i in range(2, MAX_NUMBERED_FOLDERS))]
-    first_free = next(i for i, path in enumerate(candidates) if not path.exists())
-    return candidates[max(0, first_free - 1) if config.machine.resume else first_free]
+    if config.machine.resume:
+        return candidates[max(0, next(i for i, path in enumerate(candidates) if not path.exists()) - 1)]
+    return next(path for path in candidates if _is_made(path))
+
+
+def _is_made(path: Path) -> bool:
+    """Make a folder, and return whether no other process has made it."""
+    try:
+        path.mkdir(parents=True)
+    except FileExistsError:
+        return False
+    return True
 
 
 def identity(config: RunConfig) -> dict[str, Any]:
@@ -42,6 +58,30 @@ def identity(config: RunConfig) -> dict[str, Any]:
     for key in ("max_unreadable", "decoder"):  # without effect on what is learned: every decoder gives the same frames
         del values["data"][key]
     return values
+
+
+def contents(config: RunConfig, manifests: Sequence[Manifest]) -> dict[str, list[str]]:
+    """Return digests of the datasets, weights and cache of a run, by the dotted names of their options.
+
+    A resumed run may find them at other paths, and must find the same content.
+    """
+    pair = config.pair
+    found = {
+        "data.data": [manifest.content_digest for manifest in manifests],
+        "pair.teacher_weights": [_weights_digest(name) for name in pair.teacher_weights],
+    }
+    if pair.student_weights is not None:
+        found["pair.student_weights"] = [_weights_digest(pair.student_weights)]
+    if pair.teacher_cache is not None:
+        found["pair.teacher_cache"] = [fingerprint(TeacherCache(pair.teacher_cache).key)]
+    return found
+
+
+def _weights_digest(name: str) -> str:
+    """Return the digest of a weight file or of a run's student; the name itself for published weights."""
+    student = find_student(name)
+    path = Path(name) if student is None else student / WEIGHTS_NAME
+    return sha256_of(path) if path.is_file() else name
 
 
 upgrade = with_current_names
@@ -77,7 +117,17 @@ def own_teacher_config(
         objective=ObjectiveConfig(),
         optimization=replace(config.optimization, epochs=recipe.teacher_epochs, lr=recipe.teacher_lr),
     )
-    clips = [[video.to_json() for video in manifest.videos] for manifest in manifests]
-    key = fingerprint([with_former_names(identity(trained)), clips], num_digits=8)
-    out = folder.parent / "teachers" / f"{file_name_of(teacher.name)}-{key}"
+    content = [manifest.content_digest for manifest in manifests]
+    key = fingerprint([with_former_names(without(identity(trained), "data.data")), content], num_digits=8)
+    teachers, name = folder.parent / "teachers", file_name_of(teacher.name)
+    out = teachers / f"{name}-{key}"
+    former = teachers / f"{name}-{_former_key(trained, manifests)}"
+    if find_student(former) is not None:
+        out = former
     return replace(trained, machine=replace(config.machine, out=out, resume=True, evaluate=False))
+
+
+def _former_key(trained: RunConfig, manifests: Sequence[Manifest]) -> str:
+    """Return the key of version 0.1, which knew the datasets by their paths too."""
+    clips = [[video.to_json() for video in manifest.videos] for manifest in manifests]
+    return fingerprint([with_former_names(identity(trained)), clips], num_digits=8)

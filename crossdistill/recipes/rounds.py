@@ -17,11 +17,11 @@ from accelerate import Accelerator
 from crossdistill.evaluation.roles import NumberedRole, Role
 from crossdistill.recipes.checks import check_configuration, check_data_and_memory
 from crossdistill.recipes.config import AUTO, RunConfig, several
-from crossdistill.recipes.context import announce
+from crossdistill.recipes.context import RunContext, announce
 from crossdistill.recipes.data import open_datasets
 from crossdistill.recipes.final_evaluation import print_comparison
 from crossdistill.recipes.identity import choose_folder
-from crossdistill.recipes.run import claim, run
+from crossdistill.recipes.run import claimed, run
 from crossdistill.recipes.teachers import teacher_sources
 from crossdistill.training.run_folder import RunFolder
 from crossdistill.utils.distributed import create_accelerator, decide_on_first
@@ -39,24 +39,28 @@ def run_rounds(config: RunConfig, accelerator: Accelerator | None = None) -> Pat
     check_configuration(later, later_sources)
     accelerator = accelerator or create_accelerator(accumulate=config.optimization.accumulate)
     # The first round checks its own data before anything is trained.
-    check_data_and_memory(later, later_sources, open_datasets(config, accelerator), accelerator)
+    manifests = open_datasets(config, accelerator)
+    check_data_and_memory(later, later_sources, manifests, accelerator)
     folder = RunFolder(decide_on_first(accelerator, lambda: choose_folder(config, teacher_sources(config))))
-    claim(folder, config, accelerator)
     results: dict[str, dict[str, Any]] = {}
     last = folder
-    for number in range(1, config.pair.rounds + 1):
-        announce(accelerator, f"round {number} of {config.pair.rounds}")
-        last = RunFolder(run(round_config(config, folder, number), accelerator))
-        if config.machine.evaluate and accelerator.is_main_process:
-            _add_results(results, last, number)
-    if accelerator.is_main_process:
-        shutil.copytree(last.student, folder.student, dirs_exist_ok=True)
-        if results:
-            write_text_atomically(folder.results, json.dumps(results, indent=2) + "\n")
-            for dataset, by_role in results.items():
-                print_comparison(f"{Path(dataset).name}, {config.pair.rounds} rounds, top-1", by_role)
-    accelerator.wait_for_everyone()
+    with claimed(RunContext(config, manifests, folder, accelerator)):
+        for number in range(1, config.pair.rounds + 1):
+            announce(accelerator, f"round {number} of {config.pair.rounds}")
+            last = RunFolder(run(round_config(config, folder, number), accelerator))
+            if config.machine.evaluate and accelerator.is_main_process:
+                _add_results(results, last, number)
+        decide_on_first(accelerator, lambda: _finish(folder, last, results, num_rounds=config.pair.rounds))
     return folder.path
+
+
+def _finish(folder: RunFolder, last: RunFolder, results: dict[str, dict[str, Any]], *, num_rounds: int) -> None:
+    """Copy the last round's student into the folder of the rounds, and write and print the results of all rounds."""
+    shutil.copytree(last.student, folder.student, dirs_exist_ok=True)
+    if results:
+        write_text_atomically(folder.results, json.dumps(results, indent=2) + "\n")
+        for dataset, by_role in results.items():
+            print_comparison(f"{Path(dataset).name}, {num_rounds} rounds, top-1", by_role)
 
 
 def round_config(config: RunConfig, folder: RunFolder, number: int) -> RunConfig:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from crossdistill.distillation.distiller import Distiller
 from crossdistill.distillation.student import find_student, save_student
 from crossdistill.distillation.task import Task
 from crossdistill.encoders import Encoder
+from crossdistill.errors import SAME_COMMAND, Stopped
 from crossdistill.evaluation.evaluate import evaluate_encoder
 from crossdistill.evaluation.roles import Role, teacher_roles
 from crossdistill.recipes.checks import check_configuration, check_data_and_memory, terms_of, uses_labels
@@ -21,28 +23,34 @@ from crossdistill.recipes.config import AUTO, RunConfig
 from crossdistill.recipes.context import RunContext
 from crossdistill.recipes.data import evaluable, is_toyactions, open_datasets, select_training_clips, views_of
 from crossdistill.recipes.final_evaluation import evaluate_networks
-from crossdistill.recipes.identity import choose_folder, identity, own_teacher_config, upgrade
+from crossdistill.recipes.identity import choose_folder, contents, identity, own_teacher_config, upgrade
 from crossdistill.recipes.recorded_teachers import RecordedTeacher
 from crossdistill.recipes.student import create_student
 from crossdistill.recipes.tasks import create_distiller, create_optimizer, create_plan, create_supervised
 from crossdistill.recipes.teachers import TeacherOptions, TeacherSource, published_weights, teacher_sources
+from crossdistill.training.checkpoint import Checkpoints
 from crossdistill.training.loop import train
 from crossdistill.training.run_folder import RunFolder
 from crossdistill.utils.distributed import create_accelerator, decide_on_first, use_all_cores
 
+CONTINUE = "--resume continues the run"
 
-def run(config: RunConfig, accelerator: Accelerator | None = None) -> Path:
+
+def run(config: RunConfig, accelerator: Accelerator | None = None, *, is_common: bool = False) -> Path:
     """Train and evaluate as configured.
 
     Args:
         config: The configuration.
         accelerator: Created here if None.
+        is_common: Whether several commands may want this run at the same time. It waits for another process that
+            trains it, and then takes the student.
 
     Returns:
         The run's folder; ``RunFolder`` names the files in it.
 
     Raises:
-        UserError: The configuration, the data or the weights cannot be used.
+        UserError: The configuration, the data or the weights cannot be used, or another process uses the folder.
+        Stopped: Ctrl-C or SIGTERM; the message says how to continue.
     """
     sources = teacher_sources(config)
     check_configuration(config, sources)
@@ -54,22 +62,47 @@ def run(config: RunConfig, accelerator: Accelerator | None = None) -> Path:
     use_all_cores(accelerator)
     manifests = open_datasets(config, accelerator)
     folder = RunFolder(decide_on_first(accelerator, lambda: choose_folder(config, sources)))
-    claim(folder, config, accelerator)
     context = RunContext(config, manifests, folder, accelerator)
-    try:
-        if config.pair.supervised:
+    with claimed(context, is_common=is_common) as is_finished:
+        if is_finished:
+            context.announce(f"{folder.path} is finished: its student is taken")
+        elif config.pair.supervised:
             _train_with_labels(context)
         else:
             _train_with_teachers(context, sources)
-    finally:
-        if accelerator.is_main_process:
-            folder.release()
     return folder.path
 
 
-def claim(folder: RunFolder, config: RunConfig, accelerator: Accelerator) -> None:
-    """Take the run's folder, on the first process."""
-    decide_on_first(accelerator, lambda: folder.claim(identity(config), resume=config.machine.resume, upgrade=upgrade))
+@contextlib.contextmanager
+def claimed(run: RunContext, *, is_common: bool = False) -> Iterator[bool]:
+    """Hold the run's folder inside the block, on the first process, and write the configuration into it.
+
+    Yields:
+        Whether ``is_common``, and another process has finished the run.
+    """
+    with contextlib.ExitStack() as held:
+
+        def take() -> bool:
+            on_wait = (lambda holder: run.announce(f"{holder}: waiting for it")) if is_common else None
+            held.enter_context(run.folder.lock(on_wait))
+            held.callback(run.folder.release)  # only of a folder that this process holds
+            if is_common and find_student(run.folder.path) is not None:
+                return True
+            digests, resume = contents(run.config, run.manifests), run.config.machine.resume
+            run.folder.claim(identity(run.config), contents=digests, resume=resume, upgrade=upgrade)
+            return False
+
+        try:
+            yield decide_on_first(run.accelerator, take)
+        except KeyboardInterrupt as error:
+            raise Stopped.by(error, _how_to_continue(run.folder)) from None
+
+
+def _how_to_continue(folder: RunFolder) -> str:
+    steps = Checkpoints(folder.checkpoints).steps()
+    if steps:
+        return f"the checkpoint of step {steps[-1]} is kept in {folder.path}, and {CONTINUE}"
+    return f"what was done is kept in {folder.path}, and {CONTINUE}" if folder.is_started else SAME_COMMAND
 
 
 def _train_with_labels(run: RunContext) -> None:
@@ -134,7 +167,7 @@ def _find_weights(run_context: RunContext, sources: list[TeacherSource], student
         assert folder is not None
         if not decide_on_first(run_context.accelerator, lambda: find_student(folder) is not None):
             run_context.announce(f"no weights are known for {options.name}: it is trained with labels first")
-            run(config, run_context.accelerator)
+            run(config, run_context.accelerator, is_common=True)
         return str(folder)
 
     if AUTO in run_context.config.pair.teacher_weights:

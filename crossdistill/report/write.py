@@ -24,6 +24,9 @@ def write_report(runs: Sequence[Path], out: Path | None = None, options: ReportO
     option, or a folder that is not a run folder, is a ``UserError``.
     """
     options = options or ReportOptions()
+    if not runs:
+        raise UserError("no run was given: give one or more run folders (--out of train.py)")
+    out = out or (Path("comparison.html") if len(runs) > 1 else runs[0] / "report.html")
     _check(runs, out, options)
     records = [read_run(path) for path in runs]
     baseline = None if options.baseline is None else read_run(options.baseline)
@@ -33,7 +36,6 @@ def write_report(runs: Sequence[Path], out: Path | None = None, options: ReportO
         page = run_page(collect(records[0], options, baseline=baseline), num_queries=options.gallery)
     else:
         page = comparison_page([collect(record, options, kinds=(Kind.STUDENT,)) for record in records])
-    out = out or (Path("comparison.html") if len(runs) > 1 else runs[0] / "report.html")
     write_text_atomically(out, render_page(page))
     missing = [section.title for section in page.sections if section.unavailable]
     without = f"; without {', '.join(missing)} (the page gives the reasons)" if missing else ""
@@ -42,12 +44,9 @@ def write_report(runs: Sequence[Path], out: Path | None = None, options: ReportO
     return out
 
 
-def _check(runs: Sequence[Path], out: Path | None, options: ReportOptions) -> None:
+def _check(runs: Sequence[Path], out: Path, options: ReportOptions) -> None:
     """Check the options before anything is read."""
-    if not runs:
-        raise UserError("no run was given: give one or more run folders (--out of train.py)")
-    if out is not None:
-        require_writable(out)
+    require_writable(out)
     if len(runs) > MAX_STYLES:
         raise UserError(f"{len(runs)} runs were given, but a comparison shows at most {MAX_STYLES}: give fewer runs")
     folders = [path.resolve() for path in runs]

@@ -24,6 +24,7 @@ from crossdistill.training.resume import Resumable, TrainingState
 from crossdistill.training.run_folder import MetricsLog, RunFolder
 from crossdistill.types import PairedBatch, StepOutput
 from crossdistill.utils.console import console
+from crossdistill.utils.stopping import StopRequest
 
 MAX_LISTED_UNREADABLE = 20
 
@@ -78,6 +79,9 @@ def train(
 
     Returns:
         The final state, with the videos that could not be read.
+
+    Raises:
+        Stopped: Ctrl-C or SIGTERM; a checkpoint was written after the step.
     """
     model, optimizer = accelerator.prepare(task.trainable, optimizer)
     task.wrap(lambda _: model)
@@ -101,7 +105,7 @@ def train(
     monitor = _create_monitor(folder, plan, accelerator, state.step, num_steps, description)
     started = time.perf_counter() - state.seconds
     task.train()
-    with monitor:
+    with monitor, StopRequest(accelerator) as stop:
         for batch in loader if state.step < num_steps else ():
             _count_unreadable(state, batch, plan, accelerator, len(dataset))
             lr = plan.learning_rate(state.step, num_steps, steps_per_epoch)
@@ -117,10 +121,13 @@ def train(
                 resumable.require_finite_weights(state.step)
                 with monitor.pause():
                     monitor.note(state.step, evaluate())
-            if state.step % checkpoint_every == 0 or state.step == num_steps:
+            is_stopped = stop.is_made()
+            if state.step % checkpoint_every == 0 or state.step == num_steps or is_stopped:
                 state.seconds = time.perf_counter() - started
                 monitor.require_finite(state.step)
                 resumable.save(state)
+            if is_stopped:
+                raise stop.error()
             if state.step == num_steps:
                 break
     _report_unreadable(state, accelerator)

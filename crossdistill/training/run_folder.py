@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from crossdistill.errors import UserError
 from crossdistill.training.trackers import open_tracker
 from crossdistill.utils.environment import describe_environment
 from crossdistill.utils.files import write_text_atomically
-from crossdistill.utils.records import first_difference
+from crossdistill.utils.locks import LOCK_NAME, folder_lock
+from crossdistill.utils.records import first_difference, without
 
 Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -81,13 +83,33 @@ class RunFolder:
         """Folder of one round of self-distillation, counted from 1."""
         return RunFolder(self.path / f"round-{number}")
 
-    def claim(self, configuration: dict[str, Any], *, resume: bool, upgrade: Upgrade = lambda written: written) -> None:
+    @property
+    def is_started(self) -> bool:
+        """Whether a run left a checkpoint or a student here, which only ``--resume`` continues."""
+        return any(path.exists() for path in (self.checkpoints, self.student, self.round(1).path))
+
+    def lock(self, on_wait: Callable[[str], None] | None = None) -> AbstractContextManager[None]:
+        """Hold the folder, so that no other run writes into it; see ``folder_lock``."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file: choose a folder for --out")
+        return folder_lock(self.path, advice="wait for its end, or choose another --out", on_wait=on_wait)
+
+    def claim(
+        self,
+        configuration: dict[str, Any],
+        *,
+        contents: dict[str, Any] | None = None,
+        resume: bool,
+        upgrade: Upgrade = lambda written: written,
+    ) -> None:
         """Create the folder and write configuration and environment into it.
 
         A folder in which an earlier start left neither a checkpoint nor a student is taken over.
 
         Args:
             configuration: What a resumed run must have in common with the run that it continues.
+            contents: Dotted name of an option that names files, to a digest of what they hold. Two values of such an
+                option are equal if the digests are.
             resume: Whether a run in the folder may be continued.
             upgrade: Turns a configuration that a former version wrote into one of this version.
 
@@ -95,35 +117,52 @@ class RunFolder:
             UserError: The folder already holds a run and ``resume`` is false, or it was started with another
                 configuration; the sentence names the first key that differs.
         """
-        if any(path.exists() for path in (self.checkpoints, self.student, self.round(1).path)):
-            self._require_same(configuration, resume=resume, upgrade=upgrade)
-            return
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"{self.path} is a file: choose a folder for --out")
-        content = {"configuration": configuration, "environment": describe_environment()}
+        content = {"configuration": configuration, "contents": contents or {}, "environment": describe_environment()}
+        if self.is_started:
+            if not self.config.is_file():
+                raise UserError(
+                    f"{self.path} holds checkpoints or a student but no {self.config.name}, so their options are "
+                    "unknown: put the file back, or choose another --out"
+                )
+            if not resume:
+                raise UserError(
+                    f"{self.path} already holds a run: add --resume to continue it, or choose another --out"
+                )
+            written = json.loads(self.config.read_text(encoding="utf-8"))
+            self._require_same(written, content, upgrade)
+            if not written.get("contents"):
+                return
+            content["environment"] = written["environment"]  # of the start; only paths may be new
         write_text_atomically(self.config, json.dumps(content, indent=2) + "\n")
 
-    def _require_same(self, configuration: dict[str, Any], *, resume: bool, upgrade: Upgrade) -> None:
-        if not self.config.is_file():
-            raise UserError(
-                f"{self.path} holds checkpoints or a student but no {self.config.name}, so their options are unknown: "
-                "put the file back, or choose another --out"
-            )
-        if not resume:
-            raise UserError(f"{self.path} already holds a run: add --resume to continue it, or choose another --out")
-        earlier = json.loads(self.config.read_text(encoding="utf-8"))["configuration"]
-        difference = first_difference(upgrade(earlier), configuration)
+    def _require_same(self, written: dict[str, Any], content: dict[str, Any], upgrade: Upgrade) -> None:
+        before, now = upgrade(written["configuration"]), content["configuration"]
+        # A run of a former version has no digests: its paths are compared.
+        for name, digest in content["contents"].items():
+            if name not in written.get("contents", {}):
+                continue
+            if written["contents"][name] != digest:
+                section, option = name.split(".")
+                raise UserError(
+                    f"{self.path} was started with other files for {name} ({before[section][option]!r}, now "
+                    f"{now[section][option]!r}, whose content differs): resume with the files of its start, or choose "
+                    "another --out"
+                )
+            before, now = without(before, name), without(now, name)
+        difference = first_difference(before, now)
         if difference is not None:
-            name, before, now = difference
+            name, had, has = difference
             raise UserError(
-                f"{self.path} was started with another {name} ({before!r}, now {now!r}): resume with the options of "
+                f"{self.path} was started with another {name} ({had!r}, now {has!r}): resume with the options of "
                 "its start, or choose another --out"
             )
 
     def release(self) -> None:
         """Remove the folder again if the run ended before it wrote anything besides its configuration."""
-        if self.path.is_dir() and list(self.path.iterdir()) == [self.config]:
+        lock = self.path / LOCK_NAME
+        if self.path.is_dir() and set(self.path.iterdir()) - {lock} == {self.config}:
             self.config.unlink()
+            lock.unlink(missing_ok=True)
             self.path.rmdir()
 
 

@@ -11,13 +11,15 @@ from typing import Any, Literal
 from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracker, WandBTracker
 
 from crossdistill.errors import UserError
-from crossdistill.utils.files import write_text_atomically
+from crossdistill.utils.console import console
+from crossdistill.utils.files import is_writable, write_text_atomically
 
 TrackerName = Literal["tensorboard", "wandb", "mlflow", "none"]
 PROJECT = "crossdistill"
 # Holds the id of the MLflow run, which a resumed run continues.
 MLFLOW_RUN_NAME = "mlflow_run_id.txt"
 MEASURES = ("top1", "top5", "mean_class")
+WRITES_INTO_RUN = ("tensorboard", "mlflow")
 PACKAGES = {"wandb": "wandb", "mlflow": "mlflow"}
 REMEDIES = {
     "wandb": "log in with the command wandb login, or set WANDB_MODE=offline",
@@ -61,7 +63,7 @@ def open_tracker(name: str, folder: Path, *, purge_step: int | None = None) -> G
     else:
         return None
     _start(tracker, name)
-    if name == "mlflow":
+    if name == "mlflow" and run_id is None:
         write_text_atomically(folder / MLFLOW_RUN_NAME, f"{tracker.tracker.info.run_id}\n")
     return tracker
 
@@ -107,7 +109,7 @@ def _allowed(name: str) -> str:
 
 
 def track_results(name: str, folder: Path, by_role: dict[str, dict[str, Any]], *, step: int) -> None:
-    """Send the numbers of an evaluation to the tracker of a run.
+    """Send the numbers of an evaluation to the tracker of a run; print a notice if its folder cannot be written.
 
     Args:
         name: One of ``TrackerName``.
@@ -115,6 +117,10 @@ def track_results(name: str, folder: Path, by_role: dict[str, dict[str, Any]], *
         by_role: See ``flatten_results``.
         step: Number of the run's last step.
     """
+    if name in WRITES_INTO_RUN and not is_writable(folder):
+        notice = f"the results are not sent to {name}, because {folder} cannot be written"
+        console.print(notice, style="yellow", soft_wrap=True, highlight=False)
+        return
     tracker = open_tracker(name, folder)
     if tracker is not None:
         tracker.log(flatten_results(by_role), step=step)

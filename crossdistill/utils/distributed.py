@@ -1,20 +1,30 @@
-"""Set up the processes of a distributed run, and exchange Python objects between them."""
+"""Set up the processes of a distributed run, exchange Python objects between them, and end them together.
+
+Processes wait for each other in a group of their own, on the CPU and with the limit ``MAX_WAIT``. In the default group
+a wait of ten minutes (NCCL) or thirty (gloo) is an error, and one process alone may work longer: it evaluates, prepares
+data, or waits for another run.
+"""
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
-from torch import nn
+from torch import distributed, nn
 
 from crossdistill.errors import UserError
 from crossdistill.utils.environment import num_cpu_cores
 
 Result = TypeVar("Result")
+MAX_WAIT = timedelta(days=30)
+# The waiting group of a default group. Both are None in a run of one process.
+_waiting_groups: dict[Any, Any] = {}
 
 
 def create_accelerator(*, accumulate: int = 1) -> Accelerator:
@@ -35,29 +45,50 @@ def create_accelerator(*, accumulate: int = 1) -> Accelerator:
             f"{num_started} processes were started, and Accelerate joins {accelerator.num_processes}: start them with "
             "accelerate launch and a file of configs/accelerate, or with torchrun"
         )
+    if num_started > 1:
+        _waiting_group()
+        atexit.register(_destroy_cpu_groups)
     return accelerator
 
 
+def _waiting_group() -> Any:
+    """Return the group in which processes wait for each other. All processes make it, at its first use."""
+    default = distributed.group.WORLD
+    if default not in _waiting_groups:
+        _waiting_groups[default] = distributed.new_group(backend="gloo", timeout=MAX_WAIT)
+    return _waiting_groups[default]
+
+
 def gather_objects(accelerator: Accelerator, items: list[Any]) -> list[Any]:
-    """Return the concatenated lists of all processes, on every process."""
+    """Return the concatenated lists of all processes, on every process. Processes may be late by ``MAX_WAIT``."""
     if accelerator.num_processes == 1:
         return items
     lists: list[list[Any] | None] = [None] * accelerator.num_processes
-    torch.distributed.all_gather_object(lists, items)
+    distributed.all_gather_object(lists, items, group=_waiting_group())
     return [item for part in lists for item in part or []]
+
+
+def on_any_process(accelerator: Accelerator, value: bool) -> bool:
+    """Return on every process whether the value is true on one of them. It does not wait for the GPU."""
+    if accelerator.num_processes == 1:
+        return value
+    flag = torch.tensor(int(value))
+    distributed.all_reduce(flag, op=distributed.ReduceOp.MAX, group=_waiting_group())
+    return bool(flag)
 
 
 def broadcast_buffers(accelerator: Accelerator, module: nn.Module) -> None:
     """Copy the buffers, such as running statistics of BatchNorm, from the first process to all processes."""
     if accelerator.num_processes > 1:
         for buffer in module.buffers():
-            torch.distributed.broadcast(buffer, 0)
+            distributed.broadcast(buffer, 0)
 
 
 def decide_on_first(accelerator: Accelerator, decide: Callable[[], Result]) -> Result:
     """Call a function on the first process only, and return its result on every process.
 
-    If the function raises, every process raises the same error, so that none waits forever.
+    The others wait as long as it takes, up to ``MAX_WAIT``. If the function raises, every process raises the same
+    error, so that none waits forever.
     """
     outcome: list[Any] = [None, None]
     if accelerator.is_main_process:
@@ -66,10 +97,36 @@ def decide_on_first(accelerator: Accelerator, decide: Callable[[], Result]) -> R
         except Exception as error:  # noqa: BLE001 - raised again below, on every process
             outcome[1] = error
     if accelerator.num_processes > 1:
-        broadcast_object_list(outcome)
+        distributed.broadcast_object_list(outcome, group=_waiting_group())
     if outcome[1] is not None:
         raise outcome[1]
     return outcome[0]
+
+
+@contextlib.contextmanager
+def ending_processes() -> Iterator[None]:
+    """End the process group after the block, unless it raises. All processes wait for the last one.
+
+    A process that exits with a group may abort, because the group's threads still run.
+    """
+    yield
+    if distributed.is_initialized():
+        distributed.barrier(group=_waiting_group())
+        _destroy_groups()
+
+
+def _destroy_cpu_groups() -> None:
+    """End the groups of a process that exits with an error, or without a command.
+
+    The others may be inside an operation of the group. NCCL would wait for them, gloo does not.
+    """
+    if distributed.is_initialized() and distributed.get_backend() == "gloo":
+        _destroy_groups()
+
+
+def _destroy_groups() -> None:
+    _waiting_groups.clear()
+    distributed.destroy_process_group()
 
 
 def use_all_cores(accelerator: Accelerator) -> None:

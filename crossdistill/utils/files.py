@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import sys
+import secrets
+import shutil
+import stat
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from crossdistill.errors import UserError
 
 MAX_NAME_BYTES = 255
 """Longest name of a file on nearly all file systems."""
+NUM_RANDOM_BYTES = 4
 
 
 def fitting_name(name: str, *, room: int = 0) -> str:
@@ -37,27 +41,31 @@ def fitting_name(name: str, *, room: int = 0) -> str:
 
 
 def temporary_path(path: Path) -> Path:
-    """Return the hidden file beside ``path`` that this process writes before it is renamed to ``path``."""
-    return path.with_name(f".{temporary_stem(path)}.{os.getpid()}.tmp")
+    """Return a hidden path beside ``path`` that no other process of any machine uses; it is new in each call."""
+    return path.with_name(f".{temporary_stem(path)}.{secrets.token_hex(NUM_RANDOM_BYTES)}.tmp")
 
 
 def temporary_stem(path: Path) -> str:
-    """Return the part of the name of a temporary file that is the same in all processes: ``.<stem>.<process>.tmp``."""
-    return fitting_name(path.name, room=len(f"..{sys.maxsize}.tmp"))
+    """Return the part of the name of a temporary file that is the same in all processes: ``.<stem>.<random>.tmp``."""
+    return fitting_name(path.name, room=len("...tmp") + 2 * NUM_RANDOM_BYTES)
 
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in the same folder, and rename it to ``path`` if the block succeeds.
+    """Yield a temporary file in the same folder, and rename it to ``path`` if the block succeeds.
 
     If the block raises, the temporary file is removed and ``path`` is unchanged. The file and its folder are flushed to
-    disk, so that a power failure after the block cannot leave an empty file.
+    disk, so that a power failure after the block cannot leave an empty file. The file is as readable as the umask
+    allows, also if a library that writes it makes it private (safetensors does).
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(path)
     try:
+        temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode
         yield temporary
+        _set_mode(temporary, mode)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -70,12 +78,47 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder next to ``path``, which must not exist. Rename it if the block succeeds, else remove it.
+
+    Its files are as readable as the umask allows.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_path(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        mode = temporary.stat().st_mode
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _set_mode(file, mode & 0o666)
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _set_mode(path: Path, mode: int) -> None:
+    # Some file systems have one mode for all files and refuse any change.
+    if stat.S_IMODE(path.stat().st_mode) != stat.S_IMODE(mode):
+        path.chmod(stat.S_IMODE(mode))
+
+
+def is_writable(folder: Path) -> bool:
+    """Return whether files can be made in an existing folder. It tries: permissions do not tell of a network drive."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
 def require_writable(path: Path) -> None:
     """Raise a ``UserError`` if no file can be written to a path. Call it before the work whose result is written."""
     if path.is_dir():
         raise UserError(f"{path} is a folder: give a file name")
     parent = next(parent for parent in path.absolute().parents if parent.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
+    if not is_writable(parent):
         raise UserError(f"{path} cannot be written, because {parent} is not a writable folder: give another path")
 
 

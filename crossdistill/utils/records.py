@@ -45,6 +45,19 @@ def first_difference(
     return None
 
 
+def without(record: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return a nested record without the field of a dotted name.
+
+    Example:
+        >>> without({"data": {"split": "1", "data": "x"}}, "data.data")
+        {'data': {'split': '1'}}
+    """
+    first, _, rest = name.partition(".")
+    if not rest:
+        return {key: value for key, value in record.items() if key != first}
+    return {**record, first: without(record[first], rest)}
+
+
 def parse_versioned_json(
     text: str, *, source: str, version: int, remedy: str, format_name: str | None = None
 ) -> dict[str, Any]:

@@ -137,6 +137,6 @@ def remove_temporary_files(tasks: Iterable[Task], root: Path) -> None:
     targets = [root / path for task in tasks for path in task.job.stream_paths.values()]
     stems = {target.with_name(temporary_stem(target)) for target in targets}
     for path in root.rglob(".*.tmp"):
-        # StreamWriter names its temporary file ".<stem>.<process>.tmp".
+        # StreamWriter names its temporary file ".<stem>.<random>.tmp".
         if path.with_name(path.name[1:].rsplit(".", 2)[0]) in stems:
             path.unlink(missing_ok=True)

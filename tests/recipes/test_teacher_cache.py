@@ -149,7 +149,7 @@ def test_training__resumes_with_its_cache(data_folder, cache_folder, live_losses
             raise KeyboardInterrupt
         return read(self, keys)
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
         patched.setattr(TeacherCache, "read", read_until_killed)
         train(tmp_path / "run", data_folder, *options)
     assert {view for keys in calls for _, view in keys.tolist()} == {0, 1}

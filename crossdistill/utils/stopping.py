@@ -1,0 +1,59 @@
+"""Stop a loop between two steps after Ctrl-C or SIGTERM, on all processes after the same step."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import TracebackType
+from typing import Any
+
+from accelerate import Accelerator
+
+from crossdistill.errors import SAME_COMMAND, Stopped
+from crossdistill.utils.distributed import on_any_process
+
+NOTICE = b"\nstopping after this step; the next Ctrl-C stops at once\n"
+
+
+class StopRequest:
+    """Inside the block, the first Ctrl-C or SIGTERM is noted, and the second raises ``Stopped``.
+
+    Args:
+        accelerator: The processes that stop together.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self.signal_number: int | None = None
+        self._handlers_before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves it
+                    self._handlers_before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for number, handler in self._handlers_before.items():
+            signal.signal(number, handler)
+        if self.signal_number is not None and isinstance(error, RuntimeError):
+            raise self.error() from error  # the signal ended the processes that load data as well
+
+    def is_made(self) -> bool:
+        """Return whether any process was asked to stop. All processes call this together."""
+        return on_any_process(self.accelerator, self.signal_number is not None)
+
+    def error(self) -> Stopped:
+        """Return the error that ends the loop."""
+        return Stopped(SAME_COMMAND, signal_number=self.signal_number or signal.SIGINT)
+
+    def _note(self, signal_number: int, frame: object) -> None:
+        if self.signal_number is not None:
+            raise Stopped(SAME_COMMAND, signal_number=signal_number)
+        self.signal_number = signal_number
+        # A signal to all processes of a job ends those that load data. PyTorch would raise that inside this step.
+        self._handlers_before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        if self.accelerator.is_local_main_process:
+            os.write(2, NOTICE)  # print() may be interrupted in the middle of print()
