@@ -124,11 +124,18 @@ def test_select__holds_out_training_people_and_never_the_test_people(tmp_path):
         assert manifest.has_split(split) and manifest.select(split=split, part="validation") == []
 
 
-def test_select__holds_out_a_share_of_each_class_where_a_video_has_no_group(tmp_path):
+def test_select__holds_out_a_share_of_each_class_without_groups(tmp_path):
     manifest = people(tmp_path)
-    videos = tuple(replace(video, group=None if i == 0 else video.group) for i, video in enumerate(manifest.videos))
+    videos = tuple(replace(video, group=None) for video in manifest.videos)
     held = replace(manifest, videos=videos).select(split="1@25%", part="test")
     assert [sum(videos[i].label == label for i in held) for label in (0, 1)] == [3, 3]
+
+
+def test_select__a_video_without_a_group_is_a_group_of_its_own(tmp_path):
+    manifest = people(tmp_path)
+    videos = tuple(replace(video, group=None) if i == 0 else video for i, video in enumerate(manifest.videos))
+    held = set(replace(manifest, videos=videos).select(split="1@25%", part="test"))
+    assert held in ({0}, set(range(1, 8)), set(range(8, 16)), set(range(16, 24)))
 
 
 def test_select__a_split_of_that_very_name_comes_first(tmp_path):

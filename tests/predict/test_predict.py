@@ -258,7 +258,7 @@ def test_command__onnx_in_read_only_folder_stores_nothing(tmp_path, toy_folder, 
     encoder = make_student(tmp_path / "student", num_classes=0)
     export_student(encoder, tmp_path / "a.onnx", noise_clips(encoder, 2))
     video = write_video(tmp_path / "a.mp4", moving_frames(30))
-    monkeypatch.setattr(predictor.os, "access", lambda path, _: False)
+    monkeypatch.setattr(predictor, "is_writable", lambda _: False)
     before = sorted(tmp_path.iterdir())
     cli(["predict", str(video), "--onnx", str(tmp_path / "a.onnx"), "--data", str(toy_folder), "--workers", "0"])
     assert sorted(tmp_path.iterdir()) == before and len(clips_run) > 1
