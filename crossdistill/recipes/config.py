@@ -114,7 +114,8 @@ class DataConfig:
     train part of split 1, and 1@25% a quarter of its groups: the run evaluates on these, so that settings are chosen
     without the test clips."""
     crop_area_min: Annotated[float, Field(gt=0, le=1)] = 0.2
-    """Smallest share of the picture's area that a random crop keeps."""
+    """Smallest share of the picture's area that a random crop keeps. The authors' code of CompRess has 0.08, as
+    configs/compress/recipe.yaml; that of ISD has 0.2."""
     strong_views: bool = False
     """Change contrast and brightness and erase boxes in what the student sees, not in what the teachers see. What an
     image student sees is also blurred."""
@@ -429,8 +430,8 @@ def _take_config_option(arguments: list[str]) -> tuple[dict[str, Any], list[str]
 DESCRIPTION = (
     "Train a student from a teacher without labels, or (--supervised) an encoder with labels. --config FILE reads a "
     "YAML file, for example one of configs/; options override it. The defaults below are those of the CompRess paper, "
-    "except the objective. Without --data the embedded dataset toyactions is rendered, and a preset for laptops "
-    "(crossdistill/recipes/toyactions.yaml) replaces the defaults."
+    "except the objective and the crops. Without --data the embedded dataset toyactions is rendered, and a preset for "
+    "laptops (crossdistill/recipes/toyactions.yaml) replaces the defaults."
 )
 
 
