@@ -64,9 +64,10 @@ class Resumable:
         content = found[0] if found else self.checkpoints.load(newest)
         self._require_same_run(content)
         self.accelerator.unwrap_model(self.model).load_state_dict(content["trainable"])
-        take_groups_of(content["optimizer"], self.optimizer, self.task.trainable)
-        load_optimizer_state(self.optimizer, content["optimizer"])
-        self.task.load_resume_state(content["task"])
+        if "optimizer" in content:  # else the run has ended, and only its weights remain
+            take_groups_of(content["optimizer"], self.optimizer, self.task.trainable)
+            load_optimizer_state(self.optimizer, content["optimizer"])
+            self.task.load_resume_state(content["task"])
         _set_generator_state(content["generators"][self.accelerator.process_index])
         if self.accelerator.is_main_process:
             console.print(f"resuming after step {newest}")

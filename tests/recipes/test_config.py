@@ -28,11 +28,11 @@ CONFIGS = [*sorted(FOLDER.glob("*.yaml")), *ROWS]
 
 def test_defaults__are_the_papers_but_for_objective_and_crops():
     config = parse(["--data", "x"])
-    assert config.objective.temperature is None and config.objective.bank_size == 128_000
+    assert config.objective.temperature is None and config.objective.bank_size is None
     assert config.objective.objective == ("compress-1q", "simreg") and config.objective.ema_momentum == 0.999
     optimization = config.optimization
     assert (optimization.lr, optimization.momentum, optimization.weight_decay) == (0.01, 0.9, 1e-4)
-    assert (optimization.epochs, optimization.batch_size, optimization.optimizer) == (130, 256, "sgd")
+    assert (optimization.epochs, optimization.batch_size, optimization.optimizer) == (130, None, "sgd")
     assert [round(130 * share) for share in optimization.lr_milestones] == [90, 120]
     assert config.data.crop_area_min == 0.2
 
