@@ -10,6 +10,7 @@ import importlib
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from crossdistill.errors import require_package
