@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -12,6 +13,7 @@ from crossdistill.recipes.checks import check_configuration
 from crossdistill.recipes.config import from_dict, from_keywords, load_yaml, parse, several, to_dict
 from crossdistill.recipes.identity import own_teacher_config
 from crossdistill.recipes.rounds import round_config
+from crossdistill.recipes.sizes import fit_to_data
 from crossdistill.recipes.tasks import create_plan
 from crossdistill.recipes.teachers import teacher_options, teacher_sources
 from crossdistill.training.run_folder import RunFolder
@@ -148,6 +150,8 @@ def test_every_file_in_configs__loads_and_builds(path):
     values["pair"] = {"teacher_weights": "auto", **values["pair"]}
     config = from_dict(values, source=str(path))
     check(config)  # names of encoders and objective
+    one_process = SimpleNamespace(num_processes=1, is_main_process=True)
+    config = fit_to_data(config, 10_000, RunFolder(Path("absent")), one_process)
     plan = create_plan(config)
     assert plan.learning_rate(0, 1000, 100) > 0
 

@@ -29,7 +29,6 @@ TINY = [
         40,
         "--clip-norm",
         1.0,
-        "--keep-checkpoints",
     ),
     *("--precision", "fp32", "--workers", 1, "--no-evaluate", "--knn-clips", 0),
     *("--tracker", "none", "--log-every-steps", 1, "--keep-checkpoints"),
