@@ -68,6 +68,13 @@ class View:
     channel_scale: Tensor
     """[B, C] float32, the factor by which resizing scaled each channel's values."""
 
+    def __post_init__(self) -> None:
+        if self.values.dtype not in (torch.uint8, torch.uint16):
+            raise UserError(
+                f"a View holds stored integers (torch.uint8 or torch.uint16), not {self.values.dtype}: give normalised "
+                "floats as they are, without a View"
+            )
+
     def to(self, device: torch.device) -> View:
         """Copy to a device without waiting for the end of the copy."""
         return View(self.values.to(device, non_blocking=True), self.channel_scale.to(device, non_blocking=True))

@@ -30,7 +30,7 @@ SMALL_VIEWS = (
 )
 FAST = (
     "--data data --epochs 2 --batch-size 16 --optimizer adamw --lr 0.001 --workers 1 --seed 3 --bank-size 64 "
-    "--log-every-steps 1 --knn-clips 16 --tracker none"
+    "--log-every-steps 1 --knn-clips 16 --tracker none --keep-checkpoints"
 )
 LABELS = f"{FAST} --supervised --student-frames 4 --student-stride 2 --student-size 32"
 RGB = "--teacher rgb_r3d10 --teacher-weights runs/rgb"

@@ -255,7 +255,7 @@ def collate(items: Iterable[Item], *, num_items: int) -> PairedBatch:
                 batch.add(clip)
         keys.append((item.index, item.epoch))
         labels.append(item.label)
-    empty = View(torch.empty(0), torch.empty(0))
+    empty = View(torch.empty(0, dtype=torch.uint8), torch.empty(0))
     sample_keys = torch.tensor(keys, dtype=torch.int64).reshape(-1, 2)
     return PairedBatch(
         student=views[0].view() if views and views[0].scales else empty,

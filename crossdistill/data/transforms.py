@@ -37,7 +37,7 @@ class Crop:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random resized crop and mirroring, the augmentation of CompRess (section 4.1)."""
+    """Random resized crop and mirroring, as in the authors' code of CompRess, where ``area_min`` is 0.08."""
 
     area_min: float = 0.2
     """Smallest area of a crop, as a share of the picture's area."""

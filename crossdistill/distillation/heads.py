@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from crossdistill.encoders import Encoder
 from crossdistill.errors import UserError, unknown_name
 from crossdistill.objectives.objective import Compares
+from crossdistill.utils.modules import eval_mode
 
 NUM_ATTENTION_HEADS = 4
 
@@ -41,10 +42,8 @@ class Sizes:
         if not with_tokens:
             return Sizes(encoder.embed_dim, num_classes=num_classes)
         # Not on the meta device: some libraries keep tensors between calls, and would keep tensors without values.
-        was_training = encoder.training
-        with torch.no_grad():
-            tokens = encoder.eval().embed_with_tokens(_blank_clip(encoder))[1]
-        encoder.train(was_training)
+        with torch.no_grad(), eval_mode(encoder):
+            tokens = encoder.embed_with_tokens(_blank_clip(encoder))[1]
         _, channels, num_times, height, width = tokens.shape
         return Sizes(encoder.embed_dim, (channels, num_times, height, width), num_classes)
 
@@ -60,11 +59,9 @@ def require_trained_by_tokens(encoder: Encoder) -> None:
     Objectives on tokens alone would never train those, and DistributedDataParallel would wait for their gradients.
     """
     parameters = {name: value for name, value in encoder.body.named_parameters() if value.requires_grad}
-    was_training = encoder.training
-    with torch.enable_grad():
-        tokens = encoder.eval().embed_with_tokens(_blank_clip(encoder))[1]
+    with torch.enable_grad(), eval_mode(encoder):
+        tokens = encoder.embed_with_tokens(_blank_clip(encoder))[1]
         gradients = torch.autograd.grad(tokens.sum(), list(parameters.values()), allow_unused=True)
-    encoder.train(was_training)
     unused = [name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None]
     if unused:
         raise UserError(

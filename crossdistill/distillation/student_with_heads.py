@@ -12,7 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from crossdistill.encoders import Encoder
-from crossdistill.quantization.ranges import share_ranges
+from crossdistill.quantization.layers import IntegerConvolution
+from crossdistill.quantization.ranges import RunningRange, share_ranges
+from crossdistill.utils.modules import without_autocast
+
+MOVING_STATISTICS = (nn.modules.batchnorm._NormBase, RunningRange, IntegerConvolution)
+"""Layers whose statistics follow their input in train mode: BatchNorm and its kin, ranges of quantised layers, and the
+quantised convolutions, which in eval mode fold the BatchNorm that follows them."""
 
 
 class Head(nn.Module):
@@ -27,6 +33,12 @@ class Head(nn.Module):
         super().__init__()
         self.module = module
         self.takes_tokens = takes_tokens
+
+    def forward(self, given: Tensor) -> Tensor:
+        """Compute in float32 also under autocast: bf16 logits have ties, and a head is cheap beside its encoder."""
+        with without_autocast(given.device):
+            output: Tensor = self.module(given.float())
+        return output
 
 
 class StudentWithHeads(nn.Module):
@@ -51,7 +63,7 @@ class StudentWithHeads(nn.Module):
             assert isinstance(head, Head)
             given = tokens if head.takes_tokens else features
             assert given is not None
-            outputs[name] = head.module(given.float())
+            outputs[name] = head(given)
         return outputs
 
 
@@ -63,8 +75,11 @@ def embed(encoder: Encoder, clip_bcthw: Tensor, *, with_tokens: bool) -> tuple[T
 class MomentumCopy:
     """An exponential moving average (EMA) of a module's weights, with buffers of its own.
 
-    It stays in train mode and normalises by its own batch, as the key encoder in the authors' code of CompRess and ISD.
-    It is no ``nn.Module``, so that a task which holds one does not list its weights among those that train.
+    It is in eval mode, because dropout and stochastic depth would make its embeddings noise. Only layers whose
+    statistics follow their input (``MOVING_STATISTICS``) are in train mode: BatchNorm normalises by the copy's own
+    batch, as in the authors' code of CompRess. (That of ISD has the whole copy in train mode, and no dropout.)
+
+    The copy is no ``nn.Module``, so that a task which holds one does not list its weights among those that train.
 
     Args:
         module: Copied.
@@ -72,8 +87,16 @@ class MomentumCopy:
     """
 
     def __init__(self, module: nn.Module, *, momentum: float) -> None:
-        self.module = copy.deepcopy(module).requires_grad_(False).train()
+        self.module = copy.deepcopy(module).requires_grad_(False)
         self.momentum = momentum
+        self._set_modes()
+
+    def _set_modes(self) -> None:
+        self.module.train()  # some modules keep values in eval mode, such as LeViT's biases, and forget them here
+        self.module.eval()
+        for part in self.module.modules():
+            if isinstance(part, MOVING_STATISTICS):
+                part.train()
 
     @torch.no_grad()
     def update(self, source: nn.Module, *, gather: Callable[[Tensor], Tensor]) -> None:
@@ -87,3 +110,4 @@ class MomentumCopy:
         for name, value in self.module.named_parameters():
             value.lerp_(trained[name], 1 - self.momentum)
         share_ranges(self.module, gather)
+        self._set_modes()

@@ -123,6 +123,11 @@ class Encoder(nn.Module):
         The features have the data type of the body's weights.
         """
         clip_bcthw = as_clips(clip_bcthw)
+        if not clip_bcthw.is_floating_point():
+            raise UserError(
+                f"{self.name} takes normalised floats, not {clip_bcthw.dtype}: put stored integers into a View, "
+                "and run the encoder by Execution.embed or a Distiller, which normalise it"
+            )
         # A body with bf16 weights refuses float32. A body without weights takes any data type.
         clip_bcthw = clip_bcthw.to(next(self.body.parameters(), clip_bcthw).dtype)
         if self.takes == "frames":

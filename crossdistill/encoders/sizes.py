@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from crossdistill.utils.modules import eval_mode
+
 # Functions whose result has the shape of their first argument.
 _NORMS = (functional.batch_norm, functional.group_norm, functional.layer_norm)
 _ACTIVATIONS = (functional.gelu, functional.relu, functional.relu6, functional.silu, functional.softmax)
@@ -47,11 +49,6 @@ def output_shape(module: nn.Module, *input_shape: int) -> tuple[int, ...]:
         (1, 8, 16, 16)
     """
     tensors = {name: value.detach().to("meta") for name, value in (*module.named_parameters(), *module.named_buffers())}
-    was_training = module.training
-    module.eval()
-    try:
-        with torch.no_grad(), torch.device("meta"), SizesOnly():
-            output: Tensor = torch.func.functional_call(module, tensors, (torch.empty(input_shape),))
-    finally:
-        module.train(was_training)
+    with eval_mode(module), torch.no_grad(), torch.device("meta"), SizesOnly():
+        output: Tensor = torch.func.functional_call(module, tensors, (torch.empty(input_shape),))
     return tuple(output.shape)

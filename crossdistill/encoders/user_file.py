@@ -12,6 +12,7 @@ import torch
 from crossdistill.encoders.architecture import change_view, reason_of
 from crossdistill.encoders.base import Encoder
 from crossdistill.errors import UserError
+from crossdistill.utils.modules import eval_mode
 
 
 def is_from_file(name: str) -> bool:
@@ -83,10 +84,9 @@ def _require_features(encoder: Encoder) -> None:
     """Raise a ``UserError`` unless the encoder returns [1, embed_dim] for one clip of its view."""
     view = encoder.view
     clip = torch.zeros(1, view.kind.channels, view.num_frames, view.size_px, view.size_px)
-    was_training = encoder.training
     try:
-        with torch.no_grad():
-            shape = list(encoder.eval()(clip).shape)
+        with torch.no_grad(), eval_mode(encoder):
+            shape = list(encoder(clip).shape)
     except UserError:
         raise
     except Exception as error:  # the user's code may raise anything
@@ -94,8 +94,6 @@ def _require_features(encoder: Encoder) -> None:
             f"{encoder.name} cannot take {view.num_frames} frames of {view.size_px} pixels ({reason_of(error)}): fix "
             "the file, or remove the options that change its view"
         ) from error
-    finally:
-        encoder.train(was_training)
     if shape != [1, encoder.embed_dim]:
         raise UserError(
             f"{encoder.name} gives features of shape {shape} for one clip, and its embed_dim says {encoder.embed_dim}: "

@@ -15,6 +15,7 @@ from crossdistill.encoders import Encoder
 from crossdistill.encoders.execution import Execution
 from crossdistill.types import PairedBatch, View
 from crossdistill.utils.console import progress_bar
+from crossdistill.utils.modules import eval_mode
 
 CLIPS_AT_ONCE = 32
 """Clips of a batch. Another number can change the last bits of the features."""
@@ -61,12 +62,8 @@ class Embedder:
     @torch.inference_mode()
     def __call__(self, view: View | Tensor) -> Tensor:
         """Embed a stored view of B clips: float32 [B, D] on the CPU."""
-        was_training = self.encoder.training
-        self.encoder.eval()
-        try:
+        with eval_mode(self.encoder):
             return self.execution.embed(self.encoder, view.to(self.execution.device)).cpu()
-        finally:
-            self.encoder.train(was_training)
 
     def embed_batch(self, batch: PairedBatch) -> Tensor:
         """Embed the view of a batch that belongs to this encoder: float32 [B, D] on the CPU."""

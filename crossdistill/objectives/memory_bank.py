@@ -102,27 +102,36 @@ class MemoryBank:
         self.num_valid = min(self.size, self.num_valid + num_kept)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return tensors for a checkpoint: anchors, sample ids, and ``position`` = [cursor, num_valid]."""
+        """Return tensors for a checkpoint: filled anchors, sample ids, and ``position`` = [cursor, num_valid, size]."""
         state = {
-            "teacher": self._teacher,
-            "sample_ids": self._sample_ids,
-            "position": torch.tensor([self.cursor, self.num_valid]),
+            "teacher": self.teacher_anchors,
+            "sample_ids": self.sample_ids,
+            "position": torch.tensor([self.cursor, self.num_valid, self.size]),
         }
-        return state if self._student is None else {**state, "student": self._student}
+        return state if self._student is None else {**state, "student": self.student_anchors}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore what ``state_dict`` returned; a ``UserError`` if the bank had another size or other sides."""
+        """Restore what ``state_dict`` returned; a ``UserError`` if the bank had another size or other sides.
+
+        A larger bank that was never full is accepted if its anchors fit: a smaller one would hold the same.
+        """
         own = self.state_dict()
-        for name in own.keys() | state.keys():
-            if name not in own or name not in state or own[name].shape != state[name].shape:
-                raise UserError(
-                    f"the checkpoint's memory bank differs from this run's in {name!r}: "
-                    "resume with the --objective, --bank-size and encoders that the run started with"
-                )
-        for name, value in own.items():
+        cursor, num_valid, *rest = (int(value) for value in state["position"])
+        size = rest[0] if rest else len(state["teacher"])  # version 0.1 stored all rows, and no size
+        names = own.keys() | state.keys()
+        wrong = [name for name in names if name not in own or name not in state]
+        wrong = wrong or [name for name in own.keys() - {"position"} if own[name].shape[1:] != state[name].shape[1:]]
+        if size != self.size and not (num_valid < size and num_valid <= self.size < size):
+            wrong.append("size")
+        if wrong:
+            raise UserError(
+                f"the checkpoint's memory bank differs from this run's in {wrong[0]!r}: "
+                "resume with the --objective, --bank-size and encoders that the run started with"
+            )
+        self.cursor, self.num_valid = cursor % self.size, num_valid
+        for name, value in self.state_dict().items():
             if name != "position":
-                value.copy_(state[name])
-        self.cursor, self.num_valid = (int(value) for value in state["position"])
+                value.copy_(state[name][:num_valid])
 
 
 def _unit(embeddings: Tensor) -> Tensor:

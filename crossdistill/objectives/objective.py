@@ -12,6 +12,7 @@ from torch import Tensor
 
 from crossdistill.objectives.memory_bank import MemoryBank
 from crossdistill.types import StepOutput
+from crossdistill.utils.modules import without_autocast
 
 Compares = Literal["features", "tokens", "logits", "labels"]
 """What a loss compares: embeddings [B, D], tokens [B, E, T, H, W] on the teacher's grid, logits [B, N], or the
@@ -77,7 +78,7 @@ class Objective:
             inputs["is_own"] = is_own
         if teacher.is_floating_point():  # labels stay integers
             teacher = teacher.float()
-        with torch.autocast(student.device.type, enabled=False):
+        with without_autocast(student.device):
             values = self.loss(student=student.float(), teacher=teacher, **inputs)
             if isinstance(values, Tensor):
                 return StepOutput(loss=values, terms={self.name: values.detach()})

@@ -5,7 +5,6 @@ Shapes: B batch, C output channels, I input channels of a group.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
 from types import ModuleType
@@ -18,6 +17,7 @@ from crossdistill.errors import require_package
 from crossdistill.quantization.bits import BitWidths
 from crossdistill.quantization.integers import IntegerWeights
 from crossdistill.quantization.ranges import RunningRange
+from crossdistill.utils.modules import without_autocast
 
 OUTPUT_BITS = 8
 """Bits of a convolution's output after its normalisation, so that a runtime can stay with integers between layers."""
@@ -135,8 +135,7 @@ class IntegerConvolution(nn.Module):
         if not self.sums_integers:
             return super().forward(values)
         # Sums of integers need float32: bf16 holds integers only up to 256.
-        kind = values.device.type
-        with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext():
+        with without_autocast(values.device):
             given, gives = _range_of(self.input_quant), self.output_range
             input_scale, output_scale = given.grid()[0], gives.grid()[0]
             integers = given.round(values.float() / input_scale)

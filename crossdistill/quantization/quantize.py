@@ -27,6 +27,7 @@ from crossdistill.quantization.layers import (
     return_scales,
 )
 from crossdistill.quantization.ranges import RunningRange
+from crossdistill.utils.modules import eval_mode
 
 STEM_BITS = 8
 """Bits of the first convolutions, whatever the widths: they are a small part of the work and take the pictures."""
@@ -141,13 +142,8 @@ def noise_clips(encoder: Encoder, num_clips: int) -> Tensor:
 def _embed_noise(encoder: Encoder, *, num_clips: int) -> None:
     """Run the body in eval mode on noise; global random generators do not move."""
     clips = noise_clips(encoder, num_clips).to(next(encoder.body.parameters()).device)
-    was_training = encoder.body.training
-    encoder.body.eval()
-    try:
-        with torch.no_grad():
-            encoder(clips)
-    finally:
-        encoder.body.train(was_training)
+    with torch.no_grad(), eval_mode(encoder.body):
+        encoder(clips)
 
 
 def _range_on_noise(encoder: Encoder) -> None:

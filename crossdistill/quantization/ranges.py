@@ -85,7 +85,7 @@ def bounds_of(values: Tensor) -> Tensor:
 def share_ranges(module: nn.Module, gather: Callable[[Tensor], Tensor]) -> None:
     """Replace the running bounds on every process by their mean over all processes; nothing if it is not quantised.
 
-    DDP shares the buffers of the module that it wraps. Others, for example an EMA copy in train mode, need this.
+    DDP shares the buffers of the module that it wraps. Others, for example an EMA copy, need this.
     ``gather`` concatenates the tensors of all processes along their first axis.
     """
     ranges = [layer for layer in module.modules() if isinstance(layer, RunningRange)]

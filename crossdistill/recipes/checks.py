@@ -18,7 +18,9 @@ from crossdistill.encoders import Encoder
 from crossdistill.encoders.hardware import free_memory_bytes
 from crossdistill.errors import UserError
 from crossdistill.recipes.config import AUTO, RunConfig
-from crossdistill.recipes.student import check_student
+from crossdistill.recipes.data import count_training_clips
+from crossdistill.recipes.sizes import fillable_bank_size
+from crossdistill.recipes.student import check_student, require_fitting_batch
 from crossdistill.recipes.teachers import TeacherSource
 from crossdistill.recipes.weights import preview_encoder
 from crossdistill.training.trackers import require_tracker
@@ -89,13 +91,16 @@ def check_data_and_memory(
     for manifest, encoder in itertools.product(manifests, [student, *teachers]):
         view = encoder.view
         manifest.require_stream(view.kind.stream, wanted_by=f"a {view.modality} encoder")
-    _check_bank_memory(config, student, teachers, accelerator)
+    require_fitting_batch(config, terms_of(config))
+    num_clips = count_training_clips(config, manifests, uses_labels=uses_labels(config))
+    size = fillable_bank_size(config, num_clips, accelerator.num_processes)
+    _check_bank_memory(config, size, student, teachers, accelerator)
 
 
 def _check_bank_memory(
-    config: RunConfig, student: Encoder, teachers: Sequence[Encoder], accelerator: Accelerator
+    config: RunConfig, size: int, student: Encoder, teachers: Sequence[Encoder], accelerator: Accelerator
 ) -> None:
-    terms, size = terms_of(config), config.objective.bank_size
+    terms = terms_of(config)
     if all(term.objective.student_anchors is None for term in terms):
         return
     has_student_side = any(term.fills_student_side for term in terms)

@@ -114,7 +114,8 @@ class DataConfig:
     train part of split 1, and 1@25% a quarter of its groups: the run evaluates on these, so that settings are chosen
     without the test clips."""
     crop_area_min: Annotated[float, Field(gt=0, le=1)] = 0.2
-    """Smallest share of the picture's area that a random crop keeps."""
+    """Smallest share of the picture's area that a random crop keeps. The authors' code of CompRess has 0.08, as
+    configs/compress/recipe.yaml; that of ISD has 0.2."""
     strong_views: bool = False
     """Change contrast and brightness and erase boxes in what the student sees, not in what the teachers see. What an
     image student sees is also blurred."""
@@ -147,8 +148,9 @@ class ObjectiveConfig:
     """Softmax temperature of the similarities; each objective's own if absent (compress: 0.04 on both sides)."""
     teacher_temperature: Positive | None = None
     """Softmax temperature of the teacher's side, for objectives with two temperatures."""
-    bank_size: Count = 128_000
-    """Number of anchors in the memory bank."""
+    bank_size: Count | None = None
+    """Number of anchors in the memory bank. If absent, the paper's 128,000, or one for each training clip if there are
+    fewer."""
     bank_dtype: Literal["fp32", "bf16"] = "fp32"
     """Type in which anchors are stored; bf16 halves the memory."""
     ema_momentum: Share = 0.999
@@ -169,8 +171,9 @@ class OptimizationConfig:
 
     epochs: Count = 130
     """Passes over the training clips."""
-    batch_size: Count = 256
-    """Clips per batch of one process."""
+    batch_size: Count | None = None
+    """Clips per batch of one process. If absent, the paper's 256, or fewer below 4,096 training clips per process: a
+    sixteenth of them, and no fewer than 16."""
     accumulate: Count = 1
     """Batches per optimizer step."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -191,6 +194,12 @@ class OptimizationConfig:
     """Epochs in which the learning rate rises linearly from zero."""
     clip_norm: NotNegative = 0.0
     """Maximum norm of the gradient; 0 disables clipping."""
+
+    @property
+    def clips_per_batch(self) -> int:
+        """``batch_size`` of a run, whose sizes were chosen by its data."""
+        assert self.batch_size is not None, "fit_to_data comes first"
+        return self.batch_size
 
 
 @dataclass(frozen=True)
@@ -226,6 +235,9 @@ class MachineConfig:
     """Number of decoding processes per training process."""
     checkpoint_every_steps: CountOrZero = 0
     """Steps between checkpoints; 0: once per epoch."""
+    keep_checkpoints: bool = False
+    """Keep the newest two checkpoints when the run ends. Otherwise one remains with the weights alone, with which
+    --resume evaluates the run again."""
     log_every_steps: Count = 10
     """Steps between two lines of metrics.jsonl and of the tracker."""
     knn_every_epochs: NotNegative = 0.0
@@ -429,8 +441,8 @@ def _take_config_option(arguments: list[str]) -> tuple[dict[str, Any], list[str]
 DESCRIPTION = (
     "Train a student from a teacher without labels, or (--supervised) an encoder with labels. --config FILE reads a "
     "YAML file, for example one of configs/; options override it. The defaults below are those of the CompRess paper, "
-    "except the objective. Without --data the embedded dataset toyactions is rendered, and a preset for laptops "
-    "(crossdistill/recipes/toyactions.yaml) replaces the defaults."
+    "except the objective and the crops. Without --data the embedded dataset toyactions is rendered, and a preset for "
+    "laptops (crossdistill/recipes/toyactions.yaml) replaces the defaults."
 )
 
 

@@ -110,6 +110,19 @@ def select_training_clips(
     )
 
 
+def count_training_clips(config: RunConfig, manifests: Iterable[Manifest], *, uses_labels: bool) -> int:
+    """Count the clips that ``select_training_clips`` returns.
+
+    Raises:
+        UserError: A dataset has no such split.
+    """
+    return sum(
+        manifest.videos[i].is_usable
+        for manifest in manifests
+        for i in _training_positions(manifest, config.data.split, uses_labels=uses_labels)
+    )
+
+
 def views_of(teachers: Sequence[Teacher]) -> list[ViewSpec]:
     """Return the view of each teacher."""
     return [teacher.encoder.view for teacher in teachers]

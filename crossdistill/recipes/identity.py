@@ -18,6 +18,7 @@ from crossdistill.recipes.config import (
     with_current_names,
     with_former_names,
 )
+from crossdistill.recipes.sizes import PAPER_BANK_SIZE
 from crossdistill.recipes.teachers import TeacherOptions, TeacherSource, file_name_of
 from crossdistill.utils.files import sha256_of
 from crossdistill.utils.records import fingerprint, without
@@ -114,7 +115,7 @@ def own_teacher_config(
             student_size=teacher.size_px,
         ),
         data=replace(config.data, strong_views=False),
-        objective=ObjectiveConfig(),
+        objective=ObjectiveConfig(bank_size=PAPER_BANK_SIZE),  # as the names of folders of version 0.1 have it
         optimization=replace(config.optimization, epochs=recipe.teacher_epochs, lr=recipe.teacher_lr),
     )
     content = [manifest.content_digest for manifest in manifests]

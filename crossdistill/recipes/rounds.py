@@ -15,13 +15,14 @@ from typing import Any
 from accelerate import Accelerator
 
 from crossdistill.evaluation.roles import NumberedRole, Role
-from crossdistill.recipes.checks import check_configuration, check_data_and_memory
+from crossdistill.recipes.checks import check_configuration, check_data_and_memory, uses_labels
 from crossdistill.recipes.config import AUTO, RunConfig, several
 from crossdistill.recipes.context import RunContext, announce
-from crossdistill.recipes.data import open_datasets
+from crossdistill.recipes.data import count_training_clips, open_datasets
 from crossdistill.recipes.final_evaluation import print_comparison
 from crossdistill.recipes.identity import choose_folder
 from crossdistill.recipes.run import claimed, run
+from crossdistill.recipes.sizes import fit_to_data
 from crossdistill.recipes.teachers import teacher_sources
 from crossdistill.training.run_folder import RunFolder
 from crossdistill.utils.distributed import create_accelerator, decide_on_first
@@ -38,10 +39,12 @@ def run_rounds(config: RunConfig, accelerator: Accelerator | None = None) -> Pat
     later_sources = teacher_sources(later)
     check_configuration(later, later_sources)
     accelerator = accelerator or create_accelerator(accumulate=config.optimization.accumulate)
-    # The first round checks its own data before anything is trained.
     manifests = open_datasets(config, accelerator)
-    check_data_and_memory(later, later_sources, manifests, accelerator)
     folder = RunFolder(decide_on_first(accelerator, lambda: choose_folder(config, teacher_sources(config))))
+    num_clips = count_training_clips(config, manifests, uses_labels=uses_labels(config))
+    config = fit_to_data(config, num_clips, folder, accelerator)
+    # The first round checks its own data before anything is trained.
+    check_data_and_memory(_preview_of_later_rounds(config), later_sources, manifests, accelerator)
     results: dict[str, dict[str, Any]] = {}
     last = folder
     with claimed(RunContext(config, manifests, folder, accelerator)):

@@ -21,10 +21,18 @@ from crossdistill.evaluation.roles import Role, teacher_roles
 from crossdistill.recipes.checks import check_configuration, check_data_and_memory, terms_of, uses_labels
 from crossdistill.recipes.config import AUTO, RunConfig
 from crossdistill.recipes.context import RunContext
-from crossdistill.recipes.data import evaluable, is_toyactions, open_datasets, select_training_clips, views_of
+from crossdistill.recipes.data import (
+    count_training_clips,
+    evaluable,
+    is_toyactions,
+    open_datasets,
+    select_training_clips,
+    views_of,
+)
 from crossdistill.recipes.final_evaluation import evaluate_networks
 from crossdistill.recipes.identity import choose_folder, contents, identity, own_teacher_config, upgrade
 from crossdistill.recipes.recorded_teachers import RecordedTeacher
+from crossdistill.recipes.sizes import fit_to_data
 from crossdistill.recipes.student import create_student
 from crossdistill.recipes.tasks import create_distiller, create_optimizer, create_plan, create_supervised
 from crossdistill.recipes.teachers import TeacherOptions, TeacherSource, published_weights, teacher_sources
@@ -62,6 +70,8 @@ def run(config: RunConfig, accelerator: Accelerator | None = None, *, is_common:
     use_all_cores(accelerator)
     manifests = open_datasets(config, accelerator)
     folder = RunFolder(decide_on_first(accelerator, lambda: choose_folder(config, sources)))
+    num_clips = count_training_clips(config, manifests, uses_labels=uses_labels(config))
+    config = fit_to_data(config, num_clips, folder, accelerator)
     context = RunContext(config, manifests, folder, accelerator)
     with claimed(context, is_common=is_common) as is_finished:
         if is_finished:
@@ -70,6 +80,8 @@ def run(config: RunConfig, accelerator: Accelerator | None = None, *, is_common:
             _train_with_labels(context)
         else:
             _train_with_teachers(context, sources)
+        if not config.machine.keep_checkpoints:
+            decide_on_first(accelerator, Checkpoints(folder.checkpoints).keep_weights_alone)
     return folder.path
 
 

@@ -43,6 +43,12 @@ def create_student(config: RunConfig, *, is_random: bool = False) -> Encoder:
     return student
 
 
+def require_fitting_batch(config: RunConfig, terms: list[Term]) -> None:
+    """Raise a ``UserError`` if a head normalises by the batch and the batch is a single clip."""
+    if config.optimization.batch_size == 1 and any(term.adapter.startswith("mlp") for term in terms):
+        raise UserError("--batch-size is 1, but an MLP head has batch normalisation: give --batch-size 2 or more")
+
+
 def check_student(config: RunConfig, terms: list[Term]) -> Encoder:
     """Check the student before anything is made, and return a preview of it: names and sizes without values."""
     pair = config.pair
@@ -51,8 +57,8 @@ def check_student(config: RunConfig, terms: list[Term]) -> Encoder:
     if pair.bits is not None:
         parse_bit_widths(pair.bits)
         require_brevitas()
-    if config.optimization.batch_size == 1 and any(term.adapter.startswith("mlp") for term in terms):
-        raise UserError("--batch-size is 1, but an MLP head has batch normalisation: give --batch-size 2 or more")
+    if not pair.supervised:
+        require_fitting_batch(config, terms)
     student = preview_encoder(pair.student, pair.student_weights, **pair.student_view)
     if pair.student_weights is not None:
         require_weights_exist("--student-weights", pair.student_weights, student)

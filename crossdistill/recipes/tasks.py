@@ -19,6 +19,7 @@ from crossdistill.encoders.execution import Execution
 from crossdistill.recipes.checks import BANK_DTYPES, terms_of
 from crossdistill.recipes.config import RunConfig
 from crossdistill.recipes.context import RunContext
+from crossdistill.recipes.sizes import fillable_bank_size
 from crossdistill.recipes.standardization import standardize_teachers
 from crossdistill.training.loop import TrainingPlan
 from crossdistill.training.optimizer import create_optimizer as create_optimizer_of
@@ -52,7 +53,7 @@ def create_distiller(
             dataset,
             method=objective.standardize,
             accelerator=accelerator,
-            batch_size=config.optimization.batch_size,
+            batch_size=config.optimization.clips_per_batch,
             num_workers=config.machine.workers,
             folder=run.folder.path,
         )
@@ -61,13 +62,19 @@ def create_distiller(
         gathered: Tensor = accelerator.gather(tensor)
         return gathered
 
+    bank_size = fillable_bank_size(config, len(dataset), accelerator.num_processes)
+    if bank_size != objective.bank_size and any(term.objective.student_anchors is not None for term in terms):
+        run.announce(
+            f"the run draws {bank_size} clips in all: its memory bank has room for so many, not for --bank-size "
+            f"{objective.bank_size}"
+        )
     # The heads start with the same weights whatever was built before them: a teacher's network, or its cache.
     torch.manual_seed(config.machine.seed + HEAD_SEED_SHIFT)
     return Distiller(
         student=student,
         teachers=teachers,
         objective=terms,
-        bank_size=objective.bank_size,
+        bank_size=bank_size,
         bank_dtype=BANK_DTYPES[objective.bank_dtype],
         ema_momentum=objective.ema_momentum,
         teacher_drop=objective.teacher_drop,
@@ -119,7 +126,7 @@ def create_plan(config: RunConfig) -> TrainingPlan:
 
     return TrainingPlan(
         num_epochs=options.epochs,
-        batch_size=options.batch_size,
+        batch_size=options.clips_per_batch,
         accumulate=options.accumulate,
         learning_rate=rate,
         clip_norm=options.clip_norm,

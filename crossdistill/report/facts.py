@@ -43,7 +43,7 @@ def _training_facts(record: RunRecord) -> Pairs:
         ("objective", objective),
         ("datasets", ", ".join(str(path) for path in config.data.data) or "toyactions"),
         ("split", config.data.split),
-        ("epochs", f"{options.epochs}, batch size {options.batch_size * options.accumulate}"),
+        ("epochs", f"{options.epochs}, batch size {options.clips_per_batch * options.accumulate}"),
         ("optimizer", f"{optimizer}, {options.schedule}, weight decay {options.weight_decay:g}"),
         ("seed", str(config.machine.seed)),
     ]

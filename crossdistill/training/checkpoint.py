@@ -22,6 +22,8 @@ from crossdistill.utils.tensor_files import join_tensors, split_tensors, write_t
 
 FORMAT_VERSION = 1
 NUM_KEPT = 2
+TRAINING_ALONE = ("optimizer", "task")
+"""The parts of a checkpoint that a finished run needs no more."""
 _NAME = re.compile(r"step-(\d{8})\.safetensors")
 
 
@@ -65,6 +67,22 @@ class Checkpoints:
                 self.path(other).unlink(missing_ok=True)
         return path
 
+    def keep_weights_alone(self) -> None:
+        """Replace all checkpoints of a finished run by one of the last step without optimizer, bank and EMA copies.
+
+        With it the run can still be resumed, in order to evaluate it again. Nothing is done if no checkpoint is intact.
+        """
+        newest = self._newest(only_weights=True)
+        if newest is None:
+            return
+        step, state = newest
+        for name in TRAINING_ALONE:
+            state.pop(name, None)
+        self.save(step, state)
+        for other in self.steps():
+            if other != step:
+                self.path(other).unlink(missing_ok=True)
+
     def _remove_half_written(self) -> None:
         """Remove temporary files of a killed run."""
         if self.folder.is_dir():
@@ -77,23 +95,29 @@ class Checkpoints:
 
     def load_newest(self) -> tuple[int, dict[str, Any]] | None:
         """Return the newest intact checkpoint and its step. Damaged checkpoints are reported and skipped."""
+        return self._newest()
+
+    def _newest(self, *, only_weights: bool = False) -> tuple[int, dict[str, Any]] | None:
         for step in reversed(self.steps()):
             try:
-                return step, _read(self.path(step))
+                return step, _read(self.path(step), without=TRAINING_ALONE if only_weights else ())
             except (SafetensorError, json.JSONDecodeError, KeyError, OSError) as error:
                 console.print(f"passing over the checkpoint {self.path(step)}: it is damaged ({error})", style="yellow")
         return None
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, *, without: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Read a checkpoint, without the tensors of the parts that are named."""
     with safe_open(path, framework="pt") as file:
         header = file.metadata() or {}
         if not header.get("version", "").isdecimal():
             raise SafetensorError("its header is not a checkpoint's")
         if int(header["version"]) > FORMAT_VERSION:
             raise UserError(f"{path} was written by a newer crossdistill: update crossdistill")
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    state: dict[str, Any] = join_tensors(json.loads(header["state"]), tensors)
+        names = [name for name in file.keys() if name.partition("/")[0] not in without]  # noqa: SIM118
+        tensors = {name: file.get_tensor(name) for name in names}
+    rest = {name: part for name, part in json.loads(header["state"]).items() if name not in without}
+    state: dict[str, Any] = join_tensors(rest, tensors)
     return state
 
 

@@ -14,6 +14,7 @@ from crossdistill.distillation.task import Task
 from crossdistill.errors import UserError
 from crossdistill.training.checkpoint import Checkpoints, load_optimizer_state, optimizer_state
 from crossdistill.training.monitor import REMEDY
+from crossdistill.training.optimizer import take_groups_of
 from crossdistill.utils.console import console
 from crossdistill.utils.distributed import decide_on_first, gather_objects
 
@@ -63,8 +64,10 @@ class Resumable:
         content = found[0] if found else self.checkpoints.load(newest)
         self._require_same_run(content)
         self.accelerator.unwrap_model(self.model).load_state_dict(content["trainable"])
-        load_optimizer_state(self.optimizer, content["optimizer"])
-        self.task.load_resume_state(content["task"])
+        if "optimizer" in content:  # else the run has ended, and only its weights remain
+            take_groups_of(content["optimizer"], self.optimizer, self.task.trainable)
+            load_optimizer_state(self.optimizer, content["optimizer"])
+            self.task.load_resume_state(content["task"])
         _set_generator_state(content["generators"][self.accelerator.process_index])
         if self.accelerator.is_main_process:
             console.print(f"resuming after step {newest}")

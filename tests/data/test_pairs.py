@@ -33,7 +33,7 @@ def test_every_pair_of_modalities__trains_saves_resumes_evaluates(teacher, stude
     views += [] if student == "image" else ["--student-frames", 4, "--student-stride", 2]
     pair = ["--teacher", TINY[teacher], "--teacher-weights", weights, "--student", TINY[student], *views]
     options = [*pair, "--data", toy_folder, "--out", tmp_path / "run", "--checkpoint-every-steps", 3]
-    train(*options, "--no-evaluate")
+    train(*options, "--no-evaluate", "--keep-checkpoints")
     whole = load_file(tmp_path / "run" / "student" / "student.safetensors")
     newest = max((tmp_path / "run" / "checkpoints").iterdir())
     shutil.rmtree(newest) if newest.is_dir() else newest.unlink()

@@ -8,7 +8,10 @@ from torch import nn
 import crossdistill
 from crossdistill.data.sampling import SampleKey
 from crossdistill.distillation.heads import ADAPTERS, Sizes, TokenResampler
+from crossdistill.distillation.student_with_heads import Head
+from crossdistill.distillation.supervised import SupervisedTask
 from crossdistill.encoders import create_encoder
+from crossdistill.encoders.execution import Execution
 from crossdistill.errors import UserError
 
 STUDENT = Sizes(12, (6, 2, 3, 3))
@@ -32,6 +35,34 @@ def test_adapters__give_what_they_say_and_every_weight_learns(kind):
     (output * torch.linspace(-1, 1, output.numel()).view_as(output)).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
     assert given.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_heads__compute_in_float32_under_autocast(kind):
+    adapter = ADAPTERS[kind]
+    head = Head(adapter.build(STUDENT, TEACHER), takes_tokens=adapter.takes_tokens).eval()
+    given = torch.randn(4, *(STUDENT.tokens if adapter.takes_tokens else (STUDENT.embed_dim,))).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = head(given)
+    assert output.dtype == torch.float32 and torch.equal(output, head.module(given.float()))
+
+
+def test_labels__logits_of_a_bf16_network_are_not_tied():
+    """In bf16 about one row in 20 has two best classes among 400."""
+    torch.manual_seed(0)
+    encoder = crossdistill.create_encoder("rgb_tiny3d_8", num_frames=4, size_px=16)
+    execution = Execution.choose(encoder, precision="bf16")
+    task = SupervisedTask(encoder=encoder, execution=execution, num_classes=400)
+    clips = torch.randn(256, 3, 4, 16, 16)
+    with torch.no_grad():
+        logits = execution.run(task._call, clips)["classifier"]
+        in_bf16 = execution.run(lambda clip: task.trainable.heads["classifier"].module(encoder(clip)), clips)
+    assert num_ties(logits) == 0 < num_ties(in_bf16)
+
+
+def num_ties(logits):
+    best, second = logits.topk(2, dim=1).values.T
+    return int((best == second).sum())
 
 
 @pytest.mark.parametrize("num_layers", [2, 3, 4])

@@ -77,6 +77,49 @@ def test_bank__rejects_state_of_another_size_or_side():
         MemoryBank(size=5, teacher_dim=2, student_dim=None).load_state_dict(state)
 
 
+def filled(size, *batches):
+    bank = MemoryBank(size=size, teacher_dim=2, student_dim=3)
+    for ids in batches:
+        bank.enqueue(batch(ids))
+    return bank
+
+
+def rows_of_all(bank):
+    """The state as version 0.1 wrote it: all rows of the bank, and a position without its size."""
+    sides = {"teacher": bank._teacher, "student": bank._student, "sample_ids": bank._sample_ids}
+    return {**sides, "position": torch.tensor([bank.cursor, bank.num_valid])}
+
+
+@pytest.mark.parametrize("batches", [[[1, 2]], [[1, 2, 3], [4, 5, 6, 7]]])
+def test_bank__state_holds_filled_rows_alone_and_continues_as_that_of_all_rows(batches):
+    bank = filled(5, *batches)
+    state = bank.state_dict()
+    num_filled = min(5, sum(map(len, batches)))
+    assert {name: len(value) for name, value in state.items() if name != "position"} == dict.fromkeys(
+        ("teacher", "student", "sample_ids"), num_filled
+    )
+    again, former = filled(5, [9, 9, 9, 9, 9]), filled(5)
+    again.load_state_dict(state)
+    former.load_state_dict(rows_of_all(bank))
+    for each in (bank, again, former):
+        each.enqueue(batch([10, 11, 12, 13]))
+        each.enqueue(batch([14]))
+    for name, value in bank.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]) and torch.equal(value, former.state_dict()[name])
+
+
+@pytest.mark.parametrize("state_of", [rows_of_all, MemoryBank.state_dict])
+def test_bank__larger_one_that_was_never_full_fits_and_a_full_one_does_not(state_of):
+    smaller = MemoryBank(size=4, teacher_dim=2, student_dim=3)
+    smaller.load_state_dict(state_of(filled(9, [1, 2], [3, 4])))
+    assert smaller.sample_ids.tolist() == [1, 2, 3, 4] and smaller.fill == 1
+    smaller.enqueue(batch([5]))
+    assert smaller.sample_ids.tolist() == [5, 2, 3, 4]
+    for other in (filled(9, [1, 2, 3, 4, 5]), filled(5, [1, 2, 3], [4, 5, 6])):
+        with pytest.raises(UserError, match="in 'size': resume with the --objective, --bank-size"):
+            MemoryBank(size=4, teacher_dim=2, student_dim=3).load_state_dict(state_of(other))
+
+
 def test_bank__rejects_size_zero():
     with pytest.raises(UserError, match="--bank-size"):
         MemoryBank(size=0, teacher_dim=2, student_dim=None)

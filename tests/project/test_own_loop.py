@@ -151,3 +151,22 @@ def test_stored_embeddings__are_a_teacher_without_weights():
         distiller = cd.Distiller(student=student, teachers=given, student_dim=3, teacher_dim=2, objective="simreg")
         losses.append(distiller(images, seen).loss.item())
     assert losses[0] == pytest.approx(losses[1], abs=1e-6) and losses[0] > 0
+
+
+def test_stored_integers_and_floats__are_never_taken_for_each_other():
+    """A View of floats was divided by 255 like stored bytes, and bytes without a View were not normalised at all."""
+    student, teacher = (cd.create_encoder("rgb_tiny3d_8", num_frames=4, size_px=16) for _ in range(2))
+    distiller = cd.Distiller(student=student, teachers=teacher, objective="cosine")
+    bytes_, ones = torch.randint(0, 256, (4, 3, 4, 16, 16), dtype=torch.uint8), torch.ones(4, 3)
+    floats = (bytes_ / 255 - 0.45) / 0.225
+    assert torch.allclose(distiller(pair(cd.View(bytes_, ones))).loss, distiller(floats).loss, atol=1e-4)
+    for dtype in (torch.float32, torch.bfloat16, torch.int64):
+        with pytest.raises(cd.UserError, match=f"a View holds stored integers .*, not {dtype}: give normalised"):
+            cd.View(floats.to(dtype), ones)
+    with pytest.raises(cd.UserError, match=r"takes normalised floats, not torch\.uint8: put stored integers"):
+        distiller(bytes_)
+
+
+def pair(view):
+    ids = torch.arange(len(view.values))
+    return cd.PairedBatch(student=view, teachers=(view,), sample_ids=ids, labels=torch.full_like(ids, -1))

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -12,6 +13,7 @@ from crossdistill.recipes.checks import check_configuration
 from crossdistill.recipes.config import from_dict, from_keywords, load_yaml, parse, several, to_dict
 from crossdistill.recipes.identity import own_teacher_config
 from crossdistill.recipes.rounds import round_config
+from crossdistill.recipes.sizes import fit_to_data
 from crossdistill.recipes.tasks import create_plan
 from crossdistill.recipes.teachers import teacher_options, teacher_sources
 from crossdistill.training.run_folder import RunFolder
@@ -26,14 +28,30 @@ ROWS = sorted(path for path in (FOLDER / "compress").glob("*.yaml") if path.stem
 CONFIGS = [*sorted(FOLDER.glob("*.yaml")), *ROWS]
 
 
-def test_defaults__are_the_papers_but_for_the_objective():
+def test_defaults__are_the_papers_but_for_objective_and_crops():
     config = parse(["--data", "x"])
-    assert config.objective.temperature is None and config.objective.bank_size == 128_000
+    assert config.objective.temperature is None and config.objective.bank_size is None
     assert config.objective.objective == ("compress-1q", "simreg") and config.objective.ema_momentum == 0.999
     optimization = config.optimization
     assert (optimization.lr, optimization.momentum, optimization.weight_decay) == (0.01, 0.9, 1e-4)
-    assert (optimization.epochs, optimization.batch_size, optimization.optimizer) == (130, 256, "sgd")
+    assert (optimization.epochs, optimization.batch_size, optimization.optimizer) == (130, None, "sgd")
     assert [round(130 * share) for share in optimization.lr_milestones] == [90, 120]
+    assert config.data.crop_area_min == 0.2
+
+
+def test_files__have_the_crops_and_the_run_of_their_papers():
+    """Facts of the authors' repositories UMBCvision/CompRess and UMBCvision/ISD (train_isd_plus.py, ResNet-50)."""
+    folder = Path(__file__).parents[2] / "configs"
+    for name in ("moco_to_alexnet_1q", "moco_to_alexnet_2q"):
+        config = parse(["--config", str(folder / "compress" / f"{name}.yaml"), "--data", "x"])
+        assert config.data.crop_area_min == 0.08 and config.objective.temperature == 0.04
+    isd = parse(["--config", str(folder / "isd.yaml"), "--data", "x"])
+    objective, optimization = isd.objective, isd.optimization
+    assert (objective.ema_momentum, objective.teacher_temperature, objective.temperature) == (0.99, 0.01, 0.1)
+    assert (optimization.lr, optimization.epochs, optimization.schedule, optimization.optimizer) == (
+        *(0.05, 200, "cosine", "sgd"),
+    )
+    assert isd.data.crop_area_min == 0.2 and objective.bank_size == 128_000 and optimization.batch_size == 256
 
 
 def test_no_data__takes_the_toyactions_preset_below_options():
@@ -132,6 +150,8 @@ def test_every_file_in_configs__loads_and_builds(path):
     values["pair"] = {"teacher_weights": "auto", **values["pair"]}
     config = from_dict(values, source=str(path))
     check(config)  # names of encoders and objective
+    one_process = SimpleNamespace(num_processes=1, is_main_process=True)
+    config = fit_to_data(config, 10_000, RunFolder(Path("absent")), one_process)
     plan = create_plan(config)
     assert plan.learning_rate(0, 1000, 100) > 0
 
@@ -237,3 +257,11 @@ def test_files_of_version_0_1__are_read_with_their_old_names(tmp_path):
     path.write_text("pair: {student: flow_r3d18, precision: w4a8}\nmachine: {mixed_precision: bf16}\ndata: {data: x}\n")
     config = parse(["--config", str(path)])
     assert (config.pair.bits, config.machine.precision) == ("w4a8", "bf16")
+
+
+def test_check_configuration__a_batch_of_one_is_refused_only_where_a_head_normalises_by_it():
+    options = ["--student", "rgb_tiny3d_8", "--data", "x", "--batch-size", "1"]
+    check(parse([*options, "--supervised"]))
+    check(parse([*options, "--teacher", "self", "--objective", "compress-2q"]))
+    with pytest.raises(UserError, match="--batch-size is 1, but an MLP head has batch normalisation"):
+        check(parse([*options, "--teacher", "self"]))

@@ -484,7 +484,7 @@ def test_cached_teacher__has_the_logits_of_its_classifier(tmp_path):
     for shard in cache.shards():
         cache.write(shard, torch.randn(shard.num_clips, 3), {})
     keys = torch.tensor([[4, 1], [0, 0]])
-    empty = View(torch.empty(0), torch.empty(0))
+    empty = View(torch.empty(0, dtype=torch.uint8), torch.empty(0))
     batch = PairedBatch(student=empty, teachers=(), sample_ids=keys[:, 0], labels=keys[:, 0], sample_keys=keys)
     outputs = CachedTeacher(TeacherCache(tmp_path), torch.device("cpu"), split="1").embed(batch)
     torch.testing.assert_close(outputs["logits"], outputs["features"] @ layer.weight.T + layer.bias)

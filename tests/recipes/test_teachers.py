@@ -31,6 +31,8 @@ TINY = [
     *("--student", "depth_tiny3d_8", "--student-frames", 4, "--student-size", 16, "--epochs", 1, "--batch-size", 8),
     *("--bank-size", 40, "--workers", 0, "--tracker", "none", "--knn-clips", 0, "--log-every-steps", 1, "--lr", 0.002),
 ]
+# A run of fewer epochs could not fill this bank, which would be lowered.
+HUGE_BANK = ["--bank-size", 10**12, "--epochs", 10**12]
 TWO = ["--teacher", "rgb_tiny3d_8", "flow_tiny3d_8", "--teacher-frames", 4, "--teacher-size", 16]
 
 
@@ -113,7 +115,7 @@ def test_teacher_drop__leaves_out_all_but_the_one_with_the_largest_loss(toy_fold
 @pytest.mark.parametrize("standardize", ["none", "mean-variance", "phi-s"])
 def test_several_teachers__train_resume_and_evaluate(standardize, taught_by, toy_folder, tmp_path, monkeypatch):
     options = [*taught_by, "--data", toy_folder, "--objective", "smooth-l1", "--teacher-drop", 0.5]
-    options += ["--standardize", standardize, "--epochs", 2]
+    options += ["--standardize", standardize, "--epochs", 2, "--keep-checkpoints"]
     train(*options, "--out", tmp_path / "whole")
     (by_role,) = json.loads((tmp_path / "whole" / "results.json").read_text()).values()
     assert set(by_role) == {"teacher 1", "teacher 2", "student, random", "student, distilled"}
@@ -140,13 +142,14 @@ def test_standardised_teachers__give_errors_of_one_size(taught_by, toy_folder, t
 
 
 def test_self__sees_other_crops_of_the_same_moments_and_follows_the_student(toy_folder, tmp_path):
-    train("--config", CONFIGS / "isd.yaml", "--data", toy_folder, "--out", tmp_path / "isd", "--epochs", 2)
+    options = ["--config", CONFIGS / "isd.yaml", "--data", toy_folder, "--out", tmp_path / "isd", "--epochs", 2]
+    train(*options, "--keep-checkpoints")
     (by_role,) = json.loads((tmp_path / "isd" / "results.json").read_text()).values()
     assert set(by_role) == {"student, random", "student, distilled"}
     newest = sorted((tmp_path / "isd" / "checkpoints").iterdir())[-1]
     expected = weights(tmp_path / "isd")
     newest.unlink()
-    train("--config", CONFIGS / "isd.yaml", "--data", toy_folder, "--out", tmp_path / "isd", "--epochs", 2, "--resume")
+    train(*options, "--resume")
     assert all(torch.equal(value, expected[name]) for name, value in weights(tmp_path / "isd").items())
 
 
@@ -218,7 +221,10 @@ def test_rounds__each_student_teaches_the_next(toy_folder, tmp_path):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--objective", "compress-1q", "--bank-size", 10**12], r"a bank of 1000000000000 anchors needs [\d.]+ GB"),
+        (
+            ["--objective", "compress-1q", *HUGE_BANK],
+            r"a bank of 1000000000000 anchors needs [\d.]+ GB",
+        ),
         (["--student", "rgb_x3d_s", "--objective", "attention-transfer"], "rgb_x3d_s has 4 weights after its tokens"),
     ],
 )
@@ -259,9 +265,12 @@ def test_labels_beside_a_teacher__train_a_classifier(taught_by, toy_folder, tmp_
         ([TWO[0], TWO[1], "--teacher-drop", 0.5], "--teacher-drop leaves out one of several teachers"),
         (["--supervised", "--strong-views"], "--strong-views has no effect with --supervised"),
         ([TWO[0], TWO[1], "--rounds", 2, "--objective", "kd"], "--rounds needs a classifier of each student"),
-        ([*TWO, "--bank-size", 10**12], r"a bank of 1000000000000 anchors needs [\d.]+ GB"),
+        ([*TWO, *HUGE_BANK], r"a bank of 1000000000000 anchors needs [\d.]+ GB"),
         ([*TWO, "--teacher-drop", 1.0], "teacher_drop is 1.0: input should be less than 1"),
-        (["--teacher", "self", "--bank-size", 10**12], r"a bank of 1000000000000 anchors needs [\d.]+ GB"),
+        (
+            ["--teacher", "self", *HUGE_BANK],
+            r"a bank of 1000000000000 anchors needs [\d.]+ GB",
+        ),
     ],
 )
 def test_invalid_options__are_refused_in_one_sentence(options, sentence, toy_folder, tmp_path, assert_refused):
@@ -283,6 +292,7 @@ def test_bank__fits_where_it_is_and_where_it_is_written_from(device, free_gb, se
     monkeypatch.setattr(checks, "free_memory_bytes", lambda where: int(free_gb[where.type] * 1e9))
     accelerator = SimpleNamespace(device=torch.device(device), num_processes=2)
     options = [*TINY, TWO[0], TWO[1], "--data", toy_folder, "--objective", "compress-1q", "--bank-size", 10**9 // 1024]
+    options += ["--epochs", 10**9]  # so many that the bank is filled
     config = parse([str(option) for option in options])
     with nullcontext() if sentence is None else pytest.raises(UserError, match=sentence):
         checks.check_data_and_memory(config, teacher_sources(config), [Manifest.load(toy_folder)], accelerator)

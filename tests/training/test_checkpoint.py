@@ -18,6 +18,7 @@ from crossdistill.encoders import create_encoder
 from crossdistill.errors import UserError
 from crossdistill.objectives.memory_bank import MemoryBank
 from crossdistill.training.checkpoint import Checkpoints, load_optimizer_state, optimizer_state
+from crossdistill.types import Anchors
 from crossdistill.utils.tensor_files import join_tensors, split_tensors
 
 
@@ -47,9 +48,33 @@ def test_checkpoints__newest_two_are_kept_and_the_newest_is_loaded(tmp_path):
     assert step == 200 and content["trainable"]["w"][0, 0] == 200 and content["unreadable"] == {"a": "b"}
 
 
+def test_keep_weights_alone__leaves_one_small_checkpoint(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.keep_weights_alone()  # nothing was saved: nothing to do
+    large = torch.zeros(1000, 1000)
+    for step in (1, 2):
+        checkpoints.save(step, {**state(step), "optimizer": {"m": large}, "task": {"banks": [{"teacher": large}]}})
+    whole_bytes = checkpoints.path(2).stat().st_size
+    for _ in range(2):
+        checkpoints.keep_weights_alone()
+        assert [path.name for path in tmp_path.iterdir()] == ["step-00000002.safetensors"]
+        assert checkpoints.path(2).stat().st_size < 50_000 < 8_000_000 < whole_bytes
+        _, content = checkpoints.load_newest()
+        assert content.keys() == state(2).keys() and content["trainable"]["w"].unique().tolist() == [2.0]
+
+
+def test_keep_weights_alone__passes_over_a_damaged_checkpoint(tmp_path, capsys):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state(1))
+    checkpoints.path(2).write_bytes(b"damaged")
+    checkpoints.keep_weights_alone()
+    assert checkpoints.steps() == [1]
+
+
 def test_save__copies_only_what_shares_memory(tmp_path, monkeypatch):
     """A copy of a memory bank would need as much memory as the bank, at the first checkpoint."""
     bank = MemoryBank(size=7, teacher_dim=3, student_dim=2)
+    bank.enqueue(Anchors(teacher=torch.ones(4, 3), student=torch.ones(4, 2), sample_ids=torch.arange(4)))
     layer = nn.Linear(2, 2)
     content = {
         "bank": bank.state_dict(),

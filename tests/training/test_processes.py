@@ -18,9 +18,20 @@ PROJECT = Path(__file__).resolve().parents[2]
 KILLED_SCRIPT = PROJECT / "tests" / "train_until_killed.py"
 TINY = [
     *("--student-frames", 4, "--student-size", 32),
-    *("--optimizer", "adamw", "--lr", 0.003, "--schedule", "cosine", "--bank-size", 40, "--clip-norm", 1.0),
+    *(
+        "--optimizer",
+        "adamw",
+        "--lr",
+        0.003,
+        "--schedule",
+        "cosine",
+        "--bank-size",
+        40,
+        "--clip-norm",
+        1.0,
+    ),
     *("--precision", "fp32", "--workers", 1, "--no-evaluate", "--knn-clips", 0),
-    *("--tracker", "none", "--log-every-steps", 1),
+    *("--tracker", "none", "--log-every-steps", 1, "--keep-checkpoints"),
 ]
 
 

@@ -1,0 +1,99 @@
+"""Batch and bank where the configuration leaves them to the data, and what a finished run keeps."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from in_process import train
+from safetensors.torch import load_file
+
+from crossdistill.recipes.config import parse
+from crossdistill.recipes.sizes import bank_size_for, batch_size_for, fillable_bank_size, fit_to_data
+from crossdistill.training.run_folder import RunFolder
+
+ONE = SimpleNamespace(num_processes=1, is_main_process=True)
+
+
+def fitted(*options, num_clips=62, folder="x", accelerator=ONE):
+    config = parse(["--data", "x", "--teacher", "self", "--student", "flow_tiny3d_8", *map(str, options)])
+    config = fit_to_data(config, num_clips, RunFolder(folder), accelerator)
+    return config, (config.optimization.batch_size, config.objective.bank_size)
+
+
+@pytest.mark.parametrize("num_processes", [1, 2, 8])
+@pytest.mark.parametrize("num_clips", [8, 16, 62, 431, 4096, 9537, 1_281_167])
+def test_default_batch__always_fits_and_reaches_the_papers(num_clips, num_processes):
+    size = batch_size_for(num_clips, num_processes)
+    assert 1 <= size <= 256 and size * num_processes <= num_clips
+    steps = num_clips // (size * num_processes)
+    assert steps >= 16 or size <= 16
+    assert (size == 256) == (num_clips >= 4096 * num_processes)
+
+
+def test_default_bank__has_room_for_each_clip_once():
+    assert [bank_size_for(num_clips) for num_clips in (0, 62, 128_000, 1_281_167)] == [1, 62, 128_000, 128_000]
+
+
+def test_fit_to_data__chooses_what_is_not_given_and_says_so(capsys):
+    assert fitted()[1] == (16, 62)
+    assert "chosen for 62 training clips: --batch-size 16 and --bank-size 62" in capsys.readouterr().out
+    assert fitted("--batch-size", 256, "--bank-size", 128_000)[1] == (256, 128_000)
+    assert fitted(num_clips=1_281_167)[1] == (256, 128_000)
+    assert "chosen" not in capsys.readouterr().out
+
+
+def test_fit_to_data__a_resumed_run_keeps_the_sizes_of_its_start(tmp_path):
+    """Version 0.1 wrote its defaults, 256 and 128,000, into each run's config.json."""
+    written = {"optimization": {"batch_size": 256}, "objective": {"bank_size": 128_000}}
+    (tmp_path / "config.json").write_text(json.dumps({"configuration": written}))
+    assert fitted("--resume", num_clips=431, folder=tmp_path)[1] == (256, 128_000)
+    assert fitted("--resume", "--bank-size", 40, num_clips=431, folder=tmp_path)[1] == (256, 40)
+    assert fitted(num_clips=431, folder=tmp_path)[1] == (26, 431)
+
+
+def test_bank__is_no_larger_than_the_run_can_fill():
+    config, _ = fitted("--bank-size", 128_000, "--batch-size", 8, "--epochs", 3, "--accumulate", 2)
+    # 7 batches an epoch, 21 in all, of which 20 make 10 steps; of 4 processes 1, 3 and 2.
+    assert fillable_bank_size(config, 62, 1) == 10 * 2 * 8
+    assert fillable_bank_size(config, 62, 4) == 1 * 2 * 8 * 4
+    assert fillable_bank_size(config, 1_000_000, 1) == 128_000
+
+
+@pytest.fixture(scope="module")
+def small_run(toy_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("small") / "run"
+    options = ["--teacher", "self", "--student", "depth_tiny3d_8", "--student-frames", 4, "--student-size", 16]
+    options += ["--objective", "compress-2q-live", "--data", toy_folder, "--epochs", 1, "--workers", 0]
+    options += ["--tracker", "none", "--knn-clips", 0, "--out", folder]
+    train([*options, "--no-evaluate"])
+    return options, folder
+
+
+def test_run__without_sizes_trains_on_a_small_dataset_and_leaves_a_small_checkpoint(small_run):
+    _, folder = small_run
+    configuration = json.loads((folder / "config.json").read_text())["configuration"]
+    assert configuration["optimization"]["batch_size"] == 16 and configuration["objective"]["bank_size"] <= 48
+    (checkpoint,) = (folder / "checkpoints").iterdir()
+    student = folder / "student" / "student.safetensors"
+    assert checkpoint.stat().st_size < student.stat().st_size + 30_000
+
+
+def test_run__that_has_ended_is_evaluated_again_with_resume(small_run):
+    options, folder = small_run
+    student = folder / "student" / "student.safetensors"
+    expected = load_file(student)
+    student.unlink()
+    train([*options, "--resume"])
+    assert all(torch.equal(value, expected[name]) for name, value in load_file(student).items())
+    assert (folder / "results.json").is_file()
+
+
+def test_run__says_that_its_bank_is_lowered_and_refuses_a_batch_that_does_not_fit(small_run, tmp_path, capsys):
+    options = [*small_run[0], "--out", tmp_path / "run", "--no-evaluate"]
+    train([*options, "--bank-size", 128_000])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "clips in all: its memory bank has room for so many, not for --bank-size 128000" in told
+    with pytest.raises(SystemExit):
+        train([*options, "--out", tmp_path / "other", "--batch-size", 256])
+    assert "a batch of 256 on 1 process(es) needs 256 clips, but the data has" in capsys.readouterr().err
