@@ -65,7 +65,9 @@ def train(
     evaluate: Callable[[], dict[str, float]] | None = None,
     description: str = "training",
 ) -> TrainingState:
-    """Train a task to the end of its plan, from its newest checkpoint if there is one.
+    """Train a task to the end of its plan, from its newest checkpoint if there is one, and return the final state.
+
+    Ctrl-C and SIGTERM raise ``Stopped`` after a step, once its checkpoint is written.
 
     Args:
         task: What is trained.
@@ -76,12 +78,6 @@ def train(
         folder: Gets checkpoints, curves and the tracker's files.
         evaluate: Called from time to time; its numbers go into the curves.
         description: The text of the progress bar.
-
-    Returns:
-        The final state, with the videos that could not be read.
-
-    Raises:
-        Stopped: Ctrl-C or SIGTERM; a checkpoint was written after the step.
     """
     model, optimizer = accelerator.prepare(task.trainable, optimizer)
     task.wrap(lambda _: model)
