@@ -24,6 +24,7 @@ from crossdistill.utils.files import sha256_of
 from crossdistill.utils.records import fingerprint, without
 
 RUNS_FOLDER = Path("runs")
+FORMER_DEFAULT_OBJECTIVE = ("compress-2q-live", "simreg")
 MAX_NUMBERED_FOLDERS = 10_000
 
 
@@ -118,8 +119,10 @@ def own_teacher_config(
         objective=ObjectiveConfig(bank_size=PAPER_BANK_SIZE),  # as the names of folders of version 0.1 have it
         optimization=replace(config.optimization, epochs=recipe.teacher_epochs, lr=recipe.teacher_lr),
     )
+    # A teacher that learns labels does not depend on the objective, nor on the paths of the datasets.
+    options = without(without(identity(trained), "data.data"), "objective")
     content = [manifest.content_digest for manifest in manifests]
-    key = fingerprint([with_former_names(without(identity(trained), "data.data")), content], num_digits=8)
+    key = fingerprint([with_former_names(options), content], num_digits=8)
     teachers, name = folder.parent / "teachers", file_name_of(teacher.name)
     out = teachers / f"{name}-{key}"
     former = teachers / f"{name}-{_former_key(trained, manifests)}"
@@ -129,6 +132,7 @@ def own_teacher_config(
 
 
 def _former_key(trained: RunConfig, manifests: Sequence[Manifest]) -> str:
-    """Return the key of version 0.1, which knew the datasets by their paths too."""
+    """Return the key of version 0.1, which had the default objective and the paths of the datasets in it."""
+    trained = replace(trained, objective=ObjectiveConfig(objective=FORMER_DEFAULT_OBJECTIVE))
     clips = [[video.to_json() for video in manifest.videos] for manifest in manifests]
     return fingerprint([with_former_names(identity(trained)), clips], num_digits=8)
