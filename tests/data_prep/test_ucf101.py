@@ -246,7 +246,7 @@ def test_prepare__accepts_a_flat_folder_and_counts_unlisted_files(small_set, cap
     shutil.copy(small_set.videos / "v_Archery_g01_c01.avi", small_set.videos / "v_Archery_g25_c07.avi")
     manifest = prepare(small_set)
     assert [video.status for video in manifest.videos] == ["ok"] * 3
-    assert "1 .avi files are in no list" in capsys.readouterr().out
+    assert "1 videos are in no list" in capsys.readouterr().out
 
 
 def test_prepare__adds_a_stream_to_those_that_exist(small_set):
