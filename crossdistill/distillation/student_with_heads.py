@@ -58,13 +58,7 @@ class StudentWithHeads(nn.Module):
     def forward(self, clip_bcthw: Tensor) -> dict[str, Tensor]:
         """Map normalised clips [B, C, T, H, W] to the output of every head."""
         features, tokens = embed(self.encoder, clip_bcthw, with_tokens=self.needs_tokens)
-        outputs: dict[str, Tensor] = {}
-        for name, head in self.heads.items():
-            assert isinstance(head, Head)
-            given = tokens if head.takes_tokens else features
-            assert given is not None
-            outputs[name] = head(given)
-        return outputs
+        return {name: head(tokens if head.takes_tokens else features) for name, head in self.heads.items()}
 
 
 def embed(encoder: Encoder, clip_bcthw: Tensor, *, with_tokens: bool) -> tuple[Tensor, Tensor | None]:
@@ -92,9 +86,8 @@ class MomentumCopy:
         self._set_modes()
 
     def _set_modes(self) -> None:
-        self.module.train()  # some modules keep values in eval mode, such as LeViT's biases, and forget them here
-        self.module.eval()
-        for part in self.module.modules():
+        # train() comes first: some modules forget there what they keep in eval mode, such as the biases of LeViT.
+        for part in self.module.train().eval().modules():
             if isinstance(part, MOVING_STATISTICS):
                 part.train()
 

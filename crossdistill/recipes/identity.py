@@ -133,6 +133,7 @@ def own_teacher_config(
 
 def _former_key(trained: RunConfig, manifests: Sequence[Manifest]) -> str:
     """Return the key of version 0.1, which had the default objective and the paths of the datasets in it."""
-    trained = replace(trained, objective=ObjectiveConfig(objective=FORMER_DEFAULT_OBJECTIVE))
+    former = ObjectiveConfig(objective=FORMER_DEFAULT_OBJECTIVE, bank_size=PAPER_BANK_SIZE)
+    trained = replace(trained, objective=former)
     clips = [[video.to_json() for video in manifest.videos] for manifest in manifests]
     return fingerprint([with_former_names(identity(trained)), clips], num_digits=8)
