@@ -144,6 +144,18 @@ def test_own_teacher_config__another_content_of_the_data_is_another_teacher(toy_
     assert one == same != other
 
 
+def test_own_teacher_config__takes_the_teacher_that_version_0_1_trained(tmp_path):
+    """Its folder had this name there: the digest holds every default of that version."""
+    config = parse(["--student", "flow_r3d10", "--teacher", "rgb_r3d10", "--objective", "simreg"])
+    former = tmp_path / "teachers" / "rgb_r3d10-e604c059"
+    (former / "student").mkdir(parents=True)
+    for name in ("student.json", "student.safetensors"):
+        (former / "student" / name).touch()
+    manifest = Manifest(Path("data/toyactions"), "toyactions", ("wave",), ())
+    found = own_teacher_config(config, teacher_options(config)[0], tmp_path / "run", [manifest])
+    assert found.machine.out == former
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_file_in_configs__loads_and_builds(path):
     values = load_yaml(path)
