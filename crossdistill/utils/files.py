@@ -30,7 +30,7 @@ def fitting_name(name: str, *, room: int = 0) -> str:
         >>> fitting_name("clip.mp4")
         'clip.mp4'
         >>> fitting_name(300 * "a" + ".mp4", room=240)
-        'aa~c4f60b09.mp4'
+        'aa~3e26063f.mp4'
     """
     limit = MAX_NAME_BYTES - room
     if len(os.fsencode(name)) <= limit:

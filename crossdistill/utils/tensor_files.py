@@ -19,6 +19,7 @@ def split_tensors(tree: Any, *, path: str = "") -> tuple[Any, dict[str, Tensor]]
     """Split a nested state of dicts and lists into JSON and named tensors. ``join_tensors`` is the inverse.
 
     Example:
+        >>> import torch
         >>> rest, tensors = split_tensors({"step": 3, "model": {"weight": torch.zeros(2)}})
         >>> rest
         {'step': 3, 'model': {'weight': {'__tensor__': 'model/weight'}}}

@@ -15,7 +15,7 @@ from crossdistill.data.manifest import Stream
 from crossdistill.utils.files import MAX_NAME_BYTES
 from data_prep.datasets.folder import FolderOptions
 from data_prep.pipeline import jobs
-from data_prep.pipeline.tasks import SourceVideo, make_task
+from data_prep.pipeline.tasks import SourceVideo, TaskMaker
 from data_prep.recipe import Recipe
 from data_prep.verify import OK, StreamCheck
 
@@ -29,7 +29,7 @@ def h264(path: Path, *, num_frames: int = 20, first: int = 0, height: int = 48, 
 def prepare(path: Path, *, modalities: tuple[str, ...] = ("rgb",), name: str = "", **options: object) -> dict:
     """Prepare one file in this process, into the folder ``out`` beside it; return what the child would answer."""
     given = FolderOptions(videos=path.parent, out=path.parent / "out", modalities=modalities, **options)
-    task = make_task(SourceVideo(name=name or path.name, inputs={"rgb": path}), given, {})
+    task = TaskMaker(given, {})(SourceVideo(name=name or path.name, inputs={"rgb": path}))
     return jobs.answer(jobs._JOB.dump_python(task.job, mode="json"))
 
 

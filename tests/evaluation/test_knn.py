@@ -362,4 +362,5 @@ def test_protocol_result__is_json():
         "coverage": 1.0,
         "views": "1x1",
         "intervals": {},
+        "hits": "",
     }

@@ -61,6 +61,7 @@ def test_compress_loss__matches_authors_code_over_five_steps(case, chunk_size):
     )
     state = bank.state_dict()
     state["teacher"] = teacher_bank
+    state["sample_ids"] = torch.full((len(teacher_bank),), -1)
     state["position"] = torch.tensor([0, len(teacher_bank)])
     if has_own_bank:
         state["student"] = student_bank
