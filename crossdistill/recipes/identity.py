@@ -18,7 +18,7 @@ from crossdistill.recipes.config import (
     with_current_names,
     with_former_names,
 )
-from crossdistill.recipes.sizes import PAPER_BANK_SIZE
+from crossdistill.recipes.sizes import PAPER_BANK_SIZE, PAPER_BATCH_SIZE
 from crossdistill.recipes.teachers import TeacherOptions, TeacherSource, file_name_of
 from crossdistill.utils.files import sha256_of
 from crossdistill.utils.records import fingerprint, without
@@ -134,6 +134,8 @@ def own_teacher_config(
 def _former_key(trained: RunConfig, manifests: Sequence[Manifest]) -> str:
     """Return the key of version 0.1, which had the default objective and the paths of the datasets in it."""
     former = ObjectiveConfig(objective=FORMER_DEFAULT_OBJECTIVE, bank_size=PAPER_BANK_SIZE)
-    trained = replace(trained, objective=former)
+    batch_size = trained.optimization.batch_size or PAPER_BATCH_SIZE
+    optimization = replace(trained.optimization, batch_size=batch_size)
+    trained = replace(trained, objective=former, optimization=optimization)
     clips = [[video.to_json() for video in manifest.videos] for manifest in manifests]
     return fingerprint([with_former_names(identity(trained)), clips], num_digits=8)
