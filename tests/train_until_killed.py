@@ -32,6 +32,8 @@ def write_and_die(log: MetricsLog, step: int, values: dict[str, float]) -> None:
         return
     if IS_LAUNCHED:
         torchrun = psutil.Process(os.getppid())
+        # An orphan's parent is the first process of the machine, and its children are all others.
+        assert "torch.distributed.run" in torchrun.cmdline(), torchrun.cmdline()
         others = [each for each in torchrun.children(recursive=True) if each.pid != os.getpid()]
         for each in (torchrun, *others):
             each.kill()
