@@ -14,7 +14,7 @@ from typing import Any
 
 from crossdistill.commands import evaluate as evaluate_command
 from crossdistill.commands import report as report_command
-from crossdistill.errors import UserError
+from crossdistill.errors import UserError, replace_unprintable_characters
 from crossdistill.evaluation.results import Evaluation
 from crossdistill.export import FORMATS, export_file
 from crossdistill.export.export import ExportedFile
@@ -45,6 +45,7 @@ def distill(**keywords: Any) -> Run:
         >>> run.evaluate(protocols=["knn", "linear"]).top1  # doctest: +SKIP
         0.614
     """
+    replace_unprintable_characters()
     return Run(run(from_keywords(**keywords)))
 
 

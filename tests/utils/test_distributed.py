@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PROJECT = Path(__file__).resolve().parents[2]
 SCRIPT = """
 import time
@@ -28,15 +30,69 @@ assert not distributed.is_initialized()
 """
 
 
-def test_processes__wait_longer_than_the_limit_of_their_group(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
+def launch(folder, text, *options):
+    """Run a script in two processes, and return what they print."""
+    script = folder / "script.py"
+    script.write_text(text)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*launcher, str(script)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)},
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["by the first [0, 1] True False"] * 2
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
+    done = subprocess.run([*launcher, str(script), *map(str, options)], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_processes__wait_longer_than_the_limit_of_their_group(tmp_path):
+    assert launch(tmp_path, SCRIPT).splitlines() == ["by the first [0, 1] True False"] * 2
+
+
+# Everything that one process does alone takes longer than the limit; what they do together stays below it.
+RUN = """
+import sys, time
+from datetime import timedelta
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+from crossdistill.evaluation import evaluate, feature_store
+from crossdistill.recipes import final_evaluation, rounds, run
+from crossdistill.recipes.config import parse
+from crossdistill.training import checkpoint, run_folder
+from crossdistill.utils.distributed import ending_processes
+
+LIMIT_SECONDS, slow = 15, []
+
+
+def slow_down(owner, name):
+    work = getattr(owner, name)
+
+    def after_a_while(*arguments, **keywords):
+        slow.append(name)
+        if slow.count(name) == 1:
+            time.sleep(LIMIT_SECONDS + 3)
+        return work(*arguments, **keywords)
+
+    setattr(owner, name, after_a_while)
+
+
+PLACES = [
+    (run_folder.RunFolder, "claim"), (checkpoint.Checkpoints, "save"), (run, "save_student"),
+    (evaluate, "apply_protocols"), (feature_store.FeatureStore, "read"), (feature_store.FeatureStore, "write"),
+    (final_evaluation, "print_comparison"), (rounds, "print_comparison"),
+]
+limit = InitProcessGroupKwargs(timeout=timedelta(seconds=LIMIT_SECONDS))
+accelerator = Accelerator(cpu=True, kwargs_handlers=[limit])
+if accelerator.is_main_process:
+    for owner, name in PLACES:
+        slow_down(owner, name)
+with ending_processes():
+    run.run(parse(sys.argv[1:]), accelerator)
+if accelerator.is_main_process:
+    assert set(slow) == {name for _, name in PLACES}, slow
+    print("finished")
+"""
+
+
+@pytest.mark.slow
+def test_run__of_two_processes_outlasts_everything_that_the_first_does_alone(toy_folder, tmp_path):
+    options = ["--supervised", "--student", "flow_tiny3d_8", "--student-frames", 2, "--student-size", 32, "--rounds", 2]
+    options += ["--data", toy_folder, "--epochs", 1, "--batch-size", 4, "--bank-size", 16, "--knn-clips", 8]
+    options += ["--workers", 0, "--tracker", "none", "--out", tmp_path / "run"]
+    assert launch(tmp_path, RUN, *options).splitlines()[-1] == "finished"
