@@ -41,16 +41,23 @@ class Stopped(KeyboardInterrupt):
     """The command was stopped by Ctrl-C (SIGINT) or by SIGTERM. The message says how the work is continued.
 
     Commands print it without a stack trace and exit with 128 and the number of the signal.
+
+    Args:
+        advice: The message.
+        signal_number: The signal.
+        needs_resume: Whether the same command continues only with ``--resume``.
     """
 
-    def __init__(self, advice: str, *, signal_number: int = signal.SIGINT) -> None:
+    def __init__(self, advice: str, *, signal_number: int = signal.SIGINT, needs_resume: bool = False) -> None:
         super().__init__(advice)
         self.signal_number = signal_number
+        self.needs_resume = needs_resume
 
     @staticmethod
-    def by(error: KeyboardInterrupt, advice: str) -> Stopped:
+    def by(error: KeyboardInterrupt, advice: str, *, needs_resume: bool = False) -> Stopped:
         """Return the error with another advice, and the signal of the first one."""
-        return Stopped(advice, signal_number=getattr(error, "signal_number", signal.SIGINT))
+        number = getattr(error, "signal_number", signal.SIGINT)
+        return Stopped(advice, signal_number=number, needs_resume=needs_resume)
 
 
 class UnreadableVideoError(Exception):
@@ -157,6 +164,7 @@ def _stopped_by_sigterm() -> Iterator[None]:
     """Raise ``Stopped`` on SIGTERM inside the block, so that it is cleaned up as after Ctrl-C."""
 
     def stop(signal_number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt the cleaning up
         raise Stopped(SAME_COMMAND, signal_number=signal_number)
 
     is_free = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

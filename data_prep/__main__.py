@@ -10,8 +10,6 @@ from typing import Any, get_type_hints
 
 from crossdistill.errors import friendly_errors, unknown_name
 from crossdistill.utils.command_line import flowed, parse_options, rows_of
-from crossdistill.utils.console import console
-from data_prep.pipeline.executor import status_of, terminated_like_interrupted
 from data_prep.pipeline.prepare import RunOptions, check_out_is_apart
 
 
@@ -98,12 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
     options: object = parse_options(options_class, rest, prog=f"python -m data_prep {name}", description=description)
     if isinstance(options, RunOptions):
         check_out_is_apart(options)
-    try:
-        with terminated_like_interrupted():
-            function(options)
-    except KeyboardInterrupt as stop:
-        console.print("stopped: give the same command again to continue")
-        raise SystemExit(status_of(stop)) from None
+    function(options)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from crossdistill.errors import Stopped
 from crossdistill.recipes.config import RunConfig, parse
-from crossdistill.recipes.run import CONTINUE, run
+from crossdistill.recipes.run import run
 from crossdistill.utils.command_line import Options, parse_known_options
 
 PROG = "crossdistill train"
@@ -19,7 +19,7 @@ def main(arguments: Sequence[str], *, prog: str = PROG) -> None:
     try:
         run(config)
     except Stopped as stopped:
-        if CONTINUE not in str(stopped):
+        if not stopped.needs_resume:
             raise
         command = shlex.join([prog, *arguments, *([] if config.machine.resume else ["--resume"])])
         raise Stopped.by(stopped, f"{stopped}: {command}") from None

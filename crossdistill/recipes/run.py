@@ -41,8 +41,6 @@ from crossdistill.training.loop import train
 from crossdistill.training.run_folder import RunFolder
 from crossdistill.utils.distributed import create_accelerator, decide_on_first, use_all_cores
 
-CONTINUE = "--resume continues the run"
-
 
 def run(config: RunConfig, accelerator: Accelerator | None = None, *, is_common: bool = False) -> Path:
     """Train and evaluate as configured.
@@ -107,14 +105,16 @@ def claimed(run: RunContext, *, is_common: bool = False) -> Iterator[bool]:
         try:
             yield decide_on_first(run.accelerator, take)
         except KeyboardInterrupt as error:
-            raise Stopped.by(error, _how_to_continue(run.folder)) from None
+            raise _stopped(error, run.folder) from None
 
 
-def _how_to_continue(folder: RunFolder) -> str:
+def _stopped(error: KeyboardInterrupt, folder: RunFolder) -> Stopped:
+    """Return the error that says what is kept, and how the run is continued."""
+    if not folder.is_started:
+        return Stopped.by(error, SAME_COMMAND)
     steps = Checkpoints(folder.checkpoints).steps()
-    if steps:
-        return f"the checkpoint of step {steps[-1]} is kept in {folder.path}, and {CONTINUE}"
-    return f"what was done is kept in {folder.path}, and {CONTINUE}" if folder.is_started else SAME_COMMAND
+    kept = f"the checkpoint of step {steps[-1]}" if steps else "what was done"
+    return Stopped.by(error, f"{kept} is kept in {folder.path}, and --resume continues the run", needs_resume=True)
 
 
 def _train_with_labels(run: RunContext) -> None:

@@ -13,48 +13,16 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from types import FrameType
 from typing import TypeVar
 
 import joblib
 from joblib import Parallel, cpu_count, delayed
 
-from crossdistill.errors import UserError, unknown_name
-from crossdistill.utils.console import console, progress_bar
+from crossdistill.errors import Stopped, UserError, unknown_name
+from crossdistill.utils.console import progress_bar
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
-
-INTERRUPTED_EXIT_STATUS = 130
-TERMINATED_EXIT_STATUS = 143
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, which a job scheduler sends before it kills. It ends a command as Ctrl-C does."""
-
-
-@contextlib.contextmanager
-def terminated_like_interrupted() -> Iterator[None]:
-    """Raise ``Terminated`` on SIGTERM, so that child processes are stopped and half-written files removed."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt the cleaning up
-        raise Terminated
-
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
-        yield
-        return
-    earlier = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        if signal.getsignal(signal.SIGTERM) is stop:
-            signal.signal(signal.SIGTERM, earlier)
-
-
-def status_of(stop: KeyboardInterrupt) -> int:
-    """Return the exit status of a command that was stopped."""
-    return TERMINATED_EXIT_STATUS if isinstance(stop, Terminated) else INTERRUPTED_EXIT_STATUS
 
 
 @contextlib.contextmanager
@@ -149,7 +117,7 @@ def run_jobs(
     """Run ``function`` on every job, several at a time, and return the results in the order of ``jobs``.
 
     A job should use one thread, because the jobs themselves run in parallel. An exception in a job stops the other
-    jobs and is raised here. Ctrl-C stops the workers and exits with status 130.
+    jobs and is raised here. Ctrl-C and SIGTERM stop the workers.
 
     Args:
         function: A function of an importable module.
@@ -158,9 +126,10 @@ def run_jobs(
         description: Title of the progress bar.
         unit: What the progress bar counts.
         on_result: Called with (position in ``jobs``, result) as results arrive, in any order.
-        after_stop: Hint that is printed after Ctrl-C.
+        after_stop: Advice of the error that is raised after Ctrl-C.
 
     Raises:
+        Stopped: Ctrl-C or SIGTERM.
         UserError: The engine is invalid or does not answer.
     """
     engine = engine or Engine()
@@ -179,8 +148,7 @@ def run_jobs(
                 bar.advance(task)
                 bar.update(task, rate=f"{len(results) / max(bar.tasks[task].elapsed or 0.0, 1e-3):.1f} {unit}/s")
     except KeyboardInterrupt as stop:
-        console.print(f"stopped after {len(results)} of {len(jobs)} {unit}: {after_stop}")
-        raise SystemExit(status_of(stop)) from None
+        raise Stopped.by(stop, f"{len(results)} of {len(jobs)} {unit} are done: {after_stop}") from None
     return [results[i] for i in range(len(jobs))]
 
 

@@ -208,7 +208,7 @@ def test_main__sigterm_stops_like_ctrl_c(videos, tmp_path, monkeypatch, capsys):
     finally:
         signal.signal(signal.SIGTERM, before)
     assert stopped.value.code == 143
-    assert "stopped after 0 of 3 videos: give the same command again" in capsys.readouterr().out
+    assert "stopped: 0 of 3 videos are done: give the same command again" in capsys.readouterr().err
     assert [path.name for path in out.rglob("*") if path.is_file()] == [JOURNAL_NAME]
 
 
@@ -217,14 +217,14 @@ def test_prepare__sigterm_leaves_no_half_written_file(tmp_path):
     write_video(tmp_path / "videos" / "long.avi", moving_frames(900, height=96, width=128))
     out = tmp_path / "out"
     command = [sys.executable, "-m", "data_prep", "folder", "--unlabelled", "--workers", "1"]
-    run = subprocess.Popen([*command, "--videos", str(tmp_path / "videos"), "--out", str(out)], stdout=subprocess.PIPE)
+    run = subprocess.Popen([*command, "--videos", str(tmp_path / "videos"), "--out", str(out)], stderr=subprocess.PIPE)
     while not list(out.rglob("*.tmp")):
         assert run.poll() is None, "the run ended before it wrote anything"
         time.sleep(0.01)
     os.kill(run.pid, signal.SIGTERM)
-    printed, _ = run.communicate()
+    _, printed = run.communicate()
     assert run.returncode == 143
-    assert b"stopped after 0 of 1 videos: give the same command again" in printed
+    assert b"stopped: 0 of 1 videos are done: give the same command again" in printed
     assert [path.name for path in out.rglob("*") if path.is_file()] == [JOURNAL_NAME]
 
 
