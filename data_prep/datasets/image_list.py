@@ -25,7 +25,7 @@ from pathlib import Path
 from crossdistill.data.manifest import Manifest
 from crossdistill.data.pictures import PICTURE_SUFFIXES
 from crossdistill.errors import UserError
-from data_prep.pipeline.class_folders import PARTS, number_classes, part_of_word
+from data_prep.pipeline.class_folders import PARTS, number_classes, part_of_word, with_test_part
 from data_prep.pipeline.prepare import PictureOptions, SourceVideo, prepare_videos
 from data_prep.pipeline.sources import VIDEO_SUFFIXES, read_class_names, read_text, require_some_found
 
@@ -84,8 +84,7 @@ def read_lists(options: ImageListOptions) -> tuple[list[str], list[SourceVideo]]
     names = None if options.classes is None else read_class_names(options.classes)
     classes, labels = number_classes(written, names, named_by=str(options.classes or "the table"))
     parts = {row.split: _part(row) for row in rows.values()}
-    if "test" not in parts.values():
-        parts = {split: "test" if part == "val" else part for split, part in parts.items()}
+    parts = dict(zip(parts, with_test_part(parts.values()), strict=True))
     sources = []
     for full, row in rows.items():
         name = full.removeprefix(base + os.sep) if full.startswith(base + os.sep) else full.lstrip(os.sep)

@@ -96,14 +96,10 @@ def _check_classes(train: Sequence[str], options: ImagenetOptions) -> None:
 
 def _from_shards(found: Sequence[FoundPicture]) -> tuple[list[str], list[SourceVideo]]:
     labels = labels_of_shards(found, [str(i) for i in range(NUM_CLASSES)], test_share=None, seed=0)
-    has_test = "test" in labels.parts
-    sources = []
-    for picture, label, part in zip(found, labels.labels, labels.parts, strict=True):
-        shown = "test" if part == "val" and not has_test else part
-        inputs = {"rgb": picture.path}
-        sources.append(
-            SourceVideo(picture.name, inputs, label=label, splits=PARTS[shown], byte_range=picture.byte_range)
-        )
+    sources = [
+        SourceVideo(picture.name, {"rgb": picture.path}, label=label, splits=PARTS[part], byte_range=picture.byte_range)
+        for picture, label, part in zip(found, labels.labels, labels.parts, strict=True)
+    ]
     return labels.classes, sources
 
 
@@ -119,7 +115,7 @@ def _validation_classes(options: ImagenetOptions, names: Sequence[str]) -> dict[
         classes = _devkit_classes(path)
     else:
         lines = [line for _, line in read_lines(path)]
-        if "," in lines[0]:  # ImageId,PredictionString, and then name,n01440764 and boxes
+        if lines and "," in lines[0]:  # ImageId,PredictionString, and then name,n01440764 and boxes
             by_stem = {line.split(",")[0]: line.split(",")[1].split(" ")[0] for line in lines[1:] if "," in line}
             return {name: by_stem[Path(name).stem] for name in names if Path(name).stem in by_stem}
         classes = lines
@@ -137,6 +133,12 @@ def _devkit_classes(folder: Path) -> list[str]:
     meta = next(iter(sorted(folder.rglob(META_NAME))), None)
     if truth is None or meta is None:
         raise UserError(f"{folder} does not hold {META_NAME} and {TRUTH_NAME}: give ILSVRC2012_devkit_t12, unpacked")
-    rows = scipy.io.loadmat(meta, squeeze_me=True, struct_as_record=False)["synsets"]
-    name_of = {int(row.ILSVRC2012_ID): str(row.WNID) for row in rows}
-    return [name_of[int(line)] for _, line in read_lines(truth)]
+    try:
+        rows = scipy.io.loadmat(meta, squeeze_me=True, struct_as_record=False)["synsets"]
+        name_of = {str(row.ILSVRC2012_ID): str(row.WNID) for row in rows}
+    except Exception as error:  # scipy raises many kinds for a damaged file
+        raise UserError(f"{meta} does not hold the classes of ImageNet ({error}): unpack the devkit again") from error
+    for place, line in read_lines(truth):
+        if line not in name_of:
+            raise UserError(f"{place} has the class {line!r}, which {meta} lacks: unpack the devkit again")
+    return [name_of[line] for _, line in read_lines(truth)]

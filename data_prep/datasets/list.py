@@ -34,7 +34,7 @@ from crossdistill.data.manifest import Manifest
 from crossdistill.errors import UserError
 from crossdistill.utils.console import console
 from data_prep.datasets.list_file import ListRow, read_list_file
-from data_prep.pipeline.class_folders import number_classes
+from data_prep.pipeline.class_folders import number_classes, with_test_part
 from data_prep.pipeline.prepare import PrepareOptions, SourceVideo, prepare_videos
 from data_prep.pipeline.sources import (
     group_of,
@@ -130,14 +130,12 @@ def _read_list(path: Path, part: str | None, root: Path) -> list[ListedFile]:
     # Not resolve(), because a link keeps its own name, wherever it leads.
     base = Path(os.path.normpath(Path.cwd() / root))
     rows = read_list_file(path, has_labels=part is not None, exists=lambda text: _is_file(base / text))
-    # As in folders, the validation videos are the test part if there are no others.
-    has_tests = any(row.part == "test" for row in rows)
     files = []
-    for row in rows:
+    for row, row_part in zip(rows, with_test_part([row.part for row in rows]), strict=True):
         full = Path(os.path.normpath(base / row.path))
         inside = full.is_relative_to(base)
         name = (full.relative_to(base) if inside else full.relative_to(full.anchor)).as_posix()
-        own = "test" if row.part == "val" and not has_tests else row.part or part
+        own = row_part or part
         is_wanted = part == ("test" if own == "val" else own)
         files.append(ListedFile(row, full, name, own if is_wanted else None))
     return files

@@ -8,9 +8,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from crossdistill.errors import UserError
 from crossdistill.utils.console import console
@@ -19,6 +20,7 @@ TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "testing")
 VALIDATION_NAMES = ("val", "valid", "validation")
 SPLIT = "1"
+Part = TypeVar("Part", str, str | None)
 WHOLE_NUMBER = re.compile(r"-?\d+(\.0+)?")
 # A larger number is more likely a frame count or an id than a class.
 MAX_UNNAMED_CLASSES = 100_000
@@ -110,8 +112,18 @@ def part_folders(root: Path, names: Iterable[str] = ()) -> dict[str, str]:
             f"{', '.join(TEST_NAMES + VALIDATION_NAMES)} are allowed, so move {others[0]} away; or rename {train[0]} "
             "if it is a class"
         )
-    parts = dict.fromkeys(train, "train") | dict.fromkeys(test, "test")
-    return parts | dict.fromkeys(validation, "val" if test else "test")
+    parts = dict.fromkeys(train, "train") | dict.fromkeys(test, "test") | dict.fromkeys(validation, "val")
+    return dict(zip(parts, with_test_part(parts.values()), strict=True))
+
+
+def with_test_part(parts: Collection[Part]) -> list[Part]:
+    """Return the parts; if none is test, val is the test part.
+
+    Example:
+        >>> with_test_part(["train", "val"])
+        ['train', 'test']
+    """
+    return list(parts) if "test" in parts else ["test" if part == "val" else part for part in parts]
 
 
 def part_of_word(word: str) -> str | None:

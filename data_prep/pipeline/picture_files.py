@@ -14,7 +14,7 @@ from typing import Any
 from crossdistill.data.pictures import PICTURE_SUFFIXES
 from crossdistill.errors import UserError
 from crossdistill.utils.console import console
-from data_prep.pipeline.class_folders import Labels, draw_tests, number_classes, part_of_word
+from data_prep.pipeline.class_folders import Labels, draw_tests, number_classes, part_of_word, with_test_part
 from data_prep.pipeline.sources import VIDEO_SUFFIXES, require_utf8, walk_files
 
 TAR_SUFFIX = ".tar"
@@ -146,23 +146,27 @@ def labels_of_shards(
     written = [picture.written_class or "" for picture in found]
     places = {picture.written_class or "": f"{picture.name} in {picture.path}" for picture in reversed(found)}
     classes, label_of = number_classes(places, names, named_by="the list of classes" if names else "the shards")
-    parts_by_shard = {path: _part_of_shard(path, found) for path in {picture.path for picture in found}}
-    parts = [parts_by_shard[picture.path] for picture in found]
+    parts_by_shard = {path: _part_of_shard(path) for path in {picture.path for picture in found}}
+    parts: list[str | None] = [parts_by_shard[picture.path] for picture in found]
     if any(parts):
         if test_share is not None:
             raise UserError(f"{found[0].path} names its split: remove --test-share")
         if not all(parts):
             nameless = found[parts.index(None)].path
             raise UserError(f"{nameless} does not say its split, as other shards do: rename it, for example to train-1")
+        parts = with_test_part(parts)
+    elif test_share is None:
+        parts = ["train"] * len(found)
     else:
-        tests: set[str] = set()
-        for name in sorted(set(written)) if test_share is not None else ():
-            tests |= draw_tests([p.name for p in found if p.written_class == name], test_share or 0.0, seed)
+        by_class: dict[str, list[str]] = {}
+        for picture, name in zip(found, written, strict=True):
+            by_class.setdefault(name, []).append(picture.name)
+        tests = {name for of_class in by_class.values() for name in draw_tests(of_class, test_share, seed)}
         parts = ["test" if picture.name in tests else "train" for picture in found]
     return Labels(classes, [label_of[name] for name in written], parts)
 
 
-def _part_of_shard(path: Path, found: Sequence[FoundPicture]) -> str | None:
+def _part_of_shard(path: Path) -> str | None:
     """Return the part that a shard's name or folder says, the last word first."""
     words = re.split(r"[^A-Za-z]+", f"{path.parent.name} {path.stem}")
     return next((part for word in reversed(words) if (part := part_of_word(word))), None)

@@ -90,7 +90,7 @@ def test_images__of_tar_shards(tmp_path):
         ("set-train-0000/k.jpeg", 0, "train"),
         ("set-train-0000/k0.jpg", 1, "train"),
     ]
-    assert Counter(video.splits["1"] for video in manifest.videos) == {"train": 4, "val": 2}
+    assert Counter(video.splits["1"] for video in manifest.videos) == {"train": 4, "test": 2}
     for video in manifest.videos:
         stream = video.streams["rgb"]
         assert read_picture(manifest.root / stream.path, stream).shape == (32, 48, 3)
@@ -349,6 +349,27 @@ def test_imagenet__wrong_input_is_one_sentence(tmp_path):
     short = write_file(tmp_path / "short.txt", b"n01440764\n")
     with pytest.raises(UserError, match=r"has the classes of 1 pictures, and .* is one of 2"):
         imagenet.read_pictures(dataclasses.replace(given, annotations=short))
+    empty = write_file(tmp_path / "empty.txt", b"\n")
+    with pytest.raises(UserError, match=r"empty.txt has the classes of 0 pictures, and .* is one of 2"):
+        imagenet.read_pictures(dataclasses.replace(given, annotations=empty))
     other = dataclasses.replace(given, pictures=make(tmp_path / "q", "train/cat/1.jpg"))
     with pytest.raises(UserError, match=r"class folder cat, and those of ImageNet .* data_prep images --pictures"):
         imagenet.read_pictures(other)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (imagenet.TRUTH_NAME, b"1\n7\n", r"truth.txt line 2 has the class '7', which .*meta.mat lacks: unpack"),
+        (imagenet.TRUTH_NAME, b"1\ncat\n", r"truth.txt line 2 has the class 'cat', which .*meta.mat lacks: unpack"),
+        (imagenet.META_NAME, b"<html>", r"meta.mat does not hold the classes of ImageNet \(.*\): unpack the devkit"),
+    ],
+    ids=["class out of range", "no number", "no mat file"],
+)
+def test_imagenet__damaged_devkit_is_one_sentence(name, content, message, tmp_path):
+    given = imagenet.ImagenetOptions(
+        pictures=ilsvrc(tmp_path / "p"), out=tmp_path / "out", annotations=devkit(tmp_path / "a")
+    )
+    write_file(next(given.annotations.rglob(name)), content)
+    with pytest.raises(UserError, match=message):
+        imagenet.read_pictures(given)
