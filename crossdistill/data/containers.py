@@ -27,26 +27,15 @@ MAX_PICTURE_PX = 8192 * 8192
 NO_SIZE = f"the size of its pictures is unknown or above {MAX_PICTURE_PX} pixels"
 # FFmpeg's names of the containers that hold all their data themselves. Playlists (concat, hls, dash), patterns of file
 # names (image2) and descriptions of network streams (sdp) would make FFmpeg open other files.
+# fmt: off
 CONTAINERS = (
-    *("mov", "matroska", "avi", "mpegts", "mpegtsraw", "mpeg", "asf", "flv", "live_flv", "ogg", "gif", "apng"),
-    *("mxf", "gxf", "nut", "nuv", "dv", "rm", "wtv", "ty", "pva", "swf", "dhav", "nsv", "kux", "ivf", "av1", "obu"),
-    *(
-        "mpegvideo",
-        "m4v",
-        "h261",
-        "h263",
-        "h264",
-        "hevc",
-        "vvc",
-        "evc",
-        "vc1",
-        "vc1test",
-        "dirac",
-        "dnxhd",
-        "cavsvideo",
-    ),
-    *("avs2", "avs3", "mjpeg", "mpjpeg", "smjpeg", "mjpeg_2000", "yuv4mpegpipe", "4xm", "bink", "smk", "flic", "roq"),
+    "mov", "matroska", "avi", "mpegts", "mpegtsraw", "mpeg", "asf", "flv", "live_flv", "ogg", "gif", "apng", "mxf",
+    "gxf", "nut", "nuv", "dv", "rm", "wtv", "ty", "pva", "swf", "dhav", "nsv", "kux", "ivf", "av1", "obu",
+    "mpegvideo", "m4v", "h261", "h263", "h264", "hevc", "vvc", "evc", "vc1", "vc1test", "dirac", "dnxhd",
+    "cavsvideo", "avs2", "avs3", "mjpeg", "mpjpeg", "smjpeg", "mjpeg_2000", "yuv4mpegpipe", "4xm", "bink", "smk",
+    "flic", "roq",
 )
+# fmt: on
 _OPTIONS = {
     "protocol_whitelist": "file",
     "format_whitelist": ",".join(CONTAINERS),

@@ -11,12 +11,13 @@ Shapes: H height, W width.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import struct
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -58,9 +59,6 @@ PICTURE_ERRORS = (
 _ONE_FRAME = np.zeros(1, dtype=np.int64)
 _ONE_FRAME.flags.writeable = False
 _SECOND = Fraction(1)
-
-# Damaged EXIF data and large pictures. The picture is read, or refused with a reason.
-warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def picture_stream(
@@ -140,8 +138,17 @@ def _read_jpeg(content: bytes, shrink: int) -> Picture:
     return rgb
 
 
+@contextlib.contextmanager
+def _opened(content: bytes) -> Iterator[Image.Image]:
+    """Open a picture with Pillow, without its warnings about damaged EXIF data and sizes: it is read or refused."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(content)) as image:
+            yield image
+
+
 def _read_any(content: bytes, shrink: int) -> Picture:
-    with Image.open(io.BytesIO(content)) as image:
+    with _opened(content) as image:
         if shrink > 1:
             image.draft("RGB", (image.width // shrink, image.height // shrink))  # only JPEG has it
         return upright_rgb(image)
@@ -209,7 +216,7 @@ def inspect_content(content: bytes) -> tuple[str, tuple[int, int]]:
     Raise ``UnreadableVideoError`` with the reason if it cannot be used.
     """
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with _opened(content) as image:
             if min(image.size) < MIN_PICTURE_SIDE_PX:
                 raise UnreadableVideoError(f"too small: {image.width}x{image.height} pixels")
             # A phone's MPO is a JPEG that other JPEGs follow.
