@@ -21,7 +21,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ TEACHER, TEACHER_DIM, TEACHER_PX = "tf_efficientnet_lite2", 1280, 260
 TEACHER_MEAN, TEACHER_STD = 127 / 255, 128 / 255
 SIZE_PX = {"image_alexnet": 96, "image_resnet18": 64, "image_mobilenet_v2": 64}
 LEARNING_RATE = {"image_alexnet": 5e-4, "image_resnet18": 1e-3, "image_mobilenet_v2": 1e-3}
-BATCH_SIZE, WEIGHT_DECAY, WARMUP_EPOCHS, HELD_OUT = 256, 0.05, 5, 0.15
+BATCH_SIZE, BANK_SIZE, WEIGHT_DECAY, WARMUP_EPOCHS, HELD_OUT = 256, 4096, 0.05, 5, 0.15
 LONGEST_PX = 168
 """Longest side of a picture in memory. What is longer than 3:2 loses its ends; the short side is 112 pixels."""
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
@@ -60,16 +60,6 @@ class Row:
     seed: int = 0
     is_held_out: bool = False
     """Whether a share of the training pictures takes the place of the test pictures."""
-    share: float = 1.0
-    """Share of the training pictures that the student sees."""
-    num_crops: int = 0
-    """Number of stored crops of a picture that the student sees; 0 for all."""
-    bank_size: int = 4096
-    temperature: float | None = None
-    lr: float | None = None
-    """Peak learning rate; ``LEARNING_RATE`` of the network if None."""
-    labels_per_class: int = 0
-    """Number of labelled pictures of a class that a network with labels sees; 0 for all."""
 
     @property
     def name(self) -> str:
@@ -224,20 +214,12 @@ class Material:
         )
         return Material(train, test, teacher["boxes"], teacher["crops"])
 
-    def of(self, row: Row) -> Material:
-        """Take the pictures that a row trains and is tested on."""
-        generator = torch.Generator().manual_seed(1000 + row.seed)
-        order = torch.randperm(len(self.train), generator=generator)
-        test = self.test
-        if row.is_held_out:
-            held = round(HELD_OUT * len(order))
-            test, order = self.train.select(order[:held].to(self.boxes.device)), order[held:]
-        if row.labels_per_class:
-            labels = self.train.labels.cpu()[order]
-            order = order[Shots(number=row.labels_per_class).draw(labels, seed=row.seed)]
-        rows = order[: max(1, round(row.share * len(order)))].to(self.boxes.device)
-        num_crops = row.num_crops or len(self.boxes)
-        return Material(self.train.select(rows), test, self.boxes[:num_crops, rows], self.targets[:num_crops][:, rows])
+    def held_out(self, seed: int) -> Material:
+        """Draw a share of the training pictures to take the place of the test pictures."""
+        generator = torch.Generator().manual_seed(1000 + seed)
+        order = torch.randperm(len(self.train), generator=generator).to(self.boxes.device)
+        held, rows = order.tensor_split([round(HELD_OUT * len(order))])
+        return Material(self.train.select(rows), self.train.select(held), self.boxes[:, rows], self.targets[:, rows])
 
 
 def batches(num: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -256,10 +238,9 @@ def learning_rate(step: int, num_steps: int, num_warmup: int, peak: float) -> fl
 
 def create_task(row: Row, student: cd.Encoder) -> cd.Distiller:
     """Build the distiller of a row. Its teacher is the identity: the features are stored."""
-    names = row.learns_from.split("+")
-    terms = cd.create_terms(names, **({} if row.temperature is None else {"temperature": row.temperature}))
+    terms = cd.create_terms(row.learns_from.split("+"))
     return cd.Distiller(
-        student=student, teachers=nn.Identity(), teacher_dim=TEACHER_DIM, objective=terms, bank_size=row.bank_size
+        student=student, teachers=nn.Identity(), teacher_dim=TEACHER_DIM, objective=terms, bank_size=BANK_SIZE
     )
 
 
@@ -278,7 +259,7 @@ def train(row: Row, student: cd.Encoder, material: Material) -> dict[str, Any]:
     decayed = [value for value in trained if value.ndim > 1]
     others = [value for value in trained if value.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
-    peak = row.lr or LEARNING_RATE[row.student]
+    peak = LEARNING_RATE[row.student]
     optimizer = torch.optim.AdamW(groups, lr=peak, fused=True)
     num_batches = max(1, len(pictures) // BATCH_SIZE)
     mean, std = MEAN.to(device)[:, None, None], STD.to(device)[:, None, None]
@@ -356,13 +337,14 @@ def run_row(row: Row, material: Material) -> dict[str, Any]:
     started = time.monotonic()
     torch.manual_seed(row.seed)
     device = material.boxes.device
-    of_row = material.of(row)
+    material = material.held_out(row.seed) if row.is_held_out else material
     student = cd.create_encoder(row.student, size_px=SIZE_PX[row.student]).to(device)
-    facts = train(row, student, of_row) if row.epochs else {}
-    # The linear layer and the neighbours are of all training pictures, whatever the student saw.
-    seen = of_row if row.is_held_out else replace(of_row, train=material.train)
+    facts = train(row, student, material) if row.epochs else {}
     results = evaluate(
-        lambda part: embed(student, getattr(seen, part)), seen.train, seen.test, is_full=not row.is_held_out
+        lambda part: embed(student, getattr(material, part)),
+        material.train,
+        material.test,
+        is_full=not row.is_held_out,
     )
     machine = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
     seconds = round(time.monotonic() - started, 1)
@@ -396,8 +378,7 @@ def work(arguments: argparse.Namespace, jobs: Any) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.benchmark = True
     material = Material.load(arguments.cache, device)
-    while not jobs.empty() and time.time() < arguments.deadline:
-        row = jobs.get()
+    while (row := jobs.get()) is not None and time.time() < arguments.deadline:
         write_row(arguments.out, run_row(row, material))
 
 
@@ -437,7 +418,8 @@ def main() -> None:
         for row in rows_of(group):
             if row.name not in finished:
                 jobs.put(row)
-    time.sleep(0.5)  # the queue's thread fills it
+    for _ in range(arguments.jobs):
+        jobs.put(None)  # the end, for each process
     workers = [context.Process(target=work, args=(arguments, jobs)) for _ in range(arguments.jobs)]
     for worker in workers:
         worker.start()
