@@ -69,8 +69,8 @@ def paired_gains(
         if not all(protocol in evaluation.results for evaluation in every):
             continue
         paired = _paired(sides, protocol)
-        num_test = sum(len(outcome.labels_b) for outcome in paired)
         if paired:
+            num_test = sum(len(outcome.labels_b) for outcome in paired)
             gain = mean(outcome.hits[TOP1].mean().item() for outcome in paired)
             units = [outcome.units for outcome in paired if outcome.units is not None]
             interval = bootstrap_intervals(paired, num_draws=num_draws, seed=seed).get(TOP1)
@@ -97,10 +97,9 @@ def _paired(sides: Sequence[Sequence[Evaluation]], protocol: str) -> list[Outcom
         difference_b = torch.tensor(ours, dtype=torch.float64) - torch.tensor(theirs, dtype=torch.float64)
         sets.append((difference_b, common, [group_of[video] for video in common]))
     units: list[Units] = units_of(*((videos, groups) for _, videos, groups in sets))
+    # Gains are not drawn by class, so all clips have one label.
     return [
-        Outcome(
-            {TOP1: difference_b}, torch.zeros(len(difference_b), dtype=torch.int64), units=own
-        )  # one class: no labels
+        Outcome({TOP1: difference_b}, torch.zeros(len(difference_b), dtype=torch.int64), units=own)
         for (difference_b, _, _), own in zip(sets, units, strict=True)
     ]
 

@@ -27,7 +27,7 @@ NORMS = (nn.BatchNorm2d, nn.BatchNorm3d)
 REPLACED = (*CONVOLUTIONS, nn.Linear, nn.MultiheadAttention)
 
 
-require_brevitas = functools.partial(require_package, "brevitas.nn", target="--quantize", extra="precision")
+require_brevitas = functools.partial(require_package, "brevitas.nn", target="--bits", extra="precision")
 """Return the module of brevitas' layers, or raise a ``UserError`` that says how to install them."""
 
 

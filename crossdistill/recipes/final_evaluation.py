@@ -59,7 +59,8 @@ def evaluate_networks(run: RunContext, networks: Mapping[str, tuple[Encoder, Exe
             _print_notes(manifest, evaluations)
             track_results(machine.tracker, run.folder.path, by_role, step=step)
     if run.accelerator.is_main_process:
-        write_text_atomically(run.folder.results, json.dumps(results, indent=2) + "\n")
+        if not results:
+            write_text_atomically(run.folder.results, "{}\n")
         run.announce(f"numbers: {run.folder.results}; student: {run.folder.student}")
 
 

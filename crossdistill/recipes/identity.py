@@ -116,7 +116,7 @@ def own_teacher_config(
             student_size=teacher.size_px,
         ),
         data=replace(config.data, strong_views=False),
-        objective=ObjectiveConfig(bank_size=PAPER_BANK_SIZE),  # as the names of folders of version 0.1 have it
+        objective=ObjectiveConfig(),
         optimization=replace(config.optimization, epochs=recipe.teacher_epochs, lr=recipe.teacher_lr),
     )
     # A teacher that learns labels does not depend on the objective, nor on the paths of the datasets.

@@ -28,7 +28,8 @@ def folder_lock(folder: Path, *, advice: str, on_wait: Callable[[str], None] | N
     """Hold a folder inside the block. The folder is made if it does not exist.
 
     The operating system releases the lock of a process that dies, so that the next one takes it over. The file of the
-    lock says who holds it. A process can hold a folder more than once.
+    lock says who holds it. Hold a folder once: POSIX lets a process take its own lock again, and the inner block's end
+    would release it.
 
     Args:
         folder: The folder.

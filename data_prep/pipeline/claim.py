@@ -45,8 +45,9 @@ def _held_names(out: Path, dataset: str) -> set[str]:
     held: set[str] = set()
     for path in paths:
         try:
-            header, *rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-            found, names = header["dataset"], {row["name"] for row in rows if row["status"] != "skipped"}
+            with path.open(encoding="utf-8") as lines:  # there may be a million
+                found = json.loads(next(lines, ""))["dataset"]
+                names = {row["name"] for row in map(json.loads, lines) if row["status"] != "skipped"}
         except (ValueError, KeyError, TypeError):  # damaged: this run writes it again
             break
         if found != dataset:

@@ -172,18 +172,8 @@ def test_content_digest__does_not_know_folder_or_preparation(toy_folder):
 
 
 def test_resume__knows_weights_by_content(finished, tmp_path, capsys):
-    shared = [
-        *SMALL,
-        "--tracker",
-        "none",
-        "--knn-clips",
-        0,
-        "--no-evaluate",
-        "--bank-size",
-        40,
-        "--out",
-        tmp_path / "r",
-    ]
+    shared = [*SMALL, "--tracker", "none", "--knn-clips", 0, "--no-evaluate", "--bank-size", 40]
+    shared += ["--out", tmp_path / "r"]
     pair = ["--teacher", "flow_tiny3d_8", "--teacher-frames", 4, "--teacher-size", 32, "--student", "flow_tiny3d_8"]
 
     def run(teacher, *options):

@@ -18,18 +18,8 @@ PROJECT = Path(__file__).resolve().parents[2]
 KILLED_SCRIPT = PROJECT / "tests" / "train_until_killed.py"
 TINY = [
     *("--student-frames", 4, "--student-size", 32),
-    *(
-        "--optimizer",
-        "adamw",
-        "--lr",
-        0.003,
-        "--schedule",
-        "cosine",
-        "--bank-size",
-        40,
-        "--clip-norm",
-        1.0,
-    ),
+    *("--optimizer", "adamw", "--lr", 0.003, "--schedule", "cosine"),
+    *("--bank-size", 40, "--clip-norm", 1.0),
     *("--precision", "fp32", "--workers", 1, "--no-evaluate", "--knn-clips", 0),
     *("--tracker", "none", "--log-every-steps", 1, "--keep-checkpoints"),
 ]
@@ -50,11 +40,7 @@ def finish(process):
 
 
 def start(arguments, **variables):
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        **variables,
-    }  # torchrun alone: Accelerate is told of CPUs by the product
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     return subprocess.Popen(
         arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
     )
