@@ -17,6 +17,7 @@ from crossdistill.distillation.terms import Term, create_terms
 from crossdistill.encoders import Encoder
 from crossdistill.encoders.hardware import free_memory_bytes
 from crossdistill.errors import UserError
+from crossdistill.evaluation.settings import Shots
 from crossdistill.recipes.config import AUTO, RunConfig
 from crossdistill.recipes.data import count_training_clips
 from crossdistill.recipes.sizes import fillable_bank_size
@@ -50,6 +51,8 @@ def check_configuration(config: RunConfig, sources: Sequence[TeacherSource]) -> 
     _check_who_teaches(config, sources)
     terms = terms_of(config)
     _check_options_have_an_effect(config, terms)
+    if config.data.shots is not None:
+        Shots.parse(config.data.shots)
     student = check_student(config, terms)
     for source in sources:
         source.check(config, student, terms)
@@ -65,13 +68,15 @@ def _check_who_teaches(config: RunConfig, sources: Sequence[TeacherSource]) -> N
 
 def _check_options_have_an_effect(config: RunConfig, terms: Sequence[Term]) -> None:
     """Refuse options that would do nothing, or that would fail after hours of training."""
-    pair, objective = config.pair, config.objective
+    pair, objective, shots = config.pair, config.objective, config.data.shots
     named = f"--objective {' '.join(objective.objective)}"
     compared = {term.objective.compares for term in terms}
     if objective.standardize != "none" and "features" not in compared:
         raise UserError(f"--standardize has no effect with {named}, which compares no embeddings: remove it")
     if objective.teacher_drop and len(pair.teacher) < 2:
         raise UserError("--teacher-drop leaves out one of several teachers: give two or more teachers, or remove it")
+    if shots is not None and not uses_labels(config):
+        raise UserError(f"--shots {shots} chooses labelled clips, and {named} uses no labels: remove it")
     if pair.supervised and config.data.strong_views and pair.rounds == 1:
         raise UserError("--strong-views has no effect with --supervised, which has no teacher: remove it")
     if pair.rounds > 1 and "logits" in compared and "labels" not in compared:

@@ -113,6 +113,9 @@ class DataConfig:
     """Official split: the run trains on its train part and evaluates on its test part. 1@s3 holds group s3 out of the
     train part of split 1, and 1@25% a quarter of its groups: the run evaluates on these, so that settings are chosen
     without the test clips."""
+    shots: str | None = None
+    """With labels: learn from so many training clips of each class alone, a number or a share, for example 5 or 10%;
+    all if absent. They are those that `crossdistill evaluate --protocols lowshot` draws first with the same seed."""
     crop_area_min: Annotated[float, Field(gt=0, le=1)] = 0.2
     """Smallest share of the picture's area that a random crop keeps. The authors' code of CompRess has 0.08, as
     configs/compress/recipe.yaml; that of ISD has 0.2."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 
 from crossdistill.data.dataset import Entry, PairedClips, check_entries, entries_of
@@ -12,6 +13,7 @@ from crossdistill.data.manifest import MANIFEST_NAME, Manifest
 from crossdistill.data.transforms import Augmentation
 from crossdistill.distillation.teachers import Teacher
 from crossdistill.errors import UserError
+from crossdistill.evaluation.settings import Shots
 from crossdistill.recipes.config import RunConfig
 from crossdistill.recipes.context import announce
 from crossdistill.types import ViewSpec
@@ -85,7 +87,7 @@ def select_training_clips(
     for manifest in manifests:
         for view in views:
             manifest.require_stream(view.kind.stream, wanted_by=f"a {view.modality} encoder")
-        entries += entries_of(manifest, _training_positions(manifest, config.data.split, uses_labels=uses_labels))
+        entries += entries_of(manifest, _training_positions(config, manifest, uses_labels=uses_labels))
     usable = [entry for entry in entries if entry.video.is_usable]
     if uses_labels:
         _require_labels(config, manifests, usable)
@@ -119,7 +121,7 @@ def count_training_clips(config: RunConfig, manifests: Iterable[Manifest], *, us
     return sum(
         manifest.videos[i].is_usable
         for manifest in manifests
-        for i in _training_positions(manifest, config.data.split, uses_labels=uses_labels)
+        for i in _training_positions(config, manifest, uses_labels=uses_labels)
     )
 
 
@@ -154,8 +156,15 @@ def _require_labels(config: RunConfig, manifests: Sequence[Manifest], usable: Se
         raise UserError(f"{option} takes one dataset, and {len(manifests)} were given: their classes differ")
 
 
-def _training_positions(manifest: Manifest, split: str, *, uses_labels: bool) -> list[int]:
-    positions = manifest.select(split=split, part="train") if manifest.splits else []
-    if uses_labels and manifest.splits:
-        return positions
-    return sorted([*positions, *(i for i, video in enumerate(manifest.videos) if not video.splits)])
+def _training_positions(config: RunConfig, manifest: Manifest, *, uses_labels: bool) -> list[int]:
+    positions = manifest.select(split=config.data.split, part="train") if manifest.splits else []
+    if not (uses_labels and manifest.splits):
+        positions = sorted([*positions, *(i for i, video in enumerate(manifest.videos) if not video.splits)])
+    return _draw_shots(config, manifest, positions) if uses_labels and config.data.shots else positions
+
+
+def _draw_shots(config: RunConfig, manifest: Manifest, positions: Sequence[int]) -> list[int]:
+    usable = [i for i in positions if manifest.videos[i].is_usable]
+    labels = torch.tensor([entry.label for entry in entries_of(manifest, usable)])
+    drawn = Shots.parse(config.data.shots or "").draw(labels, seed=config.machine.seed)
+    return [usable[i] for i in drawn.tolist()]

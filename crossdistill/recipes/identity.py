@@ -59,6 +59,8 @@ def identity(config: RunConfig) -> dict[str, Any]:
     values["machine"] = {key: values["machine"][key] for key in kept}
     for key in ("max_unreadable", "decoder"):  # without effect on what is learned: every decoder gives the same frames
         del values["data"][key]
+    if values["data"]["shots"] is None:  # so that runs from before this option are known again
+        del values["data"]["shots"]
     return values
 
 
@@ -115,7 +117,7 @@ def own_teacher_config(
             student_stride=teacher.stride,
             student_size=teacher.size_px,
         ),
-        data=replace(config.data, strong_views=False),
+        data=replace(config.data, strong_views=False, shots=None),
         objective=ObjectiveConfig(),
         optimization=replace(config.optimization, epochs=recipe.teacher_epochs, lr=recipe.teacher_lr),
     )

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,11 +19,12 @@ import crossdistill
 from crossdistill.commands.main import main as cli
 from crossdistill.data.manifest import Manifest
 from crossdistill.encoders.weights import weights_hash
+from crossdistill.evaluation.settings import Shots
 from crossdistill.objectives import OBJECTIVES
 from crossdistill.recipes import context
 from crossdistill.recipes import run as train_module
 from crossdistill.recipes.config import parse
-from crossdistill.recipes.data import select_training_clips
+from crossdistill.recipes.data import count_training_clips, select_training_clips
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TINY = [
@@ -244,6 +246,8 @@ def test_bad_input__one_sentence_each(toy_folder, teacher_file, run_folder, tmp_
     assert "--batch-size 36" in wrong(capsys, *known, *flow, *data, *out, "--batch-size", 1000)
     assert "already holds a run" in wrong(capsys, *known, *flow, *data, "--out", run_folder)
     assert "--accumulate 5 needs 5 batches" in wrong(capsys, *known, *flow, *data, *out, "--accumulate", 5)
+    assert "uses no labels: remove it" in wrong(capsys, *known, *flow, *data, *out, "--shots", 5)
+    assert "--shots 0 is neither" in wrong(capsys, "--supervised", *flow, *data, *out, "--shots", 0)
     assert not out[1].exists(), "a run that never started leaves its name free"
     changed = [*known, *flow, *data, "--out", run_folder, "--resume", "--lr", 0.5]
     assert "was started with another" in wrong(capsys, *changed)
@@ -340,6 +344,21 @@ def test_videos_in_no_split__are_fuel_without_labels_only(toy_folder, tmp_path, 
         assert "1 of" in capsys.readouterr().out
     expected = {manifest.videos[i].name for i in manifest.select(split="1", part="train")} - {second.name}
     assert sizes[False] == expected and sizes[True] == expected - {first.name}
+
+
+@pytest.mark.parametrize("shots", ["2", "50%"])
+def test_shots__are_the_clips_that_lowshot_draws_first(toy_folder, shots):
+    manifest = Manifest.load(toy_folder)
+    positions = manifest.select(split="1", part="train")
+    labels = torch.tensor([manifest.videos[i].label for i in positions])
+    drawn = {manifest.videos[positions[i]].name for i in Shots.parse(shots).draw(labels, seed=3).tolist()}
+    config = parse(["--data", str(toy_folder), "--supervised", "--shots", shots, "--seed", "3"])
+    view = crossdistill.create_encoder("flow_r3d10").view
+    accelerator = Accelerator(mixed_precision="no")
+    clips = select_training_clips(config, [manifest], student_view=view, uses_labels=True, accelerator=accelerator)
+    assert {entry.video.name for entry in clips.entries} == drawn
+    assert set(Counter(entry.label for entry in clips.entries).values()) == {2}  # of 3 or 4 in each of 12 classes
+    assert count_training_clips(config, [manifest], uses_labels=True) == len(drawn) == 24
 
 
 def test_unreadable_clips__of_one_name_in_two_datasets_are_two(toy_folder, teacher_file, tmp_path):

@@ -88,8 +88,11 @@ RESUME_CASES = {
     "live, accumulation": ([*PAIR, "--objective", "compress-2q-live", "--accumulate", 2], 1, (3,)),
     "labels": (["--supervised", "--student", "flow_r3d10"], 1, (5,)),
     "two processes": ([*PAIR, "--objective", "compress-2q"], 2, (3,)),
-    "two processes, two teachers": (
-        [*TWO_TEACHERS, "--objective", "compress-1q", "--standardize", "phi-s", "--teacher-drop", 0.5],
+    "two processes, two teachers, quantised, bags": (
+        [
+            *(*TWO_TEACHERS, "--standardize", "phi-s", "--teacher-drop", 0.5),
+            *("--objective", "compress-2q", "bingo", "--bits", "w4a8"),
+        ],
         2,
         (3,),
     ),
@@ -98,7 +101,6 @@ RESUME_CASES = {
         2,
         (3,),
     ),
-    "two processes, quantised, bags": ([*PAIR, "--objective", "compress-2q", "bingo", "--bits", "w4a8"], 2, (3,)),
 }
 # These end with a checkpoint after the step; the others are killed.
 SIGNALS = {"labels": signal.SIGINT, "two processes": signal.SIGTERM}
