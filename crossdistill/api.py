@@ -16,9 +16,10 @@ from crossdistill.commands import evaluate as evaluate_command
 from crossdistill.commands import report as report_command
 from crossdistill.errors import UserError, replace_unprintable_characters
 from crossdistill.evaluation.results import Evaluation
-from crossdistill.export import FORMATS, export_file
-from crossdistill.export.export import ExportedFile
-from crossdistill.predict import Prediction, predict_files
+from crossdistill.export.export import ExportedFile, export_file
+from crossdistill.export.formats import FORMATS
+from crossdistill.predict.predictor import predict_files
+from crossdistill.predict.results import Prediction
 from crossdistill.recipes.config import RunConfig, from_dict, from_keywords
 from crossdistill.recipes.data import TOYACTIONS_FOLDER
 from crossdistill.recipes.run import run

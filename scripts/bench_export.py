@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from crossdistill.encoders import Encoder, create_encoder
-from crossdistill.export import FORMATS, export_student
+from crossdistill.export.formats import FORMATS, export_student
 from crossdistill.export.network import Forward, module_forward
 from crossdistill.export.onnx import open_session, run_session
 from crossdistill.quantization.quantize import noise_clips

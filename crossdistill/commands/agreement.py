@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from crossdistill.commands.train import parse_beside_training
-from crossdistill.evaluation.teacher_agreement import print_agreement_report
-from crossdistill.recipes.agreement import AgreementOptions, measure_agreement
-from crossdistill.utils.distributed import create_accelerator
+from crossdistill.recipes.command_options import AgreementOptions
 
 PROG = "crossdistill agreement"
 DESCRIPTION = """Compare teacher and student on a sample of clips, before training or after it: common nearest
@@ -22,6 +20,10 @@ crossdistill agreement --teacher rgb_r3d18 --teacher-weights kinetics400 --stude
 def main(arguments: Sequence[str], *, prog: str = PROG) -> None:
     """Run the command."""
     own, config = parse_beside_training(AgreementOptions, arguments, prog=prog, description=DESCRIPTION)
+    from crossdistill.evaluation.teacher_agreement import print_agreement_report
+    from crossdistill.recipes.agreement import measure_agreement
+    from crossdistill.utils.distributed import create_accelerator
+
     accelerator = create_accelerator()
     report = measure_agreement(config, own, accelerator)
     if accelerator.is_main_process:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from crossdistill.commands.train import parse_beside_training
-from crossdistill.recipes.cache import CacheOptions, VerifyOptions, fill_cache, verify_cache
+from crossdistill.recipes.command_options import CacheOptions, VerifyOptions
 from crossdistill.utils.command_line import parse_options
 
 PROG = "crossdistill cache"
@@ -24,7 +24,12 @@ crossdistill cache --teacher rgb_r3d18 --teacher-weights kinetics400 --student f
 def main(arguments: Sequence[str], *, prog: str = PROG) -> None:
     """Run the command."""
     if list(arguments[:1]) == ["verify"]:
-        verify_cache(parse_options(VerifyOptions, arguments[1:], prog=f"{prog} verify"))
+        options = parse_options(VerifyOptions, arguments[1:], prog=f"{prog} verify")
+        from crossdistill.recipes.cache import verify_cache
+
+        verify_cache(options)
         return
     own, config = parse_beside_training(CacheOptions, arguments, prog=prog, description=DESCRIPTION)
+    from crossdistill.recipes.cache import fill_cache
+
     fill_cache(config, own)

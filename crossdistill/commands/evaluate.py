@@ -6,20 +6,19 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 
-from crossdistill.evaluation.evaluate_students import StudentEvaluation, evaluate_students, track_students
-from crossdistill.evaluation.results import Evaluation
-from crossdistill.evaluation.settings import NUM_BOOTSTRAP_DRAWS, FineTuning, ProtocolSettings, ReadSettings, Shots
-from crossdistill.evaluation.tables import print_evaluation
-from crossdistill.evaluation.views import TestViews
+from crossdistill.evaluation.defaults import NUM_BOOTSTRAP_DRAWS
 from crossdistill.recipes.config import Decoder, Precision, ShortClips
-from crossdistill.recipes.finetune import fine_tune
 from crossdistill.training.trackers import TrackerName
 from crossdistill.utils.command_line import parse_options
-from crossdistill.utils.distributed import create_accelerator
 from crossdistill.utils.files import require_writable, write_text_atomically
+
+if TYPE_CHECKING:  # --help need not import torch
+    from crossdistill.evaluation.evaluate_students import StudentEvaluation
+    from crossdistill.evaluation.results import Evaluation
 
 DESCRIPTION = """Evaluate trained students on the splits of a prepared, labelled dataset.
 
@@ -98,6 +97,10 @@ class Options:
         Raises:
             UserError: A value is not allowed.
         """
+        from crossdistill.evaluation.evaluate_students import StudentEvaluation
+        from crossdistill.evaluation.settings import FineTuning, ProtocolSettings, ReadSettings, Shots
+        from crossdistill.evaluation.views import TestViews
+
         for path in (self.json, None if self.features is None else self.features / "features"):
             if path is not None:
                 require_writable(path)
@@ -141,6 +144,10 @@ class Options:
 
 def evaluate(options: Options) -> Evaluation:
     """Evaluate, write the JSON file and track the numbers; every process returns the same result."""
+    from crossdistill.evaluation.evaluate_students import evaluate_students, track_students
+    from crossdistill.recipes.finetune import fine_tune
+    from crossdistill.utils.distributed import create_accelerator
+
     request, accelerator = options.request(), create_accelerator()
     evaluation = evaluate_students(request, fine_tune=fine_tune, accelerator=accelerator)
     if accelerator.is_main_process:
@@ -153,5 +160,8 @@ def evaluate(options: Options) -> Evaluation:
 def main(arguments: Sequence[str]) -> None:
     """Run the command."""
     evaluation = evaluate(parse_options(Options, arguments, prog="crossdistill evaluate", description=DESCRIPTION))
+    from crossdistill.evaluation.tables import print_evaluation
+    from crossdistill.utils.distributed import create_accelerator
+
     if create_accelerator().is_main_process:
         print_evaluation(evaluation)

@@ -9,8 +9,7 @@ from typing import Literal
 
 import tyro
 
-from crossdistill.export import export_file
-from crossdistill.export.agreement import MIN_COSINE
+from crossdistill.export.limits import MIN_COSINE
 from crossdistill.utils.command_line import parse_options
 from crossdistill.utils.console import console
 
@@ -40,4 +39,6 @@ class Options:
 def main(arguments: Sequence[str]) -> None:
     """Run the command."""
     options = parse_options(Options, arguments, prog="crossdistill export")
+    from crossdistill.export.export import export_file
+
     console.print(str(export_file(**vars(options))), highlight=False, soft_wrap=True)

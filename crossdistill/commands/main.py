@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import re
 import sys
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 
 from crossdistill.errors import UserError, friendly_errors, unknown_name
 from crossdistill.utils.command_line import flowed, rows_of
-from crossdistill.utils.environment import require_matched_torch
+from crossdistill.utils.environment import installed_version, require_matched_torch
 
 # Command to its module, which has main(arguments, prog=...), and what it does in one line.
 COMMANDS = {
@@ -50,6 +51,9 @@ def main(arguments: Sequence[str] | None = None, *, command: str | None = None, 
         if not arguments or arguments[0] in ("-h", "--help"):
             _print_help()
             return
+        if arguments[0] == "--version":
+            print(", ".join(f"{name} {installed_version(name)}" for name in ("crossdistill", "torch", "torchvision")))
+            return
         command, *arguments = arguments
     if command in RENAMED_COMMANDS:
         print(f"crossdistill {command} is now called crossdistill {RENAMED_COMMANDS[command]}", file=sys.stderr)
@@ -57,16 +61,21 @@ def main(arguments: Sequence[str] | None = None, *, command: str | None = None, 
     if command not in COMMANDS:
         raise unknown_name("command", command, COMMANDS)
     _require_current_options(arguments)
-    require_matched_torch()
-    from crossdistill.utils.distributed import ending_processes  # imports torch
+    with contextlib.ExitStack() as ending:
+        if not {"-h", "--help"} & set(arguments):  # help need not wait for torch
+            require_matched_torch()
+            from crossdistill.utils.distributed import ending_processes
 
-    with ending_processes():
+            ending.enter_context(ending_processes())
         importlib.import_module(COMMANDS[command][0]).main(arguments, **({} if prog is None else {"prog": prog}))
 
 
 def _print_help() -> None:
     meanings = rows_of({name: what for name, (_, what) in COMMANDS.items()})
-    more = flowed("crossdistill COMMAND --help lists its options; python -m data_prep prepares datasets.")
+    more = flowed(
+        "crossdistill COMMAND --help lists its options; crossdistill --version names the versions; python -m data_prep "
+        "prepares datasets."
+    )
     print(f"usage: crossdistill COMMAND [options]\n\ncommands:\n{meanings}\n\n{more}")
 
 

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import tyro
 
-from crossdistill.predict import predict_files
-from crossdistill.predict.results import print_prediction, require_readable
 from crossdistill.utils.command_line import parse_options
 
 
@@ -61,6 +59,9 @@ class Options:
 def main(arguments: Sequence[str]) -> None:
     """Run the command."""
     options = parse_options(Options, arguments, prog="crossdistill predict")
+    from crossdistill.predict.predictor import predict_files
+    from crossdistill.predict.results import print_prediction, require_readable
+
     shared = {name: value for name, value in vars(options).items() if name != "paths"}
     predictions = predict_files(options.student, options.videos, **shared, on_prediction=print_prediction)
     require_readable(predictions, is_camera=options.camera is not None)

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import tyro
 
-from crossdistill.report.networks import ReportOptions
-from crossdistill.report.write import write_report
+from crossdistill.report.options import ReportOptions
 from crossdistill.utils.command_line import parse_options
 
 
@@ -28,6 +27,8 @@ class Options(ReportOptions):
 
 def report(options: Options) -> Path:
     """Write the page, and return its path."""
+    from crossdistill.report.write import write_report
+
     return write_report(options.runs, options.out, options)
 
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from crossdistill.errors import Stopped
 from crossdistill.recipes.config import RunConfig, parse
-from crossdistill.recipes.run import run
 from crossdistill.utils.command_line import Options, parse_known_options
 
 PROG = "crossdistill train"
@@ -16,6 +15,8 @@ PROG = "crossdistill train"
 def main(arguments: Sequence[str], *, prog: str = PROG) -> None:
     """Run the command."""
     config = parse(list(arguments), prog=prog)
+    from crossdistill.recipes.run import run  # imports torch, for which --help need not wait
+
     try:
         run(config)
     except Stopped as stopped:

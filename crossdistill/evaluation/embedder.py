@@ -13,11 +13,11 @@ from crossdistill.data.dataset import PairedClips, make_loader
 from crossdistill.data.sampling import SampleKey
 from crossdistill.encoders import Encoder
 from crossdistill.encoders.execution import Execution
+from crossdistill.evaluation.defaults import CLIPS_AT_ONCE
 from crossdistill.types import PairedBatch, View
 from crossdistill.utils.console import progress_bar
 from crossdistill.utils.modules import eval_mode
 
-CLIPS_AT_ONCE = 32
 """Clips of a batch. Another number can change the last bits of the features."""
 
 

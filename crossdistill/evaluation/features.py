@@ -13,7 +13,8 @@ from crossdistill.data.dataset import Entry
 from crossdistill.data.sampling import SampleKey
 from crossdistill.encoders import Encoder
 from crossdistill.encoders.execution import Execution
-from crossdistill.evaluation.embedder import CLIPS_AT_ONCE, EmbeddedBatches, Embedder, batches_of
+from crossdistill.evaluation.defaults import CLIPS_AT_ONCE
+from crossdistill.evaluation.embedder import EmbeddedBatches, Embedder, batches_of
 from crossdistill.evaluation.settings import ReadSettings
 from crossdistill.evaluation.views import MultiViewClips, TestViews
 from crossdistill.utils.distributed import broadcast_buffers, gather_objects

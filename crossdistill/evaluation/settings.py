@@ -10,9 +10,8 @@ from torch import Tensor
 
 from crossdistill.data.decoders import DEFAULT_DECODER
 from crossdistill.errors import UserError, require_at_least
+from crossdistill.evaluation.defaults import NUM_BOOTSTRAP_DRAWS
 from crossdistill.evaluation.views import TestViews
-
-NUM_BOOTSTRAP_DRAWS = 2000
 
 
 @dataclass(frozen=True)

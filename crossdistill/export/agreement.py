@@ -13,7 +13,6 @@ from crossdistill.errors import UserError
 
 # Convolutions of a quantised student agree to the bit. PyTorch sums linear layers and attention in floating point: a
 # sum close to the middle of two integers may be rounded up in PyTorch and down in another runtime.
-MIN_COSINE = 0.99
 MAX_DIFFERENCE = 1e-3  # of a float student's outputs, relative to the largest value
 
 

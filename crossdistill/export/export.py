@@ -14,8 +14,9 @@ from crossdistill.data.transforms import normalise
 from crossdistill.distillation.student import find_class_names, load_student
 from crossdistill.encoders import Encoder
 from crossdistill.errors import UserError, require_at_least, unknown_name
-from crossdistill.export.agreement import MIN_COSINE, ExportAgreement
+from crossdistill.export.agreement import ExportAgreement
 from crossdistill.export.formats import FORMATS, export_student
+from crossdistill.export.limits import MIN_COSINE
 from crossdistill.export.metadata import ExportMetadata
 from crossdistill.quantization.quantize import noise_clips
 from crossdistill.training.run_folder import RunFolder

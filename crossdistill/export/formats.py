@@ -16,7 +16,8 @@ from torch import Tensor
 from crossdistill.encoders import Encoder
 from crossdistill.errors import UserError, unknown_name
 from crossdistill.export import hf, onnx, safetensors, torch_export, torchscript
-from crossdistill.export.agreement import MIN_COSINE, ExportAgreement, compare_outputs, require_agreement
+from crossdistill.export.agreement import ExportAgreement, compare_outputs, require_agreement
+from crossdistill.export.limits import MIN_COSINE
 from crossdistill.export.metadata import ExportMetadata
 from crossdistill.export.network import NUM_EXAMPLES, ExportedStudent, Forward, module_forward, repeat_clips
 from crossdistill.utils.files import atomic_folder, atomic_path

@@ -10,7 +10,6 @@ import json as json_format
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from accelerate import Accelerator
@@ -22,48 +21,18 @@ from crossdistill.data.sampling import SampleKey
 from crossdistill.distillation.student import find_student, load_student, read_facts
 from crossdistill.encoders import Encoder
 from crossdistill.encoders.weights import weights_hash
-from crossdistill.errors import UserError, require_at_least
+from crossdistill.errors import UserError
 from crossdistill.evaluation.embedder import EmbeddedBatches, Embedder, batches_of
-from crossdistill.evaluation.protocols.agreement import MIN_CLIPS_FOR_CKA
 from crossdistill.evaluation.roles import Role
 from crossdistill.evaluation.teacher_agreement import AgreementReport, compare_spaces
 from crossdistill.recipes.checks import check_configuration
+from crossdistill.recipes.command_options import AgreementOptions
 from crossdistill.recipes.config import SELF, RunConfig
 from crossdistill.recipes.context import choose_execution
 from crossdistill.recipes.data import open_datasets
 from crossdistill.recipes.student import create_student
 from crossdistill.recipes.teachers import create_only_teacher, teacher_sources
 from crossdistill.utils.files import write_text_atomically
-
-
-@dataclass(frozen=True)
-class AgreementOptions:
-    """What ``crossdistill agreement`` adds to the options of training."""
-
-    part: Literal["auto", "train", "test"] = "auto"
-    """Part of the split; auto: test for a student with weights, else train, so that no test clip helps to choose a
-    pair."""
-    clips: int = 400
-    """Maximum number of clips, spread evenly over the part."""
-    k: int = 10
-    """Number of nearest neighbours to compare."""
-    json: Path | None = None
-    """File to write the figures to, as JSON."""
-    allow_code: bool = False
-    """Run the Python file that a student's folder names (path/to/file.py:function)."""
-
-    @property
-    def min_clips(self) -> int:
-        """Fewest clips: with fewer, every other clip is a neighbour, or CKA is not defined."""
-        return max(self.k + 2, MIN_CLIPS_FOR_CKA)
-
-    def check(self) -> None:
-        """Raise a ``UserError`` for numbers that are too low."""
-        require_at_least("--k", self.k, 1)
-        if self.clips < self.min_clips:
-            raise UserError(
-                f"--clips is {self.clips}: give {self.min_clips} (k + 2, and at least {MIN_CLIPS_FOR_CKA}) or more"
-            )
 
 
 @dataclass(frozen=True)

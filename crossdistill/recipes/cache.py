@@ -7,10 +7,9 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import tyro
 from accelerate import Accelerator
 
 from crossdistill.data.dataset import PairedClips
@@ -30,10 +29,11 @@ from crossdistill.distillation.teacher_cache import (
 from crossdistill.encoders import require_code_allowed
 from crossdistill.encoders.weights import weights_hash
 from crossdistill.errors import SAME_COMMAND, OneProcessError, Stopped, UserError, require_at_least, require_num_workers
-from crossdistill.evaluation.embedder import CLIPS_AT_ONCE, EmbeddedBatches, Embedder, batches_of
+from crossdistill.evaluation.embedder import EmbeddedBatches, Embedder, batches_of
 from crossdistill.modalities import get_modality
 from crossdistill.recipes.checks import check_configuration
-from crossdistill.recipes.config import AUTO, SELF, DataConfig, Decoder, MachineConfig, PairConfig, RunConfig, several
+from crossdistill.recipes.command_options import CacheOptions, VerifyOptions
+from crossdistill.recipes.config import AUTO, SELF, DataConfig, MachineConfig, PairConfig, RunConfig, several
 from crossdistill.recipes.context import choose_execution
 from crossdistill.recipes.data import open_datasets, select_training_clips
 from crossdistill.recipes.student import create_student
@@ -44,46 +44,6 @@ from crossdistill.utils.distributed import create_accelerator, decide_on_first, 
 from crossdistill.utils.locks import folder_lock
 
 MAX_LISTED_UNREADABLE = 20
-
-
-@dataclass(frozen=True)
-class CacheOptions:
-    """What ``crossdistill cache`` adds to the options of training."""
-
-    augmentations: int
-    """Number of augmented versions of every clip: training epoch e uses version e modulo this number."""
-    out: Path
-    """Folder of the cache. An existing cache of the same options is resumed."""
-    dtype: Literal["fp16", "fp32"] = "fp16"
-    """Data type of the stored embeddings."""
-    clips_per_shard: int = 1024
-    """Clips per file. At most so many are embedded again after an interruption."""
-    embed_batch_size: int = CLIPS_AT_ONCE
-    """Batch size of the teacher's forward pass."""
-
-
-@dataclass(frozen=True)
-class VerifyOptions:
-    """Embed a sample of a cache's clips again and compare: the command fails if a cosine is below 0.9999."""
-
-    cache: tyro.conf.Positional[Path]
-    """Folder of the cache."""
-    data: tuple[Path, ...]
-    """The datasets that the cache was made of, in the same order."""
-    teacher: str | None = None
-    """The teacher that the cache should be of; the cache's own if absent."""
-    teacher_weights: str = AUTO
-    """Weights of the teacher; auto: those that the cache was made with."""
-    clips: int = 64
-    """Number of clips to embed again."""
-    embed_batch_size: int = CLIPS_AT_ONCE
-    """Batch size of the teacher's forward pass."""
-    workers: int = 2
-    """Number of decoding processes."""
-    decoder: Decoder = "pyav"
-    """Library that decodes the videos."""
-    allow_code: bool = False
-    """Run the Python file that the cache names as its teacher (path/to/file.py:function)."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from crossdistill.evaluation.protocols import apply_protocols
 from crossdistill.evaluation.results import Evaluation
 from crossdistill.evaluation.settings import ProtocolSettings, ReadSettings
 from crossdistill.recipes.config import RunConfig
-from crossdistill.report.networks import Network, ReportOptions
+from crossdistill.report.networks import Network
+from crossdistill.report.options import ReportOptions
 from crossdistill.report.record import UnavailableError
 from crossdistill.utils.distributed import create_accelerator
 

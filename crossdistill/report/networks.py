@@ -19,6 +19,7 @@ from crossdistill.recipes.identity import own_teacher_config
 from crossdistill.recipes.recorded_teachers import load_again, recorded_teachers
 from crossdistill.recipes.student import create_student
 from crossdistill.recipes.teachers import TeacherOptions, published_weights, teacher_options
+from crossdistill.report.options import ReportOptions
 from crossdistill.report.record import RunRecord, UnavailableError
 from crossdistill.training.run_folder import RunFolder
 
@@ -45,26 +46,6 @@ def kind_of(role: str) -> Kind:
     parsed = NumberedRole.parse(role)
     kinds = {Role.TEACHER: Kind.TEACHER, Role.RANDOM: Kind.RANDOM}
     return Kind.STUDENT if parsed is None else kinds.get(parsed.role, Kind.STUDENT)
-
-
-@dataclass(frozen=True)
-class ReportOptions:
-    """Options of a report: what it shows, and how networks are loaded and clips are decoded."""
-
-    data: Path | None = None
-    """Prepared dataset; by default the dataset of the run."""
-    baseline: Path | None = None
-    """Run of the same student trained with labels (supervised baseline)."""
-    gallery: int = 12
-    """Number of test clips shown with their nearest neighbours."""
-    teacher: bool = True
-    """Load and embed the teacher too."""
-    clips: int = 5000
-    """Maximum number of clips of each part that are embedded; features are stored in the run folder."""
-    workers: int = 2
-    """Processes that decode."""
-    allow_code: bool = False
-    """Run the Python file of a custom encoder (path/to/file.py:function)."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from pathlib import Path
 from crossdistill.errors import UserError, require_at_least, require_num_workers
 from crossdistill.report.charts import MAX_STYLES
 from crossdistill.report.comparison_page import comparison_page
-from crossdistill.report.networks import Kind, ReportOptions
+from crossdistill.report.networks import Kind
+from crossdistill.report.options import ReportOptions
 from crossdistill.report.page import render_page
 from crossdistill.report.record import RunRecord, read_run
 from crossdistill.report.run_data import collect

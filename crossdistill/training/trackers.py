@@ -6,13 +6,14 @@ import hashlib
 import importlib.util
 import re
 from pathlib import Path
-from typing import Any, Literal
-
-from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracker, WandBTracker
+from typing import TYPE_CHECKING, Any, Literal
 
 from crossdistill.errors import UserError
 from crossdistill.utils.console import console
 from crossdistill.utils.files import is_writable, write_text_atomically
+
+if TYPE_CHECKING:
+    from accelerate.tracking import GeneralTracker
 
 TrackerName = Literal["tensorboard", "wandb", "mlflow", "none"]
 PROJECT = "crossdistill"
@@ -49,6 +50,8 @@ def open_tracker(name: str, folder: Path, *, purge_step: int | None = None) -> G
     Returns:
         None for ``none``.
     """
+    from accelerate.tracking import MLflowTracker, TensorBoardTracker, WandBTracker  # imports torch
+
     require_tracker(name)
     tracker: GeneralTracker
     if name == "tensorboard":

@@ -32,7 +32,7 @@ def require_matched_torch() -> None:
     Each torchvision is built for one torch. With another torch its import fails with an error that names neither:
     ``operator torchvision::nms does not exist``.
     """
-    versions = {name: _version(name) for name in ("torch", "torchvision")}
+    versions = {name: installed_version(name) for name in ("torch", "torchvision")}
     for name in versions:
         try:
             importlib.import_module(name)
@@ -49,7 +49,7 @@ def describe_environment() -> dict[str, str | int | list[str] | None]:
     cuda, gpus = _cuda_version_and_gpus()
     return {
         "python": platform.python_version(),
-        **{name: _version(name) for name in _PACKAGES},
+        **{name: installed_version(name) for name in _PACKAGES},
         "cuda": cuda,
         "git_commit": git_commit(),
         "platform": platform.platform(),
@@ -91,7 +91,7 @@ def _broken_install(name: str, versions: dict[str, str | None], error: BaseExcep
     )
 
 
-def _version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
     """Return the installed version without importing the package; None if it is not installed."""
     try:
         return importlib.metadata.version(package)

@@ -13,10 +13,10 @@ from torchvision.models import get_model, get_model_weights
 from torchvision.models.video import mvit, r3d_18
 
 import crossdistill
-from crossdistill.commands.encoders import _card, count_gmacs
 from crossdistill.commands.encoders import main as listing
 from crossdistill.encoders import ARCHITECTURES, create_encoder, list_encoders
 from crossdistill.encoders.architecture import CLIP_MODALITIES
+from crossdistill.encoders.cards import card_of, count_gmacs
 from crossdistill.encoders.sizes import SizesOnly
 from crossdistill.encoders.tsm import temporal_shift
 from crossdistill.encoders.weights import (
@@ -375,7 +375,7 @@ def test_listing__derived_sizes_equal_measured_ones(name):
     with torch.device("meta"):
         encoder = create_encoder(name)
         gmacs = count_gmacs(encoder)
-    card = _card(name)
+    card = card_of(name)
     assert card["num_parameters"] == encoder.num_parameters
     assert card["gmacs"] == pytest.approx(gmacs, rel=1e-9)
     assert card["view"] == dataclasses.asdict(encoder.view) and card["has_tokens"]
@@ -570,7 +570,7 @@ def test_every_architecture__is_a_teacher_and_a_student(architecture):
 @pytest.mark.parametrize("name", [name for name in HUB_NAMES if ARCHITECTURES[name].published_gmacs])
 def test_pytorchvideo__listing_has_the_published_operations(name):
     """At the encoder's own view. The classifier, which the body lacks, has less than a thousandth of the operations."""
-    assert _card(f"rgb_{name}")["gmacs"] == pytest.approx(ARCHITECTURES[name].published_gmacs, rel=0.02)
+    assert card_of(f"rgb_{name}")["gmacs"] == pytest.approx(ARCHITECTURES[name].published_gmacs, rel=0.02)
 
 
 def test_listing__shows_encoders_outside_the_registry(tmp_path, capsys):

@@ -11,8 +11,9 @@ from crossdistill.data.manifest import Manifest
 from crossdistill.distillation.student import save_student
 from crossdistill.encoders import create_encoder, wrap_encoder
 from crossdistill.errors import UserError
-from crossdistill.export import export_student, onnx
+from crossdistill.export import onnx
 from crossdistill.export.export import dataset_clips
+from crossdistill.export.formats import export_student
 from crossdistill.export.onnx import FLOAT_OPERATORS, INTEGER_OPERATORS
 from crossdistill.quantization.quantize import noise_clips, quantize
 

@@ -19,8 +19,10 @@ from crossdistill.distillation.student import FACTS_NAME, save_student
 from crossdistill.encoders import create_encoder
 from crossdistill.encoders.base import Classifier
 from crossdistill.errors import UserError
-from crossdistill.export import FORMATS, Format, export_file, export_student, onnx
+from crossdistill.export import onnx
 from crossdistill.export.agreement import MIN_COSINE, ExportAgreement, compare_outputs, require_agreement
+from crossdistill.export.export import export_file
+from crossdistill.export.formats import FORMATS, Format, export_student
 from crossdistill.export.metadata import ExportMetadata
 from crossdistill.quantization.quantize import noise_clips, quantize
 

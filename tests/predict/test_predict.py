@@ -24,11 +24,11 @@ from crossdistill.distillation.student import FACTS_NAME, WEIGHTS_NAME, load_stu
 from crossdistill.encoders import create_encoder
 from crossdistill.encoders.base import Classifier
 from crossdistill.errors import UnreadableVideoError, UserError
-from crossdistill.export import export_student
-from crossdistill.predict import ClassScore, Prediction, Scores, predict_files, predictor, runtimes, scorers
+from crossdistill.export.formats import export_student
+from crossdistill.predict import predictor, runtimes, scorers
 from crossdistill.predict.camera import open_camera, record, recordings
-from crossdistill.predict.predictor import files_of
-from crossdistill.predict.results import print_prediction
+from crossdistill.predict.predictor import files_of, predict_files
+from crossdistill.predict.results import ClassScore, Prediction, Scores, print_prediction
 from crossdistill.predict.scorers import ClassifierScorer, NeighbourScorer
 from crossdistill.predict.video_clips import read_video_clips, recipe_for, require_source
 from crossdistill.quantization.quantize import noise_clips

@@ -30,7 +30,8 @@ from crossdistill.encoders import create_encoder, wrap_encoder
 from crossdistill.encoders.base import Classifier
 from crossdistill.errors import UserError
 from crossdistill.recipes.recorded_teachers import recorded_teachers
-from crossdistill.report.networks import ReportOptions, load_teachers
+from crossdistill.report.networks import load_teachers
+from crossdistill.report.options import ReportOptions
 from crossdistill.report.record import read_run
 from crossdistill.types import PairedBatch, View
 

@@ -42,7 +42,8 @@ from crossdistill.report.charts import (
     thinned,
 )
 from crossdistill.report.class_charts import confusion_chart, confusion_scale, point_chart
-from crossdistill.report.networks import ReportOptions, kind_of, load_teachers
+from crossdistill.report.networks import kind_of, load_teachers
+from crossdistill.report.options import ReportOptions
 from crossdistill.report.record import read_run
 from crossdistill.report.svg import Scale, element, nice_ticks, percent, short_number
 from crossdistill.types import ViewSpec

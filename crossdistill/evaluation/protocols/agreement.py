@@ -16,6 +16,7 @@ from torch import Tensor
 
 from crossdistill.errors import UserError
 from crossdistill.evaluation.checks import check_features
+from crossdistill.evaluation.defaults import MIN_CLIPS_FOR_CKA
 from crossdistill.evaluation.features import Features
 from crossdistill.evaluation.intervals import bootstrap_intervals, units_of
 from crossdistill.evaluation.neighbours import nearest_neighbours
@@ -23,7 +24,6 @@ from crossdistill.evaluation.results import TOP1, TOP5, AgreementResult, Outcome
 from crossdistill.evaluation.settings import ProtocolSettings
 
 NUM_NEIGHBOURS = 10
-MIN_CLIPS_FOR_CKA = 4
 _CLIPS_AT_ONCE = 512
 _COLUMNS_AT_ONCE = 1024
 # Share of the squared norm that the variance of a space must exceed: rounding errors of float64 means stay below it.
