@@ -12,7 +12,7 @@ from crossdistill.report.svg import element, short_number, whole_percent
 
 LR, KNN, SPEED = "lr", "knn", "clips_per_second"
 ACCURACIES = {KNN: "1-NN of held-out clips", "accuracy": "training batches"}
-NOT_LOSSES = ("step", LR, SPEED, "bank_fill", "grad_norm", *ACCURACIES)
+NOT_LOSSES = ("step", "epoch", "seconds", LR, SPEED, "data_wait", "bank_fill", "grad_norm", *ACCURACIES)
 
 
 def training_curves(metrics: Sequence[MetricsLine]) -> Markup:

@@ -98,11 +98,11 @@ def train(
     checkpoint_every = plan.checkpoint_every_steps or steps_per_epoch
     evaluate_every = plan.evaluate_every_steps(num_steps, steps_per_epoch) if evaluate else num_steps + 1
     loader = make_loader(dataset, batches, num_workers=plan.num_workers, pin_memory=accelerator.device.type == "cuda")
-    monitor = _create_monitor(folder, plan, accelerator, state.step, num_steps, description)
     started = time.perf_counter() - state.seconds
+    monitor = _create_monitor(folder, plan, accelerator, state.step, num_steps, steps_per_epoch, started, description)
     task.train()
     with monitor, StopRequest(accelerator) as stop:
-        for batch in loader if state.step < num_steps else ():
+        for batch in monitor.watch(loader) if state.step < num_steps else ():
             _count_unreadable(state, batch, plan, accelerator, len(dataset))
             lr = plan.learning_rate(state.step, num_steps, steps_per_epoch)
             monitor.add(_step(task, model, optimizer, batch, lr=lr, clip_norm=plan.clip_norm, accelerator=accelerator))
@@ -165,7 +165,14 @@ def _count_steps(num_batches: int, accumulate: int) -> int:
 
 
 def _create_monitor(
-    folder: RunFolder, plan: TrainingPlan, accelerator: Accelerator, start_step: int, num_steps: int, description: str
+    folder: RunFolder,
+    plan: TrainingPlan,
+    accelerator: Accelerator,
+    start_step: int,
+    num_steps: int,
+    steps_per_epoch: int,
+    started: float,
+    description: str,
 ) -> Monitor:
     is_main = accelerator.is_main_process
     return Monitor(
@@ -175,6 +182,8 @@ def _create_monitor(
         log_every_steps=plan.log_every_steps,
         start_step=start_step,
         num_steps=num_steps,
+        steps_per_epoch=steps_per_epoch,
+        started=started,
         description=description,
     )
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -17,6 +18,7 @@ from crossdistill.training.run_folder import MetricsLog
 from crossdistill.types import StepOutput
 from crossdistill.utils.console import progress_bar
 
+Batch = TypeVar("Batch")
 REMEDY = "lower --lr, add --clip-norm 1 or choose --precision fp32, and start again in another --out"
 
 
@@ -30,6 +32,8 @@ class Monitor:
         log_every_steps: Steps between two lines of the curves.
         start_step: Optimizer steps that are already done.
         num_steps: Optimizer steps of the whole run.
+        steps_per_epoch: Optimizer steps of an epoch.
+        started: Value of ``time.perf_counter()`` when the run began, moved by the time that it was stopped.
         description: The text of the progress bar.
     """
 
@@ -42,10 +46,13 @@ class Monitor:
         log_every_steps: int,
         start_step: int,
         num_steps: int,
+        steps_per_epoch: int,
+        started: float,
         description: str,
     ) -> None:
         self.log, self.accelerator, self.batch_size = log, accelerator, batch_size
         self.log_every_steps, self.start_step, self.num_steps = log_every_steps, start_step, num_steps
+        self.steps_per_epoch, self.started, self.wait_seconds = steps_per_epoch, started, 0.0
         self.bar: Progress = progress_bar("fields", unit="steps", is_shown=accelerator.is_main_process)
         self.task_id: TaskID = self.bar.add_task(description, total=num_steps, completed=start_step, fields="")
         self.values: dict[str, list[Tensor]] = {}
@@ -61,6 +68,18 @@ class Monitor:
         self.bar.stop()
         if self.log is not None:
             self.log.close()
+
+    def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Yield the batches, and measure how long training waits for them."""
+        source = iter(batches)
+        while True:
+            asked = time.perf_counter()
+            try:
+                batch = next(source)
+            except StopIteration:
+                return
+            self.wait_seconds += time.perf_counter() - asked
+            yield batch
 
     def add(self, output: StepOutput) -> None:
         """Record one batch, without waiting for the device."""
@@ -117,17 +136,28 @@ class Monitor:
     def _log_means(self, step: int, state: dict[str, float]) -> None:
         means = self.require_finite(step)
         num_clips = len(self.values["loss"]) * self.batch_size * self.accelerator.num_processes
-        values = {**means, **state, "clips_per_second": num_clips / (time.perf_counter() - self.clock)}
+        now = time.perf_counter()
+        values = {
+            **means,
+            **state,
+            "epoch": step / self.steps_per_epoch,
+            "clips_per_second": num_clips / (now - self.clock),
+            "data_wait": self.wait_seconds / (now - self.clock),
+            "seconds": now - self.started,
+        }
         if self.log is not None:
             self.log.write(step, values)
-        self.bar.update(self.task_id, fields=_bar_text(values, self.notes))
-        self.values, self.clock = {}, time.perf_counter()
+        terms = [name for name in means if name not in ("loss", "accuracy")]
+        self.bar.update(self.task_id, fields=_bar_text(values, terms, self.notes))
+        self.values, self.clock, self.wait_seconds = {}, now, 0.0
 
 
-def _bar_text(values: dict[str, float], notes: str) -> str:
-    parts = [f"loss {values['loss']:.3f}", f"lr {values['lr']:.1e}", f"{values['clips_per_second']:.0f} clips/s"]
-    if "accuracy" in values:
-        parts.append(f"accuracy {values['accuracy']:.2f}")
-    if "bank_fill" in values:
-        parts.append(f"bank {values['bank_fill']:.0%}")
-    return "  ".join([*parts, notes] if notes else parts)
+def _bar_text(values: dict[str, float], terms: Collection[str], notes: str) -> str:
+    """Return the numbers of the bar, the ones that matter most first: a narrow terminal cuts the text at its end."""
+    parts = [f"epoch {values['epoch']:.1f}", f"loss {values['loss']:.3f}"]
+    parts += [f"{name} {values[name]:.3f}" for name in terms] if len(terms) > 1 else []
+    parts += [f"accuracy {values['accuracy']:.2f}"] if "accuracy" in values else []
+    parts += [notes] if notes else []
+    parts += [f"bank {values['bank_fill']:.0%}"] if "bank_fill" in values else []
+    speed = f"{values['clips_per_second']:.0f} clips/s"
+    return "  ".join([*parts, speed, f"waiting {values['data_wait']:.0%}", f"lr {values['lr']:.1e}"])

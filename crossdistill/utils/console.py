@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
-from rich.console import Console
+from rich.console import Console, ConsoleRenderable
 from rich.live import Live
 from rich.progress import (
     BarColumn,
@@ -25,6 +26,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 WIDE = 100  # columns of a terminal from which on bars are long
+LOG_SECONDS = 30.0  # between two lines of a bar in a log file
 
 
 class _Console(Console):
@@ -88,6 +90,43 @@ class _NotebookLive(Live):
         super().stop()
 
 
+class _LogLive(Live):
+    """Display of a progress bar in a file or pipe: a plain line from time to time, and one at the end."""
+
+    def __init__(self, progress: Progress) -> None:
+        get_renderable = progress.get_renderable
+        super().__init__(console=progress.console, get_renderable=get_renderable, refresh_per_second=1 / LOG_SECONDS)
+        self._progress = progress
+        self._said_at = time.monotonic()
+
+    def start(self, refresh: bool = False) -> None:
+        self._said_at = time.monotonic()
+        super().start(refresh=False)
+
+    def refresh(self) -> None:
+        """Print the line if it is time, or if the bar has ended."""
+        now = time.monotonic()
+        if self._nested or (self._started and now - self._said_at < LOG_SECONDS / 2):
+            return
+        self._said_at = now
+        for task in self._progress.tasks:
+            cells = [c.render(task).plain for c in self._progress.columns if isinstance(c, _TEXT_COLUMNS)]
+            self.console.print(Text(" ".join(cell for cell in cells if cell)), soft_wrap=True)
+
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        """Print what others print as it is. rich would add the bar at the end."""
+        return renderables
+
+
+class _LogProgress(Progress):
+    def stop(self) -> None:
+        """End without the empty line that rich prints after a bar in a file."""
+        self.live.stop()
+
+
+_TEXT_COLUMNS = (TextColumn, MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn)
+
+
 def progress_bar(*fields: str, unit: str = "", is_shown: bool = True) -> Progress:
     """Return a progress bar with elapsed time, remaining time and optional text fields.
 
@@ -95,7 +134,8 @@ def progress_bar(*fields: str, unit: str = "", is_shown: bool = True) -> Progres
     counts, for example ``clips``. ``is_shown`` is False on all processes but the first.
     """
     whole = Column(no_wrap=True)
-    progress = Progress(
+    is_log = not (console.is_terminal or console.is_jupyter)
+    progress = (_LogProgress if is_log else Progress)(
         _CutColumn("{task.description}"),
         BarColumn(bar_width=24 if console.width >= WIDE else 10),
         MofNCompleteColumn(table_column=whole),
@@ -109,6 +149,8 @@ def progress_bar(*fields: str, unit: str = "", is_shown: bool = True) -> Progres
     )
     if console.is_jupyter:
         progress.live = _NotebookLive(progress)
+    elif is_log:
+        progress.live = _LogLive(progress)
     return progress
 
 

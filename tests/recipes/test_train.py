@@ -59,7 +59,9 @@ def test_run__keeps_everything_it_promises(run_folder):
     rows = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
     assert any("knn" in row for row in rows)
     logged = [row for row in rows if "loss" in row]
-    assert all({"loss", "lr", "bank_fill", "clips_per_second"} <= row.keys() for row in logged)
+    assert all({"loss", "lr", "bank_fill", "clips_per_second", "data_wait"} <= row.keys() for row in logged)
+    assert [row["seconds"] for row in logged] == sorted(row["seconds"] for row in logged) and logged[0]["seconds"] > 0
+    assert logged[-1]["epoch"] == 1 and all(0 <= row["data_wait"] <= 1 for row in logged)
     # Four batches of eight fill the bank, which was lowered from 40 anchors to as many as the run draws.
     assert [row["bank_fill"] for row in logged] == [8 / 32, 16 / 32, 32 / 32]
 

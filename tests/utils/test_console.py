@@ -1,6 +1,7 @@
 """Progress bars in terminals of any width, in notebooks and in log files."""
 
 import io
+import re
 import sys
 import types
 import warnings
@@ -10,15 +11,17 @@ from rich.console import Console
 
 from crossdistill.utils import console as module
 
+FIELDS = "loss 3.217  lr 3.6e-06  12 clips/s  accuracy 0.09"
+
 
 @pytest.mark.parametrize("num_columns", [60, 80, 140])
 def test_progress_bar__keeps_numbers_and_times_whole(num_columns, monkeypatch):
-    said = io.StringIO()
-    monkeypatch.setattr(module, "console", Console(file=said, width=num_columns, markup=False))
-    fields = "loss 3.217  lr 3.6e-06  12 clips/s  accuracy 0.09"
+    said, fields = io.StringIO(), FIELDS
+    terminal = Console(file=said, width=num_columns, markup=False, force_terminal=True, color_system=None)
+    monkeypatch.setattr(module, "console", terminal)
     with module.progress_bar("fields", unit="steps") as bar:
         bar.add_task("depth_tiny3d_8 [of] mine", total=1300, completed=1274, fields=fields)
-    (line,) = said.getvalue().strip().splitlines()
+    (line,) = (each for each in re.sub(r"\x1b\[\S*?[A-Za-z]", "", said.getvalue()).splitlines()[-1:] if each)
     assert "1274/1300 steps" in line and " left " in line and "0:00:00" in line and len(line) <= num_columns
     assert line.startswith("depth" if num_columns == 60 else "depth_tiny3d")
     assert (fields in line) == (num_columns == 140)
@@ -69,15 +72,31 @@ def test_progress_bar__is_silent_on_other_processes(monkeypatch):
         assert said.getvalue() == ""
 
 
-def test_progress_bar__is_one_line_in_a_log_file(monkeypatch):
+def test_progress_bar__is_one_whole_line_at_the_end_of_short_work_in_a_log_file(monkeypatch):
     said = io.StringIO()
-    monkeypatch.setattr(module, "console", Console(file=said, width=100, markup=False))
-    with module.progress_bar(unit="clips") as bar:
-        task = bar.add_task("x", total=50)
+    monkeypatch.setattr(module, "console", Console(file=said, width=40, markup=False))
+    with module.progress_bar("fields", unit="clips") as bar:
+        task = bar.add_task("x", total=50, fields=FIELDS)
         for _ in range(50):
             bar.advance(task)
             bar.refresh()
-    assert len(said.getvalue().strip().splitlines()) == 1 and "50/50 clips" in said.getvalue()
+    (line,) = said.getvalue().splitlines()
+    assert re.fullmatch(rf"x 50/50 clips {FIELDS} 0:00:0\d left 0:00:00", line)
+
+
+def test_progress_bar__says_from_time_to_time_how_far_long_work_is_in_a_log_file(monkeypatch):
+    said, clock = io.StringIO(), [0.0]
+    monkeypatch.setattr(module, "console", Console(file=said, width=100, markup=False))
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    with module.progress_bar(unit="clips") as bar:
+        task = bar.add_task("x", total=6)
+        for _ in range(6):
+            clock[0] += module.LOG_SECONDS / 2 + 1
+            bar.advance(task)
+            bar.refresh()  # as rich does by itself
+        module.console.print("said beside the bar")
+    lines = [line.partition(" clips")[0] for line in said.getvalue().splitlines()]
+    assert lines == [*(f"x {n}/6" for n in range(1, 7)), "said beside the bar", "x 6/6"]
 
 
 def test_print_table__rows_are_whole_lines_in_a_pipe(monkeypatch):
