@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,12 @@ PROJECT_FOLDER = Path(__file__).resolve().parent.parent
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Where several workers share the cores, each keeps to one: threads of torch would wait for those of the others."""
+    """Where several workers share the cores, each keeps to one: threads of torch would wait for those of the others.
+
+    A shell starts background jobs with Ctrl-C ignored. Commands that tests start and interrupt would inherit that.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     worker = getattr(config, "workerinput", None)
     if worker is not None and hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
