@@ -19,6 +19,7 @@ import yaml
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from crossdistill.errors import UserError, unknown_name
+from crossdistill.recipes.config_files import config_names, find_config_file, read_yaml
 from crossdistill.training.trackers import TrackerName
 from crossdistill.utils.command_line import parse_options
 
@@ -329,26 +330,14 @@ def _known_paths(path: str) -> list[str]:
 
 def load_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file of nested sections; ``base: FILE`` names another one beside it, whose values it replaces."""
-    values = _read_yaml(path)
+    values = read_yaml(path)
     base = values.pop("base", None)
     if base is None:
         return values
-    shared = _read_yaml(path.parent / str(base))
+    shared = read_yaml(path.parent / str(base))
     if "base" in shared:
         raise UserError(f"{path} names the base {base}, which names another base: name that one, or copy its values")
     return merge(with_current_names(shared), with_current_names(values))
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"there is no configuration file {path}: name one of configs/, or remove --config")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from error
-    if values is not None and not isinstance(values, dict):
-        raise UserError(f"{path} holds a {type(values).__name__}: a configuration is sections of keys and values")
-    return values or {}
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
@@ -434,16 +423,17 @@ def _take_config_option(arguments: list[str]) -> tuple[dict[str, Any], list[str]
             if not has_value:
                 if not rest:
                     raise UserError(
-                        "--config was given without a file: give a YAML file, for example configs/demo.yaml"
+                        f"--config was given without a file: give a YAML file, or a name: {', '.join(config_names())}"
                     )
                 value, rest = rest[0], rest[1:]
-            return load_yaml(Path(value)), arguments[:i] + rest, value
+            return load_yaml(find_config_file(value)), arguments[:i] + rest, value
     return {}, arguments, "the configuration"
 
 
 DESCRIPTION = (
     "Train a student from a teacher without labels, or (--supervised) an encoder with labels. --config FILE reads a "
-    "YAML file, for example one of configs/; options override it. The defaults below are those of the CompRess paper, "
+    "YAML file, or a recipe that comes with the package by its name, for example isd or compress/moco_to_resnet18_2q; "
+    "options override it. The defaults below are those of the CompRess paper, "
     "except the objective and the crops. Without --data the embedded dataset toyactions is rendered, and a preset for "
     "laptops (crossdistill/recipes/toyactions.yaml) replaces the defaults."
 )

@@ -1,5 +1,6 @@
 """Configuration: strict, complete, and what the command line says wins."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from crossdistill.data.manifest import Manifest
 from crossdistill.errors import UserError
 from crossdistill.recipes.checks import check_configuration
 from crossdistill.recipes.config import from_dict, from_keywords, load_yaml, parse, several, to_dict
+from crossdistill.recipes.config_files import config_names
 from crossdistill.recipes.identity import own_teacher_config
 from crossdistill.recipes.rounds import round_config
 from crossdistill.recipes.sizes import fit_to_data
@@ -101,6 +103,29 @@ def test_wrong_files(tmp_path):
         load_yaml(tmp_path / "list.yaml")
     with pytest.raises(UserError, match="--config was given without a file"):
         parse(["--config"])
+
+
+def test_recipes__are_found_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert {f"compress/{path.stem}" for path in ROWS} < set(config_names())
+    assert [name for name in config_names() if "/" not in name] == [path.stem for path in CONFIGS if path not in ROWS]
+    assert parse(["--config", "compress/moco_to_resnet18_2q", "--data", "x"]).pair.student == "image_resnet18"
+    with pytest.raises(UserError, match=r"unknown configuration 'iso': .*did you mean 'isd'"):
+        parse(["--config", "iso"])
+    (tmp_path / "isd").write_text("pair: {student: rgb_r3d10}")  # a file of that name comes first
+    assert parse(["--config", "isd", "--data", "x"]).pair.student == "rgb_r3d10"
+
+
+def test_packages__of_the_wheel_are_all_folders_with_code():
+    root = FOLDER.parent
+    if sys.version_info < (3, 11):
+        pytest.skip("Python 3.10 cannot read pyproject.toml")
+    import tomllib
+
+    listed = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    files = [path for package in ("crossdistill", "data_prep") for path in (root / package).rglob("*.py")]
+    found = {".".join(path.parent.relative_to(root).parts) for path in files}
+    assert listed == sorted({*found, "crossdistill.configs"})
 
 
 def test_unknown_option__gets_a_suggestion():
