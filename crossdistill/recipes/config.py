@@ -174,7 +174,8 @@ class OptimizationConfig:
     __pydantic_config__ = STRICT
 
     epochs: Count = 130
-    """Passes over the training clips."""
+    """Passes over the training clips. With --resume, a higher number than at the start trains longer: from there on the
+    rate follows the schedule of the new number."""
     batch_size: Count | None = None
     """Clips per batch of one process. If absent, the paper's 256, or fewer below 4,096 training clips per process: a
     sixteenth of them, and no fewer than 16."""

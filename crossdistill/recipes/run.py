@@ -41,6 +41,8 @@ from crossdistill.training.loop import train
 from crossdistill.training.run_folder import RunFolder
 from crossdistill.utils.distributed import create_accelerator, decide_on_first, use_all_cores
 
+EPOCHS = "optimization.epochs"
+
 
 def run(config: RunConfig, accelerator: Accelerator | None = None, *, is_common: bool = False) -> Path:
     """Train and evaluate as configured.
@@ -99,7 +101,7 @@ def claimed(run: RunContext, *, is_common: bool = False) -> Iterator[bool]:
             if is_common and find_student(run.folder.path) is not None:
                 return True
             digests, resume = contents(run.config, run.manifests), run.config.machine.resume
-            run.folder.claim(identity(run.config), contents=digests, resume=resume, upgrade=upgrade)
+            run.folder.claim(identity(run.config), contents=digests, resume=resume, may_grow=EPOCHS, upgrade=upgrade)
             return False
 
         try:

@@ -15,6 +15,7 @@ from typing import Any
 
 from crossdistill.distillation.student import find_student
 from crossdistill.errors import UserError
+from crossdistill.training.checkpoint import Checkpoints
 from crossdistill.training.trackers import open_tracker
 from crossdistill.utils.environment import describe_environment
 from crossdistill.utils.files import write_text_atomically
@@ -100,6 +101,7 @@ class RunFolder:
         *,
         contents: dict[str, Any] | None = None,
         resume: bool,
+        may_grow: str | None = None,
         upgrade: Upgrade = lambda written: written,
     ) -> None:
         """Create the folder and write configuration and environment into it.
@@ -111,6 +113,7 @@ class RunFolder:
             contents: Dotted name of an option that names files, to a digest of what they hold. Two values of such an
                 option are equal if the digests are.
             resume: Whether a run in the folder may be continued.
+            may_grow: Dotted name of a number that may be higher than at the start: the run is continued for longer.
             upgrade: Turns a configuration that a former version wrote into one of this version.
 
         Raises:
@@ -129,13 +132,15 @@ class RunFolder:
                     f"{self.path} already holds a run: add --resume to continue it, or choose another --out"
                 )
             written = json.loads(self.config.read_text(encoding="utf-8"))
-            self._require_same(written, content, upgrade)
+            self._require_same(written, content, may_grow, upgrade)
             if not written.get("contents"):
                 return
             content["environment"] = written["environment"]  # of the start; only paths may be new
         write_text_atomically(self.config, json.dumps(content, indent=2) + "\n")
 
-    def _require_same(self, written: dict[str, Any], content: dict[str, Any], upgrade: Upgrade) -> None:
+    def _require_same(
+        self, written: dict[str, Any], content: dict[str, Any], may_grow: str | None, upgrade: Upgrade
+    ) -> None:
         before, now = upgrade(written["configuration"]), content["configuration"]
         # A run of a former version has no digests: its paths are compared.
         for name, digest in content["contents"].items():
@@ -150,11 +155,25 @@ class RunFolder:
                 )
             before, now = without(before, name), without(now, name)
         difference = first_difference(before, now)
+        grows = difference is not None and difference[0] == may_grow and difference[2] > difference[1]
+        if grows:
+            difference = first_difference(without(before, may_grow or ""), without(now, may_grow or ""))
         if difference is not None:
             name, had, has = difference
             raise UserError(
                 f"{self.path} was started with another {name} ({had!r}, now {has!r}): resume with the options of "
                 "its start, or choose another --out"
+            )
+        if grows:
+            self._require_whole_checkpoint(may_grow or "")
+
+    def _require_whole_checkpoint(self, name: str) -> None:
+        """Raise a ``UserError`` if the run has ended and only its weights remain."""
+        found = Checkpoints(self.checkpoints).load_newest()
+        if found is not None and "optimizer" not in found[1]:
+            raise UserError(
+                f"{self.path} has ended and keeps its weights alone, so that --resume cannot raise {name}: start "
+                f"another run with --student-weights {self.path}; --keep-checkpoints keeps what --resume needs"
             )
 
     def release(self) -> None:

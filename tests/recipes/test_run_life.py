@@ -190,6 +190,30 @@ def test_resume__knows_weights_by_content(finished, tmp_path, capsys):
     assert "was started with other files for pair.teacher_weights" in error
 
 
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_resume__with_more_epochs_trains_longer(finished, tmp_path, capsys):
+    options = [*OPTIONS, "--data", finished / "data", "--out", tmp_path / "run", "--no-evaluate"]
+    options += ["--schedule", "cosine", "--log-every-steps", 1]
+    train([*options, "--keep-checkpoints"])
+    once = metrics(tmp_path / "run")
+    assert once[-1]["lr"] < 0.2 * once[0]["lr"]
+    train([*options, "--resume", "--epochs", 3])
+    thrice = metrics(tmp_path / "run")
+    assert thrice[: len(once)] == once and len(thrice) == 3 * len(once)
+    # From there on the rate is that of three epochs.
+    assert 0.5 * once[0]["lr"] < thrice[len(once)]["lr"] < once[0]["lr"] and thrice[-1]["lr"] < once[-1]["lr"]
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["configuration"]["optimization"]["epochs"] == 3
+    error = wrong(capsys, train, *options, "--resume", "--epochs", 2)
+    assert "was started with another optimization.epochs (3, now 2)" in error
+    error = wrong(capsys, train, *options, "--resume", "--epochs", 4)  # the second run kept its weights alone
+    assert f"start another run with --student-weights {tmp_path / 'run'}" in error
+    error = wrong(capsys, train, *options, "--resume", "--epochs", 4, "--lr", 1)
+    assert "was started with another optimization.lr" in error
+
+
 def test_resume__run_without_digests_is_compared_by_its_paths(moved, finished, capsys):
     config = Path("run/config.json")
     written = json.loads(config.read_text())
