@@ -101,7 +101,7 @@ class RunFolder:
         *,
         contents: dict[str, Any] | None = None,
         resume: bool,
-        may_grow: str | None = None,
+        may_grow: str = "",
         upgrade: Upgrade = lambda written: written,
     ) -> None:
         """Create the folder and write configuration and environment into it.
@@ -113,7 +113,7 @@ class RunFolder:
             contents: Dotted name of an option that names files, to a digest of what they hold. Two values of such an
                 option are equal if the digests are.
             resume: Whether a run in the folder may be continued.
-            may_grow: Dotted name of a number that may be higher than at the start: the run is continued for longer.
+            may_grow: Dotted name of a number that may be higher than at the start: the run then continues for longer.
             upgrade: Turns a configuration that a former version wrote into one of this version.
 
         Raises:
@@ -138,9 +138,7 @@ class RunFolder:
             content["environment"] = written["environment"]  # of the start; only paths may be new
         write_text_atomically(self.config, json.dumps(content, indent=2) + "\n")
 
-    def _require_same(
-        self, written: dict[str, Any], content: dict[str, Any], may_grow: str | None, upgrade: Upgrade
-    ) -> None:
+    def _require_same(self, written: dict[str, Any], content: dict[str, Any], may_grow: str, upgrade: Upgrade) -> None:
         before, now = upgrade(written["configuration"]), content["configuration"]
         # A run of a former version has no digests: its paths are compared.
         for name, digest in content["contents"].items():
@@ -157,7 +155,7 @@ class RunFolder:
         difference = first_difference(before, now)
         grows = difference is not None and difference[0] == may_grow and difference[2] > difference[1]
         if grows:
-            difference = first_difference(without(before, may_grow or ""), without(now, may_grow or ""))
+            difference = first_difference(without(before, may_grow), without(now, may_grow))
         if difference is not None:
             name, had, has = difference
             raise UserError(
@@ -165,7 +163,7 @@ class RunFolder:
                 "its start, or choose another --out"
             )
         if grows:
-            self._require_whole_checkpoint(may_grow or "")
+            self._require_whole_checkpoint(may_grow)
 
     def _require_whole_checkpoint(self, name: str) -> None:
         """Raise a ``UserError`` if the run has ended and only its weights remain."""
