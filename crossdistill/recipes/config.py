@@ -191,7 +191,10 @@ class OptimizationConfig:
     """Weight decay, decoupled for AdamW."""
     schedule: Literal["steps", "cosine"] = "steps"
     """steps: multiply the rate by --lr-drop at each of --lr-milestones; cosine: decay to zero at the end."""
-    lr_milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (90 / 130, 120 / 130)
+    lr_milestones: Annotated[
+        tuple[Annotated[float, Field(gt=0, lt=1)], ...],
+        tyro.conf.arg(help_behavior_hint="(default: 0.692 0.923, epochs 90 and 120 of 130)"),
+    ] = (90 / 130, 120 / 130)
     """Points at which the learning rate drops, as shares of the run."""
     lr_drop: Positive = 0.2
     """Factor of each drop."""

@@ -21,6 +21,16 @@ from crossdistill.errors import UserError, unknown_name
 
 Options = TypeVar("Options")
 _registry = ConstructorRegistry()
+# What Python and tyro say about a value that is no number, and what we say.
+_PLAIN_WORDS = (
+    (r"no type matching .* instantiated from \['([^']*)'\]\. .*invalid literal for int.*", r"'\1' is no whole number"),
+    (
+        r"no type matching .* instantiated from \['([^']*)'\]\. .*could not convert string to float.*",
+        r"'\1' is no number",
+    ),
+    (r"invalid literal for int\(\) with base 10: ('[^']*')", r"\1 is no whole number"),
+    (r"could not convert string to float: ('[^']*')", r"\1 is no number"),
+)
 _ASKED = "asked"  # marks a type whose rule is being applied, so that the rule does not apply to itself
 
 
@@ -164,6 +174,8 @@ def _reason_in_box(text: str) -> str:
             parts[-1].append(line)
     content = " ".join(parts[1]).removesuffix(".") if len(parts) > 1 else text.strip()
     content = re.sub(r"^Error parsing (\w+: )?", "", content).removesuffix("(required)").strip()
+    for theirs, ours in _PLAIN_WORDS:
+        content = re.sub(theirs, ours, content)
     meant = re.search(r"Perhaps you meant:\s+(--[\w-]+)", " ".join(lines))
     hint = f"; did you mean {meant[1]}?" if meant else ""
     return f"{content[:1].lower()}{content[1:]}{hint}"

@@ -20,9 +20,10 @@ from crossdistill.encoders import create_encoder
 from crossdistill.encoders.base import Classifier
 from crossdistill.errors import UserError
 from crossdistill.export import onnx
-from crossdistill.export.agreement import MIN_COSINE, ExportAgreement, compare_outputs, require_agreement
+from crossdistill.export.agreement import ExportAgreement, compare_outputs, require_agreement
 from crossdistill.export.export import export_file
 from crossdistill.export.formats import FORMATS, Format, export_student
+from crossdistill.export.limits import MIN_COSINE
 from crossdistill.export.metadata import ExportMetadata
 from crossdistill.quantization.quantize import noise_clips, quantize
 

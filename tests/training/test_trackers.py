@@ -4,6 +4,7 @@ import json
 import sys
 
 import pytest
+from accelerate import tracking
 from in_process import check_configuration
 from in_process import train as main
 
@@ -88,11 +89,11 @@ def test_tracker__error_of_its_package_is_one_sentence(tmp_path, monkeypatch):
     def start(self):
         raise usage_error("api_key not configured (no-tty). call wandb.login(key=[your_api_key])\nmore")
 
-    class Tracker(trackers.TensorBoardTracker):
+    class Tracker(tracking.TensorBoardTracker):
         def __init__(self, *args, **kwargs): ...
 
     monkeypatch.setattr(Tracker, "start", start)
-    monkeypatch.setattr(trackers, "WandBTracker", Tracker)
+    monkeypatch.setattr(tracking, "WandBTracker", Tracker)
     monkeypatch.setattr(trackers, "require_tracker", lambda name: None)
     message = r"--tracker wandb does not start \(api_key not .*\): log in .*WANDB_MODE=offline"
     with pytest.raises(UserError, match=message):

@@ -38,7 +38,7 @@ def test_valid_options__become_the_dataclass():
     [
         ([], r"^missing from some command: --data STR Where the data is\.; some command --help lists the options$"),
         (["--data", "x", "--drows", "1"], r"^unrecognized options: --drows, 1; did you mean --draws\?; some command"),
-        (["--data", "x", "--draws", "a"], r"^--draws: invalid literal for int\(\) with base 10: 'a'; some command"),
+        (["--data", "x", "--draws", "a"], r"^--draws: 'a' is no whole number; some command"),
         (["--data"], r"^missing value for argument '--data'"),
     ],
 )
