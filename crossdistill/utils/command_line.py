@@ -22,12 +22,10 @@ from crossdistill.errors import UserError, unknown_name
 Options = TypeVar("Options")
 _registry = ConstructorRegistry()
 # What Python and tyro say about a value that is no number, and what we say.
+_UNION = r"no type matching .* instantiated from \['([^']*)'\]\. .*"
 _PLAIN_WORDS = (
-    (r"no type matching .* instantiated from \['([^']*)'\]\. .*invalid literal for int.*", r"'\1' is no whole number"),
-    (
-        r"no type matching .* instantiated from \['([^']*)'\]\. .*could not convert string to float.*",
-        r"'\1' is no number",
-    ),
+    (rf"{_UNION}invalid literal for int.*", r"'\1' is no whole number"),
+    (rf"{_UNION}could not convert string to float.*", r"'\1' is no number"),
     (r"invalid literal for int\(\) with base 10: ('[^']*')", r"\1 is no whole number"),
     (r"could not convert string to float: ('[^']*')", r"\1 is no number"),
 )

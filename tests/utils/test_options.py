@@ -61,7 +61,7 @@ def test_known_options__are_parsed_and_the_rest_is_returned_in_order():
 def test_known_options__missing_or_invalid_ones_are_one_sentence():
     with pytest.raises(UserError, match=r"^missing from some command: --data STR .*lists the options$"):
         parse_known("--seed", "3")
-    with pytest.raises(UserError, match=r"^--draws: invalid literal"):
+    with pytest.raises(UserError, match=r"^--draws: 'a' is no whole number"):
         parse_known("--data", "x", "--draws", "a", "--seed", "3")
 
 
