@@ -1,9 +1,10 @@
 """CompRess's experiment on pictures, at a size that one GPU or a patient CPU can train: Caltech-101.
 
 An EfficientNet-Lite2 with ImageNet weights teaches AlexNet, ResNet-18 and MobileNetV2, which start from random weights
-and see no label. Each is compared with the same network trained with labels, and with an untrained one. It is also an
-example of a training loop of one's own: all pictures are in memory, crops are cut on the device, and the teacher's
-features of K crops of every picture are computed once.
+and see no label. Each is compared with the same network trained with labels, and with an untrained one. Pictures of
+--pile help the students without labels alone. It is also an example of a training loop of one's own: all pictures are
+in memory, crops are cut on the device, and the teacher's features of K crops of every picture are computed once.
+``reproduce_caltech101.sh`` does the same experiment with the commands of the package.
 
     python scripts/reproduce_caltech101.py PICTURES OUT --teacher-weights tf_efficientnet_lite2.safetensors
 
@@ -41,8 +42,14 @@ from crossdistill.evaluation.settings import ProtocolSettings, Shots
 
 TEACHER, TEACHER_DIM, TEACHER_PX = "tf_efficientnet_lite2", 1280, 260
 TEACHER_MEAN, TEACHER_STD = 127 / 255, 128 / 255
-SIZE_PX = {"image_alexnet": 96, "image_resnet18": 64, "image_mobilenet_v2": 64}
-LEARNING_RATE = {"image_alexnet": 5e-4, "image_resnet18": 1e-3, "image_mobilenet_v2": 1e-3}
+SIZE_PX = {"image_alexnet": 96, "image_alexnet_no_dropout": 96, "image_resnet18": 64, "image_mobilenet_v2": 64}
+LEARNING_RATE = dict.fromkeys(SIZE_PX, 1e-3) | {"image_alexnet": 5e-4, "image_alexnet_no_dropout": 5e-4}
+# Networks with labels, and as which the paper's authors distil them.
+STUDENTS = {
+    "image_resnet18": "image_resnet18",
+    "image_mobilenet_v2": "image_mobilenet_v2",
+    "image_alexnet": "image_alexnet_no_dropout",
+}
 BATCH_SIZE, BANK_SIZE, WEIGHT_DECAY, WARMUP_EPOCHS, HELD_OUT = 256, 4096, 0.05, 5, 0.15
 LONGEST_PX = 168
 """Longest side of a picture in memory. What is longer than 3:2 loses its ends; the short side is 112 pixels."""
@@ -60,6 +67,8 @@ class Row:
     seed: int = 0
     is_held_out: bool = False
     """Whether a share of the training pictures takes the place of the test pictures."""
+    with_pile: bool = False
+    """Whether the student sees the pictures of --pile as well."""
 
     @property
     def name(self) -> str:
@@ -77,7 +86,17 @@ class Pictures:
     sizes: Tensor
     """[N, 2] width and height of each picture in pixels."""
     labels: Tensor
-    """[N] int64."""
+    """[N] int64; -1 without a label."""
+
+    @staticmethod
+    def take(tensors: dict[str, Tensor], part: str) -> Pictures:
+        """Take a part of what ``prepare`` wrote."""
+        return Pictures(*(tensors[f"{part}.{key}"] for key in ("values", "sizes", "labels")))
+
+    def join(self, other: Pictures) -> Pictures:
+        """Put other pictures behind these."""
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return Pictures(*(torch.cat(pair) for pair in pairs))
 
     def select(self, rows: Tensor) -> Pictures:
         """Take some pictures."""
@@ -91,13 +110,13 @@ class Pictures:
         return len(self.labels)
 
 
-def read_pictures(folder: Path, names: list[str], classes: list[str]) -> Pictures:
-    """Decode the pictures of a list such as ``train.txt``."""
-    values = torch.zeros(len(names), 3, LONGEST_PX, LONGEST_PX, dtype=torch.uint8)
-    sizes = torch.zeros(len(names), 2)
+def read_pictures(paths: list[Path], labels: list[int]) -> Pictures:
+    """Decode pictures."""
+    values = torch.zeros(len(paths), 3, LONGEST_PX, LONGEST_PX, dtype=torch.uint8)
+    sizes = torch.zeros(len(paths), 2)
 
     def read(index: int) -> None:
-        picture = decode_jpeg(read_file(str(folder / names[index])), ImageReadMode.RGB)
+        picture = decode_jpeg(read_file(str(paths[index])), ImageReadMode.RGB)
         height, width = picture.shape[1:]
         top, left = max(0, height - LONGEST_PX) // 2, max(0, width - LONGEST_PX) // 2
         picture = picture[:, top : top + LONGEST_PX, left : left + LONGEST_PX]
@@ -106,8 +125,22 @@ def read_pictures(folder: Path, names: list[str], classes: list[str]) -> Picture
         sizes[index] = torch.tensor([width, height])
 
     with ThreadPoolExecutor() as pool:
-        list(pool.map(read, range(len(names))))
-    return Pictures(values, sizes, torch.tensor([classes.index(name.split("/")[0]) for name in names]))
+        list(pool.map(read, range(len(paths))))
+    return Pictures(values, sizes, torch.tensor(labels))
+
+
+def find_pictures(arguments: argparse.Namespace) -> dict[str, Pictures]:
+    """Decode the training and test pictures, and those of the pile."""
+    lists = {part: (arguments.pictures / f"{part}.txt").read_text().split() for part in ("train", "test")}
+    classes = sorted({name.split("/")[0] for name in lists["train"]})
+    found = {
+        part: read_pictures(
+            [arguments.pictures / name for name in names], [classes.index(n.split("/")[0]) for n in names]
+        )
+        for part, names in lists.items()
+    }
+    pile = sorted(arguments.pile.rglob("*.[jJ][pP]*[gG]")) if arguments.pile else []
+    return found | {"pile": read_pictures(pile, [-1] * len(pile))}
 
 
 def draw_boxes(sizes: Tensor, *, area_min: float, generator: torch.Generator) -> Tensor:
@@ -166,30 +199,22 @@ def prepare(arguments: argparse.Namespace, device: torch.device) -> None:
     if (cache / "teacher.safetensors").is_file():
         return
     cache.mkdir(parents=True, exist_ok=True)
-    lists = {part: (arguments.pictures / f"{part}.txt").read_text().split() for part in ("train", "test")}
-    classes = sorted({name.split("/")[0] for name in lists["train"]})
+    parts = find_pictures(arguments)
     network = create_teacher(arguments.teacher_weights, device)
-    generator = torch.Generator().manual_seed(0)
-    stored: dict[str, Tensor] = {}
     features: dict[str, Tensor] = {}
-    for part, names in lists.items():
-        pictures = read_pictures(arguments.pictures, names, classes)
-        stored |= {f"{part}.{key}": value for key, value in vars(pictures).items()}
-        on_device = pictures.to(device)
-        centre = centre_boxes(pictures.sizes, fraction=1.0).to(device)
-        features[f"{part}.centre"] = teacher_features(network, on_device, centre).cpu()
-        if part == "train":
-            boxes = [
-                draw_boxes(pictures.sizes, area_min=arguments.area_min, generator=generator)
-                for _ in range(arguments.crops)
-            ]
-            features["boxes"] = torch.stack(boxes)
-            crops = [teacher_features(network, on_device, each.to(device)).cpu() for each in boxes]
-            features["crops"] = torch.stack(crops)
-    save_file(stored, cache / "pictures.safetensors")
-    save_file(features, cache / "teacher.safetensors")
-    labels = {part: Pictures(*(stored[f"{part}.{key}"] for key in ("values", "sizes", "labels"))) for part in lists}
-    results = evaluate(lambda part: features[f"{part}.centre"], labels["train"], labels["test"], is_full=True)
+    for part in ("train", "test"):
+        centre = centre_boxes(parts[part].sizes, fraction=1.0).to(device)
+        features[f"{part}.centre"] = teacher_features(network, parts[part].to(device), centre).cpu()
+    seen, generator = parts["train"].join(parts["pile"]), torch.Generator().manual_seed(0)
+    boxes = [draw_boxes(seen.sizes, area_min=arguments.area_min, generator=generator) for _ in range(arguments.crops)]
+    on_device = seen.to(device)
+    crops = [teacher_features(network, on_device, each.to(device)).cpu() for each in boxes]
+    save_file(
+        {f"{part}.{key}": value for part, pictures in parts.items() for key, value in vars(pictures).items()},
+        cache / "pictures.safetensors",
+    )
+    save_file({**features, "boxes": torch.stack(boxes), "crops": torch.stack(crops)}, cache / "teacher.safetensors")
+    results = evaluate(lambda part: features[f"{part}.centre"], parts["train"], parts["test"], is_full=True)
     write_row(arguments.out, {**asdict(Row(TEACHER, "ImageNet's labels")), "results": results})
 
 
@@ -199,8 +224,10 @@ class Material:
 
     train: Pictures
     test: Pictures
+    seen: Pictures
+    """Pictures that the student learns from: the training pictures, then those of the pile."""
     boxes: Tensor
-    """[K, N, 5] stored crops of the training pictures."""
+    """[K, N, 5] stored crops of ``seen``."""
     targets: Tensor
     """[K, N, D] the teacher's features of the crops."""
 
@@ -209,17 +236,21 @@ class Material:
         """Read what ``prepare`` wrote."""
         stored = load_file(cache / "pictures.safetensors", device=str(device))
         teacher = load_file(cache / "teacher.safetensors", device=str(device))
-        train, test = (
-            Pictures(*(stored[f"{part}.{key}"] for key in ("values", "sizes", "labels"))) for part in ("train", "test")
-        )
-        return Material(train, test, teacher["boxes"], teacher["crops"])
+        train, test, pile = (Pictures.take(stored, part) for part in ("train", "test", "pile"))
+        return Material(train, test, train.join(pile), teacher["boxes"], teacher["crops"])
+
+    def without_pile(self) -> Material:
+        """Leave the training pictures alone."""
+        num = len(self.train)
+        return Material(self.train, self.test, self.train, self.boxes[:, :num], self.targets[:, :num])
 
     def held_out(self, seed: int) -> Material:
         """Draw a share of the training pictures to take the place of the test pictures."""
         generator = torch.Generator().manual_seed(1000 + seed)
         order = torch.randperm(len(self.train), generator=generator).to(self.boxes.device)
         held, rows = order.tensor_split([round(HELD_OUT * len(order))])
-        return Material(self.train.select(rows), self.train.select(held), self.boxes[:, rows], self.targets[:, rows])
+        train, held_pictures = self.train.select(rows), self.train.select(held)
+        return Material(train, held_pictures, train, self.boxes[:, rows], self.targets[:, rows])
 
 
 def batches(num: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -247,7 +278,7 @@ def create_task(row: Row, student: cd.Encoder) -> cd.Distiller:
 def train(row: Row, student: cd.Encoder, material: Material) -> dict[str, Any]:
     """Train a student with labels or with the teacher's stored features; return facts about the training."""
     device = material.boxes.device
-    pictures, generator = material.train, torch.Generator().manual_seed(row.seed)
+    pictures, generator = material.seen, torch.Generator().manual_seed(row.seed)
     classifier = nn.Linear(student.embed_dim, int(material.test.labels.max()) + 1).to(device)
     execution = cd.Execution.choose(student)
     task = None
@@ -322,7 +353,7 @@ def evaluate(embedder: Callable[[str], Tensor], train: Pictures, test: Pictures,
     )
     settings = ProtocolSettings(ks=(1,), shots=tuple(Shots(number=number) for number in (1, 5, 10)))
     protocols = ("knn", "linear", "cluster", "lowshot") if is_full else ("knn", "linear")
-    results = {}
+    results: dict[str, Any] = {}
     for result in apply_protocols(split, protocols, settings):
         hits = result.outcome.hits["top1"] if result.outcome is not None else None
         results[result.protocol] = {"top1": round(result.top1, 5)}
@@ -337,6 +368,7 @@ def run_row(row: Row, material: Material) -> dict[str, Any]:
     started = time.monotonic()
     torch.manual_seed(row.seed)
     device = material.boxes.device
+    material = material if row.with_pile else material.without_pile()
     material = material.held_out(row.seed) if row.is_held_out else material
     student = cd.create_encoder(row.student, size_px=SIZE_PX[row.student]).to(device)
     facts = train(row, student, material) if row.epochs else {}
@@ -353,22 +385,19 @@ def run_row(row: Row, material: Material) -> dict[str, Any]:
 
 def rows_of(group: str) -> list[Row]:
     """List the rows of one group, the most important first."""
-    students = list(SIZE_PX)
     best = "compress-2q-live+simreg"
     if group == "main":
-        return [
-            *(Row(name, "nothing") for name in students),
-            *(
-                Row(name, how, epochs, seed)
-                for seed in (0, 1, 2)
-                for how, epochs in ((best, 120), ("labels", 80))
-                for name in students
-            ),
-        ]
+        rows = [Row(name, "nothing") for name in SIZE_PX]
+        for seed in (0, 1, 2):
+            rows += [Row(name, best, 100, seed, with_pile=True) for name in STUDENTS.values()]
+            rows += [Row(name, best, 300, seed) for name in STUDENTS.values()]
+            rows += [Row(name, "labels", 80, seed) for name in STUDENTS]
+        return rows
     if group == "convergence":
-        return [Row(name, "labels", epochs, is_held_out=True) for epochs in (80, 160) for name in students]
+        return [Row(name, "labels", epochs, is_held_out=True) for epochs in (80, 160) for name in STUDENTS]
     if group == "debug":
-        return [Row(name, how, 1) for name in students for how in ("labels", best)]
+        rows = [Row(name, best, 1, with_pile=with_pile) for name in STUDENTS.values() for with_pile in (False, True)]
+        return [*rows, *(Row(name, "labels", 1, is_held_out=held) for name in STUDENTS for held in (False, True))]
     raise SystemExit(f"--rows {group} is unknown: choose main, convergence or debug")
 
 
@@ -387,7 +416,8 @@ def write_row(out: Path, row: dict[str, Any]) -> None:
     with (out / "rows.jsonl").open("a") as file:
         file.write(json.dumps(row) + "\n")
     scores = {name: each["top1"] for name, each in row["results"].items()}
-    print(f"{row['student']} from {row['learns_from']}, seed {row['seed']}: {scores}", flush=True)
+    pile = " with the pile" if row["with_pile"] else ""
+    print(f"{row['student']} from {row['learns_from']}{pile}, seed {row['seed']}: {scores}", flush=True)
 
 
 def main() -> None:
@@ -396,6 +426,7 @@ def main() -> None:
     parser.add_argument("pictures", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--teacher-weights", type=Path, required=True)
+    parser.add_argument("--pile", type=Path, default=None, help="folder of JPEG files without labels")
     parser.add_argument("--cache", type=Path, default=None, help="folder of the stored features; OUT/cache by default")
     parser.add_argument("--crops", type=int, default=20, help="K, number of stored crops of a picture")
     parser.add_argument("--area-min", type=float, default=0.2)
