@@ -126,7 +126,7 @@ def read_pictures(paths: list[Path], labels: list[int]) -> Pictures:
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(read, range(len(paths))))
-    return Pictures(values, sizes, torch.tensor(labels))
+    return Pictures(values, sizes, torch.tensor(labels, dtype=torch.int64))
 
 
 def find_pictures(arguments: argparse.Namespace) -> dict[str, Pictures]:
@@ -196,7 +196,10 @@ def create_teacher(weights: Path, device: torch.device) -> nn.Module:
 def prepare(arguments: argparse.Namespace, device: torch.device) -> None:
     """Decode the pictures and embed K crops of each with the teacher; the result is kept in the cache folder."""
     cache: Path = arguments.cache
+    pile = f"{arguments.pile or ''}\n"
     if (cache / "teacher.safetensors").is_file():
+        if (cache / "pile.txt").read_text() != pile:
+            raise SystemExit(f"{cache} was made with another --pile: give that, or another --cache")
         return
     cache.mkdir(parents=True, exist_ok=True)
     parts = find_pictures(arguments)
@@ -213,6 +216,7 @@ def prepare(arguments: argparse.Namespace, device: torch.device) -> None:
         {f"{part}.{key}": value for part, pictures in parts.items() for key, value in vars(pictures).items()},
         cache / "pictures.safetensors",
     )
+    (cache / "pile.txt").write_text(pile)
     save_file({**features, "boxes": torch.stack(boxes), "crops": torch.stack(crops)}, cache / "teacher.safetensors")
     results = evaluate(lambda part: features[f"{part}.centre"], parts["train"], parts["test"], is_full=True)
     write_row(arguments.out, {**asdict(Row(TEACHER, "ImageNet's labels")), "results": results})
@@ -447,7 +451,7 @@ def main() -> None:
     jobs = context.Queue()
     for group in arguments.rows:
         for row in rows_of(group):
-            if row.name not in finished:
+            if row.name not in finished and (arguments.pile or not row.with_pile):
                 jobs.put(row)
     for _ in range(arguments.jobs):
         jobs.put(None)  # the end, for each process

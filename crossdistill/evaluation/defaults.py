@@ -1,7 +1,7 @@
 """Numbers that options and evaluations share. Nothing is imported here, so that ``--help`` need not wait for torch."""
 
 CLIPS_AT_ONCE = 32
-"""Clips in a batch of a forward pass."""
+"""Clips in a batch of a forward pass. Another number can change the last bits of the features."""
 NUM_BOOTSTRAP_DRAWS = 2000
 """Number of test sets that are drawn for an interval."""
 MIN_CLIPS_FOR_CKA = 4

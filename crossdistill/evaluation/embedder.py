@@ -18,8 +18,6 @@ from crossdistill.types import PairedBatch, View
 from crossdistill.utils.console import progress_bar
 from crossdistill.utils.modules import eval_mode
 
-"""Clips of a batch. Another number can change the last bits of the features."""
-
 
 class BatchEmbedder(Protocol):
     """A network that embeds its view of a batch: an ``Embedder``, or an exported file in another runtime."""

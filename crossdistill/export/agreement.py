@@ -11,8 +11,6 @@ from torch import Tensor
 from crossdistill.encoders import Encoder
 from crossdistill.errors import UserError
 
-# Convolutions of a quantised student agree to the bit. PyTorch sums linear layers and attention in floating point: a
-# sum close to the middle of two integers may be rounded up in PyTorch and down in another runtime.
 MAX_DIFFERENCE = 1e-3  # of a float student's outputs, relative to the largest value
 
 

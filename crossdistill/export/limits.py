@@ -1,4 +1,8 @@
 """How far an exported file may be from PyTorch. Nothing is imported here: ``--help`` need not wait for torch."""
 
 MIN_COSINE = 0.99
-"""Smallest cosine similarity between the exported and the PyTorch embedding of a clip."""
+"""Smallest cosine similarity between the exported and the PyTorch embedding of a clip.
+
+Convolutions of a quantised student agree to the bit. PyTorch sums linear layers and attention in floating point: a sum
+close to the middle of two integers may be rounded up in PyTorch and down in another runtime.
+"""

@@ -113,7 +113,7 @@ class MemoryBank:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore what ``state_dict`` returned; a ``UserError`` if the bank had another size or other sides.
 
-        A larger bank that was never full is accepted if its anchors fit: a smaller one would hold the same.
+        Another size is accepted if no anchor is lost and the order is kept: a longer run can fill a larger bank.
         """
         own = self.state_dict()
         cursor, num_valid, *rest = (int(value) for value in state["position"])
@@ -121,17 +121,19 @@ class MemoryBank:
         names = own.keys() | state.keys()
         wrong = [name for name in names if name not in own or name not in state]
         wrong = wrong or [name for name in own.keys() - {"position"} if own[name].shape[1:] != state[name].shape[1:]]
-        if size != self.size and not (num_valid < size and num_valid <= self.size < size):
+        is_full = num_valid == size
+        if num_valid > self.size or (is_full and self.size < size):
             wrong.append("size")
         if wrong:
             raise UserError(
                 f"the checkpoint's memory bank differs from this run's in {wrong[0]!r}: "
                 "resume with the --objective, --bank-size and encoders that the run started with"
             )
-        self.cursor, self.num_valid = cursor % self.size, num_valid
+        has_grown = is_full and self.size > size  # the oldest anchor comes first, and new ones follow the newest
+        self.cursor, self.num_valid = (num_valid if has_grown else cursor) % self.size, num_valid
         for name, value in self.state_dict().items():
             if name != "position":
-                value.copy_(state[name][:num_valid])
+                value.copy_(state[name][:num_valid].roll(-cursor if has_grown else 0, dims=0))
 
 
 def _unit(embeddings: Tensor) -> Tensor:

@@ -145,6 +145,8 @@ def _check(config: RunConfig, options: CacheOptions) -> None:
         raise UserError(
             "a cache holds the embeddings of one frozen teacher: give one --teacher, and no --teacher-cache"
         )
+    if config.data.shots is not None:
+        raise UserError(f"a cache holds all training clips: remove --shots {config.data.shots}")
     if SELF in config.pair.teacher:
         raise UserError("--teacher self changes during training, so its embeddings cannot be cached: name an encoder")
 

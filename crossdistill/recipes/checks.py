@@ -77,6 +77,9 @@ def _check_options_have_an_effect(config: RunConfig, terms: Sequence[Term]) -> N
         raise UserError("--teacher-drop leaves out one of several teachers: give two or more teachers, or remove it")
     if shots is not None and not uses_labels(config):
         raise UserError(f"--shots {shots} chooses labelled clips, and {named} uses no labels: remove it")
+    if shots is not None and (pair.rounds > 1 or pair.teacher_cache is not None):
+        option = "--rounds" if pair.rounds > 1 else "--teacher-cache"
+        raise UserError(f"--shots {shots} chooses other clips than {option} needs: remove one of the two")
     if pair.supervised and config.data.strong_views and pair.rounds == 1:
         raise UserError("--strong-views has no effect with --supervised, which has no teacher: remove it")
     if pair.rounds > 1 and "logits" in compared and "labels" not in compared:

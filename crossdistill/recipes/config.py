@@ -114,7 +114,7 @@ class DataConfig:
     """Official split: the run trains on its train part and evaluates on its test part. 1@s3 holds group s3 out of the
     train part of split 1, and 1@25% a quarter of its groups: the run evaluates on these, so that settings are chosen
     without the test clips."""
-    shots: str | None = None
+    shots: Annotated[str | None, BeforeValidator(lambda value: str(value) if isinstance(value, int) else value)] = None
     """With labels: learn from so many training clips of each class alone, a number or a share, for example 5 or 10%;
     all if absent. They are those that `crossdistill evaluate --protocols lowshot` draws first with the same seed."""
     crop_area_min: Annotated[float, Field(gt=0, le=1)] = 0.2
@@ -390,7 +390,7 @@ def from_keywords(**keywords: Any) -> RunConfig:
         0.1
     """
     section_of = {entry.name: section for section, kind in SECTIONS.items() for entry in dataclasses.fields(kind)}
-    file_values = {} if (path := keywords.pop("config", None)) is None else load_yaml(Path(path))
+    file_values = {} if (path := keywords.pop("config", None)) is None else load_yaml(find_config_file(str(path)))
     values: dict[str, Any] = {}
     for name, value in keywords.items():
         if name not in section_of:

@@ -23,7 +23,8 @@ def config_names() -> list[str]:
     """Return the names of the recipes that come with the package, for example ``compress/moco_to_resnet18_2q``."""
     folder = configs_folder()
     files = [*folder.glob(f"*{SUFFIX}"), *folder.glob(f"compress/*{SUFFIX}")]
-    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in files if path.stem != "mkdocs")
+    # compress/recipe is what the others of compress share, no run by itself.
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in files if path.stem != "recipe")
 
 
 def find_config_file(given: str) -> Path:

@@ -165,6 +165,8 @@ def _training_positions(config: RunConfig, manifest: Manifest, *, uses_labels: b
 
 def _draw_shots(config: RunConfig, manifest: Manifest, positions: Sequence[int]) -> list[int]:
     usable = [i for i in positions if manifest.videos[i].is_usable]
+    if not usable:
+        return []
     labels = torch.tensor([entry.label for entry in entries_of(manifest, usable)])
     drawn = Shots.parse(config.data.shots or "").draw(labels, seed=config.machine.seed)
     return [usable[i] for i in drawn.tolist()]

@@ -101,7 +101,8 @@ def claimed(run: RunContext, *, is_common: bool = False) -> Iterator[bool]:
             if is_common and find_student(run.folder.path) is not None:
                 return True
             digests, resume = contents(run.config, run.manifests), run.config.machine.resume
-            run.folder.claim(identity(run.config), contents=digests, resume=resume, may_grow=EPOCHS, upgrade=upgrade)
+            may_grow = EPOCHS if run.config.pair.rounds == 1 else ""  # each round learns from the end of the last
+            run.folder.claim(identity(run.config), contents=digests, resume=resume, may_grow=may_grow, upgrade=upgrade)
             return False
 
         try:

@@ -99,7 +99,7 @@ def train(
     evaluate_every = plan.evaluate_every_steps(num_steps, steps_per_epoch) if evaluate else num_steps + 1
     loader = make_loader(dataset, batches, num_workers=plan.num_workers, pin_memory=accelerator.device.type == "cuda")
     started = time.perf_counter() - state.seconds
-    monitor = _create_monitor(folder, plan, accelerator, state.step, num_steps, steps_per_epoch, started, description)
+    monitor = _create_monitor(folder, plan, accelerator, state.step, num_steps, batches, started, description)
     task.train()
     with monitor, StopRequest(accelerator) as stop:
         for batch in monitor.watch(loader) if state.step < num_steps else ():
@@ -170,7 +170,7 @@ def _create_monitor(
     accelerator: Accelerator,
     start_step: int,
     num_steps: int,
-    steps_per_epoch: int,
+    batches: TrainingBatches,
     started: float,
     description: str,
 ) -> Monitor:
@@ -182,7 +182,7 @@ def _create_monitor(
         log_every_steps=plan.log_every_steps,
         start_step=start_step,
         num_steps=num_steps,
-        steps_per_epoch=steps_per_epoch,
+        steps_per_epoch=batches.batches_per_epoch / plan.accumulate,
         started=started,
         description=description,
     )

@@ -32,7 +32,7 @@ class Monitor:
         log_every_steps: Steps between two lines of the curves.
         start_step: Optimizer steps that are already done.
         num_steps: Optimizer steps of the whole run.
-        steps_per_epoch: Optimizer steps of an epoch.
+        steps_per_epoch: Optimizer steps of an epoch, for the curves; an epoch may end inside a step.
         started: Value of ``time.perf_counter()`` when the run began, moved by the time that it was stopped.
         description: The text of the progress bar.
     """
@@ -46,7 +46,7 @@ class Monitor:
         log_every_steps: int,
         start_step: int,
         num_steps: int,
-        steps_per_epoch: int,
+        steps_per_epoch: float,
         started: float,
         description: str,
     ) -> None:

@@ -132,13 +132,18 @@ class RunFolder:
                     f"{self.path} already holds a run: add --resume to continue it, or choose another --out"
                 )
             written = json.loads(self.config.read_text(encoding="utf-8"))
-            self._require_same(written, content, may_grow, upgrade)
-            if not written.get("contents"):
+            grows = self._require_same(written, content, may_grow, upgrade)
+            if not written.get("contents"):  # of version 0.1: its paths are compared again next time
+                if grows:
+                    section, name = may_grow.split(".")
+                    written["configuration"][section][name] = configuration[section][name]
+                    write_text_atomically(self.config, json.dumps(written, indent=2) + "\n")
                 return
             content["environment"] = written["environment"]  # of the start; only paths may be new
         write_text_atomically(self.config, json.dumps(content, indent=2) + "\n")
 
-    def _require_same(self, written: dict[str, Any], content: dict[str, Any], may_grow: str, upgrade: Upgrade) -> None:
+    def _require_same(self, written: dict[str, Any], content: dict[str, Any], may_grow: str, upgrade: Upgrade) -> bool:
+        """Raise a ``UserError`` if the run was started otherwise; return whether ``may_grow`` is higher now."""
         before, now = upgrade(written["configuration"]), content["configuration"]
         # A run of a former version has no digests: its paths are compared.
         for name, digest in content["contents"].items():
@@ -164,6 +169,7 @@ class RunFolder:
             )
         if grows:
             self._require_whole_checkpoint(may_grow)
+        return grows
 
     def _require_whole_checkpoint(self, name: str) -> None:
         """Raise a ``UserError`` if the run has ended and only its weights remain."""

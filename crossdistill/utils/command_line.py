@@ -26,8 +26,9 @@ _UNION = r"no type matching .* instantiated from \['([^']*)'\]\. .*"
 _PLAIN_WORDS = (
     (rf"{_UNION}invalid literal for int.*", r"'\1' is no whole number"),
     (rf"{_UNION}could not convert string to float.*", r"'\1' is no number"),
-    (r"invalid literal for int\(\) with base 10: ('[^']*')", r"\1 is no whole number"),
-    (r"could not convert string to float: ('[^']*')", r"\1 is no number"),
+    (r"invalid literal for int\(\) with base 10: (['\"].*['\"])", r"\1 is no whole number"),
+    (r"could not convert string to float: (['\"].*['\"])", r"\1 is no number"),
+    (r"[Cc]ould not find valid parse for arguments: \[(.*)\]", r"\1 is not what it takes"),
 )
 _ASKED = "asked"  # marks a type whose rule is being applied, so that the rule does not apply to itself
 

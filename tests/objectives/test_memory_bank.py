@@ -70,9 +70,11 @@ def test_bank__restored_state_continues_identically():
 
 
 def test_bank__rejects_state_of_another_size_or_side():
-    state = MemoryBank(size=5, teacher_dim=2, student_dim=3).state_dict()
+    bank = MemoryBank(size=5, teacher_dim=2, student_dim=3)
+    bank.enqueue(batch([1, 2, 3, 4, 5]))
+    state = bank.state_dict()
     with pytest.raises(UserError, match="--bank-size"):
-        MemoryBank(size=6, teacher_dim=2, student_dim=3).load_state_dict(state)
+        MemoryBank(size=4, teacher_dim=2, student_dim=3).load_state_dict(state)
     with pytest.raises(UserError, match="student"):
         MemoryBank(size=5, teacher_dim=2, student_dim=None).load_state_dict(state)
 
@@ -118,6 +120,19 @@ def test_bank__larger_one_that_was_never_full_fits_and_a_full_one_does_not(state
     for other in (filled(9, [1, 2, 3, 4, 5]), filled(5, [1, 2, 3], [4, 5, 6])):
         with pytest.raises(UserError, match="in 'size': resume with the --objective, --bank-size"):
             MemoryBank(size=4, teacher_dim=2, student_dim=3).load_state_dict(state_of(other))
+
+
+@pytest.mark.parametrize("state_of", [rows_of_all, MemoryBank.state_dict])
+def test_bank__full_one_grows_and_keeps_its_order(state_of):
+    larger = MemoryBank(size=9, teacher_dim=2, student_dim=3)
+    larger.load_state_dict(state_of(filled(5, [1, 2, 3], [4, 5, 6, 7])))
+    assert larger.sample_ids.tolist() == [3, 4, 5, 6, 7]  # the oldest first
+    larger.enqueue(batch([8, 9, 10, 11]))
+    larger.enqueue(batch([12]))
+    assert larger.sample_ids.tolist() == [12, 4, 5, 6, 7, 8, 9, 10, 11]
+    expected = filled(9, [3], [4, 5, 6, 7], [8, 9, 10, 11], [12])
+    for name, value in expected.state_dict().items():
+        assert torch.equal(value, larger.state_dict()[name]), name
 
 
 def test_bank__rejects_size_zero():

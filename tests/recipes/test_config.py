@@ -107,11 +107,12 @@ def test_wrong_files(tmp_path):
 
 def test_recipes__are_found_by_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert {f"compress/{path.stem}" for path in ROWS} < set(config_names())
+    assert {f"compress/{path.stem}" for path in ROWS} < set(config_names()) and "compress/recipe" not in config_names()
     assert [name for name in config_names() if "/" not in name] == [path.stem for path in CONFIGS if path not in ROWS]
     assert parse(["--config", "compress/moco_to_resnet18_2q", "--data", "x"]).pair.student == "image_resnet18"
     with pytest.raises(UserError, match=r"unknown configuration 'iso': .*did you mean 'isd'"):
         parse(["--config", "iso"])
+    assert from_keywords(config="isd", data="x", shots=5) == parse(["--config", "isd", "--data", "x", "--shots", "5"])
     (tmp_path / "isd").write_text("pair: {student: rgb_r3d10}")  # a file of that name comes first
     assert parse(["--config", "isd", "--data", "x"]).pair.student == "rgb_r3d10"
 

@@ -214,6 +214,32 @@ def test_resume__with_more_epochs_trains_longer(finished, tmp_path, capsys):
     assert "was started with another optimization.lr" in error
 
 
+def test_resume__with_more_epochs_lets_the_bank_grow(finished, tmp_path, capsys):
+    """One epoch fills a bank of as many anchors as it has clips; three epochs fill more."""
+    pair = ["--teacher", "flow_tiny3d_8", "--teacher-weights", finished / "run", "--student", "flow_tiny3d_8"]
+    options = [*pair, *SMALL, "--tracker", "none", "--knn-clips", 0, "--no-evaluate", "--bank-size", 1000]
+    options += ["--data", finished / "data", "--out", tmp_path / "run", "--log-every-steps", 1]
+    train([*options, "--keep-checkpoints"])
+    once = metrics(tmp_path / "run")
+    train([*options, "--keep-checkpoints", "--resume", "--epochs", 3])
+    thrice = metrics(tmp_path / "run")
+    fill = [row["bank_fill"] for row in thrice]
+    assert once[-1]["bank_fill"] == 1 == fill[-1] and fill[len(once)] == pytest.approx((len(once) + 1) / len(thrice))
+    error = wrong(capsys, train, *options, "--rounds", 2, "--resume", "--epochs", 4)
+    assert "was started with another pair.rounds" in error
+
+
+def test_resume__former_run_remembers_that_it_grew(moved, finished):
+    config = Path("run/config.json")
+    written = json.loads(config.read_text())
+    del written["contents"]
+    written["configuration"]["optimization"]["epochs"] = 0.5
+    config.write_text(json.dumps(written))
+    shutil.rmtree("run/checkpoints")
+    train([*RESUME, finished / "data"])
+    assert json.loads(config.read_text())["configuration"]["optimization"]["epochs"] == 1
+
+
 def test_resume__run_without_digests_is_compared_by_its_paths(moved, finished, capsys):
     config = Path("run/config.json")
     written = json.loads(config.read_text())

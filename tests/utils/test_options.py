@@ -23,6 +23,9 @@ class Options:
     """Where the data is."""
     draws: int = 3
     """How many times."""
+    limit: int | None = None
+    share: float | None = None
+    parts: tuple[int, ...] = ()
 
 
 def parse(*arguments):
@@ -39,6 +42,10 @@ def test_valid_options__become_the_dataclass():
         ([], r"^missing from some command: --data STR Where the data is\.; some command --help lists the options$"),
         (["--data", "x", "--drows", "1"], r"^unrecognized options: --drows, 1; did you mean --draws\?; some command"),
         (["--data", "x", "--draws", "a"], r"^--draws: 'a' is no whole number; some command"),
+        (["--data", "x", "--draws", "it's"], r"^--draws: \"it's\" is no whole number; some command"),
+        (["--data", "x", "--limit", "a"], r"^--limit: 'a' is no whole number; some command"),
+        (["--data", "x", "--share", "a"], r"^--share: 'a' is no number; some command"),
+        (["--data", "x", "--parts", "1", "a"], r"^--parts: '1', 'a' is not what it takes; some command"),
         (["--data"], r"^missing value for argument '--data'"),
     ],
 )
