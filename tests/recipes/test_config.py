@@ -157,6 +157,13 @@ def test_check_configuration__own_weights_are_for_networks_of_ones_own():
         check(parse(["--student", "flow_r3d10", "--teacher", "rgb_r3d10", "--teacher-weights", "own"]))
 
 
+def test_check_configuration__shots_need_a_live_teacher():
+    shots = ["--objective", "cross-entropy", "simreg", "--shots", "5"]
+    config = parse(["--teacher-cache", "cache", "--student", "flow_r3d10", *shots])
+    with pytest.raises(UserError, match="--shots 5 chooses other clips than --teacher-cache needs"):
+        check_configuration(config, [SimpleNamespace(name="rgb_r3d10")])
+
+
 def test_own_teacher_config__another_content_of_the_data_is_another_teacher(toy_folder, tmp_path):
     config = parse(["--student", "flow_r3d10", "--teacher", "rgb_r3d10"])
     manifest = Manifest.load(toy_folder)
