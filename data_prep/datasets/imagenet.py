@@ -138,7 +138,9 @@ def _devkit_classes(folder: Path) -> list[str]:
         name_of = {str(row.ILSVRC2012_ID): str(row.WNID) for row in rows}
     except Exception as error:  # scipy raises many kinds for a damaged file
         raise UserError(f"{meta} does not hold the classes of ImageNet ({error}): unpack the devkit again") from error
+    classes = []
     for place, line in read_lines(truth):
         if line not in name_of:
             raise UserError(f"{place} has the class {line!r}, which {meta} lacks: unpack the devkit again")
-    return [name_of[line] for _, line in read_lines(truth)]
+        classes.append(name_of[line])
+    return classes
