@@ -5,16 +5,15 @@ Every keyword has the name of an option on the command line and is checked in th
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from crossdistill.commands import evaluate as evaluate_command
 from crossdistill.commands import report as report_command
-from crossdistill.errors import UserError, replace_unprintable_characters
+from crossdistill.errors import UserError, replace_unprintable_characters, require_package
 from crossdistill.evaluation.results import Evaluation
 from crossdistill.export.export import ExportedFile, export_file
 from crossdistill.export.formats import FORMATS
@@ -23,8 +22,12 @@ from crossdistill.predict.results import Prediction
 from crossdistill.recipes.config import RunConfig, from_dict, from_keywords
 from crossdistill.recipes.data import TOYACTIONS_FOLDER
 from crossdistill.recipes.run import run
+from crossdistill.report.record import read_run
 from crossdistill.training.run_folder import RunFolder
 from crossdistill.utils.command_line import options_from_keywords
+
+if TYPE_CHECKING:
+    import pandas
 
 
 def distill(**keywords: Any) -> Run:
@@ -76,15 +79,15 @@ class Run:
         return from_dict(json.loads(path.read_text(encoding="utf-8"))["configuration"], source=str(path))
 
     @property
-    def metrics(self) -> Any:
-        """The training curves, one row per logged step: a pandas DataFrame, or a list of dicts without pandas."""
-        text = RunFolder(self.folder).metrics.read_text(encoding="utf-8")
-        rows = [json.loads(line) for line in text.splitlines()]
-        if importlib.util.find_spec("pandas") is None:
-            return rows
-        import pandas
+    def metrics(self) -> pandas.DataFrame:
+        """The training curves, one row per logged step; with several rounds those of the last.
 
-        return pandas.DataFrame(rows)
+        Raises:
+            UserError: pandas is not installed, or the folder is not a run's.
+        """
+        found = require_package("pandas", target="Run.metrics", extra="pandas")
+        frame: pandas.DataFrame = found.DataFrame(read_run(self.folder).metrics)
+        return frame
 
     @property
     def results(self) -> dict[str, dict[str, Any]]:
@@ -92,6 +95,28 @@ class Run:
         path = RunFolder(self.folder).results
         found: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         return found
+
+    def to_frame(self) -> pandas.DataFrame:
+        """Convert the final evaluation to a pandas DataFrame with one row per dataset, role and protocol.
+
+        The columns are those of ``Evaluation.to_frame``, then ``dataset`` (its folder), ``role`` and ``encoder``.
+        Without an evaluation it is empty.
+
+        Raises:
+            UserError: pandas is not installed, or the folder is not a run's.
+
+        Example:
+            >>> frame = Run("runs/flow").to_frame()  # doctest: +SKIP
+            >>> frame[frame.role == "student, distilled"][["protocol", "top1", "low", "high"]]  # doctest: +SKIP
+        """
+        found = require_package("pandas", target="Run.to_frame()", extra="pandas")
+        frames = [
+            evaluation.to_frame().assign(dataset=dataset, role=role, encoder=evaluation.encoder)
+            for dataset, by_role in read_run(self.folder).results.items()
+            for role, evaluation in by_role.items()
+        ]
+        frame: pandas.DataFrame = found.concat(frames, ignore_index=True) if frames else found.DataFrame()
+        return frame
 
     def evaluate(self, protocols: Sequence[str] = ("knn", "linear"), **options: Any) -> Evaluation:
         """Evaluate the student as ``crossdistill evaluate`` does.

@@ -19,7 +19,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.json_schema import SkipJsonSchema
 from torch import Tensor
 
-from crossdistill.errors import UserError
+from crossdistill.errors import UserError, require_package
 
 if TYPE_CHECKING:
     import pandas
@@ -286,16 +286,14 @@ class Evaluation:
         Raises:
             UserError: pandas is not installed.
         """
-        try:
-            import pandas
-        except ImportError as error:
-            raise UserError("to_frame() needs pandas, which is not installed: run pip install pandas") from error
         columns = ["protocol", "top1", "low", "high", "top5", "mean_class", "num_test", "coverage"]
         rows = []
         for r in self.results.values():
             low, high = r.intervals.get(TOP1, (math.nan, math.nan))
             rows.append((r.protocol, r.top1, low, high, r.top5, r.mean_class, r.num_test, r.coverage))
-        return pandas.DataFrame(rows, columns=columns)
+        found = require_package("pandas", target="to_frame()", extra="pandas")
+        frame: pandas.DataFrame = found.DataFrame(rows, columns=columns)
+        return frame
 
     def to_json(self) -> dict[str, Any]:
         """Convert to a dictionary that ``json.dumps`` takes."""

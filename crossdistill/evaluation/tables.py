@@ -99,7 +99,7 @@ def _print_gains(evaluation: Evaluation) -> None:
     title = f"points of top-1 over {names[first.students[1]]}: {evaluation.dataset}, split {evaluation.split}"
     print_table(title, ("student", "protocol", "gain", interval, "test clips"), rows, folds_names=True)
     if bootstrap is not None:
-        _print_line(_bootstrap_note("gains, with both students on the same draws", bootstrap))
+        _print_line(bootstrap_note("gains, with both students on the same draws", bootstrap))
 
 
 def _print_agreement(evaluation: Evaluation) -> None:
@@ -124,7 +124,21 @@ def _print_agreement(evaluation: Evaluation) -> None:
     print_table(title, ("students", "shared", "interval", "chance", "CKA", "coverage"), rows, folds_names=True)
 
 
-def _bootstrap_note(what: str, bootstrap: Bootstrap) -> str:
+def accuracy_text(accuracy: float, interval: Sequence[float] | None) -> str:
+    """Write an accuracy in percent, with half the width of its interval.
+
+    An interval without a width, as a bootstrap gives for 0 and 100 %, says nothing and is left out.
+
+    Example:
+        >>> accuracy_text(0.8731, (0.851, 0.893)), accuracy_text(0.8731, None), accuracy_text(1.0, (1.0, 1.0))
+        ('87.3 ±2.1', '87.3', '100.0')
+    """
+    low, high = interval or (0.0, 0.0)
+    return f"{100 * accuracy:.1f}" + (f" ±{50 * (high - low):.1f}" if high > low else "")
+
+
+def bootstrap_note(what: str, bootstrap: Bootstrap) -> str:
+    """Say what an interval was drawn from, and whether that is too little."""
     rough = "; intervals of so few units are rough, and rather too narrow" if bootstrap.num_units < FEW_UNITS else ""
     return f"{what}: {bootstrap.num_draws} test sets drawn from {bootstrap.num_units} {bootstrap.unit}s{rough}"
 
@@ -141,7 +155,7 @@ def _print_notes(evaluation: Evaluation) -> None:
         )
     bootstrap = evaluation.bootstrap
     if bootstrap is not None:
-        lines.append(_bootstrap_note("intervals", bootstrap))
+        lines.append(bootstrap_note("intervals", bootstrap))
     lines += [f"  {video}: {reason}" for video, reason in sorted(evaluation.unreadable.items())]
     for line in lines:
         _print_line(line)

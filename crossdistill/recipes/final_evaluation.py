@@ -10,12 +10,14 @@ from crossdistill.data.manifest import Manifest
 from crossdistill.encoders import Encoder
 from crossdistill.encoders.execution import Execution
 from crossdistill.evaluation.evaluate import Evaluation, evaluate_encoder
+from crossdistill.evaluation.results import TOP1, Bootstrap
 from crossdistill.evaluation.roles import NumberedRole, Role
+from crossdistill.evaluation.tables import accuracy_text, bootstrap_note
 from crossdistill.evaluation.teacher_agreement import is_near_chance
 from crossdistill.recipes.context import RunContext
 from crossdistill.recipes.data import evaluable
 from crossdistill.training.trackers import track_results
-from crossdistill.utils.console import print_table
+from crossdistill.utils.console import console, print_table
 from crossdistill.utils.files import write_text_atomically
 
 # Number of training clips above which k-means would take minutes and gigabytes.
@@ -72,7 +74,7 @@ def _protocols(manifest: Manifest, split: str) -> tuple[str, ...]:
 
 
 def print_comparison(title: str, by_role: Mapping[str, dict[str, Any]]) -> None:
-    """Print a table with one row per network.
+    """Print a table with one row per network: accuracies in percent with half of their intervals.
 
     Args:
         title: Above the table.
@@ -84,10 +86,18 @@ def print_comparison(title: str, by_role: Mapping[str, dict[str, Any]]) -> None:
         if any(name in evaluation["results"] for evaluation in by_role.values())
     }
     rows = [
-        (role, evaluation["encoder"], *(f"{evaluation['results'][name]['top1']:.1%}" for name in shown))
+        (role, evaluation["encoder"], *(_cell(evaluation["results"][name]) for name in shown))
         for role, evaluation in by_role.items()
     ]
-    print_table(title, ("", "encoder", *shown.values()), rows)
+    bootstrap = next((evaluation["bootstrap"] for evaluation in by_role.values() if evaluation["bootstrap"]), None)
+    half = f" ± half of the {bootstrap['level']:.0%} interval" if bootstrap else ""
+    print_table(f"{title} in %{half}", ("", "encoder", *shown.values()), rows)
+    if bootstrap:
+        console.print(bootstrap_note("intervals", Bootstrap(**bootstrap)), highlight=False)
+
+
+def _cell(result: dict[str, Any]) -> str:
+    return accuracy_text(result["top1"], result["intervals"].get(TOP1))
 
 
 def _print_notes(manifest: Manifest, evaluations: Mapping[str, Evaluation]) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from markupsafe import Markup
@@ -15,8 +16,9 @@ from crossdistill.evaluation.tables import FEW_UNITS, gain_text
 from crossdistill.report.analysis import class_accuracies, confusion_of
 from crossdistill.report.charts import CostDot, Series, cost_chart, interval_chart, legend, line_chart, style_of
 from crossdistill.report.class_charts import MAX_BARS
-from crossdistill.report.cost import BATCH_SIZE, Cost
+from crossdistill.report.cost import BATCH_SIZE, Cost, fastest
 from crossdistill.report.curves import KNN, points_of
+from crossdistill.report.facts import headline
 from crossdistill.report.networks import Kind
 from crossdistill.report.page import Page, Tile, make_sections, render
 from crossdistill.report.record import RunRecord, UnavailableError
@@ -24,6 +26,7 @@ from crossdistill.report.results import ResultTable, main_result, result_tables
 from crossdistill.report.run_data import RunData
 from crossdistill.report.run_page import cost_note, cost_row, shown_protocol
 from crossdistill.report.svg import element, percent, short_number, whole_percent
+from crossdistill.report.sweep import differing_options, numbers_as_csv
 from crossdistill.report.tables import accuracies_of, dot_groups, notes_of, row_names, title_of
 
 SHOWN_ROWS = ("linear", "1-nn", "20-nn", "retrieval, R@5", "cluster")
@@ -48,13 +51,14 @@ class ComparedRun:
 
 
 LEADS = {
-    "runs": "Top-1 accuracy of all students on the test part, in %.",
+    "runs": "The options that differ between the runs, and top-1 accuracy of their students on the test part, in %.",
     "accuracy": "Overlapping intervals do not prove that two students are equal, but they show no difference either.",
     "gains": "Points of top-1 over the first run, on the test clips of both. The interval is that of a paired "
     "bootstrap: both students are measured on the same drawn clips. An interval that holds 0 shows no difference. It "
     "says what other test clips or people would change, not what other training seeds would.",
-    "cost": "Better is up, cheaper is left, on a logarithmic axis. Runs of equal cost are drawn beside each other. "
-    "Times were measured one after the other, so on a busy machine they differ even between equal students.",
+    "cost": "Better is up, cheaper is left, on a logarithmic axis. Runs of the same network are one point: the mean of "
+    "their accuracies, with a line from the lowest to the highest. The line of a single run is its interval. Times "
+    "were measured one after the other, so on a busy machine small differences mean nothing.",
     "curves": "Losses of different objectives have different units: compare their shape, not their height.",
     "classes": "Accuracy within each class; the classes in which the runs differ most come first.",
 }
@@ -63,15 +67,17 @@ LEADS = {
 def comparison_page(runs: Sequence[RunData]) -> Page:
     """Make the page that compares several runs, in the given order."""
     names = _names([run.record for run in runs])
-    compared = [
-        _compared(run, name, style_of(position)) for position, (run, name) in enumerate(zip(runs, names, strict=True))
-    ]
+    compared = _with_common_costs(
+        [_compared(run, name, style_of(position)) for position, (run, name) in enumerate(zip(runs, names, strict=True))]
+    )
     datasets = dict.fromkeys(run.table.dataset for run in compared if run.table)
     notes = [f"{run.name}: {note}" for run in compared for note in run.data.record.notes]
     for run in compared:
         reasons = dict.fromkeys([run.data.no_dataset, *run.data.reasons.values()])
         notes += [f"{run.name}: {reason}" for reason in reasons if reason]
     on = f" on {', '.join(datasets)}" if datasets else ""
+    sentences = {headline(run.record) for run in runs}
+    encoders = ", ".join(dict.fromkeys(run.record.encoder for run in runs))
     sections = (
         ("runs", "Runs", lambda: _table(compared)),
         ("accuracy", "Accuracy with intervals", lambda: _intervals(compared)),
@@ -82,7 +88,7 @@ def comparison_page(runs: Sequence[RunData]) -> Page:
     )
     return Page(
         title=f"Comparison of {len(compared)} runs",
-        headline=f"{', '.join(dict.fromkeys(run.data.record.encoder for run in compared))}{on}.",
+        headline=sentences.pop() if len(sentences) == 1 else f"{encoders}{on}.",
         tiles=_tiles(compared),
         sections=make_sections(sections, LEADS),
         notes=notes,
@@ -101,6 +107,21 @@ def _compared(run: RunData, name: str, style: str) -> ComparedRun:
     return ComparedRun(name, style, run, table, evaluation, cost=next(iter(run.costs), None))
 
 
+def _networks(runs: Sequence[ComparedRun]) -> list[tuple[Cost, list[ComparedRun]]]:
+    """Group runs whose students are the same network, whatever its weights; runs without a cost are left out."""
+    groups: dict[tuple[object, ...], list[tuple[Cost, ComparedRun]]] = {}
+    for run in runs:
+        if run.cost is not None:
+            groups.setdefault(run.cost.network, []).append((run.cost, run))
+    return [(fastest([cost for cost, _ in group]), [run for _, run in group]) for group in groups.values()]
+
+
+def _with_common_costs(runs: Sequence[ComparedRun]) -> list[ComparedRun]:
+    """Give runs of the same network one cost: its timings differ only by what else the machine did."""
+    costs = {cost.network: cost for cost, _ in _networks(runs)}
+    return [run if run.cost is None else replace(run, cost=costs[run.cost.network]) for run in runs]
+
+
 def _tiles(runs: Sequence[ComparedRun]) -> list[Tile]:
     measured = [(run, run.result) for run in runs if run.result is not None]
     tiles = []
@@ -109,7 +130,7 @@ def _tiles(runs: Sequence[ComparedRun]) -> list[Tile]:
         tiles.append(Tile(percent(top1), f"best top-1, {measured[0][1].protocol}", names))
     for measure in COSTS:
         costs = [(run.name, measure.value_of(run.cost)) for run in runs if run.cost is not None]
-        if costs and not (measure.is_time and _is_close(sorted(value for _, value in costs))):
+        if costs and not (measure.is_time and _is_close(sorted({value for _, value in costs}))):
             value, names = _extreme(costs, min)
             tiles.append(Tile(measure.text_of(value), measure.lowest, names))
     return tiles
@@ -119,7 +140,12 @@ def _extreme(values: Sequence[tuple[str, float]], choose: Callable[[Iterable[flo
     """Return the largest or smallest of several values, and the names of the runs that have it."""
     found = choose(value for _, value in values)
     names = [name for name, value in values if value == found]
-    return found, names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+    return found, _shortened(names)
+
+
+def _shortened(names: Sequence[str]) -> str:
+    """Name several runs in a few words; no two groups of different runs get the same words."""
+    return ", ".join(names) if len(names) <= 2 else f"{names[0]} and {len(names) - 1} more"
 
 
 def _is_close(ascending: Sequence[float]) -> bool:
@@ -158,21 +184,31 @@ COSTS = (
 
 
 def _table(runs: Sequence[ComparedRun]) -> Markup:
-    evaluations = [run.evaluation for run in runs if run.evaluation is not None]
-    names = [name for name in row_names(evaluations) if name in SHOWN_ROWS]
+    evaluations = [run.evaluation for run in runs]
+    protocols = [name for name in row_names(filter(None, evaluations)) if name in SHOWN_ROWS]
+    options = differing_options([run.data.record.config for run in runs])
     rows: list[dict[str, Any]] = []
-    for run in runs:
+    for position, run in enumerate(runs):
         accuracies = {} if run.evaluation is None else accuracies_of(run.evaluation)
-        record, cells = run.data.record, [accuracies.get(name) for name in names]
-        teacher = "none (labels)" if record.is_supervised else record.teachers or "–"
+        cells = [accuracies.get(name) for name in protocols]
         coverage = min((cell.coverage for cell in cells if cell is not None), default=None)
-        head = {"name": run.name, "style": run.style, "student": record.encoder, "teacher": teacher}
-        rows.append({**head, "cells": cells, "coverage": coverage})
+        own = [values[position] for values in options.values()]
+        rows.append({"name": run.name, "style": run.style, "options": own, "cells": cells, "coverage": coverage})
     tables = [run.table for run in runs if run.table is not None]
     notes = list(dict.fromkeys(f"{table.dataset}: {note}" for table in tables for note in notes_of(table)))
     if len({table.dataset for table in tables}) > 1:
         notes.append("The runs were evaluated on different datasets, so their accuracies are not comparable.")
-    return render("runs.html", protocols=[title_of(name) for name in names], rows=rows, notes=notes)
+    if not options:
+        notes.append("No option differs between the runs.")
+    csv = numbers_as_csv([run.name for run in runs], options, evaluations, [run.cost for run in runs])
+    return render(
+        "runs.html",
+        options=[name.replace("_", "-") for name in options],
+        protocols=[title_of(name) for name in protocols],
+        rows=rows,
+        notes=notes,
+        csv_url=f"data:text/csv;charset=utf-8,{quote(csv)}",
+    )
 
 
 def _intervals(runs: Sequence[ComparedRun]) -> Markup:
@@ -209,22 +245,33 @@ def _gains(runs: Sequence[ComparedRun]) -> Markup:
 
 
 def _costs(runs: Sequence[ComparedRun]) -> Markup:
-    costs = [(run, run.cost) for run in runs if run.cost is not None]
-    if not costs:
+    networks = _networks(runs)
+    if not networks:
         raise UnavailableError("the student of no run can be loaded.")
-    rows = [cost_row(cost, name=run.name, style=run.style) for run, cost in costs]
+    named = [(_shortened([run.name for run in group]), cost, group) for cost, group in networks]
     charts = []
     for measure in COSTS:
         dots = [
-            CostDot(run.name, run.result.top1, run.result.intervals.get("top1"), run.style, value)
-            for run, cost in costs
-            if run.result is not None and (value := measure.value_of(cost))
+            dot
+            for name, cost, group in named
+            if (value := measure.value_of(cost)) and (dot := _cost_dot(name, group, value)) is not None
         ]
         if dots:
             charts.append(cost_chart(dots, title=f"Accuracy over {measure.name}", x_label=measure.name))
-    table = render("cost.html", costs=rows, batch_size=BATCH_SIZE, note=cost_note([cost for _, cost in costs]))
-    names = legend([(run.name, run.style) for run, _ in costs])
+    rows = [cost_row(cost, name=name, style=group[0].style) for name, cost, group in named]
+    table = render("cost.html", costs=rows, batch_size=BATCH_SIZE, note=cost_note([cost for cost, _ in networks]))
+    names = legend([(name, group[0].style) for name, _, group in named])
     return names + element("div", *charts, class_="pictures") + table
+
+
+def _cost_dot(name: str, group: Sequence[ComparedRun], cost: float) -> CostDot | None:
+    """Return the point of a network: its run with its interval, or the mean and the range of several runs."""
+    results = [run.result for run in group if run.result is not None]
+    top1 = [result.top1 for result in results]
+    if not top1:
+        return None
+    interval = results[0].intervals.get("top1") if len(results) == 1 else (min(top1), max(top1))
+    return CostDot(name, sum(top1) / len(top1), interval, group[0].style, cost)
 
 
 def _curves(runs: Sequence[ComparedRun]) -> Markup:

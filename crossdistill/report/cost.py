@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -36,6 +37,20 @@ class Cost:
     num_bytes: int | None
     """Size of the weight file; None if the network has no file."""
     device: str
+
+    @property
+    def network(self) -> tuple[object, ...]:
+        """What makes a network the same as another one, whatever its weights: encoder, bits and size of its input."""
+        return (self.encoder, self.bits, self.num_parameters, self.gmacs)
+
+
+def fastest(costs: Sequence[Cost]) -> Cost:
+    """Return one cost of several measurements of the same network, with the shortest times."""
+    return replace(
+        costs[0],
+        latency_seconds=min(cost.latency_seconds for cost in costs),
+        clips_per_second=max(cost.clips_per_second for cost in costs),
+    )
 
 
 def measure_cost(network: Network) -> Cost:

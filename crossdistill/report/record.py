@@ -183,7 +183,7 @@ def read_metrics(path: Path) -> tuple[MetricsLine, ...]:
         except ValueError:
             continue  # a killed run leaves an incomplete last line
         if isinstance(values, dict):
-            lines.append({k: float(v) for k, v in values.items() if isinstance(v, int | float) and math.isfinite(v)})
+            lines.append({k: v for k, v in values.items() if isinstance(v, int | float) and math.isfinite(v)})
     return tuple(line for line in lines if "step" in line)
 
 

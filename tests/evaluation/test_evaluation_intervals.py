@@ -207,5 +207,5 @@ def test_to_frame__has_one_row_per_protocol():
 
 def test_to_frame__without_pandas_is_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(UserError, match=r"needs pandas, which is not installed: run pip install pandas"):
+    with pytest.raises(UserError, match=r"needs pandas, .*: run pip install 'crossdistill\[pandas\]'"):
         evaluation().to_frame()

@@ -1,6 +1,7 @@
 """The Python API: one call from teacher and data to a run that evaluates, reports, exports and predicts."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,20 @@ def test_distill__returns_a_run_with_curves_and_results(run):
     (by_role,) = run.results.values()
     assert set(by_role) == {"teacher", "student, random", "student, distilled"}
     assert run.config.pair.student == "flow_tiny3d_8" and cd.Run(run.folder) == run
+    frame = run.to_frame()
+    (linear,) = frame[(frame.role == "student, distilled") & (frame.protocol == "linear")].to_dict("records")
+    stored = by_role["student, distilled"]["results"]["linear"]
+    assert [linear["top1"], linear["low"], linear["high"]] == [stored["top1"], *stored["intervals"]["top1"]]
+    assert (linear["encoder"], set(frame.dataset), set(frame.role)) == ("flow_tiny3d_8", set(run.results), set(by_role))
+
+
+def test_frames__without_pandas_or_a_run_are_one_sentence(run, tmp_path, monkeypatch):
+    with pytest.raises(cd.UserError, match="is not a run folder"):
+        _ = cd.Run(tmp_path).metrics
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    for name, read in {"Run.metrics": lambda: run.metrics, "Run.to_frame": run.to_frame}.items():
+        with pytest.raises(cd.UserError, match=rf"{name}.* needs pandas.*pip install 'crossdistill\[pandas\]'"):
+            read()
 
 
 def test_evaluate__takes_the_options_of_the_command(run):

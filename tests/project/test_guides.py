@@ -4,15 +4,19 @@ import importlib
 import re
 import shlex
 import sys
+import types
 from pathlib import Path
 
+import pandas
 import pytest
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from in_process import train
 
+import crossdistill as cd
 from crossdistill.commands.main import main as crossdistill
+from crossdistill.recipes.config import from_keywords
 from data_prep.__main__ import main as data_prep
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -122,6 +126,36 @@ def test_own_training_loop__prints_what_the_page_says(toy_folder, tmp_path, monk
         capsys.readouterr()
         exec(compile(code, "own_training_loop.md", "exec"), scope)
         assert capsys.readouterr().out == printed
+
+
+def test_sweep__gives_options_that_exist(monkeypatch, capsys):
+    """The trials of the page's Optuna script, and its table of runs, without a training."""
+
+    class Study:
+        def optimize(self, objective, n_trials):
+            values = {"suggest_float": lambda _, low, high, log: low, "suggest_categorical": lambda _, names: names[-1]}
+            self.best_value = objective(types.SimpleNamespace(number=3, **values))
+            self.best_params = {}
+
+    class Run:
+        def __init__(self, folder):
+            self.folder = folder
+
+        def evaluate(self, protocols):
+            return types.SimpleNamespace(top1=0.5 if protocols == ["linear"] else None)
+
+        def to_frame(self):
+            return pandas.DataFrame({"role": ["student, distilled"], "protocol": ["linear"], "top1": [0.25]})
+
+    configs = []
+    monkeypatch.setitem(sys.modules, "optuna", types.SimpleNamespace(create_study=lambda **_: Study()))
+    monkeypatch.setattr(cd, "Run", Run)
+    monkeypatch.setattr(cd, "distill", lambda **given: configs.append(from_keywords(**given)) or Run(given["out"]))
+    for code in blocks_of("how_to/sweep.md", "python"):
+        exec(compile(code, "sweep.md", "exec"), {})
+    (config,) = configs
+    assert (config.data.split, config.optimization.lr, config.objective.objective) == ("1@25%", 1e-4, ("simreg",))
+    assert capsys.readouterr().out.endswith("{} 0.5\n")
 
 
 def test_every_accelerate_file__is_one_that_accelerate_reads():

@@ -55,12 +55,21 @@ OTHERS_OPTIONS = {
 }
 
 
+def once_per_value(loop):
+    """The body of a shell loop for each of its values."""
+    name, values, body = loop.groups()
+    return "".join(body.replace(f"${name}", value) for value in values.split())
+
+
 def command_lines():
-    """The commands in the bash blocks of all documents, with continued lines joined and comments cut off."""
+    """The commands in the bash blocks of all documents, with continued lines joined, loops run, comments cut off."""
     found = []
     for path in DOCUMENTS:
         text = path.read_text(encoding="utf-8")
         for block in re.findall(r"^```bash\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE):
+            block = re.sub(
+                r"^for (\w+) in (.+); do\n(.*?)^done\n", once_per_value, block, flags=re.DOTALL | re.MULTILINE
+            )
             for line in block.replace("\\\n", " ").splitlines():
                 words = re.sub(r"^(\w+=\S+ )+", "", line.partition("  #")[0]).split()
                 if words:

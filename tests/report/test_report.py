@@ -1,6 +1,8 @@
 """The HTML report: its content, escaping, unavailable sections, and rendering in a browser."""
 
+import csv
 import http.server
+import io
 import json
 import os
 import re
@@ -10,6 +12,7 @@ import threading
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -25,10 +28,11 @@ from crossdistill.distillation.student import load_student
 from crossdistill.encoders import create_encoder
 from crossdistill.encoders.execution import Execution
 from crossdistill.evaluation.gains import paired_gains
-from crossdistill.evaluation.results import read_evaluation
+from crossdistill.evaluation.results import Evaluation, ProtocolResult, read_evaluation
 from crossdistill.evaluation.tables import gain_text
 from crossdistill.modalities import MODALITIES
 from crossdistill.quantization.quantize import quantize
+from crossdistill.recipes.config import OptimizationConfig, RunConfig
 from crossdistill.report import analysis, comparison_page, cost, frames, gallery, record
 from crossdistill.report.charts import (
     MAX_STYLES,
@@ -46,6 +50,7 @@ from crossdistill.report.networks import kind_of, load_teachers
 from crossdistill.report.options import ReportOptions
 from crossdistill.report.record import read_run
 from crossdistill.report.svg import Scale, element, nice_ticks, percent, short_number
+from crossdistill.report.sweep import differing_options
 from crossdistill.types import ViewSpec
 
 EVIL = "<script>alert(1)</script>"
@@ -138,6 +143,14 @@ def page(runs):
     return (distilled / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.fixture(scope="module")
+def comparison(runs, tmp_path_factory):
+    """The page that compares the distilled run with its supervised baseline."""
+    out = tmp_path_factory.mktemp("comparison") / "comparison.html"
+    run_report(*runs, "--out", out)
+    return out.read_text(encoding="utf-8")
+
+
 def require_self_contained(content):
     found = Page(content)
     assert not {"script", "iframe", "object", "embed", "base"} & set(found.tags)
@@ -228,16 +241,62 @@ def test_page__of_a_supervised_run_has_no_agreement_and_no_change(runs, tmp_path
     assert "learned from labels" in found.unavailable["agreement"]
 
 
-def test_comparison__shows_every_run_once_per_table(runs, tmp_path):
-    out = tmp_path / "comparison.html"
-    run_report(*runs, "--out", out)
-    content = out.read_text()
-    found = require_self_contained(content)
-    assert found.unavailable == {} and EVIL not in content
+def test_comparison__shows_every_run_once_per_table(comparison):
+    found = require_self_contained(comparison)
+    assert found.unavailable == {} and EVIL not in comparison
     num_protocols = 3  # linear, 1-NN, 20-NN; R@5 has no gain
-    assert re.findall(r'<section id="([^"]+)"', content) == ["runs", "accuracy", "gains", "cost", "curves", "classes"]
-    assert content.count("</i>baseline</th>") == 2 + num_protocols  # accuracies, cost, gains
+    sections = ["runs", "accuracy", "gains", "cost", "curves", "classes"]
+    assert re.findall(r'<section id="([^"]+)"', comparison) == sections
+    # Accuracies and gains; both runs are one row of the costs, because they have the same network.
+    assert comparison.count("</i>baseline</th>") == 1 + num_protocols
     assert found.tags.count("svg") >= 6
+
+
+def test_comparison__begins_with_the_options_that_differ(runs, comparison):
+    head = re.search(r'<section id="runs">.*?<thead>(.*?)</thead>', comparison, flags=re.DOTALL)[1]
+    differ = ["teacher", "supervised", "teacher-weights", "teacher-frames", "teacher-size", "bank-size"]
+    assert re.findall('<th class="words">(.*?)</th>', head) == differ
+    rows = list(csv.DictReader(io.StringIO(unquote(re.search(r'href="data:text/csv;[^,]+,([^"]*)"', comparison)[1]))))
+    assert [row["run"] for row in rows] == [run.name for run in runs]
+    assert [row["supervised"] for row in rows] == ["no", "yes"] and [row["teacher_size"] for row in rows] == ["32", ""]
+    for row in rows:
+        value, low, high = (float(row[name]) for name in ("linear", "linear low", "linear high"))
+        assert low <= value <= high
+        assert f"<b>{100 * value:.1f}</b><small>{100 * low:.1f}–{100 * high:.1f}</small>" in comparison
+        assert int(row["parameters"]) == load_student(runs[0]).num_parameters
+
+
+def test_differing_options__compares_what_can_be_read():
+    first, second = (RunConfig(optimization=OptimizationConfig(lr=lr)) for lr in (0.1, 1e-5))
+    assert differing_options([first, None, second, first]) == {"lr": ["0.1", "?", "1e-05", "0.1"]}
+    assert differing_options([first, first]) == differing_options([None, first]) == differing_options([None]) == {}
+
+
+def compared(name, *, encoder="flow_r3d18", gmacs=1.0, seconds=0.01, top1=0.5):
+    own = cost.Cost("student", encoder, None, 33, gmacs, seconds, 1 / seconds, None, "CPU")
+    linear = ProtocolResult("linear", top1, 1.0, top1, 9, intervals={"top1": (top1 - 0.1, top1 + 0.1)})
+    evaluation = Evaluation(encoder, "toy", "1", 9, 9, {}, {"linear": linear})
+    return comparison_page.ComparedRun(name, "series-0", None, None, evaluation, own)
+
+
+def test_cost__of_the_same_network_is_one_point():
+    runs = [
+        compared("a", top1=0.4, seconds=0.03),
+        compared("b", top1=0.5, seconds=0.02),
+        compared("larger", top1=0.6, gmacs=4.0, seconds=0.09),
+        compared("c", top1=0.9, seconds=0.05),
+    ]
+    runs = comparison_page._with_common_costs(runs)
+    assert [run.cost.latency_seconds for run in runs] == [0.02, 0.02, 0.09, 0.02]
+    assert runs[0].cost.clips_per_second == 50
+    content = str(comparison_page._costs(runs))
+    num_charts = 3  # without the size of a file, which these networks do not have
+    assert content.count('class="dot series-0"') == 2 * num_charts
+    assert content.count("<title>a and 2 more: 60.0 %") == content.count("<title>larger: 60.0 %") == num_charts
+    assert content.count("</i>a and 2 more</th>") == content.count("</i>larger</th>") == 1
+    of_three = comparison_page._cost_dot("three", [runs[0], runs[1], runs[3]], 1.0)
+    assert (of_three.value, of_three.interval) == (pytest.approx(0.6), (0.4, 0.9))
+    assert comparison_page._cost_dot("one", [runs[2]], 1.0).interval == (0.5, 0.7)
 
 
 def test_comparison__shows_gains_with_the_interval_of_pairs(runs, evil_data, tmp_path):
