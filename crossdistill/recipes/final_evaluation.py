@@ -10,6 +10,7 @@ from crossdistill.data.manifest import Manifest
 from crossdistill.encoders import Encoder
 from crossdistill.encoders.execution import Execution
 from crossdistill.evaluation.evaluate import Evaluation, evaluate_encoder
+from crossdistill.evaluation.in_words import in_words
 from crossdistill.evaluation.results import TOP1, Bootstrap
 from crossdistill.evaluation.roles import NumberedRole, Role
 from crossdistill.evaluation.tables import accuracy_text, bootstrap_note
@@ -58,6 +59,8 @@ def evaluate_networks(run: RunContext, networks: Mapping[str, tuple[Encoder, Exe
             # The file first: a tracker or a terminal may fail.
             write_text_atomically(run.folder.results, json.dumps(results, indent=2) + "\n")
             print_comparison(f"{manifest.dataset}, split {data.split}, top-1", by_role)
+            if sentence := in_words(by_role):
+                print(sentence)
             _print_notes(manifest, evaluations)
             track_results(machine.tracker, run.folder.path, by_role, step=step)
     if run.accelerator.is_main_process:

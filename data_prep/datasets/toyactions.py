@@ -2,7 +2,8 @@
 
 Twelve classes of motion: slides (left, right, up, down), approach and recede, spins and orbits (clockwise and
 anticlockwise), bounce and shake. Textures, colours, shapes, sizes, places, a moving background and distracting bodies
-are drawn independently of the class, so that a single frame does not tell the class.
+are drawn independently of the class, so that a single frame does not tell the class. Backgrounds always move, as if the
+camera did, so that the mean motion does not tell it either.
 
 The folder gets rgb/, flow/ and depth/, split lists in the format of UCF101 in lists/, and a manifest. The same options
 give the same bytes, with any number of workers. Repeat the command to resume it after an interruption.
@@ -52,7 +53,7 @@ class ToyactionsOptions:
 
     out: Path
     """Folder of the dataset."""
-    clips_per_class: int = 120
+    clips_per_class: int = 200
     """Clips of each of the 12 classes, at least 2."""
     size: int = 64
     """Side of the square frames in pixels, an even number from 32 to 256."""

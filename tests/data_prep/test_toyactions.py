@@ -42,6 +42,7 @@ from data_prep.datasets.toyactions_renderer import (
     compose_scene,
     render_clip,
 )
+from data_prep.datasets.toyactions_renderer.appearance import TEXTURE_MARGIN
 
 SIZE_PX, NUM_FRAMES = 48, 12
 SMALL = {"clips_per_class": 2, "size": SIZE_PX, "frames": NUM_FRAMES}
@@ -286,11 +287,15 @@ def test_flow__warps_each_frame_onto_the_next(action):
 
 @pytest.mark.parametrize("action", ["SlideLeft", "SpinClockwise", "OrbitAnticlockwise", "Bounce"])
 def test_depth__follows_the_flow(action):
-    clip = render_clip(compose(action, clip=3))
+    """What a pixel shows is as far away in the next frame as here, but for the growth of its body."""
+    scene = compose(action, clip=3)
+    clip = render_clip(scene)
+    growth = {body.surface: body.radius_px[1:] / body.radius_px[:-1] for body in scene.bodies}
     for t in range(19):
         there = pull_back(clip.depth_mm[t + 1, :, :, 0].astype(np.float32), clip.flow_px[t])
+        there *= np.array([growth.get(surface, np.ones(19))[t] for surface in range(4)])[clip.surface[t]]
         error = np.abs(there - clip.depth_mm[t, :, :, 0])[seen_throughout(clip, t)]
-        assert error.max() < 12
+        assert error.max() < 20
 
 
 @pytest.mark.parametrize(("action", "sign"), [("Approach", -1), ("Recede", 1)])
@@ -310,7 +315,7 @@ def test_depth__bodies_stay_in_separate_ranges():
     """Otherwise painting from far to near would not be a z-buffer."""
     for number in range(60):
         scene = compose(list(ACTIONS)[number % 12], clip=number)
-        nearest_behind_mm = scene.background_depth_mm / (1 + 0.6 * np.abs(scene.background_slope).sum())
+        nearest_behind_mm = np.inf
         for body in scene.bodies:
             bulge_mm = float(np.hypot(*body.relief_mm))
             assert body.depth_mm.max() + bulge_mm < nearest_behind_mm
@@ -327,8 +332,23 @@ def test_flow__stays_within_the_stored_range(size_px):
             body = next(body for body in scene.bodies if body.surface == 1)
             centre_step = np.hypot(*np.diff(body.centre_px, axis=0).T).max()
             rim_step = np.hypot(np.diff(body.angle_rad), np.diff(np.log(body.radius_px))) * body.radius_px[:-1]
-            largest = max(largest, (centre_step + rim_step.max()) * 256 / size_px)
+            background, frame_radius_px = scene.bodies[0], size_px / np.sqrt(2)
+            pan = np.hypot(*np.diff(background.centre_px, axis=0).T).max()
+            turn = np.hypot(np.diff(background.angle_rad), np.diff(np.log(background.radius_px))).max()
+            steps_px = (centre_step + rim_step.max(), pan + turn * frame_radius_px)
+            largest = max(largest, max(steps_px) * 256 / size_px)
     assert 10 < largest < 20
+
+
+def test_background__covers_the_frame_and_always_pans():
+    corners = np.array([[-0.5, -0.5], [-0.5, 63.5], [63.5, -0.5], [63.5, 63.5]])
+    for number in range(60):
+        background = compose(list(ACTIONS)[number % 12], clip=number).bodies[0]
+        assert background.surface == 0
+        farthest_px = np.hypot(*np.moveaxis(corners - background.centre_px[:, None], -1, 0)).max(axis=1)
+        assert (farthest_px < background.radius_px * TEXTURE_MARGIN).all()
+        pan_px = np.hypot(*np.diff(background.centre_px, axis=0).T)
+        assert 0.99 < pan_px.min() <= pan_px.max() < 2.41
 
 
 def motion_of_body(action: str, number: int) -> dict[str, np.ndarray]:
@@ -482,7 +502,7 @@ def test_any_frame__does_not_tell_the_direction():
     assert_guessing({"/".join(pair): frames.surprise(pair) for pair in OPPOSITE_PAIRS})
 
 
-@pytest.mark.parametrize(("kind", "shift"), [("by_eye", 0.12), ("by_truth", 0.04)])
+@pytest.mark.parametrize(("kind", "shift"), [("by_eye", 0.12), ("by_truth", 0.05)])
 def test_probe__finds_a_leak(monkeypatch, kind, shift):
     """Bodies shifted towards the side that they come from exceed the bounds, so the bounds can fail."""
     for action, sign in (("SlideLeft", 1), ("SlideRight", -1)):
@@ -498,11 +518,23 @@ def shifted(motion: Motion, shift: float) -> Motion:
     return move
 
 
+def background_motion(flow_px: np.ndarray) -> np.ndarray:
+    """Fit an affine motion [H, W, 2] to a frame's flow, first to its margin, then to what moves likewise."""
+    y, x = np.mgrid[: flow_px.shape[0], : flow_px.shape[1]]
+    places, flow = np.stack([x, y, np.ones_like(x)], axis=-1).reshape(-1, 3), flow_px.reshape(-1, 2)
+    taken = np.minimum(np.minimum(x, y), np.minimum(x[::-1, ::-1], y[::-1, ::-1])).ravel() < 3
+    for _ in range(6):
+        slopes = np.linalg.lstsq(places[taken], flow[taken], rcond=None)[0]
+        error_px = np.hypot(*(flow - places @ slopes).T)
+        taken = error_px <= np.quantile(error_px, 0.5)
+    return (places @ slopes).reshape(flow_px.shape)
+
+
 def flow_statistics(flow_px: np.ndarray) -> np.ndarray:
     """Statistics of a clip's flow [T, H, W, 2]: mean motion, its turning and variation, rotation and expansion."""
-    flow = flow_px - np.median(flow_px, axis=(1, 2), keepdims=True)  # the background's pan
-    speed = np.hypot(flow[..., 0], flow[..., 1])
-    weight = (speed > 0.25 * speed.max(axis=(1, 2), keepdims=True)) + 1e-6
+    flow = flow_px[:, ::2, ::2]
+    apart = flow - np.stack([background_motion(frame) for frame in flow])
+    weight = (np.hypot(apart[..., 0], apart[..., 1]) > 0.1) + 1e-6
     y, x = np.mgrid[: flow.shape[1], : flow.shape[2]]
     total = weight.sum(axis=(1, 2))
     u, v = ((flow[..., i] * weight).sum(axis=(1, 2)) / total for i in (0, 1))

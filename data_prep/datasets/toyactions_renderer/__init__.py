@@ -40,5 +40,5 @@ __all__ = [
     "render_clip",
 ]
 
-RENDERER_VERSION = 2
+RENDERER_VERSION = 3
 """Raise it when the same options give different pictures: datasets of an older version are then refused."""

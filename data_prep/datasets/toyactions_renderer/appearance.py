@@ -61,10 +61,13 @@ def _noise(rng: np.random.Generator, *, cells: int, channels: int, side_px: int)
     return np.asarray(fine, dtype=np.float32).reshape(side_px, side_px, channels)
 
 
-def paint_texture(rng: np.random.Generator, *, side_px: int, cells: int, contrast: float) -> Floats:
-    """Paint about ``cells`` patches a side, of two colours, with finer noise on top: [K, K, 3], intensity in [0, 1].
+def paint_texture(
+    rng: np.random.Generator, *, side_px: int, cells: int, contrast: float, intensity: tuple[float, float]
+) -> Floats:
+    """Paint about ``cells`` patches a side, of two colours, with finer noise on top: [K, K, 3].
 
-    The same state of ``rng`` gives the same picture at every resolution. ``contrast`` is 1 for two distant colours.
+    The same state of ``rng`` gives the same picture at every resolution. ``contrast`` is 1 for two distant colours,
+    ``intensity`` the darkest and the lightest value.
     """
     first = rng.uniform(0, 1, size=3)
     second = (first + 0.5 + rng.uniform(-0.2, 0.2, size=3)) % 1
@@ -73,7 +76,8 @@ def paint_texture(rng: np.random.Generator, *, side_px: int, cells: int, contras
     colours = middle.astype(np.float32) + contrast * apart.astype(np.float32) * patches
     colours += 0.12 * contrast * _noise(rng, cells=2 * cells, channels=3, side_px=side_px)
     colours += 0.06 * contrast * _noise(rng, cells=4 * cells, channels=3, side_px=side_px)
-    return np.clip(colours, 0, 1)
+    darkest, lightest = intensity
+    return np.asarray(darkest + (lightest - darkest) * np.clip(colours, 0, 1), dtype=np.float32)
 
 
 def cut_silhouette(texture: Floats, outline: Callable[[Floats], Floats]) -> Floats:

@@ -112,3 +112,20 @@ def drift(rng: np.random.Generator, instants: NDArray[np.float64]) -> Track:
         x=speed * math.cos(heading) * instants + tremble[0],
         y=speed * math.sin(heading) * instants + tremble[1],
     )
+
+
+def camera(rng: np.random.Generator, instants: NDArray[np.float64]) -> Track:
+    """Draw the path of the background: it always pans, as fast as bodies slide, turns, and comes nearer or goes away.
+
+    So the mean motion of a clip says nothing about the class.
+    """
+    heading, speed = rng.uniform(0, 2 * math.pi), rng.uniform(1.0, 2.4) / REFERENCE_SIDE_PX
+    turn_rad, growth = rng.uniform(-0.04, 0.04), rng.uniform(-0.015, 0.015)
+    steps = slowdown(instants) * instants
+    return _track(
+        instants,
+        x=speed * math.cos(heading) * steps,
+        y=speed * math.sin(heading) * steps,
+        angle_rad=turn_rad * steps,
+        scale=np.exp(growth * steps),
+    )

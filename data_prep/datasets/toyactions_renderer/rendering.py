@@ -48,20 +48,13 @@ def _warp(texture: Floats, matrix: NDArray[np.float64], extent_px: tuple[int, in
     return np.asarray(cv2.warpAffine(texture, matrix, extent_px, flags=flags), dtype=np.float32)
 
 
-def _paint_background(scene: Scene, t: int) -> _Canvas:
-    size_px, pan_px = scene.size_px, scene.pan_px[t]
-    step_px = scene.pan_px[min(t + 1, scene.num_frames - 1)] - pan_px
+def _blank(size_px: int) -> _Canvas:
     side_px = size_px * SUPERSAMPLING
-    shift = (len(scene.background) - side_px) / 2 - pan_px * SUPERSAMPLING
-    matrix = np.array([[1, 0, shift[0]], [0, 1, shift[1]]])
-    axis = np.arange(size_px) / size_px - 0.5
-    slope = scene.background_slope
-    along_x, along_y = slope[0] * (axis - pan_px[0] / size_px), slope[1] * (axis - pan_px[1] / size_px)
     return _Canvas(
-        rgb=_warp(scene.background, matrix, (side_px, side_px)),
-        depth_mm=(scene.background_depth_mm / (1 + along_x[None, :] + along_y[:, None])).astype(np.float32),
-        flow_px=np.broadcast_to(step_px.astype(np.float32)[:, None, None], (2, size_px, size_px)).copy(),
-        surface=np.zeros((size_px, size_px), dtype=np.uint8),
+        rgb=np.zeros((side_px, side_px, 3), np.float32),
+        depth_mm=np.zeros((size_px, size_px), np.float32),
+        flow_px=np.zeros((2, size_px, size_px), np.float32),
+        surface=np.zeros((size_px, size_px), np.uint8),
     )
 
 
@@ -117,7 +110,7 @@ def _flow_and_depth_slopes(body: Body, t: int) -> NDArray[np.float32]:
 
 def render_clip(scene: Scene, frames: Sequence[int] | None = None) -> Clip:
     """Render all frames of a scene, or those with these numbers."""
-    canvases = [_paint_background(scene, t) for t in frames or range(scene.num_frames)]
+    canvases = [_blank(scene.size_px) for _ in frames or range(scene.num_frames)]
     for t, canvas in zip(frames or range(scene.num_frames), canvases, strict=True):
         for body in scene.bodies:
             _paint_body(canvas, body, t)

@@ -15,14 +15,18 @@ from data_prep.datasets.toyactions_renderer.appearance import (
     cut_silhouette,
     paint_texture,
 )
-from data_prep.datasets.toyactions_renderer.motions import ACTIONS, REFERENCE_SIDE_PX, Track, drift, slowdown
+from data_prep.datasets.toyactions_renderer.motions import ACTIONS, Track, camera, drift
 
 SUPERSAMPLING = 2
 """Colour is painted at this multiple of the frame's resolution."""
 
 TEXTURES_PER_GROUP = {"body": 24, "background": 12}
-BACKGROUND_SIDE = 1.25
-"""Side of the background's texture in frame sides: it exceeds the frame by the longest pan."""
+# Bodies are light and backgrounds dark, so that an RGB network learns in minutes. Flow and depth do not show it.
+BODY_INTENSITY = (0.4, 1.0)
+BACKGROUND_INTENSITY = (0.0, 0.4)
+BACKGROUND_CONTRAST = 0.12
+BACKGROUND_RADIUS = 1.2
+"""Radius of the background in frame sides: it covers the frame however the camera moves."""
 
 # Distances are multiples of the acting body's distance at the clip's middle. The acting body itself covers at most
 # 0.49 to 1.82, so that no distractor can cross it.
@@ -31,6 +35,8 @@ DISTRACTOR_RELIEF = 0.02
 FRONT_DISTANCES = (0.36, 0.43)
 BEHIND_DISTANCES = (1.90, 2.04)
 DISTANCE_JITTER = 0.015
+BACKGROUND_DISTANCE_MM = (8500, 11000)
+BACKGROUND_RELIEF = 0.2
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ class Body:
     relief_mm: NDArray[np.float64]
     """[2], difference of depth between the centre and one radius along the body's own x and y axes."""
     surface: int
-    """Number of the body in ``Clip.surface``."""
+    """Number of the body in ``Clip.surface``; 0 for the background."""
 
 
 @dataclass(frozen=True)
@@ -59,16 +65,8 @@ class Scene:
 
     size_px: int
     num_frames: int
-    background: Floats
-    """[K, K, 3], texture."""
-    pan_px: NDArray[np.float64]
-    """[T, 2], displacement of the background from its place at the clip's middle."""
-    background_depth_mm: float
-    """Depth at the frame's centre at the clip's middle."""
-    background_slope: NDArray[np.float64]
-    """[2], relative change of inverse depth over one frame side along x and y."""
     bodies: tuple[Body, ...]
-    """All bodies, from far to near."""
+    """The background, which covers the frame, and the other bodies, from far to near."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +101,9 @@ def _compose_body(
     """Give a body a random appearance and a track; ``place`` and ``radius`` are in frame sides at the clip's middle."""
     outline = list(SILHOUETTES.values())[rng.integers(len(SILHOUETTES))]
     side_px = math.ceil(2 * TEXTURE_MARGIN * radius * size_px * SUPERSAMPLING)
-    texture = paint_texture(_pooled_rng(key, "body", rng), side_px=side_px, cells=3, contrast=1.0)
+    texture = paint_texture(
+        _pooled_rng(key, "body", rng), side_px=side_px, cells=3, contrast=1.0, intensity=BODY_INTENSITY
+    )
     slant_rad = rng.uniform(0, 2 * math.pi)
     start_angle_rad = rng.uniform(0, 2 * math.pi)
     return Body(
@@ -139,6 +139,31 @@ def _compose_distractors(
     return bodies
 
 
+def _compose_background(
+    rng: np.random.Generator, key: SceneKey, instants: NDArray[np.float64], *, size_px: int
+) -> Body:
+    """Compose a slanted plane behind everything, which moves as if the camera did."""
+    radius, depth_mm, slant_rad = BACKGROUND_RADIUS, rng.uniform(*BACKGROUND_DISTANCE_MM), rng.uniform(0, 2 * math.pi)
+    side_px = math.ceil(2 * TEXTURE_MARGIN * radius * size_px)
+    texture = paint_texture(
+        _pooled_rng(key, "background", rng),
+        side_px=side_px,
+        cells=8,
+        contrast=BACKGROUND_CONTRAST,
+        intensity=BACKGROUND_INTENSITY,
+    )
+    track = camera(rng, instants)
+    return Body(
+        texture=np.dstack([texture, np.ones((side_px, side_px), np.float32)]),
+        centre_px=(0.5 + track.offset) * size_px - 0.5,
+        angle_rad=track.angle_rad,
+        radius_px=radius * size_px * track.scale,
+        depth_mm=depth_mm / track.scale,
+        relief_mm=BACKGROUND_RELIEF * rng.uniform() * depth_mm * np.array([math.cos(slant_rad), math.sin(slant_rad)]),
+        surface=0,
+    )
+
+
 def compose_scene(action: str, key: SceneKey, *, size_px: int, num_frames: int) -> Scene:
     """Compose a scene of a class at random. ``size_px`` is the even side of the frame. The same key gives the same."""
     ids = [key.seed, 0, list(ACTIONS).index(action), key.group, key.clip]
@@ -151,25 +176,12 @@ def compose_scene(action: str, key: SceneKey, *, size_px: int, num_frames: int) 
         ACTIONS[action](rng, instants),
         size_px=size_px,
         place=rng.uniform(0.36, 0.64, size=2),
-        radius=rng.uniform(0.2, 0.3),
+        radius=rng.uniform(0.18, 0.26),
         depth_mm=depth_mm,
         relief=RELIEF,
         surface=1,
     )
     distractors = _compose_distractors(rng, key, instants, size_px=size_px, depth_mm=depth_mm)
-    pan_heading = rng.uniform(0, 2 * math.pi)
-    pan_speed_px = rng.choice([0.0, 1.0]) * rng.uniform(0.1, 0.35) * size_px / REFERENCE_SIDE_PX * slowdown(instants)
-    return Scene(
-        size_px=size_px,
-        num_frames=num_frames,
-        background=paint_texture(
-            _pooled_rng(key, "background", rng),
-            side_px=math.ceil(BACKGROUND_SIDE * size_px * SUPERSAMPLING),
-            cells=6,
-            contrast=0.2,
-        ),
-        pan_px=pan_speed_px * np.outer(instants, [math.cos(pan_heading), math.sin(pan_heading)]),
-        background_depth_mm=rng.uniform(7500, 10000),
-        background_slope=rng.uniform(-0.25, 0.25, size=2),
-        bodies=tuple(sorted([acting, *distractors], key=lambda body: -float(body.depth_mm.mean()))),
-    )
+    background = _compose_background(rng, key, instants, size_px=size_px)
+    near = sorted([acting, *distractors], key=lambda body: -float(body.depth_mm.mean()))
+    return Scene(size_px=size_px, num_frames=num_frames, bodies=(background, *near))

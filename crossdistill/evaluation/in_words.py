@@ -1,0 +1,44 @@
+"""What the last table of a run means, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from crossdistill.evaluation.roles import NumberedRole, Role
+
+MEASURES = {"linear": "linear accuracy", "1-nn": "1-NN accuracy"}
+
+
+def in_words(by_role: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Compare the distilled student with the random one and with its best teacher; None if one of them is missing.
+
+    Args:
+        by_role: Role to the results of a network, as ``results.json`` holds them for a dataset. Of several rounds the
+            last counts.
+
+    Example:
+        >>> results = {role: {"results": {"linear": {"top1": top1}}} for role, top1 in
+        ...            {"teacher": 0.85, "student, random": 0.3, "student, distilled": 0.9}.items()}
+        >>> in_words(results)
+        'What the student learned: its linear accuracy is 60.0 points above random weights and 5.0 above its teacher.'
+    """
+    roles = {role: parsed.role for role in by_role if (parsed := NumberedRole.parse(role)) is not None}
+    parts = []
+    for measure, name in MEASURES.items():
+        top1: dict[Role, float] = {}
+        for text, role in roles.items():
+            if measure in by_role[text]["results"]:
+                accuracy = by_role[text]["results"][measure]["top1"]
+                top1[role] = max(accuracy, top1.get(role, 0.0)) if role is Role.TEACHER else accuracy
+        if {Role.TEACHER, Role.RANDOM, Role.DISTILLED} <= top1.keys():
+            distilled = top1[Role.DISTILLED]
+            over_random, over_teacher = (_points(distilled - top1[role]) for role in (Role.RANDOM, Role.TEACHER))
+            parts.append(
+                f"{name} is {over_random} random weights and {over_teacher.replace(' points', '')} its teacher"
+            )
+    return f"What the student learned: its {', its '.join(parts)}." if parts else None
+
+
+def _points(difference: float) -> str:
+    return f"{abs(100 * difference):.1f} points {'above' if difference >= 0 else 'below'}"
