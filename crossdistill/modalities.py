@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from crossdistill.errors import unknown_name
+
+if TYPE_CHECKING:  # data preparation stands on this module and needs no torch
+    from torch import Tensor
 
 FLOW_BOUND_PX = 20.0
 # Bytes 1 to 255 span -20 to 20 px, and 128 is exactly 0, because most of a flow field does not move.
@@ -76,6 +76,8 @@ def disparity_per_clip(depth_mm: Tensor) -> Tensor:
     Args:
         depth_mm: [B, 1, T, H, W], millimetres, 0 where nothing was measured.
     """
+    import torch
+
     measured = depth_mm > 0
     disparity = torch.where(measured, depth_mm.clamp(min=1).reciprocal(), 0.0)
     nearest = disparity.amax(dim=(1, 2, 3, 4), keepdim=True).clamp(min=torch.finfo(disparity.dtype).tiny)

@@ -17,7 +17,6 @@ from typing import Annotated, Any
 
 import cv2
 import numpy as np
-import torch
 import tyro
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -227,12 +226,13 @@ def choose_clips(videos: Sequence[Video], count: int, *, seed: int) -> list[Vide
 
 def paint_flow(frames: NDArray[Any]) -> tuple[Pictures, str]:
     """Colour flow [T, H, W, 2] as Baker et al. (IJCV 2011) do; white is no motion. The clip has one scale."""
+    import torch  # takes a second, for which --help need not wait
+    from torchvision.utils import flow_to_image
+
     flow_tchw = torch.from_numpy(frames * np.float32(FLOW.value_scale) + np.float32(FLOW.value_offset)).movedim(3, 1)
     fastest_px = float(flow_tchw.square().sum(dim=1).sqrt().max())
     if not fastest_px:
         return np.full((*frames.shape[:3], 3), 255, np.uint8), "flow\nno motion"
-    from torchvision.utils import flow_to_image
-
     pictures: Pictures = flow_to_image(flow_tchw.float()).movedim(1, 3).numpy()
     return pictures, f"flow\nup to {fastest_px:.1f} px"
 
@@ -377,12 +377,13 @@ def class_of(manifest: Manifest, video: Video) -> str:
 
 def flow_wheel(side_px: int = 160) -> NDArray[np.uint8]:
     """Return RGBA [side, side, 4]: at each place the colour of a motion from the centre to it, in a circle."""
+    import torch
+    from torchvision.utils import flow_to_image
+
     axis = np.linspace(-1, 1, side_px, dtype=np.float32)
     x, y = np.meshgrid(axis, axis)
     is_inside = x**2 + y**2 <= 1
     flow_chw = torch.from_numpy(np.stack([x, y]) * is_inside)
-    from torchvision.utils import flow_to_image
-
     colours = flow_to_image(flow_chw).movedim(0, 2).numpy()
     return np.concatenate([colours, 255 * is_inside[..., None].astype(np.uint8)], axis=2)
 

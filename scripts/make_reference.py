@@ -52,7 +52,7 @@ class Command:
     kind: type
     """The dataclass of its options."""
     takes_training_options: bool = False
-    """Whether it passes options that it does not know to the parser of ``train.py``."""
+    """Whether it passes options that it does not know to the parser of ``crossdistill train``."""
 
 
 @dataclass(frozen=True)
@@ -220,12 +220,13 @@ def as_paragraphs(description: str) -> str:
 
 
 def train_page() -> str:
-    """The page of ``train.py``."""
-    command = record(crossdistill, "train.py", ["train"])
+    """The page of ``crossdistill train``."""
+    command = record(crossdistill, "crossdistill train", ["train"])
     intro = (
-        "`train.py` and `crossdistill train` take these options. In a YAML file (`--config FILE`) they are keys of the "
-        "section in the heading: `--batch-size 32` is `optimization: {batch_size: 32}`. The keyword arguments of "
-        "`crossdistill.distill` have the same names, with underscores."
+        "In a clone, `python train.py` is the same command. In a YAML file (`--config FILE`) the options are keys of "
+        "the section in the heading: `--batch-size 32` is `optimization: {batch_size: 32}`. The keyword arguments of "
+        "`crossdistill.distill` have the same names, with underscores: `crossdistill train --student flow_r3d18 "
+        '--batch-size 32` is `crossdistill.distill(student="flow_r3d18", batch_size=32)`.'
     )
     return "\n\n".join([NOTE, chapter(command, level="#").replace("\n\n", f"\n\n{intro}\n\n", 1)]) + "\n"
 

@@ -12,12 +12,12 @@ from crossdistill.recipes.teachers import teacher_sources
 
 def train(arguments: Sequence[str]) -> None:
     """Run ``crossdistill train``."""
-    main([str(argument) for argument in arguments], command="train", prog="train.py")
+    main(["train", *map(str, arguments)])
 
 
 def cache(arguments: Sequence[str]) -> None:
     """Run ``crossdistill cache``."""
-    main([str(argument) for argument in arguments], command="cache")
+    main(["cache", *map(str, arguments)])
 
 
 def check_configuration(config: RunConfig) -> None:

@@ -48,4 +48,4 @@ def note_and_tell(request: StopRequest, signal_number: int, frame: object) -> No
 if __name__ == "__main__":
     MetricsLog.write = write_and_die  # type: ignore[method-assign]
     StopRequest._note = note_and_tell  # type: ignore[method-assign]
-    main(command="train", prog="train.py")
+    main(command="train", prog="python train.py")

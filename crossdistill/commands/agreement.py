@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from crossdistill.commands.train import parse_beside_training
 from crossdistill.recipes.command_options import AgreementOptions
 
-PROG = "crossdistill agreement"
 DESCRIPTION = """Compare teacher and student on a sample of clips, before training or after it: common nearest
 neighbours, linear CKA, and whether the teacher's neighbourhoods show classes at all.
 
@@ -17,7 +16,7 @@ precision matter here. --student may also be the folder of a run or of a trained
 crossdistill agreement --teacher rgb_r3d18 --teacher-weights kinetics400 --student flow_r3d18 --data data/ucf101"""
 
 
-def main(arguments: Sequence[str], *, prog: str = PROG) -> None:
+def main(arguments: Sequence[str], *, prog: str) -> None:
     """Run the command."""
     own, config = parse_beside_training(AgreementOptions, arguments, prog=prog, description=DESCRIPTION)
     from crossdistill.evaluation.teacher_agreement import print_agreement_report

@@ -8,7 +8,6 @@ from crossdistill.commands.train import parse_beside_training
 from crossdistill.recipes.command_options import CacheOptions, VerifyOptions
 from crossdistill.utils.command_line import parse_options
 
-PROG = "crossdistill cache"
 DESCRIPTION = """Embed the training clips with a teacher once. Training with --teacher-cache then needs neither the
 teacher nor its videos. An interrupted command resumes when it is started again; accelerate launch -m crossdistill cache
 (on a CPU: torchrun -m crossdistill cache) divides the work among processes.
@@ -21,7 +20,7 @@ crossdistill cache --teacher rgb_r3d18 --teacher-weights kinetics400 --student f
 --augmentations 10 --out caches/r3d18"""
 
 
-def main(arguments: Sequence[str], *, prog: str = PROG) -> None:
+def main(arguments: Sequence[str], *, prog: str) -> None:
     """Run the command."""
     if list(arguments[:1]) == ["verify"]:
         options = parse_options(VerifyOptions, arguments[1:], prog=f"{prog} verify")

@@ -34,9 +34,9 @@ class Options:
     """Print JSON."""
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str], *, prog: str) -> None:
     """Run the command."""
-    options = parse_options(Options, arguments, prog="crossdistill encoders")
+    options = parse_options(Options, arguments, prog=prog)
     from crossdistill.encoders import list_encoders
     from crossdistill.encoders.cards import card_of
     from crossdistill.modalities import get_modality

@@ -157,9 +157,9 @@ def evaluate(options: Options) -> Evaluation:
     return evaluation
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str], *, prog: str) -> None:
     """Run the command."""
-    evaluation = evaluate(parse_options(Options, arguments, prog="crossdistill evaluate", description=DESCRIPTION))
+    evaluation = evaluate(parse_options(Options, arguments, prog=prog, description=DESCRIPTION))
     from crossdistill.evaluation.tables import print_evaluation
     from crossdistill.utils.distributed import create_accelerator
 

@@ -36,9 +36,9 @@ class Options:
     """Run the Python file that a student of a custom network (path/to/file.py:function) names."""
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str], *, prog: str) -> None:
     """Run the command."""
-    options = parse_options(Options, arguments, prog="crossdistill export")
+    options = parse_options(Options, arguments, prog=prog)
     from crossdistill.export.export import export_file
 
     console.print(str(export_file(**vars(options))), highlight=False, soft_wrap=True)

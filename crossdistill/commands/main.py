@@ -38,23 +38,24 @@ RENAMED_OPTIONS = {"--mixed-precision": "--precision", "--twin": "--baseline"}
 
 
 @friendly_errors
-def main(arguments: Sequence[str] | None = None, *, command: str | None = None, prog: str | None = None) -> None:
+def main(arguments: Sequence[str] | None = None, *, command: str | None = None, prog: str = "crossdistill") -> None:
     """Run a command.
 
     Args:
         arguments: The command line; ``sys.argv[1:]`` if None.
         command: The command's name; the first argument if None.
-        prog: Name of the program in help and errors.
+        prog: The program as it was typed, for help and errors; without the command's name if the first argument has it.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if command is None:
         if not arguments or arguments[0] in ("-h", "--help"):
-            _print_help()
+            _print_help(prog)
             return
         if arguments[0] == "--version":
             print(", ".join(f"{name} {installed_version(name)}" for name in ("crossdistill", "torch", "torchvision")))
             return
         command, *arguments = arguments
+        prog = f"{prog} {RENAMED_COMMANDS.get(command, command)}"
     if command in RENAMED_COMMANDS:
         print(f"crossdistill {command} is now called crossdistill {RENAMED_COMMANDS[command]}", file=sys.stderr)
         command = RENAMED_COMMANDS[command]
@@ -67,16 +68,16 @@ def main(arguments: Sequence[str] | None = None, *, command: str | None = None, 
             from crossdistill.utils.distributed import ending_processes
 
             ending.enter_context(ending_processes())
-        importlib.import_module(COMMANDS[command][0]).main(arguments, **({} if prog is None else {"prog": prog}))
+        importlib.import_module(COMMANDS[command][0]).main(arguments, prog=prog)
 
 
-def _print_help() -> None:
+def _print_help(prog: str) -> None:
     meanings = rows_of({name: what for name, (_, what) in COMMANDS.items()})
     more = flowed(
-        "crossdistill COMMAND --help lists its options; crossdistill --version names the versions; python -m data_prep "
+        f"{prog} COMMAND --help lists its options; {prog} --version names the versions; python -m data_prep "
         "prepares datasets."
     )
-    print(f"usage: crossdistill COMMAND [options]\n\ncommands:\n{meanings}\n\n{more}")
+    print(f"usage: {prog} COMMAND [options]\n\ncommands:\n{meanings}\n\n{more}")
 
 
 def _require_current_options(arguments: Sequence[str]) -> None:

@@ -56,9 +56,9 @@ class Options:
         return self.paths if self.student is None else self.paths[1:]
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str], *, prog: str) -> None:
     """Run the command."""
-    options = parse_options(Options, arguments, prog="crossdistill predict")
+    options = parse_options(Options, arguments, prog=prog)
     from crossdistill.predict.predictor import predict_files
     from crossdistill.predict.results import print_prediction, require_readable
 

@@ -20,7 +20,7 @@ class Options(ReportOptions):
     """
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Run folders (--out of train.py)."""
+    """Run folders (--out of crossdistill train)."""
     out: Path | None = None
     """HTML file; by default report.html in the run folder, or comparison.html in the working directory."""
 
@@ -32,6 +32,6 @@ def report(options: Options) -> Path:
     return write_report(options.runs, options.out, options)
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str], *, prog: str) -> None:
     """Run the command."""
-    report(parse_options(Options, arguments, prog="crossdistill report"))
+    report(parse_options(Options, arguments, prog=prog))

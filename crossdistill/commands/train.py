@@ -9,10 +9,8 @@ from crossdistill.errors import Stopped
 from crossdistill.recipes.config import RunConfig, parse
 from crossdistill.utils.command_line import Options, parse_known_options
 
-PROG = "crossdistill train"
 
-
-def main(arguments: Sequence[str], *, prog: str = PROG) -> None:
+def main(arguments: Sequence[str], *, prog: str) -> None:
     """Run the command."""
     config = parse(list(arguments), prog=prog)
     from crossdistill.recipes.run import run  # imports torch, for which --help need not wait
@@ -22,7 +20,7 @@ def main(arguments: Sequence[str], *, prog: str = PROG) -> None:
     except Stopped as stopped:
         if not stopped.needs_resume:
             raise
-        command = shlex.join([prog, *arguments, *([] if config.machine.resume else ["--resume"])])
+        command = shlex.join([*prog.split(), *arguments, *([] if config.machine.resume else ["--resume"])])
         raise Stopped.by(stopped, f"{stopped}: {command}") from None
 
 
@@ -31,6 +29,10 @@ def parse_beside_training(
 ) -> tuple[Options, RunConfig]:
     """Parse a command line that has options of its own beside those of training; see ``parse_known_options``."""
     own, rest = parse_known_options(
-        kind, arguments, prog=prog, description=description, help_of_rest=lambda: parse(["--help"], prog=PROG)
+        kind,
+        arguments,
+        prog=prog,
+        description=description,
+        help_of_rest=lambda: parse(["--help"], prog="crossdistill train"),
     )
     return own, parse(rest, prog=prog)

@@ -81,7 +81,8 @@ class StudentEvaluation:
             if path.is_file():
                 raise UserError(
                     f"{path} is a file, and a student is a folder with student.json and student.safetensors: give a "
-                    "run's folder (train.py --student-weights makes a student from weights; pickles are never run)"
+                    "run's folder (crossdistill train --student-weights makes a student from weights; pickles "
+                    "are never run)"
                 )
 
     @property

@@ -268,7 +268,7 @@ def _report(cache: TeacherCache) -> None:
         )
         for sample, reason in list(samples.items())[:MAX_LISTED_UNREADABLE]:
             console.print(f"  sample {sample}: {reason}", highlight=False)
-    console.print(f"the cache is {cache.folder}: train.py --teacher-cache {cache.folder} …", highlight=False)
+    console.print(f"the cache is {cache.folder}: crossdistill train --teacher-cache {cache.folder} …", highlight=False)
 
 
 def verify_cache(options: VerifyOptions) -> None:

@@ -405,7 +405,7 @@ def from_keywords(**keywords: Any) -> RunConfig:
     return config if config.data.data else from_dict(with_preset(values, config), source="the keywords")
 
 
-def parse(arguments: list[str] | None = None, *, prog: str = "train.py") -> RunConfig:
+def parse(arguments: list[str] | None = None, *, prog: str = "crossdistill train") -> RunConfig:
     """Parse a command line: defaults, then --config FILE, then options.
 
     Without a dataset in any of them, the preset of toyactions comes below the file and the options.

@@ -107,14 +107,14 @@ def read_run(folder: Path) -> RunRecord:
     A folder that does not exist or is not a run folder is a ``UserError``.
     """
     if not folder.is_dir():
-        raise UserError(f"the folder {folder} does not exist: give a run folder (--out of train.py)")
+        raise UserError(f"the folder {folder} does not exist: give a run folder (--out of crossdistill train)")
     rounds = sorted(folder.glob("round-*"), key=lambda path: path.name.zfill(40))
     inside = rounds[-1] if rounds and not RunFolder(folder).config.is_file() else folder
     files = (RunFolder(inside).config, RunFolder(folder).results)
     if not any(path.is_file() for path in files) and find_student(folder) is None:
         raise UserError(
             f"{folder} is not a run folder (no config.json, no results.json, no student): give the --out folder of "
-            "train.py"
+            "crossdistill train"
         )
     notes: list[str] = []
     curves = folder if RunFolder(folder).metrics.is_file() or not rounds else rounds[-1]

@@ -26,7 +26,7 @@ def write_report(runs: Sequence[Path], out: Path | None = None, options: ReportO
     """
     options = options or ReportOptions()
     if not runs:
-        raise UserError("no run was given: give one or more run folders (--out of train.py)")
+        raise UserError("no run was given: give one or more run folders (--out of crossdistill train)")
     out = out or (Path("comparison.html") if len(runs) > 1 else runs[0] / "report.html")
     _check(runs, out, options)
     records = [read_run(path) for path in runs]

@@ -1,6 +1,6 @@
 """Networks of Hugging Face's transformers that estimate depth from one colour picture.
 
-transformers is imported when a network is loaded, because most datasets do not need it.
+torch and transformers are imported when a network is loaded, because most datasets do not need them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 
 from crossdistill.data.streams import Picture
@@ -41,6 +40,8 @@ class DepthNetwork:
 
     def estimate(self, picture: Picture) -> EstimatedDepth:
         """Estimate the depth [H, W], metres or inverse depth, of a picture [H, W, 3], RGB, uint8."""
+        import torch
+
         height, width = picture.shape[:2]
         device = next(self.model.parameters()).device
         inputs = self.processor(images=picture, input_data_format="channels_last", return_tensors="pt")
@@ -65,6 +66,8 @@ def load_depth_network(name: str) -> DepthNetwork:
         UserError: transformers is missing, the model does not exist or is incomplete, or its family is not in
             ``IS_METRIC``.
     """
+    import torch
+
     try:
         import transformers
     except ImportError as error:

@@ -6,16 +6,28 @@ from crossdistill.errors import UserError
 from data_prep.flow.base import FlowFunction, FlowMethod
 from data_prep.flow.motion_vectors import MOTION_VECTORS
 from data_prep.flow.opencv import DIS, FARNEBACK, FLOW_PRESETS, TVL1
-from data_prep.flow.raft import RAFT
 from data_prep.recipe import Recipe
 
 __all__ = ["FLOW_METHODS", "FLOW_PRESETS", "FlowMethod", "check_flow", "check_flow_source", "create_flow"]
+
+
+def _create_raft(recipe: Recipe) -> FlowFunction:
+    from data_prep.flow.raft import create_raft  # imports torch, for which --help and the other methods need not wait
+
+    return create_raft(recipe)
+
+
+def _check_raft(recipe: Recipe) -> None:
+    from data_prep.flow.raft import load_raft
+
+    load_raft(recipe.flow_weights)
+
 
 FLOW_METHODS: dict[str, FlowMethod] = {
     "dis": DIS,
     "farneback": FARNEBACK,
     "tvl1": TVL1,
-    "raft": RAFT,
+    "raft": FlowMethod(create=_create_raft, check=_check_raft),
     "motion-vectors": MOTION_VECTORS,
 }
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from crossdistill.data.streams import Picture
 from crossdistill.errors import UserError
-from data_prep.flow.base import FlowFunction, FlowMethod
+from data_prep.flow.base import FlowFunction
 from data_prep.recipe import Recipe
 
 ARCHITECTURES = ("raft_small", "raft_large")
@@ -133,13 +133,7 @@ def _shared_network(weights: str | None) -> nn.Module:
     return load_raft(weights)
 
 
-def _create(recipe: Recipe) -> FlowFunction:
+def create_raft(recipe: Recipe) -> FlowFunction:
+    """Create the function that estimates flow with the network of the recipe."""
     network = _shared_network(recipe.flow_weights)
     return lambda first, second: raft_flow(network, first.rgb, second.rgb)
-
-
-def _check(recipe: Recipe) -> None:
-    load_raft(recipe.flow_weights)
-
-
-RAFT = FlowMethod(create=_create, check=_check)

@@ -582,7 +582,7 @@ def test_listing__shows_encoders_outside_the_registry(tmp_path, capsys):
         "    body = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(2 * 4 * 8 * 8, 7))\n"
         "    return crossdistill.wrap_encoder(body, modality='flow', view=view, embed_dim=7)\n"
     )
-    listing([f"{path}:make", "rgb_r3d10", "--json"])
+    listing([f"{path}:make", "rgb_r3d10", "--json"], prog="crossdistill encoders")
     mine, listed = json.loads(capsys.readouterr().out)
     assert (mine["embed_dim"], mine["num_parameters"], mine["gmacs"]) == (7, 7 * 513, 7 * 512 / 1e9)
     assert listed["name"] == "rgb_r3d10" and listed["published_gmacs"] is None

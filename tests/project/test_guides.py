@@ -12,7 +12,6 @@ import pytest
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from in_process import train
 
 import crossdistill as cd
 from crossdistill.commands.main import main as crossdistill
@@ -48,17 +47,12 @@ def commands_of(name):
 
 
 def run(words, more):
-    """Run a command in this process, whatever launches it, with more options where its kind has any."""
-    programs = {("python", "-m", "data_prep"): data_prep, ("train.py",): train, ("crossdistill",): crossdistill}
-    launchers = (("accelerate", "launch"), ())
-    for launcher in launchers:
-        for start, program in programs.items():
-            begin = (*launcher, *start)
-            if tuple(words[: len(begin)]) == begin:
-                rest = words[len(begin) :]
-                kind = "train" if program is train else rest[0]
-                program([*rest, *more.get(kind, [])])
-                return
+    """Run a command in this process, with more options where its kind has any."""
+    for start, program in {("python", "-m", "data_prep"): data_prep, ("crossdistill",): crossdistill}.items():
+        if tuple(words[: len(start)]) == start:
+            rest = words[len(start) :]
+            program([*rest, *more.get(rest[0], [])])
+            return
     raise AssertionError(f"no program is known for {words}")
 
 

@@ -94,6 +94,8 @@ def parse_train(arguments):
 
 def parse_command(arguments):
     name, *rest = arguments
+    if name == "train":
+        return parse_train(rest)
     if rest and rest[0] in SUBCOMMANDS.get(name, ()):
         return tyro.cli(kind_of("crossdistill", name, rest[0]), args=rest[1:])
     command = command_of("crossdistill", name)
@@ -126,11 +128,9 @@ def parse_script(arguments):
 
 # How a command begins, to what parses the rest; None for programs of others.
 PARSERS = {
-    "accelerate launch --config_file configs/accelerate/8_gpus.yaml train.py": parse_train,
     "accelerate launch train.py": parse_train,
-    "torchrun --nproc_per_node 2 train.py": parse_train,
-    "train.py": parse_train,
-    "python train.py": parse_train,
+    "accelerate launch --multi_gpu --num_processes 8 -m crossdistill train": parse_train,
+    "torchrun --nproc_per_node 2 -m crossdistill train": parse_train,
     "python -m data_prep": parse_data_prep,
     "python scripts/": parse_script,
     "crossdistill": parse_command,

@@ -17,11 +17,11 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 import torch
+from in_process import train
 from killing import PATIENCE_SECONDS
 from safetensors.torch import save_file
 
 from crossdistill.commands.main import main as cli
-from crossdistill.commands.train import main as train
 from crossdistill.data.dataset import entries_of
 from crossdistill.data.manifest import Manifest
 from crossdistill.distillation.student import load_student
@@ -130,8 +130,8 @@ def runs(tmp_path_factory, evil_data):
         "compress-1q",
         "simreg",
     ]
-    train([str(o) for o in (*common, *distil, "--out", distilled, "--no-evaluate")])
-    train([str(o) for o in (*common, "--supervised", "--out", baseline, "--no-evaluate")])
+    train([*common, *distil, "--out", distilled, "--no-evaluate"])
+    train([*common, "--supervised", "--out", baseline, "--no-evaluate"])
     return distilled, baseline
 
 
@@ -551,7 +551,7 @@ def test_read_run__with_rounds_reads_the_last(runs, tmp_path):
     shutil.copytree(runs[0] / "student", tmp_path / "student")
     found = record.read_run(tmp_path)
     assert [row["step"] for row in found.metrics] == [7.0] and found.config is not None and found.student is not None
-    shutil.copy(runs[0] / "config.json", tmp_path)  # as train.py writes it
+    shutil.copy(runs[0] / "config.json", tmp_path)  # as training writes it
     found = record.read_run(tmp_path)
     assert [row["step"] for row in found.metrics] == [7.0] and "The curves are those of round-10." in found.notes
 

@@ -58,10 +58,10 @@ def test_signal__finishes_the_step_and_the_run_resumes_to_the_same_bits(
     assert found == status and notice == "stopping after this step; the next Ctrl-C stops at once"
     kept = f"the checkpoint of step 2 is kept in {tmp_path / 'run'}, and --resume continues the run"
     assert sentence.startswith(
-        f"crossdistill: stopped: {kept}: train.py --supervised --student "
+        f"crossdistill: stopped: {kept}: crossdistill train --supervised --student "
     ) and sentence.endswith(" --resume")
     assert Checkpoints(tmp_path / "run" / "checkpoints").steps() == [2] and not (tmp_path / "run" / "student").exists()
-    train(sentence.partition("train.py ")[2].split())
+    train(sentence.partition("crossdistill train ")[2].split())
     for name in ("student/student.safetensors", "student/classifier.safetensors"):
         whole, resumed = load_file(whole_run / name), load_file(tmp_path / "run" / name)
         assert whole.keys() == resumed.keys() and all(whole[key].equal(resumed[key]) for key in whole)
