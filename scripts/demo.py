@@ -63,7 +63,8 @@ def train(out: Path, data: Path, seed: int) -> dict[str, Run]:
     return {
         "distilled": distill(out=out / "distilled", epochs=8, **TEACHER, **distillation, **common),
         "all": distill(out=out / "supervised", epochs=8, supervised=True, **common),
-        "few": distill(out=out / "few_labels", epochs=60, supervised=True, shots=SHOTS, **common),
+        # As many steps as the others, of which each epoch has two.
+        "few": distill(out=out / "few_labels", epochs=200, supervised=True, shots=SHOTS, **common),
     }
 
 
