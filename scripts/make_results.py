@@ -1,4 +1,4 @@
-"""Write the tables of docs/results/results.md and README.md, and docs/results/gains.svg, from the CSV files.
+"""Write the tables of docs/results and README.md, and the plots of docs/results, from the CSV files.
 
     python scripts/make_results.py           write
     python scripts/make_results.py --check   write nothing; exit with 1 if something is out of date
@@ -17,8 +17,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
-PAGES = (RESULTS / "results.md", ROOT / "README.md")
-PLOT = RESULTS / "gains.svg"
+PAGES = (RESULTS / "results.md", RESULTS / "caltech101.md", ROOT / "README.md")
+PICTURES = "caltech101"
+"""Tables of this name and of those that begin with it have the columns of the experiment on pictures."""
 MARK = re.compile(r"(<!-- table: ([\w -]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 MEASURES = {"1nn": "1-NN", "linear": "linear"}
 INTERVAL, SEEDS = "95 % interval", "seeds ±"
@@ -55,6 +56,26 @@ def gain_table(rows: Sequence[Row]) -> str:
             lines.append([*names, measure, *numbers, *gain])
     header = ["student", "teacher", "measure", "teacher's", "baseline", "distilled", "gain", INTERVAL, SEEDS]
     return markdown(header, lines, num_text=3)
+
+
+PICTURE_MEASURES = MEASURES | {"cluster": "cluster"} | {f"{n}shot": f"{n} labels a class" for n in (1, 5, 10)}
+
+
+def picture_table(rows: Sequence[Row]) -> str:
+    """One line for each measure of a student, and how long and on what it was trained."""
+    lines = []
+    for row in rows:
+        for key, measure in PICTURE_MEASURES.items():
+            if not row.get(f"distilled_{key}"):
+                continue
+            networks = ("teacher", "untrained", "baseline", "distilled")
+            numbers = [row[f"{network}_{key}"] or "–" for network in networks]
+            gain = [signed(row[f"gain_{key}"]), interval(row, key)] if row.get(f"gain_{key}") else ["–", "–"]
+            about = [row["use"], row["student"]] if measure == "1-NN" else ["", ""]
+            epochs = f"{row['baseline_epochs'] or '–'} / {row['epochs']}"
+            lines.append([*about, measure, *numbers, *gain, row["seeds"], epochs, row["machine"]])
+    header = ["learned from", "student", "measure", "teacher's", "untrained", "baseline", "distilled", "gain", INTERVAL]
+    return markdown([*header, "seeds", "epochs: baseline / distilled", "machine"], lines, num_text=3)
 
 
 def interval(row: Row, key: str) -> str:
@@ -113,7 +134,7 @@ def table(name: str) -> str:
     file, _, use = name.partition(" ")
     rows = [row for row in read(file) if use in ("", row["use"])]
     assert rows, f"{file}.csv has no row of {use!r}"
-    return gain_table(rows)
+    return picture_table(rows) if file.startswith(PICTURES) else gain_table(rows)
 
 
 LEFT, RIGHT, TOP, ROW_HEIGHT, LOW, HIGH = 400, 20, 64, 24, -6.0, 10.0
@@ -182,12 +203,52 @@ def plot() -> str:
         "UTD-MHAD, four test people. Point estimates; the lines are deviations over three seeds, no intervals.",
         more='fill="#555"',
     )
-    height = y + 34
+    caption = "Gain of the distilled student over its supervised baseline"
+    return svg(caption, f"{title}{below}{key}", grid, parts, height=y + 34)
+
+
+def accuracy_plot(name: str) -> str:
+    """Untrained, labelled and distilled student beside its teacher, measure by measure."""
+    colours = {"untrained": "#b0b0b0", "baseline": "#c2571a", "distilled": "#1f5fbf", "teacher": "#444"}
+    left, right, y, parts = 330.0, 30.0, 84.0, []
+
+    def x_at(percent: float) -> float:
+        return left + percent / 100 * (WIDTH - left - right)
+
+    for row in read(name):
+        for key, measure in PICTURE_MEASURES.items():
+            shown = {network: float(row[cell]) for network in colours if row.get(cell := f"{network}_{key}")}
+            if "distilled" not in shown:
+                continue
+            if measure == "1-NN":
+                y += 12
+                parts.append(text(16, y + 4, row["student"], more='font-weight="600"'))
+            parts.append(text(left - 12, y + 4, measure, anchor="end", more='fill="#444"'))
+            ends = f'x1="{x_at(min(shown.values())):.1f}" x2="{x_at(max(shown.values())):.1f}"'
+            parts.append(f'<line {ends} y1="{y}" y2="{y}" stroke="#ddd"/>')
+            parts += [f'<circle cx="{x_at(v):.1f}" cy="{y}" r="4" fill="{colours[n]}"/>' for n, v in shown.items()]
+            y += 20
+    grid = []
+    for percent in range(0, 101, 20):
+        line = f'x1="{x_at(percent):.1f}" x2="{x_at(percent):.1f}" y1="72" y2="{y}"'
+        grid.append(f'<line {line} stroke="#e4e4e4"/>')
+        grid.append(text(x_at(percent), y + 18, str(percent), anchor="middle", more='fill="#555"'))
+    names = {"untrained": "untrained", "baseline": "with labels", "distilled": "without labels", "teacher": "teacher"}
+    key = "".join(
+        f'<circle cx="{20 + 120 * i}" cy="52" r="4" fill="{colours[n]}"/>' + text(30 + 120 * i, 56, names[n])
+        for i, n in enumerate(colours)
+    )
+    title = "Caltech-101: top-1 accuracy of students in percent"
+    return svg(title, text(16, 26, title, more='font-size="16" font-weight="600"') + key, grid, parts, height=y + 34)
+
+
+def svg(title: str, head: str, grid: Sequence[str], parts: Sequence[str], *, height: float) -> str:
+    """The file of a plot."""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}" width="{WIDTH}" '
         f'height="{height:.0f}" font-family="Helvetica, Arial, sans-serif" font-size="12.5" role="img">'
-        "<title>Gain of the distilled student over its supervised baseline</title>"
-        f'<rect width="100%" height="100%" fill="white"/>{title}{below}{key}{"".join(grid)}{"".join(parts)}</svg>\n'
+        f"<title>{html.escape(title)}</title>"
+        f'<rect width="100%" height="100%" fill="white"/>{head}{"".join(grid)}{"".join(parts)}</svg>\n'
     )
 
 
@@ -195,7 +256,8 @@ def outputs() -> dict[Path, str]:
     """File to content."""
     pages = {page: page.read_text(encoding="utf-8") for page in PAGES}
     written = {page: MARK.sub(lambda m: f"{m[1]}\n{table(m[2])}\n\n{m[4]}", content) for page, content in pages.items()}
-    return {**written, PLOT: plot()}
+    plots = {path.with_suffix(".svg"): accuracy_plot(path.stem) for path in RESULTS.glob(f"{PICTURES}*.csv")}
+    return written | plots | {RESULTS / "gains.svg": plot()}
 
 
 def main() -> None:

@@ -10,58 +10,126 @@
 # WEIGHTS   written by: python scripts/teachers/efficientnet_lite.py lite2 lite2.safetensors
 # OUT       folder for data, teacher's features and runs
 #
-# Finished runs are skipped and started runs continue. Variables choose a part of it: STUDENTS="image_resnet18",
-# ROWS="labels alone pile" (alone: distilled from Caltech-101 without the pile), EPOCHS=200, PILE_EPOCHS=20.
+# Finished runs are skipped and started runs continue. Variables choose a part of it, or another size:
+#   ROWS="labels alone pile"   parts: labels; alone (distilled from Caltech-101); pile (from Caltech-101 and the pile);
+#                              shots (few labels); objectives; temperature; bank; augmentations; fuel (shares of
+#                              Caltech-101); precision and itself, which need the runs of labels and alone. Or: all
+#   STUDENTS="resnet18 mobilenet_v2 alexnet"     students of labels, alone, pile and shots; the other parts have ResNet-18
+#   EPOCHS=200 PILE_EPOCHS=20 PILE_CROPS=4       passes over the pictures; stored crops of each where the pile is used
+#   SIZE=64                                      height and width in pixels that students see
+#   PRECISION=auto                               or bf16, fp32: precision of teacher and students
 set -euo pipefail
 if [ $# -lt 4 ]; then sed -n '2,/^[^#]/{/^#/p;}' "$0"; exit 2; fi
-pictures=$1 pile=$2 weights=$3 out=$4
+pictures=$(realpath "$1") pile=$(realpath "$2") weights=$(realpath "$3") out=$4
 seeds=${*:5}
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 python="${PYTHON:-$here/.venv/bin/python}"
-cd "$here"
+all="labels alone pile shots objectives temperature bank augmentations fuel precision itself"
+parts=${ROWS:-labels alone pile}
+if [ "$parts" = all ]; then parts=$all; fi
+for part in $parts; do
+  if [[ " $all " != *" $part "* ]]; then echo "ROWS has $part: choose among $all, or all" >&2; exit 2; fi
+done
+epochs=${EPOCHS:-200} pile_epochs=${PILE_EPOCHS:-20} pile_crops=${PILE_CROPS:-4}
+views=(--student-size "${SIZE:-64}" --crop-area-min 0.2 --precision "${PRECISION:-auto}")
+mkdir -p "$out"
+cd "$out"
+export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
 
-# Of Caltech-101, and of Caltech-101 with the pile, which is many times as large.
-epochs=${EPOCHS:-200} pile_epochs=${PILE_EPOCHS:-20}
-
-# run NAME SEED EPOCHS OPTIONS…
-run() {
-  if [ -f "$out/$1-seed$2/results.json" ]; then return; fi
-  "$python" train.py --resume --out "$out/$1-seed$2" --seed "$2" --epochs "$3" --student-size 64 --batch-size 128 \
-    --optimizer adamw --weight-decay 0.05 --schedule cosine --crop-area-min 0.2 --knn-clips 0 --workers 0 "${@:4}"
-}
-# distil NAME SEED EPOCHS OPTIONS…
-distil() { run "$@" --objective compress-2q-live simreg; }
-# store NAME DATA…: the teacher's features of four crops of every picture
+# has PART|PART…: whether one of these is asked for
+has() { [[ " $parts " =~ \ ($1)\  ]]; }
+# prepare NAME LIST: a dataset of listed pictures
+prepare() { "$python" -m data_prep image_list --list "$2" --pictures "$pictures" --out "$1"; }
+# store NAME K DATA…: the teacher's features of K crops of every picture
 store() {
   "$python" -m crossdistill cache --teacher image_timm:tf_efficientnet_lite2 --teacher-weights "$weights" \
-    --teacher-size 128 --student image_resnet18 --student-size 64 --crop-area-min 0.2 --augmentations 4 --workers 1 \
-    --out "$out/$1" --data "${@:2}"
+    --teacher-size 128 --student image_resnet18 "${views[@]}" --channels-last yes --augmentations "$2" --workers 1 \
+    --embed-batch-size 64 --out "$1" --data "${@:3}"
+}
+# row NAME KIND OPTIONS…: train, then evaluate on all labels of Caltech-101, and on the few that --shots chooses
+row() {
+  local run="$1-seed$seed" kind=()
+  local learn=(--objective compress-2q-live simreg --bank-size 4096 --data caltech101)
+  case $2 in
+    labels) kind=(--supervised --data caltech101) ;;
+    taught) kind=("${learn[@]}") ;;
+    alone) kind=("${learn[@]}" --teacher-cache features) ;;
+    pile) kind=("${learn[@]}" --teacher-cache pile_features --data caltech101 pile --bank-size 16384
+      --epochs "$pile_epochs" --warmup-epochs 1) ;;
+  esac
+  if [ ! -f "$run/results.json" ]; then
+    "$python" "$here/train.py" --resume --out "$run" --seed "$seed" --student image_resnet18 "${views[@]}" --batch-size 128 \
+      --optimizer adamw --lr 0.001 --weight-decay 0.05 --schedule cosine --epochs "$epochs" --warmup-epochs 5 \
+      --knn-clips 0 --workers 0 "${kind[@]}" "${@:3}"
+  fi
+  if [ ! -f "$run/evaluation.json" ]; then
+    "$python" -m crossdistill evaluate "$run" --data caltech101 --protocols knn linear cluster lowshot --shots 1 5 10 \
+      --draws 1 --seed "$seed" --workers 0 --json "$run/evaluation.json"
+  fi
 }
 
-mkdir -p "$out"
-for part in train test; do sed "s|\(.*\)/\(.*\)|\1/\2,\1,$part|" "$pictures/$part.txt"; done > "$out/list.csv"
-"$python" -m data_prep image_list --list "$out/list.csv" --pictures "$pictures" --out "$out/caltech101"
-"$python" -m data_prep images --unlabelled --pictures "$pile" --out "$out/pile"
-store features "$out/caltech101"
-store pile_features "$out/caltech101" "$out/pile"
+for part in train test; do sed "s|\(.*\)/\(.*\)|\1/\2,\1,$part|" "$pictures/$part.txt"; done > list.csv
+prepare caltech101 list.csv
+if has "alone|objectives|temperature|bank|precision"; then store features 4 caltech101; fi
+if has pile; then
+  "$python" -m data_prep images --unlabelled --pictures "$pile" --out pile
+  store pile_features "$pile_crops" caltech101 pile
+fi
+if has augmentations; then for k in 1 2 16; do store "features_$k" "$k" caltech101; done; fi
+if has fuel; then
+  for n in 4 2; do
+    awk -F, -v n="$n" '$3 == "test" || NR % n == 1' list.csv > "list_$((100 / n)).csv"
+    prepare "caltech101_$((100 / n))" "list_$((100 / n)).csv"
+    store "features_of_$((100 / n))" 4 "caltech101_$((100 / n))"
+  done
+fi
 
 for seed in ${seeds:-0 1 2}; do
-  for student in ${STUDENTS:-image_resnet18 image_mobilenet_v2 image_alexnet_no_dropout}; do
-    lr=0.001
-    if [ $student = image_alexnet_no_dropout ]; then lr=0.0005; fi
-    for row in ${ROWS:-labels alone pile}; do
-      case $row in
-        labels)
-          labelled=${student%_no_dropout}  # with labels AlexNet keeps its dropout, as in the paper
-          run "$labelled, labels" "$seed" "$epochs" --supervised --student $labelled --data "$out/caltech101" \
-            --lr $lr --warmup-epochs 5 ;;
-        alone) distil "caltech to $student" "$seed" "$epochs" --teacher-cache "$out/features" --student $student \
-          --data "$out/caltech101" --bank-size 4096 --lr $lr --warmup-epochs 5 ;;
-        pile) distil "caltech and pile to $student" "$seed" "$pile_epochs" --teacher-cache "$out/pile_features" \
-          --student $student --data "$out/caltech101" "$out/pile" --bank-size 16384 --lr $lr --warmup-epochs 1 ;;
-        *) echo "ROWS has $row: choose among labels, alone and pile" >&2; exit 2 ;;
-      esac
-    done
+  for name in ${STUDENTS:-resnet18 mobilenet_v2 alexnet}; do
+    labelled=(--student "image_$name") distilled=(--student "image_$name")
+    if [ "$name" = alexnet ]; then  # with labels it keeps its dropout, as in the paper
+      labelled+=(--lr 0.0005) distilled=(--student image_alexnet_no_dropout --lr 0.0005)
+    fi
+    if has labels; then row "$name-labels" labels "${labelled[@]}"; fi
+    if has alone; then row "$name-alone" alone "${distilled[@]}"; fi
+    if has pile; then row "$name-pile" pile "${distilled[@]}"; fi
+    if has shots; then  # fewer pictures an epoch, and the same number of steps for each
+      for n in 1 5 10; do
+        few=(--shots "$n" --batch-size 32 --epochs $((epochs * 10 / n)))
+        row "$name-labels-shots$n" labels "${labelled[@]}" "${few[@]}"
+      done
+    fi
   done
+  if has objectives; then  # the paper's rows; mse-bn is its regression with BN on both sides
+    for objective in compress-2q compress-2q-live compress-1q simreg seed infonce; do
+      row "resnet18-$objective" alone --objective $objective
+    done
+    row resnet18-mse-bn alone --objective mse --standardize mean-variance --adapter mlp2
+  fi
+  if has temperature; then
+    for t in 0.02 0.07 0.1 1; do row "resnet18-temperature$t" alone --objective compress-2q-live --temperature $t; done
+  fi
+  if has bank; then
+    for n in 256 1024; do row "resnet18-bank$n" alone --objective compress-2q-live --bank-size $n; done
+    row resnet18-bank-all alone --objective compress-2q-live --bank-size "$(wc -l < "$pictures/train.txt")"
+  fi
+  if has augmentations; then
+    for k in 1 2 16; do row "resnet18-augmentations$k" alone --teacher-cache "features_$k"; done
+  fi
+  if has fuel; then
+    for share in 25 50; do
+      row "resnet18-fuel$share" alone --data "caltech101_$share" --teacher-cache "features_of_$share"
+    done
+  fi
+  if has precision; then  # each starts from its network of 32 bits
+    for bits in w8a8 w4a4 w2a4; do
+      less=(--bits $bits --epochs $(((epochs + 4) / 5)) --warmup-epochs 1)
+      row "resnet18-labels-$bits" labels "${less[@]}" --student-weights "resnet18-labels-seed$seed"
+      row "resnet18-alone-$bits" alone "${less[@]}" --student-weights "resnet18-alone-seed$seed"
+    done
+  fi
+  if has itself; then
+    row resnet18-itself taught --teacher image_resnet18 --teacher-weights "resnet18-alone-seed$seed"
+  fi
 done
-"$python" scripts/results_table.py "$out" --rows scripts/rows_caltech101.yaml
+"$python" "$here/scripts/results_table.py" . --rows "$here/scripts/rows_caltech101.yaml"

@@ -1,4 +1,4 @@
-"""Collect runs into a CSV file: mean and standard deviation over seeds of 1-NN, linear and cluster accuracy.
+"""Collect runs into a CSV file: mean and standard deviation over seeds of 1-NN, linear, cluster and low-shot accuracy.
 
 Gains have the 95 % interval of a paired bootstrap over groups of test videos (people) as well, if the results hold the
 hits of single clips; the hits of the seeds are averaged first. An empty cell means a point estimate.
@@ -6,8 +6,9 @@ hits of single clips; the hits of the seeds are averaged first. An empty cell me
     python scripts/results_table.py OUT --rows scripts/rows_utd_mhad.yaml > docs/results/utd_mhad.csv
     python scripts/results_table.py OUT --students > docs/results/ablations.csv
 
-OUT holds one folder for each run, named ``<run>-seed<n>``, as ``scripts/reproduce_*.sh`` write them. With --rows every
-line is one student beside its teachers, its supervised baseline and itself untrained, as the YAML file says. With
+OUT holds one folder for each run, named ``<run>-seed<n>``, as ``scripts/reproduce_*.sh`` write them. What
+``crossdistill evaluate`` wrote to ``evaluation.json`` replaces the trained student of ``results.json``. With --rows
+every line is one student beside its teachers, its supervised baseline and itself untrained, as the YAML file says. With
 --students every distilled student is a line, the best in linear accuracy first. ``scripts/make_results.py`` then writes
 the tables and the plot of the documentation.
 """
@@ -22,7 +23,7 @@ import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,12 @@ import yaml
 from crossdistill import paired_gains, read_evaluation
 
 RUN_NAME = re.compile(r"(?P<run>.+)-seed(?P<seed>\d+)")
-PROTOCOLS = {"1-nn": "1nn", "linear": "linear", "cluster": "cluster"}
-GAIN_PROTOCOLS = ("1-nn", "linear")
+LOW_SHOT = {"lowshot-1": "1shot", "lowshot-5": "5shot", "lowshot-10": "10shot"}
+PROTOCOLS = {"1-nn": "1nn", "linear": "linear", "cluster": "cluster"} | LOW_SHOT
+GAIN_PROTOCOLS = ("1-nn", "linear", *LOW_SHOT)
+OPTIONAL = re.compile("shot|epochs|machine")
+"""Columns that are left out if no run has them."""
+TRAINED = ("student, distilled", "student, supervised")
 NETWORKS = ("teacher", "second_teacher", "baseline", "untrained", "distilled")
 Accuracies = dict[str, dict[int, float]]
 """Protocol to seed to top-1 accuracy in percent."""
@@ -46,6 +51,8 @@ class Network:
 
     accuracies: Accuracies = field(default_factory=lambda: defaultdict(dict))
     evaluations: Evaluations = field(default_factory=dict)
+    epochs: set[str] = field(default_factory=set)
+    machines: set[str] = field(default_factory=set)
 
 
 Runs = dict[str, dict[str, Network]]
@@ -59,13 +66,36 @@ def collect(folder: Path) -> Runs:
         name = RUN_NAME.fullmatch(path.parent.name)
         if name is None:
             continue
-        for by_role in json.loads(path.read_text(encoding="utf-8")).values():
+        later, config = (read_json(path.with_name(file)) for file in ("evaluation.json", "config.json"))
+        for by_role in read_json(path).values():
             for role, evaluation in by_role.items():
                 network, seed = found[name["run"]][role], int(name["seed"])
+                if later and role in TRAINED:
+                    evaluation = later
+                if config:
+                    environment = config["environment"]
+                    network.epochs.add(str(config["configuration"]["optimization"]["epochs"]))
+                    network.machines |= set(environment["gpus"] or [environment["cpu"]])
                 network.evaluations[seed] = evaluation
                 for protocol in PROTOCOLS.keys() & evaluation["results"].keys():
                     network.accuracies[protocol][seed] = 100 * evaluation["results"][protocol]["top1"]
     return found
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a file; an absent one is empty."""
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return content
+
+
+def baseline_of(found: Runs, run: str) -> Network:
+    """A supervised baseline. Its low-shot accuracies are those of the same network trained on these labels alone."""
+    network = found.get(run, {}).get(TRAINED[1], Network())
+    accuracies: Accuracies = {name: seeds for name, seeds in network.accuracies.items() if name not in LOW_SHOT}
+    for name in LOW_SHOT:
+        few = found.get(f"{run}-shots{name.removeprefix('lowshot-')}", {}).get(TRAINED[1], Network())
+        accuracies[name] = few.accuracies.get(name, {})
+    return replace(network, accuracies=accuracies)
 
 
 def mean_and_deviation(values: list[float]) -> tuple[str, str]:
@@ -121,7 +151,7 @@ def rows_of(found: Runs, uses: dict[str, list[dict[str, Any]]]) -> Iterator[dict
             if student is None:
                 print(f"not run: {use}, {line['student']} from {line['teacher']}", file=sys.stderr)
                 continue
-            baseline = found.get(line["baseline"], {}).get("student, supervised", Network())
+            baseline = baseline_of(found, line["baseline"])
             taught = found.get(line.get("teacher_run", line["run"]), {})
             teachers = [taught.get(role, Network()) for role in line.get("teachers", ["teacher"])]
             untrained = by_role.get("student, random", Network())
@@ -129,7 +159,22 @@ def rows_of(found: Runs, uses: dict[str, list[dict[str, Any]]]) -> Iterator[dict
             row = {"use": use, "student": line["student"], "teacher": line["teacher"]}
             for name, network in zip(NETWORKS, networks, strict=True):
                 row |= columns_of(name, network)
-            yield row | gains_of(student, baseline) | {"seeds": str(len(student.accuracies["linear"]))}
+            row |= gains_of(student, baseline) | {"seeds": str(len(student.accuracies["linear"]))}
+            row |= {"baseline_epochs": joined(baseline.epochs), "epochs": joined(student.epochs)}
+            yield row | {"machine": joined(student.machines | baseline.machines)}
+
+
+def joined(values: set[str]) -> str:
+    """Everything that the seeds have, as one cell."""
+    return " and ".join(sorted(values))
+
+
+def without_empty(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Leave out the optional columns that no row fills."""
+    empty = (
+        {name for name in rows[0] if OPTIONAL.search(name) and not any(row[name] for row in rows)} if rows else set()
+    )
+    return [{name: cell for name, cell in row.items() if name not in empty} for row in rows]
 
 
 def students_of(found: Runs) -> Iterator[dict[str, str]]:
@@ -159,7 +204,7 @@ def main() -> None:
         rows = list(students_of(found))
     else:
         rows = list(rows_of(found, yaml.safe_load(options.rows.read_text(encoding="utf-8"))))
-    if rows:
+    if rows := without_empty(rows):
         writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

@@ -24,6 +24,14 @@ def print_summary(manifest: Manifest) -> None:
         counts[STATUS_ORDER.index(video.status), kind] += 1
     rows = [(kind, str(count)) for (_, kind), count in sorted(counts.items())]
     print_table(manifest.dataset, ("status", manifest.noun), [*rows, ("all", str(counts.total()))])
+    missing = [video.name for video in manifest.videos if video.reason == MISSING]
+    if missing:
+        console.print(
+            f"warning: {len(missing)} of {len(manifest.videos)} listed files do not exist, the first is {missing[0]}: "
+            "add them and give the same command again, or remove them from the list",
+            highlight=False,
+            soft_wrap=True,
+        )
     usable = [video for video in manifest.videos if video.is_usable]
     for name in manifest.streams:
         streams = [video.streams[name] for video in usable]
@@ -42,7 +50,8 @@ def check_share_of_bad(manifest: Manifest, max_bad: float) -> None:
         kind, count = kinds.most_common(1)[0]
         example = next(video for video in bad if video.reason.startswith(kind))
         raise UserError(
-            f"{len(bad)} of {len(found)} files are unusable, more than --max-bad {max_bad:g} allows; {count} of them "
-            f"are like {example.name} ({example.reason}), and the manifest in {manifest.root} lists all: "
+            f"{len(bad)} of {len(found)} files are unusable, more than --max-bad {max_bad:g} allows; the commonest "
+            f"reason ({count} of {len(bad)}) is that of {example.name} ({example.reason}), and the manifest in "
+            f"{manifest.root} lists all: "
             f"{REMEDIES.get(kind, DOWNLOAD_AGAIN)}, or raise --max-bad to continue without them"
         )

@@ -236,7 +236,9 @@ def test_summary__remedy_is_that_of_the_most_frequent_reason(tmp_path):
         videos = tuple(Video(str(i), status="skipped", reason=reason) for i, reason in enumerate(reasons))
         return Manifest(tmp_path, "mine", (), videos)
 
-    with pytest.raises(UserError, match=r"2 of them are like 1 \(time limit.*: raise --time-limit and add --retry"):
+    with pytest.raises(
+        UserError, match=r"\(2 of \d+\) is that of 1 \(time limit.*: raise --time-limit and add --retry"
+    ):
         check_share_of_bad(manifest("empty", *["time limit: took longer than 1 s"] * 2), 0.1)
     with pytest.raises(UserError, match="lower --min-frames, or raise --max-bad"):
         check_share_of_bad(manifest("too short: 3 frames, fewer than 8"), 0.1)

@@ -292,6 +292,7 @@ def test_prepare__bad_files_are_marked_and_counted(small_set, capsys):
         "repaired: bad packets .* 1",
         "skipped: empty .* 1",
         "skipped: missing .* 1",
+        "warning: 1 of .* listed files do not exist, the first is .*g13",
         "skipped: too short .* 1",
     ):
         assert re.search(row, table), row

@@ -1,7 +1,9 @@
 """The documentation: generated pages are up to date, and the site builds without a warning and without the network."""
 
+import dataclasses
 import importlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import yaml
 import crossdistill
 from crossdistill.evaluation.results import Evaluation, ProtocolResult
 from crossdistill.objectives import OBJECTIVES
+from crossdistill.recipes.config import SECTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -107,9 +110,9 @@ def test_results__tables_and_plot_are_those_of_the_csv_files(path):
 
 
 def test_results_page__has_every_row_of_the_csv_files():
-    marks = {mark[1] for mark in make_results.MARK.findall(make_results.PAGES[0].read_text(encoding="utf-8"))}
+    marks = {mark[1] for page in make_results.PAGES for mark in make_results.MARK.findall(page.read_text("utf-8"))}
     uses = {f"utd_mhad {row['use']}" for row in make_results.read("utd_mhad")}
-    assert marks == uses | {path.stem for path in make_results.RESULTS.glob("*.csv")} - {"utd_mhad"}
+    assert marks == {"readme"} | uses | {path.stem for path in make_results.RESULTS.glob("*.csv")} - {"utd_mhad"}
 
 
 def test_diagram__is_up_to_date():
@@ -197,7 +200,7 @@ def test_results_table__takes_mean_deviation_and_gain_over_common_seeds(tmp_path
     }
     for name, roles in runs.items():
         (tmp_path / name).mkdir()
-        results = {p: {"top1": None} for p in results_table.PROTOCOLS}
+        results = {p: {"top1": None} for p in results_table.PROTOCOLS.keys() - results_table.LOW_SHOT}
         content = {
             "data": {
                 role: {"encoder": "x", "results": {p: {**results[p], "top1": top1} for p in results}}
@@ -210,4 +213,40 @@ def test_results_table__takes_mean_deviation_and_gain_over_common_seeds(tmp_path
     assert (row["distilled_1nn"], row["distilled_1nn_sd"], row["seeds"]) == ("70.0", "20.0", "3")
     assert (row["gain_linear"], row["gain_linear_sd"]) == ("5.0", "7.1")
     assert (row["teacher_cluster_sd"], row["second_teacher_1nn"], row["untrained_1nn"]) == ("0.0", "", "20.0")
-    assert list(row) == list(make_results.read("utd_mhad")[0])
+    assert list(results_table.without_empty([row])[0]) == list(make_results.read("utd_mhad")[0])
+
+
+def test_results_table__compares_low_shot_with_a_network_trained_on_the_same_labels(tmp_path):
+    """``evaluation.json`` holds what the reproducing script evaluates after training; it replaces ``results.json``."""
+    five_shot = {"small": 0.5, "labels": 0.9, "labels-shots5": 0.3}
+    for run, top1 in five_shot.items():
+        role = "student, distilled" if run == "small" else "student, supervised"
+        folder = tmp_path / f"{run}-seed0"
+        folder.mkdir()
+        before, after = ({"results": {"linear": {"top1": linear}}} for linear in (0.1, 0.6))
+        after["results"]["lowshot-5"] = {"top1": top1}
+        environment = {"gpus": [], "cpu": "one"}
+        config = {"configuration": {"optimization": {"epochs": 7}}, "environment": environment}
+        files = {"results.json": {"data": {role: before}}, "evaluation.json": after, "config.json": config}
+        for name, content in files.items():
+            (folder / name).write_text(json.dumps(content))
+    line = {"student": "s", "teacher": "t", "run": "small", "baseline": "labels"}
+    (row,) = results_table.without_empty(list(results_table.rows_of(results_table.collect(tmp_path), {"use": [line]})))
+    assert (row["distilled_linear"], row["baseline_5shot"], row["gain_5shot"]) == ("60.0", "30.0", "20.0")
+    assert (row["epochs"], row["machine"]) == ("7", "one")
+    assert "distilled_1shot" not in row
+
+
+def test_caltech101_script__has_a_run_for_every_row_of_its_table(tmp_path):
+    (tmp_path / "train.txt").write_text("a/1.jpg\n")
+    (tmp_path / "test.txt").write_text("a/2.jpg\n")
+    script = [ROOT / "scripts/reproduce_caltech101.sh", tmp_path, tmp_path, tmp_path / "weights", tmp_path / "out", "0"]
+    shown = subprocess.run(script, env={**os.environ, "PYTHON": "echo", "ROWS": "all"}, check=True, capture_output=True)
+    trained = [line for line in shown.stdout.decode().splitlines() if "/train.py" in line]
+    runs = {line.split("--out ")[1].split("-seed0")[0] for line in trained}
+    uses = yaml.safe_load((ROOT / "scripts/rows_caltech101.yaml").read_text(encoding="utf-8"))
+    wanted = {line[key] for lines in uses.values() for line in lines for key in ("run", "baseline")}
+    assert len(runs) == len(trained)
+    assert wanted <= runs
+    options = {word[2:].replace("-", "_") for line in trained for word in line.split() if word.startswith("--")}
+    assert options - {"resume"} <= {entry.name for kind in SECTIONS.values() for entry in dataclasses.fields(kind)}
