@@ -179,7 +179,8 @@ def test_own_teacher_config__another_content_of_the_data_is_another_teacher(toy_
 
 def test_own_teacher_config__takes_the_teacher_that_version_0_1_trained(tmp_path):
     """Its folder had this name there: the digest holds every default of that version."""
-    config = parse(["--student", "flow_r3d10", "--teacher", "rgb_r3d10", "--objective", "simreg"])
+    pair = ["--student", "flow_r3d10", "--teacher", "rgb_r3d10", "--objective", "simreg"]
+    config = parse([*pair, "--teacher-epochs", "18"])  # that version's preset
     former = tmp_path / "teachers" / "rgb_r3d10-e604c059"
     (former / "student").mkdir(parents=True)
     for name in ("student.json", "student.safetensors"):
