@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from crossdistill.commands import evaluate as evaluate_command
 from crossdistill.commands import report as report_command
+from crossdistill.data.manifest import Manifest
 from crossdistill.errors import UserError, replace_unprintable_characters, require_package
 from crossdistill.evaluation.results import Evaluation
 from crossdistill.export.export import ExportedFile, export_file
@@ -20,7 +21,7 @@ from crossdistill.export.formats import FORMATS
 from crossdistill.predict.predictor import predict_files
 from crossdistill.predict.results import Prediction
 from crossdistill.recipes.config import RunConfig, from_dict, from_keywords
-from crossdistill.recipes.data import TOYACTIONS_FOLDER
+from crossdistill.recipes.data import TOYACTIONS_FOLDER, evaluable
 from crossdistill.recipes.run import run
 from crossdistill.report.record import read_run
 from crossdistill.training.run_folder import RunFolder
@@ -171,5 +172,9 @@ class Run:
         return predict_files(self.folder, files, **{"data": self._dataset(), **options})
 
     def _dataset(self) -> Path:
-        datasets = self.config.data.data or (TOYACTIONS_FOLDER,)
-        return datasets[0]
+        """Return the run's first dataset with labels and both parts of its split; without any, its first dataset."""
+        folders = self.config.data.data or (TOYACTIONS_FOLDER,)
+        if len(folders) == 1:
+            return folders[0]
+        labelled = evaluable(map(Manifest.load, folders), self.config.data.split)
+        return labelled[0].root if labelled else folders[0]

@@ -16,6 +16,7 @@ from crossdistill.utils.command_line import parse_options
 class Options(ReportOptions):
     """Write one HTML page about a run: accuracy, training curves, confusion matrix, t-SNE, nearest neighbours, cost.
 
+    On data without labels the page shows the agreement with the teacher and the feature spread instead of accuracies.
     With several runs, write a comparison.
     """
 

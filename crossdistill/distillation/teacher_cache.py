@@ -326,6 +326,15 @@ class TeacherCache:
             row[:] = self._rows(shard)[sample - start]
         return torch.from_numpy(rows)
 
+    def mean_embeddings(self) -> dict[int, Tensor]:
+        """Return for each sample the mean embedding [E] over its readable augmentations; none without any."""
+        unreadable, found = self.unreadable(), {}
+        for sample in range(self.num_clips):
+            keys = [(sample, a) for a in range(self.num_augmentations) if (sample, a) not in unreadable]
+            if keys:
+                found[sample] = self.read(torch.tensor(keys)).mean(0)
+        return found
+
     def encoder(self) -> Encoder:
         """Return the cached teacher as an encoder whose body is an identity.
 

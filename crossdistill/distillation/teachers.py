@@ -52,6 +52,10 @@ class Teacher(abc.ABC):
         """The teacher's network, to evaluate next to the student; None if the teacher has no network of its own."""
         return None
 
+    def stored_embeddings(self) -> dict[int, Tensor] | None:
+        """Return a stored embedding [E] of each training clip by its position; None for a teacher without a store."""
+        return None
+
     def select_clips(self, clips: PairedClips) -> PairedClips:
         """Return the training clips as this teacher needs them."""
         return clips
@@ -139,6 +143,10 @@ class CachedTeacher(Teacher):
         assert not with_tokens, "TeacherCache.require_fit has refused this"
         assert batch.sample_keys is not None
         return add_logits(self.cache.read(batch.sample_keys).to(self.device), self.encoder)
+
+    def stored_embeddings(self) -> dict[int, Tensor]:
+        """Return for each readable training clip the mean over its cached augmentations."""
+        return self.cache.mean_embeddings()
 
     def select_clips(self, clips: PairedClips) -> PairedClips:
         """Return the clips with the moments and crops that the cache has embeddings of.

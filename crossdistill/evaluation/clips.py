@@ -51,6 +51,20 @@ def entries_of_part(manifest: Manifest, split: str, part: str, max_clips: int | 
     return entries_of(manifest, positions)
 
 
+def entries_without_labels(manifest: Manifest, split: str, max_clips: int) -> tuple[list[Entry], bool]:
+    """List usable videos, spread evenly, for comparisons of embeddings that need no labels.
+
+    Returns:
+        The videos of the split's test part, or of the whole dataset if there is no such part; and whether they are a
+        test part.
+    """
+    positions = manifest.select(split=split, part="test") if manifest.has_split(split) else []
+    is_test = any(manifest.videos[i].is_usable for i in positions)
+    usable = [i for i in (positions if is_test else range(len(manifest.videos))) if manifest.videos[i].is_usable]
+    num_chosen = min(max_clips, len(usable))
+    return entries_of(manifest, [usable[i * len(usable) // num_chosen] for i in range(num_chosen)]), is_test
+
+
 def _way_to_get(part: str) -> str:
     draws = "data_prep folder draws test videos with --test-share 0.2, and " if part == "test" else ""
     return f"with {part} videos: {draws}data_prep list takes --{part}-list"

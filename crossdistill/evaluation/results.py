@@ -20,6 +20,7 @@ from pydantic.json_schema import SkipJsonSchema
 from torch import Tensor
 
 from crossdistill.errors import UserError, require_package
+from crossdistill.evaluation.spread import FeatureSpread
 
 if TYPE_CHECKING:
     import pandas
@@ -168,7 +169,8 @@ class AgreementResult:
     __pydantic_config__ = _STRICT
 
     students: tuple[str, str]
-    """The two students, by their names in ``Evaluation.students``."""
+    """The two students, by their names in ``Evaluation.students``; in a run without labels, a student and a teacher by
+    their roles."""
     num_test: int
     """Number of test clips that both students could read."""
     coverage: float
@@ -216,7 +218,7 @@ class Evaluation:
     dataset: str
     """Name of the prepared dataset."""
     split: str
-    """Name of the split; for a mean of splits their names, joined by ``+``."""
+    """Name of the split; for a mean of splits their names, joined by ``+``; empty in a run without labels."""
     num_train: int
     """Number of training clips that were embedded."""
     num_test: int
@@ -224,7 +226,8 @@ class Evaluation:
     unreadable: dict[str, str]
     """Videos of both parts that could not be read, with the reason; they are left out."""
     results: dict[str, ProtocolResult]
-    """By protocol; for several students, of their fusion."""
+    """By protocol; for several students, of their fusion. Empty in a run without labels, which has ``agreement`` and
+    ``spread`` instead."""
     coverage: float = 1.0
     """Share of the test videos that were evaluated, in [0, 1]."""
     views: str = "1x1"
@@ -234,7 +237,9 @@ class Evaluation:
     bootstrap: Bootstrap | None = None
     """How the intervals of all results were computed; None if there are none."""
     agreement: list[AgreementResult] = field(default_factory=list)
-    """One for each pair of students."""
+    """One for each pair of students; in a run without labels, one for each teacher of a student."""
+    spread: FeatureSpread | None = None
+    """In a run without labels: how the embedding spreads the clips; otherwise None."""
     gains: list[Gain] = field(default_factory=list)
     """For several students: the gain of each over the first, for every protocol of both."""
     test_videos: list[str] = field(default_factory=list)
@@ -249,8 +254,8 @@ class Evaluation:
     num_unreadable: int = 0
     """Length of ``unreadable``."""
     num_test_seen: int = 0
-    """Number of test clips that the student was trained on, as training clips of another split. Such a number is no
-    test result. For several splits the sum; for several students the largest."""
+    """Number of test clips that the student was trained on, as training clips of another split or in a run without
+    labels. Such a number is no test result. For several splits the sum; for several students the largest."""
     format: str = SCHEMA_FORMAT
     """``crossdistill-evaluation``."""
     version: int = SCHEMA_VERSION
@@ -300,7 +305,8 @@ class Evaluation:
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         for name in ("results", "splits", "students"):
             values[name] = {key: part.to_json() for key, part in values[name].items()}
-        values["bootstrap"] = None if self.bootstrap is None else dataclasses.asdict(self.bootstrap)
+        for name in ("bootstrap", "spread"):
+            values[name] = None if values[name] is None else dataclasses.asdict(values[name])
         for name in ("agreement", "gains"):
             values[name] = [part.to_json() for part in values[name]]
         # A reader finds format and version first in the file.

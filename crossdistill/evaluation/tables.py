@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
-from crossdistill.evaluation.results import TOP1, Bootstrap, Evaluation, Gain, ProtocolResult
+from crossdistill.evaluation.results import TOP1, AgreementResult, Bootstrap, Evaluation, Gain, ProtocolResult
+from crossdistill.evaluation.spread import SPREAD_TITLES, spread_texts
 from crossdistill.utils.console import console, print_table
 
 FEW_UNITS = 20
@@ -135,6 +137,28 @@ def accuracy_text(accuracy: float, interval: Sequence[float] | None) -> str:
     """
     low, high = interval or (0.0, 0.0)
     return f"{100 * accuracy:.1f}" + (f" ±{50 * (high - low):.1f}" if high > low else "")
+
+
+def print_unlabelled(title: str, by_role: Mapping[str, Evaluation]) -> None:
+    """Print the figures of a run without labels: one row per network, a column for each teacher of the students."""
+    pairs = [pair for evaluation in by_role.values() for pair in evaluation.agreement]
+    teachers = list(dict.fromkeys(pair.students[1] for pair in pairs))
+    rows = []
+    for role, evaluation in by_role.items():
+        found = {pair.students[1]: pair for pair in evaluation.agreement}
+        shared = [_shared(found[teacher]) if teacher in found else ("", "", "") for teacher in teachers]
+        spread = ("", "") if evaluation.spread is None else spread_texts(evaluation.spread)
+        rows.append((role, evaluation.encoder, *chain.from_iterable(shared), *spread))
+    if pairs:
+        chance = (f"{pairs[0].chance_overlap:.1%}", "", "0.000") * len(teachers)
+        rows.append(("unrelated spaces, expected", "", *chance, "", ""))
+        title += f", neighbours in common among the {pairs[0].k} nearest"
+    columns = chain.from_iterable((f"with {teacher}", "interval", "CKA") for teacher in teachers)
+    print_table(title, ("", "encoder", *columns, *SPREAD_TITLES), rows)
+
+
+def _shared(agreement: AgreementResult) -> tuple[str, str, str]:
+    return f"{agreement.overlap:.1%}", _ends(agreement.overlap_interval), f"{agreement.cka:.3f}"
 
 
 def bootstrap_note(what: str, bootstrap: Bootstrap) -> str:

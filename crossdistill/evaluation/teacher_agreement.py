@@ -23,6 +23,7 @@ from crossdistill.evaluation.protocols.agreement import (
     shuffled_overlaps,
 )
 from crossdistill.evaluation.roles import Role
+from crossdistill.evaluation.spread import SPREAD_TITLES, FeatureSpread, feature_spread, spread_texts
 from crossdistill.utils.console import print_table
 
 # An overlap is called above chance if it exceeds those of so many random pairings of the clips (1 % by luck).
@@ -34,6 +35,10 @@ STRONG_CKA = 0.5
 NUM_STANDARD_ERRORS = 3
 # A teacher that has gone less than this share of the way from chance to perfect has little to teach.
 WEAK_TEACHER_SHARE = 0.1
+# A lower effective rank is called a collapse: the clips lie nearly on one line.
+MIN_EFFECTIVE_RANK = 2.0
+# Videos that are printed with their nearest in the teacher's space.
+NUM_SHOWN_PAIRS = 3
 
 
 def is_near_chance(accuracy: float, chance: float) -> bool:
@@ -89,6 +94,9 @@ class AgreementReport:
     """Whether ``teacher_1nn`` ignores clips of the same film, which are near-duplicates, or only the clip itself."""
     gain: tuple[float, float] | None
     """Overlap of the trained minus that of the random student: mean over clips, and its standard error."""
+    spreads: dict[str, FeatureSpread]  # by role, the teacher first
+    nearest: tuple[tuple[str, str], ...]
+    """Some videos of the sample, each with its nearest in the teacher's space."""
     origin: str | None
     """A sentence about a trained student that did not learn from this teacher; None if it did."""
 
@@ -116,13 +124,13 @@ def compare_spaces(
     for role, features in students.items():
         near = nearest_others(features, k)
         shares[role] = share_of_common(near_teacher, near)
-        highest = shuffled_overlaps(near_teacher, near, num_shuffles=NUM_SHUFFLES).max().item()
+        highest = highest_shuffled_overlap(near_teacher, near)
         agreements[role] = SpaceAgreement(shares[role].mean().item(), highest, linear_cka(teacher_ne, features))
-    gain = None
-    if is_trained := Role.TRAINED in shares:
-        difference_n = shares[Role.TRAINED] - shares[Role.RANDOM]
-        gain = (difference_n.mean().item(), difference_n.std().item() / len(difference_n) ** 0.5)
+    is_trained = Role.TRAINED in shares
+    gain = mean_gain(shares[Role.TRAINED], shares[Role.RANDOM]) if is_trained else None
     teacher_1nn, leaves_film_out = _teacher_classes(teacher_ne, entries)
+    asked = [i * len(entries) // NUM_SHOWN_PAIRS for i in range(NUM_SHOWN_PAIRS)]
+    nearest = [(entries[i].video.name, entries[int(near_teacher[i, 0])].video.name) for i in asked]
     return AgreementReport(
         num_clips=len(entries),
         k=k,
@@ -132,8 +140,23 @@ def compare_spaces(
         teacher_1nn=teacher_1nn,
         leaves_film_out=leaves_film_out,
         gain=gain,
+        spreads={
+            str(role): feature_spread(features) for role, features in {Role.TEACHER: teacher_ne, **students}.items()
+        },
+        nearest=tuple(nearest),
         **facts,
     )
+
+
+def highest_shuffled_overlap(near_teacher_nk: Tensor, near_nk: Tensor) -> float:
+    """Return the highest overlap of ``NUM_SHUFFLES`` random pairings of the clips."""
+    return shuffled_overlaps(near_teacher_nk, near_nk, num_shuffles=NUM_SHUFFLES).max().item()
+
+
+def mean_gain(trained_n: Tensor, random_n: Tensor) -> tuple[float, float]:
+    """Return the mean over clips of a paired difference of overlaps [N], and its standard error."""
+    difference_n = trained_n - random_n
+    return difference_n.mean().item(), difference_n.std().item() / len(difference_n) ** 0.5
 
 
 def _teacher_classes(features_nd: Tensor, entries: Sequence[Entry]) -> tuple[NeighbourClasses | None, bool]:
@@ -171,7 +194,10 @@ def conclude(report: AgreementReport) -> list[str]:
     """Return sentences that interpret the figures."""
     said = [_about_teacher(report)]
     if Role.TRAINED in report.agreements:
-        said += [_about_training(report), *([report.origin] if report.origin else [])]
+        assert report.gain is not None
+        trained, random = report.agreements[Role.TRAINED], report.agreements[Role.RANDOM]
+        said += [about_training(trained, random, report.gain, chance=report.chance)]
+        said += [report.origin] if report.origin else []
     else:
         said += [_about_overlap(report), _about_cka(report)]
     said.append(
@@ -184,10 +210,7 @@ def conclude(report: AgreementReport) -> list[str]:
 def _about_teacher(report: AgreementReport) -> str:
     classes = report.teacher_1nn
     if classes is None:
-        return (
-            "The sample has no two labelled clips of one class, so it does not show whether the teacher's "
-            "neighbourhoods are worth learning."
-        )
+        return _about_teacher_without_labels(report)
     figures = (
         f"For {classes.accuracy:.1%} of the clips the teacher's nearest clip shows the same class; chance is "
         f"{classes.chance:.1%}"
@@ -198,6 +221,27 @@ def _about_teacher(report: AgreementReport) -> str:
             "teacher or other --teacher-weights."
         )
     return f"{figures}. The teacher's neighbourhoods say something about these classes."
+
+
+def _about_teacher_without_labels(report: AgreementReport) -> str:
+    spread = report.spreads[Role.TEACHER]
+    figures = f"effective rank {spread.effective_rank:.1f} of at most {spread.highest_rank}"
+    if is_collapsed(spread):
+        return (
+            f"The teacher hardly tells these clips apart ({figures}), so its neighbourhoods teach nothing about them: "
+            "choose another teacher or other --teacher-weights."
+        )
+    pairs = ", ".join(f"{own} to {other}" for own, other in report.nearest)
+    return (
+        f"The teacher tells these clips apart ({figures}). Without labels only your eye can say whether it groups them "
+        f"as you would. It finds nearest: {pairs}. Open these videos, and if they have nothing in common that matters "
+        "to you, choose another teacher."
+    )
+
+
+def is_collapsed(spread: FeatureSpread) -> bool:
+    """Whether nearly all clips lie on one line or at one point, while more dimensions were possible."""
+    return spread.effective_rank < MIN_EFFECTIVE_RANK < spread.highest_rank
 
 
 def _about_overlap(report: AgreementReport) -> str:
@@ -228,17 +272,16 @@ def _about_cka(report: AgreementReport) -> str:
     )
 
 
-def _about_training(report: AgreementReport) -> str:
-    assert report.gain is not None
-    trained, random = report.agreements[Role.TRAINED], report.agreements[Role.RANDOM]
-    gain, error = report.gain
+def about_training(trained: SpaceAgreement, random: SpaceAgreement, gain: tuple[float, float], *, chance: float) -> str:
+    """Say whether training moved the student towards the teacher; for ``gain`` see ``AgreementReport``."""
+    difference, error = gain
     figures = (
         f"The trained student shares {trained.overlap:.1%} of the teacher's neighbours, the random one "
-        f"{random.overlap:.1%}; chance is {report.chance:.1%}"
+        f"{random.overlap:.1%}; chance is {chance:.1%}"
     )
-    if abs(gain) <= NUM_STANDARD_ERRORS * error:
+    if abs(difference) <= NUM_STANDARD_ERRORS * error:
         return f"{figures}. On this sample that is no difference, so training shows no gain here."
-    if gain < 0:
+    if difference < 0:
         return f"{figures}. Training moved the student away from this teacher."
     limit = "" if trained.is_above_chance else ", although not clearly above random pairings"
     return f"{figures}. Training moved the student towards the teacher{limit}."
@@ -248,12 +291,19 @@ def print_agreement_report(report: AgreementReport) -> None:
     """Print the tables, the coverage and the conclusions."""
     title = f"{report.student} and {report.teacher} on {report.dataset}, {report.sample}, {report.num_clips} clips"
     rows = [
-        (role, f"{agreement.overlap:.1%}", f"{agreement.highest_shuffled_overlap:.1%}", f"{agreement.cka:.3f}")
+        (
+            role,
+            f"{agreement.overlap:.1%}",
+            f"{agreement.highest_shuffled_overlap:.1%}",
+            f"{agreement.cka:.3f}",
+            *spread_texts(report.spreads[role]),
+        )
         for role, agreement in report.agreements.items()
     ]
-    unrelated = ("unrelated spaces, expected", f"{report.chance:.1%}", "", "0.000")
+    teacher = (str(Role.TEACHER), "", "", "", *spread_texts(report.spreads[Role.TEACHER]))
+    unrelated = ("unrelated spaces, expected", f"{report.chance:.1%}", "", "0.000", "", "")
     header = ("", f"{report.k}-NN in common", f"highest of {NUM_SHUFFLES} shuffles", "linear CKA, unbiased")
-    print_table(title, header, [*rows, unrelated])
+    print_table(title, (*header, *SPREAD_TITLES), [*rows, teacher, unrelated])
     if report.classes:
         by_class = [
             (one.name, str(one.num_clips), *(f"{one.overlaps[role]:.1%}" for role in (Role.TRAINED, Role.RANDOM)))

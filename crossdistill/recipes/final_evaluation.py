@@ -1,4 +1,7 @@
-"""The evaluation at the end of a run: teacher, random student and trained student on every labelled dataset."""
+"""The evaluation at the end of a run: teacher, random student and trained student.
+
+On every labelled dataset by protocols; without any by the agreement with the teacher and the spread of features.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,13 @@ from crossdistill.encoders import Encoder
 from crossdistill.encoders.execution import Execution
 from crossdistill.evaluation.evaluate import Evaluation, evaluate_encoder
 from crossdistill.evaluation.in_words import in_words
-from crossdistill.evaluation.results import TOP1, Bootstrap
+from crossdistill.evaluation.results import TOP1, Bootstrap, read_evaluation
 from crossdistill.evaluation.roles import NumberedRole, Role
-from crossdistill.evaluation.tables import accuracy_text, bootstrap_note
+from crossdistill.evaluation.tables import accuracy_text, bootstrap_note, print_unlabelled
 from crossdistill.evaluation.teacher_agreement import is_near_chance
 from crossdistill.recipes.context import RunContext
 from crossdistill.recipes.data import evaluable
+from crossdistill.recipes.unlabelled_evaluation import StoredEmbeddings, compare_networks
 from crossdistill.training.trackers import track_results
 from crossdistill.utils.console import console, print_table
 from crossdistill.utils.files import write_text_atomically
@@ -26,19 +30,29 @@ MAX_CLUSTERED_CLIPS = 100_000
 TABLE_PROTOCOLS = {"1-nn": "1-NN", "linear": "linear", "cluster": "cluster"}
 
 
-def evaluate_networks(run: RunContext, networks: Mapping[str, tuple[Encoder, Execution]], *, step: int) -> None:
-    """Evaluate networks on every labelled dataset, write ``results.json`` and print one table for each dataset.
+def evaluate_networks(
+    run: RunContext,
+    networks: Mapping[str, tuple[Encoder, Execution]],
+    *,
+    step: int,
+    stored: Mapping[str, StoredEmbeddings] | None = None,
+) -> None:
+    """Evaluate networks on every dataset, write ``results.json`` and print one table for each dataset.
+
+    Datasets without labels count only if no dataset has labels.
 
     Args:
         run: The run.
         networks: Role to the network and how it runs.
         step: The run's last step, for the tracker.
+        stored: Role to the embeddings of a teacher whose network is not at hand.
     """
     if not run.config.machine.evaluate:
         return
     data, machine = run.config.data, run.config.machine
     results: dict[str, dict[str, Any]] = {}
-    for manifest in evaluable(run.manifests, data.split):
+    labelled = evaluable(run.manifests, data.split)
+    for manifest in labelled:
         evaluations = {
             role: evaluate_encoder(
                 network,
@@ -63,9 +77,17 @@ def evaluate_networks(run: RunContext, networks: Mapping[str, tuple[Encoder, Exe
                 print(sentence)
             _print_notes(manifest, evaluations)
             track_results(machine.tracker, run.folder.path, by_role, step=step)
+    for manifest in [] if labelled else run.manifests:
+        found = compare_networks(run, manifest, networks, stored or {})
+        by_role = {role: evaluation.to_json() for role, evaluation in found.by_role.items()}
+        results[str(manifest.root)] = by_role
+        if run.accelerator.is_main_process:
+            write_text_atomically(run.folder.results, json.dumps(results, indent=2) + "\n")
+            print_comparison(f"{manifest.dataset}, {found.num_clips} clips without labels", by_role)
+            for sentence in found.sentences:
+                run.announce(sentence)
+            track_results(machine.tracker, run.folder.path, by_role, step=step)
     if run.accelerator.is_main_process:
-        if not results:
-            write_text_atomically(run.folder.results, "{}\n")
         run.announce(f"numbers: {run.folder.results}; student: {run.folder.student}")
 
 
@@ -83,6 +105,9 @@ def print_comparison(title: str, by_role: Mapping[str, dict[str, Any]]) -> None:
         title: Above the table.
         by_role: Role to what ``Evaluation.to_json`` returns, as ``results.json`` holds it for each dataset.
     """
+    if not any(evaluation["results"] for evaluation in by_role.values()):
+        print_unlabelled(title, {role: read_evaluation(evaluation) for role, evaluation in by_role.items()})
+        return
     shown = {
         name: title
         for name, title in TABLE_PROTOCOLS.items()

@@ -63,7 +63,7 @@ def _finish(folder: RunFolder, last: RunFolder, results: dict[str, dict[str, Any
     if results:
         write_text_atomically(folder.results, json.dumps(results, indent=2) + "\n")
         for dataset, by_role in results.items():
-            print_comparison(f"{Path(dataset).name}, {num_rounds} rounds, top-1", by_role)
+            print_comparison(f"{Path(dataset).name}, {num_rounds} rounds", by_role)
 
 
 def round_config(config: RunConfig, folder: RunFolder, number: int) -> RunConfig:
@@ -109,4 +109,8 @@ def _add_results(results: dict[str, dict[str, Any]], folder: RunFolder, number: 
                 continue
             is_trained = role is not None and role.is_trained
             name = str(NumberedRole(role, number)) if role is not None and is_trained else text
+            if number > 1:
+                *_, taught_by = results[dataset]  # the student of the round before
+                for pair in evaluation["agreement"]:
+                    pair["students"] = [name, taught_by]
             results.setdefault(dataset, {})[name] = evaluation

@@ -14,6 +14,7 @@ from crossdistill.data.dataset import PairedClips
 from crossdistill.distillation.distiller import Distiller
 from crossdistill.distillation.student import find_student, save_student
 from crossdistill.distillation.task import Task
+from crossdistill.distillation.teachers import Teacher
 from crossdistill.encoders import Encoder
 from crossdistill.errors import SAME_COMMAND, Stopped
 from crossdistill.evaluation.evaluate import evaluate_encoder
@@ -36,6 +37,7 @@ from crossdistill.recipes.sizes import fit_to_data
 from crossdistill.recipes.student import create_student
 from crossdistill.recipes.tasks import create_distiller, create_optimizer, create_plan, create_supervised
 from crossdistill.recipes.teachers import TeacherOptions, TeacherSource, published_weights, teacher_sources
+from crossdistill.recipes.unlabelled_evaluation import StoredEmbeddings
 from crossdistill.training.checkpoint import Checkpoints
 from crossdistill.training.loop import train
 from crossdistill.training.run_folder import RunFolder
@@ -168,7 +170,19 @@ def _train_with_teachers(run: RunContext, sources: list[TeacherSource]) -> None:
             str(Role.DISTILLED): (student, execution),
         },
         step=step,
+        stored=_stored_embeddings(distiller.teachers, clips),
     )
+
+
+def _stored_embeddings(teachers: Sequence[Teacher], clips: PairedClips) -> dict[str, StoredEmbeddings]:
+    """Return the embeddings of each cached teacher by its role."""
+    found = {}
+    for role, teacher in zip(teacher_roles(len(teachers)), teachers, strict=True):
+        stored = teacher.stored_embeddings()
+        if stored is not None:
+            keys = {clips.entries[i].key: embedding for i, embedding in stored.items()}
+            found[role] = StoredEmbeddings(teacher.encoder.name, teacher.encoder.embed_dim, keys)
+    return found
 
 
 def _find_weights(run_context: RunContext, sources: list[TeacherSource], student: Encoder) -> list[TeacherSource]:

@@ -19,7 +19,7 @@ from crossdistill.encoders.execution import Execution
 from crossdistill.recipes.checks import BANK_DTYPES, terms_of
 from crossdistill.recipes.config import RunConfig
 from crossdistill.recipes.context import RunContext
-from crossdistill.recipes.sizes import fillable_bank_size
+from crossdistill.recipes.sizes import bank_size_for, fillable_bank_size
 from crossdistill.recipes.standardization import standardize_teachers
 from crossdistill.training.loop import TrainingPlan
 from crossdistill.training.optimizer import create_optimizer as create_optimizer_of
@@ -63,7 +63,12 @@ def create_distiller(
         return gathered
 
     bank_size = fillable_bank_size(config, len(dataset), accelerator.num_processes)
-    if bank_size != objective.bank_size and any(term.objective.student_anchors is not None for term in terms):
+    is_asked_for = objective.bank_size != bank_size_for(len(dataset))  # a default that is lowered needs no notice
+    if (
+        bank_size != objective.bank_size
+        and is_asked_for
+        and any(term.objective.student_anchors is not None for term in terms)
+    ):
         run.announce(
             f"the run draws {bank_size} clips in all: its memory bank has room for so many, not for --bank-size "
             f"{objective.bank_size}"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
@@ -23,6 +24,7 @@ from crossdistill.report.record import UnavailableError
 
 NEIGHBOUR_COUNTS = (1, 2, 5, 10, 20, 50)
 MAX_TSNE_CLIPS = 1000
+MAX_GROUPS, MIN_GROUP_SIZE = 8, 8  # of k-means on clips without labels
 MAX_COMPARED_CLIPS = 4000
 MIN_TSNE_CLIPS = 5
 PERPLEXITY = 30.0
@@ -102,7 +104,7 @@ def agreement_with(teacher: Embedding, others: list[Embedding], *, class_k: int 
 
     Raise an ``UnavailableError`` if all networks together could read too few clips.
     """
-    parts = _common_videos([_subset(embedding.split.test, MAX_COMPARED_CLIPS) for embedding in (teacher, *others)])
+    parts = _common_videos([subset(embedding.split.test, MAX_COMPARED_CLIPS) for embedding in (teacher, *others)])
     num = parts[0].num_clips
     counts = [k for k in NEIGHBOUR_COUNTS if k < num]
     if len(counts) < 2 or num < 4:
@@ -135,7 +137,31 @@ def _class_means(values_n: Tensor, labels_n: Tensor) -> dict[int, float]:
     return {label: float(values_n[labels_n == label].mean()) for label in labels_n.unique().tolist() if label >= 0}
 
 
-def _subset(features: Features, most: int) -> Features:
+def groups_of(embedding: Embedding) -> dict[str, int]:
+    """Map each video to its group by k-means on the unit features with a fixed seed, the largest group first.
+
+    For a page without labels; ``MAX_GROUPS`` or fewer groups of ``MIN_GROUP_SIZE`` clips on average.
+    """
+    test = embedding.split.test
+    num_groups = max(1, min(MAX_GROUPS, test.num_clips // MIN_GROUP_SIZE))
+    unit = torch.nn.functional.normalize(test.features, dim=1).double().numpy()
+    with threadpool_limits(1):
+        found = KMeans(num_groups, n_init=4, random_state=0).fit_predict(unit).tolist()
+    order = sorted(set(found), key=lambda group: (-found.count(group), group))
+    return {video: order.index(group) for video, group in zip(test.videos, found, strict=True)}
+
+
+def near_videos(embedding: Embedding, k: int) -> dict[str, set[str]]:
+    """Map each test video to its k nearest other test videos; fewer if there are fewer."""
+    test = embedding.split.test
+    k = min(k, test.num_clips - 1)
+    if k < 1:
+        return {}
+    near = nearest_others(test.features, k).tolist()
+    return {video: {test.videos[i] for i in row} for video, row in zip(test.videos, near, strict=True)}
+
+
+def subset(features: Features, most: int) -> Features:
     """Select at most ``most`` videos by the order of their names, so that every network gets the same ones."""
     if features.num_clips <= most:
         return features
@@ -145,7 +171,7 @@ def _subset(features: Features, most: int) -> Features:
 
 @dataclass(frozen=True)
 class Projection:
-    """Test clips as points of a plane."""
+    """Clips as points of a plane."""
 
     points_n2: NDArray[np.float64]
     labels: list[int]
@@ -157,7 +183,7 @@ def tsne_of(embedding: Embedding) -> Projection:
 
     Raise an ``UnavailableError`` if there are too few clips, or if all have the same embedding.
     """
-    test = _subset(embedding.split.test, MAX_TSNE_CLIPS)
+    test = subset(embedding.split.test, MAX_TSNE_CLIPS)
     if test.num_clips < MIN_TSNE_CLIPS:
         raise UnavailableError(f"{test.num_clips} test clips are too few for t-SNE.")
     unit = torch.nn.functional.normalize(test.features, dim=1).double().numpy()

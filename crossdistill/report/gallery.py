@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from crossdistill.data.dataset import Entry, entries_of
@@ -30,7 +31,8 @@ class GalleryClip:
     class_name: str
     strip: str
     mark: str = ""
-    """``right`` or ``wrong`` for a neighbour of a query with a label; empty otherwise."""
+    """``right`` or ``wrong`` for a neighbour of a query with a label; without labels ``right`` for a neighbour that is
+    also the teacher's. Empty otherwise."""
     similarity: float | None = None
     """Cosine similarity to the query; None for a query."""
     teacher_strip: str = ""
@@ -62,9 +64,19 @@ def draw_queries(labels: list[int], num: int) -> list[int]:
 
 
 def build_gallery(
-    embedding: Embedding, manifest: Manifest, *, num_queries: int, teacher_view: ViewSpec | None
+    embedding: Embedding,
+    manifest: Manifest,
+    *,
+    num_queries: int,
+    teacher_view: ViewSpec | None,
+    groups: Mapping[str, int] | None = None,
+    near_teacher: Mapping[str, Collection[str]] | None = None,
 ) -> list[GalleryRow]:
     """Find the nearest training clips of some test clips by the student's cosine similarity, as in k-NN evaluation.
+
+    Without labels both are the same clips, and a clip is no neighbour of its own. ``groups`` then maps a video to a
+    number: queries are drawn from all of them; and ``near_teacher`` maps a video to its nearest videos in the teacher's
+    embedding, which are marked as right.
 
     The query is shown in the stream of ``teacher_view`` too. Raise an ``UnavailableError`` if ``num_queries`` is 0, or
     if no clip can be read any more.
@@ -72,26 +84,33 @@ def build_gallery(
     if num_queries < 1:
         raise UnavailableError("the gallery was disabled by --gallery 0.")
     test, train = embedding.split.test, embedding.split.train
-    positions = draw_queries(test.labels.tolist(), num_queries)
-    k = min(NUM_NEIGHBOURS, train.num_clips)
+    strata = test.labels.tolist() if groups is None else [groups.get(video, -1) for video in test.videos]
+    positions = draw_queries(strata, num_queries)
+    k = min(NUM_NEIGHBOURS + 1, train.num_clips)
     found = nearest_neighbours(queries_bd=test.features[positions], gallery_nd=train.features, k=k)
     images = _ClipImages(manifest, embedding.network.encoder.view, teacher_view)
     rows, labels = [], train.labels.tolist()
     for position, near, cosines in zip(
         positions, found.indices_bk.tolist(), found.similarities_bk.tolist(), strict=True
     ):
-        label = int(test.labels[position])
+        label, query = int(test.labels[position]), test.videos[position]
+        agreed = None if near_teacher is None else near_teacher.get(query, ())
         neighbours = tuple(
-            images.clip(train.videos[i], labels[i], mark=_mark(label, labels[i]), similarity=cosine)
+            images.clip(
+                train.videos[i], labels[i], mark=_mark(label, labels[i], train.videos[i], agreed), similarity=cosine
+            )
             for i, cosine in zip(near, cosines, strict=True)
+            if train.videos[i] != query
         )
-        rows.append(GalleryRow(images.clip(test.videos[position], label, with_teacher=True), neighbours))
+        rows.append(GalleryRow(images.clip(query, label, with_teacher=True), neighbours[:NUM_NEIGHBOURS]))
     if not any(shown.strip for row in rows for shown in (row.query, *row.neighbours)):
         raise UnavailableError(f"no clip of {manifest.root} can be read any more.")
     return rows
 
 
-def _mark(query: int, neighbour: int) -> str:
+def _mark(query: int, neighbour: int, video: str, agreed: Collection[str] | None) -> str:
+    if agreed is not None:
+        return "right" if video in agreed else ""
     return "" if query < 0 or neighbour < 0 else "right" if query == neighbour else "wrong"
 
 

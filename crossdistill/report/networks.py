@@ -14,7 +14,7 @@ from crossdistill.encoders import Encoder, require_code_allowed
 from crossdistill.errors import UserError
 from crossdistill.evaluation.roles import NumberedRole, Role, teacher_roles
 from crossdistill.recipes.config import AUTO, SELF, RunConfig
-from crossdistill.recipes.data import TOYACTIONS_FOLDER, is_toyactions
+from crossdistill.recipes.data import TOYACTIONS_FOLDER, evaluable, is_toyactions
 from crossdistill.recipes.identity import own_teacher_config
 from crossdistill.recipes.recorded_teachers import load_again, recorded_teachers
 from crossdistill.recipes.student import create_student
@@ -64,13 +64,16 @@ class Network:
 
 
 def find_dataset(record: RunRecord, data: Path | None) -> Manifest:
-    """Open ``--data``, or the first dataset of the run that still exists; raise an ``UnavailableError`` without any."""
+    """Open ``--data``, or of the run's datasets that still exist the first one with labels and both parts of its split.
+
+    If none has labels it is the first one; if none exists, raise an ``UnavailableError``.
+    """
     if data is not None:
         return Manifest.load(data)
     candidates = record.datasets or (TOYACTIONS_FOLDER,)
-    for path in candidates:
-        if (path / MANIFEST_NAME).is_file():
-            return Manifest.load(path)
+    found = [Manifest.load(path) for path in candidates if (path / MANIFEST_NAME).is_file()]
+    if found:
+        return (evaluable(found, record.split) or found)[0]
     raise UnavailableError(
         f"the dataset no longer exists at {', '.join(map(str, candidates))}: give its folder with --data."
     )

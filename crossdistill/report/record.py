@@ -82,6 +82,11 @@ class RunRecord:
         return str(max(found, key=lambda role: role.number or 0, default=trained))
 
     @property
+    def split(self) -> str:
+        """Split that the run is evaluated on."""
+        return RunConfig().data.split if self.config is None else self.config.data.split
+
+    @property
     def encoder(self) -> str:
         """Name of the student's encoder; "a student" if it is unknown."""
         configured = None if self.config is None else self.config.pair.student

@@ -27,12 +27,18 @@ def result_tables(run: RunData) -> list[ResultTable]:
     """Return one table for each dataset that the run was evaluated on or that the page embedded."""
     record = run.record
     tables = []
-    for by_role in filter(None, record.results.values()):
+    for by_role in record.results.values():
+        if not any(evaluation.results for evaluation in by_role.values()):
+            continue  # of a run without labels
         first = next(iter(by_role.values()))
         tables.append(_add_baseline(ResultTable(first.dataset, first.split, dict(by_role)), run))
     for evaluation in record.more_results:
         tables = _add_evaluation(tables, evaluation, record.role)
-    complete = [(embedding.role, embedding.evaluation) for embedding in run.embeddings if embedding.is_complete]
+    complete = [
+        (embedding.role, embedding.evaluation)
+        for embedding in run.embeddings
+        if embedding.is_complete and run.has_labels
+    ]
     if not complete or run.manifest is None:
         return tables
     name = run.manifest.dataset

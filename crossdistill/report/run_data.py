@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from crossdistill.data.manifest import Manifest
+from crossdistill.recipes.data import evaluable
 from crossdistill.report.cost import Cost, measure_cost
-from crossdistill.report.embeddings import Embedding, embed
+from crossdistill.report.embeddings import Embedding, embed, embed_without_labels
 from crossdistill.report.networks import (
     BASELINE_ROLE,
     Kind,
@@ -36,6 +37,11 @@ class RunData:
     """Sentence with the reason for each kind of network that is unavailable."""
     no_dataset: str = ""
     """Sentence with the reason if there is no dataset."""
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether accuracies can be computed: the dataset has labels and both parts of the split, or is unknown."""
+        return self.manifest is None or bool(evaluable([self.manifest], self.record.split))
 
     def of_kind(self, kind: Kind) -> list[Embedding]:
         """Return the embeddings of the networks of a kind."""
@@ -72,7 +78,8 @@ def collect(
         description = network.role if len(wanted) > 1 else record.name
         config = baseline.config if baseline is not None and network.kind is Kind.BASELINE else record.config
         with _note_reason(run, network.kind):
-            run.embeddings.append(embed(network, run.manifest, config, options, description=description))
+            embed_one = embed if run.has_labels else embed_without_labels
+            run.embeddings.append(embed_one(network, run.manifest, config, options, description=description))
     return run
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from markupsafe import Markup
 
@@ -13,6 +13,7 @@ from crossdistill.report.analysis import (
     agreement_with,
     class_accuracies,
     confusion_of,
+    near_videos,
     tsne_of,
     worst_confusions,
 )
@@ -38,6 +39,14 @@ from crossdistill.report.results import MAIN_PROTOCOLS, main_result, result_tabl
 from crossdistill.report.run_data import RunData
 from crossdistill.report.svg import element, join, percent, short_number, whole_percent
 from crossdistill.report.tables import accuracy_of, chart_groups, table_values
+from crossdistill.report.unlabelled import (
+    NEEDS_LABELS,
+    SHARED_NEIGHBOURS,
+    UNLABELLED_LEADS,
+    clip_groups,
+    spread_table,
+    unlabelled_tiles,
+)
 
 MIN_CHANGE = 0.0005  # smaller differences of accuracies are shown as zero
 
@@ -53,6 +62,10 @@ LEADS = {
     "Hover over a row to play it.",
     "agreement": "Share of a test clip's nearest neighbours in the teacher's embedding that are also its neighbours in "
     "the embedding of another network.",
+    "spread": "How an embedding spreads the clips. The effective rank is the number of dimensions in which they differ "
+    "(Roy and Vetterli 2007, of centred unit embeddings); uniformity is 0 if all clips have one embedding, and lower "
+    "the more evenly they cover the sphere (Wang and Isola 2020). A student with a rank near 1 or a uniformity near 0 "
+    "has collapsed.",
     "cost": "Measured when this page was written, without decoding.",
 }
 
@@ -63,7 +76,7 @@ def run_page(run: RunData, *, num_queries: int) -> Page:
     notes = [*record.notes, *(f"Supervised baseline: {note}" for note in (run.baseline.notes if run.baseline else ()))]
     if not all(embedding.is_complete for embedding in run.embeddings):
         notes.append("Charts of the embedding show only a part of the clips: raise --clips to show more.")
-    sections = (
+    sections: list[tuple[str, str, Callable[[], Markup]]] = [
         ("accuracy", "Accuracy", lambda: _accuracy(run)),
         ("run", "Run", lambda: run_facts(record)),
         ("curves", "Training curves", lambda: training_curves(record.metrics)),
@@ -72,13 +85,19 @@ def run_page(run: RunData, *, num_queries: int) -> Page:
         ("tsne", "t-SNE of the embedding", lambda: _projections(run)),
         ("gallery", "Nearest neighbours", lambda: _gallery(run, num_queries)),
         ("agreement", "Agreement with the teacher", lambda: _agreement(run)),
+        ("spread", "Feature spread", lambda: spread_table(run)),
         ("cost", "Cost", lambda: _cost(run)),
-    )
+    ]
+    leads, tiles = LEADS, _accuracy_tiles(run)
+    if not run.has_labels:
+        leads, tiles = {**LEADS, **UNLABELLED_LEADS}, [*tiles, *unlabelled_tiles(run)]
+        has_results = bool(result_tables(run))  # of another dataset, by crossdistill evaluate --json
+        sections = [one for one in sections if one[0] not in NEEDS_LABELS or (has_results and one[0] == "accuracy")]
     return Page(
         title=record.name,
         headline=headline(record),
-        tiles=[*_accuracy_tiles(run), *_cost_tiles(run.costs)],
-        sections=make_sections(sections, LEADS),
+        tiles=[*tiles, *_cost_tiles(run.costs)],
+        sections=make_sections(sections, leads),
         notes=notes,
     )
 
@@ -181,14 +200,16 @@ def _projections(run: RunData) -> Markup:
     embeddings = [run.require(Kind.STUDENT), *run.of_kind(Kind.TEACHER)[:1], *run.of_kind(Kind.RANDOM)]
     if len(embeddings) == 1:
         embeddings += run.of_kind(Kind.BASELINE)
-    classes = _classes(run)
+    groups = clip_groups(run)
+    classes = _classes(run) if groups is None else [f"group {i + 1}" for i in sorted(set(groups.values()))]
     charts = []
     for embedding in embeddings:
         found = tsne_of(embedding)
-        clips = zip(found.labels, found.videos, strict=True)
-        names = [f"{classes[label] if label >= 0 else ''} – {video}" for label, video in clips]
+        labels = found.labels if groups is None else [groups.get(video, -1) for video in found.videos]
+        clips = zip(labels, found.videos, strict=True)
+        names = [f"{classes[label]} – {video}" if label >= 0 else video for label, video in clips]
         note = f"{short_name(embedding.network.encoder.name)}, {len(names)} clips"
-        charts.append(point_chart(found.points_n2, found.labels, names, title=embedding.role, note=note))
+        charts.append(point_chart(found.points_n2, labels, names, title=embedding.role, note=note))
     pictures = element("div", *charts, class_="pictures thirds")
     return element("div", pictures, class_legend(classes), class_="projections")
 
@@ -196,11 +217,25 @@ def _projections(run: RunData) -> Markup:
 def _gallery(run: RunData, num_queries: int) -> Markup:
     student = run.require(Kind.STUDENT)
     assert run.manifest is not None
-    teacher_view = next((teacher.network.encoder.view for teacher in run.of_kind(Kind.TEACHER)), None)
-    rows = build_gallery(student, run.manifest, num_queries=num_queries, teacher_view=teacher_view)
+    teacher = next(iter(run.of_kind(Kind.TEACHER)), None)
+    groups = clip_groups(run)
+    near_teacher = near_videos(teacher, SHARED_NEIGHBOURS) if groups is not None and teacher is not None else None
+    rows = build_gallery(
+        student,
+        run.manifest,
+        num_queries=num_queries,
+        teacher_view=None if teacher is None else teacher.network.encoder.view,
+        groups=groups,
+        near_teacher=near_teacher,
+    )
     marks = [clip.mark for row in rows for clip in row.neighbours if clip.mark]
     note = f"{len(rows)} queries; the numbers are cosine similarities."
-    if marks:
+    if near_teacher is not None:
+        note += (
+            f" {len(marks)} of these {sum(len(row.neighbours) for row in rows)} neighbours are among the teacher's "
+            f"{SHARED_NEIGHBOURS} nearest."
+        )
+    elif marks:
         note += f" {marks.count('right')} of these {len(marks)} neighbours belong to the query's class."
     if any(row.query.teacher_strip for row in rows):
         note += " The image to the left of each query is the same moment in the teacher's modality."
@@ -209,6 +244,9 @@ def _gallery(run: RunData, num_queries: int) -> Markup:
 
 def _agreement(run: RunData) -> Markup:
     student = run.require(Kind.STUDENT)
+    stored = [pair for by_role in run.record.results.values() for one in by_role.values() for pair in one.agreement]
+    if stored and not run.of_kind(Kind.TEACHER):
+        return render("agreement.html", pairs=stored, note=run.reasons.get(Kind.TEACHER, ""))
     run.require(Kind.TEACHER)
     others = [student, *run.of_kind(Kind.BASELINE), *run.of_kind(Kind.RANDOM)]
     found = [agreement_with(teacher, others) for teacher in run.of_kind(Kind.TEACHER)]
@@ -231,7 +269,7 @@ def _agreement_charts(agreement: TeacherAgreement, classes: Sequence[str]) -> Ma
         height_px=300,
     )
     cka = ", ".join(f"{overlap.role} {overlap.cka:.2f}" for overlap in agreement.overlaps)
-    note = f"{agreement.num_clips} test clips. Linear CKA with the {agreement.teacher} (1: equal, 0: unrelated): {cka}."
+    note = f"{agreement.num_clips} clips. Linear CKA with the {agreement.teacher} (1: equal, 0: unrelated): {cka}."
     own, others = agreement.overlaps[0], agreement.overlaps[1:]
     beside = others[0].by_class if others else {}
     bars = []

@@ -92,14 +92,17 @@ def flatten_results(by_role: dict[str, dict[str, Any]]) -> dict[str, float]:
     Args:
         by_role: Role to what ``Evaluation.to_json`` gives.
     """
-    return {
-        _allowed(
-            f"evaluation/{evaluation['dataset']} {evaluation['split']}/{role}/{_named(protocol, result)} {measure}"
-        ): (float(result[measure]))
-        for role, evaluation in by_role.items()
-        for protocol, result in evaluation["results"].items()
-        for measure in MEASURES
-    }
+    found: dict[str, float] = {}
+    for role, evaluation in by_role.items():
+        where = f"{evaluation['dataset']} {evaluation['split']}".strip()
+        group = f"evaluation/{where}/{role}"
+        for protocol, result in evaluation["results"].items():
+            found |= {f"{group}/{_named(protocol, result)} {measure}": result[measure] for measure in MEASURES}
+        for pair in evaluation["agreement"]:
+            found |= {f"{group}/{measure} with {pair['students'][1]}": pair[measure] for measure in ("overlap", "cka")}
+        for measure in ("effective_rank", "uniformity") if evaluation.get("spread") else ():
+            found[f"{group}/{measure}"] = evaluation["spread"][measure]
+    return {_allowed(name): float(value) for name, value in found.items()}
 
 
 def _named(protocol: str, result: dict[str, Any]) -> str:

@@ -27,6 +27,7 @@ from crossdistill.evaluation.protocols.agreement import (
     shuffled_overlaps,
 )
 from crossdistill.evaluation.roles import Role
+from crossdistill.evaluation.spread import FeatureSpread
 from crossdistill.evaluation.teacher_agreement import AgreementReport, SpaceAgreement, conclude
 from crossdistill.quantization.quantize import quantize
 
@@ -268,7 +269,11 @@ def test_command__image_teacher_of_clips_without_labels_or_splits(toy_folder, tm
     found = figures(tmp_path, *teacher, *STUDENT, "--data", folder, "--clips", 24)
     assert found["num_clips"] + len(found["unreadable"]) == 24 and len(found["unreadable"]) == 1
     assert found["sample"] == "no splits" and found["teacher_1nn"] is None
-    assert "it does not show whether the teacher's" in found["conclusions"][0]
+    assert len(found["nearest"]) == 3 and set(found["spreads"]) == {Role.TEACHER, Role.RANDOM}
+    videos = [name for pair in found["nearest"] for name in pair]
+    assert "only your eye can say" in found["conclusions"][0] and all(
+        name in found["conclusions"][0] for name in videos
+    )
 
 
 def wrong(capsys, *options):
@@ -317,7 +322,7 @@ def depth_weights(folder: Path) -> Path:
     return path
 
 
-def report(*, accuracy=0.5, fresh=0.3, trained=None, cka=0.2, gain=None):
+def report(*, accuracy=0.5, fresh=0.3, trained=None, cka=0.2, gain=None, effective_rank=9.0):
     agreements = {Role.RANDOM: SpaceAgreement(fresh, highest_shuffled_overlap=0.15, cka=cka)}
     if trained is not None:
         agreements[Role.TRAINED] = SpaceAgreement(trained, highest_shuffled_overlap=0.15, cka=0.5)
@@ -332,9 +337,11 @@ def report(*, accuracy=0.5, fresh=0.3, trained=None, cka=0.2, gain=None):
         chance=0.1,
         agreements=agreements,
         classes=(),
-        teacher_1nn=NeighbourClasses(accuracy, chance=0.1, num_clips=100),
+        teacher_1nn=None if accuracy is None else NeighbourClasses(accuracy, chance=0.1, num_clips=100),
         leaves_film_out=False,
         gain=gain,
+        spreads={Role.TEACHER: FeatureSpread(effective_rank, highest_rank=20, uniformity=-1.0)},
+        nearest=(("a.mp4", "b.mp4"),),
         origin=None,
     )
 
@@ -344,6 +351,8 @@ def report(*, accuracy=0.5, fresh=0.3, trained=None, cka=0.2, gain=None):
     [
         ({"accuracy": 0.18}, "little to teach about these classes"),
         ({"accuracy": 0.20}, "say something about these classes"),
+        ({"accuracy": None}, "It finds nearest: a.mp4 to b.mp4. Open these videos"),
+        ({"accuracy": None, "effective_rank": 1.5}, "hardly tells these clips apart"),
         ({"fresh": 0.15}, "speaks neither for the pair nor against it"),
         ({"fresh": 0.16}, "has to beat this figure"),
         ({"cka": 0.09}, "hardly anything of the teacher's"),

@@ -25,6 +25,7 @@ from crossdistill.evaluation.results import (
     result_of,
 )
 from crossdistill.evaluation.settings import ProtocolSettings
+from crossdistill.evaluation.spread import FeatureSpread
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "results_schema.md"
 
@@ -139,6 +140,7 @@ def whole_evaluation():
     return replace(
         one,
         agreement=[agreement],
+        spread=FeatureSpread(12.5, 59, -1.5),
         gains=gains,
         splits={"1": one},
         students={"a": one},

@@ -16,6 +16,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 import crossdistill as cd
 from crossdistill.commands.main import main as crossdistill
 from crossdistill.recipes.config import from_keywords
+from crossdistill.report import cost
 from data_prep.__main__ import main as data_prep
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,6 +61,7 @@ def run(words, more):
 def own_project(tmp_path, toy_folder, monkeypatch):
     """A folder with videos, a labelled dataset and a teacher's code, as the guide supposes them."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cost, "MAX_SECONDS", 0.01)
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "pile" / "of").mkdir(parents=True)
     (tmp_path / "pile" / "of" / "videos").symlink_to(toy_folder / "rgb")
@@ -80,10 +82,11 @@ def test_own_videos__from_a_pile_to_numbers(own_project):
         "agreement": [*SMALL_STUDENT, "--clips", "24", "--workers", "0"],
         "cache": [*SMALL_STUDENT[:2], "--workers", "0"],
         "train": [*SMALL_STUDENT, *SHORT, "--workers", "0"],
+        "report": ["--workers", "0", "--gallery", "1", "--clips", "24"],
         "evaluate": ["--workers", "0"],
     }
     commands = commands_of("tutorials/own_videos.md")
-    assert len(commands) == 6
+    assert len(commands) == 7
     for words in commands:
         run(words, more)
     assert (own_project / "runs" / "flow_r3d18-from-teacher.py-teacher" / "student" / "student.safetensors").is_file()

@@ -58,7 +58,7 @@ QUOTES = "a\"b'c&d"
 STUDENT = ["--student", "flow_tiny3d_8", "--student-frames", 4, "--student-size", 32]
 TEACHER = ["--teacher", "rgb_tiny3d_8", "--teacher-frames", 4, "--teacher-size", 32]
 FAST = ["--epochs", 1, "--batch-size", 8, "--workers", 0, "--tracker", "none", "--knn-clips", 0, "--log-every-steps", 1]
-SECTIONS = ["accuracy", "run", "curves", "confusion", "change", "tsne", "gallery", "agreement", "cost"]
+SECTIONS = ["accuracy", "run", "curves", "confusion", "change", "tsne", "gallery", "agreement", "spread", "cost"]
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
@@ -214,7 +214,16 @@ def test_page__gives_reasons_for_unavailable_sections(runs, tmp_path):
     (folder / "metrics.jsonl").write_text('{"step": 1, "lo')
     run_report(folder, "--out", tmp_path / "page.html")
     found = Page((tmp_path / "page.html").read_text())
-    assert set(found.unavailable) == {"accuracy", "curves", "confusion", "change", "tsne", "gallery", "agreement"}
+    assert set(found.unavailable) == {
+        "accuracy",
+        "curves",
+        "confusion",
+        "change",
+        "tsne",
+        "gallery",
+        "agreement",
+        "spread",
+    }
     assert str(tmp_path / "gone") in found.unavailable["tsne"] and "--data" in found.unavailable["gallery"]
     assert "lost.safetensors" in found.text and "pair.of_another_version" in found.text
 
@@ -316,7 +325,7 @@ def test_command__shows_progress(runs, tmp_path, capsys):
     distilled, baseline = runs
     run_report(distilled, "--out", tmp_path / "one.html")
     printed = capsys.readouterr().out
-    assert re.search(r"cost 3/3 networks", printed) and re.search(r"page 9/9 sections", printed)
+    assert re.search(r"cost 3/3 networks", printed) and re.search(r"page 10/10 sections", printed)
     run_report(distilled, baseline, "--out", tmp_path / "two.html")
     printed = capsys.readouterr().out
     assert len(re.findall(r"cost 1/1 networks", printed)) == 2 and re.search(r"page 6/6 sections", printed)

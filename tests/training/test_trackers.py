@@ -16,7 +16,8 @@ from crossdistill.training.trackers import flatten_results, track_results
 
 NN = {"top1": 0.5, "top5": 0.75, "mean_class": 0.25, "views": "1x1"}
 LINEAR = {"top1": 0.75, "top5": 1.0, "mean_class": 0.5, "views": "10x3"}
-BY_ROLE = {"student, distilled": {"dataset": "ucf101", "split": "1 + 2", "results": {"1-nn": NN, "linear": LINEAR}}}
+OF_UCF101 = {"dataset": "ucf101", "split": "1 + 2", "results": {"1-nn": NN, "linear": LINEAR}, "agreement": []}
+BY_ROLE = {"student, distilled": OF_UCF101}
 
 
 def test_results__have_names_of_their_own_for_dataset_split_role_protocol_views_and_measure():

@@ -193,6 +193,8 @@ def compare_students(
         chance_overlap=chance_overlap(a.num_clips, k),
         cka=linear_cka(a.features, b.features),
         overlap_by_class={
-            classes[label]: overlap_n[a.labels == label].mean().item() for label in sorted(set(a.labels.tolist()))
+            classes[label]: overlap_n[a.labels == label].mean().item()
+            for label in sorted(set(a.labels.tolist()))
+            if label >= 0
         },
     )

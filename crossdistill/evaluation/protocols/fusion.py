@@ -24,11 +24,12 @@ from crossdistill.evaluation.settings import ProtocolSettings
 
 def common_videos(members: Sequence[EmbeddedSplit]) -> list[EmbeddedSplit]:
     """Keep the videos that every student could read, in the same order; a ``UserError`` if their labels differ."""
-    trains, tests = (_common([getattr(split, part) for split in members]) for part in ("train", "test"))
+    trains, tests = (common_features([getattr(split, part) for split in members]) for part in ("train", "test"))
     return [replace(split, train=train, test=test) for split, train, test in zip(members, trains, tests, strict=True)]
 
 
-def _common(parts: Sequence[Features]) -> list[Features]:
+def common_features(parts: Sequence[Features]) -> list[Features]:
+    """Keep the videos that are in all parts, in the same order; a ``UserError`` if their labels differ."""
     shared = set.intersection(*(set(part.videos) for part in parts))
     unreadable = {video: reason for part in parts for video, reason in part.unreadable.items()}
     chosen = [part.select([i for i, video in enumerate(part.videos) if video in shared]) for part in parts]
