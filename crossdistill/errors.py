@@ -8,15 +8,19 @@ import errno
 import functools
 import importlib
 import io
+import json
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 USER_ERROR_EXIT_STATUS = 2
 CLOSED_OUTPUT_EXIT_STATUS = 128 + 13  # SIGPIPE
+# Ctrl-C, what ends a job, and what SLURM (--signal=USR1@120) sends before it ends a job.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 SAME_COMMAND = "start the same command again"
 FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Part of the RuntimeError that PyTorch raises if the machine's memory is used up.
@@ -38,7 +42,7 @@ class OneProcessError(UserError):
 
 
 class Stopped(KeyboardInterrupt):
-    """The command was stopped by Ctrl-C (SIGINT) or by SIGTERM. The message says how the work is continued.
+    """The command was stopped by one of ``STOP_SIGNALS``, such as Ctrl-C. The message says how to continue.
 
     Commands print it without a stack trace and exit with 128 and the number of the signal.
 
@@ -120,15 +124,16 @@ def friendly_errors(main: Callable[..., None]) -> Callable[..., None]:
     These are ``UserError``, a full disk, a path that cannot be read or written, and too little memory. With
     ``CROSSDISTILL_TRACEBACK=1`` the error is raised with its stack trace instead. If several processes run on a
     machine, only the first one prints, unless the error is a ``OneProcessError`` or out of memory. If the reader of
-    the output is gone (``| head``), the command exits without a message and with the status of SIGPIPE. Ctrl-C and
-    SIGTERM are one sentence as well; see ``Stopped``. Characters that the terminal cannot print are replaced.
+    the output is gone (``| head``), the command exits without a message and with the status of SIGPIPE. Ctrl-C, SIGTERM
+    and SIGUSR1 are one sentence as well; see ``Stopped``. ``torchrun`` ends its own message with the sentence.
+    Characters that the terminal cannot print are replaced.
     """
 
     @functools.wraps(main)
     def wrapped(*args: object, **kwargs: object) -> None:
         replace_unprintable_characters()
         try:
-            with _stopped_by_sigterm():
+            with _stopped_by_signals():
                 _run_and_flush(main, *args, **kwargs)
         except BrokenPipeError:
             if not _is_output_closed():
@@ -140,6 +145,7 @@ def friendly_errors(main: Callable[..., None]) -> Callable[..., None]:
             stopped = Stopped.by(error, str(error) or SAME_COMMAND)
             if _is_first_process():
                 print(f"crossdistill: stopped: {stopped}", file=sys.stderr)
+            _tell_torchrun(f"crossdistill: stopped: {stopped}")
             sys.exit(128 + stopped.signal_number)
         except (UserError, OSError, RuntimeError, MemoryError) as error:
             sentence = _sentence(error)
@@ -147,6 +153,7 @@ def friendly_errors(main: Callable[..., None]) -> Callable[..., None]:
                 raise
             if not isinstance(error, UserError | OSError) or isinstance(error, OneProcessError) or _is_first_process():
                 print(f"crossdistill: error: {sentence}", file=sys.stderr)
+            _tell_torchrun(f"crossdistill: error: {sentence}")
             sys.exit(USER_ERROR_EXIT_STATUS)
 
     return wrapped
@@ -159,23 +166,31 @@ def replace_unprintable_characters() -> None:
             stream.reconfigure(errors="replace")
 
 
+def _tell_torchrun(sentence: str) -> None:
+    """Write the sentence into the file whose message ``torchrun`` prints last, if it started this process."""
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        content = {"message": {"message": sentence, "extraInfo": {"timestamp": str(int(time.time()))}}}
+        with contextlib.suppress(OSError), open(path, "w", encoding="utf-8") as file:
+            json.dump(content, file)
+
+
 @contextlib.contextmanager
-def _stopped_by_sigterm() -> Iterator[None]:
-    """Raise ``Stopped`` on SIGTERM inside the block, so that it is cleaned up as after Ctrl-C."""
+def _stopped_by_signals() -> Iterator[None]:
+    """Raise ``Stopped`` on SIGTERM and SIGUSR1 inside the block, so that it is cleaned up as after Ctrl-C."""
 
     def stop(signal_number: int, frame: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt the cleaning up
+        signal.signal(signal_number, signal.SIG_IGN)  # a second one must not interrupt the cleaning up
         raise Stopped(SAME_COMMAND, signal_number=signal_number)
 
-    is_free = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    if not is_free or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    signal.signal(signal.SIGTERM, stop)
+    is_main = threading.current_thread() is threading.main_thread()
+    free = [number for number in STOP_SIGNALS[1:] if is_main and signal.getsignal(number) is signal.SIG_DFL]
+    for number in free:
+        signal.signal(number, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in free:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _run_and_flush(main: Callable[..., None], *args: object, **kwargs: object) -> None:

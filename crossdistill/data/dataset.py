@@ -276,8 +276,10 @@ def _set_up_worker(worker: int) -> None:
     # OpenCV and torch start no threads, because the workers already run in parallel.
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-    # A terminal sends Ctrl-C to every process. The main process needs the batches of the step that it finishes.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A terminal sends Ctrl-C to every process, SLURM SIGUSR1. The main process needs the batches of the step that it
+    # finishes.
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def make_loader(

@@ -5,8 +5,8 @@ Shapes: B batch, C output channels, I input channels of a group.
 
 from __future__ import annotations
 
-import functools
 import importlib
+import logging
 from types import ModuleType
 from typing import Any
 
@@ -27,8 +27,11 @@ NORMS = (nn.BatchNorm2d, nn.BatchNorm3d)
 REPLACED = (*CONVOLUTIONS, nn.Linear, nn.MultiheadAttention)
 
 
-require_brevitas = functools.partial(require_package, "brevitas.nn", target="--bits", extra="precision")
-"""Return the module of brevitas' layers, or raise a ``UserError`` that says how to install them."""
+def require_brevitas() -> Any:
+    """Return the module of brevitas' layers, or raise a ``UserError`` that says how to install them."""
+    # brevitas imports PyTorch's compiler of CUDA extensions, which warns if there is no GPU. None is compiled here.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    return require_package("brevitas.nn", target="--bits", extra="precision")
 
 
 def quantised_layer(layer: nn.Module, widths: BitWidths, qnn: ModuleType, *, has_norm: bool) -> nn.Module:

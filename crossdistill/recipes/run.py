@@ -60,7 +60,7 @@ def run(config: RunConfig, accelerator: Accelerator | None = None, *, is_common:
 
     Raises:
         UserError: The configuration, the data or the weights cannot be used, or another process uses the folder.
-        Stopped: Ctrl-C or SIGTERM; the message says how to continue.
+        Stopped: Ctrl-C, SIGTERM or SIGUSR1; the message says how to continue.
     """
     sources = teacher_sources(config)
     check_configuration(config, sources)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from crossdistill.data.dataset import Entry, entries_of
 from crossdistill.data.manifest import Manifest
 from crossdistill.distillation.student import class_name
+from crossdistill.encoders.architecture import make_view
 from crossdistill.errors import UnreadableVideoError
 from crossdistill.evaluation.neighbours import nearest_neighbours
 from crossdistill.report.embeddings import Embedding
@@ -35,8 +36,8 @@ class GalleryClip:
     also the teacher's. Empty otherwise."""
     similarity: float | None = None
     """Cosine similarity to the query; None for a query."""
-    teacher_strip: str = ""
-    """Image of a query in the teacher's stream, if the teacher sees another stream than the student."""
+    other_strip: str = ""
+    """Image in another stream: the teacher's, or else RGB. Empty if that is the student's stream, or not there."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,10 @@ def build_gallery(
     number: queries are drawn from all of them; and ``near_teacher`` maps a video to its nearest videos in the teacher's
     embedding, which are marked as right.
 
-    The query is shown in the stream of ``teacher_view`` too. Raise an ``UnavailableError`` if ``num_queries`` is 0, or
-    if no clip can be read any more.
+    Each clip is shown in the stream of ``teacher_view`` too, or in RGB if that is the student's stream.
+
+    Raises:
+        UnavailableError: ``num_queries`` is 0, or no clip can be read any more.
     """
     if num_queries < 1:
         raise UnavailableError("the gallery was disabled by --gallery 0.")
@@ -102,7 +105,7 @@ def build_gallery(
             for i, cosine in zip(near, cosines, strict=True)
             if train.videos[i] != query
         )
-        rows.append(GalleryRow(images.clip(query, label, with_teacher=True), neighbours[:NUM_NEIGHBOURS]))
+        rows.append(GalleryRow(images.clip(query, label), neighbours[:NUM_NEIGHBOURS]))
     if not any(shown.strip for row in rows for shown in (row.query, *row.neighbours)):
         raise UnavailableError(f"no clip of {manifest.root} can be read any more.")
     return rows
@@ -122,17 +125,15 @@ class _ClipImages:
         self._entries = {entry.video.name: entry for entry in entries}
         self._classes = manifest.classes
         self._view = view
-        has_other_stream = teacher_view is not None and teacher_view.kind.stream != view.kind.stream
-        self._teacher_view = teacher_view if has_other_stream else None
+        others = (teacher_view, make_view("rgb", view.num_frames, view.stride, view.size_px))
+        self._other_view = next((other for other in others if other and other.kind.stream != view.kind.stream), None)
         self._strips: dict[tuple[str, str], str] = {}
 
-    def clip(
-        self, video: str, label: int, *, mark: str = "", similarity: float | None = None, with_teacher: bool = False
-    ) -> GalleryClip:
-        entry, teacher_view = self._entries[video], self._teacher_view if with_teacher else None
-        teacher_strip = "" if teacher_view is None else self._strip(entry, teacher_view)
+    def clip(self, video: str, label: int, *, mark: str = "", similarity: float | None = None) -> GalleryClip:
+        entry = self._entries[video]
+        other_strip = "" if self._other_view is None else self._strip(entry, self._other_view)
         shown_class = class_name(label, self._classes) if label >= 0 else ""
-        return GalleryClip(video, shown_class, self._strip(entry, self._view), mark, similarity, teacher_strip)
+        return GalleryClip(video, shown_class, self._strip(entry, self._view), mark, similarity, other_strip)
 
     def _strip(self, entry: Entry, view: ViewSpec) -> str:
         key = (entry.video.name, view.kind.stream)

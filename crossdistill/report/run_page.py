@@ -237,8 +237,8 @@ def _gallery(run: RunData, num_queries: int) -> Markup:
         )
     elif marks:
         note += f" {marks.count('right')} of these {len(marks)} neighbours belong to the query's class."
-    if any(row.query.teacher_strip for row in rows):
-        note += " The image to the left of each query is the same moment in the teacher's modality."
+    if any(row.query.other_strip for row in rows):
+        note += " The upper image of a pair is the same moment in the teacher's modality, or else in RGB."
     return render("gallery.html", rows=rows, note=note)
 
 

@@ -67,7 +67,7 @@ def train(
 ) -> TrainingState:
     """Train a task to the end of its plan, from its newest checkpoint if there is one, and return the final state.
 
-    Ctrl-C and SIGTERM raise ``Stopped`` after a step, once its checkpoint is written.
+    Ctrl-C, SIGTERM and SIGUSR1 raise ``Stopped`` after a step, once its checkpoint is written.
 
     Args:
         task: What is trained.

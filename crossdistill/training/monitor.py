@@ -97,7 +97,7 @@ class Monitor:
         """Log the numbers of an evaluation, and show them in the bar from now on."""
         self.notes = "  ".join(f"{name} {value:.3f}" for name, value in values.items())
         if self.log is not None and values:
-            self.log.write(step, values)
+            self.log.write(step, {**values, **self._when(step, time.perf_counter())})
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
@@ -133,6 +133,9 @@ class Monitor:
         num_later_steps = (len(is_finite) - 1 - batch) // self.accelerator.gradient_accumulation_steps
         return step - num_later_steps, [name for name, values in self.values.items() if not values[batch].isfinite()]
 
+    def _when(self, step: int, now: float) -> dict[str, float]:
+        return {"epoch": step / self.steps_per_epoch, "seconds": now - self.started}
+
     def _log_means(self, step: int, state: dict[str, float]) -> None:
         means = self.require_finite(step)
         num_clips = len(self.values["loss"]) * self.batch_size * self.accelerator.num_processes
@@ -140,10 +143,9 @@ class Monitor:
         values = {
             **means,
             **state,
-            "epoch": step / self.steps_per_epoch,
             "clips_per_second": num_clips / (now - self.clock),
             "data_wait": self.wait_seconds / (now - self.clock),
-            "seconds": now - self.started,
+            **self._when(step, now),
         }
         if self.log is not None:
             self.log.write(step, values)

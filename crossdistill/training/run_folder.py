@@ -176,8 +176,9 @@ class RunFolder:
         found = Checkpoints(self.checkpoints).load_newest()
         if found is not None and "optimizer" not in found[1]:
             raise UserError(
-                f"{self.path} has ended and keeps its weights alone, so that --resume cannot raise {name}: start "
-                f"another run with --student-weights {self.path}; --keep-checkpoints keeps what --resume needs"
+                f"{self.path} has ended and keeps its weights alone, so that --resume cannot raise "
+                f"--{name.split('.')[1]}: start another run with --student-weights {self.path}; "
+                "--keep-checkpoints keeps what --resume needs"
             )
 
     def release(self) -> None:

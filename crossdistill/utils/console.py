@@ -11,8 +11,9 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
-from rich.console import Console, ConsoleRenderable
+from rich.console import Console, ConsoleRenderable, RenderableType
 from rich.live import Live
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -26,6 +27,8 @@ from rich.table import Column, Table
 from rich.text import Text
 
 WIDE = 100  # columns of a terminal from which on bars are long
+INDENT = "  "  # of text below a bar
+UNLIMITED = 10_000  # columns, to measure how wide a bar would be
 LOG_SECONDS = 30.0  # between two lines of a bar in a log file
 
 
@@ -63,6 +66,10 @@ class _CutColumn(TextColumn):
         text = super().render(task)
         text.no_wrap, text.overflow = True, "ellipsis"
         return text
+
+
+class _FieldColumn(_CutColumn):
+    """A text field, which is named when the bar is made."""
 
 
 class _NotebookLive(Live):
@@ -118,6 +125,37 @@ class _LogLive(Live):
         return renderables
 
 
+class _FittedProgress(Progress):
+    """Progress bar that puts its text fields on lines below it if the terminal is too narrow for one line."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Yield the bar with its text fields beside it or below it."""
+        table = self.make_tasks_table(self.tasks)
+        options = console.options  # Progress.console is not there yet when rich first asks
+        if Measurement.get(console, options.update(max_width=UNLIMITED), table).maximum <= options.max_width:
+            yield table
+            return
+        with self._lock:
+            columns = self.columns
+            self.columns = tuple(column for column in columns if not isinstance(column, _FieldColumn))
+            yield self.make_tasks_table(self.tasks)
+            self.columns = columns
+        for task in self.tasks:
+            for line in _filled("  ".join(task.fields.values()), options.max_width - len(INDENT)):
+                yield Text(INDENT + line, no_wrap=True, overflow="ellipsis")
+
+
+def _filled(text: str, width: int) -> list[str]:
+    """Break a text into lines at its double spaces, so that no number is parted from its name."""
+    lines: list[str] = []
+    for part in filter(None, text.split("  ")):
+        if lines and len(lines[-1]) + 2 + len(part) <= width:
+            lines[-1] += f"  {part}"
+        else:
+            lines.append(part)
+    return lines
+
+
 class _LogProgress(Progress):
     def stop(self) -> None:
         """End without the empty line that rich prints after a bar in a file."""
@@ -130,17 +168,18 @@ _TEXT_COLUMNS = (TextColumn, MofNCompleteColumn, TimeElapsedColumn, TimeRemainin
 def progress_bar(*fields: str, unit: str = "", is_shown: bool = True) -> Progress:
     """Return a progress bar with elapsed time, remaining time and optional text fields.
 
-    ``progress.update(task, name=...)`` sets the text fields, whose names are ``fields``. ``unit`` is what the bar
-    counts, for example ``clips``. ``is_shown`` is False on all processes but the first.
+    ``progress.update(task, name=...)`` sets the text fields, whose names are ``fields``. They are beside the bar, or
+    below it if the terminal is narrow, where lines break at double spaces. ``unit`` is what the bar counts, for example
+    ``clips``. ``is_shown`` is False on all processes but the first.
     """
     whole = Column(no_wrap=True)
     is_log = not (console.is_terminal or console.is_jupyter)
-    progress = (_LogProgress if is_log else Progress)(
+    progress = (_LogProgress if is_log else _FittedProgress)(
         _CutColumn("{task.description}"),
         BarColumn(bar_width=24 if console.width >= WIDE else 10),
         MofNCompleteColumn(table_column=whole),
         TextColumn(unit),
-        *(_CutColumn(f"{{task.fields[{name}]}}") for name in fields),
+        *(_FieldColumn(f"{{task.fields[{name}]}}") for name in fields),
         TimeElapsedColumn(table_column=whole),
         TextColumn("left"),
         TimeRemainingColumn(table_column=whole),

@@ -1,4 +1,4 @@
-"""Stop a loop between two steps after Ctrl-C or SIGTERM, on all processes after the same step."""
+"""Stop a loop between two steps after Ctrl-C, SIGTERM or SIGUSR1, on all processes after the same step."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from crossdistill.errors import SAME_COMMAND, Stopped
+from crossdistill.errors import SAME_COMMAND, STOP_SIGNALS, Stopped
 from crossdistill.utils.distributed import on_any_process
 
-NOTICE = b"\nstopping after this step; the next Ctrl-C stops at once\n"
+NOTICE = b"\nstopping after this step; the next Ctrl-C or signal stops at once\n"
 
 
 class StopRequest:
-    """Inside the block, the first Ctrl-C or SIGTERM is noted, and the second raises ``Stopped``.
+    """Inside the block, the first of ``STOP_SIGNALS`` is noted, and the second raises ``Stopped``.
 
     Args:
         accelerator: The processes that stop together.
@@ -30,7 +30,7 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in STOP_SIGNALS:
                 if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves it
                     self._handlers_before[number] = signal.signal(number, self._note)
         return self

@@ -117,7 +117,7 @@ def run_jobs(
     """Run ``function`` on every job, several at a time, and return the results in the order of ``jobs``.
 
     A job should use one thread, because the jobs themselves run in parallel. An exception in a job stops the other
-    jobs and is raised here. Ctrl-C and SIGTERM stop the workers.
+    jobs and is raised here. Ctrl-C, SIGTERM and SIGUSR1 stop the workers.
 
     Args:
         function: A function of an importable module.
@@ -129,7 +129,7 @@ def run_jobs(
         after_stop: Advice of the error that is raised after Ctrl-C.
 
     Raises:
-        Stopped: Ctrl-C or SIGTERM.
+        Stopped: Ctrl-C, SIGTERM or SIGUSR1.
         UserError: The engine is invalid or does not answer.
     """
     engine = engine or Engine()
@@ -166,6 +166,7 @@ def _results(
 
 def _run_one(function: Callable[[Job], Result], position: int, job: Job, main_pid: int) -> tuple[int, Result]:
     if os.getpid() != main_pid and threading.current_thread() is threading.main_thread():
-        # A terminal sends Ctrl-C to every process. Workers ignore it: the main process stops them.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # A terminal sends Ctrl-C to every process, SLURM SIGUSR1. Workers ignore them: the main process stops them.
+        for number in (signal.SIGINT, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_IGN)
     return position, function(job)

@@ -157,6 +157,7 @@ def _serve(module: str) -> None:
     # Linux kills this process when its parent dies. Otherwise it would continue to write files.
     with contextlib.suppress(OSError, AttributeError):  # other systems have no prctl
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # SLURM sends it to every process; the parent kills this one
     answer = importlib.import_module(module).answer
     # Libraries may print to standard output. That must not mix with the answers, so it goes to standard error.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")

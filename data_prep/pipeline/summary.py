@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from crossdistill.data.manifest import Manifest
+from crossdistill.data.manifest import MANIFEST_NAME, Manifest
 from crossdistill.errors import UserError
 from crossdistill.utils.console import console, print_table
 from data_prep.recipe import MISSING
@@ -12,11 +12,12 @@ from data_prep.recipe import MISSING
 DOWNLOAD_AGAIN = "download them again and add --retry"
 REMEDIES = {"time limit": "raise --time-limit and add --retry", "too short": "lower --min-frames"}
 """Kind of reason to what helps, if it is not another copy of the files."""
+MAX_LISTED_REPAIRED = 10
 STATUS_ORDER = ("ok", "repaired", "skipped")
 
 
 def print_summary(manifest: Manifest) -> None:
-    """Print the number of videos by status and reason, and the number of frames and the size of each stream."""
+    """Print the number of videos by status and reason, the names of repaired ones, frames and sizes of streams."""
     counts: Counter[tuple[int, str]] = Counter()
     for video in manifest.videos:
         # "too short: 3 frames, fewer than 8" counts as "too short".
@@ -24,6 +25,11 @@ def print_summary(manifest: Manifest) -> None:
         counts[STATUS_ORDER.index(video.status), kind] += 1
     rows = [(kind, str(count)) for (_, kind), count in sorted(counts.items())]
     print_table(manifest.dataset, ("status", manifest.noun), [*rows, ("all", str(counts.total()))])
+    repaired = [video for video in manifest.videos if video.status == "repaired"]
+    for video in repaired[:MAX_LISTED_REPAIRED]:
+        console.print(f"repaired: {video.name} ({video.reason})", highlight=False, soft_wrap=True)
+    if len(repaired) > MAX_LISTED_REPAIRED:
+        console.print(f"and {len(repaired) - MAX_LISTED_REPAIRED} more, which {MANIFEST_NAME} lists")
     missing = [video.name for video in manifest.videos if video.reason == MISSING]
     if missing:
         console.print(

@@ -19,7 +19,7 @@ from data_prep.datasets import folder
 from data_prep.datasets import list as listed_videos
 from data_prep.pipeline import jobs
 from data_prep.pipeline.journal import JOURNAL_NAME
-from data_prep.pipeline.summary import check_share_of_bad
+from data_prep.pipeline.summary import MAX_LISTED_REPAIRED, check_share_of_bad, print_summary
 
 
 @pytest.fixture(autouse=True)
@@ -229,6 +229,15 @@ def test_prepare__sigterm_leaves_no_half_written_file(tmp_path):
 
 
 # What the user is told to do.
+
+
+def test_summary__names_the_first_repaired_files(tmp_path, capsys):
+    reason = "ends early: 20 of 30 frames"
+    videos = [Video(f"v{i}", status="repaired", reason=reason, streams={}) for i in range(MAX_LISTED_REPAIRED + 2)]
+    print_summary(Manifest(tmp_path, "mine", (), (Video("fine", streams={}), *videos)))
+    said = capsys.readouterr().out.splitlines()
+    assert f"repaired: v0 ({reason})" in said and f"repaired: v{MAX_LISTED_REPAIRED} ({reason})" not in said
+    assert "and 2 more, which manifest.jsonl lists" in said and not any("fine" in line for line in said)
 
 
 def test_summary__remedy_is_that_of_the_most_frequent_reason(tmp_path):

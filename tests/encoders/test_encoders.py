@@ -3,16 +3,19 @@
 import contextlib
 import dataclasses
 import json
+import re
 from urllib.error import URLError
 
 import pytest
 import torch
 from pytorchvideo.models import hub
+from rich.console import Console
 from torch import nn
 from torchvision.models import get_model, get_model_weights
 from torchvision.models.video import mvit, r3d_18
 
 import crossdistill
+from crossdistill.commands import encoders as encoders_command
 from crossdistill.commands.encoders import main as listing
 from crossdistill.encoders import ARCHITECTURES, create_encoder, list_encoders
 from crossdistill.encoders.architecture import CLIP_MODALITIES
@@ -571,6 +574,25 @@ def test_every_architecture__is_a_teacher_and_a_student(architecture):
 def test_pytorchvideo__listing_has_the_published_operations(name):
     """At the encoder's own view. The classifier, which the body lacks, has less than a thousandth of the operations."""
     assert card_of(f"rgb_{name}")["gmacs"] == pytest.approx(ARCHITECTURES[name].published_gmacs, rel=0.02)
+
+
+def test_listing__is_names_in_a_pipe_and_takes_filters(capsys):
+    listing([], prog="crossdistill encoders")
+    assert capsys.readouterr().out.splitlines() == list_encoders()
+    listing(["flow", "--match", "TINY", "--json"], prog="crossdistill encoders")
+    names = [card["name"] for card in json.loads(capsys.readouterr().out)]
+    assert names == ["flow_convnext_tiny", "flow_tiny3d_16", "flow_tiny3d_32", "flow_tiny3d_8"]
+    with pytest.raises(UserError, match="no encoder has such a name: leave out --match"):
+        listing(["--match", "zzz"], prog="crossdistill encoders")
+
+
+def test_listing__is_short_in_a_terminal(capsys, monkeypatch):
+    monkeypatch.setattr(encoders_command, "console", Console(force_terminal=True))
+    listing([], prog="crossdistill encoders")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) < 30 and max(map(len, lines)) <= 80
+    shown = " ".join(lines)
+    assert all(re.search(rf"\b{name}\b", shown) for name in ARCHITECTURES)
 
 
 def test_listing__shows_encoders_outside_the_registry(tmp_path, capsys):

@@ -164,7 +164,7 @@ def test_page__has_all_sections_and_loads_nothing(page):
     found = require_self_contained(page)
     assert re.findall(r'<section id="([^"]+)"', page) == SECTIONS
     assert found.unavailable == {}
-    assert found.tags.count("svg") > 10 and page.count("data:image/webp;base64,") >= 3 * 6
+    assert found.tags.count("svg") > 10 and page.count("data:image/webp;base64,") >= 3 * 6 * 2  # RGB and flow
     assert page.index("colour scale of the confusion matrix") < page.index("rows are the true classes")
     for role in ("teacher", "supervised baseline", "student, distilled", "student, random"):
         assert role in found.text

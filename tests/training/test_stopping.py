@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM in a training: one sentence, the status of the signal, a checkpoint that resumes to the bit."""
+"""Signals in a training: one sentence, the status of the signal, a checkpoint that resumes to the bit."""
 
 import os
 import signal
@@ -7,6 +7,8 @@ import pytest
 from in_process import train
 from safetensors.torch import load_file
 
+from crossdistill.commands.train import main as train_command
+from crossdistill.errors import STOP_SIGNALS, Stopped
 from crossdistill.training.checkpoint import Checkpoints
 from crossdistill.training.monitor import Monitor
 
@@ -41,21 +43,21 @@ def whole_run(toy_folder, tmp_path_factory):
 def stopped(capfd, *options):
     """Run until the signal; return the status and the lines of the standard error after the notice."""
     capfd.readouterr()
-    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)]
+    handlers = [signal.getsignal(number) for number in (*STOP_SIGNALS, signal.SIGCHLD)]
     with pytest.raises(SystemExit) as exit_info:
         train([*OPTIONS, *options])
-    assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)]
+    assert handlers == [signal.getsignal(number) for number in (*STOP_SIGNALS, signal.SIGCHLD)]
     return exit_info.value.code, capfd.readouterr().err.splitlines()
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
 def test_signal__finishes_the_step_and_the_run_resumes_to_the_same_bits(
     toy_folder, whole_run, tmp_path, capfd, signals, number, status
 ):
     data = ["--data", toy_folder]
     signals[2] = [number]
     found, (_, notice, sentence) = stopped(capfd, *data, "--out", tmp_path / "run")
-    assert found == status and notice == "stopping after this step; the next Ctrl-C stops at once"
+    assert found == status and notice == "stopping after this step; the next Ctrl-C or signal stops at once"
     kept = f"the checkpoint of step 2 is kept in {tmp_path / 'run'}, and --resume continues the run"
     assert sentence.startswith(
         f"crossdistill: stopped: {kept}: crossdistill train --supervised --student "
@@ -82,3 +84,14 @@ def test_signal__that_the_caller_ignores_does_not_stop(toy_folder, tmp_path, sig
     finally:
         signal.signal(signal.SIGINT, before)
     assert (tmp_path / "run" / "student").is_dir()
+
+
+def test_command__that_continues_can_be_pasted(monkeypatch):
+    def stop(config):
+        raise Stopped("kept", needs_resume=True)
+
+    monkeypatch.setattr("crossdistill.recipes.run.run", stop)
+    with pytest.raises(Stopped) as stopped:
+        train_command(["--student", "flow_tiny3d_8", "--supervised", "--out", "my runs/a"], prog="crossdistill train")
+    command = "crossdistill train --student flow_tiny3d_8 --supervised --out 'my runs/a' --resume"
+    assert str(stopped.value) == f"kept: {command}"

@@ -14,18 +14,19 @@ from crossdistill.utils import console as module
 FIELDS = "loss 3.217  lr 3.6e-06  12 clips/s  accuracy 0.09"
 
 
-@pytest.mark.parametrize("num_columns", [60, 80, 140])
-def test_progress_bar__keeps_numbers_and_times_whole(num_columns, monkeypatch):
-    said, fields = io.StringIO(), FIELDS
+@pytest.mark.parametrize(("num_columns", "below"), [(60, 2), (80, 1), (140, 0)])
+def test_progress_bar__keeps_numbers_and_times_whole(num_columns, below, monkeypatch):
+    said, fields = io.StringIO(), FIELDS + "  bank 100%  knn 0.458" * (below == 2)
     terminal = Console(file=said, width=num_columns, markup=False, force_terminal=True, color_system=None)
     monkeypatch.setattr(module, "console", terminal)
     with module.progress_bar("fields", unit="steps") as bar:
         bar.add_task("depth_tiny3d_8 [of] mine", total=1300, completed=1274, fields=fields)
-    (line,) = (each for each in re.sub(r"\x1b\[\S*?[A-Za-z]", "", said.getvalue()).splitlines()[-1:] if each)
+    shown = re.sub(r"\x1b\[\S*?[A-Za-z]", "", said.getvalue()).splitlines()
+    line, *others = shown[-1 - below :]
     assert "1274/1300 steps" in line and " left " in line and "0:00:00" in line and len(line) <= num_columns
-    assert line.startswith("depth" if num_columns == 60 else "depth_tiny3d")
-    assert (fields in line) == (num_columns == 140)
-    assert ("…" in line) == (num_columns < 140)
+    assert line.startswith("depth" if num_columns < 80 else "depth_tiny3d")
+    assert (fields in line) == (not below)
+    assert [*map(len, others)] <= [num_columns] * below and "  ".join(map(str.strip, others)) == fields * bool(below)
 
 
 class Output:

@@ -1,6 +1,8 @@
 """Errors in commands: one sentence for user errors, printed once, and a stack trace for bugs."""
 
+import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -10,7 +12,7 @@ from killing import PATIENCE_SECONDS
 
 from crossdistill.commands.main import COMMANDS
 from crossdistill.commands.main import main as cli
-from crossdistill.errors import OneProcessError, UserError, friendly_errors
+from crossdistill.errors import STOP_SIGNALS, OneProcessError, UserError, friendly_errors, require_at_least
 from crossdistill.utils.files import require_writable
 
 
@@ -32,6 +34,23 @@ def test_friendly_errors__only_first_process_prints(monkeypatch, capsys, rank, i
         monkeypatch.setenv("LOCAL_RANK", rank)
     assert said(capsys, UserError("no")) == ("crossdistill: error: no\n" if is_said else "")
     assert "alone" in said(capsys, OneProcessError("alone"))
+
+
+def test_friendly_errors__torchrun_gets_the_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    with pytest.raises(SystemExit):
+        friendly_errors(lambda: require_at_least("--k", 0, 1))()
+    written = json.loads((tmp_path / "error.json").read_text())["message"]
+    assert written["message"] == capsys.readouterr().err.strip() == "crossdistill: error: --k is 0: give 1 or more"
+    assert int(written["extraInfo"]["timestamp"]) > 0  # torchrun finds the first failure by it
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS[1:])
+def test_friendly_errors__signals_are_one_sentence_and_a_status(number, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        friendly_errors(lambda: signal.raise_signal(number))()
+    assert exit_info.value.code == 128 + number and signal.getsignal(number) is signal.SIG_DFL
+    assert capsys.readouterr().err == "crossdistill: stopped: start the same command again\n"
 
 
 def test_friendly_errors__memory_is_one_sentence(capsys):
