@@ -111,9 +111,10 @@ def _sentences(by_role: Mapping[str, Evaluation], common: Mapping[str, Features]
         if evaluation.spread is not None and is_collapsed(evaluation.spread):
             said.append(f"Nearly all clips have the same embedding for the {role}: it hardly tells them apart.")
     seen = "held out from training" if is_test else "those that the student learned from"
+    what = "how well the student follows its teacher" if _teachers(common) else "how widely the embeddings are spread"
     said.append(
-        f"There are no labels to test with: the clips are {seen}, and the figures say how well the student follows its "
-        "teacher, not whether that is right; crossdistill report shows the neighbours with frames."
+        f"There are no labels to test with: the clips are {seen}, and the figures say {what}, not whether that is "
+        "right; crossdistill report shows the neighbours with frames."
     )
     return said
 

@@ -83,7 +83,8 @@ def evaluate_networks(
         results[str(manifest.root)] = by_role
         if run.accelerator.is_main_process:
             write_text_atomically(run.folder.results, json.dumps(results, indent=2) + "\n")
-            print_comparison(f"{manifest.dataset}, {found.num_clips} clips without labels", by_role)
+            missing = "a test part" if manifest.classes else "labels"
+            print_comparison(f"{manifest.dataset}, {found.num_clips} clips without {missing}", by_role)
             for sentence in found.sentences:
                 run.announce(sentence)
             track_results(machine.tracker, run.folder.path, by_role, step=step)

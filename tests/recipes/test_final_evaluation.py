@@ -24,7 +24,7 @@ def print_and_read(monkeypatch, by_role):
     terminal = Console(file=said, width=80, markup=False, force_terminal=True, color_system=None)
     for module in (console_module, final_evaluation):
         monkeypatch.setattr(module, "console", terminal)
-    final_evaluation.print_comparison("toy, split 1, top-1", by_role)
+    final_evaluation.print_comparison("toy, split 1", by_role)
     return said.getvalue().splitlines()
 
 
