@@ -72,7 +72,7 @@ def evaluate_networks(
         if run.accelerator.is_main_process:
             # The file first: a tracker or a terminal may fail.
             write_text_atomically(run.folder.results, json.dumps(results, indent=2) + "\n")
-            print_comparison(f"{manifest.dataset}, split {data.split}, top-1", by_role)
+            print_comparison(f"{manifest.dataset}, split {data.split}", by_role)
             if sentence := in_words(by_role):
                 print(sentence)
             _print_notes(manifest, evaluations)
@@ -120,7 +120,7 @@ def print_comparison(title: str, by_role: Mapping[str, dict[str, Any]]) -> None:
     ]
     bootstrap = next((evaluation["bootstrap"] for evaluation in by_role.values() if evaluation["bootstrap"]), None)
     half = f" ± half of the {bootstrap['level']:.0%} interval" if bootstrap else ""
-    print_table(f"{title} in %{half}", ("", "encoder", *shown.values()), rows)
+    print_table(f"{title}, top-1 in %{half}", ("", "encoder", *shown.values()), rows)
     if bootstrap:
         console.print(bootstrap_note("intervals", Bootstrap(**bootstrap)), highlight=False)
 
