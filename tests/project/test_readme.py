@@ -52,6 +52,8 @@ OTHERS_OPTIONS = {
     *("--threads", "--repeats", "--num-pictures", "--num-videos"),
     *("--machine_rank", "--main_process_ip", "--mixed_precision", "--logdir"),
     *("--step-batch", "--no-deps"),
+    *("--time", "--signal", "--requeue", "--open-mode"),
+    *("--ntasks-per-node", "--gpus-per-node", "--cpus-per-task"),
 }
 
 

@@ -317,7 +317,7 @@ def test_both_students__are_evaluated_in_one_precision(toy_folder, teacher_file,
     compared = {}
     monkeypatch.setattr(context, "uses_bf16", lambda encoder, training_batch_size, **_: training_batch_size is not None)
     monkeypatch.setattr(train_module, "_train", lambda *_, **__: None)
-    monkeypatch.setattr(train_module, "evaluate_networks", lambda run, networks, step: compared.update(networks))
+    monkeypatch.setattr(train_module, "evaluate_networks", lambda run, networks, **_: compared.update(networks))
     known = ["--teacher", "rgb_r3d10_gn", "--teacher-weights", teacher_file, "--student", "flow_r3d10"]
     train(*known, "--data", toy_folder, "--out", tmp_path / "run")
     assert {role: execution.is_bf16 for role, (_, execution) in compared.items()} == {
