@@ -79,7 +79,7 @@ def uniformity(features_nd: Tensor) -> float:
     The features are [N, D]. Fewer than 2 clips, and NaN or infinite features are a ``UserError``.
 
     Example:
-        >>> round(uniformity(torch.tensor([[1.0, 0.0], [-3.0, 0.0]])), 6)  # the squared distance of opposite points is 4
+        >>> round(uniformity(torch.tensor([[1.0, 0.0], [-3.0, 0.0]])), 6)  # squared distance of opposites: 4
         -8.0
     """
     unit_nd = _unit(features_nd)
