@@ -23,6 +23,7 @@ _EXPORTS = {
     "save_student": "crossdistill.distillation.student",
     "wrap_encoder": "crossdistill.encoders",
     # Prepared datasets.
+    "Augmentation": "crossdistill.data.transforms",
     "Manifest": "crossdistill.data.manifest",
     "PairedBatch": "crossdistill.types",
     "PairedClips": "crossdistill.data.dataset",
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from crossdistill.data.decode import read_clip
     from crossdistill.data.manifest import Manifest
     from crossdistill.data.sampling import SampleKey
+    from crossdistill.data.transforms import Augmentation
     from crossdistill.distillation.distiller import Distiller
     from crossdistill.distillation.student import load_student, save_student
     from crossdistill.distillation.terms import create_terms

@@ -195,7 +195,7 @@ def options_of(kind, capsys):
 
 def test_text__names_files_and_options_that_exist(capsys):
     text = "\n".join(path.read_text(encoding="utf-8") for path in DOCUMENTS)
-    for path in set(re.findall(r"(?:configs|scripts|tests|docs)/[\w/]+\.\w+", text)):
+    for path in set(re.findall(r"(?:configs|examples|scripts|tests|docs)/[\w/]+\.\w+", text)):
         assert (ROOT / path).is_file(), path
     kinds = [
         RunConfig,
