@@ -167,7 +167,10 @@ def replace_unprintable_characters() -> None:
 
 
 def _tell_torchrun(sentence: str) -> None:
-    """Write the sentence into the file whose message ``torchrun`` prints last, if it started this process."""
+    """Write the sentence into the file whose message ``torchrun`` prints last, if it started this process.
+
+    The sentence was printed before, so that a file that cannot be written loses nothing.
+    """
     if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         content = {"message": {"message": sentence, "extraInfo": {"timestamp": str(int(time.time()))}}}
         with contextlib.suppress(OSError), open(path, "w", encoding="utf-8") as file:

@@ -32,13 +32,13 @@ def in_words(by_role: Mapping[str, Mapping[str, Any]]) -> str | None:
                 accuracy = by_role[text]["results"][measure]["top1"]
                 top1[role] = max(accuracy, top1.get(role, 0.0)) if role is Role.TEACHER else accuracy
         if {Role.TEACHER, Role.RANDOM, Role.DISTILLED} <= top1.keys():
-            distilled = top1[Role.DISTILLED]
-            over_random, over_teacher = (_points(distilled - top1[role]) for role in (Role.RANDOM, Role.TEACHER))
+            apart = [100 * (top1[Role.DISTILLED] - top1[role]) for role in (Role.RANDOM, Role.TEACHER)]
+            (random, beside_random), (taught, beside_teacher) = ((f"{abs(d):.1f}", _side(d)) for d in apart)
             parts.append(
-                f"{name} is {over_random} random weights and {over_teacher.replace(' points', '')} its teacher"
+                f"{name} is {random} points {beside_random} random weights and {taught} {beside_teacher} its teacher"
             )
     return f"What the student learned: its {', its '.join(parts)}." if parts else None
 
 
-def _points(difference: float) -> str:
-    return f"{abs(100 * difference):.1f} points {'above' if difference >= 0 else 'below'}"
+def _side(difference: float) -> str:
+    return "above" if difference >= 0 else "below"

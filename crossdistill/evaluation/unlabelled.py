@@ -113,8 +113,8 @@ def _sentences(by_role: Mapping[str, Evaluation], common: Mapping[str, Features]
     seen = "held out from training" if is_test else "those that the student learned from"
     what = "how well the student follows its teacher" if _teachers(common) else "how widely the embeddings are spread"
     said.append(
-        f"There are no labels to test with: the clips are {seen}, and the figures say {what}, not whether that is "
-        "right; crossdistill report shows the neighbours with frames."
+        f"Without labels and a test part there is no accuracy: the clips are {seen}, and the figures say {what}, not "
+        "whether that is right; crossdistill report shows the neighbours with frames."
     )
     return said
 

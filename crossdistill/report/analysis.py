@@ -18,6 +18,7 @@ from torch import Tensor
 
 from crossdistill.evaluation.features import Features
 from crossdistill.evaluation.protocols.agreement import chance_overlap, linear_cka, nearest_others, share_of_common
+from crossdistill.evaluation.protocols.fusion import common_features
 from crossdistill.report.embeddings import Embedding
 from crossdistill.report.networks import Kind
 from crossdistill.report.record import UnavailableError
@@ -104,7 +105,7 @@ def agreement_with(teacher: Embedding, others: list[Embedding], *, class_k: int 
 
     Raise an ``UnavailableError`` if all networks together could read too few clips.
     """
-    parts = _common_videos([subset(embedding.split.test, MAX_COMPARED_CLIPS) for embedding in (teacher, *others)])
+    parts = common_features([subset(embedding.split.test, MAX_COMPARED_CLIPS) for embedding in (teacher, *others)])
     num = parts[0].num_clips
     counts = [k for k in NEIGHBOUR_COUNTS if k < num]
     if len(counts) < 2 or num < 4:
@@ -124,13 +125,6 @@ def agreement_with(teacher: Embedding, others: list[Embedding], *, class_k: int 
             )
         )
     return TeacherAgreement(teacher.role, num, class_k, {k: chance_overlap(num, k) for k in counts}, overlaps)
-
-
-def _common_videos(parts: list[Features]) -> list[Features]:
-    """Select the videos that all networks could read, in the order of their names."""
-    common = sorted(set.intersection(*(set(part.videos) for part in parts)))
-    positions = [{name: i for i, name in enumerate(part.videos)} for part in parts]
-    return [part.select([at[name] for name in common]) for part, at in zip(parts, positions, strict=True)]
 
 
 def _class_means(values_n: Tensor, labels_n: Tensor) -> dict[int, float]:

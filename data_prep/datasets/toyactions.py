@@ -3,7 +3,7 @@
 Twelve classes of motion: slides (left, right, up, down), approach and recede, spins and orbits (clockwise and
 anticlockwise), bounce and shake. Textures, colours, shapes, sizes, places, a moving background and distracting bodies
 are drawn independently of the class, so that a single frame does not tell the class. Backgrounds always move, as if the
-camera did, so that the mean motion does not tell it either.
+camera did, so that the mean motion of a clip says little about it either.
 
 The folder gets rgb/, flow/ and depth/, split lists in the format of UCF101 in lists/, and a manifest. The same options
 give the same bytes, with any number of workers. Repeat the command to resume it after an interruption.

@@ -115,9 +115,9 @@ def drift(rng: np.random.Generator, instants: NDArray[np.float64]) -> Track:
 
 
 def camera(rng: np.random.Generator, instants: NDArray[np.float64]) -> Track:
-    """Draw the path of the background: it always pans, as fast as bodies slide, turns, and comes nearer or goes away.
+    """Draw the path of the background, as if the camera moved: it pans about as fast as bodies slide, turns and zooms.
 
-    So the mean motion of a clip says nothing about the class.
+    Most of a clip's pixels are background, so that the mean motion of a clip says little about the class.
     """
     heading, speed = rng.uniform(0, 2 * math.pi), rng.uniform(1.0, 2.4) / REFERENCE_SIDE_PX
     turn_rad, growth = rng.uniform(-0.04, 0.04), rng.uniform(-0.015, 0.015)

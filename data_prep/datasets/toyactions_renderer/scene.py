@@ -176,7 +176,7 @@ def compose_scene(action: str, key: SceneKey, *, size_px: int, num_frames: int) 
         ACTIONS[action](rng, instants),
         size_px=size_px,
         place=rng.uniform(0.36, 0.64, size=2),
-        radius=rng.uniform(0.18, 0.26),
+        radius=rng.uniform(0.17, 0.25),
         depth_mm=depth_mm,
         relief=RELIEF,
         surface=1,
