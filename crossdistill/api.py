@@ -100,6 +100,7 @@ class Run:
     def to_frame(self) -> pandas.DataFrame:
         """Convert the final evaluation to a pandas DataFrame with one row per dataset, role and protocol.
 
+        Without labels it has one row per dataset, role and teacher.
         The columns are those of ``Evaluation.to_frame``, then ``dataset`` (its folder), ``role`` and ``encoder``.
         Without an evaluation it is empty.
 

@@ -30,6 +30,11 @@ SCHEMA_VERSION = 1
 NUM_RANKED = 5
 """Ranks that count for top-5 accuracy."""
 TOP1, TOP5, MEAN_CLASS = "top1", "top5", "mean_class"
+_COLUMNS = ("protocol", "top1", "low", "high", "top5", "mean_class", "num_test", "coverage")
+_UNLABELLED_COLUMNS = (
+    *("teacher", "overlap", "low", "high", "cka"),
+    *("effective_rank", "uniformity", "num_test", "coverage"),
+)
 _STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
 
@@ -133,6 +138,11 @@ class Bootstrap:
     """0.95: from the 2.5th to the 97.5th percentile."""
     seed: int
     """Seed of the draws."""
+
+
+def _accuracy_row(result: ProtocolResult) -> tuple[Any, ...]:
+    ends = result.intervals.get(TOP1, (math.nan, math.nan))
+    return (result.protocol, result.top1, *ends, result.top5, result.mean_class, result.num_test, result.coverage)
 
 
 @dataclass(frozen=True)
@@ -286,19 +296,27 @@ class Evaluation:
         """Convert the results to a pandas DataFrame with one row per protocol.
 
         The columns are ``protocol``, ``top1``, ``low`` and ``high`` (ends of the interval of ``top1``, NaN without a
-        bootstrap), ``top5``, ``mean_class``, ``num_test`` and ``coverage``.
+        bootstrap), ``top5``, ``mean_class``, ``num_test`` and ``coverage``. Without labels the figures are in the
+        columns ``teacher``, ``overlap``, ``low``, ``high``, ``cka``, ``effective_rank``, ``uniformity``, ``num_test``
+        and ``coverage``: one row for each teacher that the network was compared with, and one row without any.
 
         Raises:
             UserError: pandas is not installed.
         """
-        columns = ["protocol", "top1", "low", "high", "top5", "mean_class", "num_test", "coverage"]
-        rows = []
-        for r in self.results.values():
-            low, high = r.intervals.get(TOP1, (math.nan, math.nan))
-            rows.append((r.protocol, r.top1, low, high, r.top5, r.mean_class, r.num_test, r.coverage))
         found = require_package("pandas", target="to_frame()", extra="pandas")
-        frame: pandas.DataFrame = found.DataFrame(rows, columns=columns)
+        without_labels = self.spread is not None and not self.results
+        rows = self._rows_without_labels() if without_labels else list(map(_accuracy_row, self.results.values()))
+        frame: pandas.DataFrame = found.DataFrame(rows, columns=_UNLABELLED_COLUMNS if without_labels else _COLUMNS)
         return frame
+
+    def _rows_without_labels(self) -> list[tuple[Any, ...]]:
+        assert self.spread is not None
+        spread = (self.spread.effective_rank, self.spread.uniformity, self.num_test, self.coverage)
+        pairs: list[tuple[Any, ...]] = [
+            (pair.students[1], pair.overlap, *(pair.overlap_interval or (math.nan, math.nan)), pair.cka)
+            for pair in self.agreement
+        ]
+        return [(*pair, *spread) for pair in pairs or [("", *[math.nan] * 4)]]
 
     def to_json(self) -> dict[str, Any]:
         """Convert to a dictionary that ``json.dumps`` takes."""

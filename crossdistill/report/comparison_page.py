@@ -28,6 +28,7 @@ from crossdistill.report.run_page import cost_note, cost_row, shown_protocol
 from crossdistill.report.svg import element, percent, short_number, whole_percent
 from crossdistill.report.sweep import differing_options, numbers_as_csv
 from crossdistill.report.tables import accuracies_of, dot_groups, notes_of, row_names, title_of
+from crossdistill.report.unlabelled import COMPARED_TITLES, compared_texts, stored_figures
 
 SHOWN_ROWS = ("linear", "1-nn", "20-nn", "retrieval, R@5", "cluster")
 """Rows of results that the comparison shows."""
@@ -43,6 +44,7 @@ class ComparedRun:
     table: ResultTable | None
     evaluation: Evaluation | None
     cost: Cost | None
+    unlabelled: Evaluation | None = None
 
     @property
     def result(self) -> ProtocolResult | None:
@@ -51,7 +53,8 @@ class ComparedRun:
 
 
 LEADS = {
-    "runs": "The options that differ between the runs, and top-1 accuracy of their students on the test part, in %.",
+    "runs": "The options that differ between the runs, and top-1 accuracy of their students on the test part, in %. A "
+    "run without labels has no accuracy: its numbers compare the student with its teacher.",
     "accuracy": "Overlapping intervals do not prove that two students are equal, but they show no difference either.",
     "gains": "Points of top-1 over the first run, on the test clips of both. The interval is that of a paired "
     "bootstrap: both students are measured on the same drawn clips. An interval that holds 0 shows no difference. It "
@@ -104,7 +107,8 @@ def _names(records: Sequence[RunRecord]) -> list[str]:
 def _compared(run: RunData, name: str, style: str) -> ComparedRun:
     table = next(iter(result_tables(run)), None)
     evaluation = None if table is None else table.by_role.get(run.record.role)
-    return ComparedRun(name, style, run, table, evaluation, cost=next(iter(run.costs), None))
+    cost = next(iter(run.costs), None)
+    return ComparedRun(name, style, run, table, evaluation, cost, stored_figures(run.record))
 
 
 def _networks(runs: Sequence[ComparedRun]) -> list[tuple[Cost, list[ComparedRun]]]:
@@ -187,24 +191,28 @@ def _table(runs: Sequence[ComparedRun]) -> Markup:
     evaluations = [run.evaluation for run in runs]
     protocols = [name for name in row_names(filter(None, evaluations)) if name in SHOWN_ROWS]
     options = differing_options([run.data.record.config for run in runs])
+    without_labels = any(run.unlabelled is not None for run in runs)
     rows: list[dict[str, Any]] = []
     for position, run in enumerate(runs):
         accuracies = {} if run.evaluation is None else accuracies_of(run.evaluation)
         cells = [accuracies.get(name) for name in protocols]
         coverage = min((cell.coverage for cell in cells if cell is not None), default=None)
         own = [values[position] for values in options.values()]
-        rows.append({"name": run.name, "style": run.style, "options": own, "cells": cells, "coverage": coverage})
+        facts = {"name": run.name, "style": run.style, "options": own, "cells": cells, "coverage": coverage}
+        rows.append({**facts, "texts": compared_texts(run.unlabelled) if without_labels else []})
     tables = [run.table for run in runs if run.table is not None]
     notes = list(dict.fromkeys(f"{table.dataset}: {note}" for table in tables for note in notes_of(table)))
     if len({table.dataset for table in tables}) > 1:
         notes.append("The runs were evaluated on different datasets, so their accuracies are not comparable.")
     if not options:
         notes.append("No option differs between the runs.")
-    csv = numbers_as_csv([run.name for run in runs], options, evaluations, [run.cost for run in runs])
+    figures = [run.evaluation or run.unlabelled for run in runs]
+    csv = numbers_as_csv([run.name for run in runs], options, figures, [run.cost for run in runs])
     return render(
         "runs.html",
         options=[name.replace("_", "-") for name in options],
         protocols=[title_of(name) for name in protocols],
+        without_labels=COMPARED_TITLES if without_labels else (),
         rows=rows,
         notes=notes,
         csv_url=f"data:text/csv;charset=utf-8,{quote(csv)}",

@@ -52,6 +52,7 @@ def numbers_as_csv(
     """Write one line for each run: its differing options, top-1 accuracies with the ends of their intervals, and costs.
 
     Accuracies are fractions in [0, 1] of all digits; a number that is not known is empty. Times are those of the page.
+    Runs without labels have the share of the teacher's neighbours that the student shares, and its feature spread.
     """
     protocols = row_names(evaluation for evaluation in evaluations if evaluation is not None)
     rows = []
@@ -63,6 +64,8 @@ def numbers_as_csv(
             cell = accuracies.get(protocol)
             ends = (None, None) if cell is None or cell.interval is None else cell.interval
             row |= {protocol: cell and cell.value, f"{protocol} low": ends[0], f"{protocol} high": ends[1]}
+        if any(evaluation is not None and not evaluation.results for evaluation in evaluations):
+            row |= _unlabelled(evaluation)
         row["parameters"] = cost and cost.num_parameters
         row["multiply_adds"] = cost and round(cost.gmacs * 1e9)
         row["seconds_per_clip"] = cost and cost.latency_seconds
@@ -73,3 +76,12 @@ def numbers_as_csv(
     writer.writeheader()
     writer.writerows(rows)
     return file.getvalue()
+
+
+def _unlabelled(evaluation: Evaluation | None) -> dict[str, Any]:
+    pair = evaluation.agreement[0] if evaluation is not None and evaluation.agreement else None
+    ends = (None, None) if pair is None or pair.overlap_interval is None else pair.overlap_interval
+    spread = None if evaluation is None else evaluation.spread
+    shared = {"shared_neighbours": pair and pair.overlap, "shared_neighbours low": ends[0]}
+    shared |= {"shared_neighbours high": ends[1], "cka": pair and pair.cka}
+    return {**shared, "effective_rank": spread and spread.effective_rank, "uniformity": spread and spread.uniformity}

@@ -6,16 +6,19 @@ import contextlib
 
 from markupsafe import Markup
 
+from crossdistill.evaluation.results import Evaluation
 from crossdistill.evaluation.spread import FeatureSpread, feature_spread, spread_texts
 from crossdistill.evaluation.unlabelled import MAX_COMPARED_CLIPS
 from crossdistill.report.analysis import agreement_with, groups_of, subset
 from crossdistill.report.embeddings import Embedding
 from crossdistill.report.networks import Kind
 from crossdistill.report.page import Tile, render
-from crossdistill.report.record import UnavailableError, short_name
+from crossdistill.report.record import RunRecord, UnavailableError, short_name
 from crossdistill.report.run_data import RunData
 from crossdistill.report.svg import percent
 
+COMPARED_TITLES = ("neighbours shared with the teacher", "effective rank")
+"""Columns of a comparison of runs without labels."""
 SHARED_NEIGHBOURS = 10  # of the teacher, with which a page without labels compares
 NEEDS_LABELS = ("accuracy", "confusion", "change")  # sections
 UNLABELLED_LEADS = {
@@ -49,6 +52,25 @@ def unlabelled_tiles(run: RunData) -> list[Tile]:
         title = f"effective rank, of {own_spread.highest_rank}"
         tiles.append(Tile(f"{own_spread.effective_rank:.1f}", title, note))
     return tiles
+
+
+def stored_figures(record: RunRecord) -> Evaluation | None:
+    """Return what the end of training found out about the trained student without labels."""
+    found = (by_role.get(record.role) for by_role in record.results.values())
+    return next((evaluation for evaluation in found if evaluation is not None and not evaluation.results), None)
+
+
+def compared_texts(evaluation: Evaluation | None) -> list[tuple[str, str]]:
+    """Return a number and the small print below it for each of ``COMPARED_TITLES``; empty where it is not known."""
+    pair = evaluation.agreement[0] if evaluation is not None and evaluation.agreement else None
+    spread = None if evaluation is None else evaluation.spread
+    rank, _, highest = spread_texts(spread)[0].partition(" of ") if spread is not None else ("", "", "")
+    ends = (
+        ""
+        if pair is None or pair.overlap_interval is None
+        else "–".join(f"{100 * end:.1f}" for end in pair.overlap_interval)
+    )
+    return [("" if pair is None else percent(pair.overlap), ends), (rank, f"of {highest}" if rank else "")]
 
 
 def clip_groups(run: RunData) -> dict[str, int] | None:

@@ -28,7 +28,8 @@ _PLAIN_WORDS = (
     (rf"{_UNION}could not convert string to float.*", r"'\1' is no number"),
     (r"invalid literal for int\(\) with base 10: (['\"].*['\"])", r"\1 is no whole number"),
     (r"could not convert string to float: (['\"].*['\"])", r"\1 is no number"),
-    (r"[Cc]ould not find valid parse for arguments: \[(.*)\]", r"\1 is not what it takes"),
+    (r"[Cc]ould not find valid parse for arguments: \[(.*)\]", r"cannot be read from \1"),
+    (r"invalid choice (['\"].*['\"]) for argument '(.*)'\. Expected one of \((.*)\)", r"\2: \1 is not among \3"),
 )
 _ASKED = "asked"  # marks a type whose rule is being applied, so that the rule does not apply to itself
 

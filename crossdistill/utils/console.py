@@ -200,7 +200,7 @@ def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]
     each row is one line of any width, so that ``grep`` finds what it holds.
     """
     if not console.is_terminal and not console.is_jupyter:
-        for line in (title, *_plain_lines([list(header), *map(list, rows)])):
+        for line in (title, *_plain_lines([[cell.replace("\n", " ") for cell in row] for row in (header, *rows)])):
             console.print(line, highlight=False, soft_wrap=True)
         return
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))

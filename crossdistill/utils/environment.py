@@ -27,11 +27,15 @@ _BROKEN_INSTALL_ERRORS = (RuntimeError, ImportError, OSError, AttributeError)
 
 
 def require_matched_torch() -> None:
-    """Import torch and torchvision, and raise an error that says how to fix them if this fails.
+    """Import torch and torchvision for a command, and raise an error that says how to fix them if this fails.
+
+    Threads of torch sleep while they wait for each other, unless ``OMP_WAIT_POLICY`` says otherwise: by default they
+    spin, and on cores that other programs use as well a training step then takes several times as long.
 
     Each torchvision is built for one torch. With another torch its import fails with an error that names neither:
     ``operator torchvision::nms does not exist``.
     """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read once, when torch loads its library of threads
     versions = {name: installed_version(name) for name in ("torch", "torchvision")}
     for name in versions:
         try:

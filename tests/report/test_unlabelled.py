@@ -1,9 +1,12 @@
 """A run on data without labels: its results, its last table, and its report."""
 
+import csv
+import io
 import json
 import re
 import shutil
 from dataclasses import replace
+from urllib.parse import unquote
 
 import pytest
 import torch
@@ -93,6 +96,31 @@ def test_report__without_labels_shows_map_neighbours_agreement_and_spread(run, p
     assert f"<b>{100 * by_role[ROLES[2]]['agreement'][0]['overlap']:.1f} %</b>" in page
     rank = by_role[ROLES[0]]["spread"]
     assert f"<td>{rank['effective_rank']:.1f} of {rank['highest_rank']}</td>" in page
+
+
+def test_comparison__without_labels_has_the_agreement_of_each_run(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(cost, "MAX_SECONDS", 0.01)
+    out, other = tmp_path / "page.html", tmp_path / "other"
+    shutil.copytree(run, other)
+    cli(["report", str(run), str(other), "--workers", "0", "--no-teacher", "--out", str(out)])
+    (by_role,) = json.loads((run / "results.json").read_text()).values()
+    (pair,), spread = by_role[ROLES[2]]["agreement"], by_role[ROLES[2]]["spread"]
+    ends = "–".join(f"{100 * end:.1f}" for end in pair["overlap_interval"])
+    page = out.read_text()
+    assert page.count(f"<td><b>{100 * pair['overlap']:.1f} %</b><small>{ends}</small></td>") == 2
+    assert page.count(f"<td><b>{spread['effective_rank']:.1f}</b><small>of {spread['highest_rank']}</small></td>") == 2
+    for row in csv.DictReader(io.StringIO(unquote(re.search(r'href="data:text/csv;[^,]+,([^"]*)"', page)[1]))):
+        numbers = [float(row[f"shared_neighbours{end}"]) for end in ("", " low", " high")]
+        assert numbers == [pair["overlap"], *pair["overlap_interval"]]
+        assert [float(row[name]) for name in ("cka", "uniformity")] == [pair["cka"], spread["uniformity"]]
+
+
+def test_to_frame__without_labels_has_the_agreement_and_the_spread(run):
+    frame = Run(run).to_frame()
+    (by_role,) = json.loads((run / "results.json").read_text()).values()
+    assert list(frame.role) == ROLES and list(frame.teacher) == ["", ROLES[0], ROLES[0]]
+    assert list(frame.effective_rank) == [by_role[role]["spread"]["effective_rank"] for role in ROLES]
+    assert list(frame.overlap)[1:] == [by_role[role]["agreement"][0]["overlap"] for role in ROLES[1:]]
 
 
 def test_report__without_the_teacher_shows_the_stored_agreement(run, tmp_path, monkeypatch):

@@ -104,10 +104,12 @@ def test_print_table__rows_are_whole_lines_in_a_pipe(monkeypatch):
     said = io.StringIO()
     monkeypatch.setattr(module, "console", module._Console(file=said, width=40, markup=False))
     name = "image_timm:" + "long" * 20
-    module.print_table("encoders", ("name", "weights"), [(name, "imagenet1k_v1 69.8 %, kinetics400"), ("犬", "none")])
+    module.print_table(
+        "encoders", ("name", "weights\npublished"), [(name, "imagenet1k_v1 69.8 %, kinetics400"), ("犬", "none")]
+    )
     module.console.print("a sentence of more than forty letters, which a terminal would break")
     title, header, line, first, second, sentence = said.getvalue().splitlines()
-    assert (title, header.split(), set(line)) == ("encoders", ["name", "weights"], {"-"})
+    assert (title, header.split(), set(line)) == ("encoders", ["name", "weights", "published"], {"-"})
     assert first == f"{name}  imagenet1k_v1 69.8 %, kinetics400"
     assert second == "犬" + " " * (len(line) - 6) + "none"
     assert sentence.endswith("a terminal would break")

@@ -103,6 +103,17 @@ def test_require_matched_torch__matched_pair_passes() -> None:
     require_matched_torch()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="another library of threads shows no settings")
+@pytest.mark.parametrize(("given", "found"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_require_matched_torch__waiting_threads_sleep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, str], found: str
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    command = "-m", "crossdistill.utils.environment"
+    done = run_python(*command, python_path=PACKAGE.parent, cwd=tmp_path, OMP_DISPLAY_ENV="true", **given)
+    assert re.findall(r"OMP_WAIT_POLICY = '(\w+)'", done.stderr) == [found]
+
+
 def test_describe_environment__keys_and_types() -> None:
     described = describe_environment()
     assert described["python"] == platform.python_version()

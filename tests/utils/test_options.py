@@ -5,6 +5,7 @@ import io
 import itertools
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 import pytest
 
@@ -26,6 +27,7 @@ class Options:
     limit: int | None = None
     share: float | None = None
     parts: tuple[int, ...] = ()
+    speed: Literal["fast", "slow"] = "fast"
 
 
 def parse(*arguments):
@@ -45,7 +47,8 @@ def test_valid_options__become_the_dataclass():
         (["--data", "x", "--draws", "it's"], r"^--draws: \"it's\" is no whole number; some command"),
         (["--data", "x", "--limit", "a"], r"^--limit: 'a' is no whole number; some command"),
         (["--data", "x", "--share", "a"], r"^--share: 'a' is no number; some command"),
-        (["--data", "x", "--parts", "1", "a"], r"^--parts: '1', 'a' is not what it takes; some command"),
+        (["--data", "x", "--parts", "1", "a"], r"^--parts: cannot be read from '1', 'a'; some command"),
+        (["--data", "x", "--speed", "fas"], r"^--speed: 'fas' is not among 'fast', 'slow'; some command"),
         (["--data"], r"^missing value for argument '--data'"),
     ],
 )
