@@ -88,6 +88,26 @@ class View:
 
 
 @dataclass(frozen=True)
+class Mix:
+    """How the clips of a batch are mixed with each other, the same way for the student and for every teacher.
+
+    Example:
+        >>> Mix(torch.tensor(0.25), order=torch.tensor([1, 0]))(torch.tensor([[0.0], [4.0]]))
+        tensor([[3.],
+                [1.]])
+    """
+
+    share: Tensor
+    """Scalar in [0, 1], the share of a clip that stays."""
+    order: Tensor
+    """[B] int64, the clip that the rest of each comes from."""
+
+    def __call__(self, clips: Tensor) -> Tensor:
+        """Mix normalised clips [B, ...]."""
+        return torch.lerp(clips[self.order.to(clips.device)], clips, self.share.to(clips))
+
+
+@dataclass(frozen=True)
 class PairedBatch:
     """Clips of the same moments of the same videos: one view for the student and one for each teacher."""
 
@@ -104,6 +124,8 @@ class PairedBatch:
     sample_keys: Tensor | None = None
     """[B, 2] int64, sample and epoch from which each clip was drawn. With a teacher cache the second is the number of
     the augmentation. It stays on the CPU, where the rows of a teacher cache are looked up."""
+    mix: Mix | None = None
+    """How every network mixes its clips after it has normalised them; None for clips as they are."""
 
     def to(self, device: torch.device) -> PairedBatch:
         """Copy the tensors to a device, all but ``sample_keys``."""

@@ -8,11 +8,13 @@ Shapes: B batch, D student features, E teacher features, K anchors, N classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from crossdistill.data.mix import draw_mix
 from crossdistill.distillation.comparison import compare_with_labels, compare_with_teacher
 from crossdistill.distillation.student_with_heads import MomentumCopy, StudentWithHeads
 from crossdistill.distillation.task import Task
@@ -45,6 +47,8 @@ class Distiller(Task):
         ema_momentum: Decay of the student's EMA copy, in [0, 1]; used only by objectives that need the copy.
         teacher_drop: Probability of leaving a teacher out of a batch; the one with the largest loss always stays
             (Sariyildiz et al., UNIC, ECCV 2024, arXiv 2408.05088; there per sample).
+        mixes: Whether each batch of training is mixed with itself, in the same way for student and teachers; see
+            ``draw_mix``. Then no teacher may be a cache, and no objective may use labels.
         num_classes: N, for objectives that use labels.
         student_dim: D of a student that is not an ``Encoder``; its ``embed_dim`` or ``num_features`` if None.
         teacher_dim: E, likewise.
@@ -79,6 +83,7 @@ class Distiller(Task):
         bank_dtype: torch.dtype = torch.float32,
         ema_momentum: float = 0.999,
         teacher_drop: float = 0.0,
+        mixes: bool = False,
         num_classes: int | None = None,
         student_dim: int | None = None,
         teacher_dim: int | None = None,
@@ -92,6 +97,8 @@ class Distiller(Task):
         for teacher in all_teachers:
             teacher.require_fit(terms, encoder)
         require_all_trained(encoder, terms)
+        if mixes:
+            _require_mixable(all_teachers, terms)
         execution = student_execution or Execution.choose(encoder)
         comparisons = compare_with_labels(encoder, terms, num_classes)
         for number, teacher in enumerate(all_teachers, start=1):
@@ -109,7 +116,7 @@ class Distiller(Task):
         heads = {name: head.to(execution.device) for each in comparisons for name, head in each.heads.items()}
         super().__init__(StudentWithHeads(encoder, heads), execution)
         self.teachers, self.comparisons = all_teachers, comparisons
-        self.teacher_drop, self.gather = teacher_drop, gather
+        self.teacher_drop, self.mixes, self.gather = teacher_drop, mixes, gather
         self.distort = distort or (lambda clip: clip)
         key_heads = {
             each.key_head: heads[each.key_head]
@@ -141,8 +148,10 @@ class Distiller(Task):
         """
         if isinstance(batch, Tensor):
             batch = self._pair(batch, teacher_input, labels, sample_ids)
+        if self.mixes and self.training:
+            batch = replace(batch, mix=draw_mix(len(batch)))
         targets = [each.targets(batch) for each in self.comparisons]
-        outputs = self.execution.run(lambda clip: self._call(self.distort(clip)), batch.student)
+        outputs = self.execution.run(lambda clip: self._call(self.distort(clip)), batch.student, mix=batch.mix)
         log: dict[str, Tensor] = {}
         label_losses: list[Tensor] = []
         teacher_losses: list[Tensor] = []
@@ -186,7 +195,7 @@ class Distiller(Task):
             return
         keys, sample_ids = outputs, self.gather(batch.sample_ids)
         if self.momentum_copy is not None:
-            keys = {**keys, **self.execution.run(self.momentum_copy.module, batch.student)}
+            keys = {**keys, **self.execution.run(self.momentum_copy.module, batch.student, mix=batch.mix)}
         anchors: list[Anchors | None] = []
         for each, target in zip(self.comparisons, targets, strict=True):
             student = None if each.key_head is None else self.gather(keys[each.key_head].detach().float())
@@ -263,6 +272,14 @@ def _as_teachers(given: nn.Module | Teacher | Sequence[nn.Module | Teacher], tea
             each = FrozenTeacher(encoder, Execution.choose(encoder), number=number)
         teachers.append(each)
     return teachers
+
+
+def _require_mixable(teachers: Sequence[Teacher], terms: Sequence[Term]) -> None:
+    if not all(teacher.sees_clips for teacher in teachers):
+        raise UserError("a mixed clip is no mix of cached embeddings: let the teacher run, or do not mix")
+    labelled = next((term.name for term in terms if term.objective.compares == "labels"), None)
+    if labelled is not None:
+        raise UserError(f"a mixed clip has no label of its own, and {labelled} needs one: remove it, or do not mix")
 
 
 def _as_terms(objective: str | Sequence[str | Term]) -> list[Term]:

@@ -43,6 +43,9 @@ class Teacher(abc.ABC):
     has_own_crops = False
     """Whether the teacher sees random crops of its own. Student and teacher share one crop otherwise."""
 
+    sees_clips = True
+    """Whether a network of the teacher sees the clips of a batch, and not only their names."""
+
     @abc.abstractmethod
     def embed(self, batch: PairedBatch, *, with_tokens: bool = False) -> Targets:
         """Compute or read the targets of a batch, which is on the teacher's device."""
@@ -111,7 +114,9 @@ class FrozenTeacher(Teacher):
         assert not self.encoder.training, "the teacher stays in eval mode"
         view = batch.teachers[self.number]
         with torch.inference_mode():
-            features, tokens = self.execution.run(partial(embed, self.encoder, with_tokens=with_tokens), view)
+            features, tokens = self.execution.run(
+                partial(embed, self.encoder, with_tokens=with_tokens), view, mix=batch.mix
+            )
         # Clones are ordinary tensors, which autograd may read.
         targets = add_logits(features.float().clone(), self.encoder)
         return targets if tokens is None else {**targets, "tokens": tokens.float().clone()}
@@ -126,6 +131,8 @@ class CachedTeacher(Teacher):
         split: The split whose training clips are learned from.
         expected: Further fields of the cache's key that the run expects, such as the teacher's name.
     """
+
+    sees_clips = False
 
     def __init__(
         self, cache: TeacherCache, device: torch.device, *, split: str, expected: Mapping[str, Any] | None = None
@@ -188,7 +195,7 @@ class SelfTeacher(Teacher):
     def embed(self, batch: PairedBatch, *, with_tokens: bool = False) -> Targets:
         """Run the copy on the teacher's view of the batch."""
         run = partial(embed, self.encoder, with_tokens=with_tokens)
-        features, tokens = self.execution.run(run, batch.teachers[0])
+        features, tokens = self.execution.run(run, batch.teachers[0], mix=batch.mix)
         targets: Targets = {"features": features.float()}
         return targets if tokens is None else {**targets, "tokens": tokens.float()}
 
@@ -233,6 +240,7 @@ class StandardizedTeacher(Teacher):
         self.standardizer = standardizer
         self.encoder = teacher.encoder
         self.identity = teacher.identity
+        self.sees_clips = teacher.sees_clips
 
     @property
     def network(self) -> Encoder | None:

@@ -14,7 +14,7 @@ from crossdistill.encoders import Encoder
 from crossdistill.encoders.base import NO_VIEW
 from crossdistill.encoders.hardware import autocast, channels_last, to_channels_last, uses_bf16
 from crossdistill.errors import UserError
-from crossdistill.types import View, ViewSpec
+from crossdistill.types import Mix, View, ViewSpec
 
 Output = TypeVar("Output")
 
@@ -73,15 +73,17 @@ class Execution:
         if self.is_channels_last:
             to_channels_last(encoder)
 
-    def run(self, function: Callable[[Tensor], Output], view: View | Tensor) -> Output:
+    def run(self, function: Callable[[Tensor], Output], view: View | Tensor, *, mix: Mix | None = None) -> Output:
         """Call a module, or one of its methods, on a batch in this execution's memory layout and precision.
 
         The batch is a stored view, which is normalised, or a normalised tensor [B, C, T, H, W] or [B, C, H, W]. A
-        stored view for an encoder of plain tensors (``wrap_module``) is a ``UserError``.
+        stored view for an encoder of plain tensors (``wrap_module``) is a ``UserError``. ``mix`` mixes the clips after
+        they were normalised.
         """
         if isinstance(view, View) and self.view == NO_VIEW:
             raise UserError("an encoder made by wrap_module takes tensors, not stored views: use wrap_encoder instead")
         clip = normalise(view, self.view) if isinstance(view, View) else view
+        clip = clip if mix is None else mix(clip)
         clip = channels_last(clip) if self.is_channels_last else clip.contiguous()
         with autocast(self.device, is_bf16=self.is_bf16):
             return function(clip)

@@ -22,6 +22,8 @@ from crossdistill.objectives.seed import seed_loss
 from crossdistill.objectives.simreg import simreg_loss
 from crossdistill.objectives.smooth_l1 import smooth_l1_loss
 from crossdistill.objectives.token_matching import token_matching_loss
+from crossdistill.objectives.token_relations import time_relations_loss, token_relations_loss
+from crossdistill.objectives.unic import unic_loss
 
 __all__ = [
     "OBJECTIVES",
@@ -45,12 +47,16 @@ __all__ = [
     "seed_loss",
     "simreg_loss",
     "smooth_l1_loss",
+    "time_relations_loss",
     "token_matching_loss",
+    "token_relations_loss",
+    "unic_loss",
 ]
 
 _COMPRESS = {"temperature": 0.04, "teacher_temperature": None}
 _SEED = {"temperature": 0.2, "teacher_temperature": 0.01}
 _INFONCE = {"temperature": 0.07}
+_RELATIONS = {"temperature": 0.07}
 _BINGO = {"temperature": 0.2, "num_members": 5}
 _DKD = {"temperature": 4.0, "target_weight": 1.0, "rest_weight": 8.0}
 _BINGO_PARTS = {"bingo_own": 1.0, "bingo_bag": 1.0}
@@ -88,6 +94,7 @@ _RECORDS = (
     Objective("cosine", cosine_loss, adapter="linear"),
     Objective("smooth-l1", smooth_l1_loss, adapter="linear"),
     Objective("mse", mse_loss, adapter="linear"),
+    Objective("unic", unic_loss, adapter="mlp2"),
     # Relations between the samples of a batch.
     Objective("rkd", rkd_loss, adapter="identity", needs_teacher_dim=False, parts=_RKD_PARTS),
     # Class probabilities.
@@ -100,6 +107,10 @@ _RECORDS = (
     Objective("token-matching", token_matching_loss, adapter="tokens", compares="tokens"),
     Objective(
         "attention-transfer", attention_transfer_loss, adapter="grid", compares="tokens", needs_teacher_dim=False
+    ),
+    *(
+        Objective(name, loss, adapter="grid", compares="tokens", needs_teacher_dim=False, settings=_RELATIONS)
+        for name, loss in (("token-relations", token_relations_loss), ("time-relations", time_relations_loss))
     ),
     # Labels.
     Objective("cross-entropy", cross_entropy_loss, adapter="labels", compares="labels", needs_teacher_dim=False),

@@ -82,6 +82,13 @@ def _check_options_have_an_effect(config: RunConfig, terms: Sequence[Term]) -> N
         raise UserError(f"--shots {shots} chooses other clips than {option} needs: remove one of the two")
     if pair.supervised and config.data.strong_views and pair.rounds == 1:
         raise UserError("--strong-views has no effect with --supervised, which has no teacher: remove it")
+    if objective.mix and pair.teacher_cache is not None:
+        raise UserError(
+            "--mix needs a teacher that sees the mixed clips, and --teacher-cache has embeddings of whole clips: "
+            "remove one of the two"
+        )
+    if objective.mix and ("labels" in compared or (pair.supervised and pair.rounds == 1)):
+        raise UserError("--mix makes clips without a label of their own, and this run uses labels: remove --mix")
     if pair.rounds > 1 and "logits" in compared and "labels" not in compared:
         raise UserError(
             f"--rounds needs a classifier of each student, and {named} leaves none: add cross-entropy, or choose an "

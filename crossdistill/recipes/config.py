@@ -143,9 +143,9 @@ class ObjectiveConfig:
     """One objective or a sum of several, each name or name:weight, for example seed simreg:0.5. They compare
     similarities to the memory bank: compress-2q (the paper's: student anchors come from its EMA copy), compress-2q-live
     (from the student itself), compress-1q (from the teacher), seed, infonce, bingo; embeddings: simreg, cosine,
-    smooth-l1, mse; relations inside the batch: rkd; tokens: token-matching, attention-transfer; class probabilities of
-    a teacher with a classifier: kd, dkd, dist; labels, beside another objective: cross-entropy (MARS: cross-entropy
-    mse:50)."""
+    smooth-l1, mse, unic; relations inside the batch: rkd; tokens: token-matching, attention-transfer; relations inside
+    a clip: token-relations, time-relations; class probabilities of a teacher with a classifier: kd, dkd, dist; labels,
+    beside another objective: cross-entropy (MARS: cross-entropy mse:50)."""
     adapter: Literal["auto", "identity", "linear", "mlp2", "mlp3", "mlp4", "temporal-pool", "attention-pool"] = "auto"
     """Head between the student's features and the loss, dropped after training; auto: each objective's own."""
     temperature: Positive | None = None
@@ -163,6 +163,9 @@ class ObjectiveConfig:
     """Standardise the embeddings of each teacher to mean 0 and variance 1 before they are compared. mean-variance
     scales each feature by itself; phi-s scales all by one factor after a rotation that equalises them. Use it for
     several teachers of different scales."""
+    mix: bool = False
+    """Mix each batch with itself, in the same way for student and teachers (function matching, Beyer et al. 2022). It
+    pays in long runs: see configs/patient.yaml. The teacher must run, and no labels are used."""
     teacher_drop: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Probability of leaving each of several teachers out of a batch; the one with the largest loss always stays."""
 

@@ -61,6 +61,8 @@ def identity(config: RunConfig) -> dict[str, Any]:
         del values["data"][key]
     if values["data"]["shots"] is None:  # so that runs from before this option are known again
         del values["data"]["shots"]
+    if not values["objective"]["mix"]:  # likewise
+        del values["objective"]["mix"]
     return values
 
 

@@ -70,7 +70,8 @@ def round_config(config: RunConfig, folder: RunFolder, number: int) -> RunConfig
     """Return the configuration of one round, counted from 1: its folder, its seed, and from 2 on its teacher."""
     pair, data, objective = replace(config.pair, rounds=1), config.data, config.objective
     if number == 1 and pair.supervised:
-        data = replace(data, strong_views=False)  # only the later rounds have a teacher
+        # Only the later rounds have a teacher.
+        data, objective = replace(data, strong_views=False), replace(objective, mix=False)
     if number > 1:
         objective = replace(objective, teacher_drop=0.0)
         pair = replace(

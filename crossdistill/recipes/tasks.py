@@ -83,6 +83,7 @@ def create_distiller(
         bank_dtype=BANK_DTYPES[objective.bank_dtype],
         ema_momentum=objective.ema_momentum,
         teacher_drop=objective.teacher_drop,
+        mixes=objective.mix,
         num_classes=len(run.manifests[0].classes) or None,
         # What moves is not blurred: flow and depth have no focus, and a skeleton no neighbouring pixels.
         distort=functools.partial(distort, blurs=not student.view.kind.has_time) if config.data.strong_views else None,

@@ -28,7 +28,10 @@ from crossdistill.objectives import (
     seed_loss,
     simreg_loss,
     smooth_l1_loss,
+    time_relations_loss,
     token_matching_loss,
+    token_relations_loss,
+    unic_loss,
 )
 from crossdistill.objectives.objective import detach_short_rows
 from crossdistill.types import Anchors
@@ -141,6 +144,27 @@ def naive_attention(s, t):
     return mean(math.dist(attention(a), attention(b)) for a, b in zip(s, t, strict=True))
 
 
+def naive_unic(s, t):
+    return 0.5 * naive_cosine(s, t) + 0.5 * naive_smooth_l1(s, t)
+
+
+def naive_relations(s, t, tau=0.07):
+    losses = []
+    for a, b in zip(s, t, strict=True):
+        a, b = ([[float(x) for x in column] for column in side.flatten(1).T] for side in (a, b))
+        for i in range(len(a)):
+            p_s, p_t = (softened([dot(unit(side[i]), unit(other)) for other in side], tau) for side in (a, b))
+            losses.append(kl(p_t, p_s))
+    return mean(losses)
+
+
+def naive_times(s, t):
+    def pooled(side):
+        return torch.stack([side[..., h, w] for h in range(side.shape[3]) for w in range(side.shape[4])]).mean(dim=0)
+
+    return naive_relations(pooled(s), pooled(t))
+
+
 def softened(logits, temperature):
     values = [math.exp(float(x) / temperature) for x in logits]
     return [value / sum(values) for value in values]
@@ -204,6 +228,9 @@ CASES = {
     "kd": (kd_loss, naive_kd, FEATURES, {"temperature": 4.0}),
     "dkd": (dkd_loss, naive_dkd, FEATURES, {"temperature": 4.0, "target_weight": 1.0, "rest_weight": 8.0}),
     "dist": (dist_sum, naive_dist, FEATURES, {}),
+    "unic": (unic_loss, naive_unic, FEATURES, {}),
+    "token-relations": (token_relations_loss, naive_relations, TOKENS, {"temperature": 0.07}),
+    "time-relations": (time_relations_loss, naive_times, TOKENS, {"temperature": 0.07}),
     "token-matching": (token_matching_loss, naive_tokens, TOKENS, {}),
     "attention-transfer": (attention_transfer_loss, naive_attention, TOKENS, {}),
 }

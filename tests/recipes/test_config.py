@@ -164,6 +164,12 @@ def test_check_configuration__shots_need_a_live_teacher():
         check_configuration(config, [SimpleNamespace(name="rgb_r3d10")])
 
 
+def test_check_configuration__mixed_clips_need_a_live_teacher():
+    config = parse(["--teacher-cache", "cache", "--config", "patient", "--student", "flow_r3d10"])
+    with pytest.raises(UserError, match="--mix needs a teacher that sees the mixed clips, and --teacher-cache has"):
+        check_configuration(config, [SimpleNamespace(name="rgb_r3d10")])
+
+
 def test_own_teacher_config__another_content_of_the_data_is_another_teacher(toy_folder, tmp_path):
     config = parse(["--student", "flow_r3d10", "--teacher", "rgb_r3d10"])
     manifest = Manifest.load(toy_folder)

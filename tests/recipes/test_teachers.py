@@ -263,6 +263,8 @@ def test_labels_beside_a_teacher__train_a_classifier(taught_by, toy_folder, tmp_
             "--standardize has no effect with --objective token-matching",
         ),
         ([TWO[0], TWO[1], "--teacher-drop", 0.5], "--teacher-drop leaves out one of several teachers"),
+        (["--supervised", "--mix"], "--mix makes clips without a label of their own, and this run uses labels"),
+        ([*TWO, "--objective", "cross-entropy", "simreg", "--mix"], "--mix makes clips without a label of their own"),
         (["--supervised", "--strong-views"], "--strong-views has no effect with --supervised"),
         ([TWO[0], TWO[1], "--rounds", 2, "--objective", "kd"], "--rounds needs a classifier of each student"),
         ([*TWO, *HUGE_BANK], r"a bank of 1000000000000 anchors needs [\d.]+ GB"),

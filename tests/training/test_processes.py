@@ -85,7 +85,7 @@ KNN = ["--knn-clips", 12, "--knn-every-epochs", 0.25]
 RESUME_CASES = {
     "momentum": ([*PAIR, "--objective", "compress-2q", *KNN], 1, (3, 8)),
     "no momentum, dropout, SGD": ([*DROPOUT_PAIR, "--objective", "compress-1q", "--optimizer", "sgd"], 1, (5,)),
-    "live, accumulation": ([*PAIR, "--objective", "compress-2q-live", "--accumulate", 2], 1, (3,)),
+    "live, accumulation, mixed": ([*PAIR, "--objective", "compress-2q-live", "--accumulate", 2, "--mix"], 1, (3,)),
     "labels": (["--supervised", "--student", "flow_r3d10"], 1, (5,)),
     "two processes": ([*PAIR, "--objective", "compress-2q"], 2, (3,)),
     "two processes, two teachers, quantised, bags": (
@@ -96,8 +96,8 @@ RESUME_CASES = {
         2,
         (3,),
     ),
-    "two processes, its own EMA copy": (
-        ["--teacher", "self", "--student", "flow_r3d10", "--objective", "seed", "--strong-views"],
+    "two processes, its own EMA copy, mixed": (
+        ["--teacher", "self", "--student", "flow_r3d10", "--objective", "seed", "--strong-views", "--mix"],
         2,
         (3,),
     ),
