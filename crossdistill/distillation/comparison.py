@@ -27,7 +27,8 @@ class Comparison:
     """The comparison of the student with one teacher or with the labels: heads, terms of the loss and memory bank."""
 
     heads: dict[str, Head]
-    """One head for each term; with several teachers a name ends with the teacher's number: ``simreg@2``."""
+    """One head on the student for each term; with several teachers a name ends with the teacher's number: ``simreg@2``.
+    Where a term has a head on the teacher as well, its name ends with ``_of_teacher``."""
     terms: dict[str, Term]
     """Name of the head to its term."""
     teacher: Teacher | None = None
@@ -43,6 +44,10 @@ class Comparison:
         needs_tokens = any(term.objective.compares == "tokens" for term in self.terms.values())
         return self.teacher.embed(batch, with_tokens=needs_tokens)
 
+    def reduced_features(self, targets: Targets) -> dict[str, Tensor]:
+        """Return the input of each head that takes the teacher's features."""
+        return {name: targets["features"] for name, head in self.heads.items() if head.takes_teacher}
+
     def loss(
         self, outputs: Mapping[str, Tensor], targets: Targets, sample_ids: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -50,11 +55,11 @@ class Comparison:
         losses: list[Tensor] = []
         log: dict[str, Tensor] = {}
         for name, term in self.terms.items():
-            more = (
-                {"is_own": self.bank.is_own(sample_ids)}
-                if term.objective.needs_own_anchors and self.bank is not None
-                else {}
-            )
+            more = {}
+            if term.objective.needs_own_anchors and self.bank is not None:
+                more["is_own"] = self.bank.is_own(sample_ids)
+            if term.objective.reduces_teacher:
+                more["reduced"] = outputs[_of_teacher(name)]
             target = targets[term.objective.compares]
             output = term.objective(student=outputs[name], teacher=target, bank=self.bank, **more)
             losses.append(term.weight * output.loss)
@@ -113,6 +118,10 @@ def compare_with_teacher(
     own = {f"{term.name}{suffix}": term for term in terms if term.objective.compares != "labels"}
     with_tokens = any(get_adapter(term.adapter).gives == "tokens" for term in own.values())
     heads = _create_heads(own, student, Sizes.of(teacher.encoder, with_tokens=with_tokens))
+    for name, term in own.items():
+        if term.objective.reduces_teacher:
+            dims = teacher.encoder.embed_dim, _output_dim(term, student, teacher.encoder)
+            heads[_of_teacher(name)] = Head(nn.Sequential(nn.LayerNorm(dims[0]), nn.Linear(*dims)), takes_teacher=True)
     if all(term.objective.student_anchors is None for term in own.values()):
         return Comparison(heads, own, teacher)
     key_head = next((name for name, term in own.items() if term.fills_student_side), None)
@@ -134,6 +143,10 @@ def _create_heads(terms: Mapping[str, Term], student: Encoder, teacher_sizes: Si
         name: Head(adapter.build(student_sizes, teacher_sizes), takes_tokens=adapter.takes_tokens)
         for name, adapter in adapters.items()
     }
+
+
+def _of_teacher(name: str) -> str:
+    return f"{name}_of_teacher"
 
 
 def _output_dim(term: Term, student: Encoder, teacher: Encoder) -> int:

@@ -151,7 +151,14 @@ class Distiller(Task):
         if self.mixes and self.training:
             batch = replace(batch, mix=draw_mix(len(batch)))
         targets = [each.targets(batch) for each in self.comparisons]
-        outputs = self.execution.run(lambda clip: self._call(self.distort(clip)), batch.student, mix=batch.mix)
+        reduced = {
+            name: features
+            for each, target in zip(self.comparisons, targets, strict=True)
+            for name, features in each.reduced_features(target).items()
+        }
+        outputs = self.execution.run(
+            lambda clip: self._call(self.distort(clip), reduced or None), batch.student, mix=batch.mix
+        )
         log: dict[str, Tensor] = {}
         label_losses: list[Tensor] = []
         teacher_losses: list[Tensor] = []

@@ -27,12 +27,14 @@ class Head(nn.Module):
     Args:
         module: Maps [B, D], or tokens [B, S, T, H, W], to what one objective compares.
         takes_tokens: Whether the module takes tokens instead of pooled features.
+        takes_teacher: Whether the module takes the teacher's features [B, E] instead of the student's.
     """
 
-    def __init__(self, module: nn.Module, *, takes_tokens: bool = False) -> None:
+    def __init__(self, module: nn.Module, *, takes_tokens: bool = False, takes_teacher: bool = False) -> None:
         super().__init__()
         self.module = module
         self.takes_tokens = takes_tokens
+        self.takes_teacher = takes_teacher
 
     def forward(self, given: Tensor) -> Tensor:
         """Compute in float32 also under autocast: bf16 logits have ties, and a head is cheap beside its encoder."""
@@ -55,10 +57,14 @@ class StudentWithHeads(nn.Module):
         self.heads = nn.ModuleDict(dict(heads))
         self.needs_tokens = any(head.takes_tokens for head in heads.values())
 
-    def forward(self, clip_bcthw: Tensor) -> dict[str, Tensor]:
-        """Map normalised clips [B, C, T, H, W] to the output of every head."""
+    def forward(self, clip_bcthw: Tensor, teacher_features: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Map normalised clips [B, C, T, H, W] to the output of every head.
+
+        ``teacher_features`` has the input [B, E] of each head that takes the teacher's features.
+        """
         features, tokens = embed(self.encoder, clip_bcthw, with_tokens=self.needs_tokens)
-        return {name: head(tokens if head.takes_tokens else features) for name, head in self.heads.items()}
+        given = {name: tokens if head.takes_tokens else features for name, head in self.heads.items()}
+        return {name: self.heads[name](value) for name, value in (given | dict(teacher_features or {})).items()}
 
 
 def embed(encoder: Encoder, clip_bcthw: Tensor, *, with_tokens: bool) -> tuple[Tensor, Tensor | None]:

@@ -9,6 +9,7 @@ from crossdistill.objectives.attention_transfer import attention_transfer_loss
 from crossdistill.objectives.bingo import bingo_loss
 from crossdistill.objectives.compress import compress_1q_loss, compress_loss
 from crossdistill.objectives.cosine import cosine_loss
+from crossdistill.objectives.cospress import cospress_loss
 from crossdistill.objectives.cross_entropy import cross_entropy_loss
 from crossdistill.objectives.dist import dist_loss
 from crossdistill.objectives.dkd import dkd_loss
@@ -34,6 +35,7 @@ __all__ = [
     "compress_1q_loss",
     "compress_loss",
     "cosine_loss",
+    "cospress_loss",
     "create_objective",
     "cross_entropy_loss",
     "dist_loss",
@@ -60,6 +62,7 @@ _RELATIONS = {"temperature": 0.07}
 _BINGO = {"temperature": 0.2, "num_members": 5}
 _DKD = {"temperature": 4.0, "target_weight": 1.0, "rest_weight": 8.0}
 _BINGO_PARTS = {"bingo_own": 1.0, "bingo_bag": 1.0}
+_COSPRESS_PARTS = {"cospress_head": 1.0, "cospress_student": 1.0}
 _RKD_PARTS = {"rkd_distance": 25.0, "rkd_angle": 50.0}
 _DIST_PARTS = {"dist_between_classes": 2.0, "dist_within_class": 2.0}
 
@@ -95,6 +98,14 @@ _RECORDS = (
     Objective("smooth-l1", smooth_l1_loss, adapter="linear"),
     Objective("mse", mse_loss, adapter="linear"),
     Objective("unic", unic_loss, adapter="mlp2"),
+    Objective(
+        "cospress",
+        cospress_loss,
+        adapter="identity",
+        needs_teacher_dim=False,
+        reduces_teacher=True,
+        parts=_COSPRESS_PARTS,
+    ),
     # Relations between the samples of a batch.
     Objective("rkd", rkd_loss, adapter="identity", needs_teacher_dim=False, parts=_RKD_PARTS),
     # Class probabilities.

@@ -49,6 +49,8 @@ class Objective:
     """Whether both sides must have the same number of features."""
     student_anchors: AnchorSource | None = None
     """Source of the student's anchors; None if the loss uses no memory bank."""
+    reduces_teacher: bool = False
+    """Whether the loss takes ``reduced``: the output of a head on the teacher's features, which the loss trains."""
     needs_own_anchors: bool = False
     """Whether the loss takes ``is_own``, see ``MemoryBank.is_own``."""
     settings: Mapping[str, float | None] = field(default_factory=dict)
@@ -57,7 +59,13 @@ class Objective:
     """Name and weight of each value that the loss returns; empty if it returns one scalar."""
 
     def __call__(
-        self, *, student: Tensor, teacher: Tensor, bank: MemoryBank | None = None, is_own: Tensor | None = None
+        self,
+        *,
+        student: Tensor,
+        teacher: Tensor,
+        bank: MemoryBank | None = None,
+        is_own: Tensor | None = None,
+        reduced: Tensor | None = None,
     ) -> StepOutput:
         """Compute the loss, and its parts before they are weighted, in float32 also under autocast.
 
@@ -66,6 +74,7 @@ class Objective:
             teacher: Output of the teacher, or labels [B] int64; gets no gradient.
             bank: Anchors; read and never changed. Required if ``student_anchors`` is not None.
             is_own: [B, K] bool, which anchors belong to the samples themselves.
+            reduced: Output of the head on the teacher's features, see ``reduces_teacher``.
         """
         inputs: dict[str, Tensor | float | None] = {**self.settings}
         if self.student_anchors == "teacher":
@@ -76,6 +85,9 @@ class Objective:
             inputs |= {"student_anchors": bank.student_anchors, "teacher_anchors": bank.teacher_anchors}
         if self.needs_own_anchors:
             inputs["is_own"] = is_own
+        if self.reduces_teacher:
+            assert reduced is not None
+            inputs["reduced"] = reduced.float()
         if teacher.is_floating_point():  # labels stay integers
             teacher = teacher.float()
         with without_autocast(student.device):

@@ -143,9 +143,9 @@ class ObjectiveConfig:
     """One objective or a sum of several, each name or name:weight, for example seed simreg:0.5. They compare
     similarities to the memory bank: compress-2q (the paper's: student anchors come from its EMA copy), compress-2q-live
     (from the student itself), compress-1q (from the teacher), seed, infonce, bingo; embeddings: simreg, cosine,
-    smooth-l1, mse, unic; relations inside the batch: rkd; tokens: token-matching, attention-transfer; relations inside
-    a clip: token-relations, time-relations; class probabilities of a teacher with a classifier: kd, dkd, dist; labels,
-    beside another objective: cross-entropy (MARS: cross-entropy mse:50)."""
+    smooth-l1, mse, unic, cospress; relations inside the batch: rkd; tokens: token-matching, attention-transfer;
+    relations inside a clip: token-relations, time-relations; class probabilities of a teacher with a classifier: kd,
+    dkd, dist; labels, beside another objective: cross-entropy (MARS: cross-entropy mse:50)."""
     adapter: Literal["auto", "identity", "linear", "mlp2", "mlp3", "mlp4", "temporal-pool", "attention-pool"] = "auto"
     """Head between the student's features and the loss, dropped after training; auto: each objective's own."""
     temperature: Positive | None = None

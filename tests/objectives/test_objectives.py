@@ -17,6 +17,7 @@ from crossdistill.objectives import (
     bingo_loss,
     compress_loss,
     cosine_loss,
+    cospress_loss,
     create_objective,
     dist_loss,
     dkd_loss,
@@ -165,6 +166,15 @@ def naive_times(s, t):
     return naive_relations(pooled(s), pooled(t))
 
 
+def naive_cospress_head(t, h):
+    pairs = list(itertools.permutations(range(BATCH), 2))
+    losses = []
+    for tau in (0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.09, 0.1):
+        p, q = (softened([dot(unit(side[i]), unit(side[j])) for i, j in pairs], tau) for side in (t, h))
+        losses.append((kl(p, q) + kl(q, p)) / 2)
+    return mean(losses)
+
+
 def softened(logits, temperature):
     values = [math.exp(float(x) / temperature) for x in logits]
     return [value / sum(values) for value in values]
@@ -268,6 +278,36 @@ def test_value__is_zero_for_a_perfect_student(case):
     assert value.item() == pytest.approx(0, abs=1e-9) and student.grad.isfinite().all()
 
 
+def test_cospress__equals_naive_version_and_trains_head_and_student_apart():
+    teacher = random(BATCH, DIM + 2, seed=1).requires_grad_()
+    student, reduced = (random(BATCH, DIM, seed=seed).requires_grad_() for seed in (2, 3))
+    of_head, of_student = cospress_loss(student=student, teacher=teacher, reduced=reduced)
+    assert of_head.item() == pytest.approx(naive_cospress_head(teacher, reduced), rel=1e-9)
+    assert of_student.item() == pytest.approx(naive_cosine(student, reduced), rel=1e-9)
+    of_student.backward(retain_graph=True)
+    assert reduced.grad is None and teacher.grad is None and student.grad.abs().sum() > 0
+    student.grad = None
+    of_head.backward()
+    assert student.grad is None and teacher.grad is None and reduced.grad.abs().sum() > 0
+    assert torch.autograd.gradcheck(
+        lambda h: cospress_loss(student=student.detach(), teacher=teacher.detach(), reduced=h)[0], (reduced,)
+    )
+
+
+def test_cospress__of_one_sample_has_no_pairs():
+    student, reduced = random(1, DIM).requires_grad_(), random(1, DIM, seed=1).requires_grad_()
+    of_head, of_student = cospress_loss(student=student, teacher=random(1, 7), reduced=reduced)
+    (of_head + of_student).backward()
+    assert of_head.item() == 0 and reduced.grad.abs().sum() == 0 and student.grad.isfinite().all()
+
+
+def test_cospress__is_zero_where_the_head_keeps_the_angles():
+    teacher = random(BATCH, DIM, seed=4)
+    turn, _ = torch.linalg.qr(random(DIM, DIM, seed=5))
+    of_head, of_student = cospress_loss(student=teacher @ turn, teacher=teacher, reduced=3 * teacher @ turn)
+    assert of_head.item() == pytest.approx(0, abs=1e-9) and of_student.item() == pytest.approx(0, abs=1e-12)
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_objective__runs_with_the_declared_inputs_and_leaves_the_bank_unchanged(name):
     objective = create_objective(name)
@@ -283,7 +323,8 @@ def test_objective__runs_with_the_declared_inputs_and_leaves_the_bank_unchanged(
     student = random(BATCH, student_dim, *grid, seed=7).float().requires_grad_()
     teacher = random(BATCH, DIM, *grid, seed=8).float()
     given = torch.arange(BATCH) if objective.compares == "labels" else teacher
-    output = objective(student=student, teacher=given, bank=bank)
+    reduced = random(BATCH, student_dim, seed=9).float() if objective.reduces_teacher else None
+    output = objective(student=student, teacher=given, bank=bank, reduced=reduced)
     output.loss.backward()
     assert output.loss.shape == () and output.loss.item() > 0 and student.grad.abs().sum() > 0
     assert output.terms and all(not value.requires_grad for value in output.terms.values())

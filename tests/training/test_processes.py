@@ -82,12 +82,13 @@ TWO_TEACHERS = [TEACHER[0], "rgb_r3d10_gn", *TEACHER[1:], "--student", "flow_r3d
 DROPOUT_PAIR = [*TEACHER, "--student", "image_alexnet", "--student-size", 64]
 # An evaluation at every step of a checkpoint and between them.
 KNN = ["--knn-clips", 12, "--knn-every-epochs", 0.25]
+NEW_OBJECTIVES = ["cospress", "unic", "token-relations", "time-relations"]
 RESUME_CASES = {
     "momentum": ([*PAIR, "--objective", "compress-2q", *KNN], 1, (3, 8)),
     "no momentum, dropout, SGD": ([*DROPOUT_PAIR, "--objective", "compress-1q", "--optimizer", "sgd"], 1, (5,)),
     "live, accumulation, mixed": ([*PAIR, "--objective", "compress-2q-live", "--accumulate", 2, "--mix"], 1, (3,)),
     "labels": (["--supervised", "--student", "flow_r3d10"], 1, (5,)),
-    "two processes": ([*PAIR, "--objective", "compress-2q"], 2, (3,)),
+    "two processes": ([*PAIR, "--objective", "compress-2q", *NEW_OBJECTIVES], 2, (3,)),
     "two processes, two teachers, quantised, bags": (
         [
             *(*TWO_TEACHERS, "--standardize", "phi-s", "--teacher-drop", 0.5),
