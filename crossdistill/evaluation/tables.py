@@ -99,7 +99,7 @@ def _print_gains(evaluation: Evaluation) -> None:
     bootstrap = next((gain.bootstrap for gain in evaluation.gains if gain.bootstrap), None)
     interval = f"{bootstrap.level:.0%} interval" if bootstrap else "interval"
     title = f"points of top-1 over {names[first.students[1]]}: {evaluation.dataset}, split {evaluation.split}"
-    print_table(title, ("student", "protocol", "gain", interval, "test clips"), rows, folds_names=True)
+    print_table(title, ("student", "protocol", "gain", interval, "test clips"), rows)
     if bootstrap is not None:
         _print_line(bootstrap_note("gains, with both students on the same draws", bootstrap))
 
@@ -123,7 +123,7 @@ def _print_agreement(evaluation: Evaluation) -> None:
         f"shared neighbours among the {evaluation.agreement[0].k} nearest of a test clip, and linear CKA: "
         f"{evaluation.dataset}, split {evaluation.split}, views {evaluation.views}"
     )
-    print_table(title, ("students", "shared", "interval", "chance", "CKA", "coverage"), rows, folds_names=True)
+    print_table(title, ("students", "shared", "interval", "chance", "CKA", "coverage"), rows)
 
 
 def accuracy_text(accuracy: float, interval: Sequence[float] | None) -> str:

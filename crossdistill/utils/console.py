@@ -30,6 +30,7 @@ WIDE = 100  # columns of a terminal from which on bars are long
 INDENT = "  "  # of text below a bar
 UNLIMITED = 10_000  # columns, to measure how wide a bar would be
 LOG_SECONDS = 30.0  # between two lines of a bar in a log file
+MAX_UNBROKEN_WIDTH = 16  # columns, of words that a table does not break
 
 
 class _Console(Console):
@@ -193,23 +194,39 @@ def progress_bar(*fields: str, unit: str = "", is_shown: bool = True) -> Progres
     return progress
 
 
-def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], *, folds_names: bool = False) -> None:
+def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a title and a table with a left-aligned first column and right-aligned other columns.
 
-    If the terminal is too narrow, the first column is folded (``folds_names``), or else the others. In a file or pipe,
-    each row is one line of any width, so that ``grep`` finds what it holds.
+    If the terminal is too narrow, the widest columns are broken between words, and only long names inside. In a file or
+    pipe, each row is one line of any width, so that ``grep`` finds what it holds.
     """
+    cells = [list(header), *map(list, rows)]
     if not console.is_terminal and not console.is_jupyter:
-        for line in (title, *_plain_lines([[cell.replace("\n", " ") for cell in row] for row in (header, *rows)])):
+        for line in (title, *_plain_lines([[cell.replace("\n", " ") for cell in row] for row in cells])):
             console.print(line, highlight=False, soft_wrap=True)
         return
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for i, name in enumerate(header):
-        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=(i == 0) != folds_names, overflow="fold")
-    for row in rows:
+    for i, (name, width) in enumerate(zip(header, _column_widths(cells), strict=True)):
+        table.add_column(name, justify="left" if i == 0 else "right", overflow="fold", width=width)
+    for row in cells[1:]:
         table.add_row(*(Text(cell) for cell in row))  # names may contain brackets
     console.print(title, highlight=False)  # a title of the table would be as narrow as the table
     console.print(table)
+
+
+def _column_widths(rows: Sequence[Sequence[str]]) -> list[int]:
+    """Return widths that fit the terminal: of the longest cells if there is room, else of the longest words."""
+    columns = list(zip(*rows, strict=True))
+    cells = [max(cell_len(line) for cell in column for line in cell.split("\n")) for column in columns]
+    words = [max((cell_len(word) for cell in column for word in cell.split()), default=0) for column in columns]
+    room = console.width - 2 * len(columns) - 1  # gaps, and the margins of the box
+    limits = (limit for limit in range(MAX_UNBROKEN_WIDTH, 0, -1) if sum(min(limit, word) for word in words) <= room)
+    limit = next(limits, 1)
+    widths = [min(limit, word) for word in words]
+    for _ in range(min(sum(cells), room) - sum(widths)):  # what is left goes to the column that lacks least
+        lacking = {i: cell - width for i, (cell, width) in enumerate(zip(cells, widths, strict=True)) if cell > width}
+        widths[min(lacking, key=lacking.__getitem__)] += 1
+    return [max(1, width) for width in widths]
 
 
 def _plain_lines(rows: Sequence[Sequence[str]]) -> list[str]:

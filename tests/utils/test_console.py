@@ -113,3 +113,26 @@ def test_print_table__rows_are_whole_lines_in_a_pipe(monkeypatch):
     assert first == f"{name}  imagenet1k_v1 69.8 %, kinetics400"
     assert second == "犬" + " " * (len(line) - 6) + "none"
     assert sentence.endswith("a terminal would break")
+
+
+@pytest.mark.parametrize("num_columns", [40, 60, 80, 120])
+def test_print_table__fits_a_terminal_and_breaks_no_number_where_there_is_room(monkeypatch, num_columns):
+    said = io.StringIO()
+    terminal = Console(file=said, width=num_columns, markup=False, force_terminal=True, color_system=None)
+    monkeypatch.setattr(module, "console", terminal)
+    header = ("", "encoder", "with teacher", "interval", "CKA", "effective rank", "uniformity")
+    rows = [
+        ("teacher", "teacher.py:teacher", "", "", "", "29.4 of 32", "-2.81"),
+        ("student, random", "image_timm:tf_efficientnet_lite2", "35.2%", "30.9–39.7", "0.070", "26.5 of 32", "-0.65"),
+        ("unrelated spaces, expected", "", "31.2%", "", "0.000", "", ""),
+    ]
+    module.print_table("pile", header, rows)
+    lines = said.getvalue().splitlines()
+    assert max(map(len, lines)) <= num_columns
+    letters = "".join(line.replace(" ", "") for line in lines)
+    assert all(
+        letters.count(letter) >= sum(cell.count(letter) for row in rows for cell in row) for letter in "0123456789"
+    )
+    if num_columns >= 80:
+        words = said.getvalue().split()
+        assert all(word in words for word in ("35.2%", "30.9–39.7", "0.070", "-0.65", "uniformity", "effective"))
