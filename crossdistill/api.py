@@ -17,7 +17,6 @@ from crossdistill.data.manifest import Manifest
 from crossdistill.errors import UserError, replace_unprintable_characters, require_package
 from crossdistill.evaluation.results import Evaluation
 from crossdistill.export.export import ExportedFile, export_file
-from crossdistill.export.formats import FORMATS
 from crossdistill.predict.predictor import predict_files
 from crossdistill.predict.results import Prediction
 from crossdistill.recipes.config import RunConfig, from_dict, from_keywords
@@ -155,12 +154,10 @@ class Run:
 
         Args:
             out: The file (a folder for ``hf``); by default a file in the run's folder.
-            to: The format; by default the suffix of ``out`` decides, and otherwise it is ONNX.
+            to: The format; by default that of the suffix of ``out``, and otherwise ONNX.
             options: Other options of ``crossdistill export``.
         """
-        by_suffix = {Path(known.default_name).suffix: name for name, known in FORMATS.items() if not known.is_folder}
-        suffix = ".onnx" if out is None else Path(out).suffix
-        return export_file(self.folder, out, to=to or by_suffix.get(suffix, "onnx"), **options)
+        return export_file(self.folder, out, to=to, **options)
 
     def predict(self, paths: str | Path | Sequence[str | Path], **options: Any) -> list[Prediction]:
         """Predict the classes of video files.

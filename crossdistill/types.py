@@ -54,6 +54,11 @@ class ViewSpec:
                 raise UserError(f"a {self.modality} view needs {channels} values in {name}, not {given}")
 
     @property
+    def size_text(self) -> str:
+        """Frames and size in words, for example ``8 frames of 112 px``."""
+        return f"{self.num_frames} frame{'s' * (self.num_frames > 1)} of {self.size_px} px"
+
+    @property
     def kind(self) -> Modality:
         """Entry of ``MODALITIES`` with the name ``modality``."""
         return get_modality(self.modality)

@@ -20,10 +20,10 @@ class Options:
 
     student: tyro.conf.Positional[Path]
     """A run's folder, or the folder with student.safetensors."""
-    to: Literal["onnx", "torchscript", "torch-export", "safetensors", "hf"] = "onnx"
-    """onnx: for onnxruntime and others; a quantised student runs on integers (QCDQ). torchscript, torch-export: for
-    PyTorch without this package. safetensors: the weights for the source library's own class. hf: a folder for
-    transformers' from_pretrained."""
+    to: Literal["onnx", "torchscript", "torch-export", "safetensors", "hf"] | None = None
+    """The format; by default that of the suffix of --out, and otherwise onnx. onnx: for onnxruntime and others; a
+    quantised student runs on integers (QCDQ). torchscript, torch-export: for PyTorch without this package. safetensors:
+    the weights for the source library's own class. hf: a folder for transformers' from_pretrained."""
     out: Path | None = None
     """The file (hf: folder) to write; by default export.onnx or the like in the run's folder."""
     data: Path | None = None

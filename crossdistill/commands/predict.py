@@ -29,11 +29,12 @@ class Options:
     split: str = "1"
     """Split whose training clips are compared."""
     k: int = 5
-    """Number of nearest clips that vote."""
+    """Number of nearest clips that vote. A video is the mean of --clips clips and a training video its middle clip, so
+    that a video of the training set need not be its own nearest."""
     clips: int = 10
     """Number of clips per video, spread evenly, that a prediction is averaged over."""
     top: int = 5
-    """Number of classes, or of nearest clips, to show."""
+    """Number of classes, or of nearest clips, to show; of nearest clips no more than --k."""
     json: Path | None = None
     """Also write the predictions to this file."""
     features: Path | None = None

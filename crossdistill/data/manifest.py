@@ -314,6 +314,10 @@ class Manifest:
         """
         root = Path(root)
         path = root / name
+        if not root.exists():
+            raise UserError(
+                f"there is no folder {root}: correct the path, or prepare a dataset with python -m data_prep"
+            )
         if not path.is_file():
             raise UserError(f"{root} is not a prepared dataset (no {name}): make one with python -m data_prep")
         rows = _read_json_lines(path)

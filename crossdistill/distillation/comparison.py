@@ -117,7 +117,10 @@ def compare_with_teacher(
     """
     own = {f"{term.name}{suffix}": term for term in terms if term.objective.compares != "labels"}
     with_tokens = any(get_adapter(term.adapter).gives == "tokens" for term in own.values())
-    heads = _create_heads(own, student, Sizes.of(teacher.encoder, with_tokens=with_tokens))
+    sizes = Sizes.of(teacher.encoder, with_tokens=with_tokens)
+    for term in own.values():
+        _require_relations(term, sizes, teacher.encoder)
+    heads = _create_heads(own, student, sizes)
     for name, term in own.items():
         if term.objective.reduces_teacher:
             dims = teacher.encoder.embed_dim, _output_dim(term, student, teacher.encoder)
@@ -143,6 +146,19 @@ def _create_heads(terms: Mapping[str, Term], student: Encoder, teacher_sizes: Si
         name: Head(adapter.build(student_sizes, teacher_sizes), takes_tokens=adapter.takes_tokens)
         for name, adapter in adapters.items()
     }
+
+
+def _require_relations(term: Term, teacher_sizes: Sizes, teacher: Encoder) -> None:
+    """Raise a ``UserError`` if a clip of the teacher has only one of what the objective compares with each other."""
+    if term.objective.relates is None or teacher_sizes.tokens is None:
+        return
+    _, num_times, height, width = teacher_sizes.tokens
+    what = term.objective.relates
+    if (num_times if what == "times" else num_times * height * width) < 2:
+        raise UserError(
+            f"{term.name} compares the {what} of a clip with each other, and a clip of {teacher.name} "
+            f"({teacher.view.size_text}) has only one: raise --teacher-frames, or choose another objective"
+        )
 
 
 def _of_teacher(name: str) -> str:

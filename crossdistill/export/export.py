@@ -56,7 +56,7 @@ def export_file(
     student: str | Path,
     out: str | Path | None = None,
     *,
-    to: str = "onnx",
+    to: str | None = None,
     data: str | Path | None = None,
     clips: int = 8,
     min_cosine: float = MIN_COSINE,
@@ -67,7 +67,8 @@ def export_file(
     Args:
         student: A run's folder, or the folder with ``student.safetensors``.
         out: The file to write (for ``hf`` a folder); if None, ``export.onnx`` or the like in the run's folder.
-        to: Format: ``onnx``, ``torchscript``, ``torch-export``, ``safetensors`` or ``hf``.
+        to: Format: ``onnx``, ``torchscript``, ``torch-export``, ``safetensors`` or ``hf``; by default that of the
+            suffix of ``out``, and otherwise ``onnx``.
         data: A prepared dataset to compare on its clips; noise if None.
         clips: Number of clips to compare.
         min_cosine: Smallest allowed cosine similarity between the exported and the PyTorch embedding of a clip.
@@ -77,8 +78,7 @@ def export_file(
         UserError: An argument is invalid, the student cannot be loaded or written, or the outputs differ.
     """
     student = Path(student)
-    if to not in FORMATS:
-        raise unknown_name("format", to, FORMATS)
+    to = _format_of(out, to)
     require_at_least("--clips", clips, 1)
     if not -1 < min_cosine <= 1:
         raise UserError(f"--min-cosine is {min_cosine}: give a cosine above -1 and at most 1")
@@ -93,6 +93,17 @@ def export_file(
     agreement = export_student(encoder, path, compared, to=to, classes=classes, min_cosine=min_cosine)
     source = "noise" if manifest is None else str(manifest.root)
     return ExportedFile(path, to, ExportMetadata.from_encoder(encoder, classes), agreement, source)
+
+
+def _format_of(out: str | Path | None, to: str | None) -> str:
+    """Return the format of ``--to``, or of the suffix of ``--out``; raise a ``UserError`` if the two differ."""
+    if to is not None and to not in FORMATS:
+        raise unknown_name("format", to, FORMATS)
+    suffixes = {Path(known.default_name).suffix: name for name, known in FORMATS.items() if not known.is_folder}
+    by_suffix = None if out is None else suffixes.get(Path(out).suffix)
+    if to is not None and by_suffix not in (None, to):
+        raise UserError(f"--out {out} has the suffix of {by_suffix}, and --to is {to}: change one of the two")
+    return to or by_suffix or "onnx"
 
 
 def default_path(student: Path, to: str) -> Path:

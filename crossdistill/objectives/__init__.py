@@ -74,6 +74,15 @@ _COMPRESS_2Q = Objective(
     student_anchors="momentum",
     settings=_COMPRESS,
 )
+_TOKEN_RELATIONS = Objective(
+    "token-relations",
+    token_relations_loss,
+    adapter="grid",
+    compares="tokens",
+    needs_teacher_dim=False,
+    relates="tokens",
+    settings=_RELATIONS,
+)
 _RECORDS = (
     # Similarities to a memory bank.
     _COMPRESS_2Q,
@@ -119,10 +128,8 @@ _RECORDS = (
     Objective(
         "attention-transfer", attention_transfer_loss, adapter="grid", compares="tokens", needs_teacher_dim=False
     ),
-    *(
-        Objective(name, loss, adapter="grid", compares="tokens", needs_teacher_dim=False, settings=_RELATIONS)
-        for name, loss in (("token-relations", token_relations_loss), ("time-relations", time_relations_loss))
-    ),
+    _TOKEN_RELATIONS,
+    dataclasses.replace(_TOKEN_RELATIONS, name="time-relations", loss=time_relations_loss, relates="times"),
     # Labels.
     Objective("cross-entropy", cross_entropy_loss, adapter="labels", compares="labels", needs_teacher_dim=False),
 )

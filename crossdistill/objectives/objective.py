@@ -49,6 +49,8 @@ class Objective:
     """Whether both sides must have the same number of features."""
     student_anchors: AnchorSource | None = None
     """Source of the student's anchors; None if the loss uses no memory bank."""
+    relates: Literal["times", "tokens"] | None = None
+    """What of a clip is compared with each other, of which there must be two or more."""
     reduces_teacher: bool = False
     """Whether the loss takes ``reduced``: the output of a head on the teacher's features, which the loss trains."""
     needs_own_anchors: bool = False

@@ -178,7 +178,7 @@ class OptimizationConfig:
 
     epochs: Count = 130
     """Passes over the training clips. With --resume, a higher number than at the start trains longer: from there on the
-    rate follows the schedule of the new number."""
+    rate follows the schedule of the new number. A run that has ended continues only if it had --keep-checkpoints."""
     batch_size: Count | None = None
     """Clips per batch of one process. If absent, the paper's 256, or fewer below 4,096 training clips per process: a
     sixteenth of them, and no fewer than 16."""
@@ -250,7 +250,7 @@ class MachineConfig:
     """Keep the newest two checkpoints when the run ends. Otherwise one remains with the weights alone, with which
     --resume evaluates the run again."""
     log_every_steps: Count = 10
-    """Steps between two lines of metrics.jsonl and of the tracker."""
+    """Steps between two lines of metrics.jsonl and of the tracker; fewer in a run that would have less than 20."""
     knn_every_epochs: NotNegative = 0.0
     """Epochs between two k-NN evaluations on test clips; 0: five evaluations in the whole run. Needs labels."""
     knn_clips: CountOrZero = 400
@@ -277,6 +277,9 @@ class RunConfig:
 
 SECTIONS: dict[str, type] = {entry.name: entry.default_factory for entry in dataclasses.fields(RunConfig)}  # type: ignore[misc]
 """Name of each section to its dataclass."""
+
+
+COMMAND_LINE = "the command line"
 
 
 def from_dict(values: Mapping[str, Any], *, source: str) -> RunConfig:
@@ -323,6 +326,9 @@ def _rename(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, An
 def _first_error(error: ValidationError, source: str) -> str:
     first = error.errors()[0]
     path = ".".join(str(part) for part in first["loc"])
+    if source == COMMAND_LINE:
+        option = str(first["loc"][min(1, len(first["loc"]) - 1)]).replace("_", "-")
+        return f"--{option} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return str(unknown_name(f"key in {source}:", path, _known_paths(path)))
     return f"{source}: {path} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
@@ -448,4 +454,4 @@ DESCRIPTION = (
 
 def _parse_options(default: RunConfig, arguments: list[str], prog: str) -> RunConfig:
     config = parse_options(RunConfig, arguments, prog=prog, description=DESCRIPTION, default=default)
-    return from_dict(to_dict(config), source="the command line")
+    return from_dict(to_dict(config), source=COMMAND_LINE)

@@ -145,12 +145,12 @@ def _require_labels(config: RunConfig, manifests: Sequence[Manifest], usable: Se
     option = "--supervised" if config.pair.supervised else "the objective cross-entropy"
     for manifest in manifests:
         if not manifest.classes:
-            raise UserError(f"{option} needs labels, and the dataset {manifest.root} has none: remove it")
+            raise UserError(f"{option} needs labels, and the dataset {manifest.root} has none: remove {option}")
     unlabelled = [entry for entry in usable if entry.label < 0]
     if unlabelled:
         raise UserError(
             f"{option} needs labels, and {len(unlabelled)} of {len(usable)} training clips have none (first: "
-            f"{unlabelled[0].key}): remove it, or prepare the dataset with classes"
+            f"{unlabelled[0].key}): remove {option}, or prepare the dataset with classes"
         )
     if len(manifests) > 1:
         raise UserError(f"{option} takes one dataset, and {len(manifests)} were given: their classes differ")

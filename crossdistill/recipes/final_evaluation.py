@@ -48,6 +48,7 @@ def evaluate_networks(
         stored: Role to the embeddings of a teacher whose network is not at hand.
     """
     if not run.config.machine.evaluate:
+        run.announce(f"student: {run.folder.student}")
         return
     data, machine = run.config.data, run.config.machine
     results: dict[str, dict[str, Any]] = {}

@@ -124,10 +124,10 @@ def _stopped(error: KeyboardInterrupt, folder: RunFolder) -> Stopped:
 
 def _train_with_labels(run: RunContext) -> None:
     student = create_student(run.config)
-    run.announce(f"{student.name} learns from labels; the run is kept in {run.folder.path}")
     dataset = select_training_clips(
         run.config, run.manifests, student_view=student.view, uses_labels=True, accelerator=run.accelerator
     )
+    run.announce(f"{student.name} learns from labels; the run is kept in {run.folder.path}")
     task = create_supervised(run, student)
     step = _train(run, task, student, dataset, facts={"supervised": True})
     evaluate_networks(run, {str(Role.SUPERVISED): (student, task.execution)}, step=step)
@@ -151,8 +151,9 @@ def _train_with_teachers(run: RunContext, sources: list[TeacherSource]) -> None:
     )
     for teacher in teachers:
         clips = teacher.select_clips(clips)
-    named = " and ".join(f"{source.name} ({source.origin})" for source in sources)
-    run.announce(f"{student.name} learns from {named}; the run is kept in {run.folder.path}")
+    seen = [f", {each.encoder.view.size_text}" if each.sees_clips else "" for each in teachers]
+    named = " and ".join(f"{source.name} ({source.origin}{view})" for source, view in zip(sources, seen, strict=True))
+    run.announce(f"{student.name} ({student.view.size_text}) learns from {named}; the run is kept in {run.folder.path}")
     distiller = create_distiller(run, student, execution, teachers, clips)
     step = _train(run, distiller, student, clips, facts=_facts_of(distiller, sources, config))
     random_student = create_student(config, is_random=True)

@@ -70,8 +70,8 @@ def create_distiller(
         and any(term.objective.student_anchors is not None for term in terms)
     ):
         run.announce(
-            f"the run draws {bank_size} clips in all: its memory bank has room for so many, not for --bank-size "
-            f"{objective.bank_size}"
+            f"the run draws {bank_size} clips in all: its memory bank has room for so many, and not for "
+            f"{objective.bank_size} (--bank-size, or that of a preset)"
         )
     # The heads start with the same weights whatever was built before them: a teacher's network, or its cache.
     torch.manual_seed(config.machine.seed + HEAD_SEED_SHIFT)

@@ -34,13 +34,19 @@ def write_report(runs: Sequence[Path], out: Path | None = None, options: ReportO
     if baseline is not None:
         _check_baseline(baseline, records[0])
     if len(records) == 1:
-        page = run_page(collect(records[0], options, baseline=baseline), num_queries=options.gallery)
+        runs_data = [collect(records[0], options, baseline=baseline)]
+        page = run_page(runs_data[0], num_queries=options.gallery)
     else:
-        page = comparison_page([collect(record, options, kinds=(Kind.STUDENT,)) for record in records])
+        runs_data = [collect(record, options, kinds=(Kind.STUDENT,)) for record in records]
+        page = comparison_page(runs_data)
     write_text_atomically(out, render_page(page))
     missing = [section.title for section in page.sections if section.unavailable]
     without = f"; without {', '.join(missing)} (the page gives the reasons)" if missing else ""
-    size = f"{out.stat().st_size / 1e6:.1f} MB"
+    num_bytes = out.stat().st_size
+    size = f"{num_bytes / 1e6:.1f} MB" if num_bytes > 1e5 else f"{num_bytes / 1e3:.0f} kB"
+    for reason in dict.fromkeys(reason for run in runs_data for reason in run.reasons.values()):
+        if "--allow-code" in reason:
+            console.print(f"a network is missing on the page: {reason}", soft_wrap=True, highlight=False, markup=False)
     console.print(f"report: {out} ({size}){without}", soft_wrap=True, highlight=False, markup=False)
     return out
 

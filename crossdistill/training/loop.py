@@ -27,6 +27,8 @@ from crossdistill.utils.console import console
 from crossdistill.utils.stopping import StopRequest
 
 MAX_LISTED_UNREADABLE = 20
+MIN_LINES = 20
+"""Lines of curves that a run has at least, if it has so many steps."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,7 @@ def _create_monitor(
         MetricsLog(folder, start_step=start_step + 1, tracker=plan.tracker) if is_main else None,
         accelerator=accelerator,
         batch_size=plan.batch_size,
-        log_every_steps=plan.log_every_steps,
+        log_every_steps=max(1, min(plan.log_every_steps, num_steps // MIN_LINES)),
         start_step=start_step,
         num_steps=num_steps,
         steps_per_epoch=batches.batches_per_epoch / plan.accumulate,

@@ -56,7 +56,7 @@ class Monitor:
         self.bar: Progress = progress_bar("fields", unit="steps", is_shown=accelerator.is_main_process)
         self.task_id: TaskID = self.bar.add_task(description, total=num_steps, completed=start_step, fields="")
         self.values: dict[str, list[Tensor]] = {}
-        self.notes = ""
+        self.notes, self.shown = "", ""
         self.clock = time.perf_counter()
 
     def __enter__(self) -> Monitor:
@@ -91,7 +91,7 @@ class Monitor:
         if step % self.log_every_steps == 0 or step in (self.start_step + 1, self.num_steps):
             state = {"lr": lr} if bank_fill is None else {"lr": lr, "bank_fill": bank_fill}
             self._log_means(step, state)
-        self.bar.update(self.task_id, completed=step)
+        self.bar.update(self.task_id, completed=step, fields=f"epoch {step / self.steps_per_epoch:.1f}  {self.shown}")
 
     def note(self, step: int, values: dict[str, float]) -> None:
         """Log the numbers of an evaluation, and show them in the bar from now on."""
@@ -150,13 +150,13 @@ class Monitor:
         if self.log is not None:
             self.log.write(step, values)
         terms = [name for name in means if name not in ("loss", "accuracy")]
-        self.bar.update(self.task_id, fields=_bar_text(values, terms, self.notes))
+        self.shown = _bar_text(values, terms, self.notes)
         self.values, self.clock, self.wait_seconds = {}, now, 0.0
 
 
 def _bar_text(values: dict[str, float], terms: Collection[str], notes: str) -> str:
     """Return the numbers of the bar, the ones that matter most first: a narrow terminal cuts the text at its end."""
-    parts = [f"epoch {values['epoch']:.1f}", f"loss {values['loss']:.3f}"]
+    parts = [f"loss {values['loss']:.3f}"]
     parts += [f"{name} {values[name]:.3f}" for name in terms] if len(terms) > 1 else []
     parts += [f"accuracy {values['accuracy']:.2f}"] if "accuracy" in values else []
     parts += [notes] if notes else []

@@ -22,6 +22,9 @@ from crossdistill.utils.files import write_text_atomically
 from crossdistill.utils.locks import LOCK_NAME, folder_lock
 from crossdistill.utils.records import first_difference, without
 
+# A user's own files in the folder of a run: logs, configurations, notes.
+_FILES_BESIDE = (".log", ".out", ".err", ".txt", ".md", ".yaml", ".yml", ".sh")
+
 Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
 
 
@@ -117,9 +120,10 @@ class RunFolder:
             upgrade: Turns a configuration that a former version wrote into one of this version.
 
         Raises:
-            UserError: The folder already holds a run and ``resume`` is false, or it was started with another
+            UserError: The folder holds other files, or a run and ``resume`` is false, or it was started with another
                 configuration; the sentence names the first key that differs.
         """
+        self._require_own_folder()
         content = {"configuration": configuration, "contents": contents or {}, "environment": describe_environment()}
         if self.is_started:
             if not self.config.is_file():
@@ -141,6 +145,20 @@ class RunFolder:
                 return
             content["environment"] = written["environment"]  # of the start; only paths may be new
         write_text_atomically(self.config, json.dumps(content, indent=2) + "\n")
+
+    def _require_own_folder(self) -> None:
+        """Raise a ``UserError`` if the folder holds files that are no run's; logs and configurations may lie in it."""
+        if self.config.is_file() or self.is_started or not self.path.is_dir():
+            return
+        others = [
+            path.name
+            for path in sorted(self.path.iterdir())
+            if not path.name.startswith(".") and path.suffix not in _FILES_BESIDE and path != self.features
+        ]
+        if others:
+            raise UserError(
+                f"{self.path} holds other files than a run's (first: {others[0]}): give a new folder as --out"
+            )
 
     def _require_same(self, written: dict[str, Any], content: dict[str, Any], may_grow: str, upgrade: Upgrade) -> bool:
         """Raise a ``UserError`` if the run was started otherwise; return whether ``may_grow`` is higher now."""

@@ -75,7 +75,7 @@ def _no_picture(folder: Path, out: Path, others: Counter[str]) -> UserError:
     if num_videos:
         return UserError(
             f"{folder} and its subfolders contain {num_videos} videos and no picture: for videos, type python -m "
-            f"data_prep folder --videos {folder} --out {out}"
+            f"data_prep folder --videos {folder} --out {out}, with --unlabelled if subfolders are no classes"
         )
     return UserError(f"{folder} and its subfolders contain no picture: give a folder of pictures or of tar shards")
 

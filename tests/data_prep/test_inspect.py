@@ -216,7 +216,7 @@ def test_inspect__refuses_wrong_options(mixed, tmp_path):
     for changes, message in (
         ({"out": tmp_path / "sheet.jpg"}, r"sheet\.jpg is not a PNG file"),
         ({"clips": 0}, "--clips 0 is out of range: give a number from 1 to 30"),
-        ({"folder": tmp_path / "nowhere"}, "is not a prepared dataset"),
+        ({"folder": tmp_path / "nowhere"}, "there is no folder .*nowhere: correct the path"),
         ({"out": mixed.root / "manifest.jsonl" / "sheet.png"}, "cannot be written"),
     ):
         with pytest.raises(UserError, match=message):

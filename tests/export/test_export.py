@@ -12,7 +12,7 @@ from crossdistill.distillation.student import save_student
 from crossdistill.encoders import create_encoder, wrap_encoder
 from crossdistill.errors import UserError
 from crossdistill.export import onnx
-from crossdistill.export.export import dataset_clips
+from crossdistill.export.export import dataset_clips, export_file
 from crossdistill.export.formats import export_student
 from crossdistill.export.onnx import FLOAT_OPERATORS, INTEGER_OPERATORS
 from crossdistill.quantization.quantize import noise_clips, quantize
@@ -162,6 +162,14 @@ def test_export__missing_package_says_how_to_install_it(tmp_path, monkeypatch):
     encoder = create_encoder("rgb_r3d10", num_frames=4, size_px=32)
     with pytest.raises(UserError, match=r"needs onnxruntime.*run pip install 'crossdistill\[export\]'"):
         export_student(encoder, tmp_path / "student.onnx", noise_clips(encoder, 2))
+
+
+def test_export__takes_the_format_of_the_suffix(tmp_path, trained):
+    save_student(trained("flow_tiny3d_8"), tmp_path / "student", facts={})
+    assert export_file(tmp_path / "student", tmp_path / "network.pt2", clips=2).to == "torch-export"
+    torch.export.load(tmp_path / "network.pt2")
+    with pytest.raises(UserError, match=r"other\.pt2 has the suffix of torch-export, and --to is onnx: change one"):
+        export_file(tmp_path / "student", tmp_path / "other.pt2", to="onnx")
 
 
 def test_command__reports_agreement_on_real_clips(tmp_path, toy_folder, trained, capsys):

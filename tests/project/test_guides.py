@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from safetensors.torch import save_file
 
 import crossdistill as cd
 from crossdistill.commands.main import main as crossdistill
@@ -68,7 +69,7 @@ def own_project(tmp_path, toy_folder, monkeypatch):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "labelled").symlink_to(toy_folder)
     (tmp_path / "my_project.py").write_text(MY_PROJECT)
-    (code,) = blocks_of("tutorials/own_videos.md", "python")
+    code, _ = blocks_of("tutorials/own_videos.md", "python")
     assert code.startswith("# teacher.py\n")
     (tmp_path / "teacher.py").write_text(code)
     torch.save(importlib.import_module("my_project").MyNetwork().state_dict(), tmp_path / "mine.pt")
@@ -90,6 +91,19 @@ def test_own_videos__from_a_pile_to_numbers(own_project):
     for words in commands:
         run(words, more)
     assert (own_project / "runs" / "flow_r3d18-from-teacher.py-teacher" / "student" / "student.safetensors").is_file()
+
+
+def test_own_videos__wraps_a_network_of_single_pictures(tmp_path, monkeypatch):
+    timm = pytest.importorskip("timm")
+    monkeypatch.chdir(tmp_path)
+    body = timm.create_model("mobilenetv2_100", num_classes=1001, pad_type="same")
+    save_file(body.state_dict(), tmp_path / "mine.safetensors")
+    _, code = blocks_of("tutorials/own_videos.md", "python")
+    (tmp_path / "teacher.py").write_text(code)
+    teacher = cd.create_encoder("teacher.py:teacher", num_frames=1, size_px=64)
+    picture = torch.randn(1, 3, 1, 64, 64)
+    expected = body.eval().forward_head(body.forward_features(picture[:, :, 0]), pre_logits=True)
+    torch.testing.assert_close(teacher.eval()(picture), expected)
 
 
 def test_first_distillation__runs_from_top_to_bottom(tmp_path, monkeypatch):

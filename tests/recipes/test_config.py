@@ -135,7 +135,7 @@ def test_unknown_option__gets_a_suggestion():
 
 
 def test_wrong_option_value__is_one_sentence():
-    with pytest.raises(UserError, match=r"objective\.bank_size is 0"):
+    with pytest.raises(UserError, match=r"^--bank-size is 0: input should be greater"):
         parse(["--bank-size", "0"])
 
 

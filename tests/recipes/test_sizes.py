@@ -93,7 +93,7 @@ def test_run__says_that_its_bank_is_lowered_and_refuses_a_batch_that_does_not_fi
     options = [*small_run[0], "--out", tmp_path / "run", "--no-evaluate"]
     train([*options, "--bank-size", 128_000])
     told = " ".join(capsys.readouterr().out.split())
-    assert "clips in all: its memory bank has room for so many, not for --bank-size 128000" in told
+    assert "clips in all: its memory bank has room for so many, and not for 128000 (--bank-size" in told
     with pytest.raises(SystemExit):
         train([*options, "--out", tmp_path / "other", "--batch-size", 256])
     assert "a batch of 256 on 1 process(es) needs 256 clips, but the data has" in capsys.readouterr().err

@@ -268,7 +268,7 @@ def test_labels_beside_a_teacher__train_a_classifier(taught_by, toy_folder, tmp_
         (["--supervised", "--strong-views"], "--strong-views has no effect with --supervised"),
         ([TWO[0], TWO[1], "--rounds", 2, "--objective", "kd"], "--rounds needs a classifier of each student"),
         ([*TWO, *HUGE_BANK], r"a bank of 1000000000000 anchors needs [\d.]+ GB"),
-        ([*TWO, "--teacher-drop", 1.0], "teacher_drop is 1.0: input should be less than 1"),
+        ([*TWO, "--teacher-drop", 1.0], "--teacher-drop is 1.0: input should be less than 1"),
         (
             ["--teacher", "self", *HUGE_BANK],
             r"a bank of 1000000000000 anchors needs [\d.]+ GB",

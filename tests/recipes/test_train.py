@@ -63,7 +63,7 @@ def test_run__keeps_everything_it_promises(run_folder):
     assert [row["seconds"] for row in logged] == sorted(row["seconds"] for row in logged) and logged[0]["seconds"] > 0
     assert logged[-1]["epoch"] == 1 and all(0 <= row["data_wait"] <= 1 for row in logged)
     # Four batches of eight fill the bank, which was lowered from 40 anchors to as many as the run draws.
-    assert [row["bank_fill"] for row in logged] == [8 / 32, 16 / 32, 32 / 32]
+    assert [row["bank_fill"] for row in logged] == [8 / 32, 16 / 32, 24 / 32, 32 / 32]
 
 
 def test_student__loads_strictly_into_torchvisions_own_class_with_plain_torch(run_folder):
@@ -159,6 +159,10 @@ def test_a_finished_run__is_a_teacher(run_folder, toy_folder, tmp_path):
     assert facts["training"]["teacher_weights_sha256"] == weights_hash(student)
 
 
+# Objectives on tokens and labels, which do not train all weights of a student.
+NEEDS_ANOTHER = ("token-matching", "attention-transfer", "token-relations", "time-relations", "cross-entropy")
+
+
 @pytest.fixture(scope="module")
 def labels_folder(tmp_path_factory, toy_folder):
     """A run that learned labels: a teacher with a classifier."""
@@ -168,11 +172,27 @@ def labels_folder(tmp_path_factory, toy_folder):
     return folder
 
 
+def test_time_relations__need_two_times(toy_folder, labels_folder, tmp_path, capsys):
+    teacher = [
+        "--teacher",
+        "rgb_tiny3d_8",
+        "--teacher-weights",
+        labels_folder,
+        "--objective",
+        "time-relations",
+        "simreg",
+    ]
+    with pytest.raises(SystemExit):
+        train(*teacher, "--student", "flow_r3d10", "--data", toy_folder, "--out", tmp_path / "run")
+    assert "time-relations compares the times of a clip with each other, and a clip of rgb_t" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_objective__changes_the_student(toy_folder, labels_folder, tmp_path, objective):
-    beside = ["simreg:0.1"] if objective in ("token-matching", "attention-transfer", "cross-entropy") else []
+    beside = ["simreg:0.1"] if objective in NEEDS_ANOTHER else []
     teacher = ["--teacher", "rgb_tiny3d_8", "--teacher-weights", labels_folder, "--objective", objective, *beside]
     options = ["--student", "flow_r3d10", "--data", toy_folder, "--no-evaluate", "--knn-clips", 0, "--lr", 0.1]
+    options += ["--teacher-frames", 8] if objective == "time-relations" else []  # 4 frames give one time
     train(*teacher, *options, "--out", tmp_path / "run")
     torch.manual_seed(0)
     fresh = crossdistill.create_encoder("flow_r3d10")
@@ -238,6 +258,7 @@ def test_bad_input__one_sentence_each(toy_folder, teacher_file, run_folder, tmp_
     assert "names like it are flow_r3d10, " in wrong(capsys, *known, "--student", "flow_r3d100", *data, *out)
     assert "unknown encoder 'sound_r3d10'" in wrong(capsys, *known, "--student", "sound_r3d10", *data, *out)
     assert "unknown objective 'compres-2q'" in wrong(capsys, *known, *flow, *data, *out, "--objective", "compres-2q")
+    assert "there is no folder nowhere: correct" in wrong(capsys, *known, *flow, "--data", "nowhere", *out)
     assert "not a prepared dataset" in wrong(capsys, *known, *flow, "--data", tmp_path, *out)
     assert "has no split" in wrong(capsys, *known, *flow, *data, *out, "--split", "7")
     other = ["--teacher", "rgb_r3d18", "--teacher-weights", teacher_file]
