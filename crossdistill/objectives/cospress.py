@@ -1,8 +1,8 @@
 """CosPress: a head brings the teacher into the student's dimension, and the student follows the head.
 
-Mannix, Hodgkinson, Bondell: Preserving Angles Improves Feature Distillation, arXiv 2411.15239. The head
-``h(t) = Linear(LayerNorm(t))`` keeps the teacher's cosine similarities between the samples of a batch; the student
-itself then has no head that would hide what it did not learn.
+Mannix, Hodgkinson, Bondell: CosPress, arXiv 2411.15239. The head ``h(t) = Linear(LayerNorm(t))`` keeps the teacher's
+cosine similarities between the samples of a batch; the student itself then has no head that would hide what it did not
+learn.
 
 Shapes: B batch, E teacher features, D student features.
 """

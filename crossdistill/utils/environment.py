@@ -17,6 +17,8 @@ from crossdistill.errors import UserError, friendly_errors
 
 REINSTALL_COMMAND = "python -m pip install --force-reinstall torch torchvision"
 
+SPIN_COUNT = "1000"  # of GNU's OpenMP; docs/LOG.md has what others cost, on idle and on shared cores
+
 _PACKAGES = ("crossdistill", "torch", "torchvision", "accelerate", "av")
 _CHECKOUT = Path(__file__).resolve().parents[2]
 _CPU_INFO = Path("/proc/cpuinfo")
@@ -29,13 +31,15 @@ _BROKEN_INSTALL_ERRORS = (RuntimeError, ImportError, OSError, AttributeError)
 def require_matched_torch() -> None:
     """Import torch and torchvision for a command, and raise an error that says how to fix them if this fails.
 
-    Threads of torch sleep while they wait for each other, unless ``OMP_WAIT_POLICY`` says otherwise: by default they
-    spin, and on cores that other programs use as well a training step then takes several times as long.
+    Threads of torch spin for a moment while they wait for each other, and then sleep. By default they spin 300 times as
+    long, and on cores that other programs use as well a training step then takes up to several times as long.
+    ``OMP_WAIT_POLICY`` and ``GOMP_SPINCOUNT`` change that.
 
     Each torchvision is built for one torch. With another torch its import fails with an error that names neither:
     ``operator torchvision::nms does not exist``.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read once, when torch loads its library of threads
+    if "OMP_WAIT_POLICY" not in os.environ:  # read once, when torch loads its library of threads
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     versions = {name: installed_version(name) for name in ("torch", "torchvision")}
     for name in versions:
         try:

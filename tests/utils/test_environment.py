@@ -104,14 +104,22 @@ def test_require_matched_torch__matched_pair_passes() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="another library of threads shows no settings")
-@pytest.mark.parametrize(("given", "found"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
-def test_require_matched_torch__waiting_threads_sleep(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, str], found: str
+@pytest.mark.parametrize(
+    ("given", "name", "found"),
+    [
+        ({}, "GOMP_SPINCOUNT", "1000"),
+        ({"GOMP_SPINCOUNT": "70"}, "GOMP_SPINCOUNT", "70"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "OMP_WAIT_POLICY", "ACTIVE"),
+    ],
+)
+def test_require_matched_torch__waiting_threads_sleep_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, str], name: str, found: str
 ) -> None:
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    for variable in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(variable, raising=False)
     command = "-m", "crossdistill.utils.environment"
-    done = run_python(*command, python_path=PACKAGE.parent, cwd=tmp_path, OMP_DISPLAY_ENV="true", **given)
-    assert re.findall(r"OMP_WAIT_POLICY = '(\w+)'", done.stderr) == [found]
+    done = run_python(*command, python_path=PACKAGE.parent, cwd=tmp_path, OMP_DISPLAY_ENV="VERBOSE", **given)
+    assert re.findall(rf"{name} = '(\w+)'", done.stderr) == [found]
 
 
 def test_describe_environment__keys_and_types() -> None:
