@@ -77,6 +77,7 @@ def train_until_killed(arguments, step, number=signal.SIGKILL):
 
 TEACHER = ["--teacher", "rgb_r3d10_gn", "--teacher-frames", 4, "--teacher-size", 32]
 PAIR = [*TEACHER, "--student", "flow_r3d10"]
+LONG_PAIR = [*TEACHER[:3], 16, *TEACHER[4:], "--student", "flow_r3d10"]  # the teacher has tokens of two times
 TWO_TEACHERS = [TEACHER[0], "rgb_r3d10_gn", *TEACHER[1:], "--student", "flow_r3d10"]
 # AlexNet's body drops features out, and its stem has the fewest pixels at 64.
 DROPOUT_PAIR = [*TEACHER, "--student", "image_alexnet", "--student-size", 64]
@@ -88,7 +89,7 @@ RESUME_CASES = {
     "no momentum, dropout, SGD": ([*DROPOUT_PAIR, "--objective", "compress-1q", "--optimizer", "sgd"], 1, (5,)),
     "live, accumulation, mixed": ([*PAIR, "--objective", "compress-2q-live", "--accumulate", 2, "--mix"], 1, (3,)),
     "labels": (["--supervised", "--student", "flow_r3d10"], 1, (5,)),
-    "two processes": ([*PAIR, "--objective", "compress-2q", *NEW_OBJECTIVES], 2, (3,)),
+    "two processes": ([*LONG_PAIR, "--objective", "compress-2q", *NEW_OBJECTIVES], 2, (3,)),
     "two processes, two teachers, quantised, bags": (
         [
             *(*TWO_TEACHERS, "--standardize", "phi-s", "--teacher-drop", 0.5),
