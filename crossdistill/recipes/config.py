@@ -164,8 +164,8 @@ class ObjectiveConfig:
     scales each feature by itself; phi-s scales all by one factor after a rotation that equalises them. Use it for
     several teachers of different scales."""
     mix: bool = False
-    """Mix each batch with itself, in the same way for student and teachers (function matching, Beyer et al. 2022). It
-    pays in long runs: see configs/patient.yaml. The teacher must run, and no labels are used."""
+    """Mix each batch with itself, in the same way for student and teachers (function matching, Beyer et al. 2022). The
+    paper gains by it in long runs (--config patient). The teacher must run, and no labels are used."""
     teacher_drop: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Probability of leaving each of several teachers out of a batch; the one with the largest loss always stays."""
 

@@ -261,9 +261,12 @@ def test_toyactions_preset__gives_a_view_to_teachers_that_are_trained_first_alon
 
 
 def test_round_config__gives_each_round_what_it_can_use(tmp_path):
-    config = parse(["--data", "x", "--student", "flow_r3d10", "--supervised", "--strong-views", "--rounds", "2"])
+    config = parse(
+        ["--data", "x", "--student", "flow_r3d10", "--supervised", "--strong-views", "--mix", "--rounds", "2"]
+    )
     first, second = (round_config(config, RunFolder(tmp_path), number) for number in (1, 2))
-    assert first.pair.supervised and not first.data.strong_views
+    assert first.pair.supervised and not first.data.strong_views and not first.objective.mix
+    assert second.objective.mix
     assert second.pair.teacher == ("flow_r3d10",) and second.data.strong_views
     several = parse(["--data", "x", "--student", "a", "--teacher", "b", "c", "--teacher-drop", "0.5", "--rounds", "2"])
     drops = [round_config(several, RunFolder(tmp_path), number).objective.teacher_drop for number in (1, 2)]
