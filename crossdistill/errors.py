@@ -220,10 +220,17 @@ def _is_first_process() -> bool:
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
+def _without_trace(message: str) -> str:
+    """Return the sentence of an error from a process of a DataLoader, which puts the stack trace before it."""
+    if not message.startswith("Caught "):
+        return message
+    return message.rstrip().rpartition("\n")[2].partition(": ")[2]
+
+
 def _sentence(error: BaseException) -> str | None:
     """Message for the user; None for an error that is a bug."""
     if isinstance(error, UserError):
-        return str(error)
+        return _without_trace(str(error))
     if isinstance(error, OSError) and error.errno in FULL_DISK_ERRORS:
         where = f" ({error.filename})" if error.filename else ""
         return (

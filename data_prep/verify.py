@@ -24,13 +24,14 @@ import tyro
 
 from crossdistill.data.containers import DECODE_ERRORS, Orientation, OrientationReader, open_video
 from crossdistill.data.decode import read_frames
+from crossdistill.data.file_range import FileRange
 from crossdistill.data.manifest import Manifest, Stream
 from crossdistill.data.pictures import index_picture
 from crossdistill.data.sequential import decode_frames
+from crossdistill.data.stores import locate
 from crossdistill.data.streams import STREAM_FORMATS, Picture, StreamFormat
 from crossdistill.errors import UnreadableVideoError, UserError
 from crossdistill.utils.console import console, print_table
-from crossdistill.utils.files import sha256_of
 from data_prep.pipeline.executor import Engine, run_jobs
 from data_prep.pipeline.guard import Crashed, TookTooLong, ask, stop_children
 
@@ -77,7 +78,12 @@ def verify_dataset(options: VerifyOptions) -> None:
         raise UserError(f"--time-limit {options.time_limit:g} is out of range: give a number of seconds above 0")
     manifest = Manifest.load(options.folder)
     usable = [video for video in manifest.videos if video.is_usable]
-    checks = [StreamCheck(manifest.root, *named) for video in usable for named in video.streams.items()]
+    originals = bool(manifest.facts.get("recipe", {}).get("keep_original"))
+    checks = [
+        StreamCheck(manifest.root, name, stream, is_original=originals or Path(stream.path).is_absolute())
+        for video in usable
+        for name, stream in video.streams.items()
+    ]
     check = partial(_check_in_child, time_limit_seconds=options.time_limit)
     engine, hint = Engine("threads", workers=options.workers), "repeat the command to check all files again"
     try:
@@ -144,6 +150,8 @@ class StreamCheck:
     column: str
     """Name of the stream."""
     stream: Stream
+    is_original: bool = False
+    """Whether the file is as people download it, and not one that the preparation wrote."""
 
     @property
     def path(self) -> str:
@@ -153,22 +161,22 @@ class StreamCheck:
     @property
     def stream_format(self) -> StreamFormat | None:
         """Format that the file was written in; None for an indexed original and for an unknown stream."""
-        return None if Path(self.stream.path).is_absolute() else STREAM_FORMATS.get(self.column)
+        return None if self.is_original else STREAM_FORMATS.get(self.column)
 
     def find(self) -> Finding:
         """Decode the whole stream and compare it with the manifest."""
         try:
-            path = self.stream.file(self.root)
-        except UnreadableVideoError as error:
+            source = locate(self.root, self.stream)
+        except (UnreadableVideoError, UserError) as error:
             return Finding("damaged", str(error))
-        if not path.is_file():
+        if not source.path.is_file():
             return Finding("missing")
         if not self.stream.is_video:
-            return self._find_in_picture(path)
+            return self._find_in_picture(source)
         damage = ""
         index, orientations = _FoundIndex(), OrientationReader()
         try:
-            for pts, time_base, frame in self._frames(path):
+            for pts, time_base, frame in self._frames(source):
                 if (not index.pts or self.stream.is_plain) and (
                     wrong := self._wrong_picture(frame, orientations.read(frame))
                 ):
@@ -177,23 +185,23 @@ class StreamCheck:
                     return Finding("damaged", f"frame {len(index.pts)} is corrupt")
                 index.add(pts, time_base, frame)
         except DAMAGE as error:
-            damage = _reason(error, path)
+            damage = _reason(error, source)
             if self.stream_format is not None:
                 return Finding("damaged", f"{damage}, after {len(index.pts)} frames")
         # An original may have faults that its indexing passed over. It must then have the same frames as then.
         finding = _compare_index(self.stream, index)
         if finding.kind != OK:
             return Finding("damaged", f"{damage}, after {len(index.pts)} frames") if damage else finding
-        return self._read_clip() or self._compare_checksum(path)
+        return self._read_clip() or self._compare_checksum(source)
 
-    def _find_in_picture(self, path: Path) -> Finding:
-        stream = self.stream
-        if not stream.fits(path.stat().st_size):
-            return Finding("changed", f"its file has {path.stat().st_size} bytes")
+    def _find_in_picture(self, source: FileRange) -> Finding:
+        stream, num_bytes = self.stream, source.path.stat().st_size
+        if not (stream.fits(num_bytes) if source.offset else stream.num_bytes == num_bytes):
+            return Finding("changed", f"its file has {num_bytes} bytes")
         try:
-            found = index_picture(path, offset=stream.offset, num_bytes=stream.num_bytes)
+            found = index_picture(source.path, offset=source.offset, num_bytes=stream.num_bytes)
         except UnreadableVideoError as error:
-            return Finding("damaged", _reason(error, path))
+            return Finding("damaged", _reason(error, source))
         if (found.width_px, found.height_px) != (stream.width_px, stream.height_px):
             size = f"{stream.width_px}x{stream.height_px}"
             return Finding("other picture", f"{found.width_px}x{found.height_px} pixels instead of {size}")
@@ -201,8 +209,8 @@ class StreamCheck:
             return Finding("changed", "decodes, but differs from the manifest's checksum")
         return Finding(OK)
 
-    def _frames(self, path: Path) -> Iterator[tuple[int, Fraction | None, av.VideoFrame]]:
-        return decode_frames(path, num_threads=1) if self.stream_format is None else _decode_strictly(path)
+    def _frames(self, source: FileRange) -> Iterator[tuple[int, Fraction | None, av.VideoFrame]]:
+        return decode_frames(source, num_threads=1) if self.stream_format is None else _decode_strictly(source)
 
     def _read_clip(self) -> Finding | None:
         """Read some frames as training reads them; return a finding if that fails."""
@@ -212,11 +220,11 @@ class StreamCheck:
         try:
             read_frames(self.root, self.stream, frames, stream_name=self.column)
         except DAMAGE as error:
-            return Finding("clips unreadable", _reason(error, self.stream.file(self.root)))
+            return Finding("clips unreadable", _reason(error, locate(self.root, self.stream)))
         return None
 
-    def _compare_checksum(self, path: Path) -> Finding:
-        if self.stream.sha256 and sha256_of(path) != self.stream.sha256:
+    def _compare_checksum(self, source: FileRange) -> Finding:
+        if self.stream.sha256 and source.sha256() != self.stream.sha256:
             return Finding("changed", "decodes, but differs from the manifest's checksum")
         return Finding(OK)
 
@@ -236,9 +244,9 @@ class StreamCheck:
         return ""
 
 
-def _decode_strictly(path: Path) -> Iterator[tuple[int, Fraction | None, av.VideoFrame]]:
+def _decode_strictly(source: FileRange) -> Iterator[tuple[int, Fraction | None, av.VideoFrame]]:
     """Decode frames; raise an error at damage that decoders conceal by default."""
-    container, video = open_video(path)
+    container, video = open_video(source)
     with container:
         video.codec_context.thread_count = 1
         video.codec_context.options |= {"err_detect": "crccheck+bitstream+buffer+explode"}
@@ -248,9 +256,10 @@ def _decode_strictly(path: Path) -> Iterator[tuple[int, Fraction | None, av.Vide
             yield frame.pts, video.time_base, frame
 
 
-def _reason(error: BaseException, path: Path) -> str:
+def _reason(error: BaseException, source: FileRange) -> str:
     """Return the message of an error without the path, which the report prints anyway."""
-    return str(getattr(error, "strerror", None) or str(error).removeprefix(f"{path}: ") or type(error).__name__)
+    message = str(error).removeprefix(f"{source}: ").removeprefix(f"{source.path}: ")
+    return str(getattr(error, "strerror", None) or message or type(error).__name__)
 
 
 def _compare_index(stream: Stream, index: _FoundIndex) -> Finding:
@@ -274,13 +283,19 @@ def _compare_index(stream: Stream, index: _FoundIndex) -> Finding:
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     """Run one check in the child process."""
-    check = StreamCheck(Path(request["root"]), request["column"], Stream.from_json(request["stream"]))
+    stream = Stream.from_json(request["stream"])
+    check = StreamCheck(Path(request["root"]), request["column"], stream, request["is_original"])
     return dataclasses.asdict(check.find())
 
 
 def _check_in_child(check: StreamCheck, *, time_limit_seconds: float) -> Finding:
     """Run a check in this thread's child process. A crash and an exceeded time limit are findings too."""
-    request = {"root": str(check.root), "column": check.column, "stream": check.stream.to_json()}
+    request = {
+        "root": str(check.root),
+        "column": check.column,
+        "stream": check.stream.to_json(),
+        "is_original": check.is_original,
+    }
     try:
         return Finding(**ask(__name__, request, time_limit_seconds=time_limit_seconds))
     except TookTooLong:

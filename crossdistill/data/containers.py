@@ -17,6 +17,7 @@ from typing import cast
 import av
 from av.sidedata.sidedata import SideData
 
+from crossdistill.data.file_range import FileRange, as_range
 from crossdistill.data.streams import Picture
 from crossdistill.errors import UnreadableVideoError
 
@@ -37,32 +38,27 @@ CONTAINERS = (
 )
 # fmt: on
 _OPTIONS = {
-    "protocol_whitelist": "file",
     "format_whitelist": ",".join(CONTAINERS),
     "max_pixels": str(MAX_PICTURE_PX),
 }
 
 
-def file_url(path: Path) -> str:
-    """Return the name under which FFmpeg opens exactly this file, even if its path looks like a URL."""
-    return f"file:{path.absolute()}"
-
-
-def open_video(path: Path) -> tuple[av.container.InputContainer, av.VideoStream]:
-    """Open a file and its best video stream, which is what players show: a cover picture is not.
+def open_video(source: Path | FileRange) -> tuple[av.container.InputContainer, av.VideoStream]:
+    """Open a video, a file or a range of one, and its best video stream, which players show: a cover picture is not.
 
     Raises:
         UnreadableVideoError: The file cannot be opened, is in none of ``CONTAINERS``, has no video stream, or its codec
             is unknown to FFmpeg.
     """
-    if path.exists() and not path.is_file():  # a device or a pipe may have no end
-        raise UnreadableVideoError(f"{path}: is no regular file")
+    file = as_range(source)
+    file.require()
+    options = _OPTIONS | {"protocol_whitelist": file.protocols}
     try:
-        container = av.open(file_url(path), options=_OPTIONS, metadata_errors="replace")
+        container = av.open(file.url, options=options, metadata_errors="replace")
     except av.ArgumentError as error:  # the answer to a container that is not in the list
-        raise UnreadableVideoError(f"{path}: is in no video format that is read here") from error
+        raise UnreadableVideoError(f"{file}: is in no video format that is read here") from error
     except DECODE_ERRORS as error:
-        raise UnreadableVideoError(f"{path}: cannot be opened ({reason_of(error)})") from error
+        raise UnreadableVideoError(f"{file}: cannot be opened ({reason_of(error)})") from error
     video = container.streams.best("video")
     if not isinstance(video, av.VideoStream):
         fault = "has no video stream"
@@ -73,7 +69,7 @@ def open_video(path: Path) -> tuple[av.container.InputContainer, av.VideoStream]
         video.codec_context.options = {"max_pixels": str(MAX_PICTURE_PX)}
         return container, video
     container.close()
-    raise UnreadableVideoError(f"{path}: {fault}")
+    raise UnreadableVideoError(f"{file}: {fault}")
 
 
 def has_picture_size(video: av.VideoStream) -> bool:
@@ -81,25 +77,23 @@ def has_picture_size(video: av.VideoStream) -> bool:
     return video.codec_context.width > 0
 
 
-def check_video(path: Path) -> None:
+def check_video(source: FileRange) -> None:
     """Raise ``UnreadableVideoError`` as ``open_video`` does; a file is opened once per process while it is unchanged.
 
     Call it before another library than PyAV opens the file: that library has no list of allowed containers.
     """
-    try:
-        facts = path.stat()
-    except OSError as error:
-        raise UnreadableVideoError(f"{path}: cannot be opened ({error.strerror})") from error
-    _check_version(path, facts.st_size, facts.st_mtime_ns)
+    source.require()
+    facts = source.path.stat()
+    _check_version(source, facts.st_size, facts.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def _check_version(path: Path, num_bytes: int, modified_ns: int) -> None:
-    container, video = open_video(path)
+def _check_version(source: FileRange, num_bytes: int, modified_ns: int) -> None:
+    container, video = open_video(source)
     has_size = has_picture_size(video)
     container.close()
     if not has_size:
-        raise UnreadableVideoError(f"{path}: {NO_SIZE}")
+        raise UnreadableVideoError(f"{source}: {NO_SIZE}")
 
 
 def reason_of(error: BaseException) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import signal
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from crossdistill.data.clip_reader import ClipReader
 from crossdistill.data.decoders import DEFAULT_DECODER, get_decoder
-from crossdistill.data.manifest import Manifest, Video
+from crossdistill.data.manifest import Manifest, Stream, Video
 from crossdistill.data.sampling import SampleKey, check_short_clips, sample_generator
+from crossdistill.data.stores import find_store, read_ahead
 from crossdistill.data.streams import Picture
 from crossdistill.data.transforms import Augmentation, Crop, CutClip, centre_crop
 from crossdistill.errors import UnreadableVideoError, UserError
@@ -172,10 +173,19 @@ class PairedClips(Dataset[Item]):
 
     def read_batch(self, keys: Sequence[SampleKey]) -> PairedBatch:
         """Read samples into a batch. Samples that cannot be read are left out and reported in ``unreadable``."""
+        read_ahead(self._streams_of(keys))
         return collate((self[key] for key in keys), num_items=len(keys))
 
     # A DataLoader passes all keys of a batch to this method, if the dataset has it, instead of calling __getitem__.
     __getitems__ = read_batch
+
+    def _streams_of(self, keys: Sequence[SampleKey]) -> Iterator[tuple[Path, Stream]]:
+        """Yield the streams that some samples are read from, with the folders of their datasets."""
+        names = {view.kind.stream for view, is_read in zip(self.views, self.is_read, strict=True) if is_read}
+        for key in keys:
+            entry = self.entries[key.index]
+            if find_store(entry.root) is not None and entry.video.is_usable:
+                yield from ((entry.root, entry.video.streams[name]) for name in names)
 
     def clip_reader(self, entry: Entry) -> ClipReader:
         """Return the reader of one video; raise ``UnreadableVideoError`` if its preparation failed."""

@@ -24,6 +24,7 @@ from crossdistill.data.decoders import DEFAULT_DECODER, CannotServeError, get_de
 from crossdistill.data.manifest import Stream
 from crossdistill.data.pictures import read_picture
 from crossdistill.data.sequential import FALLBACK_TIME_BASE, decode_frames
+from crossdistill.data.stores import locate
 from crossdistill.data.streams import Picture, StreamFormat, get_stream_format
 from crossdistill.errors import UnreadableVideoError
 from crossdistill.utils.files import sha256_of
@@ -166,19 +167,19 @@ def read_pictures(
         UnreadableVideoError: The file is missing or damaged, or lacks a frame that the manifest names.
         UserError: The decoder is unknown or does not work on this machine.
     """
-    path = stream.file(root)
+    source = locate(root, stream)
     if not stream.is_video:
-        return [read_picture(path, stream, shrink=shrink)] * len(frames)
+        return [read_picture(source, stream, shrink=shrink)] * len(frames)
     stream_format = get_stream_format(stream_name)
     chosen = get_decoder(decoder)
     try:
         chosen.require(stream_format.picture_format)
         if decoder != DEFAULT_DECODER:
-            check_video(path)
-        return chosen.read_pictures(path, stream, frames, stream_format)
+            check_video(source)
+        return chosen.read_pictures(source, stream, frames, stream_format)
     except CannotServeError as error:
-        _log_once(decoder, str(error), path.suffix)
-    return get_decoder(DEFAULT_DECODER).read_pictures(path, stream, frames, stream_format)
+        _log_once(decoder, str(error), source.path.suffix)
+    return get_decoder(DEFAULT_DECODER).read_pictures(source, stream, frames, stream_format)
 
 
 @functools.cache

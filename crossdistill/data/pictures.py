@@ -25,6 +25,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from crossdistill.data.file_range import FileRange
 from crossdistill.data.manifest import Stream
 from crossdistill.data.streams import Picture
 from crossdistill.errors import UnreadableVideoError
@@ -80,32 +81,11 @@ def picture_stream(
     )
 
 
-def read_content(path: Path, *, offset: int = 0, num_bytes: int | None = None) -> bytes:
-    """Read the bytes of a picture: a whole file, or ``num_bytes`` from ``offset`` on.
-
-    Raises:
-        UnreadableVideoError: The file cannot be read, or ends before the range.
-    """
-    try:
-        with open(path, "rb", buffering=0) as file:
-            if offset:
-                file.seek(offset)
-            content = file.readall() if num_bytes is None else file.read(num_bytes)
-            # One call may return less, for example from a network disk.
-            while num_bytes is not None and len(content) < num_bytes and (more := file.read(num_bytes - len(content))):
-                content += more
-    except OSError as error:
-        raise UnreadableVideoError(f"{path}: cannot be opened ({error.strerror})") from error
-    if num_bytes is not None and len(content) < num_bytes:
-        raise UnreadableVideoError(f"{path}: ends before byte {offset + num_bytes}")
-    return content
-
-
-def read_picture(path: Path, stream: Stream, *, shrink: int = 1) -> Picture:
+def read_picture(source: FileRange, stream: Stream, *, shrink: int = 1) -> Picture:
     """Read a stored picture as [H, W, 3], uint8.
 
     Args:
-        path: File of the picture.
+        source: Where its bytes are; see ``locate``.
         stream: Entry of the picture in the manifest.
         shrink: One of ``SHRINKS``. A JPEG is decoded with sides that are this many times smaller (rounded up). Other
             pictures keep their size.
@@ -113,11 +93,11 @@ def read_picture(path: Path, stream: Stream, *, shrink: int = 1) -> Picture:
     Raises:
         UnreadableVideoError: The file is missing or damaged.
     """
-    content = read_content(path, offset=stream.offset, num_bytes=stream.num_bytes or None)
+    content = source.read()
     try:
         return READERS[stream.stored_as](content, shrink)
     except PICTURE_ERRORS as error:
-        raise UnreadableVideoError(f"{path}: is damaged ({_reason(error)})") from error
+        raise UnreadableVideoError(f"{source}: is damaged ({_reason(error)})") from error
 
 
 def shrink_for(source_px: float, target_px: int) -> int:
@@ -196,7 +176,7 @@ def index_picture(path: Path, *, offset: int = 0, num_bytes: int | None = None) 
     Raises:
         UnreadableVideoError: The picture is missing, damaged, incomplete, too small or too large.
     """
-    content = read_content(path, offset=offset, num_bytes=num_bytes)
+    content = FileRange(path, offset, num_bytes).read()
     if not content:
         raise UnreadableVideoError("empty")
     stored_as, size_px = inspect_content(content)

@@ -26,6 +26,7 @@ from crossdistill.data.containers import (
     open_video,
     reason_of,
 )
+from crossdistill.data.file_range import FileRange
 from crossdistill.data.streams import Picture
 from crossdistill.errors import UnreadableVideoError
 
@@ -120,7 +121,7 @@ class PacketDecoder:
 
 
 def decode_frames(
-    path: Path, *, num_threads: int = 0, with_motion_vectors: bool = False
+    path: Path | FileRange, *, num_threads: int = 0, with_motion_vectors: bool = False
 ) -> Iterator[tuple[int, Fraction, av.VideoFrame]]:
     """Yield (pts, time base, frame) of a whole file in display order, without applying its display matrix.
 
@@ -130,7 +131,7 @@ def decode_frames(
     passed over. All frames are yielded before an error says what was damaged.
 
     Args:
-        path: A video file.
+        path: A video file, or a range of one.
         num_threads: Threads of the decoder; 0 uses all cores. Use 1 in a worker process, and if the loop may end early.
         with_motion_vectors: Whether the frames carry the codec's motion vectors as side data.
 

@@ -13,6 +13,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from crossdistill.data.manifest import Manifest
+from crossdistill.data.stores import check_shards
 from crossdistill.distillation.student import load_student, read_facts, read_view
 from crossdistill.encoders.execution import Execution
 from crossdistill.errors import UserError, require_num_workers
@@ -112,6 +113,7 @@ def evaluate_students(
         UserError: The request does not fit the students or the dataset; known before a weight is read.
     """
     manifest = Manifest.load(request.data)
+    check_shards(manifest)
     check_request(request, manifest)
     accelerator = accelerator or create_accelerator()
     if accelerator.num_processes > 1:

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from crossdistill.data.dataset import Entry, PairedClips, check_entries, entries_of
 from crossdistill.data.manifest import MANIFEST_NAME, Manifest
+from crossdistill.data.stores import check_shards
 from crossdistill.data.transforms import Augmentation
 from crossdistill.distillation.teachers import Teacher
 from crossdistill.errors import UserError
@@ -26,7 +27,10 @@ TOYACTIONS_FOLDER = Path("data/toyactions")
 def open_datasets(config: RunConfig, accelerator: Accelerator) -> list[Manifest]:
     """Load the manifests of --data; without --data, those of toyactions, which is rendered at its first use."""
     if config.data.data:
-        return [Manifest.load(path) for path in config.data.data]
+        manifests = [Manifest.load(path) for path in config.data.data]
+        for manifest in manifests:
+            check_shards(manifest)
+        return manifests
     decide_on_first(accelerator, lambda: _render_toyactions(accelerator))
     return [Manifest.load(TOYACTIONS_FOLDER)]
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import cv2
 
+from crossdistill.data.file_range import FileRange
 from crossdistill.data.manifest import Stream
-from crossdistill.data.pictures import READERS, index_picture, picture_stream, read_content, shrink_for
+from crossdistill.data.pictures import READERS, index_picture, picture_stream, shrink_for
 from crossdistill.errors import UnreadableVideoError
 from crossdistill.utils.files import atomic_path
 from data_prep.pipeline.readers import Input
@@ -46,7 +47,7 @@ def store_picture(
 def _write(stream: Stream, root: Path, target: str, recipe: PictureRecipe) -> Stream:
     """Write a picture as JPEG with the recipe's short side, or a copy of a JPEG that is small enough."""
     assert recipe.short_side_px is not None
-    source = read_content(Path(stream.path), offset=stream.offset, num_bytes=stream.num_bytes)
+    source = FileRange(Path(stream.path), stream.offset, stream.num_bytes).read()
     short_px = min(stream.width_px, stream.height_px)
     scale = min(1.0, recipe.short_side_px / short_px)
     size_px = round(stream.width_px * scale), round(stream.height_px * scale)

@@ -1,8 +1,8 @@
 """Libraries that decode clips. Each is one entry of ``DECODERS`` and one module, which is imported at first use.
 
 The module has two functions. ``check()`` raises if the library is not installed or does not work.
-``read_pictures(path, stream, frames, stream_format)`` returns T arrays [H, W, C]. It raises ``CannotServeError`` if the
-library would not return exactly the frames that the manifest names; PyAV then reads the file.
+``read_pictures(source, stream, frames, stream_format)`` returns T arrays [H, W, C]. It raises ``CannotServeError`` if
+the library would not return exactly the frames that the manifest names; PyAV then reads the file.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import functools
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from crossdistill.data.file_range import FileRange
 from crossdistill.data.manifest import Stream
 from crossdistill.data.streams import Picture, StreamFormat
 from crossdistill.errors import UserError, unknown_name
@@ -24,7 +24,7 @@ DEFAULT_DECODER = "pyav"
 # Largest difference between a library's timestamps and those of the manifest, as a share of a frame's duration.
 TIME_TOLERANCE_FRAMES = 0.1
 
-ReadPictures = Callable[[Path, Stream, Sequence[int], StreamFormat], Sequence[Picture]]
+ReadPictures = Callable[[FileRange, Stream, Sequence[int], StreamFormat], Sequence[Picture]]
 
 
 class CannotServeError(Exception):

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
-from crossdistill.data.containers import DECODE_ERRORS, file_url, open_video
+from crossdistill.data.containers import DECODE_ERRORS, open_video
 from crossdistill.data.decoders import CannotServeError, arrange, require_exact, require_plain
+from crossdistill.data.file_range import FileRange
 from crossdistill.data.manifest import Stream
 from crossdistill.data.streams import Picture, StreamFormat
 
@@ -28,17 +28,19 @@ def check() -> None:
     import decord  # noqa: F401
 
 
-def read_pictures(path: Path, stream: Stream, frames: Sequence[int], stream_format: StreamFormat) -> list[Picture]:
+def read_pictures(
+    source: FileRange, stream: Stream, frames: Sequence[int], stream_format: StreamFormat
+) -> list[Picture]:
     """Read T frames [H, W, C] by position in ``stream.pts``; decord applies the rotation."""
     import decord
     from decord._ffi.base import DECORDLimitReachedError
 
     require_plain(stream)
-    if _has_leading_frames(path):
+    if _has_leading_frames(source):
         raise CannotServeError("some of its keyframes are followed by frames that are shown before them")
     wanted = sorted(set(frames))
     try:
-        reader = decord.VideoReader(file_url(path), ctx=decord.cpu(0), num_threads=1)
+        reader = decord.VideoReader(source.url, ctx=decord.cpu(0), num_threads=1)
         # decord shifts the timestamps so that the first is 0.
         first_and_wanted = reader.get_frame_timestamp([0, *wanted])[:, 0].astype(np.float64)
         times_seconds = first_and_wanted[1:] - first_and_wanted[0] + stream.times_seconds[0]
@@ -50,8 +52,8 @@ def read_pictures(path: Path, stream: Stream, frames: Sequence[int], stream_form
 
 
 @functools.lru_cache(maxsize=4096)
-def _has_leading_frames(path: Path) -> bool:
-    container, video = open_video(path)
+def _has_leading_frames(source: FileRange) -> bool:
+    container, video = open_video(source)
     with container:
         key_pts = None
         try:

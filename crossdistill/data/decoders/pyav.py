@@ -7,12 +7,12 @@ seeks to a later keyframe if this saves frames, and skips H.264 frames that no o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import av
 import numpy as np
 
 from crossdistill.data.containers import DECODE_ERRORS, open_video, reason_of
+from crossdistill.data.file_range import FileRange
 from crossdistill.data.manifest import Stream
 from crossdistill.data.sequential import PacketDecoder, PictureReader, decode_frames
 from crossdistill.data.streams import Picture, StreamFormat
@@ -28,20 +28,23 @@ def check() -> None:
     """Do nothing: PyAV is a dependency, and its wheel contains FFmpeg."""
 
 
-def read_pictures(path: Path, stream: Stream, frames: Sequence[int], stream_format: StreamFormat) -> list[Picture]:
+def read_pictures(
+    source: FileRange, stream: Stream, frames: Sequence[int], stream_format: StreamFormat
+) -> list[Picture]:
     """Read T frames [H, W, C] by position in ``stream.pts``, in any order; a position may repeat."""
     clip = _Clip(stream, frames, stream_format)
     try:
         if stream.is_seekable:
-            _read_by_seeking(path, stream, clip)
+            _read_by_seeking(source, stream, clip)
         if clip.missing:
             # The timestamps are out of order, or seeking in this container skips keyframes.
-            _read_from_start(path, clip)
+            _read_from_start(source, clip)
     except DECODE_ERRORS as error:
-        raise UnreadableVideoError(f"{path}: stops decoding ({reason_of(error)})") from error
+        raise UnreadableVideoError(f"{source}: stops decoding ({reason_of(error)})") from error
     if clip.missing:
         raise UnreadableVideoError(
-            f"{path}: {len(clip.missing)} of {len(set(clip.order))} frames that the manifest names are not in the file"
+            f"{source}: {len(clip.missing)} of {len(set(clip.order))} frames that the manifest names are not in the "
+            "file"
         )
     return clip.pictures
 
@@ -74,8 +77,8 @@ class _Clip:
         return [self._found[pts] for pts in self.order]
 
 
-def _read_by_seeking(path: Path, stream: Stream, clip: _Clip) -> None:
-    container, video = open_video(path)
+def _read_by_seeking(source: FileRange, stream: Stream, clip: _Clip) -> None:
+    container, video = open_video(source)
     # One thread, because the DataLoader's workers run in parallel, and frame threads can hang if decoding ends early.
     video.thread_type = "SLICE"
     video.codec_context.thread_count = 1
@@ -126,8 +129,8 @@ def _decode_run(
                 return
 
 
-def _read_from_start(path: Path, clip: _Clip) -> None:
-    for pts, _, frame in decode_frames(path, num_threads=1):
+def _read_from_start(source: FileRange, clip: _Clip) -> None:
+    for pts, _, frame in decode_frames(source, num_threads=1):
         clip.offer(frame, pts)
         if not clip.missing:
             return

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from pathlib import Path
 
 import av
 import numpy as np
 
-from crossdistill.data.containers import file_url
 from crossdistill.data.decoders import CannotServeError, arrange, require_exact, require_plain
+from crossdistill.data.file_range import FileRange
 from crossdistill.data.manifest import Stream
 from crossdistill.data.streams import Picture, StreamFormat
 
@@ -38,7 +37,9 @@ def _one_frame_file() -> bytes:
     return file.getvalue()
 
 
-def read_pictures(path: Path, stream: Stream, frames: Sequence[int], stream_format: StreamFormat) -> list[Picture]:
+def read_pictures(
+    source: FileRange, stream: Stream, frames: Sequence[int], stream_format: StreamFormat
+) -> list[Picture]:
     """Read T frames [H, W, C] by position in ``stream.pts``; torchcodec applies the rotation."""
     from torchcodec.decoders import VideoDecoder
 
@@ -46,7 +47,7 @@ def read_pictures(path: Path, stream: Stream, frames: Sequence[int], stream_form
     wanted = sorted(set(frames))
     try:
         # "exact" scans the packets when the file is opened; "approximate" computes positions from the average rate.
-        decoder = VideoDecoder(file_url(path), dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
+        decoder = VideoDecoder(source.url, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
         if len(decoder) != stream.num_frames:
             raise CannotServeError("its number of frames is not the number that can be decoded")
         batch = decoder.get_frames_at(wanted)

@@ -1,0 +1,202 @@
+"""Datasets whose files are in an object store or on a web server, with a bounded copy of them on the disk.
+
+``python -m data_prep link`` makes a folder with the manifest and ``remote.json``, which says where the files are and
+how large the copy may become. Every reader asks ``locate`` for the bytes of a stream. Of a linked dataset they are
+fetched by range: one request for each clip, and those of a batch side by side.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from crossdistill.data.file_range import FileRange
+from crossdistill.data.manifest import Manifest, Stream
+from crossdistill.errors import UserError, require_package
+from crossdistill.utils.files import fitting_name, temporary_path
+from crossdistill.utils.records import read_versioned_json
+
+LINK_NAME, LINK_VERSION = "remote.json", 1
+COPY_NAME = "copies"
+NUM_REQUESTS = 16
+"""Requests at once of one process. An answer takes tens of milliseconds, whatever its size."""
+PAUSES_SECONDS = (1.0, 2.0, 4.0, 8.0)
+"""Pauses before a failed request is repeated."""
+FULL_SHARE = 0.9
+"""Share of the largest size to which the copy is reduced when it is too large."""
+CHECKS_PER_SIZE = 32
+"""The copy is measured whenever a process has fetched this part of its largest size."""
+
+
+def locate(root: Path, stream: Stream) -> FileRange:
+    """Return where the bytes of a stream are, after they were fetched if the dataset is linked.
+
+    Raises:
+        UnreadableVideoError: The path leaves the dataset's folder.
+        UserError: The store does not answer, or what it has is not what the manifest says.
+    """
+    file = stream.file(root)
+    store = find_store(root)
+    if store is None or stream.path.startswith("/"):
+        return FileRange(file, stream.offset, stream.num_bytes or None)
+    return FileRange(store.fetch(stream))
+
+
+def read_ahead(streams: Iterable[tuple[Path, Stream]]) -> None:
+    """Fetch streams, given with the folders of their datasets, side by side; nothing happens to those on the disk."""
+    wanted: dict[Path, list[Stream]] = {}
+    for root, stream in streams:
+        if find_store(root) is not None:
+            wanted.setdefault(root, []).append(stream)
+    for root, of_root in wanted.items():
+        store = find_store(root)
+        assert store is not None
+        store.fetch_all(of_root)
+
+
+@functools.lru_cache(maxsize=64)
+def find_store(root: Path) -> RemoteStore | None:
+    """Return the store of a linked dataset; None if its files are in its folder."""
+    path = root / LINK_NAME
+    if not path.is_file():
+        return None
+    facts = read_versioned_json(path, absent="", version=LINK_VERSION, remedy="link the dataset again")
+    return RemoteStore(url=str(facts["url"]), folder=root / COPY_NAME, max_bytes=int(facts["max_bytes"]))
+
+
+def link_text(url: str, *, max_bytes: int) -> str:
+    """Return the content of ``remote.json``."""
+    facts = {"format": "crossdistill-link", "version": LINK_VERSION, "url": url, "max_bytes": max_bytes}
+    return json.dumps(facts, indent=2) + "\n"
+
+
+def check_shards(manifest: Manifest) -> None:
+    """Raise a ``UserError`` if a shard of a packed dataset is missing or has another size than when it was written."""
+    if find_store(manifest.root) is not None:
+        return
+    for name, num_bytes in manifest.facts.get("shards", {}).items():
+        path = manifest.root / name
+        if not path.is_file():
+            raise UserError(
+                f"{path} is missing, one of the {len(manifest.facts['shards'])} shards of {manifest.root}: copy it to "
+                "this machine, or link the dataset where it is (python -m data_prep link)"
+            )
+        if path.stat().st_size != num_bytes:
+            raise UserError(
+                f"{path} has {path.stat().st_size} bytes, and the manifest says {num_bytes}: copy it again, or pack "
+                "the dataset again (python -m data_prep pack)"
+            )
+
+
+@functools.lru_cache(maxsize=8)
+def _file_system(url: str, process: int) -> tuple[Any, str]:
+    """Open the store of a URL in one process: connections do not survive a fork."""
+    fsspec = require_package("fsspec", target=url, extra="remote")
+    try:
+        system, path = fsspec.url_to_fs(url, skip_instance_cache=True)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"{url} cannot be opened ({error}): run pip install 'crossdistill[remote]'") from error
+    return system, str(path).rstrip("/")
+
+
+def read_remote(url: str, path: str, *, start: int | None = None, end: int | None = None) -> bytes:
+    """Read a file of a store, or its bytes from ``start`` to ``end``; requests that fail are repeated.
+
+    Raises:
+        UserError: The store lacks the file, refuses it, or does not answer after all repetitions.
+    """
+    system, folder = _file_system(url, os.getpid())
+    for pause_seconds in (*PAUSES_SECONDS, None):
+        try:
+            content = system.cat_file(f"{folder}/{path}", start=start, end=end)
+            return bytes(content)
+        except (FileNotFoundError, PermissionError) as error:
+            what = "lacks" if isinstance(error, FileNotFoundError) else "refuses"
+            raise UserError(
+                f"{url} {what} {path} ({_reason(error)}): check the address and the credentials that fsspec takes from "
+                "the environment"
+            ) from error
+        except Exception as error:  # each protocol has errors of its own
+            if pause_seconds is None:
+                raise UserError(
+                    f"{url} does not give {path} ({_reason(error)}), after {len(PAUSES_SECONDS) + 1} requests: start "
+                    "again when it answers; a training run continues with --resume"
+                ) from error
+            time.sleep(pause_seconds)
+    raise AssertionError("the last request returns or raises")
+
+
+def _reason(error: BaseException) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+@dataclass
+class RemoteStore:
+    """Files of a dataset behind a URL, and the copy of those bytes that were read last."""
+
+    url: str
+    folder: Path
+    """Folder of the copy, which several processes share."""
+    max_bytes: int
+    """Largest size of the copy. It may be passed for a moment."""
+    _fetched_bytes: int = field(default=0, init=False)
+    """What this process has fetched since it measured the copy."""
+
+    def fetch(self, stream: Stream) -> Path:
+        """Return a file with the bytes of a stream; errors as in ``locate``."""
+        path = self.folder / fitting_name(f"{quote(stream.path, safe='')}@{stream.offset}+{stream.num_bytes}", room=40)
+        try:
+            os.utime(path)  # what was read last is removed last
+            return path
+        except FileNotFoundError:
+            pass
+        end = stream.offset + stream.num_bytes if stream.num_bytes else None
+        content = read_remote(self.url, stream.path, start=stream.offset, end=end)
+        is_whole = not stream.num_bytes or len(content) == stream.num_bytes
+        if not is_whole or (stream.sha256 and hashlib.sha256(content).hexdigest() != stream.sha256):
+            raise UserError(
+                f"{self.url} has other bytes in {stream.path} from byte {stream.offset} on than the manifest says: "
+                "link the dataset again, or upload the shard again"
+            )
+        self.folder.mkdir(exist_ok=True)
+        temporary = temporary_path(path)
+        temporary.write_bytes(content)  # not flushed to the disk: after a power failure it is fetched again
+        os.replace(temporary, path)
+        self._fetched_bytes += len(content)
+        if self._fetched_bytes * CHECKS_PER_SIZE > self.max_bytes:
+            self._fetched_bytes = 0
+            self._shrink()
+        return path
+
+    def fetch_all(self, streams: Iterable[Stream]) -> None:
+        """Fetch streams side by side."""
+        with ThreadPoolExecutor(NUM_REQUESTS) as pool:
+            for _ in pool.map(self.fetch, streams):
+                pass
+
+    def _shrink(self) -> None:
+        """Remove the files that were not read for the longest time, if the copy is too large."""
+        found: list[tuple[float, int, str]] = []
+        for entry in os.scandir(self.folder):
+            try:
+                facts = entry.stat()
+            except FileNotFoundError:  # another process was faster
+                continue
+            found.append((facts.st_mtime, facts.st_size, entry.path))
+        total = sum(size for _, size, _ in found)
+        if total <= self.max_bytes:
+            return
+        for _, size, path in sorted(found):
+            if total <= FULL_SHARE * self.max_bytes:
+                return
+            Path(path).unlink(missing_ok=True)
+            total -= size

@@ -1,0 +1,386 @@
+"""Packed datasets: shards that WebDataset's layout describes, read by range, on the disk and from a server."""
+
+from __future__ import annotations
+
+import dataclasses
+import http.server
+import json
+import re
+import shutil
+import tarfile
+import threading
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+
+from crossdistill.commands.main import main as train_main
+from crossdistill.data.dataset import PairedClips, entries_of, make_loader
+from crossdistill.data.decode import read_frames
+from crossdistill.data.manifest import Manifest
+from crossdistill.data.sampling import SampleKey
+from crossdistill.data.stores import COPY_NAME, check_shards, find_store, locate
+from crossdistill.data.transforms import Augmentation
+from crossdistill.encoders.architecture import make_view
+from crossdistill.errors import UserError
+from crossdistill.modalities import MODALITIES
+from crossdistill.types import PairedBatch
+from data_prep.__main__ import main
+from data_prep.link import LinkOptions, link_dataset
+from data_prep.pack import PackOptions, pack_dataset, parse_size
+from data_prep.verify import VerifyOptions, verify_dataset
+
+SMALL = "100KB"
+
+
+@pytest.fixture(scope="module")
+def packed(toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("packed") / "toyactions"
+    pack_dataset(PackOptions(folder=toy_folder, out=out, shard_size=SMALL))
+    return out
+
+
+def _clips(folder: Path, *, decoder: str = "pyav") -> PairedClips:
+    manifest = Manifest.load(folder)
+    views = [make_view(name, 4, 1, 24) for name in ("rgb", "flow")]
+    return PairedClips(
+        entries_of(manifest, range(len(manifest.videos))),
+        student_view=views[0],
+        teacher_views=views[1:],
+        augmentation=Augmentation(),
+        decoder=decoder,
+    )
+
+
+def _batch(folder: Path, *, decoder: str = "pyav") -> PairedBatch:
+    return _clips(folder, decoder=decoder).read_batch([SampleKey(i, 0) for i in (5, 0, 17, 3)])
+
+
+def _assert_equal(one: PairedBatch, two: PairedBatch) -> None:
+    assert not one.unreadable and not two.unreadable
+    assert torch.equal(one.student.values, two.student.values)
+    assert torch.equal(one.teachers[0].values, two.teachers[0].values)
+
+
+@pytest.mark.parametrize("decoder", ["pyav", "decord"])
+def test_packed_clips_are_the_loose_ones(toy_folder: Path, packed: Path, decoder: str) -> None:
+    if decoder == "decord":
+        pytest.importorskip("decord")
+    assert len(list((packed / "shards").glob("*.tar"))) > 2
+    assert Manifest.load(packed).content_digest == Manifest.load(toy_folder).content_digest
+    _assert_equal(_batch(packed, decoder=decoder), _batch(toy_folder, decoder=decoder))
+
+
+def test_shards_have_the_layout_that_readers_of_shards_know(toy_folder: Path, packed: Path) -> None:
+    manifest = Manifest.load(toy_folder)
+    samples: dict[str, dict[str, bytes]] = defaultdict(dict)
+    for shard in sorted((packed / "shards").iterdir()):
+        with tarfile.open(shard) as archive:
+            for member in archive:
+                key, _, suffix = member.name.partition(".")  # as WebDataset does
+                file = archive.extractfile(member)
+                assert file is not None
+                samples[key][suffix] = file.read()
+    assert len(samples) == len(manifest.videos)
+    for key, sample in samples.items():
+        video = manifest.videos[int(key)]
+        facts = json.loads(sample["json"])
+        assert (facts["name"], int(sample["cls"])) == (video.name, video.label)
+        assert sample["rgb.mp4"] == (toy_folder / video.streams["rgb"].path).read_bytes()
+        assert {suffix.partition(".")[0] for suffix in sample} - {"json", "cls"} == set(video.streams)
+
+
+def test_every_shard_but_those_of_one_video_keeps_the_size(packed: Path) -> None:
+    sizes = [path.stat().st_size for path in (packed / "shards").iterdir()]
+    assert max(sizes) <= parse_size(SMALL, option="")
+
+
+def test_packing_continues_and_is_the_same_again(toy_folder: Path, packed: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    shutil.copytree(packed, again)
+    victim = sorted((again / "shards").iterdir())[1]
+    kept = sorted((again / "shards").iterdir())[0]
+    victim.unlink()
+    modified_ns = kept.stat().st_mtime_ns
+    pack_dataset(PackOptions(folder=toy_folder, out=again, shard_size=SMALL))
+    assert kept.stat().st_mtime_ns == modified_ns
+    for path in (packed / "shards").iterdir():
+        assert (again / "shards" / path.name).read_bytes() == path.read_bytes()
+    with pytest.raises(UserError, match="has shards of another dataset, size or order: give another folder"):
+        pack_dataset(PackOptions(folder=toy_folder, out=again, shard_size="1MB"))
+
+
+def test_shuffled_shards_hold_the_same_clips(toy_folder: Path, packed: Path, tmp_path: Path) -> None:
+    pack_dataset(PackOptions(folder=toy_folder, out=tmp_path / "mixed", shard_size=SMALL, shuffle=True))
+    _assert_equal(_batch(tmp_path / "mixed"), _batch(packed))
+    with tarfile.open(tmp_path / "mixed" / "shards" / "000000.tar") as archive:
+        labels = [int(archive.extractfile(m).read()) for m in archive if m.name.endswith(".cls")]  # type: ignore[union-attr]
+    assert labels != sorted(labels)
+
+
+def test_verify_finds_a_changed_byte_of_a_shard(packed: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "changed"
+    shutil.copytree(packed, folder)
+    verify_dataset(VerifyOptions(folder=folder, workers=1))
+    stream = Manifest.load(folder).videos[0].streams["rgb"]
+    with open(folder / stream.path, "r+b") as file:
+        file.seek(stream.offset + stream.num_bytes - 1)
+        last = file.read(1)
+        file.seek(-1, 1)
+        file.write(bytes([last[0] ^ 255]))
+    with pytest.raises(SystemExit, match="1 files of"):
+        verify_dataset(VerifyOptions(folder=folder, workers=1))
+
+
+def test_a_missing_and_a_short_shard_are_named_before_a_run(packed: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "broken"
+    shutil.copytree(packed, folder)
+    manifest = Manifest.load(folder)
+    check_shards(manifest)
+    shard = folder / "shards" / "000001.tar"
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-700])
+    with pytest.raises(UserError, match=f"{shard} has {len(content) - 700} bytes, and the manifest says"):
+        check_shards(manifest)
+    shard.unlink()
+    with pytest.raises(UserError, match=f"{shard} is missing, one of the .* link the dataset where it is"):
+        check_shards(manifest)
+
+
+def test_a_range_beyond_the_end_of_its_shard_is_unreadable(packed: Path) -> None:
+    stream = Manifest.load(packed).videos[0].streams["rgb"]
+    beyond = dataclasses.replace(stream, offset=10**9)
+    clips = _clips(packed)
+    entry = clips.entries[0]
+    streams = {**entry.video.streams, "rgb": beyond}
+    clips.entries[0] = dataclasses.replace(entry, video=dataclasses.replace(entry.video, streams=streams))
+    (fault,) = clips.read_batch([SampleKey(0, 0)]).unreadable
+    assert re.search(r"000000\.tar \(bytes 1000000000 to \d+\): the file ends at byte \d+", fault[1])
+
+
+def test_originals_in_place_are_packed_and_read_as_they_were(toy_folder: Path, tmp_path: Path) -> None:
+    source = Manifest.load(toy_folder)
+    loose = dataclasses.replace(
+        source,
+        root=tmp_path / "originals",
+        facts={"recipe": {"keep_original": True}},
+        videos=tuple(
+            dataclasses.replace(
+                video,
+                streams={"rgb": video.streams["rgb"].at(str((toy_folder / video.streams["rgb"].path).resolve()))},
+            )
+            for video in source.videos[:3]
+        ),
+    )
+    loose.root.mkdir()
+    loose.save()
+    packed = pack_dataset(PackOptions(folder=loose.root, out=tmp_path / "packed"))
+    for video, original in zip(packed.videos, source.videos, strict=False):
+        read = [read_frames(m.root, v.streams["rgb"], [0, 5]) for m, v in ((packed, video), (source, original))]
+        np.testing.assert_array_equal(*read)
+    verify_dataset(VerifyOptions(folder=packed.root, workers=1))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shard_size": "much"}, "--shard-size is 'much': give a number and a unit, for example 1GB"),
+        ({"shard_size": "0GB"}, "--shard-size is '0GB'"),
+    ],
+)
+def test_bad_sizes_are_refused(toy_folder: Path, tmp_path: Path, change: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        pack_dataset(PackOptions(folder=toy_folder, out=tmp_path / "out", **change))  # type: ignore[arg-type]
+
+
+def test_packed_and_changed_datasets_are_refused(toy_folder: Path, packed: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is packed already: give the dataset that it was made from"):
+        pack_dataset(PackOptions(folder=packed, out=tmp_path / "out"))
+    with pytest.raises(UserError, match="is the dataset itself"):
+        pack_dataset(PackOptions(folder=toy_folder, out=toy_folder))
+    changed = tmp_path / "changed"
+    shutil.copytree(toy_folder, changed)
+    video = Manifest.load(changed).videos[1]
+    (changed / video.streams["flow"].path).write_bytes(b"something else")
+    with pytest.raises(UserError, match=f"of {video.name} cannot be packed .*verify"):
+        pack_dataset(PackOptions(folder=changed, out=tmp_path / "out"))
+    assert not (tmp_path / "out" / "shards").exists() or not list((tmp_path / "out" / "shards").iterdir())
+
+
+class _RangeHandler(http.server.SimpleHTTPRequestHandler):
+    """Serves files by range, as object stores and web servers do; notes what was asked for."""
+
+    asked: ClassVar[list[tuple[str, str]]]
+    failures_left: ClassVar[int]
+
+    def do_GET(self) -> None:
+        path = Path(self.translate_path(self.path))
+        wanted = self.headers.get("Range", "")
+        type(self).asked.append((path.name, wanted))
+        if type(self).failures_left > 0:
+            type(self).failures_left -= 1
+            self.send_error(503)
+            return
+        if not path.is_file():
+            self.send_error(404)
+            return
+        content = path.read_bytes()
+        match = re.fullmatch(r"bytes=(\d+)-(\d+)", wanted)
+        first, last = (int(match[1]), min(int(match[2]), len(content) - 1)) if match else (0, len(content) - 1)
+        self.send_response(206 if match else 200)
+        self.send_header("Content-Length", str(last - first + 1))
+        if match:
+            self.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
+        self.end_headers()
+        self.wfile.write(content[first : last + 1])
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def served(packed: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, type[_RangeHandler]]]:
+    """The packed dataset on a web server, and its handler."""
+    pytest.importorskip("aiohttp")
+    monkeypatch.setattr("crossdistill.data.stores.PAUSES_SECONDS", (0.01, 0.01))
+
+    class Handler(_RangeHandler):
+        asked: ClassVar[list[tuple[str, str]]] = []
+        failures_left = 0
+
+        def __init__(self, *args: object) -> None:
+            super().__init__(*args, directory=str(packed))  # type: ignore[arg-type]
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}", Handler
+    server.shutdown()
+    thread.join()
+    server.server_close()
+    find_store.cache_clear()
+
+
+def test_linked_clips_come_by_range_and_once(
+    served: tuple[str, type[_RangeHandler]], toy_folder: Path, tmp_path: Path
+) -> None:
+    url, handler = served
+    linked = tmp_path / "linked"
+    link_dataset(LinkOptions(url=url, out=linked))
+    handler.asked.clear()
+    _assert_equal(_batch(linked), _batch(toy_folder))
+    assert len(handler.asked) == 4 * 2 and all(wanted.startswith("bytes=") for _, wanted in handler.asked)
+    _assert_equal(_batch(linked), _batch(toy_folder))
+    assert len(handler.asked) == 4 * 2, "the second time they are read from the copies"
+
+
+def test_the_copies_stay_within_their_size(served: tuple[str, type[_RangeHandler]], tmp_path: Path) -> None:
+    url, _ = served
+    linked = tmp_path / "linked"
+    manifest = link_dataset(LinkOptions(url=url, out=linked))
+    store = find_store(linked)
+    assert store is not None
+    store.max_bytes = 40_000
+    for video in manifest.videos:
+        for stream in video.streams.values():
+            locate(linked, stream)
+            size = sum(path.stat().st_size for path in (linked / COPY_NAME).iterdir())
+            assert size <= 40_000 + stream.num_bytes
+    assert (linked / COPY_NAME / next(iter((linked / COPY_NAME).iterdir())).name).is_file()
+
+
+def test_a_store_that_fails_is_asked_again_and_then_named(
+    served: tuple[str, type[_RangeHandler]], tmp_path: Path
+) -> None:
+    url, handler = served
+    linked = tmp_path / "linked"
+    manifest = link_dataset(LinkOptions(url=url, out=linked))
+    first, second = (manifest.videos[i].streams["rgb"] for i in (0, 1))
+    handler.failures_left = 2
+    assert locate(linked, first).path.stat().st_size == first.num_bytes
+    handler.failures_left = 3
+    with pytest.raises(UserError, match=f"{url} does not give {second.path} .*after 3 requests: start again"):
+        locate(linked, second)
+    with pytest.raises(UserError, match=r"lacks shards/gone\.tar"):
+        locate(linked, second.at("shards/gone.tar"))
+    with pytest.raises(UserError, match="has other bytes in"):
+        locate(linked, dataclasses.replace(second, sha256="0" * 64))
+
+
+@pytest.fixture
+def bucket(packed: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The packed dataset in a bucket of an S3 server."""
+    pytest.importorskip("s3fs")
+    server_module = pytest.importorskip("moto.server")
+    import s3fs
+
+    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://{host}:{port}")
+    store = s3fs.S3FileSystem(skip_instance_cache=True)
+    store.mkdir("videos")
+    store.put(str(packed), "videos/toyactions", recursive=True)
+    yield "s3://videos/toyactions"
+    server.stop()
+    find_store.cache_clear()
+
+
+def test_loader_processes_read_from_an_object_store(bucket: str, toy_folder: Path, tmp_path: Path) -> None:
+    linked = tmp_path / "linked"
+    link_dataset(LinkOptions(url=bucket, out=linked))
+    _batch(linked)  # this process has a connection, which its children must not use
+    keys = [[SampleKey(i, epoch) for i in range(4 * epoch, 4 * epoch + 4)] for epoch in range(4)]
+    loaders = (make_loader(_clips(linked), keys, num_workers=2), make_loader(_clips(toy_folder), keys, num_workers=0))
+    for remote, local in zip(*loaders, strict=True):
+        _assert_equal(remote, local)
+    with pytest.raises(UserError, match=r"lacks manifest\.jsonl"):
+        link_dataset(LinkOptions(url="s3://videos/none", out=tmp_path / "none"))
+
+
+def test_a_store_that_is_gone_ends_a_run_with_one_sentence(
+    served: tuple[str, type[_RangeHandler]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, handler = served
+    linked = tmp_path / "linked"
+    link_dataset(LinkOptions(url=url, out=linked))
+    handler.failures_left = 10**6
+    arguments = ["train", "--supervised", "--student", "rgb_tiny3d_8", "--data", str(linked), "--epochs", "1"]
+    with pytest.raises(SystemExit) as exit_:
+        train_main([*arguments, "--out", str(tmp_path / "run"), "--workers", "1", "--student-size", "24"])
+    assert exit_.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert line.startswith(f"crossdistill: error: {url} does not give shards/")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["data/ucf101"], "data/ucf101 is no address: give one such as s3://bucket/folder"),
+        (["http://127.0.0.1:9/x", "--copy-size", "5MB"], "--copy-size is 5MB: give 100MB or more"),
+        (["nothing://x/y"], "cannot be opened"),
+    ],
+)
+def test_bad_links_are_one_sentence(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["link", *arguments, "--out", str(tmp_path / "linked")])
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_link_does_not_replace_a_dataset(toy_folder: Path) -> None:
+    with pytest.raises(UserError, match="holds a dataset: give another folder"):
+        link_dataset(LinkOptions(url="http://127.0.0.1:9/x", out=toy_folder))
+
+
+def test_all_stored_streams_can_be_packed() -> None:
+    """A stream's name is part of its file's name in a shard, up to the first dot of which readers take the key."""
+    assert not [modality for modality in MODALITIES.values() if "." in modality.stream]
