@@ -2,8 +2,9 @@
 
 Reading: clips/s of the DataLoader (16 frames, stride 4, a random moment, the centred square of full height, no
 resizing, no workers) against a loop that opens the file, seeks, decodes and makes RGB arrays of the same frames with
-the same library; from the original files and from prepared ones. Every library uses one thread. A file that a
-library cannot give exactly (see crossdistill/data/decoders) is left out of that library's rows.
+the same library; from the original files, from prepared ones, and from tar shards of the prepared ones, which the bare
+loop reads as files. Every library uses one thread. A file that a library cannot give exactly (see
+crossdistill/data/decoders) is left out of that library's rows.
 
 Preparation: files/s of ``data_prep`` (RGB) against a bare PyAV loop that decodes and encodes the same files with the
 same codec options, one process per core, both started from nothing.
@@ -40,12 +41,14 @@ from crossdistill.data.decode import index_video
 from crossdistill.data.decoders import DECODERS, CannotServeError, get_decoder
 from crossdistill.data.manifest import Stream, Video
 from crossdistill.data.sampling import SampleKey, centre_range_seconds, clip_frames, sample_generator
+from crossdistill.data.stores import locate
 from crossdistill.data.streams import STREAM_FORMATS, Picture
 from crossdistill.data.transforms import Augmentation, Crop, centre_crop
 from crossdistill.errors import UnreadableVideoError, UserError
 from crossdistill.modalities import RGB
 from crossdistill.types import ViewSpec
 from crossdistill.utils.environment import describe_environment
+from data_prep.pack import PackOptions, pack_dataset
 from data_prep.pipeline.prepare import PrepareOptions, SourceVideo, prepare_videos
 
 RGB_FORMAT = STREAM_FORMATS["rgb"]
@@ -123,6 +126,8 @@ class DecodingBenchmark:
     state: str
     decoder: str
     entries: list[Entry]
+    files: list[Entry]
+    """The same videos as files of their own."""
     num_clips: int
 
     @property
@@ -139,7 +144,7 @@ class DecodingBenchmark:
         """The frames that the DataLoader reads for these samples."""
         clips = []
         for key in self.keys():
-            entry = self.entries[key.index]
+            entry = self.files[key.index]
             stream = entry.video.streams["rgb"]
             earliest, latest = centre_range_seconds([stream], [self.view])
             centre_seconds = float(sample_generator(0, key).uniform(earliest, latest))
@@ -187,13 +192,15 @@ def is_served(decoder: str, entry: Entry) -> bool:
     """Whether a library gives a file's frames exactly."""
     stream = entry.video.streams["rgb"]
     try:
-        get_decoder(decoder).read_pictures(entry.root / stream.path, stream, [0, stream.num_frames - 1], RGB_FORMAT)
+        get_decoder(decoder).read_pictures(locate(entry.root, stream), stream, [0, stream.num_frames - 1], RGB_FORMAT)
     except (CannotServeError, UnreadableVideoError):
         return False
     return True
 
 
-def decoding_benchmarks(state: str, entries: list[Entry], num_clips: int) -> Iterable[DecodingBenchmark | str]:
+def decoding_benchmarks(
+    state: str, entries: list[Entry], files: list[Entry], num_clips: int
+) -> Iterable[DecodingBenchmark | str]:
     """What is measured for one state of the files; a sentence for a library that is absent."""
     for decoder in DECODERS:
         try:
@@ -201,16 +208,16 @@ def decoding_benchmarks(state: str, entries: list[Entry], num_clips: int) -> Ite
         except UserError as error:
             yield str(error)
             continue
-        served = [entry for entry in entries if is_served(decoder, entry)]
+        served = [i for i, entry in enumerate(entries) if is_served(decoder, entry)]
         if served:
-            yield DecodingBenchmark(state, decoder, served, num_clips)
+            yield DecodingBenchmark(state, decoder, [entries[i] for i in served], [files[i] for i in served], num_clips)
 
 
-def measure_reading(states: dict[str, list[Entry]], *, num_clips: int, repeats: int) -> list[str]:
-    """The first table."""
+def measure_reading(states: dict[str, tuple[list[Entry], list[Entry]]], *, num_clips: int, repeats: int) -> list[str]:
+    """The first table: for each state what the loader reads, and what the bare loop reads."""
     lines = ["| reading | ours, clips/s | bare loop, clips/s | ratio | files |", "|---|---|---|---|---|"]
-    for state, entries in states.items():
-        for reading in decoding_benchmarks(state, entries, num_clips):
+    for state, (entries, loose) in states.items():
+        for reading in decoding_benchmarks(state, entries, loose, num_clips):
             if isinstance(reading, str):
                 lines.append(f"| {state}: {reading} | | | | |")
                 continue
@@ -322,6 +329,13 @@ def prepared_entries(entries: Sequence[Entry], folder: Path) -> list[Entry]:
     return [Entry(manifest.root, video, -1) for video in manifest.videos if video.is_usable]
 
 
+def packed_entries(prepared: Path, folder: Path) -> list[Entry]:
+    """The prepared videos in tar shards."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        manifest = pack_dataset(PackOptions(folder=prepared, out=folder, shard_size="50MB"))
+    return [Entry(manifest.root, video, -1) for video in manifest.videos if video.is_usable]
+
+
 def parse_arguments() -> argparse.Namespace:
     """Read the options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -351,7 +365,9 @@ def main() -> None:
         if not entries:
             raise SystemExit(f"--videos {args.videos} holds no readable video: give a folder with some")
         if "reading" in args.parts:
-            states = {"original": entries, "prepared": prepared_entries(entries, folder / "prepared")}
+            prepared = prepared_entries(entries, folder / "prepared")
+            packed = packed_entries(folder / "prepared", folder / "packed")
+            states = {"original": (entries, entries), "prepared": (prepared, prepared), "packed": (packed, prepared)}
             lines += [*measure_reading(states, num_clips=args.clips, repeats=args.repeats), ""]
         if "preparation" in args.parts:
             paths = [Path(entry.video.streams["rgb"].path) for entry in entries]
