@@ -16,6 +16,7 @@ import numpy as np
 
 from crossdistill.data.decode import index_video
 from crossdistill.data.decoders import CannotServeError, get_decoder
+from crossdistill.data.file_range import FileRange
 from crossdistill.data.sequential import PictureReader
 from crossdistill.data.streams import get_stream_format
 
@@ -32,7 +33,8 @@ def agreement(decoder: str, path: Path) -> dict[str, Any]:
     stream = index_video(path)
     positions = np.random.default_rng(0).integers(0, stream.num_frames, NUM_READS).tolist()
     try:
-        found = np.stack(get_decoder(decoder).read_pictures(path, stream, positions, get_stream_format("rgb")))
+        read = get_decoder(decoder).read_pictures
+        found = np.stack(read(FileRange(path), stream, positions, get_stream_format("rgb")))
     except CannotServeError as error:
         return {"reason": str(error)}
     assert found.shape == (NUM_READS, stream.height_px, stream.width_px, 3) and found.dtype == np.uint8

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Sequence
 
 import av
@@ -37,6 +38,20 @@ def _one_frame_file() -> bytes:
     return file.getvalue()
 
 
+def frame_mappings(stream: Stream) -> str:
+    """Return timestamps and keyframes of the manifest as torchcodec takes them, so that it does not scan the file.
+
+    A frame is found by its timestamp and shown until the next one. The last is shown as long as the one before.
+    """
+    steps = np.diff(stream.pts)
+    durations = np.append(steps, steps[-1] if len(steps) else 1)
+    is_key = np.zeros(stream.num_frames, dtype=np.int64)
+    is_key[stream.keyframes] = 1
+    rows = zip(stream.pts.tolist(), durations.tolist(), is_key.tolist(), strict=True)
+    frames = [{"pts": pts, "duration": duration, "key_frame": key} for pts, duration, key in rows]
+    return json.dumps({"frames": frames})
+
+
 def read_pictures(
     source: FileRange, stream: Stream, frames: Sequence[int], stream_format: StreamFormat
 ) -> list[Picture]:
@@ -46,12 +61,12 @@ def read_pictures(
     require_plain(stream)
     wanted = sorted(set(frames))
     try:
-        # "exact" scans the packets when the file is opened; "approximate" computes positions from the average rate.
-        decoder = VideoDecoder(source.url, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
-        if len(decoder) != stream.num_frames:
-            raise CannotServeError("its number of frames is not the number that can be decoded")
+        decoder = VideoDecoder(
+            source.url, dimension_order="NHWC", num_ffmpeg_threads=1, custom_frame_mappings=frame_mappings(stream)
+        )
         batch = decoder.get_frames_at(wanted)
     except (RuntimeError, ValueError, IndexError, OSError) as error:
         raise CannotServeError("it fails on the file") from error
-    require_exact(stream, num_frames=len(decoder), frames=wanted, times_seconds=batch.pts_seconds.numpy())
+    # Its own number of frames is the header's, which may be wrong; the timestamps of the decoded frames tell.
+    require_exact(stream, num_frames=stream.num_frames, frames=wanted, times_seconds=batch.pts_seconds.numpy())
     return arrange(batch.data.numpy(), wanted=wanted, frames=frames, stream=stream, stream_format=stream_format)
