@@ -15,6 +15,7 @@ from video_files import bomb, break_packet, join_files, moving_frames, set_displ
 from crossdistill.data.containers import MAX_PICTURE_PX, Orientation, check_video, open_video
 from crossdistill.data.decode import index_any_video, index_video, read_frames
 from crossdistill.data.decoders import DECODERS, get_decoder
+from crossdistill.data.file_range import FileRange
 from crossdistill.data.manifest import Manifest, Stream, Video
 from crossdistill.data.sequential import decode_all, decode_frames
 from crossdistill.data.streams import STREAM_FORMATS, StreamWriter
@@ -258,7 +259,7 @@ def test_large_pictures__declared_by_the_container(tmp_path):
     with pytest.raises(UnreadableVideoError, match=rf"is unknown or above {MAX_PICTURE_PX} pixels"):
         index_video(path)
     with pytest.raises(UnreadableVideoError, match=rf"is unknown or above {MAX_PICTURE_PX} pixels"):
-        check_video(path)  # which other decoders than PyAV need
+        check_video(FileRange(path))  # which other decoders than PyAV need
 
 
 def test_stream__new_field_is_optional():

@@ -18,6 +18,7 @@ from video_files import moving_frames, write_video
 from crossdistill.data.clip_reader import ClipReader
 from crossdistill.data.dataset import Entry, PairedClips
 from crossdistill.data.decode import index_video, read_pictures
+from crossdistill.data.file_range import FileRange
 from crossdistill.data.manifest import Manifest, Stream, Video
 from crossdistill.data.pictures import index_picture, inspect_content, read_picture, shrink_for
 from crossdistill.data.sampling import SampleKey
@@ -85,7 +86,7 @@ def test_read__shows_what_a_viewer_shows(name, tmp_path):
     content, stored_as, colours = READABLE[name]
     stream = index_picture(write_file(tmp_path / "a.jpg", content))
     assert (stream.stored_as, stream.width_px, stream.height_px, stream.num_frames) == (stored_as, 48, 32, 1)
-    picture = read_picture(Path(stream.path), stream)
+    picture = read_picture(FileRange(Path(stream.path)), stream)
     assert picture.shape == (32, 48, 3) and picture.dtype == np.uint8
     seen = [picture[y, x] for y in (6, 26) for x in (8, 40)]
     np.testing.assert_allclose(seen, colours, atol=20 if name == "palette" else 6)
@@ -127,10 +128,13 @@ def test_range_of_a_shard__is_read_like_a_file(tmp_path):
     stream = index_picture(shard, offset=offset, num_bytes=len(members["b.jpg"]))
     file = index_picture(write_file(tmp_path / "b.jpg", members["b.jpg"]))
     assert stream.sha256 == file.sha256 and stream.offset == offset
-    np.testing.assert_array_equal(read_picture(shard, stream), read_picture(tmp_path / "b.jpg", file))
+    np.testing.assert_array_equal(
+        read_picture(FileRange(shard, stream.offset, stream.num_bytes), stream),
+        read_picture(FileRange(tmp_path / "b.jpg"), file),
+    )
     shard.write_bytes(shard.read_bytes()[: offset + 100])
     with pytest.raises(UnreadableVideoError, match="ends before byte"):
-        read_picture(shard, stream)
+        read_picture(FileRange(shard, stream.offset, stream.num_bytes), stream)
 
 
 def test_file_that_changed__is_an_error_of_one_picture(tmp_path):
@@ -165,7 +169,7 @@ def test_crop__is_cut_from_a_reduced_picture_and_never_enlarged(tmp_path):
     expected = cv2.resize(part, (8, 8), interpolation=cv2.INTER_AREA)
     # The edges of the crop are rounded to pixels of the reduced picture: at most half a pixel of the result.
     np.testing.assert_allclose(reduced.frames[0].astype(int), expected, atol=0.5 * 255 / 320 * 20 + 1)
-    assert read_picture(tmp_path / "a.jpg", stream, shrink=shrink_for(120, 8)).shape == (30, 40, 3)
+    assert read_picture(FileRange(tmp_path / "a.jpg"), stream, shrink=shrink_for(120, 8)).shape == (30, 40, 3)
     assert [shrink_for(px, 8) for px in (5, 8, 16, 31, 32, 64, 900)] == [1, 1, 2, 2, 4, 8, 8]
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from crossdistill.data.manifest import Manifest
 from crossdistill.data.pictures import read_picture
+from crossdistill.data.stores import locate
 from crossdistill.errors import UserError
 from data_prep import verify
 from data_prep.datasets import folder, image_list, imagenet, images
@@ -93,7 +94,7 @@ def test_images__of_tar_shards(tmp_path):
     assert Counter(video.splits["1"] for video in manifest.videos) == {"train": 4, "test": 2}
     for video in manifest.videos:
         stream = video.streams["rgb"]
-        assert read_picture(manifest.root / stream.path, stream).shape == (32, 48, 3)
+        assert read_picture(locate(manifest.root, stream), stream).shape == (32, 48, 3)
 
 
 def test_images__resume_reindexes_only_what_changed(tmp_path, monkeypatch):
@@ -119,7 +120,7 @@ def test_images__short_side_writes_small_files_and_nothing_outside(tmp_path):
     assert sizes == {"a/1.jpg": ("rgb/a/1.jpg.jpg", 36, 24), "a/2.png": ("rgb/a/2.png.jpg", 30, 20)}
     for video in manifest.videos:
         stream = video.streams["rgb"]
-        picture = read_picture(manifest.root / stream.path, stream)
+        picture = read_picture(locate(manifest.root, stream), stream)
         assert picture.shape == (stream.height_px, stream.width_px, 3)
     assert (root / "a/1.jpg").stat().st_size and len(list(root.rglob("*"))) == 3
 
