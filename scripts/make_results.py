@@ -13,15 +13,17 @@ import html
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
-PAGES = (RESULTS / "results.md", RESULTS / "caltech101.md", ROOT / "README.md")
+PAGES = (RESULTS / "results.md", RESULTS / "biisc.md", RESULTS / "caltech101.md", ROOT / "README.md")
 PICTURES = "caltech101"
 """Tables of this name and of those that begin with it have the columns of the experiment on pictures."""
 MARK = re.compile(r"(<!-- table: ([\w -]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 MEASURES = {"1nn": "1-NN", "linear": "linear"}
+LOW_SHOT = {"1shot": "1 label a class", "5shot": "5 labels a class", "10shot": "10 labels a class"}
 INTERVAL, SEEDS = "95 % interval", "seeds ±"
 README_USES = ("Shallower", "Lower precision", "Small video model", "Across modalities", "Self-distillation")
 
@@ -29,8 +31,11 @@ Row = dict[str, str]
 
 
 def read(name: str) -> list[Row]:
-    """The rows of docs/results/NAME.csv."""
-    with open(RESULTS / f"{name}.csv", encoding="utf-8", newline="") as file:
+    """The rows of docs/results/NAME.csv; none if no run has made it."""
+    path = RESULTS / f"{name}.csv"
+    if not path.is_file():
+        return []
+    with open(path, encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -46,19 +51,27 @@ def signed(number: str) -> str:
 
 
 def gain_table(rows: Sequence[Row]) -> str:
-    """Two lines for each student: 1-NN and linear accuracy."""
+    """A line for each measure of a student; also how long it was trained, where the file says so."""
     lines = []
+    has_epochs = "epochs" in rows[0]
     for row in rows:
-        for key, measure in MEASURES.items():
+        names = [row["student"], row["teacher"]]
+        for key, measure in measures_of(row).items():
             numbers = [row[f"{network}_{key}"] or "–" for network in ("teacher", "baseline", "distilled")]
             gain = [signed(row[f"gain_{key}"]), interval(row, key), row[f"gain_{key}_sd"] or "–"]
-            names = [row["student"], row["teacher"]] if measure == "1-NN" else ["", ""]
-            lines.append([*names, measure, *numbers, *gain])
+            trained = [row["seeds"], f"{row['baseline_epochs']} / {row['epochs']}"] if has_epochs else []
+            lines.append([*names, measure, *numbers, *gain, *trained])
+            names = ["", ""]
     header = ["student", "teacher", "measure", "teacher's", "baseline", "distilled", "gain", INTERVAL, SEEDS]
-    return markdown(header, lines, num_text=3)
+    return markdown(header + (["seeds", "epochs: baseline / distilled"] if has_epochs else []), lines, num_text=3)
 
 
-PICTURE_MEASURES = MEASURES | {"cluster": "cluster"} | {f"{n}shot": f"{n} labels a class" for n in (1, 5, 10)}
+def measures_of(row: Row) -> dict[str, str]:
+    """Column to name of the measures in which a student has a gain."""
+    return {key: measure for key, measure in (MEASURES | LOW_SHOT).items() if row.get(f"gain_{key}")}
+
+
+PICTURE_MEASURES = MEASURES | {"cluster": "cluster"} | LOW_SHOT
 
 
 def picture_table(rows: Sequence[Row]) -> str:
@@ -133,19 +146,37 @@ def table(name: str) -> str:
         return named[name]()
     file, _, use = name.partition(" ")
     rows = [row for row in read(file) if use in ("", row["use"])]
-    assert rows, f"{file}.csv has no row of {use!r}"
+    if not rows:
+        return "*No run of these rows has ended.*"
     return picture_table(rows) if file.startswith(PICTURES) else gain_table(rows)
 
 
-LEFT, RIGHT, TOP, ROW_HEIGHT, LOW, HIGH = 400, 20, 64, 24, -6.0, 10.0
-COLOURS = {"1nn": "#c2571a", "linear": "#1f5fbf"}
+LEFT, RIGHT, TOP, ROW_HEIGHT = 400, 20, 86, 24
+COLOURS = {"1nn": "#c2571a", "linear": "#1f5fbf", "1shot": "#8fb98f", "5shot": "#3d8c40", "10shot": "#1b4d1f"}
 WIDTH = 780
 
 
-def x_of(points: float) -> float:
-    """Position of a gain in the plot."""
-    clipped = min(max(points, LOW), HIGH)
-    return LEFT + (clipped - LOW) / (HIGH - LOW) * (WIDTH - LEFT - RIGHT)
+@dataclass(frozen=True)
+class Axis:
+    """Points of gain that a plot shows."""
+
+    low: float
+    high: float
+
+    def x_of(self, points: float) -> float:
+        """Position of a gain in the plot."""
+        clipped = min(max(points, self.low), self.high)
+        return LEFT + (clipped - self.low) / (self.high - self.low) * (WIDTH - LEFT - RIGHT)
+
+    @staticmethod
+    def around(rows: Sequence[Row]) -> Axis:
+        """Hold all gains of a file with their deviations, in steps of 5 points."""
+        ends = [0.0]
+        for row in rows:
+            for key in measures_of(row):
+                gain, deviation = float(row[f"gain_{key}"]), float(row[f"gain_{key}_sd"] or 0)
+                ends += [gain - deviation, gain + deviation]
+        return Axis(5 * (min(ends) // 5), -5 * (-max(ends) // 5) or 5)
 
 
 def text(x: float, y: float, content: str, *, anchor: str = "start", more: str = "") -> str:
@@ -153,43 +184,55 @@ def text(x: float, y: float, content: str, *, anchor: str = "start", more: str =
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" {more}>{html.escape(content)}</text>'
 
 
-def gain_mark(row: Row, key: str, y: float) -> str:
+def gain_mark(row: Row, key: str, y: float, axis: Axis) -> str:
     """A dot with one deviation to either side; an arrow where the gain lies outside the axis."""
-    gain, deviation, colour = float(row[f"gain_{key}"]), float(row[f"gain_{key}_sd"]), COLOURS[key]
-    if gain < LOW:
-        x = x_of(LOW)
+    gain, deviation, colour = float(row[f"gain_{key}"]), float(row[f"gain_{key}_sd"] or 0), COLOURS[key]
+    if gain < axis.low:
+        x = axis.x_of(axis.low)
         arrow = (
             f'<path d="M{x + 12:.1f} {y - 4} L{x + 2:.1f} {y} L{x + 12:.1f} {y + 4}" fill="none" stroke="{colour}"/>'
         )
         shift = 18 if key == "1nn" else 108  # both arrows point at the same place
         return arrow + text(x + shift, y + 4, f"{signed(row[f'gain_{key}'])} ± {deviation}", more=f'fill="{colour}"')
-    ends = f'x1="{x_of(gain - deviation):.1f}" x2="{x_of(gain + deviation):.1f}"'
+    ends = f'x1="{axis.x_of(gain - deviation):.1f}" x2="{axis.x_of(gain + deviation):.1f}"'
     return (
         f'<line {ends} y1="{y}" y2="{y}" stroke="{colour}" stroke-width="2" opacity=".5"/>'
-        f'<circle cx="{x_of(gain):.1f}" cy="{y}" r="4" fill="{colour}"/>'
+        f'<circle cx="{axis.x_of(gain):.1f}" cy="{y}" r="4" fill="{colour}"/>'
     )
 
 
-def plot() -> str:
-    """Gains over the supervised baseline, use by use."""
+def gain_plot(name: str, below: str, *, axis: Axis | None = None) -> str:
+    """Gains of a file over the supervised baseline, use by use.
+
+    Args:
+        name: Name of the CSV file.
+        below: The line below the title.
+        axis: Points that are shown; all if absent.
+    """
+    rows = read(name)
+    axis = axis or Axis.around(rows)
     parts, y, last = [], float(TOP), ""
-    for row in read("utd_mhad"):
+    for row in rows:
         if row["use"] != last:
             y += 14
             parts.append(text(16, y + 5, row["use"], more='font-weight="600"'))
             y, last = y + ROW_HEIGHT, row["use"]
         parts.append(text(LEFT - 12, y + 4, f"{row['teacher']} → {row['student']}", anchor="end", more='fill="#444"'))
-        parts += [gain_mark(row, "1nn", y - 5), gain_mark(row, "linear", y + 5)]
-        y += ROW_HEIGHT
+        keys = list(measures_of(row))
+        first = y - 5 * (len(keys) - 1)
+        parts += [gain_mark(row, key, first + 10 * i, axis) for i, key in enumerate(keys)]
+        y += max(ROW_HEIGHT, 10 * len(keys) + 4)
     grid = []
-    for points in range(int(LOW), int(HIGH) + 1, 2):
-        x, colour = x_of(points), "#888" if points == 0 else "#e4e4e4"
+    step = 2 if axis.high - axis.low <= 16 else 5
+    for points in range(int(axis.low), int(axis.high) + 1, step):
+        x, colour = axis.x_of(points), "#888" if points == 0 else "#e4e4e4"
         grid.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{TOP - 8}" y2="{y:.1f}" stroke="{colour}"/>')
         grid.append(text(x, y + 18, signed(str(points)).removesuffix(".0"), anchor="middle", more='fill="#555"'))
+    shown = [key for key in COLOURS if any(key in measures_of(row) for row in rows)]
     key = "".join(
-        f'<circle cx="{LEFT + 12 + 90 * i}" cy="38" r="4" fill="{COLOURS[name]}"/>'
-        + text(LEFT + 22 + 90 * i, 42, label)
-        for i, (name, label) in enumerate(MEASURES.items())
+        f'<circle cx="{20 + 120 * i}" cy="60" r="4" fill="{COLOURS[name]}"/>'
+        + text(30 + 120 * i, 64, (MEASURES | LOW_SHOT)[name])
+        for i, name in enumerate(shown)
     )
     title = text(
         16,
@@ -197,14 +240,19 @@ def plot() -> str:
         "Gain of the distilled student over its supervised baseline, points",
         more='font-size="16" font-weight="600"',
     )
-    below = text(
-        16,
-        44,
-        "UTD-MHAD, four test people. Point estimates; the lines are deviations over three seeds, no intervals.",
-        more='fill="#555"',
-    )
     caption = "Gain of the distilled student over its supervised baseline"
-    return svg(caption, f"{title}{below}{key}", grid, parts, height=y + 34)
+    about = text(16, 44, below, more='fill="#555"')
+    return svg(caption, f"{title}{about}{key}", grid, parts, height=y + 34)
+
+
+GAIN_PLOTS: dict[str, Callable[[], str]] = {
+    "gains": lambda: gain_plot(
+        "utd_mhad",
+        "UTD-MHAD, four test people. Point estimates; the lines are deviations over three seeds, no intervals.",
+        axis=Axis(-6, 10),
+    ),
+    "biisc": lambda: gain_plot("biisc", "BII Sneeze-Cough, five test people. The lines are deviations over seeds."),
+}
 
 
 def accuracy_plot(name: str) -> str:
@@ -257,7 +305,7 @@ def outputs() -> dict[Path, str]:
     pages = {page: page.read_text(encoding="utf-8") for page in PAGES}
     written = {page: MARK.sub(lambda m: f"{m[1]}\n{table(m[2])}\n\n{m[4]}", content) for page, content in pages.items()}
     plots = {path.with_suffix(".svg"): accuracy_plot(path.stem) for path in RESULTS.glob(f"{PICTURES}*.csv")}
-    return written | plots | {RESULTS / "gains.svg": plot()}
+    return written | plots | {RESULTS / f"{name}.svg": plot() for name, plot in GAIN_PLOTS.items()}
 
 
 def main() -> None:

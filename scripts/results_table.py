@@ -37,7 +37,7 @@ PROTOCOLS = {"1-nn": "1nn", "linear": "linear", "cluster": "cluster"} | LOW_SHOT
 GAIN_PROTOCOLS = ("1-nn", "linear", *LOW_SHOT)
 OPTIONAL = re.compile("shot|epochs|machine")
 """Columns that are left out if no run has them."""
-TRAINED = ("student, distilled", "student, supervised")
+DISTILLED, SUPERVISED = TRAINED = ("student, distilled", "student, supervised")
 NETWORKS = ("teacher", "second_teacher", "baseline", "untrained", "distilled")
 Accuracies = dict[str, dict[int, float]]
 """Protocol to seed to top-1 accuracy in percent."""
@@ -60,25 +60,24 @@ Runs = dict[str, dict[str, Network]]
 
 
 def collect(folder: Path) -> Runs:
-    """Read ``results.json`` of every run in a folder."""
+    """Read ``results.json`` of every run in a folder; of several datasets the first one of ``--data`` counts."""
     found: Runs = defaultdict(lambda: defaultdict(Network))
     for path in sorted(folder.glob("*/results.json")):
         name = RUN_NAME.fullmatch(path.parent.name)
         if name is None:
             continue
         later, config = (read_json(path.with_name(file)) for file in ("evaluation.json", "config.json"))
-        for by_role in read_json(path).values():
-            for role, evaluation in by_role.items():
-                network, seed = found[name["run"]][role], int(name["seed"])
-                if later and role in TRAINED:
-                    evaluation = later
-                if config:
-                    environment = config["environment"]
-                    network.epochs.add(str(config["configuration"]["optimization"]["epochs"]))
-                    network.machines |= set(environment["gpus"] or [environment["cpu"]])
-                network.evaluations[seed] = evaluation
-                for protocol in PROTOCOLS.keys() & evaluation["results"].keys():
-                    network.accuracies[protocol][seed] = 100 * evaluation["results"][protocol]["top1"]
+        for role, evaluation in next(iter(read_json(path).values())).items():
+            network, seed = found[name["run"]][role], int(name["seed"])
+            if later and role in TRAINED:
+                evaluation = later
+            if config:
+                environment = config["environment"]
+                network.epochs.add(str(config["configuration"]["optimization"]["epochs"]))
+                network.machines |= set(environment["gpus"] or [environment["cpu"]])
+            network.evaluations[seed] = evaluation
+            for protocol in PROTOCOLS.keys() & evaluation["results"].keys():
+                network.accuracies[protocol][seed] = 100 * evaluation["results"][protocol]["top1"]
     return found
 
 
@@ -88,14 +87,20 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def baseline_of(found: Runs, run: str) -> Network:
-    """A supervised baseline. Its low-shot accuracies are those of the same network trained on these labels alone."""
-    network = found.get(run, {}).get(TRAINED[1], Network())
+def baseline_of(found: Runs, run: str, role: str) -> Network:
+    """What a student is compared with. Low-shot accuracies of a supervised one: the network trained on these labels."""
+    network = found.get(run, {}).get(role, Network())
+    if role != SUPERVISED:
+        return network
     accuracies: Accuracies = {name: seeds for name, seeds in network.accuracies.items() if name not in LOW_SHOT}
     for name in LOW_SHOT:
-        few = found.get(f"{run}-shots{name.removeprefix('lowshot-')}", {}).get(TRAINED[1], Network())
-        accuracies[name] = few.accuracies.get(name, {})
+        accuracies[name] = few_shot(found, run, name).accuracies.get(name, {})
     return replace(network, accuracies=accuracies)
+
+
+def few_shot(found: Runs, run: str, protocol: str) -> Network:
+    """The supervised network that was trained on the labels of a low-shot protocol alone."""
+    return found.get(f"{run}-shots{protocol.removeprefix('lowshot-')}", {}).get(SUPERVISED, Network())
 
 
 def mean_and_deviation(values: list[float]) -> tuple[str, str]:
@@ -115,13 +120,17 @@ def columns_of(name: str, network: Network) -> dict[str, str]:
     return cells
 
 
-def gains_of(student: Network, baseline: Network) -> dict[str, str]:
-    """Points by which the student is ahead of its baseline, over the seeds that both have, and their intervals."""
-    cells, intervals = {}, gain_intervals(student.evaluations, baseline.evaluations)
+def gains_of(student: Network, baseline: Network, few: dict[str, Network]) -> dict[str, str]:
+    """Points by which the student is ahead of its baseline, over the seeds that both have, and their intervals.
+
+    ``few`` has the networks that are compared in low-shot protocols, if they are others than the baseline.
+    """
+    cells = {}
     for protocol in GAIN_PROTOCOLS:
         ours, theirs = student.accuracies.get(protocol, {}), baseline.accuracies.get(protocol, {})
         gains = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
         short, (mean, deviation) = PROTOCOLS[protocol], mean_and_deviation(gains)
+        intervals = gain_intervals(student.evaluations, few.get(protocol, baseline).evaluations) if gains else {}
         low, high = (f"{100 * end:.1f}" for end in intervals[protocol]) if protocol in intervals else ("", "")
         cells |= {f"gain_{short}": mean, f"gain_{short}_low": low, f"gain_{short}_high": high}
         cells[f"gain_{short}_sd"] = deviation
@@ -141,17 +150,19 @@ def gain_intervals(student: Evaluations, baseline: Evaluations) -> dict[str, tup
 def rows_of(found: Runs, uses: dict[str, list[dict[str, Any]]]) -> Iterator[dict[str, str]]:
     """One row for each line of a rows file; lines whose run is missing are left out.
 
-    ``run`` and ``baseline`` name runs. ``role`` and ``teachers`` name roles other than the usual ones. A run from a
-    cache does not evaluate its teacher: ``teacher_run`` names a run that does.
+    ``run`` and ``baseline`` name runs. ``role``, ``baseline_role`` and ``teachers`` name roles other than the usual
+    ones. A run from a cache does not evaluate its teacher: ``teacher_run`` names a run that does.
     """
     for use, lines in uses.items():
         for line in lines:
             by_role = found.get(line["run"], {})
-            student = by_role.get(line.get("role", "student, distilled"))
+            student = by_role.get(line.get("role", DISTILLED))
             if student is None:
                 print(f"not run: {use}, {line['student']} from {line['teacher']}", file=sys.stderr)
                 continue
-            baseline = baseline_of(found, line["baseline"])
+            role = line.get("baseline_role", SUPERVISED)
+            baseline = baseline_of(found, line["baseline"], role)
+            few = {name: few_shot(found, line["baseline"], name) for name in LOW_SHOT} if role == SUPERVISED else {}
             taught = found.get(line.get("teacher_run", line["run"]), {})
             teachers = [taught.get(role, Network()) for role in line.get("teachers", ["teacher"])]
             untrained = by_role.get("student, random", Network())
@@ -159,7 +170,7 @@ def rows_of(found: Runs, uses: dict[str, list[dict[str, Any]]]) -> Iterator[dict
             row = {"use": use, "student": line["student"], "teacher": line["teacher"]}
             for name, network in zip(NETWORKS, networks, strict=True):
                 row |= columns_of(name, network)
-            row |= gains_of(student, baseline) | {"seeds": str(len(student.accuracies["linear"]))}
+            row |= gains_of(student, baseline, few) | {"seeds": str(len(student.evaluations))}
             row |= {"baseline_epochs": joined(baseline.epochs), "epochs": joined(student.epochs)}
             yield row | {"machine": joined(student.machines | baseline.machines)}
 
@@ -179,7 +190,7 @@ def without_empty(rows: list[dict[str, str]]) -> list[dict[str, str]]:
 
 def students_of(found: Runs) -> Iterator[dict[str, str]]:
     """One row for each distilled student, the best in linear accuracy first."""
-    students = {run: by_role["student, distilled"] for run, by_role in found.items() if "student, distilled" in by_role}
+    students = {run: by_role[DISTILLED] for run, by_role in found.items() if DISTILLED in by_role}
     for run, student in sorted(students.items(), key=lambda item: -linear_of(item[1])):
         yield {"run": run, **columns_of("distilled", student), "seeds": str(len(student.accuracies["linear"]))}
 
