@@ -21,7 +21,7 @@ RESULTS = ROOT / "docs" / "results"
 PAGES = (RESULTS / "results.md", RESULTS / "biisc.md", RESULTS / "caltech101.md", ROOT / "README.md")
 PICTURES = "caltech101"
 """Tables of this name and of those that begin with it have the columns of the experiment on pictures."""
-MARK = re.compile(r"(<!-- table: ([\w -]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+MARK = re.compile(r"(<!-- table: ([\w ,-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 MEASURES = {"1nn": "1-NN", "linear": "linear"}
 LOW_SHOT = {"1shot": "1 label a class", "5shot": "5 labels a class", "10shot": "10 labels a class"}
 INTERVAL, SEEDS = "95 % interval", "seeds ±"

@@ -18,7 +18,7 @@ here="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 python="${PYTHON:-$here/.venv/bin/python}"
 cd "$here"
 
-epochs=50 quantised_epochs=20
+epochs=50 quantised_epochs=20 shot_steps=1350  # as many steps as 50 passes over all labels
 
 # run NAME SEED EPOCHS OPTIONS…: 16 frames over 48 frames of the video
 run() {
@@ -45,6 +45,17 @@ three() {
   run "three of $1" "$4" "$epochs" --teacher "$2" "$2" "$2" --student "$3" --objective compress-2q-live simreg \
     --teacher-weights "$out/${1% to *}, labels-seed"{0,1,2} --bank-size 400 "${@:5}"
 }
+# few NAME SHOTS SEED: a linear layer on few labels, the same ones on which --shots trains with this seed
+few() {
+  if [ -f "$out/$1-seed$3/evaluation.json" ]; then return; fi
+  "$python" -m crossdistill evaluate "$out/$1-seed$3" --data "$data" --protocols lowshot --shots "$2" --draws 1 --seed "$3" \
+    --workers 0 --tracker none --json "$out/$1-seed$3/evaluation.json"
+}
+# shots NAME ENCODER SHOTS SEED OPTIONS…: learn from so many labelled clips of each of the 27 actions alone
+shots() {
+  run "$1, labels-shots$3" "$4" $((shot_steps / ((27 * $3 + 15) / 16))) --supervised --student "$2" --shots "$3" "${@:5}"
+  few "$1, labels-shots$3" "$3" "$4"
+}
 px48=(--student-size 48) px20=(--student-size 20) small=(--student-size 32 --student-frames 8 --student-stride 6)
 
 for seed in ${seeds:-0 1 2}; do
@@ -67,6 +78,18 @@ for seed in ${seeds:-0 1 2}; do
   distil "skeleton 8 to itself" skeleton_tiny3d_8 "skeleton 8, labels" skeleton_tiny3d_8 "$seed" "${px20[@]}" --rounds 2
   run "small depth 8, ISD" "$seed" 100 --config configs/isd.yaml --crop-area-min 0.4 --bank-size 400 \
     --student depth_tiny3d_8 "${small[@]}"
+  # As the thesis means it: the teacher, of the same architecture, has seen no label either.
+  distil "small depth 8, ISD, to itself" depth_tiny3d_8 "small depth 8, ISD" depth_tiny3d_8 "$seed" "${small[@]}"
+  # Few labels: the teacher learns from them alone, the student from its teacher on all clips without labels.
+  for n in 1 5 10; do
+    shots "skeleton 10" skeleton_r3d10 $n "$seed" "${px20[@]}"
+    shots "depth 8" depth_tiny3d_8 $n "$seed" "${px48[@]}"
+    shots "skeleton 8" skeleton_tiny3d_8 $n "$seed" "${px20[@]}"
+    from="skeleton 10, labels-shots$n"
+    distil "skeleton 10 of $n labels to depth 8" skeleton_r3d10 "$from" depth_tiny3d_8 "$seed" "${px48[@]}"
+    distil "skeleton 10 of $n labels to skeleton 8" skeleton_r3d10 "$from" skeleton_tiny3d_8 "$seed" "${px20[@]}"
+    for student in depth skeleton; do few "skeleton 10 of $n labels to $student 8" $n "$seed"; done
+  done
   # Lower precision: baseline and student start from their trained fp32 networks, and train with labels or with the teacher.
   for bits in w2a4 w4a4 w8a8; do
     run "small depth 8 $bits, labels" "$seed" "$quantised_epochs" --supervised --student depth_tiny3d_8 "${small[@]}" \

@@ -21,6 +21,7 @@ from crossdistill.recipes.config import SECTIONS
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 sys.path.insert(0, str(ROOT / "scripts"))
+import choose_epochs  # noqa: E402
 import draw_diagram  # noqa: E402
 import make_reference  # noqa: E402
 import make_results  # noqa: E402
@@ -112,7 +113,10 @@ def test_results__tables_and_plot_are_those_of_the_csv_files(path):
 def test_results_page__has_every_row_of_the_csv_files():
     marks = {mark[1] for page in make_results.PAGES for mark in make_results.MARK.findall(page.read_text("utf-8"))}
     uses = {f"utd_mhad {row['use']}" for row in make_results.read("utd_mhad")}
-    assert marks == {"readme"} | uses | {path.stem for path in make_results.RESULTS.glob("*.csv")} - {"utd_mhad"}
+    uses |= {f"biisc {use}" for use in rows_of_script("biisc")}
+    files = {path.stem for path in make_results.RESULTS.glob("*.csv")} - {"utd_mhad", "biisc"}
+    assert marks == {"readme"} | uses | files
+    assert {row["use"] for row in make_results.read("biisc")} <= rows_of_script("biisc").keys()
 
 
 def test_diagram__is_up_to_date():
@@ -237,16 +241,104 @@ def test_results_table__compares_low_shot_with_a_network_trained_on_the_same_lab
     assert "distilled_1shot" not in row
 
 
-def test_caltech101_script__has_a_run_for_every_row_of_its_table(tmp_path):
-    (tmp_path / "train.txt").write_text("a/1.jpg\n")
-    (tmp_path / "test.txt").write_text("a/2.jpg\n")
-    script = [ROOT / "scripts/reproduce_caltech101.sh", tmp_path, tmp_path, tmp_path / "weights", tmp_path / "out", "0"]
-    shown = subprocess.run(script, env={**os.environ, "PYTHON": "echo", "ROWS": "all"}, check=True, capture_output=True)
-    trained = [line for line in shown.stdout.decode().splitlines() if "/train.py" in line]
-    runs = {line.split("--out ")[1].split("-seed0")[0] for line in trained}
-    uses = yaml.safe_load((ROOT / "scripts/rows_caltech101.yaml").read_text(encoding="utf-8"))
-    wanted = {line[key] for lines in uses.values() for line in lines for key in ("run", "baseline")}
-    assert len(runs) == len(trained)
-    assert wanted <= runs
+def test_results_table__intervals_of_low_shot_gains_are_those_of_the_compared_networks(tmp_path):
+    """The network of all labels has other hits than that of one label a class, which the student is compared with."""
+    hits = {"small": "1111", "labels": "1111", "labels-shots1": "1000"}
+    for run, digits in hits.items():
+        result = ProtocolResult("lowshot-1", digits.count("1") / 4, 1.0, 0.5, 4, hits=digits)
+        videos, people = ["a", "b", "c", "d"], ["anna", "anna", "ben", "ben"]
+        evaluation = Evaluation(
+            "x", "toy", "1", 8, 4, {}, {"lowshot-1": result}, test_videos=videos, test_groups=people
+        )
+        (tmp_path / f"{run}-seed0").mkdir()
+        role = "student, distilled" if run == "small" else "student, supervised"
+        content = json.dumps({"data": {role: evaluation.to_json()}})
+        (tmp_path / f"{run}-seed0" / "results.json").write_text(content)
+    line = {"student": "s", "teacher": "t", "run": "small", "baseline": "labels"}
+    (row,) = results_table.rows_of(results_table.collect(tmp_path), {"use": [line]})
+    assert [row[f"gain_1shot{end}"] for end in ("", "_low", "_high")] == ["75.0", "50.0", "100.0"]
+    assert (row["baseline_1shot"], row["seeds"], row["gain_1nn"]) == ("25.0", "1", "")
+
+
+def test_results_table__reads_the_first_dataset_and_compares_with_another_student(tmp_path):
+    """A student of several datasets counts on the first of --data; its baseline may be a distilled student."""
+    for run, top1 in {"student": 0.75, "its teacher": 0.5}.items():
+        of_sets = {
+            path: {"student, distilled": {"results": {"linear": {"top1": value}}}}
+            for path, value in {"data": top1, "fuel": 0.1}.items()
+        }
+        (tmp_path / f"{run}-seed0").mkdir()
+        (tmp_path / f"{run}-seed0" / "results.json").write_text(json.dumps(of_sets))
+    line = {"student": "s", "teacher": "t", "run": "student", "baseline": "its teacher"}
+    line["baseline_role"] = "student, distilled"
+    (row,) = results_table.rows_of(results_table.collect(tmp_path), {"use": [line]})
+    assert (row["distilled_linear"], row["baseline_linear"], row["gain_linear"]) == ("75.0", "50.0", "25.0")
+
+
+def evaluation_of(digits):
+    """An evaluation of one clip of each person, with these hits in 1-NN and linear accuracy."""
+    results = {
+        name: ProtocolResult(name, digits.count("1") / len(digits), 1.0, 0.5, len(digits), hits=digits)
+        for name in ("1-nn", "linear")
+    }
+    names = [f"v{i}" for i in range(len(digits))]
+    return Evaluation("x", "toy", "1", 8, len(digits), {}, results, test_videos=names, test_groups=names)
+
+
+def test_choose_epochs__takes_the_length_after_which_accuracy_stops_rising():
+    hits = {25: "1" * 10 + "0" * 90, 50: "1" * 40 + "0" * 60, 100: "1" * 60 + "0" * 40, 200: "0" + "1" * 60 + "0" * 39}
+    chosen, lines = choose_epochs.choose({length: evaluation_of(digits) for length, digits in hits.items()})
+    assert chosen == 100
+    assert len(lines) == 2 + len(hits) and lines[2].startswith("| 25 | 10.0 | +50.0 ± ")
+    # Half of the clips are gained: the standard error of 100 independent clips.
+    error = float(re.search(r"± ([\d.]+)", lines[2])[1])
+    assert error == pytest.approx(100 * (0.5 * 0.5 / 100) ** 0.5, abs=0.4)
+
+
+def test_choose_epochs__one_measure_that_rises_is_enough():
+    short, long = evaluation_of("10" * 50), evaluation_of("10" * 50)
+    long.results["linear"] = evaluation_of("1" * 100).results["linear"]
+    assert choose_epochs.choose({25: short, 50: long})[0] == 50
+    assert choose_epochs.choose({25: long, 50: short})[0] == 25
+
+
+def test_choose_epochs__prints_the_number_alone(tmp_path, monkeypatch, capsys):
+    for length, digits in {25: "1000", 50: "1110"}.items():
+        (tmp_path / f"{length}.json").write_text(json.dumps(evaluation_of(digits * 25).to_json()))
+    words = [f"{length}={tmp_path / str(length)}.json" for length in (25, 50)]
+    monkeypatch.setattr(sys, "argv", ["choose_epochs.py", *words])
+    choose_epochs.main()
+    assert capsys.readouterr().out == "50\n"
+
+
+def rows_of_script(name):
+    """Use to rows of a file of rows."""
+    return yaml.safe_load((ROOT / f"scripts/rows_{name}.yaml").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", ["caltech101", "biisc", "utd_mhad"])
+def test_script__has_a_run_for_every_row_of_its_table(name, tmp_path):
+    clips = {"caltech101": ("a/1.jpg", "a/2.jpg"), "biisc": ("A/S1_1.mp4", "A/S2_1.mp4"), "utd_mhad": ("", "")}
+    for part, line in zip(("train", "test"), clips[name], strict=True):
+        (tmp_path / f"{part}.txt").write_text(f"{line}\n")
+    given = {"caltech101": [tmp_path, tmp_path, tmp_path / "weights"], "biisc": [tmp_path], "utd_mhad": [tmp_path]}
+    script = [ROOT / f"scripts/reproduce_{name}.sh", *given[name], tmp_path / "out", "0"]
+    variables = {"caltech101": {"ROWS": "all"}, "biisc": {"WEIGHTS": str(tmp_path / "weights")}, "utd_mhad": {}}
+    environment = {**os.environ, "PYTHON": "echo", **variables[name]}
+    shown = subprocess.run(script, env=environment, check=True, capture_output=True).stdout.decode()
+    trained = [line for line in shown.splitlines() if "train.py" in line]
+    runs = [
+        re.search(r"--out (.+?)-seed0 ", line)[1].removeprefix(f"{tmp_path}/out/")
+        for line in trained
+        if "-seed0 " in line
+    ]
+    rows = [line for lines in rows_of_script(name).values() for line in lines]
+    wanted = {line[key] for line in rows for key in ("run", "baseline", "teacher_run") if key in line}
+    few = {run for run in runs if run.startswith(tuple(line["baseline"] for line in rows)) and "-shots" in run}
+    assert len(set(runs)) == len(runs) or name == "utd_mhad"  # its last part trains missing teachers
+    assert wanted <= set(runs) and few
+    assert all(f"{run}-seed0/evaluation.json" in shown for run in few)
     options = {word[2:].replace("-", "_") for line in trained for word in line.split() if word.startswith("--")}
-    assert options - {"resume"} <= {entry.name for kind in SECTIONS.values() for entry in dataclasses.fields(kind)}
+    assert options - {"resume", "config"} <= {
+        entry.name for kind in SECTIONS.values() for entry in dataclasses.fields(kind)
+    }
