@@ -173,6 +173,6 @@ class StepOutput:
     """Result of the forward pass of one training step."""
 
     loss: Tensor
-    """Scalar, mean over the batch of this process, with gradient."""
+    """Scalar, mean over the batch of this process, with gradient; of an objective also the loss of each sample [B]."""
     terms: dict[str, Tensor] = field(default_factory=dict)
     """Detached scalars to log, by name."""

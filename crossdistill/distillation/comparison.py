@@ -19,6 +19,7 @@ from crossdistill.encoders import Encoder
 from crossdistill.encoders.base import Classifier
 from crossdistill.errors import UserError
 from crossdistill.objectives.memory_bank import MemoryBank
+from crossdistill.objectives.objective import Reduction
 from crossdistill.types import PairedBatch
 
 
@@ -46,12 +47,17 @@ class Comparison:
 
     def reduced_features(self, targets: Targets) -> dict[str, Tensor]:
         """Return the input of each head that takes the teacher's features."""
-        return {name: targets["features"] for name, head in self.heads.items() if head.takes_teacher}
+        return {name: targets["features"] for name, head in self.heads.items() if head.takes == "teacher"}
+
+    @property
+    def is_per_sample(self) -> bool:
+        """Whether all terms can give the loss of each sample."""
+        return all(term.objective.is_per_sample for term in self.terms.values())
 
     def loss(
-        self, outputs: Mapping[str, Tensor], targets: Targets, sample_ids: Tensor
+        self, outputs: Mapping[str, Tensor], targets: Targets, sample_ids: Tensor, *, reduction: Reduction = "mean"
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sum the weighted terms; also return the value of each term for the curves."""
+        """Sum the weighted terms, see ``Reduction``; also return the value of each term for the curves."""
         losses: list[Tensor] = []
         log: dict[str, Tensor] = {}
         for name, term in self.terms.items():
@@ -61,13 +67,13 @@ class Comparison:
             if term.objective.reduces_teacher:
                 more["reduced"] = outputs[_of_teacher(name)]
             target = targets[term.objective.compares]
-            output = term.objective(student=outputs[name], teacher=target, bank=self.bank, **more)
+            output = term.objective(student=outputs[name], teacher=target, bank=self.bank, reduction=reduction, **more)
             losses.append(term.weight * output.loss)
             # An objective of one part is logged under its term's name, which is unique; parts keep their own names.
             suffix = name.removeprefix(term.name)
             parts = {f"{part}{suffix}": value for part, value in output.terms.items()}
             log |= {name: next(iter(parts.values()))} if len(parts) == 1 else parts
-        return torch.stack(losses).sum(), log
+        return torch.stack(losses).sum(dim=0), log
 
     @property
     def needs_momentum_keys(self) -> bool:
@@ -124,7 +130,7 @@ def compare_with_teacher(
     for name, term in own.items():
         if term.objective.reduces_teacher:
             dims = teacher.encoder.embed_dim, _output_dim(term, student, teacher.encoder)
-            heads[_of_teacher(name)] = Head(nn.Sequential(nn.LayerNorm(dims[0]), nn.Linear(*dims)), takes_teacher=True)
+            heads[_of_teacher(name)] = Head(nn.Sequential(nn.LayerNorm(dims[0]), nn.Linear(*dims)), takes="teacher")
     if all(term.objective.student_anchors is None for term in own.values()):
         return Comparison(heads, own, teacher)
     key_head = next((name for name, term in own.items() if term.fills_student_side), None)
@@ -140,10 +146,10 @@ def compare_with_teacher(
 
 def _create_heads(terms: Mapping[str, Term], student: Encoder, teacher_sizes: Sizes) -> dict[str, Head]:
     adapters = {name: get_adapter(term.adapter) for name, term in terms.items()}
-    with_tokens = any(adapter.takes_tokens for adapter in adapters.values())
-    student_sizes = Sizes.of(student, with_tokens=with_tokens)
+    taken = {adapter.takes for adapter in adapters.values()}
+    student_sizes = Sizes.of(student, with_tokens="tokens" in taken, with_blocks="blocks" in taken)
     return {
-        name: Head(adapter.build(student_sizes, teacher_sizes), takes_tokens=adapter.takes_tokens)
+        name: Head(adapter.build(student_sizes, teacher_sizes), takes=adapter.takes)
         for name, adapter in adapters.items()
     }
 

@@ -24,6 +24,7 @@ from crossdistill.encoders import Encoder, wrap_module
 from crossdistill.encoders.base import Classifier
 from crossdistill.encoders.execution import Execution
 from crossdistill.errors import UserError
+from crossdistill.objectives.objective import Reduction
 from crossdistill.types import Anchors, PairedBatch, StepOutput
 
 DEFAULT_OBJECTIVE = ("compress-1q", "simreg")
@@ -45,8 +46,10 @@ class Distiller(Task):
         bank_size: K; every teacher has a bank of its own.
         bank_dtype: Type in which anchors are stored.
         ema_momentum: Decay of the student's EMA copy, in [0, 1]; used only by objectives that need the copy.
-        teacher_drop: Probability of leaving a teacher out of a batch; the one with the largest loss always stays
-            (Sariyildiz et al., UNIC, ECCV 2024, arXiv 2408.05088; there per sample).
+        teacher_drop: Probability of leaving a teacher out of a sample's loss in training; the one with the largest loss
+            always stays (Sariyildiz et al., UNIC, ECCV 2024, arXiv 2408.05088). The weights of those that stay sum to 1
+            for every sample; the authors' code divides by their sum over the batch. If a term compares the samples of a
+            batch with each other (``Objective.is_per_sample`` is false), teachers are left out of whole batches.
         mixes: Whether each batch of training is mixed with itself, in the same way for student and teachers; see
             ``draw_mix``. Then no teacher may be a cache, and no objective may use labels.
         num_classes: N, for objectives that use labels.
@@ -159,15 +162,17 @@ class Distiller(Task):
         outputs = self.execution.run(
             lambda clip: self._call(self.distort(clip), reduced or None), batch.student, mix=batch.mix
         )
+        reduction: Reduction = "none" if self._drops_per_sample else "mean"
         log: dict[str, Tensor] = {}
         label_losses: list[Tensor] = []
         teacher_losses: list[Tensor] = []
         for each, target in zip(self.comparisons, targets, strict=True):
-            loss, parts = each.loss(outputs, target, batch.sample_ids)
+            kept = "mean" if each.teacher is None else reduction
+            loss, parts = each.loss(outputs, target, batch.sample_ids, reduction=kept)
             log |= parts
             (label_losses if each.teacher is None else teacher_losses).append(loss)
         stacked = torch.stack(teacher_losses)
-        loss = (self._teacher_weights(stacked) * stacked).sum() + sum(label_losses)
+        loss = (self._teacher_weights(stacked) * stacked).sum(dim=0).mean() + sum(label_losses)
         if self.training:
             self._remember_anchors(batch, outputs, targets)
         return StepOutput(loss=loss, terms=log)
@@ -187,13 +192,21 @@ class Distiller(Task):
         )
 
     def _teacher_weights(self, losses: Tensor) -> Tensor:
-        """[teachers] that sum to 1: equal, and 0 for teachers that are left out of this batch."""
-        if not self.teacher_drop or len(losses) == 1:
+        """[teachers] or [teachers, B], sums over teachers are 1: equal, and 0 for teachers that are left out."""
+        if not self._drops:
             return torch.full_like(losses, 1 / len(losses))
         # Drawn on the CPU, from the generator whose state checkpoints keep.
-        is_kept = torch.rand(len(losses)).to(losses.device) >= self.teacher_drop
-        is_kept[losses.detach().argmax()] = True
-        return is_kept / is_kept.sum()
+        is_kept = torch.rand(losses.shape).to(losses.device) >= self.teacher_drop
+        is_kept.scatter_(0, losses.detach().argmax(dim=0, keepdim=True), True)
+        return is_kept / is_kept.sum(dim=0)
+
+    @property
+    def _drops(self) -> bool:
+        return self.training and self.teacher_drop > 0 and len(self.teachers) > 1
+
+    @property
+    def _drops_per_sample(self) -> bool:
+        return self._drops and all(each.is_per_sample for each in self.comparisons if each.teacher is not None)
 
     @torch.no_grad()
     def _remember_anchors(self, batch: PairedBatch, outputs: dict[str, Tensor], targets: Sequence[Targets]) -> None:

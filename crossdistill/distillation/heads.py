@@ -5,7 +5,7 @@ Shapes: B batch, D student features, E teacher features, S student token channel
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,12 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from crossdistill.distillation.student_with_heads import HeadInput
 from crossdistill.encoders import Encoder
 from crossdistill.errors import UserError, unknown_name
 from crossdistill.objectives.objective import Compares
 from crossdistill.utils.modules import eval_mode
 
 NUM_ATTENTION_HEADS = 4
+LAST_RUNG_FACTOR = 4
 
 
 @dataclass(frozen=True)
@@ -30,27 +32,25 @@ class Sizes:
     """(channels, T, H, W) of the features before pooling; None if they were not asked for."""
     num_classes: int | None = None
     """N, if the encoder's weights came with a classifier."""
+    blocks: tuple[int, ...] = ()
+    """Channels of each block before the last one; empty if they were not asked for."""
 
     @staticmethod
-    def of(encoder: Encoder, *, with_tokens: bool = False) -> Sizes:
-        """Read the sizes of an encoder; the sizes of its tokens by running it on a blank clip.
+    def of(encoder: Encoder, *, with_tokens: bool = False, with_blocks: bool = False) -> Sizes:
+        """Read the sizes of an encoder; those of its tokens and blocks by running it on a blank clip.
 
         Raises:
-            UserError: Tokens are needed, and the encoder has none.
+            UserError: Tokens or blocks are needed, and the encoder has none.
         """
         num_classes = None if encoder.classifier is None else len(encoder.classifier.bias)
+        blocks = tuple(block.channels for block in encoder.require_blocks()) if with_blocks else ()
         if not with_tokens:
-            return Sizes(encoder.embed_dim, num_classes=num_classes)
+            return Sizes(encoder.embed_dim, num_classes=num_classes, blocks=blocks)
         # Not on the meta device: some libraries keep tensors between calls, and would keep tensors without values.
         with torch.no_grad(), eval_mode(encoder):
-            tokens = encoder.embed_with_tokens(_blank_clip(encoder))[1]
+            tokens = encoder.embed_with_tokens(encoder.blank_clip())[1]
         _, channels, num_times, height, width = tokens.shape
-        return Sizes(encoder.embed_dim, (channels, num_times, height, width), num_classes)
-
-
-def _blank_clip(encoder: Encoder) -> Tensor:
-    view, device = encoder.view, next(encoder.parameters()).device
-    return torch.zeros(1, view.kind.channels, view.num_frames, view.size_px, view.size_px, device=device)
+        return Sizes(encoder.embed_dim, (channels, num_times, height, width), num_classes, blocks)
 
 
 def require_trained_by_tokens(encoder: Encoder) -> None:
@@ -60,7 +60,7 @@ def require_trained_by_tokens(encoder: Encoder) -> None:
     """
     parameters = {name: value for name, value in encoder.body.named_parameters() if value.requires_grad}
     with torch.enable_grad(), eval_mode(encoder):
-        tokens = encoder.embed_with_tokens(_blank_clip(encoder))[1]
+        tokens = encoder.embed_with_tokens(encoder.blank_clip())[1]
         gradients = torch.autograd.grad(tokens.sum(), list(parameters.values()), allow_unused=True)
     unused = [name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None]
     if unused:
@@ -86,6 +86,35 @@ class Mlp(nn.Sequential):
             layers += [nn.Linear(in_dim, width, bias=False), nn.BatchNorm1d(width), nn.ReLU(inplace=True)]
             in_dim = width
         super().__init__(*layers, nn.Linear(in_dim, out_dim))
+
+
+class Ladder(nn.Module):
+    """The sum of MLPs on the blocks of the student (Sariyildiz et al., UNIC, ECCV 2024, arXiv 2408.05088, sec. 3).
+
+    Each MLP has two linear layers and GELU. UNIC's student is a ViT-B with 768 features; its heads have a hidden layer
+    of 768 features, and the head on the last block one of 3072. Here these are once and four times the student's number
+    of features. Deviations: a block's output is averaged over places and times, where UNIC takes its class token; the
+    last head takes the student's features instead of the last block, so that the layers after it train too.
+
+    Args:
+        block_dims: Number of channels of each block before the last one.
+        in_dim: Number of the student's features D.
+        out_dim: Number of output features E.
+    """
+
+    def __init__(self, block_dims: Sequence[int], in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.in_dims = [*block_dims, in_dim]
+        widths = [in_dim] * len(block_dims) + [LAST_RUNG_FACTOR * in_dim]
+        self.rungs = nn.ModuleList(
+            nn.Sequential(nn.Linear(dim, width), nn.GELU(), nn.Linear(width, out_dim))
+            for dim, width in zip(self.in_dims, widths, strict=True)
+        )
+
+    def forward(self, blocks_and_features: Tensor) -> Tensor:
+        """Map [B, C_1 + ... + C_n + D], the pooled blocks and the features, to [B, E]."""
+        parts = blocks_and_features.split(self.in_dims, dim=1)
+        return torch.stack([rung(part) for rung, part in zip(self.rungs, parts, strict=True)]).sum(dim=0)
 
 
 class TemporalPool(nn.Module):
@@ -170,8 +199,8 @@ class Adapter:
 
     build: Callable[[Sizes, Sizes], nn.Module]
     """Builds the head from the student's and the teacher's sizes."""
-    takes_tokens: bool = False
-    """Whether the head takes tokens instead of pooled features."""
+    takes: HeadInput = "features"
+    """Input of the head."""
     gives: Compares = "features"
     """What the head's output can be compared with."""
     keeps_dim: bool = False
@@ -193,15 +222,18 @@ ADAPTERS: dict[str, Adapter] = {
     "mlp2": Adapter(partial(_mlp, num_layers=2)),
     "mlp3": Adapter(partial(_mlp, num_layers=3)),
     "mlp4": Adapter(partial(_mlp, num_layers=4)),
+    "ladder": Adapter(
+        lambda student, teacher: Ladder(student.blocks, student.embed_dim, teacher.embed_dim), takes="blocks"
+    ),
     "temporal-pool": Adapter(
-        lambda student, teacher: TemporalPool(_tokens(student)[0], teacher.embed_dim), takes_tokens=True
+        lambda student, teacher: TemporalPool(_tokens(student)[0], teacher.embed_dim), takes="tokens"
     ),
     "attention-pool": Adapter(
-        lambda student, teacher: AttentionPool(_tokens(student)[0], teacher.embed_dim), takes_tokens=True
+        lambda student, teacher: AttentionPool(_tokens(student)[0], teacher.embed_dim), takes="tokens"
     ),
     "tokens": Adapter(
         lambda student, teacher: TokenResampler(_tokens(student)[0], _tokens(teacher)),
-        takes_tokens=True,
+        takes="tokens",
         gives="tokens",
     ),
     "classifier": Adapter(
@@ -210,7 +242,7 @@ ADAPTERS: dict[str, Adapter] = {
     "labels": Adapter(lambda student, labels: nn.Linear(student.embed_dim, labels.num_classes or 0), gives="labels"),
     "grid": Adapter(
         lambda student, teacher: GridResampler(_tokens(teacher)[1:]),
-        takes_tokens=True,
+        takes="tokens",
         gives="tokens",
         keeps_dim=True,
     ),
@@ -249,8 +281,10 @@ def require_fit(
         raise UserError(
             f"the adapter {kind} gives {adapter.gives}, and the objective compares {compares}: choose {fitting}"
         )
-    if adapter.takes_tokens:
+    if adapter.takes == "tokens":
         student.require_tokens()
+    if adapter.takes == "blocks":
+        student.require_blocks()
     if compares == "tokens":
         teacher.require_tokens()
     if compares == "logits" and is_loaded and teacher.classifier is None:
@@ -261,6 +295,6 @@ def require_fit(
     keeps = adapter.keeps_dim and needs_teacher_dim and compares == "features"
     if keeps and student.embed_dim != teacher.embed_dim:
         raise UserError(
-            f"the adapter {kind} keeps the student's {student.embed_dim} features, and the objective needs as many as "
-            f"the teacher's {teacher.embed_dim}: choose linear, mlp2, mlp3, mlp4, temporal-pool or attention-pool"
+            f"the adapter {kind} keeps the student's {student.embed_dim} features, and the objective needs as many as the "
+            f"teacher's {teacher.embed_dim}: choose linear, mlp2, mlp3, mlp4, ladder, temporal-pool or attention-pool"
         )

@@ -5,8 +5,10 @@ Shapes: B batch, D student features, C channels, T frames, H height, W width, S 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,20 +23,23 @@ MOVING_STATISTICS = (nn.modules.batchnorm._NormBase, RunningRange, IntegerConvol
 quantised convolutions, which in eval mode fold the BatchNorm that follows them."""
 
 
+HeadInput = Literal["features", "tokens", "blocks", "teacher"]
+"""Input of a head: the student's features [B, D], its tokens [B, S, T, H, W], the pooled outputs of its blocks and its
+features in one row [B, C_1 + ... + C_n + D], or the teacher's features [B, E]."""
+
+
 class Head(nn.Module):
-    """A module on the student's features or tokens.
+    """A module on the student's features, tokens or blocks, or on the teacher's features.
 
     Args:
-        module: Maps [B, D], or tokens [B, S, T, H, W], to what one objective compares.
-        takes_tokens: Whether the module takes tokens instead of pooled features.
-        takes_teacher: Whether the module takes the teacher's features [B, E] instead of the student's.
+        module: Maps its input to what one objective compares.
+        takes: Its input.
     """
 
-    def __init__(self, module: nn.Module, *, takes_tokens: bool = False, takes_teacher: bool = False) -> None:
+    def __init__(self, module: nn.Module, *, takes: HeadInput = "features") -> None:
         super().__init__()
         self.module = module
-        self.takes_tokens = takes_tokens
-        self.takes_teacher = takes_teacher
+        self.takes = takes
 
     def forward(self, given: Tensor) -> Tensor:
         """Compute in float32 also under autocast: bf16 logits have ties, and a head is cheap beside its encoder."""
@@ -55,16 +60,28 @@ class StudentWithHeads(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.heads = nn.ModuleDict(dict(heads))
-        self.needs_tokens = any(head.takes_tokens for head in heads.values())
+        self.needs_tokens, self.needs_blocks = (
+            any(head.takes == kind for head in heads.values()) for kind in ("tokens", "blocks")
+        )
 
     def forward(self, clip_bcthw: Tensor, teacher_features: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Map normalised clips [B, C, T, H, W] to the output of every head.
 
         ``teacher_features`` has the input [B, E] of each head that takes the teacher's features.
         """
-        features, tokens = embed(self.encoder, clip_bcthw, with_tokens=self.needs_tokens)
-        given = {name: tokens if head.takes_tokens else features for name, head in self.heads.items()}
-        return {name: self.heads[name](value) for name, value in (given | dict(teacher_features or {})).items()}
+        with contextlib.ExitStack() as watching:
+            blocks = watching.enter_context(self.encoder.watching_blocks()) if self.needs_blocks else []
+            features, tokens = embed(self.encoder, clip_bcthw, with_tokens=self.needs_tokens)
+        given: dict[str, Tensor | None] = {"features": features, "tokens": tokens}
+        if self.needs_blocks:
+            # Of a network of single frames, the mean over the frames of a clip.
+            means = [block.unflatten(0, (len(features), -1)).mean(dim=1) for block in blocks]
+            given["blocks"] = torch.cat([*means, features], dim=1)
+        of_teacher = dict(teacher_features or {})
+        return {
+            name: head(of_teacher[name] if head.takes == "teacher" else given[str(head.takes)])
+            for name, head in self.heads.items()
+        }
 
 
 def embed(encoder: Encoder, clip_bcthw: Tensor, *, with_tokens: bool) -> tuple[Tensor, Tensor | None]:

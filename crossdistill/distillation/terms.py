@@ -112,5 +112,5 @@ def _weight(text: str, weight: str) -> float:
 
 def require_all_trained(student: Encoder, terms: Sequence[Term]) -> None:
     """Raise a ``UserError`` if all terms use the student's tokens, so that weights after the tokens get no gradient."""
-    if all(get_adapter(term.adapter).takes_tokens for term in terms):
+    if all(get_adapter(term.adapter).takes == "tokens" for term in terms):
         require_trained_by_tokens(student)

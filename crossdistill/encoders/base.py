@@ -5,16 +5,20 @@ Shapes: B batch, C channels, T frames, H height, W width, D features, N classes,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from crossdistill.encoders.blocks import Block, find_blocks, pooled_outputs
 from crossdistill.encoders.tokens import TokenLayer, arrange_tokens
 from crossdistill.errors import UserError
 from crossdistill.types import ViewSpec
+from crossdistill.utils.modules import eval_mode
 
 Takes = Literal["clip", "frames"]
 """Input of a body: whole clips [B, C, T, H, W], or single frames [B, C, H, W]."""
@@ -51,6 +55,8 @@ class EncoderInfo:
     """Names of modules in other people's weight files to the names in the body."""
     token_layer: TokenLayer | None = None
     """The layer before pooling; None if the network has none."""
+    blocks: tuple[str, ...] = ()
+    """Modules whose outputs a ladder of heads uses besides the features; if empty they are found by a run."""
     public_weights: tuple[PublicWeights, ...] = ()
     bf16_pays_on_cpu: bool = False
     """Whether bf16 trains faster on a CPU with AMX (docs/explanation/speed.md)."""
@@ -90,6 +96,7 @@ class Encoder(nn.Module):
         self.view = view
         self.info = info
         self.classifier: Classifier | None = None  # set when weights with a linear classifier are loaded
+        self._blocks: tuple[Block, ...] | None = None  # set by the first require_blocks
         self.bits: str | None = None  # for example "w4a8"; set by quantization.quantize
 
     @property
@@ -167,6 +174,46 @@ class Encoder(nn.Module):
                 "adapter that need none"
             )
         return self.info.token_layer
+
+    def blank_clip(self) -> Tensor:
+        """Return zeros [1, C, T, H, W] of the encoder's view, on the device of its weights."""
+        view, device = self.view, next(self.parameters()).device
+        return torch.zeros(1, view.kind.channels, view.num_frames, view.size_px, view.size_px, device=device)
+
+    def require_blocks(self) -> tuple[Block, ...]:
+        """Return the blocks before the last one, found by one run on a blank clip at the first call.
+
+        Raises:
+            UserError: The encoder has no view, its body has no blocks, or those that ``wrap_encoder`` named are none.
+        """
+        if self._blocks is None:
+            self._blocks = tuple(self._find_blocks())
+        return self._blocks
+
+    def _find_blocks(self) -> list[Block]:
+        named = self.info.blocks
+        remedy = "name them by wrap_encoder(blocks=...), or choose another adapter, for example mlp2"
+        if self.view == NO_VIEW:
+            raise UserError(f"{self.name} has no view to find its blocks with: use wrap_encoder, or another adapter")
+        # Not on the meta device: some libraries keep tensors between calls, and would keep tensors without values.
+        with torch.no_grad(), eval_mode(self):
+            clip = self.blank_clip()
+            found = find_blocks(self.body, lambda: self(clip), self.info.token_layer, named=named)
+        if not found and not named:
+            raise UserError(f"{self.name} has no blocks that map clips to smaller maps, or that repeat: {remedy}")
+        if sorted(block.name for block in found) != sorted(set(named) or {block.name for block in found}):
+            raise UserError(
+                f"the blocks {', '.join(named)} of {self.name} are not all modules that run once and return maps "
+                "[B, C, T, H, W], [B, C, H, W] or tokens [B, N, C]: name others"
+            )
+        return found
+
+    @contextlib.contextmanager
+    def watching_blocks(self) -> Iterator[list[Tensor]]:
+        """Collect the mean over places and times of each block's output, [B, C] each, while the encoder runs."""
+        names = [block.name for block in self.require_blocks()]
+        with pooled_outputs(self.body, names, self.info.token_layer) as pooled:
+            yield pooled
 
 
 class PlainEncoder(Encoder):
@@ -267,6 +314,7 @@ def wrap_encoder(
     classifier: str = "",
     stem: str = "",
     token_layer: TokenLayer | None = None,
+    blocks: Sequence[str] = (),
 ) -> Encoder:
     """Make an encoder of a module that maps normalised clips or frames to [B, D].
 
@@ -280,6 +328,7 @@ def wrap_encoder(
         classifier: Prefix of a classifier's tensors that weight files hold and the module lacks.
         stem: Name of the first convolution, if weights of another modality may be adapted to it.
         token_layer: The layer before pooling, if an objective or an adapter uses tokens.
+        blocks: Names of the modules before the last block, for the adapter ``ladder``; found by a run if empty.
 
     Raises:
         UserError: The modality is not the view's, or the name does not start with it.
@@ -302,6 +351,7 @@ def wrap_encoder(
         classifier_prefix=classifier,
         stems=(stem,) if stem else (),
         token_layer=token_layer,
+        blocks=tuple(blocks),
     )
     return Encoder(module, name=name, view=view, info=info)
 

@@ -12,13 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from crossdistill.objectives.objective import Reduction, reduce_samples
 
-def attention_transfer_loss(*, student: Tensor, teacher: Tensor) -> Tensor:
+
+def attention_transfer_loss(*, student: Tensor, teacher: Tensor, reduction: Reduction = "mean") -> Tensor:
     """Compute ``mean_b ‖ Q_s - Q_t ‖₂``. The attention map Q is the sum of squares over channels, as a unit vector.
 
     Args:
         student: [B, S, T, H, W].
         teacher: [B, E, T, H, W]; gets no gradient.
+        reduction: See ``Reduction``.
 
     Example:
         >>> student, teacher = torch.zeros(1, 2, 1, 1, 2), torch.zeros(1, 3, 1, 1, 2)
@@ -28,7 +31,8 @@ def attention_transfer_loss(*, student: Tensor, teacher: Tensor) -> Tensor:
     """
     difference = _attention_map(student) - _attention_map(teacher.detach())
     # The square root has no gradient at zero. The clamp stops the gradient of maps that are equal.
-    return difference.square().sum(dim=1).clamp(min=torch.finfo(difference.dtype).tiny).sqrt().mean()
+    length_b = difference.square().sum(dim=1).clamp(min=torch.finfo(difference.dtype).tiny).sqrt()
+    return reduce_samples(length_b, reduction)
 
 
 def _attention_map(tokens: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crossdistill.objectives.objective import detach_short_rows
+from crossdistill.objectives.objective import Reduction, detach_short_rows, reduce_samples
 
 
 def bingo_loss(
@@ -24,6 +24,7 @@ def bingo_loss(
     temperature: float,
     num_members: int,
     is_own: Tensor | None = None,
+    reduction: Reduction = "mean",
 ) -> tuple[Tensor, Tensor]:
     """Contrast the student with the sample's own embedding and with its bag, each against all anchors.
 
@@ -38,6 +39,7 @@ def bingo_loss(
         temperature: τ.
         num_members: M; all anchors if K is smaller.
         is_own: [B, K] bool, anchors of the sample itself from an earlier epoch; they are neither members nor negatives.
+        reduction: See ``Reduction``; it is that of both values.
     """
     query, own = F.normalize(detach_short_rows(student), dim=1), F.normalize(teacher.detach(), dim=1)
     anchors = anchors.to(query.dtype)
@@ -51,4 +53,4 @@ def bingo_loss(
     # Mask before the mean: log_p of a masked anchor is -inf, and its gradient would be NaN.
     members = log_p[:, 1:].gather(1, bag).masked_fill(~is_member, 0.0)
     counts = is_member.sum(dim=1).clamp(min=1)
-    return -log_p[:, 0].mean(), -(members.sum(dim=1) / counts).mean()
+    return reduce_samples(-log_p[:, 0], reduction), reduce_samples(-members.sum(dim=1) / counts, reduction)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from crossdistill.objectives.objective import detach_short_rows
+from crossdistill.objectives.objective import Reduction, detach_short_rows, reduce_samples
 
 CHUNK_ELEMENTS = 2**20
 """Elements of one chunk of similarities [B, chunk]. Two such buffers fit the cache share of a CPU core, and the matrix
@@ -34,6 +34,7 @@ def compress_loss(
     temperature: float,
     teacher_temperature: float | None = None,
     chunk_size: int | None = None,
+    reduction: Reduction = "mean",
 ) -> Tensor:
     """Compute ``mean_b KL(softmax(t A_tᵀ / τ) ‖ softmax(s A_sᵀ / τ))`` with L2-normalised ``t`` and ``s`` (2q).
 
@@ -48,6 +49,7 @@ def compress_loss(
         temperature: τ, 0.04 in the paper.
         teacher_temperature: τ of the teacher's softmax, as in ISD; None for ``temperature``.
         chunk_size: Anchors per chunk; None to choose it by the batch size.
+        reduction: See ``Reduction``.
 
     Example:
         >>> anchors_s, anchors_t = (F.normalize(torch.randn(1024, dim), dim=1) for dim in (64, 128))
@@ -61,20 +63,26 @@ def compress_loss(
     assert len(student_anchors) == len(teacher_anchors), "the anchors of both sides must be the same samples"
     student_unit = F.normalize(detach_short_rows(student), dim=1)
     if len(teacher_anchors) == 0:
-        return student_unit.sum() * 0.0
+        return reduce_samples(student_unit.sum(dim=1) * 0.0, reduction)
     teacher_unit = F.normalize(teacher.detach(), dim=1).to(student_unit.dtype)
     if chunk_size is None:
         chunk_size = max(256, CHUNK_ELEMENTS // len(student))
     if teacher_temperature is None:
         teacher_temperature = temperature
-    loss: Tensor = _StreamedKL.apply(
+    loss_b: Tensor = _StreamedKL.apply(
         student_unit, teacher_unit, student_anchors, teacher_anchors, temperature, teacher_temperature, chunk_size
     )
-    return loss
+    return reduce_samples(loss_b, reduction)
 
 
 def compress_1q_loss(
-    *, student: Tensor, teacher: Tensor, anchors: Tensor, temperature: float, teacher_temperature: float | None = None
+    *,
+    student: Tensor,
+    teacher: Tensor,
+    anchors: Tensor,
+    temperature: float,
+    teacher_temperature: float | None = None,
+    reduction: Reduction = "mean",
 ) -> Tensor:
     """Compute ``compress_loss`` with the teacher's anchors [K, E] on both sides (1q).
 
@@ -87,6 +95,7 @@ def compress_1q_loss(
         teacher_anchors=anchors,
         temperature=temperature,
         teacher_temperature=teacher_temperature,
+        reduction=reduction,
     )
 
 
@@ -122,7 +131,7 @@ class _OnlineSoftmax:
 
 
 class _StreamedKL(torch.autograd.Function):
-    """Value and gradient in one pass, with four matrix products per chunk and no buffer of size B x K.
+    """Value and gradient of each sample in one pass, with four matrix products per chunk and no buffer of size B x K.
 
     With logits ``l``, partition sums ``Z`` and softmaxes ``p`` of teacher (t) and student (s), and anchors j:
 
@@ -141,12 +150,12 @@ class _StreamedKL(torch.autograd.Function):
         teacher_temperature: float,
         chunk_size: int,
     ) -> Tensor:
-        batch, num_features = student_bd.shape
+        num_samples, num_features = student_bd.shape
         needs_gradient = ctx.needs_input_grad[0]
         width = num_features if needs_gradient else None
         student = _OnlineSoftmax(student_bd / temperature, num_features=width)
         teacher = _OnlineSoftmax(teacher_be / teacher_temperature, num_features=width)
-        gap_b = student_bd.new_zeros(batch)  # Σ exp(l_t - maximum) (l_t - l_s)
+        gap_b = student_bd.new_zeros(num_samples)  # Σ exp(l_t - maximum) (l_t - l_s)
         for start in range(0, len(student_anchors), chunk_size):
             anchors_kd = student_anchors[start : start + chunk_size].to(student_bd.dtype)
             anchors_ke = teacher_anchors[start : start + chunk_size].to(student_bd.dtype)
@@ -156,13 +165,13 @@ class _StreamedKL(torch.autograd.Function):
             # `add` has turned the teacher's logits into weights when they are multiplied.
             gap_b.mul_(teacher.add(logits_t_bk, anchors_kd)).add_(difference_bk.mul_(logits_t_bk).sum(dim=1))
             student.add(logits_s_bk, anchors_kd)
-        loss_b = gap_b / teacher.total_b - teacher.log_partition_b() + student.log_partition_b()
+        loss_b: Tensor = gap_b / teacher.total_b - teacher.log_partition_b() + student.log_partition_b()
         if needs_gradient:
-            ctx.save_for_backward((student.mean_anchor_bd() - teacher.mean_anchor_bd()) / (temperature * batch))
-        return loss_b.mean()
+            ctx.save_for_backward((student.mean_anchor_bd() - teacher.mean_anchor_bd()) / temperature)
+        return loss_b
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None, None, None, None, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * grad_loss, None, None, None, None, None, None
+    def backward(ctx: Any, grad_loss_b: Tensor) -> tuple[Tensor, None, None, None, None, None, None]:
+        (gradient_bd,) = ctx.saved_tensors
+        return gradient_bd * grad_loss_b[:, None], None, None, None, None, None, None

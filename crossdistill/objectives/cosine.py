@@ -11,19 +11,20 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from crossdistill.objectives.objective import detach_short_rows
+from crossdistill.objectives.objective import Reduction, detach_short_rows, reduce_samples
 
 
-def cosine_loss(*, student: Tensor, teacher: Tensor) -> Tensor:
+def cosine_loss(*, student: Tensor, teacher: Tensor, reduction: Reduction = "mean") -> Tensor:
     """Compute ``mean_b 1 - cos(s_b, t_b)``.
 
     Args:
         student: [B, E], any length.
         teacher: [B, E], any length; gets no gradient.
+        reduction: See ``Reduction``.
 
     Example:
         >>> import torch
         >>> cosine_loss(student=torch.tensor([[1.0, 0.0]]), teacher=torch.tensor([[0.0, 2.0]]))
         tensor(1.)
     """
-    return 1 - F.cosine_similarity(detach_short_rows(student), teacher.detach(), dim=1).mean()
+    return reduce_samples(1 - F.cosine_similarity(detach_short_rows(student), teacher.detach(), dim=1), reduction)

@@ -13,9 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from crossdistill.objectives.objective import Reduction, reduce_samples
+
 
 def dkd_loss(
-    *, student: Tensor, teacher: Tensor, temperature: float, target_weight: float, rest_weight: float
+    *,
+    student: Tensor,
+    teacher: Tensor,
+    temperature: float,
+    target_weight: float,
+    rest_weight: float,
+    reduction: Reduction = "mean",
 ) -> Tensor:
     """Compute ``τ² mean_b ( α KL(target or not) + β KL(among the other classes) )``.
 
@@ -25,6 +33,7 @@ def dkd_loss(
         temperature: τ.
         target_weight: α.
         rest_weight: β.
+        reduction: See ``Reduction``.
 
     Example:
         >>> student, teacher = torch.tensor([[0.0, 1.0, 0.0]]), torch.tensor([[2.0, 0.0, 1.0]])
@@ -34,9 +43,9 @@ def dkd_loss(
     target = teacher.argmax(dim=1, keepdim=True)
     target_s, rest_s = _split(student / temperature, target)
     target_t, rest_t = _split(teacher.detach() / temperature, target)
-    target_kl = F.kl_div(target_s, target_t, log_target=True, reduction="batchmean")
-    rest_kl = F.kl_div(rest_s, rest_t, log_target=True, reduction="batchmean")
-    return temperature**2 * (target_weight * target_kl + rest_weight * rest_kl)
+    target_kl = F.kl_div(target_s, target_t, log_target=True, reduction="none").sum(dim=1)
+    rest_kl = F.kl_div(rest_s, rest_t, log_target=True, reduction="none").sum(dim=1)
+    return temperature**2 * reduce_samples(target_weight * target_kl + rest_weight * rest_kl, reduction)
 
 
 def _split(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

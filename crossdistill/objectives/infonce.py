@@ -13,11 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crossdistill.objectives.objective import detach_short_rows
+from crossdistill.objectives.objective import Reduction, detach_short_rows, reduce_samples
 
 
 def infonce_loss(
-    *, student: Tensor, teacher: Tensor, anchors: Tensor, temperature: float, is_own: Tensor | None = None
+    *,
+    student: Tensor,
+    teacher: Tensor,
+    anchors: Tensor,
+    temperature: float,
+    is_own: Tensor | None = None,
+    reduction: Reduction = "mean",
 ) -> Tensor:
     """Compute ``mean_b -log( e^{s·t_b/τ} / (e^{s·t_b/τ} + Σ_k e^{s·a_k/τ}) )`` of unit vectors; zero without anchors.
 
@@ -27,6 +33,7 @@ def infonce_loss(
         anchors: [K, E], L2-normalised.
         temperature: τ.
         is_own: [B, K] bool, anchors of the sample itself from an earlier epoch; they are not negatives.
+        reduction: See ``Reduction``.
 
     Example:
         >>> anchors = torch.tensor([[0.0, 1.0]])
@@ -40,4 +47,4 @@ def infonce_loss(
     if is_own is not None:
         negatives = negatives.masked_fill(is_own, -torch.inf)
     logits = torch.cat([positive, negatives], dim=1) / temperature
-    return (logits.logsumexp(dim=1) - logits[:, 0]).mean()
+    return reduce_samples(logits.logsumexp(dim=1) - logits[:, 0], reduction)

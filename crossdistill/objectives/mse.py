@@ -8,15 +8,17 @@ Shapes: B batch, E teacher features.
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
+from crossdistill.objectives.objective import Reduction, reduce_samples
 
-def mse_loss(*, student: Tensor, teacher: Tensor) -> Tensor:
+
+def mse_loss(*, student: Tensor, teacher: Tensor, reduction: Reduction = "mean") -> Tensor:
     """Compute ``mean_be (s_be - t_be)²`` of embeddings that are not normalised.
 
     Args:
         student: [B, E].
         teacher: [B, E]; gets no gradient.
+        reduction: See ``Reduction``.
     """
-    return F.mse_loss(student, teacher.detach())
+    return reduce_samples((student - teacher.detach()).square().mean(dim=1), reduction)

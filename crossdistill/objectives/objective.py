@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -19,6 +20,8 @@ Compares = Literal["features", "tokens", "logits", "labels"]
 student's logits [B, N] with labels [B]."""
 AnchorSource = Literal["momentum", "live", "teacher"]
 """Encoder that the student's anchors come from: the student's EMA copy, the student itself, or the teacher."""
+Reduction = Literal["mean", "none"]
+"""What a loss returns: ``mean``, a scalar, the mean over the batch; ``none``, the loss of each sample [B]."""
 MIN_LENGTH = 1e-6
 """Features have lengths of order 1; a shorter row than this is float32 rounding noise."""
 
@@ -40,7 +43,7 @@ class Objective:
     """Pure function of ``student``, ``teacher``, the anchors and the ``settings``, all by keyword.
 
     The anchors come as ``student_anchors`` and ``teacher_anchors`` if the bank stores both sides, and as ``anchors`` if
-    ``student_anchors`` of this record is ``teacher``.
+    ``student_anchors`` of this record is ``teacher``. A loss that is a mean over samples takes ``reduction`` too.
     """
     adapter: str
     """Default head between student and loss, one of ``crossdistill.distillation.heads.ADAPTERS``."""
@@ -60,6 +63,11 @@ class Objective:
     parts: Mapping[str, float] = field(default_factory=dict)
     """Name and weight of each value that the loss returns; empty if it returns one scalar."""
 
+    @property
+    def is_per_sample(self) -> bool:
+        """Whether the loss can be given for each sample: its function takes ``reduction``."""
+        return "reduction" in inspect.signature(self.loss).parameters
+
     def __call__(
         self,
         *,
@@ -68,6 +76,7 @@ class Objective:
         bank: MemoryBank | None = None,
         is_own: Tensor | None = None,
         reduced: Tensor | None = None,
+        reduction: Reduction = "mean",
     ) -> StepOutput:
         """Compute the loss, and its parts before they are weighted, in float32 also under autocast.
 
@@ -77,8 +86,9 @@ class Objective:
             bank: Anchors; read and never changed. Required if ``student_anchors`` is not None.
             is_own: [B, K] bool, which anchors belong to the samples themselves.
             reduced: Output of the head on the teacher's features, see ``reduces_teacher``.
+            reduction: ``none`` gives the loss of each sample, if ``is_per_sample``; logged values stay scalars.
         """
-        inputs: dict[str, Tensor | float | None] = {**self.settings}
+        inputs: dict[str, Tensor | float | str | None] = {**self.settings}
         if self.student_anchors == "teacher":
             assert bank is not None
             inputs["anchors"] = bank.teacher_anchors
@@ -90,15 +100,22 @@ class Objective:
         if self.reduces_teacher:
             assert reduced is not None
             inputs["reduced"] = reduced.float()
+        if reduction != "mean":
+            inputs["reduction"] = reduction
         if teacher.is_floating_point():  # labels stay integers
             teacher = teacher.float()
         with without_autocast(student.device):
             values = self.loss(student=student.float(), teacher=teacher, **inputs)
             if isinstance(values, Tensor):
-                return StepOutput(loss=values, terms={self.name: values.detach()})
+                return StepOutput(loss=values, terms={self.name: values.detach().mean()})
             parts = dict(zip(self.parts, values, strict=True))
             loss = functools.reduce(torch.add, [weight * parts[name] for name, weight in self.parts.items()])
-        return StepOutput(loss=loss, terms={name: value.detach() for name, value in parts.items()})
+        return StepOutput(loss=loss, terms={name: value.detach().mean() for name, value in parts.items()})
+
+
+def reduce_samples(loss_b: Tensor, reduction: Reduction) -> Tensor:
+    """Return the mean over the losses [B] of the samples, or these losses themselves; see ``Reduction``."""
+    return loss_b.mean() if reduction == "mean" else loss_b
 
 
 def detach_short_rows(rows: Tensor, *, dim: int = 1) -> Tensor:

@@ -13,11 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crossdistill.objectives.objective import detach_short_rows
+from crossdistill.objectives.objective import Reduction, detach_short_rows, reduce_samples
 
 
 def seed_loss(
-    *, student: Tensor, teacher: Tensor, anchors: Tensor, temperature: float, teacher_temperature: float
+    *,
+    student: Tensor,
+    teacher: Tensor,
+    anchors: Tensor,
+    temperature: float,
+    teacher_temperature: float,
+    reduction: Reduction = "mean",
 ) -> Tensor:
     """Compute ``mean_b KL(p_t ‖ p_s)`` over K anchors and the sample's own teacher embedding; zero without anchors.
 
@@ -27,6 +33,7 @@ def seed_loss(
         anchors: [K, E], L2-normalised.
         temperature: τ of the student.
         teacher_temperature: τ of the teacher.
+        reduction: See ``Reduction``.
 
     Example:
         >>> student, teacher = torch.tensor([[1.0, 1.0]]), torch.tensor([[1.0, 0.0]])
@@ -39,4 +46,4 @@ def seed_loss(
     own_s, own_t = ((side * t).sum(dim=1, keepdim=True) for side in (s, t))
     log_p_s = F.log_softmax(torch.cat([own_s, s @ anchors.T], dim=1) / temperature, dim=1)
     log_p_t = F.log_softmax(torch.cat([own_t, t @ anchors.T], dim=1) / teacher_temperature, dim=1)
-    return F.kl_div(log_p_s, log_p_t, log_target=True, reduction="batchmean")
+    return reduce_samples(F.kl_div(log_p_s, log_p_t, log_target=True, reduction="none").sum(dim=1), reduction)

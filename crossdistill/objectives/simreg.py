@@ -13,15 +13,16 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from crossdistill.objectives.objective import detach_short_rows
+from crossdistill.objectives.objective import Reduction, detach_short_rows, reduce_samples
 
 
-def simreg_loss(*, student: Tensor, teacher: Tensor) -> Tensor:
+def simreg_loss(*, student: Tensor, teacher: Tensor, reduction: Reduction = "mean") -> Tensor:
     """Compute ``mean_b ‖ŝ_b - t̂_b‖²`` of L2-normalised embeddings, which is ``2 - 2 cos``.
 
     Args:
         student: [B, E], any length.
         teacher: [B, E], any length; gets no gradient.
+        reduction: See ``Reduction``.
     """
     difference = F.normalize(detach_short_rows(student), dim=1) - F.normalize(teacher.detach(), dim=1)
-    return difference.square().sum(dim=1).mean()
+    return reduce_samples(difference.square().sum(dim=1), reduction)

@@ -12,14 +12,16 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from crossdistill.objectives.objective import detach_short_rows
+from crossdistill.objectives.objective import Reduction, detach_short_rows, reduce_samples
 
 
-def token_matching_loss(*, student: Tensor, teacher: Tensor) -> Tensor:
+def token_matching_loss(*, student: Tensor, teacher: Tensor, reduction: Reduction = "mean") -> Tensor:
     """Compute the mean of ``1 - cos`` over batch and grid.
 
     Args:
         student: [B, E, T, H, W], any length.
         teacher: [B, E, T, H, W], any length; gets no gradient.
+        reduction: See ``Reduction``.
     """
-    return 1 - F.cosine_similarity(detach_short_rows(student), teacher.detach(), dim=1).mean()
+    distance_bthw = 1 - F.cosine_similarity(detach_short_rows(student), teacher.detach(), dim=1)
+    return reduce_samples(distance_bthw.flatten(1).mean(dim=1), reduction)

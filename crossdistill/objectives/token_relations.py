@@ -14,10 +14,12 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from crossdistill.objectives.objective import detach_short_rows
+from crossdistill.objectives.objective import Reduction, detach_short_rows, reduce_samples
 
 
-def token_relations_loss(*, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def token_relations_loss(
+    *, student: Tensor, teacher: Tensor, temperature: float, reduction: Reduction = "mean"
+) -> Tensor:
     """Compute ``mean_b mean_i KL(softmax(T_i Tᵀ / τ) ‖ softmax(S_i Sᵀ / τ))`` over all tokens i of a clip.
 
     T and S are the tokens [N, E] and [N, S] of one clip as unit vectors.
@@ -26,25 +28,29 @@ def token_relations_loss(*, student: Tensor, teacher: Tensor, temperature: float
         student: [B, S, T, H, W].
         teacher: [B, E, T, H, W]; gets no gradient.
         temperature: τ.
+        reduction: See ``Reduction``.
     """
-    return _relations_loss(student.flatten(2), teacher.flatten(2), temperature)
+    return _relations_loss(student.flatten(2), teacher.flatten(2), temperature, reduction)
 
 
-def time_relations_loss(*, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def time_relations_loss(
+    *, student: Tensor, teacher: Tensor, temperature: float, reduction: Reduction = "mean"
+) -> Tensor:
     """Compute ``token_relations_loss`` of the mean over space of each time.
 
     Args:
         student: [B, S, T, H, W].
         teacher: [B, E, T, H, W]; gets no gradient.
         temperature: τ.
+        reduction: See ``Reduction``.
     """
-    return _relations_loss(student.mean(dim=(3, 4)), teacher.mean(dim=(3, 4)), temperature)
+    return _relations_loss(student.mean(dim=(3, 4)), teacher.mean(dim=(3, 4)), temperature, reduction)
 
 
-def _relations_loss(student_bsn: Tensor, teacher_ben: Tensor, temperature: float) -> Tensor:
+def _relations_loss(student_bsn: Tensor, teacher_ben: Tensor, temperature: float, reduction: Reduction) -> Tensor:
     log_student_bnn, log_teacher_bnn = (
         F.log_softmax(unit.transpose(1, 2) @ unit / temperature, dim=2)
         for unit in (F.normalize(detach_short_rows(student_bsn), dim=1), F.normalize(teacher_ben.detach(), dim=1))
     )
-    num_rows = log_student_bnn.shape[0] * log_student_bnn.shape[1]
-    return F.kl_div(log_student_bnn, log_teacher_bnn, reduction="sum", log_target=True) / num_rows
+    divergence_bn = F.kl_div(log_student_bnn, log_teacher_bnn, reduction="none", log_target=True).sum(dim=2)
+    return reduce_samples(divergence_bn.mean(dim=1), reduction)

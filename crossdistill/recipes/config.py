@@ -146,8 +146,11 @@ class ObjectiveConfig:
     smooth-l1, mse, unic, cospress; relations inside the batch: rkd; tokens: token-matching, attention-transfer;
     relations inside a clip: token-relations, time-relations; class probabilities of a teacher with a classifier: kd,
     dkd, dist; labels, beside another objective: cross-entropy (MARS: cross-entropy mse:50)."""
-    adapter: Literal["auto", "identity", "linear", "mlp2", "mlp3", "mlp4", "temporal-pool", "attention-pool"] = "auto"
-    """Head between the student's features and the loss, dropped after training; auto: each objective's own."""
+    adapter: Literal[
+        "auto", "identity", "linear", "mlp2", "mlp3", "mlp4", "ladder", "temporal-pool", "attention-pool"
+    ] = "auto"
+    """Head between the student's features and the loss, dropped after training; auto: each objective's own. ladder: the
+    sum of MLPs on several blocks of the student and on its features (UNIC)."""
     temperature: Positive | None = None
     """Softmax temperature of the similarities; each objective's own if absent (compress: 0.04 on both sides)."""
     teacher_temperature: Positive | None = None

@@ -14,15 +14,16 @@ from crossdistill.encoders import create_encoder
 from crossdistill.encoders.execution import Execution
 from crossdistill.errors import UserError
 
-STUDENT = Sizes(12, (6, 2, 3, 3))
+STUDENT = Sizes(12, (6, 2, 3, 3), blocks=(3, 6))
 TEACHER = Sizes(20, (10, 4, 2, 2), num_classes=7)
+INPUTS = {"features": (12,), "tokens": STUDENT.tokens, "blocks": (3 + 6 + 12,)}
 
 
 @pytest.mark.parametrize("kind", ADAPTERS)
 def test_adapters__give_what_they_say_and_every_weight_learns(kind):
     adapter = ADAPTERS[kind]
     head = adapter.build(STUDENT, TEACHER)
-    given = torch.randn(4, *(STUDENT.tokens if adapter.takes_tokens else (STUDENT.embed_dim,)), requires_grad=True)
+    given = torch.randn(4, *INPUTS[adapter.takes], requires_grad=True)
     output = head(given)
     kept = STUDENT if adapter.keeps_dim else TEACHER
     shapes = {
@@ -40,8 +41,8 @@ def test_adapters__give_what_they_say_and_every_weight_learns(kind):
 @pytest.mark.parametrize("kind", ADAPTERS)
 def test_heads__compute_in_float32_under_autocast(kind):
     adapter = ADAPTERS[kind]
-    head = Head(adapter.build(STUDENT, TEACHER), takes_tokens=adapter.takes_tokens).eval()
-    given = torch.randn(4, *(STUDENT.tokens if adapter.takes_tokens else (STUDENT.embed_dim,))).bfloat16()
+    head = Head(adapter.build(STUDENT, TEACHER), takes=adapter.takes).eval()
+    given = torch.randn(4, *INPUTS[adapter.takes]).bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = head(given)
     assert output.dtype == torch.float32 and torch.equal(output, head.module(given.float()))

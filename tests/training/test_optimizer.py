@@ -95,7 +95,7 @@ def test_sgd__decays_everything_as_the_authors_code():
 def test_adamw__divides_the_rate_of_each_layer_of_a_head_by_its_own_inputs():
     student, teacher = Sizes(64, (256, 2, 3, 3)), Sizes(512, (640, 2, 2, 2))
     kinds = {kind: ADAPTERS[kind] for kind in ("mlp3", "attention-pool", "tokens")}
-    heads = {kind: Head(each.build(student, teacher), takes_tokens=each.takes_tokens) for kind, each in kinds.items()}
+    heads = {kind: Head(each.build(student, teacher), takes=each.takes) for kind, each in kinds.items()}
     model = StudentWithHeads(wrap_module(nn.Linear(900, 64), 64), heads)
     groups = optimizer_of(model).param_groups
     scales = {value: group["lr_scale"] for group in groups for value in group["params"]}
