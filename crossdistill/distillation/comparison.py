@@ -5,13 +5,14 @@ Shapes: B batch, E teacher features, N classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from crossdistill.distillation.heads import Sizes, get_adapter
+from crossdistill.distillation.standardizer import RunningStandardizer
 from crossdistill.distillation.student_with_heads import Head
 from crossdistill.distillation.teachers import Targets, Teacher
 from crossdistill.distillation.terms import Term
@@ -37,13 +38,26 @@ class Comparison:
     bank: MemoryBank | None = None
     key_head: str | None = None
     """The head whose outputs become the student's anchors; None if no objective needs student anchors."""
+    standardizer: RunningStandardizer | None = None
+    """Standardises the teacher's features by running statistics; None to leave them as the teacher gives them."""
 
-    def targets(self, batch: PairedBatch) -> Targets:
-        """Compute the targets of the terms: the teacher's outputs, or the labels."""
+    def targets(self, batch: PairedBatch, *, gather: Callable[[Tensor], Tensor] | None = None) -> Targets:
+        """Compute the targets of the terms: the teacher's outputs, or the labels.
+
+        Args:
+            batch: The batch of this process.
+            gather: Concatenates a tensor of all processes. It is given in training, where running statistics count the
+                batch, and None elsewhere.
+        """
         if self.teacher is None:
             return {"labels": batch.labels}
         needs_tokens = any(term.objective.compares == "tokens" for term in self.terms.values())
-        return self.teacher.embed(batch, with_tokens=needs_tokens)
+        targets = self.teacher.embed(batch, with_tokens=needs_tokens)
+        if self.standardizer is None:
+            return targets
+        if gather is not None:
+            self.standardizer.update(gather(targets["features"]))
+        return {**targets, "features": self.standardizer(targets["features"])}
 
     def reduced_features(self, targets: Targets) -> dict[str, Tensor]:
         """Return the input of each head that takes the teacher's features."""
@@ -108,6 +122,7 @@ def compare_with_teacher(
     suffix: str,
     bank_size: int,
     bank_dtype: torch.dtype,
+    standardizes: bool,
     device: torch.device,
 ) -> Comparison:
     """Create heads and bank for one teacher.
@@ -119,7 +134,8 @@ def compare_with_teacher(
         suffix: Ends the names of the heads.
         bank_size: K.
         bank_dtype: Type in which anchors are stored.
-        device: Device of the bank.
+        standardizes: Whether the teacher's features are standardised by running statistics.
+        device: Device of the bank and of the statistics.
     """
     own = {f"{term.name}{suffix}": term for term in terms if term.objective.compares != "labels"}
     with_tokens = any(get_adapter(term.adapter).gives == "tokens" for term in own.values())
@@ -131,8 +147,9 @@ def compare_with_teacher(
         if term.objective.reduces_teacher:
             dims = teacher.encoder.embed_dim, _output_dim(term, student, teacher.encoder)
             heads[_of_teacher(name)] = Head(nn.Sequential(nn.LayerNorm(dims[0]), nn.Linear(*dims)), takes="teacher")
+    standardizer = RunningStandardizer(teacher.encoder.embed_dim, device) if standardizes else None
     if all(term.objective.student_anchors is None for term in own.values()):
-        return Comparison(heads, own, teacher)
+        return Comparison(heads, own, teacher, standardizer=standardizer)
     key_head = next((name for name, term in own.items() if term.fills_student_side), None)
     bank = MemoryBank(
         size=bank_size,
@@ -141,7 +158,7 @@ def compare_with_teacher(
         dtype=bank_dtype,
         device=device,
     )
-    return Comparison(heads, own, teacher, bank, key_head)
+    return Comparison(heads, own, teacher, bank, key_head, standardizer)
 
 
 def _create_heads(terms: Mapping[str, Term], student: Encoder, teacher_sizes: Sizes) -> dict[str, Head]:

@@ -50,6 +50,8 @@ class Distiller(Task):
             always stays (Sariyildiz et al., UNIC, ECCV 2024, arXiv 2408.05088). The weights of those that stay sum to 1
             for every sample; the authors' code divides by their sum over the batch. If a term compares the samples of a
             batch with each other (``Objective.is_per_sample`` is false), teachers are left out of whole batches.
+        standardizes: Whether the features of each teacher are standardised by the running mean and variance of the
+            batches of training; see ``RunningStandardizer``.
         mixes: Whether each batch of training is mixed with itself, in the same way for student and teachers; see
             ``draw_mix``. Then no teacher may be a cache, and no objective may use labels.
         num_classes: N, for objectives that use labels.
@@ -86,6 +88,7 @@ class Distiller(Task):
         bank_dtype: torch.dtype = torch.float32,
         ema_momentum: float = 0.999,
         teacher_drop: float = 0.0,
+        standardizes: bool = False,
         mixes: bool = False,
         num_classes: int | None = None,
         student_dim: int | None = None,
@@ -113,6 +116,7 @@ class Distiller(Task):
                     suffix=f"@{number}" if len(all_teachers) > 1 else "",
                     bank_size=bank_size,
                     bank_dtype=bank_dtype,
+                    standardizes=standardizes,
                     device=execution.device,
                 )
             )
@@ -153,7 +157,8 @@ class Distiller(Task):
             batch = self._pair(batch, teacher_input, labels, sample_ids)
         if self.mixes and self.training:
             batch = replace(batch, mix=draw_mix(len(batch)))
-        targets = [each.targets(batch) for each in self.comparisons]
+        gather = self.gather if self.training else None
+        targets = [each.targets(batch, gather=gather) for each in self.comparisons]
         reduced = {
             name: features
             for each, target in zip(self.comparisons, targets, strict=True)
@@ -247,11 +252,15 @@ class Distiller(Task):
         return next((each.classifier for each in self.comparisons if each.teacher is None), None)
 
     def resume_state(self) -> dict[str, Any]:
-        """Return the state for resuming besides ``trainable``: memory banks, EMA copies, identity of the teachers."""
+        """Return the state for resuming besides ``trainable``: banks, statistics, EMA copies, teachers' identities."""
         state: dict[str, Any] = {
             "teachers": [teacher.identity for teacher in self.teachers],
             "banks": [None if each.bank is None else each.bank.state_dict() for each in self.comparisons],
         }
+        if any(each.standardizer is not None for each in self.comparisons):
+            state["standardizers"] = [
+                None if each.standardizer is None else each.standardizer.state_dict() for each in self.comparisons
+            ]
         if self.momentum_copy is not None:
             state["ema"] = self.momentum_copy.module.state_dict()
         for teacher in self.teachers:
@@ -274,6 +283,9 @@ class Distiller(Task):
         for each, bank in zip(self.comparisons, state["banks"], strict=True):
             if each.bank is not None:
                 each.bank.load_state_dict(bank)
+        for each, statistics in zip(self.comparisons, state.get("standardizers", []), strict=False):
+            if each.standardizer is not None:
+                each.standardizer.load_state_dict(statistics)
         if self.momentum_copy is not None:
             self.momentum_copy.module.load_state_dict(state["ema"])
         for teacher in self.teachers:

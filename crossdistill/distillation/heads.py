@@ -295,6 +295,7 @@ def require_fit(
     keeps = adapter.keeps_dim and needs_teacher_dim and compares == "features"
     if keeps and student.embed_dim != teacher.embed_dim:
         raise UserError(
-            f"the adapter {kind} keeps the student's {student.embed_dim} features, and the objective needs as many as the "
-            f"teacher's {teacher.embed_dim}: choose linear, mlp2, mlp3, mlp4, ladder, temporal-pool or attention-pool"
+            f"the adapter {kind} keeps the student's {student.embed_dim} features, and the objective needs as many as "
+            f"the teacher's {teacher.embed_dim}: choose linear, mlp2, mlp3, mlp4, ladder, temporal-pool or "
+            "attention-pool"
         )

@@ -177,7 +177,7 @@ class Encoder(nn.Module):
 
     def blank_clip(self) -> Tensor:
         """Return zeros [1, C, T, H, W] of the encoder's view, on the device of its weights."""
-        view, device = self.view, next(self.parameters()).device
+        view, device = self.view, next(self.parameters(), torch.empty(0)).device
         return torch.zeros(1, view.kind.channels, view.num_frames, view.size_px, view.size_px, device=device)
 
     def require_blocks(self) -> tuple[Block, ...]:

@@ -9,6 +9,7 @@ Shapes: B batch, C channels, T frames, H height, W width, N tokens.
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,8 @@ class _Call:
 
     name: str
     kind: type
+    is_layer: bool
+    """Whether the module has no modules of its own."""
     channels: int
     num_places: int
     """Places and times of the map, in the whole batch."""
@@ -65,20 +68,18 @@ def find_blocks(
     calls = _record(body, run, token_layer)
     if named:
         return [Block(call.name, call.channels) for call in calls if call.name in named]
-    names = [call.name for call in calls]
-    calls = [call for call in calls if names.count(call.name) == 1]  # what runs several times is shared by blocks
-    last = calls[-1].num_places if calls else 0
-    if token_layer is not None and token_layer.module in names:
-        end = names.index(token_layer.module)
-        last = next(call.num_places for call in calls if call.name == names[end])
-        calls = [call for call in calls if call.name in names[: end + 1]]
+    counts = Counter(call.name for call in calls)
+    calls = [call for call in calls if counts[call.name] == 1]  # what runs several times is shared by blocks
+    before_pooling = [i for i, call in enumerate(calls) if token_layer is not None and call.name == token_layer.module]
+    if before_pooling:
+        calls = calls[: before_pooling[0] + 1]
     by_parent: dict[str, list[_Call]] = {}
     for call in calls:
         by_parent.setdefault(call.parent, []).append(call)
     found = _longest(map(_stages, by_parent.values()))
     if len(found) < 2:
         found = _longest(map(_repeated, by_parent.values()))[:-1]
-    elif token_layer is None or found[-1].num_places * SAME_SIZE <= last:
+    elif not before_pooling or found[-1].num_places * SAME_SIZE <= calls[-1].num_places:
         found = found[:-1]
     return [Block(call.name, call.channels) for call in found]
 
@@ -91,7 +92,8 @@ def _record(body: nn.Module, run: Callable[[], object], token_layer: TokenLayer 
         maps = _maps_in(output, token_layer)
         if maps:
             channels = [each.shape[_channel_axis(each, token_layer)] for each in maps]
-            calls.append(_Call(name, type(module), sum(channels), maps[0].numel() // channels[0]))
+            is_layer = not any(True for _ in module.children())
+            calls.append(_Call(name, type(module), is_layer, sum(channels), maps[0].numel() // channels[0]))
 
     names = [name for name, _ in body.named_modules() if name]
     with _hooks(body, names, note), torch.no_grad():
@@ -112,10 +114,9 @@ def _stages(calls: Sequence[_Call]) -> list[_Call]:
 
 
 def _repeated(calls: Sequence[_Call]) -> list[_Call]:
-    """Return the calls of modules of the most frequent class."""
-    kinds = [call.kind for call in calls]
-    most = max(kinds, key=kinds.count)
-    return [call for call in calls if call.kind is most]
+    """Return the calls of modules of the most frequent class, single layers left out."""
+    kinds = Counter(call.kind for call in calls if not call.is_layer)
+    return [call for call in calls if call.kind in dict(kinds.most_common(1))]
 
 
 def _longest(groups: Iterable[list[_Call]]) -> list[_Call]:

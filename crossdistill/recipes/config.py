@@ -162,15 +162,23 @@ class ObjectiveConfig:
     """Type in which anchors are stored; bf16 halves the memory."""
     ema_momentum: Share = 0.999
     """Decay of the student's EMA copy (compress-2q, --teacher self)."""
-    standardize: Literal["none", "mean-variance", "phi-s"] = "none"
+    standardize: Literal["none", "mean-variance", "phi-s", "running"] = "none"
     """Standardise the embeddings of each teacher to mean 0 and variance 1 before they are compared. mean-variance
-    scales each feature by itself; phi-s scales all by one factor after a rotation that equalises them. Use it for
-    several teachers of different scales."""
+    scales each feature by itself; phi-s scales all by one factor after a rotation that equalises them; both are
+    measured on training clips before training. running (UNIC's) scales each feature by itself, by the mean and variance
+    of the batches so far, without a pass over the clips and with a teacher cache too. Use it for several teachers of
+    different scales."""
     mix: bool = False
     """Mix each batch with itself, in the same way for student and teachers (function matching, Beyer et al. 2022). The
     paper gains by it in long runs (--config patient). The teacher must run, and no labels are used."""
     teacher_drop: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Probability of leaving each of several teachers out of a batch; the one with the largest loss always stays."""
+    """Probability of leaving each of several teachers out of a clip's loss; the one with the largest loss always stays.
+    Out of a batch's loss, if an objective compares the clips of a batch with each other (rkd, dist, cospress)."""
+
+    @property
+    def measured_scale(self) -> Literal["mean-variance", "phi-s"] | None:
+        """How teachers are standardised by statistics that are measured before training; None if they are not."""
+        return self.standardize if self.standardize == "mean-variance" or self.standardize == "phi-s" else None
 
 
 @dataclass(frozen=True)

@@ -40,18 +40,18 @@ def create_distiller(
         run: The run.
         student: The student that is trained.
         execution: Device, precision and memory layout of the student.
-        teachers: The teachers. They are standardised if the configuration has ``standardize``.
+        teachers: The teachers. They are standardised if the configuration says so.
         dataset: The training clips, by which teachers are standardised.
     """
     config, accelerator = run.config, run.accelerator
     objective, terms = config.objective, terms_of(config)
     for teacher in teachers:  # before minutes of embedding
         teacher.require_fit(terms, student)
-    if objective.standardize != "none":
+    if objective.measured_scale is not None:
         teachers = standardize_teachers(
             teachers,
             dataset,
-            method=objective.standardize,
+            method=objective.measured_scale,
             accelerator=accelerator,
             batch_size=config.optimization.clips_per_batch,
             num_workers=config.machine.workers,
@@ -83,6 +83,7 @@ def create_distiller(
         bank_dtype=BANK_DTYPES[objective.bank_dtype],
         ema_momentum=objective.ema_momentum,
         teacher_drop=objective.teacher_drop,
+        standardizes=objective.standardize == "running",
         mixes=objective.mix,
         num_classes=len(run.manifests[0].classes) or None,
         # What moves is not blurred: flow and depth have no focus, and a skeleton no neighbouring pixels.

@@ -155,11 +155,11 @@ class CacheSource(TeacherSource):
 
     def check(self, config: RunConfig, student: Encoder, terms: Sequence[Term]) -> None:
         """Check that pooled embeddings of one teacher are enough for the run."""
-        if len(config.pair.teacher) > 1 or config.objective.standardize != "none":
+        if len(config.pair.teacher) > 1 or config.objective.measured_scale is not None:
             raise UserError(
                 "--teacher-cache stores raw embeddings of one teacher, but --teacher is "
                 f"{' '.join(config.pair.teacher)} and --standardize is {config.objective.standardize}: remove "
-                "--teacher-cache, or give one --teacher and --standardize none"
+                "--teacher-cache, or give one --teacher and --standardize none or running"
             )
         self.cache.require_fit(terms)
         for term in terms:
@@ -192,10 +192,10 @@ class SelfSource(TeacherSource):
     def check(self, config: RunConfig, student: Encoder, terms: Sequence[Term]) -> None:
         """Check that no option is given that a teacher that changes during training does not support."""
         pair = config.pair
-        if len(pair.teacher) > 1 or pair.rounds > 1 or config.objective.standardize != "none":
+        if len(pair.teacher) > 1 or pair.rounds > 1 or config.objective.measured_scale is not None:
             raise UserError(
                 "--teacher self changes during training, so it allows no other teacher, no --rounds and no "
-                "--standardize: remove them"
+                "--standardize but running: remove them"
             )
         if pair.teacher_weights != (AUTO,) or pair.teacher_frames or pair.teacher_stride or pair.teacher_size:
             raise UserError("--teacher self starts as the student and sees what it sees: give only --student-… options")

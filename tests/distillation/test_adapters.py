@@ -73,6 +73,19 @@ def test_mlp__has_so_many_layers_with_batch_norm_between(num_layers):
     assert sum(isinstance(layer, nn.BatchNorm1d) for layer in head) == num_layers - 1
 
 
+def test_ladder__is_the_sum_of_an_mlp_for_each_block_and_one_of_four_times_the_width_for_the_features():
+    torch.manual_seed(0)
+    head = ADAPTERS["ladder"].build(STUDENT, TEACHER)
+    assert [(rung[0].in_features, rung[0].out_features) for rung in head.rungs] == [(3, 12), (6, 12), (12, 48)]
+    given = torch.randn(4, 3 + 6 + 12)
+    expected = torch.zeros(4, TEACHER.embed_dim)
+    for (first, _, last), part in zip(head.rungs, (given[:, :3], given[:, 3:9], given[:, 9:]), strict=True):
+        hidden = part @ first.weight.T + first.bias
+        hidden = hidden * (1 + torch.erf(hidden / 2**0.5)) / 2
+        expected += hidden @ last.weight.T + last.bias
+    torch.testing.assert_close(head(given), expected)
+
+
 def test_temporal_pool__knows_the_order_and_attention_pool_does_not_need_to():
     torch.manual_seed(0)
     tokens = torch.randn(2, *STUDENT.tokens)
@@ -119,7 +132,7 @@ def test_sizes__are_those_of_a_real_pass(name):
     assert all(not value.isnan().any() for value in fresh.state_dict().values())
 
 
-@pytest.mark.parametrize("adapter", ["linear", "mlp2", "temporal-pool", "attention-pool"])
+@pytest.mark.parametrize("adapter", ["linear", "mlp2", "ladder", "temporal-pool", "attention-pool"])
 def test_every_adapter__distils(adapter, toy_folder):
     """One step moves encoder and head; nothing of the head is in the student's own weights."""
     teacher = create_encoder("rgb_r3d10", num_frames=4, size_px=32)

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from crossdistill.distillation.standardizer import equalising_rotation, fit_standardizer
+import crossdistill
+from crossdistill.distillation.standardizer import RunningStandardizer, equalising_rotation, fit_standardizer
+from crossdistill.encoders import create_encoder
 
 
 def correlated(num_clips, num_features):
@@ -58,3 +60,74 @@ def test_a_feature_that_never_moved__stays_of_the_others_size_when_it_does():
     moved = features[:1].clone()
     moved[:, 2] += features[:, [0, 1, 3, 4, 5, 6, 7]].std()
     assert standardizer(moved).abs().max() < 6
+
+
+def test_running__of_few_batches_is_the_map_of_all_their_features():
+    features = correlated(120, 6)
+    running = RunningStandardizer(6)
+    torch.testing.assert_close(running(features), features)  # nothing before the first batch
+    for batch in features.split(8):
+        running.update(batch)
+    measured = fit_standardizer(features, method="mean-variance")
+    torch.testing.assert_close(running.mean, measured.mean)
+    torch.testing.assert_close(running(features), measured(features))
+
+
+def test_running__equals_a_naive_mixture_of_batches_whose_weights_end_at_a_thousandth():
+    """Sums of weighted first and second moments, feature by feature."""
+    torch.manual_seed(0)
+    running = RunningStandardizer(2)
+    first, second = [0.0, 0.0], [0.0, 0.0]
+    for number in range(1, 1501):
+        batch = torch.randn(4, 2, dtype=torch.float64) * number**0.5 + 0.01 * number
+        running.update(batch)
+        momentum = max(1 / number, 0.001)
+        for i in range(2):
+            values = [float(value) for value in batch[:, i]]
+            first[i] += momentum * (sum(values) / 4 - first[i])
+            second[i] += momentum * (sum(value * value for value in values) / 4 - second[i])
+    for i in range(2):
+        assert float(running.mean[i]) == pytest.approx(first[i], rel=1e-6)
+        assert float(running.variance[i]) == pytest.approx(second[i] - first[i] ** 2, rel=1e-6)
+
+
+def test_running__constant_features_stay_finite_and_the_state_comes_back():
+    features = correlated(6, 8)
+    features[:, 2] = 5.0
+    running, other = RunningStandardizer(8), RunningStandardizer(8)
+    running.update(features[:1])  # of one sample nothing has a variance
+    assert running(features[:1]).isfinite().all()
+    running.update(features)
+    other.load_state_dict(running.state_dict())
+    for each in (running, other):
+        each.update(features.flip(1))
+    assert torch.equal(running(features), other(features)) and running(features).isfinite().all()
+
+
+def test_running__counts_the_batches_of_all_processes_in_training_alone():
+    student, teacher = (create_encoder(f"{name}_tiny3d_8", num_frames=4, size_px=16) for name in ("rgb", "rgb"))
+    clips, others = torch.randn(2, 4, 3, 4, 16, 16).unbind()
+    embedded = [teacher.eval()(each).detach() for each in (clips, others)]
+    distiller = crossdistill.Distiller(
+        student=student,
+        teachers=teacher,
+        objective="unic",
+        standardizes=True,
+        gather=lambda tensor: torch.cat([tensor, embedded[1]]),
+    )
+    (comparison,) = distiller.comparisons
+    distiller.eval()(clips)
+    assert comparison.standardizer.num_batches == 0
+    output = distiller.train()(clips)
+    expected = fit_standardizer(torch.cat(embedded), method="mean-variance")
+    torch.testing.assert_close(comparison.standardizer.mean, expected.mean.float())
+    targets = expected(embedded[0].double()).float()
+    torch.testing.assert_close(comparison.standardizer(embedded[0]), targets, atol=1e-4, rtol=1e-4)
+    predicted = distiller._call(clips)["unic"]
+    naive = (1 - torch.cosine_similarity(predicted, targets).mean()) / 2
+    naive = naive + torch.nn.functional.smooth_l1_loss(predicted, targets) / 2
+    torch.testing.assert_close(output.loss, naive, atol=1e-4, rtol=1e-4)
+    state = distiller.resume_state()
+    distiller(clips)
+    distiller.load_resume_state(state)
+    assert comparison.standardizer.num_batches == 1

@@ -331,6 +331,44 @@ def test_objective__runs_with_the_declared_inputs_and_leaves_the_bank_unchanged(
     assert all(torch.equal(value, before[key]) for key, value in (bank.state_dict() if bank else {}).items())
 
 
+BETWEEN_SAMPLES = {"rkd", "dist", "cospress", "cross-entropy"}
+
+
+def test_losses_of_samples__are_given_by_all_that_do_not_compare_samples_of_a_batch():
+    assert {name for name, objective in OBJECTIVES.items() if not objective.is_per_sample} == BETWEEN_SAMPLES
+
+
+@pytest.mark.parametrize("name", sorted(OBJECTIVES.keys() - BETWEEN_SAMPLES))
+@pytest.mark.parametrize("num_anchors", [0, 6])
+def test_loss_of_a_sample__is_that_of_a_batch_of_this_sample(name, num_anchors):
+    objective = create_objective(name)
+    has_student_side = objective.student_anchors in ("momentum", "live")
+    bank = MemoryBank(size=8, teacher_dim=DIM, student_dim=DIM if has_student_side else None)
+    if num_anchors:
+        keys = random(num_anchors, DIM, seed=6).float()
+        ids = torch.arange(num_anchors)
+        bank.enqueue(Anchors(teacher=keys.flip(0), student=keys if has_student_side else None, sample_ids=ids))
+    grid = (2, 2, 2) if objective.compares == "tokens" else ()
+    student = random(BATCH, DIM, *grid, seed=7).float().requires_grad_()
+    teacher = random(BATCH, DIM, *grid, seed=8).float()
+    own = bank.is_own(torch.arange(BATCH)) if objective.needs_own_anchors else None
+
+    def loss(rows, **options):
+        is_own = None if own is None else own[rows]
+        return objective(student=student[rows], teacher=teacher[rows], bank=bank, is_own=is_own, **options)
+
+    whole, weights = loss(slice(None), reduction="none"), torch.linspace(-1, 2, BATCH)
+    alone = torch.stack([loss(slice(b, b + 1)).loss for b in range(BATCH)])
+    torch.testing.assert_close(whole.loss, alone)
+    of_mean = loss(slice(None))
+    torch.testing.assert_close(whole.loss.mean(), of_mean.loss)
+    assert {key: pytest.approx(float(value), rel=1e-5) for key, value in whole.terms.items()} == of_mean.terms
+    gradients = [torch.autograd.grad((weights * each).sum(), student)[0] for each in (whole.loss, alone)]
+    torch.testing.assert_close(*gradients)
+    if num_anchors:
+        assert gradients[0].abs().sum() > 0
+
+
 @pytest.mark.parametrize(("name", "weakest"), [("seed", 0.0), ("infonce", 0.0), ("compress-1q", 0.0), ("bingo", 0.0)])
 def test_empty_bank__gives_zero_loss_without_nan(name, weakest):
     """The bank is empty at the first step."""

@@ -112,7 +112,49 @@ def test_teacher_drop__leaves_out_all_but_the_one_with_the_largest_loss(toy_fold
     assert torch.equal(weights[~is_left_out], torch.full((200 - int(is_left_out.sum()), 2), 0.5))
 
 
-@pytest.mark.parametrize("standardize", ["none", "mean-variance", "phi-s"])
+def test_teacher_drop__is_drawn_for_every_sample_that_keeps_its_worst_teacher(toy_folder):
+    distiller, _ = pair_of_teachers(["simreg"], toy_folder, teacher_drop=0.25)
+    torch.manual_seed(0)
+    losses = torch.rand(2, 1000)
+    drawn = distiller._teacher_weights(losses)
+    worst = losses.argmax(dim=0)
+    share_left_out = 0
+    for sample in range(1000):
+        kept = drawn[:, sample].tolist()
+        assert kept[worst[sample]] > 0 and sum(kept) == 1.0
+        assert kept in ([0.5, 0.5], [1.0, 0.0], [0.0, 1.0])
+        share_left_out += (kept != [0.5, 0.5]) / 1000
+    assert 0.2 < share_left_out < 0.3
+    distiller.eval()
+    assert torch.equal(distiller._teacher_weights(losses), torch.full((2, 1000), 0.5))
+
+
+@pytest.mark.parametrize(("terms", "is_split"), [(["unic", "compress-1q:2"], True), (["unic", "rkd"], False)])
+def test_teacher_drop__weighs_the_losses_of_samples_where_all_terms_have_them(terms, is_split, toy_folder, monkeypatch):
+    distiller, batch = pair_of_teachers(terms, toy_folder, teacher_drop=0.5)
+    distiller(batch)
+    distiller.after_step()  # anchors
+    seen = []
+    real = distiller._teacher_weights
+
+    def spy(losses):
+        seen.append((losses, real(losses)))
+        return seen[-1][1]
+
+    monkeypatch.setattr(distiller, "_teacher_weights", spy)
+    output = distiller(batch)
+    ((losses, drawn),) = seen
+    assert losses.shape == drawn.shape == ((2, 8) if is_split else (2,))
+    of_teachers = [[float(output.terms[f"{name.partition(':')[0]}@{i}"]) for name in terms] for i in (1, 2) if is_split]
+    for row, (unic, compress) in zip(losses, of_teachers, strict=False):
+        assert float(row.mean()) == pytest.approx(unic + 2 * compress, rel=1e-5)
+    naive = sum(float(w) * float(v) for w, v in zip(drawn.flatten(), losses.flatten(), strict=True))
+    assert float(output.loss) == pytest.approx(naive / (8 if is_split else 1), rel=1e-5)
+    output.loss.backward()
+    assert all(p.grad is not None for p in distiller.parameters())
+
+
+@pytest.mark.parametrize("standardize", ["none", "mean-variance", "phi-s", "running"])
 def test_several_teachers__train_resume_and_evaluate(standardize, taught_by, toy_folder, tmp_path, monkeypatch):
     options = [*taught_by, "--data", toy_folder, "--objective", "smooth-l1", "--teacher-drop", 0.5]
     options += ["--standardize", standardize, "--epochs", 2, "--keep-checkpoints"]
@@ -124,7 +166,8 @@ def test_several_teachers__train_resume_and_evaluate(standardize, taught_by, toy
     newest = sorted(checkpoints.iterdir())[-1]
     expected = weights(tmp_path / "whole")
     newest.unlink()
-    assert len(list((tmp_path / "whole").glob("standardize-*.safetensors"))) == (standardize != "none")
+    is_measured = standardize in ("mean-variance", "phi-s")
+    assert len(list((tmp_path / "whole").glob("standardize-*.safetensors"))) == is_measured
     monkeypatch.setattr(
         "crossdistill.distillation.standardizer.fit_standardizer", None
     )  # the kept maps serve, not new ones
@@ -132,10 +175,11 @@ def test_several_teachers__train_resume_and_evaluate(standardize, taught_by, toy
     assert all(torch.equal(value, expected[name]) for name, value in weights(tmp_path / "whole").items())
 
 
-def test_standardised_teachers__give_errors_of_one_size(taught_by, toy_folder, tmp_path):
+@pytest.mark.parametrize("standardize", ["mean-variance", "running"])
+def test_standardised_teachers__give_errors_of_one_size(standardize, taught_by, toy_folder, tmp_path):
     options = [*taught_by, "--data", toy_folder, "--objective", "mse", "--no-evaluate"]
     train(*options, "--out", tmp_path / "raw")
-    train(*options, "--standardize", "mean-variance", "--out", tmp_path / "same")
+    train(*options, "--standardize", standardize, "--out", tmp_path / "same")
     raw, same = (metrics(tmp_path / name)[0] for name in ("raw", "same"))
     assert 0.5 < same["mse@1"] / same["mse@2"] < 2
     assert 0.5 < same["mse@1"] < 3 and not 0.5 < raw["mse@1"] < 3  # about 1 for a student that knows nothing
