@@ -127,6 +127,17 @@ def test_training__with_a_cache_is_training_with_the_teacher(
     assert len(facts["teacher_weights_sha256"]) == 16
 
 
+def test_training__with_a_cache_has_the_running_statistics_of_training_with_the_teacher(
+    data_folder, cache_folder, teacher_file, tmp_path
+):
+    options = ["--objective", "unic", "--standardize", "running"]
+    expected = train(tmp_path / "live", data_folder, *live(teacher_file), *options)
+    losses = train(tmp_path / "cached", data_folder, *cached(cache_folder), *options)
+    assert len(losses) >= 8 and losses == pytest.approx(expected, abs=1e-4)
+    raw = train(tmp_path / "raw", data_folder, *cached(cache_folder), "--objective", "unic", epochs=1)
+    assert abs(raw[0] - losses[0]) > 0.05
+
+
 @pytest.fixture(scope="module")
 def half_folder(data_folder, teacher_file, tmp_path_factory):
     return make_cache(tmp_path_factory.mktemp("cache") / "fp16", data_folder, teacher_file)
@@ -387,6 +398,7 @@ def test_command__resumes_only_with_the_same_decoder(data_folder, teacher_file, 
         (["--objective", "token-matching"], "holds only pooled embeddings"),
         (["--objective", "kd"], "came without a linear classifier"),
         (["--supervised"], "remove one of them"),
+        (["--standardize", "phi-s"], "give one --teacher and --standardize none or running"),
     ],
 )
 def test_training__refuses_another_cache(data_folder, cache_folder, tmp_path, capsys, options, said):

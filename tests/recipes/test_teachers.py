@@ -298,6 +298,7 @@ def test_labels_beside_a_teacher__train_a_classifier(taught_by, toy_folder, tmp_
         ([*TWO, "--teacher-weights", "a", "b", "c"], "--teacher-weights has 3 values for 2 teachers: give one for all"),
         ([*TWO, "--teacher-weights", "nowhere"], "nowhere does not exist: give a weight file or a run's folder"),
         (["--teacher", "self", "flow_tiny3d_8"], "--teacher self changes during training"),
+        (["--teacher", "self", "--standardize", "phi-s"], "no --rounds and no --standardize but running"),
         (["--teacher", "self", "--objective", "kd"], "kd needs a classifier, but --teacher self has none"),
         (["--teacher", "self", "--teacher-weights", "x"], "--teacher self starts as the student"),
         (["--teacher", "self", "--teacher-cache", "x"], "there is no teacher cache in x"),

@@ -98,6 +98,14 @@ RESUME_CASES = {
         2,
         (3,),
     ),
+    "two processes, two teachers, ladder with an EMA copy, running statistics": (
+        [
+            *(*TWO_TEACHERS, "--standardize", "running", "--teacher-drop", 0.5),
+            *("--objective", "compress-2q", "unic", "--adapter", "ladder", "--bits", "w4a8"),
+        ],
+        2,
+        (3,),
+    ),
     "two processes, its own EMA copy, mixed": (
         ["--teacher", "self", "--student", "flow_r3d10", "--objective", "seed", "--strong-views", "--mix"],
         2,
@@ -137,10 +145,15 @@ def test_resume__stopped_runs_end_with_the_same_bits(tmp_path, toy_folder, teach
     assert evaluations(whole) == evaluations(killed) and bool(evaluations(whole)) == ("--knn-clips" in pair)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_two_processes_with_half_the_batch__do_what_one_process_does(tmp_path, toy_folder, teacher_file, accumulate):
+@pytest.mark.parametrize(
+    ("accumulate", "more"),
+    [(1, []), (2, []), (1, ["--objective", "compress-2q", "unic", "--adapter", "ladder", "--standardize", "running"])],
+)
+def test_two_processes_with_half_the_batch__do_what_one_process_does(
+    tmp_path, toy_folder, teacher_file, accumulate, more
+):
     options = [*TEACHER, "--student", "flow_r3d10_gn", "--teacher-weights", teacher_file]
-    options += ["--data", toy_folder, "--epochs", 2, "--objective", "compress-2q", "--accumulate", accumulate]
+    options += ["--data", toy_folder, "--epochs", 2, "--objective", "compress-2q", "--accumulate", accumulate, *more]
     # SGD: AdamW divides by the size of the gradient and so turns rounding into steps of full length.
     options += ["--optimizer", "sgd", "--lr", 0.05]
     one, two = tmp_path / "one", tmp_path / "two"
@@ -152,7 +165,10 @@ def test_two_processes_with_half_the_batch__do_what_one_process_does(tmp_path, t
     for step, loss in curve_one.items():
         assert curve_two[step] == pytest.approx(loss, abs=1e-5), step
     assert max(curve_one.values()) > 0.01
-    banks = [Checkpoints(folder / "checkpoints").load_newest()[1]["task"]["banks"][0] for folder in (one, two)]
+    tasks = [Checkpoints(folder / "checkpoints").load_newest()[1]["task"] for folder in (one, two)]
+    banks = [task["banks"][0] for task in tasks]
+    for statistics in zip(*(task.get("standardizers", []) for task in tasks), strict=True):
+        torch.testing.assert_close(*statistics, atol=1e-5, rtol=1e-4)
     assert torch.equal(banks[0]["sample_ids"], banks[1]["sample_ids"])
     assert torch.equal(banks[0]["position"], banks[1]["position"])
     for name in ("teacher", "student"):
