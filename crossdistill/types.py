@@ -84,6 +84,10 @@ class View:
         """Copy to a device without waiting for the end of the copy."""
         return View(self.values.to(device, non_blocking=True), self.channel_scale.to(device, non_blocking=True))
 
+    def take(self, rows: Tensor) -> View:
+        """Return the clips at some positions [n] int64."""
+        return View(self.values[rows], self.channel_scale[rows])
+
     def pin_memory(self) -> View:
         """Copy to pinned memory, from which copies to a GPU run in the background. Called by the DataLoader."""
         return View(self.values.pin_memory(), self.channel_scale.pin_memory())

@@ -127,7 +127,7 @@ def random_cache(folder: Path, teacher: Encoder, num_clips: int) -> TeacherCache
         "clips_per_shard": 1024,
         "dtype": "fp16",
     }
-    TeacherCache.create(folder, key, num_views=1, teacher=teacher)
+    TeacherCache.create(folder, key, num_augmentations=1, classifier=teacher.classifier)
     cache = TeacherCache(folder)
     for shard in cache.missing():
         cache.write(shard, torch.randn(shard.num_clips, teacher.embed_dim), {})

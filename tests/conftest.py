@@ -55,3 +55,18 @@ def teacher_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
     save_file(create_encoder("rgb_r3d10_gn").body.state_dict(), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def fold_teachers(toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Runs of rgb_tiny3d_8 with labels on toyactions, each without one of two folds: teachers for ``--folds 2``."""
+    from in_process import train
+
+    folders = []
+    for number in (1, 2):
+        folders.append(tmp_path_factory.mktemp("folds") / f"{number}of2")
+        options = ["--supervised", "--student", "rgb_tiny3d_8", "--student-frames", 4, "--student-size", 16]
+        options += ["--split", f"1@{number}of2", "--data", toy_folder, "--epochs", 1, "--batch-size", 8]
+        options += ["--workers", 0, "--tracker", "none", "--knn-clips", 0, "--no-evaluate", "--precision", "fp32"]
+        train([*options, "--out", folders[-1]])
+    return folders

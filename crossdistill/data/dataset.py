@@ -152,6 +152,12 @@ class PairedClips(Dataset[Item]):
         clips.replace_unreadable = False
         return clips
 
+    def in_the_middle(self) -> PairedClips:
+        """Return a copy without augmentation: the middle of each video and picture."""
+        clips = copy.copy(self)
+        clips.augmentation = clips.teacher_augmentation = None
+        return clips
+
     def __getitem__(self, key: SampleKey) -> Item:
         """Read one sample with the draws of one epoch."""
         if self.replay is not None:

@@ -257,7 +257,8 @@ class Manifest:
     def select(self, *, split: str, part: str) -> list[int]:
         """Return the positions of the videos in one part (``train``) of a split (``1``), including unusable videos.
 
-        ``1@s3`` and ``1@25%`` hold out a part of the training videos of split ``1``, which is then the ``test`` part.
+        ``1@s3``, ``1@25%`` and ``1@2of3`` (the second of three folds) hold out a part of the training videos of split
+        ``1``, which is then the ``test`` part.
         An unknown split is a ``UserError``.
         """
         if split in self.splits:
@@ -275,8 +276,9 @@ class Manifest:
         return [i for i, is_held in zip(train, held, strict=True) if is_held is wanted]
 
     def has_split(self, split: str) -> bool:
-        """Whether the dataset has a split, or the split of which ``1@s3`` holds out a part."""
-        return split in self.splits or split.rpartition(HELD_OUT_MARK)[0] in self.splits
+        """Whether the dataset has a split, or the split of which ``1@s3`` or ``1@s3@25%`` holds out a part."""
+        whole = split.rpartition(HELD_OUT_MARK)[0]
+        return split in self.splits or (bool(whole) and self.has_split(whole))
 
     def require_stream(self, stream: str, *, wanted_by: str) -> None:
         """Raise a ``UserError`` that names who wants the stream, unless every usable video has it."""

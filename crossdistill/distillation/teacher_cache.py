@@ -32,7 +32,7 @@ from crossdistill.data.decoders import DEFAULT_DECODER
 from crossdistill.distillation.student import WEIGHTS_NAME, find_student
 from crossdistill.distillation.terms import Term
 from crossdistill.encoders import Encoder
-from crossdistill.encoders.base import EncoderInfo
+from crossdistill.encoders.base import Classifier, EncoderInfo
 from crossdistill.encoders.weights import find_classifier
 from crossdistill.errors import OneProcessError, UserError
 from crossdistill.types import ViewSpec
@@ -124,18 +124,18 @@ def describe_clips(clips: PairedClips, *, split: str) -> dict[str, Any]:
     }
 
 
-def describe_teacher(teacher: Encoder, *, weights: str, weights_sha256: str) -> dict[str, Any]:
+def describe_teacher(teacher: Encoder, *, weights: Sequence[str], weights_hashes: Sequence[str]) -> dict[str, Any]:
     """Describe everything that decides an embedding besides the clip.
 
     Args:
-        teacher: The teacher with loaded weights.
-        weights: The weights as the command line named them.
-        weights_sha256: SHA-256 of the weights, see ``encoders.weights.weights_hash``.
+        teacher: The teacher with loaded weights, or the first of the networks that folds have.
+        weights: The weights as the command line named them; with folds those of each network.
+        weights_hashes: SHA-256 of the weights, see ``encoders.weights.weights_hash``; with folds of each network.
     """
     return {
         "teacher": teacher.name,
-        "teacher_weights": weights_source(weights),
-        "teacher_weights_sha256": weights_sha256,
+        "teacher_weights": _one_or_all([weights_source(each) for each in weights]),
+        "teacher_weights_sha256": _one_or_all(weights_hashes),
         "teacher_view": dataclasses.asdict(teacher.view),
         "embed_dim": teacher.embed_dim,
     }
@@ -163,7 +163,8 @@ class TeacherCache:
         )
         # Caches of version 0.1 have no decoder in their key; nobody chose another one than the first.
         self.key: dict[str, Any] = {"decoder": DEFAULT_DECODER, **content["key"]}
-        self.weights: str = content.get("teacher_weights", "auto")
+        self.weights: tuple[str, ...] = _as_tuple(content.get("teacher_weights", "auto"))
+        self.weights_hashes: tuple[str, ...] = _as_tuple(self.key["teacher_weights_sha256"])
         self.num_augmentations = int(content["num_views"])
         self.embed_dim, self.seed = int(self.key["embed_dim"]), int(self.key["seed"])
         self.num_clips, self.clips_per_shard = int(self.key["num_clips"]), int(self.key["clips_per_shard"])
@@ -172,7 +173,12 @@ class TeacherCache:
 
     @staticmethod
     def create(
-        folder: Path, key: Mapping[str, Any], *, num_augmentations: int, teacher: Encoder, weights: str = "auto"
+        folder: Path,
+        key: Mapping[str, Any],
+        *,
+        num_augmentations: int,
+        classifier: Classifier | None = None,
+        weights: Sequence[str] = ("auto",),
     ) -> None:
         """Create a cache, or resume one of the same options. The number of augmentations may grow.
 
@@ -180,8 +186,8 @@ class TeacherCache:
             folder: Folder of the cache.
             key: Everything that decides the embeddings.
             num_augmentations: Number of augmentations.
-            teacher: The teacher with loaded weights.
-            weights: Name of these weights; whoever loads the teacher again takes them.
+            classifier: The teacher's classifier on the features; None if it has none on all of them.
+            weights: Name of the teacher's weights, with folds of each network's; whoever loads it again takes them.
 
         Raises:
             UserError: The folder holds a cache of something else, or other files; nothing is changed.
@@ -197,14 +203,14 @@ class TeacherCache:
                 )
         elif folder.exists() and (not folder.is_dir() or {each.name for each in folder.iterdir()} - {LOCK_NAME}):
             raise UserError(f"{folder} holds something that is no teacher cache: choose another folder for --out")
-        if teacher.classifier is not None:
-            layer = {"weight": teacher.classifier.weight, "bias": teacher.classifier.bias}
+        if classifier is not None:
+            layer = {"weight": classifier.weight, "bias": classifier.bias}
             write_tensors(folder / CLASSIFIER_NAME, layer, metadata={"format": "pt"}, advice=ADVICE)
         content = {
             "format": FORMAT,
             "version": FORMAT_VERSION,
             "num_views": num_augmentations,
-            "teacher_weights": absolute_if_path(weights),
+            "teacher_weights": _one_or_all([absolute_if_path(each) for each in weights]),
             "key": dict(key),
         }
         write_text_atomically(path, json.dumps(content, indent=2) + "\n")
@@ -373,6 +379,16 @@ class TeacherCache:
         if not is_intact:
             raise _damaged(path)
         return 8 + length, reasons
+
+
+def _one_or_all(values: Sequence[str]) -> str | list[str]:
+    """Return what ``_as_tuple`` reads."""
+    return values[0] if len(values) == 1 else list(values)
+
+
+def _as_tuple(stored: str | list[str]) -> tuple[str, ...]:
+    """Return what the description says of one network, or of one for each fold."""
+    return tuple(stored) if isinstance(stored, list) else (stored,)
 
 
 def _damaged(path: Path) -> UserError:

@@ -1,7 +1,7 @@
 """Teachers: everything that a student can learn from, behind one interface.
 
-A teacher is a frozen network, a cache of a network's embeddings, the student's own past, or one of these standardised.
-Nothing above this module asks which kind it has.
+A teacher is a frozen network, one network for each fold of the clips, a cache of embeddings, the student's own past, or
+one of these standardised. Nothing above this module asks which kind it has.
 
 Shapes: B batch, E teacher features, N classes.
 """
@@ -9,6 +9,7 @@ Shapes: B batch, E teacher features, N classes.
 from __future__ import annotations
 
 import abc
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crossdistill.data.dataset import PairedClips
+from crossdistill.distillation.alignment import Alignment
 from crossdistill.distillation.standardizer import Standardizer
 from crossdistill.distillation.student_with_heads import MomentumCopy, embed
 from crossdistill.distillation.teacher_cache import TeacherCache, describe_clips
@@ -27,7 +29,7 @@ from crossdistill.encoders.execution import Execution
 from crossdistill.encoders.weights import weights_hash
 from crossdistill.errors import UserError
 from crossdistill.objectives.objective import Compares
-from crossdistill.types import PairedBatch
+from crossdistill.types import Mix, PairedBatch, View
 
 Targets = dict[Compares, Tensor]
 """``features`` [B, E] float32; ``logits`` [B, N] with a classifier; ``tokens`` [B, E, T, H, W] if they are needed."""
@@ -39,7 +41,7 @@ class Teacher(abc.ABC):
     encoder: Encoder
     """Name, view, sizes and classifier. Only a teacher that runs a network has its weights too."""
     identity: list[str]
-    """Name and hash of the weights, which must not change when a run is resumed."""
+    """Name, and a hash of the weights for each network, which must not change when a run is resumed."""
     has_own_crops = False
     """Whether the teacher sees random crops of its own. Student and teacher share one crop otherwise."""
 
@@ -51,9 +53,9 @@ class Teacher(abc.ABC):
         """Compute or read the targets of a batch, which is on the teacher's device."""
 
     @property
-    def network(self) -> Encoder | None:
-        """The teacher's network, to evaluate next to the student; None if the teacher has no network of its own."""
-        return None
+    def networks(self) -> list[Encoder]:
+        """The teacher's network, or one for each fold, to evaluate next to the student; empty if it has none itself."""
+        return []
 
     def stored_embeddings(self) -> dict[int, Tensor] | None:
         """Return a stored embedding [E] of each training clip by its position; None for a teacher without a store."""
@@ -105,21 +107,112 @@ class FrozenTeacher(Teacher):
         self.identity = [encoder.name, weights_hash(encoder)]
 
     @property
-    def network(self) -> Encoder:
+    def networks(self) -> list[Encoder]:
         """The frozen network itself."""
-        return self.encoder
+        return [self.encoder]
 
     def embed(self, batch: PairedBatch, *, with_tokens: bool = False) -> Targets:
         """Run the network on its view of the batch."""
+        return self.embed_view(batch.teachers[self.number], mix=batch.mix, with_tokens=with_tokens)
+
+    def embed_view(self, view: View | Tensor, *, mix: Mix | None = None, with_tokens: bool = False) -> Targets:
+        """Run the network on a view of B clips."""
         assert not self.encoder.training, "the teacher stays in eval mode"
-        view = batch.teachers[self.number]
         with torch.inference_mode():
-            features, tokens = self.execution.run(
-                partial(embed, self.encoder, with_tokens=with_tokens), view, mix=batch.mix
-            )
+            features, tokens = self.execution.run(partial(embed, self.encoder, with_tokens=with_tokens), view, mix=mix)
         # Clones are ordinary tensors, which autograd may read.
         targets = add_logits(features.float().clone(), self.encoder)
         return targets if tokens is None else {**targets, "tokens": tokens.float().clone()}
+
+
+class CrossFittedTeacher(Teacher):
+    """K networks of one architecture, of which each gives the targets of the clips that it alone has not seen.
+
+    Dao, Kamath, Syrgkanis, Mackey: Knowledge Distillation as Semiparametric Inference, ICLR 2021, arXiv 2104.09732: a
+    teacher that has seen a clip with its label says little more about it than the label. So the training clips are
+    divided into K folds, and each network learns from all folds but its own. Deviation: the paper's targets are class
+    probabilities, which have the same meaning in every network; embeddings are mapped onto the first network's space.
+
+    The target of a clip that no network has seen, of a dataset without labels for example, is the mean over all
+    networks, of the mapped features and of the logits. Tokens are not mapped.
+
+    Args:
+        members: The network of each fold, in order. All see the same view of a batch.
+        folds: ``Entry.key`` of each clip of a fold to the number of the fold, from 1 on. Clips without are unseen.
+        alignments: The map of each network's features; None for features as they are.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[FrozenTeacher],
+        folds: Mapping[str, int],
+        alignments: Sequence[Alignment] | None = None,
+    ) -> None:
+        self.members = list(members)
+        self.folds = folds
+        self.alignments = alignments
+        self.encoder = members[0].encoder
+        self.identity = [self.encoder.name, *(member.identity[1] for member in members)]
+        self.folds_n = torch.empty(0, dtype=torch.int64)
+
+    @property
+    def networks(self) -> list[Encoder]:
+        """The network of each fold."""
+        return [member.encoder for member in self.members]
+
+    def aligned(self, alignments: Sequence[Alignment]) -> CrossFittedTeacher:
+        """Return the teacher with the map of each network's features."""
+        teacher = copy.copy(self)
+        teacher.alignments = alignments
+        return teacher
+
+    def select_clips(self, clips: PairedClips) -> PairedClips:
+        """Look up the fold of every training clip; the clips stay as they are."""
+        self.folds_n = torch.tensor([self.folds.get(entry.key, 0) for entry in clips.entries])
+        return clips
+
+    def embed(self, batch: PairedBatch, *, with_tokens: bool = False) -> Targets:
+        """Run on each clip the network that has not seen it.
+
+        Raises:
+            UserError: The clips are mixed, so that none of them is of one fold.
+        """
+        if batch.mix is not None:
+            raise UserError("a mixed clip is of no fold: do not mix, or take a teacher without folds")
+        assert batch.sample_keys is not None
+        folds_b = self.folds_n[batch.sample_keys[:, 0]]
+        targets: Targets = {}
+        for number, member in enumerate(self.members):
+            rows = ((folds_b == number + 1) | (folds_b == 0)).nonzero()[:, 0]
+            if not len(rows):
+                continue
+            view, rows = batch.teachers[member.number], rows.to(batch.sample_ids.device)
+            own = member.embed_view(view.take(rows) if isinstance(view, View) else view[rows], with_tokens=with_tokens)
+            if self.alignments is not None:
+                own["features"] = self.alignments[number](own["features"])
+            for name, values in own.items():
+                total = targets.setdefault(name, values.new_zeros(len(batch), *values.shape[1:]))
+                total.index_add_(0, rows, values)
+        is_unseen = (folds_b == 0).to(batch.sample_ids.device)
+        for total in targets.values():
+            total[is_unseen] /= len(self.members)
+        return targets
+
+    def require_fit(self, terms: Sequence[Term], student: Encoder) -> None:
+        """Raise a ``UserError`` if a term needs tokens in one space, or does not fit student and networks."""
+        require_no_common_tokens_needed(terms)
+        for member in self.members:
+            member.require_fit(terms, student)
+
+
+def require_no_common_tokens_needed(terms: Sequence[Term]) -> None:
+    """Raise a ``UserError`` if a term compares tokens of different clips, which ``--folds`` does not map."""
+    for term in terms:
+        if term.objective.compares == "tokens" and term.objective.needs_teacher_dim:
+            raise UserError(
+                f"the objective {term.name} compares tokens, and those of folds are in spaces of their own: choose an "
+                "objective on embeddings, or remove --folds"
+            )
 
 
 class CachedTeacher(Teacher):
@@ -143,7 +236,7 @@ class CachedTeacher(Teacher):
         self.split = split
         self.expected = dict(expected or {})
         self.encoder = cache.encoder()
-        self.identity = [self.encoder.name, str(cache.key["teacher_weights_sha256"])]
+        self.identity = [self.encoder.name, *cache.weights_hashes]
 
     def embed(self, batch: PairedBatch, *, with_tokens: bool = False) -> Targets:
         """Read the embeddings of the batch's clips."""
@@ -243,9 +336,9 @@ class StandardizedTeacher(Teacher):
         self.sees_clips = teacher.sees_clips
 
     @property
-    def network(self) -> Encoder | None:
-        """The network of the wrapped teacher."""
-        return self.teacher.network
+    def networks(self) -> list[Encoder]:
+        """The networks of the wrapped teacher."""
+        return self.teacher.networks
 
     def embed(self, batch: PairedBatch, *, with_tokens: bool = False) -> Targets:
         """Standardise the features of the wrapped teacher."""

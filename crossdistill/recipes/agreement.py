@@ -94,10 +94,11 @@ def measure_agreement(config: RunConfig, options: AgreementOptions, accelerator:
 def _require_one_frozen_teacher(config: RunConfig) -> None:
     if SELF in config.pair.teacher:
         raise UserError("--teacher self starts as the student, so there is nothing to compare: name a frozen encoder")
-    if config.pair.teacher_cache is not None or config.pair.supervised or len(config.pair.teacher) != 1:
+    pair = config.pair
+    if pair.teacher_cache is not None or pair.supervised or pair.folds is not None or len(pair.teacher) != 1:
         raise UserError(
             "crossdistill agreement compares one frozen teacher with one student: give one --teacher, and neither "
-            "--teacher-cache nor --supervised"
+            "--teacher-cache nor --supervised nor --folds"
         )
 
 

@@ -26,42 +26,69 @@ from crossdistill.distillation.teacher_cache import (
     describe_teacher,
     spread,
 )
-from crossdistill.encoders import require_code_allowed
+from crossdistill.distillation.teachers import CrossFittedTeacher
+from crossdistill.encoders import Encoder, require_code_allowed
+from crossdistill.encoders.execution import Execution
 from crossdistill.encoders.weights import weights_hash
 from crossdistill.errors import SAME_COMMAND, OneProcessError, Stopped, UserError, require_at_least, require_num_workers
-from crossdistill.evaluation.embedder import EmbeddedBatches, Embedder, batches_of
+from crossdistill.evaluation.embedder import BatchEmbedder, EmbeddedBatches, Embedder, batches_of
 from crossdistill.modalities import get_modality
+from crossdistill.recipes.alignment import align_folds
 from crossdistill.recipes.checks import check_configuration
 from crossdistill.recipes.command_options import CacheOptions, VerifyOptions
 from crossdistill.recipes.config import AUTO, SELF, DataConfig, MachineConfig, PairConfig, RunConfig, several
-from crossdistill.recipes.context import choose_execution
+from crossdistill.recipes.context import RunContext, choose_execution
 from crossdistill.recipes.data import open_datasets, select_training_clips
+from crossdistill.recipes.run import weights_finder
 from crossdistill.recipes.student import create_student
-from crossdistill.recipes.teachers import create_only_teacher, teacher_sources
+from crossdistill.recipes.teachers import FoldedSource, create_only_teacher, teacher_sources
+from crossdistill.recipes.training_features import TeacherEmbedder
+from crossdistill.training.run_folder import RunFolder
 from crossdistill.types import PairedBatch, ViewSpec
 from crossdistill.utils.console import console, progress_bar
 from crossdistill.utils.distributed import create_accelerator, decide_on_first, gather_objects, use_all_cores
 from crossdistill.utils.locks import folder_lock
+from crossdistill.utils.records import fingerprint
 
 MAX_LISTED_UNREADABLE = 20
 
 
 @dataclass(frozen=True)
 class _Source:
-    """A teacher's network and the training clips that it embeds."""
+    """A teacher and the training clips that it embeds."""
 
-    embedder: Embedder
+    embedder: BatchEmbedder
+    encoder: Encoder
+    """The teacher's network; the first one with folds."""
+    execution: Execution
+    """Device and precision of the network."""
     clips: PairedClips
-    weights: str
-    """Name of the teacher's weights."""
+    weights: tuple[str, ...]
+    """Name of the weights of each network."""
     facts: dict[str, Any]
     """Properties that determine the embeddings, besides the fields that ``_describe`` adds; see ``teacher_cache``."""
     batch_size: int
     num_workers: int
+    folded: CrossFittedTeacher | None = None
+    """The networks of all folds, before ``aligned`` maps their features."""
+
+    def aligned(self, folder: Path, accelerator: Accelerator) -> _Source:
+        """With folds, map the features into one space; the maps are kept in a folder."""
+        if self.folded is None:
+            return self
+        teacher = align_folds(
+            self.folded,
+            self.clips,
+            accelerator=accelerator,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            folder=folder,
+        )
+        return replace(self, embedder=TeacherEmbedder(teacher, accelerator.device))
 
     def embed(self, batches: Sequence[list[SampleKey]]) -> EmbeddedBatches:
         """Embed the teacher's view of batches of clips."""
-        is_cuda = self.embedder.execution.device.type == "cuda"
+        is_cuda = self.execution.device.type == "cuda"
         return EmbeddedBatches(
             self.clips.of_teachers(),
             batches,
@@ -98,12 +125,13 @@ def fill_cache(config: RunConfig, options: CacheOptions, accelerator: Accelerato
         student_view=create_student(config).view,
         batch_size=options.embed_batch_size,
         accelerator=accelerator,
+        folder=options.out,
     )
     key = {
         **source.facts,
         "seed": config.machine.seed,
         "dtype": options.dtype,
-        "precision": source.embedder.execution.precision,
+        "precision": source.execution.precision,
         "decoder": config.data.decoder,
         "clips_per_shard": options.clips_per_shard,
     }
@@ -118,7 +146,8 @@ def fill_cache(config: RunConfig, options: CacheOptions, accelerator: Accelerato
                 options.out,
                 key,
                 num_augmentations=options.augmentations,
-                teacher=source.embedder.encoder,
+                # The classifiers of folds are several, and the cache does not say which clip is of which fold.
+                classifier=source.encoder.classifier if source.folded is None else None,
                 weights=source.weights,
             )
             return TeacherCache(options.out).missing()
@@ -128,6 +157,7 @@ def fill_cache(config: RunConfig, options: CacheOptions, accelerator: Accelerato
         decide_on_first(accelerator, lambda: _announce_work(cache, missing, accelerator.num_processes))
         mine = missing[accelerator.process_index :: accelerator.num_processes]
         try:
+            source = source.aligned(options.out, accelerator)
             _write_shards(cache, source, mine, max_unreadable=config.data.max_unreadable, accelerator=accelerator)
         except KeyboardInterrupt as error:
             raise Stopped.by(error, f"finished files are kept in {options.out}, and {SAME_COMMAND}") from None
@@ -158,8 +188,17 @@ def _open_source(
     student_view: ViewSpec,
     batch_size: int,
     accelerator: Accelerator,
+    folder: Path,
 ) -> _Source:
-    teacher, weights = create_only_teacher(config, student_view)
+    folded: CrossFittedTeacher | None = None
+    if config.pair.folds is None:
+        teacher, name = create_only_teacher(config, student_view)
+        weights: tuple[str, ...] = (name,)
+        hashes = [weights_hash(teacher)]
+        execution = choose_execution(config, teacher, accelerator)
+    else:
+        folded, weights = _open_folds(config, manifests, student_view, RunFolder(folder), accelerator)
+        teacher, hashes, execution = folded.encoder, folded.identity[1:], folded.members[0].execution
     clips = select_training_clips(
         config,
         manifests,
@@ -168,13 +207,29 @@ def _open_source(
         uses_labels=False,
         accelerator=accelerator,
     )
-    execution = choose_execution(config, teacher, accelerator)
     facts = {
-        **describe_teacher(teacher, weights=weights, weights_sha256=weights_hash(teacher)),
+        **describe_teacher(teacher, weights=weights, weights_hashes=hashes),
         **describe_clips(clips, split=config.data.split),
     }
+    if folded is not None:
+        clips = folded.select_clips(clips)
+        facts["folds"] = fingerprint(folded.folds_n.tolist())
     embedder = Embedder(teacher.eval(), execution, teacher=0)
-    return _Source(embedder, clips, weights, facts, batch_size, config.machine.workers)
+    return _Source(
+        embedder, teacher, execution, clips, weights, facts, batch_size, config.machine.workers, folded=folded
+    )
+
+
+def _open_folds(
+    config: RunConfig, manifests: list[Manifest], student_view: ViewSpec, folder: RunFolder, accelerator: Accelerator
+) -> tuple[CrossFittedTeacher, tuple[str, ...]]:
+    """Load the networks of all folds, and train those without weights first; also return the names of the weights."""
+    run = RunContext(config, manifests, folder, accelerator)
+    (source,) = teacher_sources(config)
+    source.check_data(config, manifests)
+    found = source.with_weights(weights_finder(run))
+    assert isinstance(found, FoldedSource)
+    return found.load(run, student_view, number=0), found.weights
 
 
 def _announce_work(cache: TeacherCache, missing: Sequence[Shard], num_processes: int) -> None:
@@ -295,10 +350,12 @@ def verify_cache(options: VerifyOptions) -> None:
         student_view=student_view,
         batch_size=options.embed_batch_size,
         accelerator=accelerator,
+        folder=cache.folder,
     )
     # The weights may be a copy of the file, or have another name: their values are compared.
     expected = {name: value for name, value in source.facts.items() if name != "teacher_weights"}
     cache.require(expected, wanted_by="this command")
+    source = source.aligned(cache.folder, accelerator)
     known = cache.unreadable()
     drawn = spread(cache.shards(), num_clips=options.clips, seed=0)
     keys = [SampleKey(sample, number) for sample, number in drawn if (sample, number) not in known]
@@ -320,7 +377,8 @@ def _config_of(cache: TeacherCache, options: VerifyOptions) -> RunConfig:
     key, view = cache.key, cache.teacher_view
     pair = PairConfig(
         teacher=several(options.teacher or key["teacher"]),
-        teacher_weights=several(cache.weights if options.teacher_weights == AUTO else options.teacher_weights),
+        teacher_weights=cache.weights if options.teacher_weights == AUTO else several(options.teacher_weights),
+        folds=len(cache.weights) if len(cache.weights) > 1 else None,
         teacher_frames=(view.num_frames,),
         teacher_stride=(view.stride,),
         teacher_size=(view.size_px,),

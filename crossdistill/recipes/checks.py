@@ -18,7 +18,7 @@ from crossdistill.encoders import Encoder
 from crossdistill.encoders.hardware import free_memory_bytes
 from crossdistill.errors import UserError
 from crossdistill.evaluation.settings import Shots
-from crossdistill.recipes.config import AUTO, RunConfig
+from crossdistill.recipes.config import AUTO, SELF, RunConfig
 from crossdistill.recipes.data import count_training_clips
 from crossdistill.recipes.sizes import fillable_bank_size
 from crossdistill.recipes.student import check_student, require_fitting_batch
@@ -49,6 +49,7 @@ def check_configuration(config: RunConfig, sources: Sequence[TeacherSource]) -> 
     """Raise a ``UserError`` for everything that is known to be wrong before anything is made or trained."""
     require_tracker(config.machine.tracker)
     _check_who_teaches(config, sources)
+    _check_folds(config)
     terms = terms_of(config)
     _check_options_have_an_effect(config, terms)
     if config.data.shots is not None:
@@ -64,6 +65,25 @@ def _check_who_teaches(config: RunConfig, sources: Sequence[TeacherSource]) -> N
     if config.pair.supervised and sources:
         option = "--teacher-cache" if config.pair.teacher_cache is not None else f"--teacher {sources[0].name}"
         raise UserError(f"--supervised learns from labels and {option} learns from a teacher: remove one of them")
+
+
+def _check_folds(config: RunConfig) -> None:
+    """Refuse ``--folds`` where no frozen networks run, and where clips of several folds are mixed."""
+    pair = config.pair
+    if pair.folds is None:
+        return
+    others = {
+        "--supervised": pair.supervised,
+        "--teacher self": SELF in pair.teacher,
+        "--teacher-cache": pair.teacher_cache is not None,
+        "--mix": config.objective.mix,
+    }
+    for option, is_given in others.items():
+        if is_given:
+            what = (
+                "of several folds makes clips of none" if option == "--mix" else "has no networks to divide them among"
+            )
+            raise UserError(f"--folds gives each training clip to one network, and {option} {what}: remove one of them")
 
 
 def _check_options_have_an_effect(config: RunConfig, terms: Sequence[Term]) -> None:
@@ -107,6 +127,8 @@ def check_data_and_memory(
         view = encoder.view
         manifest.require_stream(view.kind.stream, wanted_by=f"a {view.modality} encoder")
     require_fitting_batch(config, terms_of(config))
+    for source in sources:
+        source.check_data(config, manifests)
     num_clips = count_training_clips(config, manifests, uses_labels=uses_labels(config))
     size = fillable_bank_size(config, num_clips, accelerator.num_processes)
     _check_bank_memory(config, size, student, teachers, accelerator)

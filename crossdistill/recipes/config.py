@@ -73,6 +73,10 @@ class PairConfig:
     """Weights of the teacher: a weight file, a run's folder, published weights by name (kinetics400, imagenet), own
     (path/to/file.py:function loads them itself), or auto: the published weights, and on toyactions a teacher that is
     trained first. Give one value for all teachers or one for each."""
+    folds: Annotated[int, Field(ge=2)] | None = None
+    """Cross-fitted teachers (Dao et al. 2021): divide the training clips into so many folds, whole groups each, and
+    learn about every clip from a teacher that has not seen it. --teacher-weights takes one run with labels for each
+    fold (--supervised --split 1@2of3 leaves fold 2 of 3 out); auto: they are trained first, on any dataset."""
     teacher_cache: Path | None = None
     """Folder that `crossdistill cache` made: the teacher's embeddings are read from it, and neither the teacher nor its
     stream is needed."""
@@ -112,8 +116,8 @@ class DataConfig:
     """One or several prepared datasets (see python -m data_prep); toyactions, rendered at first use, if absent."""
     split: str = "1"
     """Official split: the run trains on its train part and evaluates on its test part. 1@s3 holds group s3 out of the
-    train part of split 1, and 1@25% a quarter of its groups: the run evaluates on these, so that settings are chosen
-    without the test clips."""
+    train part of split 1, 1@25% a quarter of its groups, and 1@2of5 the second of five folds of them: the run evaluates
+    on these, so that settings are chosen without the test clips."""
     shots: Annotated[str | None, BeforeValidator(lambda value: str(value) if isinstance(value, int) else value)] = None
     """With labels: learn from so many training clips of each class alone, a number or a share, for example 5 or 10%;
     all if absent. They are those that `crossdistill evaluate --protocols lowshot` draws first with the same seed."""
@@ -226,7 +230,7 @@ class OptimizationConfig:
 
 @dataclass(frozen=True)
 class TeacherTrainingConfig:
-    """Training of the teacher that --teacher-weights auto needs on toyactions."""
+    """Training of the teacher that --teacher-weights auto needs on toyactions, or of those that --folds needs."""
 
     __pydantic_config__ = STRICT
 

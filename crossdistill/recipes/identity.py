@@ -63,6 +63,8 @@ def identity(config: RunConfig) -> dict[str, Any]:
         del values["data"]["shots"]
     if not values["objective"]["mix"]:  # likewise
         del values["objective"]["mix"]
+    if values["pair"]["folds"] is None:  # likewise
+        del values["pair"]["folds"]
     return values
 
 
@@ -106,7 +108,7 @@ def own_teacher_config(
         config: Configuration of the student's run.
         teacher: The teacher without weights.
         folder: Folder of the student's run. The teacher's folder is created next to it.
-        manifests: The datasets.
+        manifests: The datasets that the teacher learns from.
     """
     recipe = config.teacher_training
     trained = replace(
@@ -119,7 +121,7 @@ def own_teacher_config(
             student_stride=teacher.stride,
             student_size=teacher.size_px,
         ),
-        data=replace(config.data, strong_views=False, shots=None),
+        data=replace(config.data, split=teacher.split or config.data.split, strong_views=False, shots=None),
         objective=ObjectiveConfig(),
         optimization=replace(config.optimization, epochs=recipe.teacher_epochs, lr=recipe.teacher_lr),
     )
@@ -132,6 +134,8 @@ def own_teacher_config(
     former = teachers / f"{name}-{_former_key(trained, manifests)}"
     if find_student(former) is not None:
         out = former
+    if config.data.data:  # a student may also learn from datasets without labels
+        trained = replace(trained, data=replace(trained.data, data=tuple(manifest.root for manifest in manifests)))
     return replace(trained, machine=replace(config.machine, out=out, resume=True, evaluate=False))
 
 

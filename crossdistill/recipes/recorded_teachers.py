@@ -28,11 +28,14 @@ class RecordedTeacher:
     size_px: int
 
     @staticmethod
-    def of(teacher: Teacher, weights: str) -> RecordedTeacher:
-        """Describe a teacher that has weights of its own."""
-        name, sha256 = teacher.identity
+    def all_of(teacher: Teacher, weights: Sequence[str]) -> list[RecordedTeacher]:
+        """Describe a teacher that has weights of its own, or with folds its networks; ``weights`` has one name each."""
+        name, *hashes = teacher.identity
         view = teacher.encoder.view
-        return RecordedTeacher(name, weights, sha256, view.num_frames, view.stride, view.size_px)
+        return [
+            RecordedTeacher(name, own, sha256, view.num_frames, view.stride, view.size_px)
+            for own, sha256 in zip(weights, hashes, strict=True)
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields for ``student.json``."""

@@ -79,6 +79,7 @@ def round_config(config: RunConfig, folder: RunFolder, number: int) -> RunConfig
             supervised=False,
             teacher=several(pair.student),
             teacher_weights=(str(folder.round(number - 1).path),),
+            folds=None,
             teacher_cache=None,
             teacher_frames=(),
             teacher_stride=(),

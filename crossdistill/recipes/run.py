@@ -31,6 +31,7 @@ from crossdistill.recipes.data import (
     views_of,
 )
 from crossdistill.recipes.final_evaluation import evaluate_networks
+from crossdistill.recipes.folds import facts_of_labels, folded_dataset
 from crossdistill.recipes.identity import choose_folder, contents, identity, own_teacher_config, upgrade
 from crossdistill.recipes.recorded_teachers import RecordedTeacher
 from crossdistill.recipes.sizes import fit_to_data
@@ -129,7 +130,8 @@ def _train_with_labels(run: RunContext) -> None:
     )
     run.announce(f"{student.name} learns from labels; the run is kept in {run.folder.path}")
     task = create_supervised(run, student)
-    step = _train(run, task, student, dataset, facts={"supervised": True})
+    facts = {"supervised": True, **facts_of_labels(run.config, run.manifests[0], dataset)}
+    step = _train(run, task, student, dataset, facts=facts)
     evaluate_networks(run, {str(Role.SUPERVISED): (student, task.execution)}, step=step)
 
 
@@ -158,14 +160,13 @@ def _train_with_teachers(run: RunContext, sources: list[TeacherSource]) -> None:
     step = _train(run, distiller, student, clips, facts=_facts_of(distiller, sources, config))
     random_student = create_student(config, is_random=True)
     execution.place(random_student)  # both students run in the same precision
-    networks = [teacher.network for teacher in distiller.teachers]
+    networks = [network for teacher in distiller.teachers for network in teacher.networks]
     evaluate_networks(
         run,
         {
             **{
                 role: (network, run.choose_execution(network))
                 for role, network in zip(teacher_roles(len(networks)), networks, strict=True)
-                if network is not None
             },
             str(Role.RANDOM): (random_student, execution),
             str(Role.DISTILLED): (student, execution),
@@ -186,43 +187,53 @@ def _stored_embeddings(teachers: Sequence[Teacher], clips: PairedClips) -> dict[
     return found
 
 
-def _find_weights(run_context: RunContext, sources: list[TeacherSource], student: Encoder) -> list[TeacherSource]:
-    """Replace ``auto`` by published weights, or on toyactions by a teacher that is trained first and kept."""
+def weights_finder(run_context: RunContext) -> Callable[[TeacherOptions], str]:
+    """Return what finds the weights of ``auto``: published, or of a run that it trains, for toyactions and folds."""
 
     def find(options: TeacherOptions) -> str:
-        if not is_toyactions(run_context.manifests):
+        manifests = run_context.manifests
+        if options.split is not None:
+            manifests = [folded_dataset(run_context.config, manifests)]
+        elif not is_toyactions(manifests):
             return published_weights(options)
-        config = own_teacher_config(run_context.config, options, run_context.folder.path, run_context.manifests)
+        config = own_teacher_config(run_context.config, options, run_context.folder.path, manifests)
         folder = config.machine.out
         assert folder is not None
         if not decide_on_first(run_context.accelerator, lambda: find_student(folder) is not None):
-            run_context.announce(f"no weights are known for {options.name}: it is trained with labels first")
+            on = "" if options.split is None else f" on split {options.split}"
+            run_context.announce(f"no weights are known for {options.name}: it is trained with labels first{on}")
             run(config, run_context.accelerator, is_common=True)
         return str(folder)
 
+    return find
+
+
+def _find_weights(run_context: RunContext, sources: list[TeacherSource], student: Encoder) -> list[TeacherSource]:
+    """Replace ``auto`` by weights, see ``weights_finder``."""
     if AUTO in run_context.config.pair.teacher_weights:
         # Given weights that do not fit are named before another teacher is trained for minutes.
         execution = run_context.choose_execution(student)
         for source in sources:
-            if source.origin != AUTO:
+            if source.is_known:
                 source.open(run_context, student, execution, number=0).require_fit(
                     terms_of(run_context.config), student
                 )
-    return [source.with_weights(find) for source in sources]
+    return [source.with_weights(weights_finder(run_context)) for source in sources]
 
 
 def _facts_of(distiller: Distiller, sources: Sequence[TeacherSource], config: RunConfig) -> dict[str, Any]:
     """Collect the facts about the training for ``student.json``."""
     identities = [teacher.identity for teacher in distiller.teachers]
     loaded = [
-        RecordedTeacher.of(teacher, source.weights).to_json()
+        recorded.to_json()
         for teacher, source in zip(distiller.teachers, sources, strict=True)
-        if source.weights is not None
+        if source.weights
+        for recorded in RecordedTeacher.all_of(teacher, source.weights)
     ]
     return {
         "supervised": False,
-        "teacher": " and ".join(identity[0] for identity in identities),
-        "teacher_weights_sha256": " and ".join(identity[1] for identity in identities if len(identity) > 1),
+        "teacher": " and ".join(name for name, *hashes in identities for _ in hashes or [""]),
+        "teacher_weights_sha256": " and ".join(sha256 for _, *hashes in identities for sha256 in hashes),
         "teachers": loaded,
         "objective": list(config.objective.objective),
         "adapters": {term.name: term.adapter for each in distiller.comparisons for term in each.terms.values()},

@@ -5,46 +5,19 @@ Shapes: N clips, E teacher features.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from crossdistill.data.dataset import PairedClips
-from crossdistill.data.sampling import SampleKey
 from crossdistill.distillation.standardizer import Method, Standardizer, fit_standardizer
 from crossdistill.distillation.teachers import StandardizedTeacher, Teacher
-from crossdistill.errors import UserError
-from crossdistill.evaluation.embedder import EmbeddedBatches, batches_of
-from crossdistill.types import PairedBatch
-from crossdistill.utils.distributed import decide_on_first, gather_objects
+from crossdistill.recipes.training_features import TeacherEmbedder, embed_training_clips, key_of_maps
+from crossdistill.utils.distributed import decide_on_first
 from crossdistill.utils.tensor_files import write_tensors
 from crossdistill.utils.weight_files import read_weights
-
-# Enough for the covariance of a few hundred features; more features than clips leave directions without variance.
-MAX_CLIPS = 4096
-
-
-@dataclass(frozen=True)
-class _TeacherEmbedder:
-    """Adapts a teacher to ``EmbeddedBatches``."""
-
-    teacher: Teacher
-    device: torch.device
-
-    @property
-    def embed_dim(self) -> int:
-        """Number of features, E."""
-        return self.teacher.encoder.embed_dim
-
-    def embed_batch(self, batch: PairedBatch) -> Tensor:
-        """Return the teacher's features [B, E] on the CPU."""
-        return self.teacher.embed(batch.to(self.device))["features"].cpu()
 
 
 def standardize_teachers(
@@ -71,57 +44,23 @@ def standardize_teachers(
         num_workers: Number of decoding processes.
         folder: The run's folder. The maps are stored there, in a file named after teachers, clips and method.
     """
-    path = folder / f"standardize-{_key(teachers, dataset, method)}.safetensors"
+    path = folder / f"standardize-{key_of_maps(teachers, dataset, method)}.safetensors"
     maps = decide_on_first(accelerator, lambda: read_weights(path) if path.is_file() else {})
     if not maps:
-        found = _embed_clips(teachers, dataset, accelerator, batch_size=batch_size, num_workers=num_workers)
+        _, found = embed_training_clips(
+            [TeacherEmbedder(teacher, accelerator.device) for teacher in teachers],
+            dataset,
+            accelerator,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            option="--standardize",
+            description="scale of the teachers",
+        )
         maps = decide_on_first(accelerator, lambda: _fit_and_write(found, method, path))
     return [
         StandardizedTeacher(teacher, Standardizer(maps[f"{i}.mean"], maps[f"{i}.matrix"]).to(accelerator.device))
         for i, teacher in enumerate(teachers)
     ]
-
-
-def _key(teachers: Sequence[Teacher], dataset: PairedClips, method: Method) -> str:
-    """Return a key of everything that determines the maps, so that maps of another configuration are not reused."""
-    facts: list[object] = [method, dataset.seed, [teacher.identity for teacher in teachers]]
-    facts += [[entry.key for entry in dataset.entries], [asdict(view) for view in dataset.views]]
-    facts += [repr(dataset.augmentation), dataset.short_clips]
-    # In the order of the fields, as version 0.1 did: its runs find their maps.
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
-
-
-def _embed_clips(
-    teachers: Sequence[Teacher],
-    dataset: PairedClips,
-    accelerator: Accelerator,
-    *,
-    batch_size: int,
-    num_workers: int,
-) -> list[Tensor]:
-    """Return the features [N, E] of every teacher, collected from all processes."""
-    num_clips = min(len(dataset), MAX_CLIPS)
-    positions = [i * len(dataset) // num_clips for i in range(num_clips)]
-    mine = [SampleKey(i, epoch=0) for i in positions[accelerator.process_index :: accelerator.num_processes]]
-    found: list[list[Tensor]] = [[] for _ in teachers]
-    embedded = EmbeddedBatches(
-        dataset.of_teachers(),
-        batches_of(mine, batch_size),
-        [_TeacherEmbedder(teacher, accelerator.device) for teacher in teachers],
-        num_workers=num_workers,
-        description="scale of the teachers" if accelerator.is_main_process else None,
-    )
-    for batch, features in embedded:
-        if len(batch):
-            for rows, own in zip(found, features, strict=True):
-                rows.append(own)
-    of_all = [gather_objects(accelerator, features) for features in found]
-    if not all(of_all):
-        raise UserError(
-            f"none of the {num_clips} clips that --standardize needs could be read: check them with "
-            "python -m data_prep verify"
-        )
-    return [torch.cat(features) for features in of_all]
 
 
 def _fit_and_write(found: Sequence[Tensor], method: Method, path: Path) -> dict[str, Tensor]:

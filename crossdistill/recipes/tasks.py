@@ -13,9 +13,10 @@ from crossdistill.data.distort import distort
 from crossdistill.distillation.distiller import Distiller
 from crossdistill.distillation.student_with_heads import StudentWithHeads
 from crossdistill.distillation.supervised import SupervisedTask
-from crossdistill.distillation.teachers import Teacher
+from crossdistill.distillation.teachers import CrossFittedTeacher, Teacher
 from crossdistill.encoders import Encoder
 from crossdistill.encoders.execution import Execution
+from crossdistill.recipes.alignment import align_folds
 from crossdistill.recipes.checks import BANK_DTYPES, terms_of
 from crossdistill.recipes.config import RunConfig
 from crossdistill.recipes.context import RunContext
@@ -41,12 +42,14 @@ def create_distiller(
         student: The student that is trained.
         execution: Device, precision and memory layout of the student.
         teachers: The teachers. They are standardised if the configuration says so.
-        dataset: The training clips, by which teachers are standardised.
+        dataset: The training clips, by which teachers are aligned and standardised.
     """
     config, accelerator = run.config, run.accelerator
     objective, terms = config.objective, terms_of(config)
     for teacher in teachers:  # before minutes of embedding
         teacher.require_fit(terms, student)
+    if any(term.objective.compares == "features" for term in terms):
+        teachers = [_in_one_space(run, teacher, dataset) for teacher in teachers]
     if objective.measured_scale is not None:
         teachers = standardize_teachers(
             teachers,
@@ -90,6 +93,20 @@ def create_distiller(
         distort=functools.partial(distort, blurs=not student.view.kind.has_time) if config.data.strong_views else None,
         student_execution=execution,
         gather=gather,
+    )
+
+
+def _in_one_space(run: RunContext, teacher: Teacher, dataset: PairedClips) -> Teacher:
+    """Align the networks of a cross-fitted teacher; return any other teacher as it is."""
+    if not isinstance(teacher, CrossFittedTeacher):
+        return teacher
+    return align_folds(
+        teacher,
+        dataset,
+        accelerator=run.accelerator,
+        batch_size=run.config.optimization.clips_per_batch,
+        num_workers=run.config.machine.workers,
+        folder=run.folder.path,
     )
 
 

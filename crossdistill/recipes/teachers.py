@@ -11,13 +11,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from crossdistill.data.manifest import Manifest
 from crossdistill.distillation.teacher_cache import TeacherCache, absolute_if_path, weights_source
 from crossdistill.distillation.teachers import (
     CachedTeacher,
+    CrossFittedTeacher,
     FrozenTeacher,
     SelfTeacher,
     Teacher,
     require_no_classifier_needed,
+    require_no_common_tokens_needed,
 )
 from crossdistill.distillation.terms import Term
 from crossdistill.encoders import Encoder, is_from_file
@@ -25,6 +28,7 @@ from crossdistill.encoders.execution import Execution
 from crossdistill.errors import UserError
 from crossdistill.recipes.config import AUTO, OWN, SELF, RunConfig
 from crossdistill.recipes.context import RunContext
+from crossdistill.recipes.folds import fold_split, folded_dataset, folds_of_clips, require_unseen
 from crossdistill.recipes.weights import (
     create_encoder_as_stored,
     load_named_weights,
@@ -46,6 +50,8 @@ class TeacherOptions:
     num_frames: int | None = None
     stride: int | None = None
     size_px: int | None = None
+    split: str | None = None
+    """The split that the teacher learns from, if it has a fold of its own; see ``fold_split``."""
 
     @property
     def view(self) -> dict[str, int | None]:
@@ -63,9 +69,14 @@ class TeacherSource(abc.ABC):
     """Source of the teacher, for messages: its weights, or the folder of its cache."""
 
     @property
-    def weights(self) -> str | None:
-        """Name of the teacher's weights, for whoever loads it again; None if it has none of its own."""
-        return None
+    def weights(self) -> tuple[str, ...]:
+        """Name of the weights of each network, for whoever loads it again; empty if the teacher has none of its own."""
+        return ()
+
+    @property
+    def is_known(self) -> bool:
+        """Whether ``open`` finds everything; if not, ``with_weights`` comes first."""
+        return True
 
     @abc.abstractmethod
     def preview(self, student: Encoder) -> Encoder:
@@ -74,6 +85,10 @@ class TeacherSource(abc.ABC):
     @abc.abstractmethod
     def check(self, config: RunConfig, student: Encoder, terms: Sequence[Term]) -> None:
         """Raise a ``UserError`` for what is known to be wrong before anything is loaded or trained."""
+
+    def check_data(self, config: RunConfig, manifests: Sequence[Manifest]) -> None:
+        """Raise a ``UserError`` for what is known from the datasets before anything is loaded or trained."""
+        return None
 
     @abc.abstractmethod
     def open(self, run: RunContext, student: Encoder, execution: Execution, *, number: int) -> Teacher:
@@ -103,9 +118,14 @@ class NetworkSource(TeacherSource):
         return NetworkSource(options.name, options.weights, options)
 
     @property
-    def weights(self) -> str:
+    def weights(self) -> tuple[str, ...]:
         """The weights as they were named, a path as an absolute one."""
-        return absolute_if_path(self.options.weights)
+        return (absolute_if_path(self.options.weights),)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the weights are named."""
+        return self.options.weights != AUTO
 
     def preview(self, student: Encoder) -> Encoder:
         """Return the network's names and sizes."""
@@ -133,8 +153,83 @@ class NetworkSource(TeacherSource):
 
     def open(self, run: RunContext, student: Encoder, execution: Execution, *, number: int) -> Teacher:
         """Load the network and freeze it."""
-        teacher = create_teacher(self.options, student.view)
+        return self.load(run, student.view, number=number)
+
+    def load(self, run: RunContext, student_view: ViewSpec, *, number: int) -> FrozenTeacher:
+        """Load the network and freeze it; only the student's view is read."""
+        teacher = create_teacher(self.options, student_view)
         return FrozenTeacher(teacher, run.choose_execution(teacher), number=number)
+
+
+@dataclass(frozen=True)
+class FoldedSource(TeacherSource):
+    """A network for each fold of the training clips (``--folds``), as one teacher."""
+
+    members: tuple[TeacherOptions, ...]
+
+    @staticmethod
+    def of(members: Sequence[TeacherOptions]) -> FoldedSource:
+        """Make the source of the networks, one for each fold in order."""
+        origin = f"{len(members)} folds: {', '.join(dict.fromkeys(member.weights for member in members))}"
+        return FoldedSource(members[0].name, origin, tuple(members))
+
+    @property
+    def _sources(self) -> list[NetworkSource]:
+        return [NetworkSource.of(member) for member in self.members]
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """The weights of each network as they were named, a path as an absolute one."""
+        return tuple(name for source in self._sources for name in source.weights)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the weights of all networks are named."""
+        return all(source.is_known for source in self._sources)
+
+    def preview(self, student: Encoder) -> Encoder:
+        """Return the names and sizes of the first network."""
+        return self._sources[0].preview(student)
+
+    def check(self, config: RunConfig, student: Encoder, terms: Sequence[Term]) -> None:
+        """Check every network, and that no term compares what is not mapped."""
+        require_no_common_tokens_needed(terms)
+        for source in self._sources:
+            source.check(config, student, terms)
+
+    def check_data(self, config: RunConfig, manifests: Sequence[Manifest]) -> None:
+        """Check that there are groups enough for the folds, and that no network has seen its fold."""
+        manifest = folded_dataset(config, manifests)
+        for member in self.members:
+            if member.weights != AUTO:
+                published = [public.name for public in preview_encoder(member.name).public_weights]
+                require_unseen(member.weights, member.split or "", manifest, published)
+
+    def with_weights(self, find_weights: Callable[[TeacherOptions], str]) -> TeacherSource:
+        """Find the weights of ``auto``, of one network after another."""
+        return FoldedSource.of(
+            [
+                replace(member, weights=find_weights(member)) if member.weights == AUTO else member
+                for member in self.members
+            ]
+        )
+
+    def open(self, run: RunContext, student: Encoder, execution: Execution, *, number: int) -> Teacher:
+        """Load the networks; see ``load``."""
+        return self.load(run, student.view, number=number)
+
+    def load(self, run: RunContext, student_view: ViewSpec, *, number: int) -> CrossFittedTeacher:
+        """Load the networks. Their features are mapped later, when the training clips are selected."""
+        self.check_data(run.config, run.manifests)
+        teachers = [source.load(run, student_view, number=number) for source in self._sources]
+        for member, teacher in zip(self.members[1:], teachers[1:], strict=True):
+            if teacher.encoder.view != teachers[0].encoder.view:
+                raise UserError(
+                    f"--folds needs networks that see the same clips, and {member.weights} sees "
+                    f"{teacher.encoder.view.size_text}, {self.members[0].weights} "
+                    f"{teachers[0].encoder.view.size_text} or at another stride: train them with the same options"
+                )
+        return CrossFittedTeacher(teachers, folds_of_clips(run.config, run.manifests))
 
 
 @dataclass(frozen=True)
@@ -145,7 +240,7 @@ class CacheSource(TeacherSource):
     cache: TeacherCache
 
     @property
-    def weights(self) -> str:
+    def weights(self) -> tuple[str, ...]:
         """The weights that the cache was made with."""
         return self.cache.weights
 
@@ -220,11 +315,15 @@ def teacher_sources(config: RunConfig) -> list[TeacherSource]:
         return [CacheSource(options[0].name, str(cache.folder), options[0], cache)]
     if SELF in config.pair.teacher:
         return [SelfSource(SELF, "its EMA copy")]
+    if config.pair.folds is not None and config.pair.teacher:
+        return [FoldedSource.of(teacher_options(config))]
     return [NetworkSource.of(options) for options in teacher_options(config)]
 
 
 def teacher_options(config: RunConfig) -> list[TeacherOptions]:
     """Divide the options among the teachers: one value is for all teachers, several values are one for each.
+
+    With ``--folds`` there is a teacher for each fold, all of one name.
 
     Raises:
         UserError: An option has neither one value nor one for each teacher.
@@ -236,14 +335,35 @@ def teacher_options(config: RunConfig) -> list[TeacherOptions]:
         "--teacher-stride": pair.teacher_stride or (None,),
         "--teacher-size": pair.teacher_size or (None,),
     }
-    num_teachers = len(pair.teacher)
+    names: tuple[str, ...] = pair.teacher
+    splits: tuple[str | None, ...] = (None,) * len(pair.teacher)
+    if pair.folds is not None and pair.teacher:
+        names, splits = _teachers_of_folds(config)
+    num_teachers = len(names)
     for option, given in values.items():
         if num_teachers and len(given) not in (1, num_teachers):
+            each = "teachers" if pair.folds is None else "folds"
             raise UserError(
-                f"{option} has {len(given)} values for {num_teachers} teachers: give one for all, or one for each"
+                f"{option} has {len(given)} values for {num_teachers} {each}: give one for all, or one for each"
             )
-    each = [given * num_teachers if len(given) == 1 else given for given in values.values()]
-    return [TeacherOptions(name, *own) for name, *own in zip(pair.teacher, *each, strict=True)]
+    own_values = [given * num_teachers if len(given) == 1 else given for given in values.values()]
+    return [TeacherOptions(name, *own) for name, *own in zip(names, *own_values, splits, strict=True)]
+
+
+def _teachers_of_folds(config: RunConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return name and split of each fold's teacher; raise a ``UserError`` if the folds cannot have one each."""
+    pair, num_folds = config.pair, config.pair.folds
+    assert num_folds is not None
+    if len(pair.teacher) > 1:
+        raise UserError(
+            f"--folds takes one --teacher, whose networks share the clips, and {len(pair.teacher)} were given: give one"
+        )
+    if len(pair.teacher_weights) == 1 and pair.teacher_weights != (AUTO,):
+        raise UserError(
+            f"--teacher-weights has 1 value for {num_folds} folds: give a run with labels for each, or auto"
+        )
+    numbers = range(1, num_folds + 1)
+    return pair.teacher * num_folds, tuple(fold_split(config.data.split, number, num_folds) for number in numbers)
 
 
 def create_teacher(options: TeacherOptions, student_view: ViewSpec) -> Encoder:

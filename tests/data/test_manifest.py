@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from crossdistill.data.held_out import folds_of
 from crossdistill.data.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
@@ -138,6 +139,41 @@ def test_select__a_video_without_a_group_is_a_group_of_its_own(tmp_path):
     assert held in ({0}, set(range(1, 8)), set(range(8, 16)), set(range(16, 24)))
 
 
+def test_select__folds_share_the_training_people_and_each_has_every_class(tmp_path):
+    manifest = people(tmp_path, num_people=8)
+    for whole, num_folds in (("1", 3), ("1@s1", 2), ("1", 7)):
+        train = manifest.select(split=whole, part="train")
+        groups = []
+        for number in range(1, num_folds + 1):
+            split = f"{whole}@{number}of{num_folds}"
+            held, rest = (manifest.select(split=split, part=part) for part in ("test", "train"))
+            assert manifest.has_split(split) and sorted([*held, *rest]) == train and held
+            groups.append({manifest.videos[i].group for i in held})
+            assert not groups[-1] & {manifest.videos[i].group for i in rest}
+        assert sum(map(len, groups)) == len(set.union(*groups))
+        assert max(map(len, groups)) - min(map(len, groups)) <= 1
+    assert not manifest.has_split("2@1of3") and not manifest.has_split("1of3")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_folds_of__without_groups_differ_by_one_clip_of_a_class(seed):
+    labels = np.random.default_rng(seed).integers(0, 4, size=50).tolist()
+    folds = folds_of(labels, [None] * 50, num_folds=3, split="1")
+    for label in range(4):
+        counts = [sum(f == fold and c == label for f, c in zip(folds, labels, strict=True)) for fold in (1, 2, 3)]
+        assert max(counts) - min(counts) <= 1
+    assert folds == folds_of(labels, [None] * 50, num_folds=3, split="another name")
+
+
+def test_folds_of__large_groups_and_rare_classes_are_spread():
+    """One person has half of the clips, and only two people show the rare class."""
+    groups = ["a"] * 12 + ["b"] * 4 + ["c"] * 4 + ["d"] * 4 + ["e"] * 2 + ["f"] * 2
+    labels = [0] * 24 + [1] * 4
+    folds = dict(zip(groups, folds_of(labels, groups, num_folds=2, split="1"), strict=True))
+    assert folds["e"] != folds["f"], "the rare class is in both"
+    assert [folds[name] == folds["a"] for name in "bcd"] == [False] * 3
+
+
 def test_select__a_split_of_that_very_name_comes_first(tmp_path):
     manifest = people(tmp_path)
     first = replace(manifest.videos[0], splits={"1": "train", "1@s1": "test"})
@@ -152,6 +188,9 @@ def test_select__a_split_of_that_very_name_comes_first(tmp_path):
         ("1@s0+s3", "holds out 's3', which is no group of its training videos"),  # s3 is a test person
         ("1@0%", "give more than 0% and less than 100%"),
         ("1@100%", "give more than 0% and less than 100%"),
+        ("1@4of3", "holds out fold 4: choose fold 1 to 3"),
+        ("1@1of4", "asks for 4 folds, and its training videos have 3 groups: choose 2 to 3 folds"),
+        ("1@1of1", "asks for 1 fold, and its training videos have 3 groups"),
         ("1@s0+s1+s2", "holds out all of its training videos"),
         ("2@s0", "has no split '2@s0': choose one of 1"),
         ("@s0", "has no split '@s0': choose one of 1"),

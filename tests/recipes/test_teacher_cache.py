@@ -453,7 +453,7 @@ def small_cache(folder, *, classes=None):
     encoder = wrap_encoder(torch.nn.Identity(), name="rgb_x", view=create_encoder("rgb_r3d10").view, embed_dim=3)
     encoder.classifier = classes
     key = {**KEY, "dtype": "fp16", "clips_per_shard": 2, "teacher_view": dataclasses.asdict(encoder.view)}
-    TeacherCache.create(folder, key, num_augmentations=2, teacher=encoder)
+    TeacherCache.create(folder, key, num_augmentations=2, classifier=encoder.classifier)
     return TeacherCache(folder)
 
 

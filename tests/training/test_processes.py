@@ -79,6 +79,7 @@ TEACHER = ["--teacher", "rgb_r3d10_gn", "--teacher-frames", 4, "--teacher-size",
 PAIR = [*TEACHER, "--student", "flow_r3d10"]
 LONG_PAIR = [*TEACHER[:3], 16, *TEACHER[4:], "--student", "flow_r3d10"]  # the teacher has tokens of two times
 TWO_TEACHERS = [TEACHER[0], "rgb_r3d10_gn", *TEACHER[1:], "--student", "flow_r3d10"]
+FOLDS = ["--teacher", "rgb_tiny3d_8", "--folds", 2]
 # AlexNet's body drops features out, and its stem has the fewest pixels at 64.
 DROPOUT_PAIR = [*TEACHER, "--student", "image_alexnet", "--student-size", 64]
 # An evaluation at every step of a checkpoint and between them.
@@ -111,19 +112,22 @@ RESUME_CASES = {
         2,
         (3,),
     ),
+    "two processes, folds": ([*FOLDS, "--student", "flow_r3d10", "--objective", "compress-1q", "simreg"], 2, (3,)),
 }
 # These end with a checkpoint after the step; the others are killed.
 SIGNALS = {"labels": signal.SIGINT, "two processes": signal.SIGTERM}
 
 
 @pytest.mark.parametrize("case", RESUME_CASES)
-def test_resume__stopped_runs_end_with_the_same_bits(tmp_path, toy_folder, teacher_file, case):
+def test_resume__stopped_runs_end_with_the_same_bits(tmp_path, toy_folder, teacher_file, case, request):
     """Dropout, BatchNorm, EMA copy, bank, optimizer, schedule, sampler: all of it is in the checkpoint."""
     pair, processes, kill_steps = RESUME_CASES[case]
     options = [*pair, "--data", toy_folder, "--batch-size", 8 // processes, "--epochs", 3]
     options += ["--checkpoint-every-steps", 2]
     if "rgb_r3d10_gn" in pair:
         options += ["--teacher-weights", teacher_file]
+    if "--folds" in pair:
+        options += ["--teacher-weights", *request.getfixturevalue("fold_teachers")]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     reference = start(command(*options, "--out", whole, processes=processes))
     for step in kill_steps:
@@ -176,3 +180,20 @@ def test_two_processes_with_half_the_batch__do_what_one_process_does(
     weights = [load_file(folder / "student" / "student.safetensors") for folder in (one, two)]
     for name, value in weights[0].items():
         torch.testing.assert_close(value, weights[1][name], atol=1e-4, rtol=0)
+
+
+def test_two_processes__route_and_align_folds_as_one_process_does(tmp_path, toy_folder, fold_teachers):
+    options = [*FOLDS, "--student", "flow_r3d10_gn", "--teacher-weights", *fold_teachers, "--data", toy_folder]
+    options += ["--epochs", 2, "--objective", "compress-1q", "simreg", "--optimizer", "sgd", "--lr", 0.05]
+    one, two = tmp_path / "one", tmp_path / "two"
+    first = start(command(*options, "--adapter", "linear", "--batch-size", 8, "--out", one))
+    finish(start(command(*options, "--adapter", "linear", "--batch-size", 4, "--out", two, processes=2)))
+    finish(first)
+    maps = [load_file(next(folder.glob("folds-*.safetensors"))) for folder in (one, two)]
+    assert maps[0].keys() == maps[1].keys() and len(maps[0]) == 6
+    for name, value in maps[0].items():
+        torch.testing.assert_close(value, maps[1][name], atol=1e-3, rtol=0)
+    curve_one, curve_two = losses(one), losses(two)
+    assert curve_one.keys() == curve_two.keys() and len(curve_one) >= 4
+    for step, loss in curve_one.items():
+        assert curve_two[step] == pytest.approx(loss, abs=1e-3), step
