@@ -76,8 +76,8 @@ def folds_of(labels: Sequence[int], groups: Sequence[str | None], *, num_folds: 
     unit = "group" if is_grouped else "video"
     if not 2 <= num_folds <= len(named):
         raise UserError(
-            f"split {split!r} asks for {num_folds} fold{'s' * (num_folds != 1)}, and its training videos have "
-            f"{len(named)} {unit}s: choose 2 to {len(named)} folds"
+            f"split {split!r} asks for {num_folds} fold{'s' * (num_folds != 1)}, and there are {len(named)} training "
+            f"{unit}s: choose 2 to {len(named)} folds"
         )
     classes: dict[str | int, Counter[int]] = {name: Counter() for name in named}
     for name, label in zip(own, labels, strict=True):

@@ -5,6 +5,7 @@ Shapes: N clips, E teacher features.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -13,8 +14,9 @@ from torch import Tensor
 from crossdistill.data.dataset import PairedClips
 from crossdistill.distillation.alignment import Alignment, fit_alignments
 from crossdistill.distillation.teachers import CrossFittedTeacher
-from crossdistill.recipes.training_features import TeacherEmbedder, embed_training_clips, key_of_maps
+from crossdistill.recipes.training_features import TeacherEmbedder, embed_training_clips
 from crossdistill.utils.distributed import decide_on_first
+from crossdistill.utils.records import fingerprint
 from crossdistill.utils.tensor_files import write_tensors
 from crossdistill.utils.weight_files import read_weights
 
@@ -44,7 +46,7 @@ def align_folds(
         folder: The folder of the run or of the cache. The maps are stored there, in a file named after networks, clips
             and folds.
     """
-    path = folder / f"folds-{key_of_maps([teacher], dataset, 'folds', teacher.folds_n.tolist())}.safetensors"
+    path = folder / f"folds-{_key(teacher, dataset)}.safetensors"
     maps = decide_on_first(accelerator, lambda: read_weights(path) if path.is_file() else {})
     if not maps:
         sample_ids, features = embed_training_clips(
@@ -62,6 +64,12 @@ def align_folds(
         Alignment(*(maps[f"{i}.{part}"] for part in PARTS)).to(accelerator.device) for i in range(len(teacher.members))
     ]
     return teacher.aligned(alignments)
+
+
+def _key(teacher: CrossFittedTeacher, dataset: PairedClips) -> str:
+    """Return a key of networks, folds and clips, wherever these are, so that maps of others are not reused."""
+    clips = [[entry.video.name, fold] for entry, fold in zip(dataset.entries, teacher.folds_n.tolist(), strict=True)]
+    return fingerprint([teacher.identity, asdict(teacher.encoder.view), clips], num_digits=8)
 
 
 def _fit_and_write(features: list[Tensor], folds_n: Tensor, path: Path) -> dict[str, Tensor]:

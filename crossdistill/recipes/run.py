@@ -235,6 +235,7 @@ def _facts_of(distiller: Distiller, sources: Sequence[TeacherSource], config: Ru
         "teacher": " and ".join(name for name, *hashes in identities for _ in hashes or [""]),
         "teacher_weights_sha256": " and ".join(sha256 for _, *hashes in identities for sha256 in hashes),
         "teachers": loaded,
+        **({"folds": len(loaded)} if len(identities) == 1 and len(loaded) > 1 else {}),
         "objective": list(config.objective.objective),
         "adapters": {term.name: term.adapter for each in distiller.comparisons for term in each.terms.values()},
     }

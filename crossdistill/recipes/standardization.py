@@ -5,7 +5,10 @@ Shapes: N clips, E teacher features.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -14,7 +17,7 @@ from torch import Tensor
 from crossdistill.data.dataset import PairedClips
 from crossdistill.distillation.standardizer import Method, Standardizer, fit_standardizer
 from crossdistill.distillation.teachers import StandardizedTeacher, Teacher
-from crossdistill.recipes.training_features import TeacherEmbedder, embed_training_clips, key_of_maps
+from crossdistill.recipes.training_features import TeacherEmbedder, embed_training_clips
 from crossdistill.utils.distributed import decide_on_first
 from crossdistill.utils.tensor_files import write_tensors
 from crossdistill.utils.weight_files import read_weights
@@ -44,7 +47,7 @@ def standardize_teachers(
         num_workers: Number of decoding processes.
         folder: The run's folder. The maps are stored there, in a file named after teachers, clips and method.
     """
-    path = folder / f"standardize-{key_of_maps(teachers, dataset, method)}.safetensors"
+    path = folder / f"standardize-{_key(teachers, dataset, method)}.safetensors"
     maps = decide_on_first(accelerator, lambda: read_weights(path) if path.is_file() else {})
     if not maps:
         _, found = embed_training_clips(
@@ -61,6 +64,15 @@ def standardize_teachers(
         StandardizedTeacher(teacher, Standardizer(maps[f"{i}.mean"], maps[f"{i}.matrix"]).to(accelerator.device))
         for i, teacher in enumerate(teachers)
     ]
+
+
+def _key(teachers: Sequence[Teacher], dataset: PairedClips, method: Method) -> str:
+    """Return a key of everything that determines the maps, so that maps of another configuration are not reused."""
+    facts: list[object] = [method, dataset.seed, [teacher.identity for teacher in teachers]]
+    facts += [[entry.key for entry in dataset.entries], [asdict(view) for view in dataset.views]]
+    facts += [repr(dataset.augmentation), dataset.short_clips]
+    # In the order of the fields, as version 0.1 did: its runs find their maps.
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
 
 
 def _fit_and_write(found: Sequence[Tensor], method: Method, path: Path) -> dict[str, Tensor]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
@@ -38,15 +36,6 @@ class TeacherEmbedder:
     def embed_batch(self, batch: PairedBatch) -> Tensor:
         """Return the teacher's features [B, E] on the CPU."""
         return self.teacher.embed(batch.to(self.device))["features"].cpu()
-
-
-def key_of_maps(teachers: Sequence[Teacher], dataset: PairedClips, *what: object) -> str:
-    """Return a key of everything that determines the maps, so that maps of another configuration are not reused."""
-    facts: list[object] = [*what, dataset.seed, [teacher.identity for teacher in teachers]]
-    facts += [[entry.key for entry in dataset.entries], [asdict(view) for view in dataset.views]]
-    facts += [repr(dataset.augmentation), dataset.short_clips]
-    # In the order of the fields, as version 0.1 did: its runs find their maps.
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
 
 
 def embed_training_clips(

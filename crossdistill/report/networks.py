@@ -139,7 +139,7 @@ def _with_weights(
     """Replace ``auto`` by the weights that the run used: a teacher that it trained, or published weights."""
     if teacher.weights != AUTO:
         return teacher
-    if manifest is not None and is_toyactions([manifest]):
+    if manifest is not None and (teacher.split is not None or is_toyactions([manifest])):
         trained = own_teacher_config(config, teacher, record.folder, [manifest]).machine.out
         if trained is None or find_student(trained) is None:
             raise UnavailableError(f"the teacher that the run trained no longer exists ({trained}).")

@@ -1,7 +1,7 @@
 """The folder of a run: the paths of its files, its configuration and its curves.
 
-Other modules add files: ``standardize-*.safetensors`` (recipes), ``finetune-*`` (evaluate), ``export.*`` and
-``report.html``.
+Other modules add files: ``standardize-*.safetensors`` and ``folds-*.safetensors`` (recipes), ``finetune-*`` (evaluate),
+``export.*`` and ``report.html``.
 """
 
 from __future__ import annotations

@@ -101,6 +101,7 @@ def test_missing_teachers__are_trained_once_without_their_folds_and_teach_their_
     recorded = recorded_teachers(facts(tmp_path / "run"))
     assert [Path(one.weights) for one in recorded] == [folder.absolute() for folder in found]
     assert facts(tmp_path / "run")["teacher"] == "rgb_tiny3d_8 and rgb_tiny3d_8"
+    assert facts(tmp_path / "run")["folds"] == 2
     # Another student of the same teachers trains no teacher, and the report finds both.
     before = [(folder / "student" / "student.json").stat().st_mtime_ns for folder in found]
     distil("--folds", 2, "--data", toy_folder, "--out", tmp_path / "other", "--objective", "kd", "--no-evaluate")
@@ -228,7 +229,7 @@ def test_cache__holds_what_the_live_teachers_say(teachers, fold_teachers, toy_fo
     ("options", "sentence"),
     [
         (["--folds", 1], "--folds is 1: input should be greater than or equal to 2"),
-        (["--folds", 40], r"split '1@1of40' asks for 40 folds, and its training videos have \d+ groups: choose 2 to"),
+        (["--folds", 40], r"split '1@1of40' asks for 40 folds, and there are \d+ training videos: choose 2 to"),
         (["--folds", 2, "--teacher-weights", "a"], "--teacher-weights has 1 value for 2 folds: give a run with labels"),
         (["--folds", 2, "--teacher-weights", "a", "b", "c"], "--teacher-weights has 3 values for 2 folds"),
         (["--folds", 2, "--teacher-weights", "a", "b"], "a does not exist"),
