@@ -11,6 +11,8 @@ class Role(str, Enum):
     """What a network is in a run; the values are the texts of ``results.json``."""
 
     TEACHER = "teacher"
+    PROXY = "proxy"
+    """The large student of several teachers that taught the student alone."""
     RANDOM = "student, random"
     """The student before training."""
     DISTILLED = "student, distilled"

@@ -63,7 +63,7 @@ def evaluate_unlabelled(
     settings = ProtocolSettings()
     by_role = {}
     for role, features in common.items():
-        num_clips, teachers = features.num_clips, [] if _is(role, Role.TEACHER) else _teachers(common)
+        num_clips, teachers = features.num_clips, _teachers(common, of=role)
         (units,) = units_of((features.videos, features.groups))
         num_draws, seed = settings.num_bootstrap_draws, settings.seed
         by_role[role] = Evaluation(
@@ -96,10 +96,14 @@ def _is(role: str, kind: Role) -> bool:
     return parsed is not None and parsed.role is kind
 
 
-def _teachers(common: Mapping[str, Features]) -> list[str]:
-    """List the teachers; none if there are too few clips to compare neighbours."""
+def _teachers(common: Mapping[str, Features], *, of: str = str(Role.DISTILLED)) -> list[str]:
+    """List the teachers of a role, its direct ones first; none if there are too few clips to compare neighbours."""
     enough = all(features.num_clips >= MIN_CLIPS_FOR_CKA for features in common.values())
-    return [role for role in common if enough and _is(role, Role.TEACHER)]
+    first = [role for role in common if _is(role, Role.TEACHER)]
+    proxies = [role for role in common if _is(role, Role.PROXY)]
+    if not enough or of in first:
+        return []
+    return first if of in proxies else [*proxies, *first]
 
 
 def _sentences(by_role: Mapping[str, Evaluation], common: Mapping[str, Features], *, is_test: bool) -> list[str]:

@@ -100,6 +100,8 @@ def _require_one_frozen_teacher(config: RunConfig) -> None:
             "crossdistill agreement compares one frozen teacher with one student: give one --teacher, and neither "
             "--teacher-cache nor --supervised nor --folds"
         )
+    if config.pair.proxy is not None:
+        raise UserError("crossdistill agreement compares one frozen teacher: give the trained proxy as --teacher")
 
 
 def _open_pair(config: RunConfig, *, allow_code: bool) -> _EncoderPair:

@@ -175,6 +175,8 @@ def _check(config: RunConfig, options: CacheOptions) -> None:
         raise UserError(
             "a cache holds the embeddings of one frozen teacher: give one --teacher, and no --teacher-cache"
         )
+    if config.pair.proxy is not None:
+        raise UserError("a cache holds the embeddings of one frozen teacher: give the trained proxy as --teacher")
     if config.data.shots is not None:
         raise UserError(f"a cache holds all training clips: remove --shots {config.data.shots}")
     if SELF in config.pair.teacher:

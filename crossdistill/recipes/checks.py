@@ -20,6 +20,7 @@ from crossdistill.errors import UserError
 from crossdistill.evaluation.settings import Shots
 from crossdistill.recipes.config import AUTO, SELF, RunConfig
 from crossdistill.recipes.data import count_training_clips
+from crossdistill.recipes.proxy import stages
 from crossdistill.recipes.sizes import fillable_bank_size
 from crossdistill.recipes.student import check_student, require_fitting_batch
 from crossdistill.recipes.teachers import TeacherSource
@@ -50,13 +51,15 @@ def check_configuration(config: RunConfig, sources: Sequence[TeacherSource]) -> 
     require_tracker(config.machine.tracker)
     _check_who_teaches(config, sources)
     _check_folds(config)
-    terms = terms_of(config)
-    _check_options_have_an_effect(config, terms)
+    _check_proxy(config)
+    _check_options_have_an_effect(config, terms_of(config))
     if config.data.shots is not None:
         Shots.parse(config.data.shots)
-    student = check_student(config, terms)
-    for source in sources:
-        source.check(config, student, terms)
+    for stage, its_sources in stages(config, sources):
+        terms = terms_of(stage)
+        student = check_student(stage, terms)
+        for source in its_sources:
+            source.check(stage, student, terms)
 
 
 def _check_who_teaches(config: RunConfig, sources: Sequence[TeacherSource]) -> None:
@@ -86,6 +89,34 @@ def _check_folds(config: RunConfig) -> None:
             raise UserError(f"--folds gives each training clip to one network, and {option} {what}: remove one of them")
 
 
+def _check_proxy(config: RunConfig) -> None:
+    """Refuse options that do not go together with ``--proxy``, and options of a proxy without one."""
+    pair = config.pair
+    if pair.proxy is None:
+        own = {"frames": pair.proxy_frames, "stride": pair.proxy_stride, "size": pair.proxy_size}
+        for name, value in own.items():
+            if value is not None:
+                raise UserError(f"--proxy-{name} {value} has no effect without --proxy: name the proxy, or remove it")
+        return
+    given = f"--proxy {pair.proxy}"
+    if pair.folds is not None:
+        raise UserError(
+            f"{given} and --folds do not go together: train {pair.proxy} as --student with --folds first, and then give "
+            "its folder as --teacher-weights"
+        )
+    if pair.supervised:
+        raise UserError(f"{given} learns from teachers and --supervised learns from labels: remove one of the two")
+    if SELF in pair.teacher:
+        raise UserError(
+            f"{given} learns from frozen teachers, and --teacher self changes with the student: name others"
+        )
+    if pair.teacher_cache is not None:
+        raise UserError(
+            f"{given} learns from running teachers, and --teacher-cache has embeddings of one: give --teacher, or "
+            f"train {pair.proxy} as --student of the cache and name its folder in --teacher-weights"
+        )
+
+
 def _check_options_have_an_effect(config: RunConfig, terms: Sequence[Term]) -> None:
     """Refuse options that would do nothing, or that would fail after hours of training."""
     pair, objective, shots = config.pair, config.objective, config.data.shots
@@ -109,10 +140,13 @@ def _check_options_have_an_effect(config: RunConfig, terms: Sequence[Term]) -> N
         )
     if objective.mix and ("labels" in compared or (pair.supervised and pair.rounds == 1)):
         raise UserError("--mix makes clips without a label of their own, and this run uses labels: remove --mix")
-    if pair.rounds > 1 and "logits" in compared and "labels" not in compared:
+    if (pair.rounds > 1 or pair.proxy) and "logits" in compared and "labels" not in compared:
+        needed = (
+            "--proxy needs a classifier of the proxy" if pair.proxy else "--rounds needs a classifier of each student"
+        )
         raise UserError(
-            f"--rounds needs a classifier of each student, and {named} leaves none: add cross-entropy, or choose an "
-            "objective on embeddings, for example compress-1q"
+            f"{needed}, and {named} leaves none: add cross-entropy, or choose an objective on embeddings, for example "
+            "compress-1q"
         )
 
 
@@ -120,18 +154,19 @@ def check_data_and_memory(
     config: RunConfig, sources: Sequence[TeacherSource], manifests: Sequence[Manifest], accelerator: Accelerator
 ) -> None:
     """Raise a ``UserError`` if a dataset lacks a stream or the memory banks do not fit, before a teacher is trained."""
-    assert config.pair.student is not None
-    student = preview_encoder(config.pair.student, config.pair.student_weights)
-    teachers = [source.preview(student) for source in sources]
-    for manifest, encoder in itertools.product(manifests, [student, *teachers]):
-        view = encoder.view
-        manifest.require_stream(view.kind.stream, wanted_by=f"a {view.modality} encoder")
-    require_fitting_batch(config, terms_of(config))
-    for source in sources:
-        source.check_data(config, manifests)
     num_clips = count_training_clips(config, manifests, uses_labels=uses_labels(config))
     size = fillable_bank_size(config, num_clips, accelerator.num_processes)
-    _check_bank_memory(config, size, student, teachers, accelerator)
+    for stage, its_sources in stages(config, sources):
+        assert stage.pair.student is not None
+        student = preview_encoder(stage.pair.student, stage.pair.student_weights)
+        teachers = [source.preview(student) for source in its_sources]
+        for manifest, encoder in itertools.product(manifests, [student, *teachers]):
+            view = encoder.view
+            manifest.require_stream(view.kind.stream, wanted_by=f"a {view.modality} encoder")
+        require_fitting_batch(stage, terms_of(stage))
+        for source in its_sources:
+            source.check_data(stage, manifests)
+        _check_bank_memory(stage, size, student, teachers, accelerator)
 
 
 def _check_bank_memory(

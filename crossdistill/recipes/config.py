@@ -67,6 +67,9 @@ class PairConfig:
     them. Several are allowed. self: the student's own EMA copy (ISD, see configs/isd.yaml)."""
     student: str | None = None
     """Encoder to train, for example flow_r3d18."""
+    proxy: str | None = None
+    """Large encoder between several teachers and the student (EUPE): it learns from the teachers first, in the folder
+    proxy of the run, and the student then learns from it alone. All options of training hold for both."""
     supervised: bool = False
     """Train the student with labels and without a teacher: this makes teachers, and the baseline to beat."""
     teacher_weights: Names = ("auto",)
@@ -95,6 +98,12 @@ class PairConfig:
     """Distance between two of the student's frames, in frames of the video; its own if absent."""
     student_size: Count | None = None
     """Height and width of what the student sees, in pixels; its own if absent."""
+    proxy_frames: Count | None = None
+    """Frames that the proxy sees; its own number if absent."""
+    proxy_stride: Count | None = None
+    """Distance between two of the proxy's frames, in frames of the video; its own if absent."""
+    proxy_size: Count | None = None
+    """Height and width of what the proxy sees, in pixels; its own if absent."""
     rounds: Count = 1
     """Number of rounds of self-distillation. From the second on, the student of the round before is the teacher."""
     bits: str | None = None
@@ -400,6 +409,8 @@ def with_preset(values: Mapping[str, Any], config: RunConfig) -> dict[str, Any]:
     if set(pair.teacher_weights) != {AUTO} or pair.teacher_cache is not None or SELF in pair.teacher:
         # The preset's teacher views are for a teacher that is trained first; an existing teacher brings its own view.
         preset["pair"] = {key: value for key, value in preset["pair"].items() if not key.startswith("teacher_")}
+    if pair.proxy is None:
+        preset["pair"] = {key: value for key, value in preset["pair"].items() if not key.startswith("proxy_")}
     return merge(preset, values)
 
 

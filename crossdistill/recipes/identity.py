@@ -36,6 +36,8 @@ def choose_folder(config: RunConfig, sources: Sequence[TeacherSource]) -> Path:
     if config.machine.out is not None:
         return config.machine.out
     source = "-and-".join(file_name_of(source.name) for source in sources) or "labels"
+    if config.pair.proxy is not None:
+        source += f"-through-{file_name_of(config.pair.proxy)}"
     base = RUNS_FOLDER / f"{file_name_of(config.pair.student or '')}-from-{source}"
     candidates = [base, *(base.with_name(f"{base.name}-{i}") for i in range(2, MAX_NUMBERED_FOLDERS))]
     if config.machine.resume:
@@ -65,6 +67,9 @@ def identity(config: RunConfig) -> dict[str, Any]:
         del values["objective"]["mix"]
     if values["pair"]["folds"] is None:  # likewise
         del values["pair"]["folds"]
+    if values["pair"]["proxy"] is None:  # likewise
+        for key in [key for key in values["pair"] if key.startswith("proxy")]:
+            del values["pair"][key]
     return values
 
 

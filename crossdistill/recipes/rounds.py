@@ -21,6 +21,7 @@ from crossdistill.recipes.context import RunContext, announce
 from crossdistill.recipes.data import count_training_clips, open_datasets
 from crossdistill.recipes.final_evaluation import print_comparison
 from crossdistill.recipes.identity import choose_folder
+from crossdistill.recipes.proxy import without_proxy
 from crossdistill.recipes.run import claimed, run
 from crossdistill.recipes.sizes import fit_to_data
 from crossdistill.recipes.teachers import teacher_sources
@@ -75,7 +76,7 @@ def round_config(config: RunConfig, folder: RunFolder, number: int) -> RunConfig
     if number > 1:
         objective = replace(objective, teacher_drop=0.0)
         pair = replace(
-            pair,
+            without_proxy(pair),
             supervised=False,
             teacher=several(pair.student),
             teacher_weights=(str(folder.round(number - 1).path),),

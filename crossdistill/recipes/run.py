@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 from crossdistill.data.dataset import PairedClips
 from crossdistill.distillation.distiller import Distiller
-from crossdistill.distillation.student import find_student, save_student
+from crossdistill.distillation.student import find_student, read_facts, save_student
 from crossdistill.distillation.task import Task
 from crossdistill.distillation.teachers import Teacher
 from crossdistill.encoders import Encoder
@@ -33,6 +33,7 @@ from crossdistill.recipes.data import (
 from crossdistill.recipes.final_evaluation import evaluate_networks
 from crossdistill.recipes.folds import facts_of_labels, folded_dataset
 from crossdistill.recipes.identity import choose_folder, contents, identity, own_teacher_config, upgrade
+from crossdistill.recipes.proxy import proxy_stage, student_stage
 from crossdistill.recipes.recorded_teachers import RecordedTeacher
 from crossdistill.recipes.sizes import fit_to_data
 from crossdistill.recipes.student import create_student
@@ -81,6 +82,8 @@ def run(config: RunConfig, accelerator: Accelerator | None = None, *, is_common:
             context.announce(f"{folder.path} is finished: its student is taken")
         elif config.pair.supervised:
             _train_with_labels(context)
+        elif config.pair.proxy is not None:
+            _train_through_proxy(context, sources)
         else:
             _train_with_teachers(context, sources)
         if not config.machine.keep_checkpoints:
@@ -104,7 +107,8 @@ def claimed(run: RunContext, *, is_common: bool = False) -> Iterator[bool]:
             if is_common and find_student(run.folder.path) is not None:
                 return True
             digests, resume = contents(run.config, run.manifests), run.config.machine.resume
-            may_grow = EPOCHS if run.config.pair.rounds == 1 else ""  # each round learns from the end of the last
+            # Each round learns from the end of the last, and a student from the end of its proxy.
+            may_grow = EPOCHS if run.config.pair.rounds == 1 and run.config.pair.proxy is None else ""
             run.folder.claim(identity(run.config), contents=digests, resume=resume, may_grow=may_grow, upgrade=upgrade)
             return False
 
@@ -135,7 +139,38 @@ def _train_with_labels(run: RunContext) -> None:
     evaluate_networks(run, {str(Role.SUPERVISED): (student, task.execution)}, step=step)
 
 
-def _train_with_teachers(run: RunContext, sources: list[TeacherSource]) -> None:
+def _train_through_proxy(context: RunContext, sources: list[TeacherSource]) -> None:
+    """Train the proxy in a folder of its own, unless an interrupted run finished it, and then the student."""
+    config, accelerator, proxy = context.config, context.accelerator, context.folder.proxy.path
+    # What is wrong with the student's stage is named before the proxy is trained for hours.
+    check_data_and_memory(config, sources, context.manifests, accelerator)
+    second = student_stage(config, str(proxy))
+    student, learner = create_student(second), create_student(proxy_stage(config, context.folder, ()))
+    select_training_clips(
+        second,
+        context.manifests,
+        student_view=student.view,
+        teacher_views=[learner.view],
+        uses_labels=uses_labels(config),
+        accelerator=accelerator,
+    )
+    sources = _find_weights(context, sources, learner)
+    if not decide_on_first(accelerator, lambda: find_student(proxy) is not None):
+        weights = [source.weights for source in sources if source.weights is not None]
+        run(proxy_stage(config, context.folder, weights), accelerator)
+    _train_with_teachers(replace(context, config=second), teacher_sources(second), proxied=sources)
+
+
+def _train_with_teachers(
+    run: RunContext, sources: list[TeacherSource], *, proxied: Sequence[TeacherSource] = ()
+) -> None:
+    """Train the student with its teachers, and evaluate all networks.
+
+    Args:
+        run: The run.
+        sources: The teachers.
+        proxied: The teachers of the only teacher, which is a proxy.
+    """
     config = run.config
     check_data_and_memory(config, sources, run.manifests, run.accelerator)
     student = create_student(config)
@@ -157,23 +192,33 @@ def _train_with_teachers(run: RunContext, sources: list[TeacherSource]) -> None:
     named = " and ".join(f"{source.name} ({source.origin}{view})" for source, view in zip(sources, seen, strict=True))
     run.announce(f"{student.name} ({student.view.size_text}) learns from {named}; the run is kept in {run.folder.path}")
     distiller = create_distiller(run, student, execution, teachers, clips)
-    step = _train(run, distiller, student, clips, facts=_facts_of(distiller, sources, config))
+    facts = _facts_of(distiller, sources, config)
+    if proxied:
+        facts["teachers_of_proxy"] = read_facts(run.folder.proxy.path)[1]["training"]["teachers"]
+    step = _train(run, distiller, student, clips, facts=facts)
     random_student = create_student(config, is_random=True)
     execution.place(random_student)  # both students run in the same precision
-    networks = [network for teacher in distiller.teachers for network in teacher.networks]
+    networks = _networks_by_role(distiller.teachers)
+    if proxied and config.machine.evaluate:
+        (proxy,) = distiller.teachers
+        opened = [source.open(run, proxy.encoder, execution, number=i) for i, source in enumerate(proxied)]
+        networks = _networks_by_role(opened) | {str(Role.PROXY): proxy.networks[0]}
     evaluate_networks(
         run,
         {
-            **{
-                role: (network, run.choose_execution(network))
-                for role, network in zip(teacher_roles(len(networks)), networks, strict=True)
-            },
+            **{role: (network, run.choose_execution(network)) for role, network in networks.items()},
             str(Role.RANDOM): (random_student, execution),
             str(Role.DISTILLED): (student, execution),
         },
         step=step,
         stored=_stored_embeddings(distiller.teachers, clips),
     )
+
+
+def _networks_by_role(teachers: Sequence[Teacher]) -> dict[str, Encoder]:
+    """Return the networks of all teachers, one after another, by their roles."""
+    networks = [network for teacher in teachers for network in teacher.networks]
+    return dict(zip(teacher_roles(len(networks)), networks, strict=True))
 
 
 def _stored_embeddings(teachers: Sequence[Teacher], clips: PairedClips) -> dict[str, StoredEmbeddings]:

@@ -38,7 +38,7 @@ def _training_facts(record: RunRecord) -> Pairs:
     objective = "cross-entropy with labels" if record.is_supervised else " + ".join(config.objective.objective) + bank
     recorded = [f"{one.weights} (hash {one.weights_sha256})" for one in recorded_teachers(record.training)]
     return [
-        ("teacher", record.teachers or "none (labels)"),
+        ("teacher", record.origin or "none (labels)"),
         ("teacher weights", "" if record.is_supervised else ", ".join(recorded or config.pair.teacher_weights)),
         ("objective", objective),
         ("datasets", ", ".join(str(path) for path in config.data.data) or "toyactions"),
@@ -93,4 +93,4 @@ def headline(record: RunRecord) -> str:
         return f"{record.encoder}{where}."
     if record.teachers == "self":
         return f"{record.encoder}, trained{where} by its own EMA copy, without labels."
-    return f"{record.encoder}, distilled{where} from {record.teachers}."
+    return f"{record.encoder}, distilled{where} from {record.origin}."

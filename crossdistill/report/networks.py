@@ -16,6 +16,7 @@ from crossdistill.evaluation.roles import NumberedRole, Role, teacher_roles
 from crossdistill.recipes.config import AUTO, SELF, RunConfig
 from crossdistill.recipes.data import TOYACTIONS_FOLDER, evaluable, is_toyactions
 from crossdistill.recipes.identity import own_teacher_config
+from crossdistill.recipes.proxy import student_stage
 from crossdistill.recipes.recorded_teachers import load_again, recorded_teachers
 from crossdistill.recipes.student import create_student
 from crossdistill.recipes.teachers import TeacherOptions, published_weights, teacher_options
@@ -40,11 +41,11 @@ class Kind(str, Enum):
 
 
 def kind_of(role: str) -> Kind:
-    """Return the kind of network of a role, for example teacher for ``teacher 2``."""
+    """Return the kind of network of a role, for example teacher for ``teacher 2`` and for ``proxy``."""
     if role == BASELINE_ROLE:
         return Kind.BASELINE
     parsed = NumberedRole.parse(role)
-    kinds = {Role.TEACHER: Kind.TEACHER, Role.RANDOM: Kind.RANDOM}
+    kinds = {Role.TEACHER: Kind.TEACHER, Role.PROXY: Kind.TEACHER, Role.RANDOM: Kind.RANDOM}
     return Kind.STUDENT if parsed is None else kinds.get(parsed.role, Kind.STUDENT)
 
 
@@ -107,9 +108,13 @@ def load_teachers(
     if SELF in config.pair.teacher:
         yield "the teacher was the student's own EMA copy, which is not stored."
         return
+    has_proxy = config.pair.proxy is not None
+    if has_proxy:  # the student learned from it alone
+        config = student_stage(config, str(RunFolder(record.folder).proxy.path))
     chosen = _teachers_of(record, config)
+    roles = [str(Role.PROXY)] if has_proxy else teacher_roles(len(chosen))
     hashes = [one for one in str(record.training.get("teacher_weights_sha256") or "").split(" and ") if one]
-    for role, teacher in zip(teacher_roles(len(chosen)), chosen, strict=True):
+    for role, teacher in zip(roles, chosen, strict=True):
         try:
             _allow(teacher.name, options)
             found = _with_weights(record, config, teacher, manifest)

@@ -100,6 +100,14 @@ class RunRecord:
         return " and ".join(short_name(name) for name in [teacher.name for teacher in recorded] or configured)
 
     @property
+    def origin(self) -> str:
+        """The teachers; a proxy with those that it learned from."""
+        config = self.config
+        if config is None or config.pair.proxy is None:
+            return self.teachers
+        return f"{self.teachers}, the proxy of {' and '.join(map(short_name, config.pair.teacher))}"
+
+    @property
     def datasets(self) -> tuple[Path, ...]:
         """Folders of the training datasets, as given at training."""
         configured = () if self.config is None else self.config.data.data

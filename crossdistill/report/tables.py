@@ -15,7 +15,7 @@ from crossdistill.report.record import short_name
 from crossdistill.report.results import ResultTable
 
 FIRST_PROTOCOLS = ("linear", "linear-sweep", "1-nn", "5-nn", "20-nn")  # in the first rows
-ROLE_ORDER = (Role.TEACHER, BASELINE_ROLE, Role.SUPERVISED, Role.DISTILLED, Role.RANDOM)
+ROLE_ORDER = (Role.TEACHER, Role.PROXY, BASELINE_ROLE, Role.SUPERVISED, Role.DISTILLED, Role.RANDOM)
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,11 @@ class RunFolder:
         return self.path / "student"
 
     @property
+    def proxy(self) -> RunFolder:
+        """The folder of the proxy teacher's own run (``--proxy``)."""
+        return RunFolder(self.path / "proxy")
+
+    @property
     def features(self) -> Path:
         """The folder of the feature store."""
         return self.path / "features"
@@ -90,7 +95,7 @@ class RunFolder:
     @property
     def is_started(self) -> bool:
         """Whether a run left a checkpoint or a student here, which only ``--resume`` continues."""
-        return any(path.exists() for path in (self.checkpoints, self.student, self.round(1).path))
+        return any(path.exists() for path in (self.checkpoints, self.student, self.proxy.path, self.round(1).path))
 
     def lock(self, on_wait: Callable[[str], None] | None = None) -> AbstractContextManager[None]:
         """Hold the folder, so that no other run writes into it; see ``folder_lock``."""
