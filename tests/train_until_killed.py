@@ -1,6 +1,7 @@
 """train.py that sends a signal to all its processes once metrics.jsonl holds the step KILL_AFTER_STEP.
 
-The signal is KILL_SIGNAL, SIGKILL by default. A test that watches the file from outside may come too late on a busy
+The signal is KILL_SIGNAL, SIGKILL by default. KILL_IN is a part of the path of that file, for a run of several
+trainings; any by default. A test that watches the file from outside may come too late on a busy
 machine.
 """
 
@@ -22,7 +23,8 @@ is_noted = threading.Event()
 
 def write_and_die(log: MetricsLog, step: int, values: dict[str, float]) -> None:
     write(log, step, values)
-    if "loss" not in values or step < int(os.environ["KILL_AFTER_STEP"]) or is_noted.is_set():
+    is_other = os.environ.get("KILL_IN", "") not in log._file.name
+    if "loss" not in values or step < int(os.environ["KILL_AFTER_STEP"]) or is_noted.is_set() or is_other:
         return
     if SIGNAL != signal.SIGKILL:
         # As a terminal or a scheduler does; torchrun, whose workers have sessions of their own, passes it on.

@@ -6,13 +6,20 @@ The sentences are rules of thumb; their thresholds are constants. Shapes: N clip
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from crossdistill.data.dataset import Entry
+from crossdistill.errors import require_package
+from crossdistill.evaluation.information import (
+    NUM_STANDARD_ERRORS_95,
+    Information,
+    SharedInformation,
+    shared_information,
+)
 from crossdistill.evaluation.protocols.agreement import (
     NeighbourClasses,
     chance_overlap,
@@ -26,7 +33,10 @@ from crossdistill.evaluation.roles import Role
 from crossdistill.evaluation.spread import SPREAD_TITLES, FeatureSpread, feature_spread, spread_texts
 from crossdistill.utils.console import print_table
 
-# An overlap is called above chance if it exceeds those of so many random pairings of the clips (1 % by luck).
+if TYPE_CHECKING:
+    import pandas
+
+# A figure is called above chance if it exceeds those of so many random pairings of the clips (1 % by luck).
 NUM_SHUFFLES = 99
 # Linear CKA of a random student: below the first the inputs have hardly anything in common, above the second much.
 FAINT_CKA = 0.1
@@ -99,10 +109,37 @@ class AgreementReport:
     """Some videos of the sample, each with its nearest in the teacher's space."""
     origin: str | None
     """A sentence about a trained student that did not learn from this teacher; None if it did."""
+    information: dict[str, SharedInformation] = field(default_factory=dict)
+    """What each student shares with the teacher and with the classes, by role; without those of too few clips."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for a JSON file."""
         return {**asdict(self), "conclusions": conclude(self)}
+
+    def to_frame(self) -> pandas.DataFrame:
+        """Convert the figures to a pandas DataFrame with one row per student, whose columns are the JSON's keys.
+
+        Nested keys are joined by dots, as ``with_teacher.nats``; figures that were not computed are missing values.
+
+        Raises:
+            UserError: pandas is not installed.
+        """
+        found = require_package("pandas", target="to_frame()", extra="pandas")
+        pair = {"teacher": self.teacher, "student": self.student, "dataset": self.dataset, "num_clips": self.num_clips}
+        rows = []
+        for role, agreement in self.agreements.items():
+            information = self.information.get(role)
+            rows.append(
+                {
+                    **pair,
+                    "role": str(role),
+                    "chance": self.chance,
+                    **asdict(agreement),
+                    **({} if information is None else asdict(information)),
+                }
+            )
+        frame: pandas.DataFrame = found.json_normalize(rows)
+        return frame
 
 
 def compare_spaces(
@@ -120,12 +157,16 @@ def compare_spaces(
     remaining fields of ``AgreementReport``.
     """
     near_teacher = nearest_others(teacher_ne, k)
-    shares, agreements = {}, {}
+    shares, agreements, information = {}, {}, {}
+    labels_n, films_n = torch.tensor([entry.label for entry in entries]), _films(entries)
     for role, features in students.items():
         near = nearest_others(features, k)
         shares[role] = share_of_common(near_teacher, near)
         highest = highest_shuffled_overlap(near_teacher, near)
         agreements[role] = SpaceAgreement(shares[role].mean().item(), highest, linear_cka(teacher_ne, features))
+        found = shared_information(teacher_ne, features, labels_n, films_n, num_shuffles=NUM_SHUFFLES)
+        if found is not None:
+            information[role] = found
     is_trained = Role.TRAINED in shares
     gain = mean_gain(shares[Role.TRAINED], shares[Role.RANDOM]) if is_trained else None
     teacher_1nn, leaves_film_out = _teacher_classes(teacher_ne, entries)
@@ -144,6 +185,7 @@ def compare_spaces(
             str(role): feature_spread(features) for role, features in {Role.TEACHER: teacher_ne, **students}.items()
         },
         nearest=tuple(nearest),
+        information=information,
         **facts,
     )
 
@@ -164,14 +206,18 @@ def _teacher_classes(features_nd: Tensor, entries: Sequence[Entry]) -> tuple[Nei
     labelled = [i for i, entry in enumerate(entries) if entry.label >= 0]
     features_nd = features_nd[labelled]
     labels_n = torch.tensor([entries[i].label for i in labelled], dtype=torch.int64)
-    # A group is a film within its class; a video without a group is a film of its own.
-    keys = [(entries[i].label, entries[i].video.group or entries[i].key) for i in labelled]
-    number = {key: position for position, key in enumerate(dict.fromkeys(keys))}
-    films_n = torch.tensor([number[key] for key in keys], dtype=torch.int64)
+    films_n = _films([entries[i] for i in labelled])
     across_films = neighbour_classes(features_nd, labels_n, films_n)
-    if across_films is not None and len(number) < len(keys):
+    if across_films is not None and len(films_n.unique()) < len(films_n):
         return across_films, True
     return neighbour_classes(features_nd, labels_n, torch.arange(len(labelled))), False
+
+
+def _films(entries: Sequence[Entry]) -> Tensor:
+    """Number the films [N] int64: a group within its class is a film, and a video without a group is one of its own."""
+    keys = [(entry.label, entry.video.group or entry.key) for entry in entries]
+    number = {key: position for position, key in enumerate(dict.fromkeys(keys))}
+    return torch.tensor([number[key] for key in keys], dtype=torch.int64)
 
 
 def _by_class(
@@ -197,14 +243,28 @@ def conclude(report: AgreementReport) -> list[str]:
         assert report.gain is not None
         trained, random = report.agreements[Role.TRAINED], report.agreements[Role.RANDOM]
         said += [about_training(trained, random, report.gain, chance=report.chance)]
-        said += [report.origin] if report.origin else []
+        if report.origin:
+            said += [report.origin]
+            said += [
+                about_information(report.information[role], student="trained student")
+                for role in _role_in_words(report)
+            ]
     else:
         said += [_about_overlap(report), _about_cka(report)]
+        said += [
+            about_information(report.information[role], student="untrained student") for role in _role_in_words(report)
+        ]
     said.append(
         f"These sentences rest on {report.num_clips} clips and on rules of thumb: they can warn, but they cannot "
         "promise; only an evaluation shows whether a student is better."
     )
     return said
+
+
+def _role_in_words(report: AgreementReport) -> list[str]:
+    """Return the role whose information is put into a sentence: the trained student, or else the untrained one."""
+    role = Role.TRAINED if Role.TRAINED in report.agreements else Role.RANDOM
+    return [role] if role in report.information else []
 
 
 def _about_teacher(report: AgreementReport) -> str:
@@ -272,6 +332,38 @@ def _about_cka(report: AgreementReport) -> str:
     )
 
 
+def about_information(found: SharedInformation, *, student: str) -> str:
+    """Say whether teacher and student share more than the student says about the classes.
+
+    Xie, Xu, Sanguinetti: Information-Theoretic Criteria for Knowledge Distillation in Multimodal Learning, 2025, arXiv
+    2510.13182, propose this as the condition under which a teacher of another modality helps.
+
+    Args:
+        found: The estimates.
+        student: Which student, for example ``untrained student``.
+    """
+    taught, said = found.with_teacher, found.with_labels
+    if not taught.is_above_chance:
+        return (
+            f"Teacher and {student} share {_nats(taught)}, no more than random pairings. A student that was trained "
+            "with labels (--student RUN) shows more of what its input has in common with the teacher."
+        )
+    shared = f"Teacher and {student} share {_nats(taught)}"
+    if said is None or found.difference is None:
+        return f"{shared}. Whether that is more than the student says about classes needs labelled clips."
+    mean, error = found.difference
+    figures = f"{shared}, and the {student} says {_nats(said)} about the classes"
+    if abs(mean) <= NUM_STANDARD_ERRORS_95 * error:
+        return f"{figures}. On this sample that is no difference, which speaks neither for the pair nor against it."
+    if mean > 0:
+        return f"{figures}. By the complementarity hypothesis, more with the teacher speaks for the pair."
+    return f"{figures}. By the complementarity hypothesis, less with the teacher speaks against the pair."
+
+
+def _nats(found: Information) -> str:
+    return f"{max(found.nats, 0.0):.2f} ± {found.half_interval:.2f} nats"
+
+
 def about_training(trained: SpaceAgreement, random: SpaceAgreement, gain: tuple[float, float], *, chance: float) -> str:
     """Say whether training moved the student towards the teacher; for ``gain`` see ``AgreementReport``."""
     difference, error = gain
@@ -304,6 +396,7 @@ def print_agreement_report(report: AgreementReport) -> None:
     unrelated = ("unrelated spaces, expected", f"{report.chance:.1%}", "", "0.000", "", "")
     header = ("", f"{report.k}-NN in common", f"highest of {NUM_SHUFFLES} shuffles", "linear CKA, unbiased")
     print_table(title, (*header, *SPREAD_TITLES), [*rows, teacher, unrelated])
+    _print_information(report)
     if report.classes:
         by_class = [
             (one.name, str(one.num_clips), *(f"{one.overlaps[role]:.1%}" for role in (Role.TRAINED, Role.RANDOM)))
@@ -323,3 +416,17 @@ def print_agreement_report(report: AgreementReport) -> None:
         print(f"  {video}: {reason}")
     for sentence in conclude(report):
         print(sentence)
+
+
+def _print_information(report: AgreementReport) -> None:
+    """Print how many nats each student shares with the teacher and with the classes."""
+    rows = [
+        (role, name, _nats(one), f"{one.highest_shuffled:.2f}")
+        for role, found in report.information.items()
+        for name, one in (("teacher", found.with_teacher), ("classes", found.with_labels))
+        if one is not None
+    ]
+    if rows:
+        num_components = next(iter(report.information.values())).num_components
+        title = f"mutual information by linear models on held-out clips; components of each embedding: {num_components}"
+        print_table(title, ("", "with", "± half of the 95% interval", f"highest of {NUM_SHUFFLES} shuffles"), rows)

@@ -101,8 +101,8 @@ def _check_proxy(config: RunConfig) -> None:
     given = f"--proxy {pair.proxy}"
     if pair.folds is not None:
         raise UserError(
-            f"{given} and --folds do not go together: train {pair.proxy} as --student with --folds first, and then give "
-            "its folder as --teacher-weights"
+            f"{given} and --folds do not go together: train {pair.proxy} as --student with --folds first, and then "
+            "give its folder as --teacher-weights"
         )
     if pair.supervised:
         raise UserError(f"{given} learns from teachers and --supervised learns from labels: remove one of the two")

@@ -156,7 +156,7 @@ def _train_through_proxy(context: RunContext, sources: list[TeacherSource]) -> N
     )
     sources = _find_weights(context, sources, learner)
     if not decide_on_first(accelerator, lambda: find_student(proxy) is not None):
-        weights = [source.weights for source in sources if source.weights is not None]
+        weights = [name for source in sources for name in source.weights]
         run(proxy_stage(config, context.folder, weights), accelerator)
     _train_with_teachers(replace(context, config=second), teacher_sources(second), proxied=sources)
 

@@ -15,6 +15,7 @@ from crossdistill.data.manifest import Manifest
 from crossdistill.distillation.student import save_student
 from crossdistill.encoders import create_encoder
 from crossdistill.errors import UserError
+from crossdistill.evaluation.information import Information, SharedInformation
 from crossdistill.evaluation.protocols import agreement
 from crossdistill.evaluation.protocols.agreement import (
     NeighbourClasses,
@@ -216,6 +217,26 @@ def test_command__a_network_agrees_with_itself(toy_folder, teacher, tmp_path):
     assert any("is not known" in sentence for sentence in found["conclusions"])
 
 
+def test_command__says_what_the_pair_shares_beside_overlap_and_cka(toy_folder, teacher, tmp_path, capsys):
+    found = figures(tmp_path, *teacher, *STUDENT, "--data", toy_folder)
+    assert set(found["information"]) == {Role.RANDOM} and found["num_clips"] == 36
+    one = found["information"][Role.RANDOM]
+    assert one["num_components"] == 1 and one["with_labels"] is None  # 3 clips of a class
+    shared = one["with_teacher"]
+    assert abs(shared["nats"]) < 1 and shared["standard_error"] > 0 and shared["highest_shuffled"] < 1
+    output = capsys.readouterr().out
+    assert "mutual information by linear models on held-out clips; components of each embedding: 1" in output
+    assert sum("Teacher and untrained student share" in sentence for sentence in found["conclusions"]) == 1
+
+
+def test_to_frame__has_a_row_for_each_student():
+    pytest.importorskip("pandas")
+    frame = report(trained=0.4, gain=(0.1, 0.03), information={Role.RANDOM: shares(1.0, 0.4)}).to_frame()
+    assert frame["role"].tolist() == [Role.RANDOM.value, Role.TRAINED.value]
+    assert frame["overlap"].tolist() == [0.3, 0.4] and frame["with_teacher.nats"].tolist()[0] == 1.0
+    assert frame["with_labels.nats"].tolist()[0] == 0.4 and frame["with_labels.nats"].isna().tolist() == [False, True]
+
+
 def test_command__of_a_trained_run(run_folder, toy_folder, teacher, tmp_path, capsys):
     found = figures(tmp_path, *teacher, "--student", run_folder, "--data", toy_folder)
     assert found["student"] == "flow_tiny3d_8" and found["sample"] == "split 1, test part"
@@ -322,7 +343,16 @@ def depth_weights(folder: Path) -> Path:
     return path
 
 
-def report(*, accuracy=0.5, fresh=0.3, trained=None, cka=0.2, gain=None, effective_rank=9.0):
+def shares(with_teacher, with_labels, *, error=0.1):
+    """What a student shares; the difference has the standard error ``error``."""
+    labels = None if with_labels is None else Information(with_labels, 0.1, 0.0)
+    difference = None if with_labels is None else (with_teacher - with_labels, error)
+    return SharedInformation(8, Information(with_teacher, 0.1, highest_shuffled=0.05), labels, difference)
+
+
+def report(
+    *, accuracy=0.5, fresh=0.3, trained=None, cka=0.2, gain=None, effective_rank=9.0, information=None, origin=None
+):
     agreements = {Role.RANDOM: SpaceAgreement(fresh, highest_shuffled_overlap=0.15, cka=cka)}
     if trained is not None:
         agreements[Role.TRAINED] = SpaceAgreement(trained, highest_shuffled_overlap=0.15, cka=0.5)
@@ -342,7 +372,8 @@ def report(*, accuracy=0.5, fresh=0.3, trained=None, cka=0.2, gain=None, effecti
         gain=gain,
         spreads={Role.TEACHER: FeatureSpread(effective_rank, highest_rank=20, uniformity=-1.0)},
         nearest=(("a.mp4", "b.mp4"),),
-        origin=None,
+        origin=origin,
+        information=information or {},
     )
 
 
@@ -361,6 +392,24 @@ def report(*, accuracy=0.5, fresh=0.3, trained=None, cka=0.2, gain=None, effecti
         ({"trained": 0.4, "gain": (0.1, 0.03)}, "towards the teacher."),
         ({"trained": 0.4, "gain": (0.1, 0.04)}, "shows no gain"),
         ({"trained": 0.2, "gain": (-0.1, 0.03)}, "away from this teacher"),
+        ({"information": {Role.RANDOM: shares(1.0, 0.7)}}, "1.00 ± 0.20 nats, and the untrained student says 0.70"),
+        ({"information": {Role.RANDOM: shares(1.0, 0.7)}}, "more with the teacher speaks for the pair"),
+        ({"information": {Role.RANDOM: shares(0.7, 1.0)}}, "less with the teacher speaks against the pair"),
+        (
+            {"information": {Role.RANDOM: shares(0.7, 1.0, error=0.2)}},
+            "no difference, which speaks neither for the pair",
+        ),
+        ({"information": {Role.RANDOM: shares(0.7, None)}}, "needs labelled clips"),
+        ({"information": {Role.RANDOM: shares(0.05, 0.7)}}, "no more than random pairings"),
+        (
+            {
+                "trained": 0.4,
+                "gain": (0.1, 0.03),
+                "origin": "This student learned from labels.",
+                "information": {Role.RANDOM: shares(0.0, 0.0), Role.TRAINED: shares(2.0, 1.0)},
+            },
+            "the trained student says 1.00",
+        ),
         ({"trained": 0.14, "fresh": 0.01, "gain": (0.13, 0.01)}, "not clearly above"),
     ],
 )

@@ -64,9 +64,10 @@ def evaluations(folder):
     return {row["step"]: row["knn"] for row in rows if "knn" in row}
 
 
-def train_until_killed(arguments, step, number=signal.SIGKILL):
-    """Train until all processes get a signal after a step."""
-    process = start(arguments, KILL_AFTER_STEP=str(step), KILL_SIGNAL=number.name, PYTHONPATH=str(PROJECT))
+def train_until_killed(arguments, step, number=signal.SIGKILL, *, where=""):
+    """Train until all processes get a signal after a step, in the training whose ``metrics.jsonl`` has this path."""
+    variables = {"KILL_AFTER_STEP": str(step), "KILL_SIGNAL": number.name, "KILL_IN": where}
+    process = start(arguments, **variables, PYTHONPATH=str(PROJECT))
     output, _ = process.communicate(timeout=PATIENCE_SECONDS)
     if number == signal.SIGKILL:
         assert process.returncode == -signal.SIGKILL, output
@@ -147,6 +148,29 @@ def test_resume__stopped_runs_end_with_the_same_bits(tmp_path, toy_folder, teach
         assert torch.equal(value, other[name]) if isinstance(value, torch.Tensor) else value == other[name], name
     assert losses(whole) == losses(killed)
     assert evaluations(whole) == evaluations(killed) and bool(evaluations(whole)) == ("--knn-clips" in pair)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_resume__in_either_stage_of_a_run_through_a_proxy(tmp_path, toy_folder, teacher_file, processes):
+    """Both stages continue where they were killed, and a finished proxy is taken as it is."""
+    options = [*TWO_TEACHERS, "--teacher-weights", teacher_file, "--data", toy_folder, "--batch-size", 8 // processes]
+    options += ["--proxy", "rgb_tiny3d_16", "--proxy-frames", 4, "--proxy-size", 32, "--objective", "compress-2q"]
+    options += ["--epochs", 2, "--checkpoint-every-steps", 2]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    reference = start(command(*options, "--out", whole, processes=processes))
+    resumed = command(*options, "--out", killed, "--resume", processes=processes, script=KILLED_SCRIPT)
+    train_until_killed(resumed, 3, where="proxy/metrics.jsonl")
+    assert max(losses(killed / "proxy")) == 3 and not (killed / "metrics.jsonl").exists()
+    train_until_killed(resumed, 3, where="killed/metrics.jsonl")
+    assert max(losses(killed)) == 3
+    weights = "student/student.safetensors"
+    proxy = (killed / "proxy" / weights).stat()
+    finish(start(command(*options, "--out", killed, "--resume", processes=processes)))
+    finish(reference)
+    assert (killed / "proxy" / weights).stat().st_mtime_ns == proxy.st_mtime_ns
+    for folder in (Path("proxy"), Path()):
+        assert (whole / folder / weights).read_bytes() == (killed / folder / weights).read_bytes()
+        assert losses(whole / folder) == losses(killed / folder) and max(losses(whole / folder)) > 3
 
 
 @pytest.mark.parametrize(
