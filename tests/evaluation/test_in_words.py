@@ -32,6 +32,11 @@ def test_in_words__takes_the_best_teacher_and_the_last_round():
     assert "10.0 points below random weights and 60.0 below its teacher" in in_words(by_role)
 
 
+def test_in_words__compares_with_the_proxy_that_taught_the_student():
+    by_role = table(teacher_1=(0.9, 0.9), proxy=(0.5, 0.5), student__random=(0.2, 0.2), student__distilled=(0.45, 0.4))
+    assert "20.0 points above random weights and 10.0 below its proxy teacher" in in_words(by_role)
+
+
 def test_in_words__is_silent_without_a_student_from_a_teacher():
     assert in_words(table(student__random=(0.2, 0.2), student__supervised=(0.9, 0.9))) is None
     assert in_words(table(teacher=(0.2, 0.2), student__distilled=(0.9, 0.9))) is None

@@ -1,6 +1,8 @@
 """Mutual information against closed forms, naive implementations and scikit-learn."""
 
+import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,8 @@ from sklearn.feature_selection import mutual_info_classif, mutual_info_regressio
 from crossdistill.evaluation.information import (
     MAX_COMPONENTS,
     NUM_FOLDS,
+    Information,
+    SharedInformation,
     folds_of,
     leading_components,
     predicted_classes,
@@ -20,6 +24,7 @@ from crossdistill.evaluation.information import (
 )
 
 NUM_CLIPS = 400
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "results_schema.md"
 
 
 def gaussians(rho, num_dims, num_clips=NUM_CLIPS, *, seed=0):
@@ -199,6 +204,13 @@ def test_shared_information__of_some_labels_uses_their_clips():
     found = shared_information(teacher, student, labels, own_films(), num_shuffles=2)
     assert found.with_labels.standard_error > 0
     assert found.difference[0] == pytest.approx(found.with_teacher.nats - found.with_labels.nats, abs=0.3)
+
+
+@pytest.mark.parametrize("kind", [SharedInformation, Information])
+def test_fields__are_the_documented_ones(kind):
+    section = PAGE.read_text(encoding="utf-8").partition(f"## {kind.__name__}\n")[2].partition("\n## ")[0]
+    documented = [line.split("`")[1] for line in section.splitlines() if line.startswith("| `")]
+    assert documented == [field.name for field in dataclasses.fields(kind)]
 
 
 def test_folds__hold_whole_films():

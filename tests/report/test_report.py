@@ -540,9 +540,10 @@ def test_draw_queries__covers_classes_and_is_deterministic():
 
 def test_kind_of__every_role():
     kinds = [
-        kind_of(role) for role in ("teacher 2", "student, random", "supervised baseline", "student, distilled, round 2")
+        kind_of(role)
+        for role in ("teacher 2", "proxy", "student, random", "supervised baseline", "student, distilled, round 2")
     ]
-    assert kinds == ["teacher", "random", "baseline", "student"]
+    assert kinds == ["teacher", "teacher", "random", "baseline", "student"]
 
 
 def test_read_metrics__keeps_finite_numbers_of_complete_lines(tmp_path):
