@@ -24,6 +24,7 @@ from crossdistill.encoders import create_encoder
 from crossdistill.recipes.config import RunConfig
 from crossdistill.recipes.tasks import create_optimizer
 from crossdistill.training import loop
+from crossdistill.training.gradient_scaling import GradientScaling
 from crossdistill.types import PairedBatch, View
 
 PACKAGE = Path(loop.__file__).resolve().parents[1]
@@ -50,6 +51,7 @@ def entered_functions() -> set[CodeType]:
     distiller, optimizer, accelerator, batch = step_inputs()
     model, optimizer = accelerator.prepare(distiller.trainable, optimizer)
     distiller.wrap(lambda _: model)
+    scaling = GradientScaling("fp32", accelerator.device)
     found: set[CodeType] = set()
 
     def trace(frame: FrameType, event: str, argument: Any) -> None:
@@ -59,7 +61,7 @@ def entered_functions() -> set[CodeType]:
     for number in range(2):
         if number == 1:
             sys.setprofile(trace)
-        loop._step(distiller, model, optimizer, batch, lr=0.01, clip_norm=0.0, accelerator=accelerator)
+        loop._step(distiller, model, optimizer, scaling, batch, lr=0.01, clip_norm=0.0, accelerator=accelerator)
         distiller.after_step()
     sys.setprofile(None)
     return found

@@ -89,4 +89,6 @@ def _require_current_options(arguments: Sequence[str]) -> None:
     text = " ".join(arguments)
     bits = re.search(r"--precision[ =](w\d+a\d+)\b", text)
     if bits is not None:
-        raise UserError(f"--precision is now auto, fp32 or bf16, and quantisation is --bits: use --bits {bits[1]}")
+        raise UserError(
+            f"--precision is now auto, fp32, bf16 or fp16, and quantisation is --bits: use --bits {bits[1]}"
+        )

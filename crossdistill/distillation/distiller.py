@@ -229,13 +229,15 @@ class Distiller(Task):
         self._pending.append(anchors)
 
     @torch.no_grad()
-    def after_step(self) -> None:
-        """Enqueue the anchors of the batches since the last step; move EMA copies towards the student."""
+    def after_step(self, *, has_moved: bool = True) -> None:
+        """Enqueue the anchors of the batches since the last step; move EMA copies towards the student if it moved."""
         for anchors_of_batch in self._pending:
             for each, anchors in zip(self.comparisons, anchors_of_batch, strict=True):
                 if each.bank is not None and anchors is not None:
                     each.bank.enqueue(anchors)
         self._pending.clear()
+        if not has_moved:
+            return
         if self.momentum_copy is not None:
             self.momentum_copy.update(self.trainable, gather=self.gather)
         for teacher in self.teachers:

@@ -32,8 +32,11 @@ class Task(nn.Module):
         """Compute through ``wrapper(self.trainable)`` from now on: ``task.wrap(DistributedDataParallel)``."""
         self._call = wrapper(self.trainable).__call__  # a method, which nn.Module does not register as a second copy
 
-    def after_step(self) -> None:
-        """Update memory banks and EMA copies. Called after each optimizer step."""
+    def after_step(self, *, has_moved: bool = True) -> None:
+        """Update memory banks and EMA copies. Called after each optimizer step.
+
+        ``has_moved`` is false after a step that gradient scaling skipped: then the weights are those of before.
+        """
 
     @property
     def bank_fill(self) -> float | None:

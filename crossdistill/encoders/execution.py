@@ -12,7 +12,7 @@ from torch import Tensor
 from crossdistill.data.transforms import normalise
 from crossdistill.encoders import Encoder
 from crossdistill.encoders.base import NO_VIEW
-from crossdistill.encoders.hardware import autocast, channels_last, to_channels_last, uses_bf16
+from crossdistill.encoders.hardware import autocast, channels_last, choose_precision, to_channels_last
 from crossdistill.errors import UserError
 from crossdistill.types import Mix, View, ViewSpec
 
@@ -35,13 +35,9 @@ class Execution:
     view: ViewSpec
     """The encoder's view, which stored views are normalised for."""
     device: torch.device
-    is_bf16: bool
+    precision: str
+    """``fp32``, ``bf16`` or ``fp16``. Gradients of fp16 need scaling (``training/gradient_scaling.py``)."""
     is_channels_last: bool
-
-    @property
-    def precision(self) -> str:
-        """``bf16`` or ``fp32``, as an option names it."""
-        return "bf16" if self.is_bf16 else "fp32"
 
     @staticmethod
     def choose(
@@ -54,16 +50,16 @@ class Execution:
     ) -> Execution:
         """Decide precision and layout for an encoder, move it to the device and lay out its weights.
 
-        The device is by default that of the weights, the CPU without weights. ``uses_bf16`` describes ``precision`` and
-        ``training_batch_size``. ``layout`` is ``yes`` for channels last, ``no``, or ``auto`` (yes on a GPU, and on a
+        The device is by default that of the weights, the CPU without weights. ``choose_precision`` describes ``precision``
+        and ``training_batch_size``. ``layout`` is ``yes`` for channels last, ``no``, or ``auto`` (yes on a GPU, and on a
         CPU where it is faster).
         """
         # A module without weights, such as nn.Identity for embeddings that were stored, works on any device.
         device = device or next(encoder.parameters(), torch.empty(0)).device
-        is_bf16 = uses_bf16(encoder, setting=precision, device=device, training_batch_size=training_batch_size)
+        precision = choose_precision(encoder, setting=precision, device=device, training_batch_size=training_batch_size)
         pays = device.type == "cuda" or encoder.info.channels_last_pays_on_cpu
         is_channels_last = pays if layout == "auto" else layout == "yes"
-        execution = Execution(encoder.view, device, is_bf16, is_channels_last)
+        execution = Execution(encoder.view, device, precision, is_channels_last)
         execution.place(encoder)
         return execution
 
@@ -85,7 +81,7 @@ class Execution:
         clip = normalise(view, self.view) if isinstance(view, View) else view
         clip = clip if mix is None else mix(clip)
         clip = channels_last(clip) if self.is_channels_last else clip.contiguous()
-        with autocast(self.device, is_bf16=self.is_bf16):
+        with autocast(self.device, self.precision):
             return function(clip)
 
     def embed(self, module: Callable[[Tensor], Tensor], view: View | Tensor) -> Tensor:

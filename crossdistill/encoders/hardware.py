@@ -1,4 +1,4 @@
-"""Decide what depends on the machine: bf16 or fp32 for an encoder (``uses_bf16``), and memory layout."""
+"""Decide what depends on the machine: precision of an encoder (``choose_precision``), and memory layout."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ from crossdistill.errors import UserError
 
 # Number of backward passes that must agree. Each takes about as long as a training step.
 NUM_GRADIENT_CHECKS = 5
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Values of ``--precision`` besides ``auto``."""
+FIRST_WITH_FP16_UNITS = (7, 0)
+"""Compute capability of Volta."""
 
 
 def cpu_has_amx() -> bool:
@@ -27,26 +31,53 @@ def cpu_has_amx() -> bool:
     return bool(torch.cpu._is_amx_tile_supported())
 
 
-def uses_bf16(encoder: Encoder, *, setting: str, device: torch.device, training_batch_size: int | None) -> bool:
-    """Decide whether an encoder's forward and backward pass run in bf16.
+def choose_precision(encoder: Encoder, *, setting: str, device: torch.device, training_batch_size: int | None) -> str:
+    """Decide whether an encoder's forward and backward pass run in ``fp32``, ``bf16`` or ``fp16``.
 
-    ``setting`` is ``fp32``, ``bf16`` or ``auto``, which follows ``accelerate launch --mixed_precision`` if given;
-    another precision is a ``UserError``. Otherwise it chooses bf16 on a GPU that supports it, and on a CPU where it is
-    fast, as ``encoder.info`` says, and repeatable. ``training_batch_size`` is the number of clips of a batch if the
-    encoder is trained, and None if it only embeds.
+    ``setting`` is one of the three, or ``auto``, which follows ``accelerate launch --mixed_precision`` if given.
+    Otherwise ``auto`` chooses what ``gpu_precision`` says on a GPU. On a CPU it chooses bf16 where it is fast, as
+    ``encoder.info`` says, and repeatable. ``training_batch_size`` is the number of clips of a batch if the encoder is
+    trained, and None if it only embeds.
+
+    Raises:
+        UserError: The GPU has no bf16, or the precision that was launched is unknown.
     """
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if setting == "auto" and launched not in ("no", "bf16"):
-        raise UserError(f"mixed precision {launched!r} is not supported: launch with --mixed_precision bf16 or no")
+    if setting == "auto" and launched not in ("no", *DTYPES):
+        raise UserError(
+            f"mixed precision {launched!r} is not supported: launch with --mixed_precision bf16, fp16 or no"
+        )
+    if setting == "auto" and launched in ("bf16", "fp16"):
+        setting = launched
+    if setting == "bf16" and device.type == "cuda" and not _has_bf16():
+        name, (major, minor) = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+        raise UserError(
+            f"bf16 was asked for, and {name} (compute capability {major}.{minor}) computes it only by emulation, which "
+            "is slow: give --precision fp16, or auto"
+        )
     if setting != "auto":
-        return setting == "bf16"
+        return setting
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if launched == "bf16":
-        return True
+        return gpu_precision(device)
     if training_batch_size is None or device.type != "cpu" or not encoder.info.bf16_pays_on_cpu:
-        return False
-    return cpu_has_amx() and bf16_gradients_repeat(encoder, batch_size=training_batch_size)
+        return "fp32"
+    return "bf16" if cpu_has_amx() and bf16_gradients_repeat(encoder, batch_size=training_batch_size) else "fp32"
+
+
+def gpu_precision(device: torch.device) -> str:
+    """Return the precision that ``auto`` takes on a GPU.
+
+    It is bf16 if the GPU has it (compute capability 8.0), because it needs no gradient scaling. Volta and Turing have
+    matrix units for fp16 alone, and no TF32 that would make fp32 fast. Before Volta, fp16 arithmetic is not faster than
+    fp32 on most GPUs.
+    """
+    if _has_bf16():
+        return "bf16"
+    return "fp16" if torch.cuda.get_device_capability(device) >= FIRST_WITH_FP16_UNITS else "fp32"
+
+
+def _has_bf16() -> bool:
+    return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def bf16_gradients_repeat(encoder: Encoder, *, batch_size: int) -> bool:
@@ -75,9 +106,9 @@ def bf16_gradients_repeat(encoder: Encoder, *, batch_size: int) -> bool:
     return True
 
 
-def autocast(device: torch.device, *, is_bf16: bool) -> AbstractContextManager[object]:
-    """Return autocast to bf16, or a context that does nothing."""
-    return torch.autocast(device.type, dtype=torch.bfloat16) if is_bf16 else contextlib.nullcontext()
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Return autocast to bf16 or fp16, or a context that does nothing."""
+    return contextlib.nullcontext() if precision == "fp32" else torch.autocast(device.type, dtype=DTYPES[precision])
 
 
 def to_channels_last(module: nn.Module) -> None:

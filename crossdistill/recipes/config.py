@@ -29,7 +29,7 @@ CountOrZero = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Decoder = Literal["pyav", "decord", "torchcodec"]
 ShortClips = Literal["repeat", "loop", "error"]
 
@@ -262,8 +262,9 @@ class MachineConfig:
     seed: CountOrZero = 0
     """Seed of weights, order and augmentation."""
     precision: Precision = "auto"
-    """Precision of forward and backward passes; auto: bf16 on GPUs that support it and on CPUs with AMX if its
-    gradients repeat to the bit, else fp32."""
+    """Precision of forward and backward passes. auto on a GPU: bf16 if it has it, fp16 on Volta and Turing (V100, T4),
+    else fp32; on a CPU: bf16 with AMX if its gradients repeat to the bit, else fp32. With fp16 the gradients are
+    scaled, and steps whose gradients overflow are skipped."""
     channels_last: Literal["auto", "yes", "no"] = "auto"
     """Memory format channels last; auto: on GPUs, and on CPUs for encoders that it makes faster."""
     workers: CountOrZero = 2

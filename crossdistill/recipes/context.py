@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from crossdistill.data.manifest import Manifest
 from crossdistill.encoders import Encoder
 from crossdistill.encoders.execution import Execution
-from crossdistill.encoders.hardware import uses_bf16
+from crossdistill.encoders.hardware import choose_precision
 from crossdistill.evaluation.settings import ReadSettings
 from crossdistill.recipes.config import RunConfig
 from crossdistill.training.run_folder import RunFolder
@@ -54,10 +54,9 @@ def choose_execution(
     """
     batch_size = config.optimization.batch_size if is_trained else None
     setting, device = config.machine.precision, accelerator.device
-    is_bf16 = decide_on_first(
-        accelerator, lambda: uses_bf16(encoder, setting=setting, device=device, training_batch_size=batch_size)
+    precision = decide_on_first(
+        accelerator, lambda: choose_precision(encoder, setting=setting, device=device, training_batch_size=batch_size)
     )
-    precision = "bf16" if is_bf16 else "fp32"
     return Execution.choose(encoder, device=device, precision=precision, layout=config.machine.channels_last)
 
 

@@ -1,7 +1,8 @@
 """The training loop, from top to bottom.
 
 Accelerate handles devices, processes, gradient accumulation and clipping. It does not handle precision: teacher and
-student of one run may need different ones, so each encoder brings its own (``encoders/execution.py``).
+student of one run may need different ones, so each encoder brings its own (``encoders/execution.py``), and fp16 its
+gradient scaling (``gradient_scaling.py``).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from crossdistill.data.sampling import TrainingBatches
 from crossdistill.distillation.task import Task
 from crossdistill.errors import OneProcessError, UserError
 from crossdistill.training.checkpoint import Checkpoints
+from crossdistill.training.gradient_scaling import GradientScaling
 from crossdistill.training.monitor import Monitor
 from crossdistill.training.resume import Resumable, TrainingState
 from crossdistill.training.run_folder import MetricsLog, RunFolder
@@ -84,7 +86,8 @@ def train(
     model, optimizer = accelerator.prepare(task.trainable, optimizer)
     task.wrap(lambda _: model)
     checkpoints = Checkpoints(folder.checkpoints)
-    resumable = Resumable(checkpoints, task, model, optimizer, accelerator, num_samples=len(dataset))
+    scaling = GradientScaling(task.execution.precision, accelerator.device)
+    resumable = Resumable(checkpoints, task, model, optimizer, scaling, accelerator, num_samples=len(dataset))
     state = resumable.restore(seed=plan.seed)
     batches = TrainingBatches(
         num_samples=len(dataset),
@@ -107,11 +110,16 @@ def train(
         for batch in monitor.watch(loader) if state.step < num_steps else ():
             _count_unreadable(state, batch, plan, accelerator, len(dataset))
             lr = plan.learning_rate(state.step, num_steps, steps_per_epoch)
-            monitor.add(_step(task, model, optimizer, batch, lr=lr, clip_norm=plan.clip_norm, accelerator=accelerator))
+            output, has_moved = _step(
+                task, model, optimizer, scaling, batch, lr=lr, clip_norm=plan.clip_norm, accelerator=accelerator
+            )
+            monitor.add(output)
             if not accelerator.sync_gradients:
                 continue  # the optimizer steps every `accumulate` batches
-            task.after_step()
+            task.after_step(has_moved=has_moved)
+            # A skipped step counts too: the rate and the place in the data follow the batches.
             state.step += 1
+            state.num_skipped += not has_moved
             monitor.finish_step(state.step, lr=lr, bank_fill=task.bank_fill)
             # Evaluate before saving: a run that resumes from this step then has the evaluation in its curves.
             if evaluate is not None and state.step % evaluate_every == 0:
@@ -129,6 +137,8 @@ def train(
             if state.step == num_steps:
                 break
     _report_unreadable(state, accelerator)
+    if state.num_skipped and accelerator.is_main_process:
+        console.print(f"{state.num_skipped} of {state.step} steps were skipped: their gradients overflowed in fp16")
     accelerator.free_memory()  # else the next run of this process would keep this run's optimizer
     return state
 
@@ -137,23 +147,30 @@ def _step(
     task: Task,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
+    scaling: GradientScaling,
     batch: PairedBatch,
     *,
     lr: float,
     clip_norm: float,
     accelerator: Accelerator,
-) -> StepOutput:
-    """Run forward and backward on one batch, and the optimizer if enough batches have been accumulated."""
+) -> tuple[StepOutput, bool]:
+    """Run forward and backward on one batch, and the optimizer if enough batches have been accumulated.
+
+    Return the loss, and whether the optimizer moved the weights.
+    """
+    has_moved = False
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
     with accelerator.accumulate(model):
         output = task(batch.to(accelerator.device))
-        accelerator.backward(output.loss)
-        if accelerator.sync_gradients and clip_norm:
-            accelerator.clip_grad_norm_(model.parameters(), clip_norm)
-        optimizer.step()
+        accelerator.backward(scaling.scale(output.loss))
+        if accelerator.sync_gradients:
+            scaling.unscale(optimizer)
+            if clip_norm:
+                accelerator.clip_grad_norm_(model.parameters(), clip_norm)
+            has_moved = scaling.step(optimizer)
         optimizer.zero_grad()
-    return output
+    return output, has_moved
 
 
 def _count_steps(num_batches: int, accumulate: int) -> int:

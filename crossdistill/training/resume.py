@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from crossdistill.distillation.task import Task
 from crossdistill.errors import UserError
 from crossdistill.training.checkpoint import Checkpoints, load_optimizer_state, optimizer_state
+from crossdistill.training.gradient_scaling import GradientScaling
 from crossdistill.training.monitor import REMEDY
 from crossdistill.training.optimizer import take_groups_of
 from crossdistill.utils.console import console
@@ -29,6 +30,8 @@ class TrainingState:
     """Dataset/video to the reason why it could not be read."""
     seconds: float = 0.0
     """Training time, summed over all the times that the run was resumed."""
+    num_skipped: int = 0
+    """Number of finished steps that gradient scaling skipped."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Resumable:
     model: nn.Module
     """``task.trainable`` as Accelerate prepared it."""
     optimizer: torch.optim.Optimizer
+    scaling: GradientScaling
     accelerator: Accelerator
     num_samples: int
     """Size of the training set: a checkpoint of another size is refused."""
@@ -67,11 +71,17 @@ class Resumable:
         if "optimizer" in content:  # else the run has ended, and only its weights remain
             take_groups_of(content["optimizer"], self.optimizer, self.task.trainable)
             load_optimizer_state(self.optimizer, content["optimizer"])
+            self.scaling.load_state_dict(content.get("scaling", {}))
             self.task.load_resume_state(content["task"])
         _set_generator_state(content["generators"][self.accelerator.process_index])
         if self.accelerator.is_main_process:
             console.print(f"resuming after step {newest}")
-        return TrainingState(step=newest, unreadable=content["unreadable"], seconds=content.get("seconds", 0.0))
+        return TrainingState(
+            step=newest,
+            unreadable=content["unreadable"],
+            seconds=content.get("seconds", 0.0),
+            num_skipped=content.get("num_skipped", 0),
+        )
 
     def _require_same_run(self, content: dict[str, Any]) -> None:
         before = (len(content["generators"]), content["num_samples"])
@@ -89,10 +99,12 @@ class Resumable:
         content: dict[str, Any] = {
             "trainable": self.accelerator.unwrap_model(self.model).state_dict(),
             "optimizer": optimizer_state(self.optimizer),
+            "scaling": self.scaling.state_dict(),
             "task": self.task.resume_state(),
             "generators": gather_objects(self.accelerator, [_generator_state()]),
             "unreadable": state.unreadable,
             "seconds": state.seconds,
+            "num_skipped": state.num_skipped,
             "num_samples": self.num_samples,
         }
         decide_on_first(self.accelerator, lambda: str(self.checkpoints.save(state.step, content)))

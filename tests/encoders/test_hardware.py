@@ -9,7 +9,7 @@ from torch import nn
 from crossdistill.data.transforms import normalise
 from crossdistill.encoders import create_encoder, hardware, wrap_module
 from crossdistill.encoders.execution import Execution
-from crossdistill.encoders.hardware import bf16_gradients_repeat, channels_last, uses_bf16
+from crossdistill.encoders.hardware import bf16_gradients_repeat, channels_last, choose_precision
 from crossdistill.errors import UserError
 from crossdistill.types import View
 
@@ -24,26 +24,47 @@ def decide(monkeypatch, *, setting="auto", has_amx=True, repeats=True, launched=
     monkeypatch.setattr(hardware, "cpu_has_amx", lambda: has_amx)
     monkeypatch.setattr(hardware, "bf16_gradients_repeat", lambda encoder, batch_size: repeats)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
-    return uses_bf16(tiny(), setting=setting, device=CPU, training_batch_size=batch)
+    return choose_precision(tiny(), setting=setting, device=CPU, training_batch_size=batch)
 
 
-def test_uses_bf16__on_a_cpu(monkeypatch):
-    assert decide(monkeypatch)
-    assert not decide(monkeypatch, has_amx=False)
-    assert not decide(monkeypatch, repeats=False)
-    assert not decide(monkeypatch, batch=None)
-    assert not decide(monkeypatch, setting="fp32")
-    assert decide(monkeypatch, setting="bf16", has_amx=False)
-    assert decide(monkeypatch, launched="bf16", has_amx=False)
-    with pytest.raises(UserError, match="fp16"):
-        decide(monkeypatch, launched="fp16")
+def test_choose_precision__on_a_cpu(monkeypatch):
+    assert decide(monkeypatch) == "bf16"
+    assert decide(monkeypatch, has_amx=False) == "fp32"
+    assert decide(monkeypatch, repeats=False) == "fp32"
+    assert decide(monkeypatch, batch=None) == "fp32"
+    assert decide(monkeypatch, setting="fp32", launched="fp16") == "fp32"
+    assert decide(monkeypatch, setting="bf16", has_amx=False) == "bf16"
+    assert decide(monkeypatch, setting="fp16") == "fp16"
+    assert decide(monkeypatch, launched="bf16", has_amx=False) == "bf16"
+    assert decide(monkeypatch, launched="fp16") == "fp16"
+    with pytest.raises(UserError, match="'fp8' is not supported: launch with --mixed_precision bf16, fp16 or no"):
+        decide(monkeypatch, launched="fp8")
 
 
-def test_uses_bf16__not_on_a_gpu_that_emulates_it(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
-    cuda = torch.device("cuda")
-    assert not uses_bf16(tiny(), setting="auto", device=cuda, training_batch_size=8)
-    assert uses_bf16(tiny(), setting="bf16", device=cuda, training_batch_size=8)
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [((9, 0), "bf16"), ((8, 0), "bf16"), ((7, 5), "fp16"), ((7, 0), "fp16"), ((6, 1), "fp32")],
+)
+def test_choose_precision__on_a_gpu(monkeypatch, capability, expected):
+    """Without a GPU: what CUDA reports is given, as the tables of the vendor have it."""
+    has_bf16 = capability >= (8, 0)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or has_bf16
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA T4")
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+
+    def choose(setting):
+        return choose_precision(tiny(), setting=setting, device=torch.device("cuda"), training_batch_size=8)
+
+    assert choose("auto") == expected
+    assert choose("fp16") == "fp16"
+    if has_bf16:
+        assert choose("bf16") == "bf16"
+    else:
+        with pytest.raises(UserError, match=r"bf16 was asked for, and NVIDIA T4 .* give --precision fp16, or auto"):
+            choose("bf16")
 
 
 def test_gradient_check__does_not_change_network_or_generator():

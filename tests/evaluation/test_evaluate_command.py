@@ -500,7 +500,7 @@ def test_store__key_differs_for_everything_that_changes_a_feature(toy_folder):
         feature_key(encoder, **{**options, "views": TestViews(2, 1)}),
         feature_key(encoder, **{**options, "short_clips": "loop"}),
         feature_key(encoder, **{**options, "decoder": "decord"}),
-        feature_key(encoder, **{**options, "execution": replace(options["execution"], is_bf16=True)}),
+        feature_key(encoder, **{**options, "execution": replace(options["execution"], precision="bf16")}),
     ]
     assert feature_key(encoder, **{**options, "short_clips": "error"}) == key
     assert len({FeatureStore(toy_folder, each).path for each in (key, *others)}) == 8

@@ -336,15 +336,17 @@ def test_custom_network__teaches_with_its_own_weights_and_runs_only_if_allowed(t
 
 def test_both_students__are_evaluated_in_one_precision(toy_folder, teacher_file, tmp_path, monkeypatch):
     compared = {}
-    monkeypatch.setattr(context, "uses_bf16", lambda encoder, training_batch_size, **_: training_batch_size is not None)
+    monkeypatch.setattr(
+        context, "choose_precision", lambda encoder, training_batch_size, **_: "bf16" if training_batch_size else "fp32"
+    )
     monkeypatch.setattr(train_module, "_train", lambda *_, **__: None)
     monkeypatch.setattr(train_module, "evaluate_networks", lambda run, networks, **_: compared.update(networks))
     known = ["--teacher", "rgb_r3d10_gn", "--teacher-weights", teacher_file, "--student", "flow_r3d10"]
     train(*known, "--data", toy_folder, "--out", tmp_path / "run")
-    assert {role: execution.is_bf16 for role, (_, execution) in compared.items()} == {
-        "teacher": False,
-        "student, random": True,
-        "student, distilled": True,
+    assert {role: execution.precision for role, (_, execution) in compared.items()} == {
+        "teacher": "fp32",
+        "student, random": "bf16",
+        "student, distilled": "bf16",
     }
 
 
