@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -28,9 +29,9 @@ class Task(nn.Module):
         self.execution = execution
         self.wrap(lambda module: module)
 
-    def wrap(self, wrapper: Callable[[nn.Module], nn.Module]) -> None:
+    def wrap(self, wrapper: Callable[[nn.Module], Callable[..., Any]]) -> None:
         """Compute through ``wrapper(self.trainable)`` from now on: ``task.wrap(DistributedDataParallel)``."""
-        self._call = wrapper(self.trainable).__call__  # a method, which nn.Module does not register as a second copy
+        self._call = partial(wrapper(self.trainable))  # a function, which nn.Module does not register as a second copy
 
     def after_step(self, *, has_moved: bool = True) -> None:
         """Update memory banks and EMA copies. Called after each optimizer step.

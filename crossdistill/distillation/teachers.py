@@ -25,6 +25,7 @@ from crossdistill.distillation.student_with_heads import MomentumCopy, embed
 from crossdistill.distillation.teacher_cache import TeacherCache, describe_clips
 from crossdistill.distillation.terms import Term
 from crossdistill.encoders import Encoder
+from crossdistill.encoders.compilation import compiled
 from crossdistill.encoders.execution import Execution
 from crossdistill.encoders.weights import weights_hash
 from crossdistill.errors import UserError
@@ -33,6 +34,8 @@ from crossdistill.types import Mix, PairedBatch, View
 
 Targets = dict[Compares, Tensor]
 """``features`` [B, E] float32; ``logits`` [B, N] with a classifier; ``tokens`` [B, E, T, H, W] if they are needed."""
+Embed = Callable[..., tuple[Tensor, Tensor | None]]
+"""A network's ``embed``: from clips and ``with_tokens`` to features and tokens."""
 
 
 class Teacher(abc.ABC):
@@ -70,6 +73,10 @@ class Teacher(abc.ABC):
         for term in terms:
             term.require_fit(student=student, teacher=self.encoder)
 
+    def compile(self) -> None:
+        """Compile the forward pass of the teacher's network, if it has one that runs."""
+        return None
+
     def after_step(self, student: Encoder, *, gather: Callable[[Tensor], Tensor]) -> None:
         """Update the teacher after an optimizer step, if it depends on the student. Most teachers never change."""
         return None
@@ -104,7 +111,12 @@ class FrozenTeacher(Teacher):
         self.encoder = encoder.requires_grad_(False).eval()
         self.execution = execution
         self.number = number
+        self._embed: Embed = partial(embed, encoder)
         self.identity = [encoder.name, weights_hash(encoder)]
+
+    def compile(self) -> None:
+        """Compile the forward pass of training; evaluation of the network stays as it is."""
+        self._embed = compiled(self._embed, name=self.encoder.name)
 
     @property
     def networks(self) -> list[Encoder]:
@@ -119,7 +131,7 @@ class FrozenTeacher(Teacher):
         """Run the network on a view of B clips."""
         assert not self.encoder.training, "the teacher stays in eval mode"
         with torch.inference_mode():
-            features, tokens = self.execution.run(partial(embed, self.encoder, with_tokens=with_tokens), view, mix=mix)
+            features, tokens = self.execution.run(partial(self._embed, with_tokens=with_tokens), view, mix=mix)
         # Clones are ordinary tensors, which autograd may read.
         targets = add_logits(features.float().clone(), self.encoder)
         return targets if tokens is None else {**targets, "tokens": tokens.float().clone()}
@@ -282,12 +294,17 @@ class SelfTeacher(Teacher):
         assert isinstance(self._copy.module, Encoder)
         self.encoder = self._copy.module
         self.execution = execution
+        self._embed: Embed = partial(embed, self.encoder)
         self.identity = ["self"]
+
+    def compile(self) -> None:
+        """Compile the forward pass of the copy."""
+        self._embed = compiled(self._embed, name=self.encoder.name)
 
     @torch.no_grad()
     def embed(self, batch: PairedBatch, *, with_tokens: bool = False) -> Targets:
         """Run the copy on the teacher's view of the batch."""
-        run = partial(embed, self.encoder, with_tokens=with_tokens)
+        run = partial(self._embed, with_tokens=with_tokens)
         features, tokens = self.execution.run(run, batch.teachers[0], mix=batch.mix)
         targets: Targets = {"features": features.float()}
         return targets if tokens is None else {**targets, "tokens": tokens.float()}
@@ -352,6 +369,10 @@ class StandardizedTeacher(Teacher):
     def require_fit(self, terms: Sequence[Term], student: Encoder) -> None:
         """Check the wrapped teacher."""
         self.teacher.require_fit(terms, student)
+
+    def compile(self) -> None:
+        """Compile the wrapped teacher."""
+        self.teacher.compile()
 
     def after_step(self, student: Encoder, *, gather: Callable[[Tensor], Tensor]) -> None:
         """Update the wrapped teacher."""

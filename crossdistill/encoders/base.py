@@ -98,6 +98,7 @@ class Encoder(nn.Module):
         self.classifier: Classifier | None = None  # set when weights with a linear classifier are loaded
         self._blocks: tuple[Block, ...] | None = None  # set by the first require_blocks
         self.bits: str | None = None  # for example "w4a8"; set by quantization.quantize
+        self._token_tap: _TokenTap | None = None
 
     @property
     def embed_dim(self) -> int:
@@ -156,15 +157,15 @@ class Encoder(nn.Module):
         """
         layer = self.require_tokens()
         clip_bcthw = as_clips(clip_bcthw)
-        seen: list[Tensor] = []
-        # A hook, because a library's network returns its pooled features only.
-        hook = self.body.get_submodule(layer.module).register_forward_hook(lambda *call: seen.append(call[2]))
-        try:
+        module = self.body.get_submodule(layer.module)
+        if self._token_tap is None or self._token_tap.module is not module:
+            self._token_tap = _TokenTap(module)
+        with self._token_tap as tap:
             features = self(clip_bcthw)
-        finally:
-            hook.remove()
+            output = tap.output
+        assert output is not None, "the body calls its token layer"
         is_per_frame = self.takes == "frames"
-        return features, arrange_tokens(seen[-1], layer, num_frames=clip_bcthw.shape[2], is_per_frame=is_per_frame)
+        return features, arrange_tokens(output, layer, num_frames=clip_bcthw.shape[2], is_per_frame=is_per_frame)
 
     def require_tokens(self) -> TokenLayer:
         """Return the token layer, or raise a ``UserError`` if there is none."""
@@ -214,6 +215,30 @@ class Encoder(nn.Module):
         names = [block.name for block in self.require_blocks()]
         with pooled_outputs(self.body, names, self.info.token_layer) as pooled:
             yield pooled
+
+
+class _TokenTap:
+    """Keeps the output of a module inside a ``with`` block, by a hook, because a library's network returns no tokens.
+
+    The hook stays: torch.compile includes hooks that are there when it traces a network, and no later ones.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.is_open = False
+        self.output: Tensor | None = None
+        module.register_forward_hook(self._keep)
+
+    def _keep(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        if self.is_open:
+            self.output = output
+
+    def __enter__(self) -> _TokenTap:
+        self.is_open = True
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.is_open, self.output = False, None
 
 
 class PlainEncoder(Encoder):

@@ -50,9 +50,9 @@ class Execution:
     ) -> Execution:
         """Decide precision and layout for an encoder, move it to the device and lay out its weights.
 
-        The device is by default that of the weights, the CPU without weights. ``choose_precision`` describes ``precision``
-        and ``training_batch_size``. ``layout`` is ``yes`` for channels last, ``no``, or ``auto`` (yes on a GPU, and on a
-        CPU where it is faster).
+        The device is by default that of the weights, the CPU without weights. ``choose_precision`` describes
+        ``precision`` and ``training_batch_size``. ``layout`` is ``yes`` for channels last, ``no``, or ``auto`` (yes on
+        a GPU, and on a CPU where it is faster).
         """
         # A module without weights, such as nn.Identity for embeddings that were stored, works on any device.
         device = device or next(encoder.parameters(), torch.empty(0)).device

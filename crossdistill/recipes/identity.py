@@ -57,7 +57,9 @@ def _is_made(path: Path) -> bool:
 def identity(config: RunConfig) -> dict[str, Any]:
     """Return the part of a configuration that a resumed run must share with the run that it continues."""
     values = to_dict(config)
-    kept = ("seed", "precision", "channels_last")
+    kept = ["seed", "precision", "channels_last"]
+    if values["machine"]["compile"]:  # so that runs from before this option are known again
+        kept.append("compile")
     values["machine"] = {key: values["machine"][key] for key in kept}
     for key in ("max_unreadable", "decoder"):  # without effect on what is learned: every decoder gives the same frames
         del values["data"][key]

@@ -16,6 +16,7 @@ from crossdistill.distillation.student import find_student, read_facts, save_stu
 from crossdistill.distillation.task import Task
 from crossdistill.distillation.teachers import Teacher
 from crossdistill.encoders import Encoder
+from crossdistill.encoders.compilation import require_compiler
 from crossdistill.errors import SAME_COMMAND, Stopped
 from crossdistill.evaluation.evaluate import evaluate_encoder
 from crossdistill.evaluation.roles import Role, teacher_roles
@@ -72,6 +73,8 @@ def run(config: RunConfig, accelerator: Accelerator | None = None, *, is_common:
         return run_rounds(config, accelerator)
     accelerator = accelerator or create_accelerator(accumulate=config.optimization.accumulate)
     use_all_cores(accelerator)
+    if config.machine.compile:
+        require_compiler(accelerator.device)
     manifests = open_datasets(config, accelerator)
     folder = RunFolder(decide_on_first(accelerator, lambda: choose_folder(config, sources)))
     num_clips = count_training_clips(config, manifests, uses_labels=uses_labels(config))
@@ -195,6 +198,9 @@ def _train_with_teachers(
     facts = _facts_of(distiller, sources, config)
     if proxied:
         facts["teachers_of_proxy"] = read_facts(run.folder.proxy.path)[1]["training"]["teachers"]
+    if config.machine.compile:
+        for teacher in distiller.teachers:
+            teacher.compile()
     step = _train(run, distiller, student, clips, facts=facts)
     random_student = create_student(config, is_random=True)
     execution.place(random_student)  # both students run in the same precision

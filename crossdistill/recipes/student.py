@@ -6,6 +6,7 @@ import torch
 
 from crossdistill.distillation.terms import Term, require_all_trained
 from crossdistill.encoders import Encoder
+from crossdistill.encoders.recomputation import recompute_activations, require_recomputable
 from crossdistill.errors import UserError
 from crossdistill.quantization.quantize import parse_bit_widths, quantize, require_brevitas
 from crossdistill.recipes.config import RunConfig
@@ -40,6 +41,8 @@ def create_student(config: RunConfig, *, is_random: bool = False) -> Encoder:
             f"--student-weights {pair.student_weights} is a student quantised to {student.bits}: add --bits "
             f"{student.bits}, or start from a student that is not quantised"
         )
+    if config.machine.gradient_checkpointing and not is_random:
+        recompute_activations(student)
     return student
 
 
@@ -60,6 +63,8 @@ def check_student(config: RunConfig, terms: list[Term]) -> Encoder:
     if not pair.supervised:
         require_fitting_batch(config, terms)
     student = preview_encoder(pair.student, pair.student_weights, **pair.student_view)
+    if config.machine.gradient_checkpointing:
+        require_recomputable(student, bits=pair.bits)
     if pair.student_weights is not None:
         require_weights_exist("--student-weights", pair.student_weights, student)
     if not pair.supervised:

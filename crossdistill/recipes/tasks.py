@@ -161,4 +161,5 @@ def create_plan(config: RunConfig) -> TrainingPlan:
         evaluate_every_steps=evaluate_every,
         max_unreadable=config.data.max_unreadable,
         tracker=machine.tracker,
+        is_compiled=machine.compile,
     )

@@ -1,8 +1,8 @@
 """Gradient scaling for fp16 (Micikevicius et al., Mixed Precision Training, ICLR 2018, arXiv 1710.03740, section 3.2).
 
-Gradients below 6e-8 are zero in fp16. The loss is multiplied by a scale before the backward pass, and the gradients are
-divided by it before the optimizer reads them. A step whose gradients overflow is skipped, and the scale is halved; it is
-doubled after 2,000 steps without an overflow.
+Gradients below 6e-8 are zero in fp16. The loss is multiplied by a scale before the backward pass, and the gradients
+are divided by it before the optimizer reads them. A step whose gradients overflow is skipped, and the scale is halved;
+it is doubled after 2,000 steps without an overflow.
 """
 
 from __future__ import annotations

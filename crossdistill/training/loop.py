@@ -18,6 +18,7 @@ from torch import nn
 from crossdistill.data.dataset import PairedClips, make_loader
 from crossdistill.data.sampling import TrainingBatches
 from crossdistill.distillation.task import Task
+from crossdistill.encoders.compilation import compiled
 from crossdistill.errors import OneProcessError, UserError
 from crossdistill.training.checkpoint import Checkpoints
 from crossdistill.training.gradient_scaling import GradientScaling
@@ -56,6 +57,7 @@ class TrainingPlan:
     max_unreadable: float
     """Share of the clips that may turn out unreadable before the run stops."""
     tracker: str
+    is_compiled: bool
 
 
 def train(
@@ -84,7 +86,7 @@ def train(
         description: The text of the progress bar.
     """
     model, optimizer = accelerator.prepare(task.trainable, optimizer)
-    task.wrap(lambda _: model)
+    task.wrap(lambda _: compiled(model, name=task.trainable.encoder.name) if plan.is_compiled else model)
     checkpoints = Checkpoints(folder.checkpoints)
     scaling = GradientScaling(task.execution.precision, accelerator.device)
     resumable = Resumable(checkpoints, task, model, optimizer, scaling, accelerator, num_samples=len(dataset))
