@@ -26,6 +26,7 @@ from crossdistill.distillation.distiller import Distiller
 from crossdistill.distillation.teacher_cache import TeacherCache
 from crossdistill.distillation.teachers import CachedTeacher, FrozenTeacher
 from crossdistill.encoders import Encoder, create_encoder
+from crossdistill.encoders.compilation import compiled
 from crossdistill.encoders.execution import Execution
 from crossdistill.objectives import compress_loss
 from crossdistill.types import Anchors, PairedBatch, View
@@ -161,7 +162,7 @@ def bench_step(options: argparse.Namespace, device: torch.device) -> None:
     ).to(device)
 
     with tempfile.TemporaryDirectory() as folder:
-        cached = CachedTeacher(random_cache(Path(folder), teacher, options.num_clips), device)
+        cached = CachedTeacher(random_cache(Path(folder), teacher, options.num_clips), device, split="1")
         steps = {
             "bare": bare_step(student, execution, batch),
             "cached": distillation_step(student, cached, execution, batch, options.step_bank),
@@ -187,12 +188,15 @@ def bench_step(options: argparse.Namespace, device: torch.device) -> None:
     )
 
 
-def bare_step(student: Encoder, execution: Execution, batch: PairedBatch) -> Callable[[], None]:
+def bare_step(
+    student: Encoder, execution: Execution, batch: PairedBatch, *, is_compiled: bool = False
+) -> Callable[[], None]:
     """Forward, backward and optimizer of the student alone, under a loss that costs nothing."""
     optimizer = torch.optim.SGD(student.parameters(), lr=1e-9, momentum=0.9, fused=True)
+    network = compiled(student, name=student.name) if is_compiled else student
 
     def step() -> None:
-        execution.embed(student, batch.student).sum().backward()
+        execution.embed(network, batch.student).sum().backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -201,7 +205,13 @@ def bare_step(student: Encoder, execution: Execution, batch: PairedBatch) -> Cal
 
 
 def distillation_step(
-    student: Encoder, teacher: CachedTeacher | FrozenTeacher, execution: Execution, batch: PairedBatch, bank_size: int
+    student: Encoder,
+    teacher: CachedTeacher | FrozenTeacher,
+    execution: Execution,
+    batch: PairedBatch,
+    bank_size: int,
+    *,
+    is_compiled: bool = False,
 ) -> Callable[[], None]:
     """The same with a teacher and a full bank."""
     distiller = Distiller(
@@ -212,6 +222,8 @@ def distillation_step(
         student_execution=execution,
     )
     optimizer = torch.optim.SGD(distiller.trainable.parameters(), lr=1e-9, momentum=0.9, fused=True)
+    if is_compiled:
+        distiller.wrap(lambda module: compiled(module, name=student.name))
     bank = distiller.comparisons[0].bank
     assert bank is not None
     anchors = torch.randn(bank_size, teacher.encoder.embed_dim, device=execution.device)
