@@ -2,8 +2,8 @@
 
 Each row trains one encoder on made clips (forward, backward, optimizer). Steps are processor time on a CPU, so that
 other work on the machine does not count, and wall-clock time on a GPU. ``first`` is the first step, with the compiler
-and its child processes. ``kept`` is what autograd keeps from the forward to the backward pass, without the weights; on a
-GPU it is the peak of allocated memory. Compiled code is taken from no cache.
+and its child processes. ``kept`` is what autograd keeps from the forward to the backward pass, without the weights; on
+a GPU it is the peak of allocated memory. Compiled code is taken from no cache.
 
     python scripts/bench_step_options.py [NAME ...]
 """

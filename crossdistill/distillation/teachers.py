@@ -27,6 +27,7 @@ from crossdistill.distillation.terms import Term
 from crossdistill.encoders import Encoder
 from crossdistill.encoders.compilation import compiled
 from crossdistill.encoders.execution import Execution
+from crossdistill.encoders.sharding import shard
 from crossdistill.encoders.weights import weights_hash
 from crossdistill.errors import UserError
 from crossdistill.objectives.objective import Compares
@@ -178,6 +179,11 @@ class CrossFittedTeacher(Teacher):
         teacher.alignments = alignments
         return teacher
 
+    def compile(self) -> None:
+        """Compile the network of each fold."""
+        for member in self.members:
+            member.compile()
+
     def select_clips(self, clips: PairedClips) -> PairedClips:
         """Look up the fold of every training clip; the clips stay as they are."""
         self.folds_n = torch.tensor([self.folds.get(entry.key, 0) for entry in clips.entries])
@@ -225,6 +231,27 @@ def require_no_common_tokens_needed(terms: Sequence[Term]) -> None:
                 f"the objective {term.name} compares tokens, and those of folds are in spaces of their own: choose an "
                 "objective on embeddings, or remove --folds"
             )
+
+
+class ShardedTeacher(FrozenTeacher):
+    """A frozen network whose weights are divided among the processes, which call it equally often.
+
+    It gives no networks to evaluate: processes evaluate different numbers of batches.
+
+    Args:
+        encoder: The network, on the CPU.
+        execution: Device, precision and memory layout.
+        number: Position among the teachers.
+    """
+
+    def __init__(self, encoder: Encoder, execution: Execution, *, number: int = 0) -> None:
+        super().__init__(encoder, execution, number=number)
+        shard(encoder, execution.device)
+
+    @property
+    def networks(self) -> list[Encoder]:
+        """None."""
+        return []
 
 
 class CachedTeacher(Teacher):

@@ -47,8 +47,9 @@ class Execution:
         precision: str = "auto",
         layout: str = "auto",
         training_batch_size: int | None = None,
+        is_placed: bool = True,
     ) -> Execution:
-        """Decide precision and layout for an encoder, move it to the device and lay out its weights.
+        """Decide precision and layout for an encoder; if ``is_placed``, move it to the device and lay out its weights.
 
         The device is by default that of the weights, the CPU without weights. ``choose_precision`` describes
         ``precision`` and ``training_batch_size``. ``layout`` is ``yes`` for channels last, ``no``, or ``auto`` (yes on
@@ -60,7 +61,8 @@ class Execution:
         pays = device.type == "cuda" or encoder.info.channels_last_pays_on_cpu
         is_channels_last = pays if layout == "auto" else layout == "yes"
         execution = Execution(encoder.view, device, precision, is_channels_last)
-        execution.place(encoder)
+        if is_placed:
+            execution.place(encoder)
         return execution
 
     def place(self, encoder: Encoder) -> None:

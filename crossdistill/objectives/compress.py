@@ -23,6 +23,9 @@ from crossdistill.objectives.objective import Reduction, detach_short_rows, redu
 CHUNK_ELEMENTS = 2**20
 """Elements of one chunk of similarities [B, chunk]. Two such buffers fit the cache share of a CPU core, and the matrix
 products are still large enough to run at full speed (scripts/bench_distill.py)."""
+GPU_CHUNK_ELEMENTS = 2**25
+"""The same on a GPU, where every kernel has a price and no cache holds a chunk: the paper's 128,000 anchors are one
+chunk of a batch of 256. Three such buffers of float32 are 384 MiB."""
 
 
 def compress_loss(
@@ -48,7 +51,7 @@ def compress_loss(
         teacher_anchors: [K, E], L2-normalised.
         temperature: τ, 0.04 in the paper.
         teacher_temperature: τ of the teacher's softmax, as in ISD; None for ``temperature``.
-        chunk_size: Anchors per chunk; None to choose it by the batch size.
+        chunk_size: Anchors per chunk; None to choose it by the batch size and the device.
         reduction: See ``Reduction``.
 
     Example:
@@ -66,13 +69,23 @@ def compress_loss(
         return reduce_samples(student_unit.sum(dim=1) * 0.0, reduction)
     teacher_unit = F.normalize(teacher.detach(), dim=1).to(student_unit.dtype)
     if chunk_size is None:
-        chunk_size = max(256, CHUNK_ELEMENTS // len(student))
+        chunk_size = choose_chunk_size(len(student), student.device)
     if teacher_temperature is None:
         teacher_temperature = temperature
     loss_b: Tensor = _StreamedKL.apply(
         student_unit, teacher_unit, student_anchors, teacher_anchors, temperature, teacher_temperature, chunk_size
     )
     return reduce_samples(loss_b, reduction)
+
+
+def choose_chunk_size(batch_size: int, device: torch.device) -> int:
+    """Return the number of anchors of a chunk: few large chunks on a GPU, chunks that fit the cache on a CPU.
+
+    Example:
+        >>> [choose_chunk_size(256, torch.device(name)) for name in ("cpu", "cuda")]
+        [4096, 131072]
+    """
+    return max(256, (CHUNK_ELEMENTS if device.type == "cpu" else GPU_CHUNK_ELEMENTS) // batch_size)
 
 
 def compress_1q_loss(

@@ -79,13 +79,15 @@ def _check_folds(config: RunConfig) -> None:
         "--supervised": pair.supervised,
         "--teacher self": SELF in pair.teacher,
         "--teacher-cache": pair.teacher_cache is not None,
+        "--teacher-sharding": config.machine.teacher_sharding,
         "--mix": config.objective.mix,
     }
     for option, is_given in others.items():
         if is_given:
-            what = (
-                "of several folds makes clips of none" if option == "--mix" else "has no networks to divide them among"
-            )
+            what = {
+                "--mix": "of several folds makes clips of none",
+                "--teacher-sharding": "needs networks that all processes call equally often",
+            }.get(option, "has no networks to divide them among")
             raise UserError(f"--folds gives each training clip to one network, and {option} {what}: remove one of them")
 
 
@@ -133,6 +135,8 @@ def _check_options_have_an_effect(config: RunConfig, terms: Sequence[Term]) -> N
         raise UserError(f"--shots {shots} chooses other clips than {option} needs: remove one of the two")
     if pair.supervised and config.data.strong_views and pair.rounds == 1:
         raise UserError("--strong-views has no effect with --supervised, which has no teacher: remove it")
+    if config.machine.teacher_sharding:
+        _check_sharding(config)
     if objective.mix and pair.teacher_cache is not None:
         raise UserError(
             "--mix needs a teacher that sees the mixed clips, and --teacher-cache has embeddings of whole clips: "
@@ -148,6 +152,15 @@ def _check_options_have_an_effect(config: RunConfig, terms: Sequence[Term]) -> N
             f"{needed}, and {named} leaves none: add cross-entropy, or choose an objective on embeddings, for example "
             "compress-1q"
         )
+
+
+def _check_sharding(config: RunConfig) -> None:
+    pair, machine = config.pair, config.machine
+    if pair.supervised or pair.teacher_cache is not None or SELF in pair.teacher:
+        raise UserError("--teacher-sharding divides a frozen teacher, and this run has none that runs: remove it")
+    if machine.compile or config.objective.standardize != "none":
+        option = "--compile" if machine.compile else "--standardize"
+        raise UserError(f"--teacher-sharding does not go together with {option}: remove one of the two")
 
 
 def check_data_and_memory(

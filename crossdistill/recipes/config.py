@@ -273,6 +273,9 @@ class MachineConfig:
     gradient_checkpointing: bool = False
     """Compute the activations inside the student's blocks again in the backward pass instead of keeping them: less
     memory, about a third more time, the same numbers."""
+    teacher_sharding: bool = False
+    """Divide the weights of each teacher among the processes (FSDP2), for teachers too large for one GPU. The run does
+    not evaluate such a teacher."""
     workers: CountOrZero = 2
     """Number of decoding processes per training process."""
     checkpoint_every_steps: CountOrZero = 0

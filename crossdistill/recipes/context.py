@@ -26,9 +26,9 @@ class RunContext:
     folder: RunFolder
     accelerator: Accelerator
 
-    def choose_execution(self, encoder: Encoder, *, is_trained: bool = False) -> Execution:
+    def choose_execution(self, encoder: Encoder, *, is_trained: bool = False, is_sharded: bool = False) -> Execution:
         """Choose precision and memory layout of an encoder. All processes use the choice of the first."""
-        return choose_execution(self.config, encoder, self.accelerator, is_trained=is_trained)
+        return choose_execution(self.config, encoder, self.accelerator, is_trained=is_trained, is_sharded=is_sharded)
 
     @property
     def reading(self) -> ReadSettings:
@@ -42,22 +42,29 @@ class RunContext:
 
 
 def choose_execution(
-    config: RunConfig, encoder: Encoder, accelerator: Accelerator, *, is_trained: bool = False
+    config: RunConfig,
+    encoder: Encoder,
+    accelerator: Accelerator,
+    *,
+    is_trained: bool = False,
+    is_sharded: bool = False,
 ) -> Execution:
     """Choose precision and memory layout of an encoder. All processes use the choice of the first.
 
     Args:
         config: Configuration of the run.
-        encoder: The network. It is moved to the device in place.
+        encoder: The network. It is moved to the device in place, unless it is sharded.
         accelerator: Determines the device.
         is_trained: Whether the encoder trains, so that its gradients are checked before ``auto`` takes bf16 on a CPU.
+        is_sharded: Whether the encoder will be divided among the processes, which needs the usual layout.
     """
     batch_size = config.optimization.batch_size if is_trained else None
     setting, device = config.machine.precision, accelerator.device
     precision = decide_on_first(
         accelerator, lambda: choose_precision(encoder, setting=setting, device=device, training_batch_size=batch_size)
     )
-    return Execution.choose(encoder, device=device, precision=precision, layout=config.machine.channels_last)
+    layout = "no" if is_sharded else config.machine.channels_last
+    return Execution.choose(encoder, device=device, precision=precision, layout=layout, is_placed=not is_sharded)
 
 
 def announce(accelerator: Accelerator, text: str) -> None:

@@ -198,6 +198,8 @@ def _train_with_teachers(
     facts = _facts_of(distiller, sources, config)
     if proxied:
         facts["teachers_of_proxy"] = read_facts(run.folder.proxy.path)[1]["training"]["teachers"]
+    if config.machine.teacher_sharding and config.machine.evaluate:
+        run.announce("a sharded teacher is not evaluated: crossdistill evaluate does it where the teacher fits")
     if config.machine.compile:
         for teacher in distiller.teachers:
             teacher.compile()

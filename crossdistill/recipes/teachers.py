@@ -18,6 +18,7 @@ from crossdistill.distillation.teachers import (
     CrossFittedTeacher,
     FrozenTeacher,
     SelfTeacher,
+    ShardedTeacher,
     Teacher,
     require_no_classifier_needed,
     require_no_common_tokens_needed,
@@ -158,7 +159,9 @@ class NetworkSource(TeacherSource):
     def load(self, run: RunContext, student_view: ViewSpec, *, number: int) -> FrozenTeacher:
         """Load the network and freeze it; only the student's view is read."""
         teacher = create_teacher(self.options, student_view)
-        return FrozenTeacher(teacher, run.choose_execution(teacher), number=number)
+        is_sharded = run.config.machine.teacher_sharding
+        kind = ShardedTeacher if is_sharded else FrozenTeacher
+        return kind(teacher, run.choose_execution(teacher, is_sharded=is_sharded), number=number)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,8 @@ FORMAT_VERSION = 1
 NUM_KEPT = 2
 TRAINING_ALONE = ("optimizer", "task")
 """The parts of a checkpoint that a finished run needs no more."""
+KERNELS = ("fused", "foreach")
+"""Settings of an optimizer that belong to the device and not to the run."""
 _NAME = re.compile(r"step-(\d{8})\.safetensors")
 
 
@@ -129,7 +131,10 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Load an optimizer state that ``optimizer_state`` returned and that was written to a file."""
     by_parameter = {int(key): value for key, value in state["state"].items()}
+    kernels = [{name: group.get(name) for name in KERNELS} for group in optimizer.param_groups]
     optimizer.load_state_dict({"state": by_parameter, "param_groups": state["param_groups"]})
+    for group, own in zip(optimizer.param_groups, kernels, strict=True):
+        group.update(own)  # how this device computes, not what
     for parameter, values in optimizer.state.items():
         for name, value in values.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:

@@ -18,7 +18,7 @@ HEAD_BASE_WIDTH = 128
 def create_optimizer(
     model: StudentWithHeads, *, optimizer: str, lr: float, momentum: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """Create SGD or AdamW over everything that trains, fused: one pass over the weights instead of many.
+    """Create SGD or AdamW over everything that trains, fused where the device has such kernels (``has_fused``).
 
     SGD decays all weights, as in the authors' code of CompRess, except the learned ranges of a quantised student, which
     would decay to zero. AdamW decays the weights of linear layers and convolutions alone (``is_decayed``).
@@ -35,13 +35,14 @@ def create_optimizer(
         momentum: Momentum of SGD; not used by AdamW.
         weight_decay: Weight decay of the weights that decay.
     """
+    fused = has_fused(next(model.parameters()).device)
     if optimizer == "sgd":
         ranges = [value for name, value in model.encoder.named_parameters() if is_range(name)]
         others = [value for name, value in _in_former_order(model) if not is_range(name)]
         groups: list[dict[str, Any]] = [{"params": others}]
         if ranges:
             groups.append({"params": ranges, "weight_decay": 0.0})
-        return torch.optim.SGD(groups, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True)
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=fused)
     exempt = _exempt_by_library(model)
     by_kind: dict[tuple[bool, float], list[Tensor]] = {}
     for name, value in _in_former_order(model):
@@ -53,7 +54,23 @@ def create_optimizer(
         {"params": values, "lr_scale": scale, "is_decayed": decays, "weight_decay": weight_decay if decays else 0.0}
         for (decays, scale), values in by_kind.items()
     ]
-    return torch.optim.AdamW(groups, lr=lr, fused=True)
+    return torch.optim.AdamW(groups, lr=lr, fused=fused)
+
+
+def has_fused(device: torch.device) -> bool:
+    """Return whether torch has fused optimizers for a device: one pass over the weights instead of many.
+
+    Example:
+        >>> has_fused(torch.device("cpu"))
+        True
+    """
+    weight = nn.Parameter(torch.zeros((), device=device))
+    weight.grad = torch.zeros_like(weight)
+    try:
+        torch.optim.AdamW([weight], fused=True).step()
+    except RuntimeError:
+        return False
+    return True
 
 
 def is_decayed(layer: nn.Module, name: str, value: Tensor) -> bool:

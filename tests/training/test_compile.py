@@ -120,9 +120,9 @@ def test_compile__without_a_compiler_is_one_sentence(tmp_path, toy_folder, tiny_
     options += ["--data", toy_folder, "--out", tmp_path / "run", "--compile"]
     environment = {**os.environ, "CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
     done = subprocess.run(command(*options), capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 1
+    assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if line.strip()]
-    assert line.startswith("crossdistill: --compile needs a C++ compiler")
+    assert line.startswith("crossdistill: error: --compile needs a C++ compiler")
     assert "no-such-compiler" in line and "remove --compile" in line
     assert not (tmp_path / "run").exists()
 

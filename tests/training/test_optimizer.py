@@ -10,6 +10,7 @@ from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from crossdistill.distillation.heads import ADAPTERS, Sizes
 from crossdistill.distillation.student_with_heads import Head, StudentWithHeads
 from crossdistill.encoders import create_encoder, wrap_module
+from crossdistill.training import optimizer as optimizer_module
 from crossdistill.training.checkpoint import load_optimizer_state, optimizer_state
 from crossdistill.training.optimizer import create_optimizer, take_groups_of
 
@@ -152,3 +153,23 @@ def test_adamw__keeps_its_groups_when_its_own_run_is_resumed():
     walk(other, second, range(3, 5))
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
     assert {group["weight_decay"] for group in second.param_groups} == {0.0, 0.05}
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_fused__steps_as_the_loop_over_weights_and_a_run_changes_between_them(kind, monkeypatch):
+    fused, plain, changed = small(), small(), small()
+    first = optimizer_of(fused, kind)
+    monkeypatch.setattr(optimizer_module, "has_fused", lambda device: False)
+    second, third = optimizer_of(plain, kind), optimizer_of(changed, kind)
+    assert {group["fused"] for group in first.param_groups} == {True}
+    assert {group["fused"] for group in second.param_groups} == {False}
+    walk(fused, first, range(3))
+    walk(plain, second, range(6))
+    changed.load_state_dict(fused.state_dict())
+    load_optimizer_state(third, copy.deepcopy(optimizer_state(first)))
+    assert {group["fused"] for group in third.param_groups} == {False}  # the kernels are those of this device
+    walk(fused, first, range(3, 6))
+    walk(changed, third, range(3, 6))
+    for name, value in fused.state_dict().items():
+        torch.testing.assert_close(plain.state_dict()[name], value, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(changed.state_dict()[name], value, rtol=1e-5, atol=1e-6)
