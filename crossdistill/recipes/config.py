@@ -269,7 +269,7 @@ class MachineConfig:
     """Memory format channels last; auto: on GPUs, and on CPUs for encoders that it makes faster."""
     compile: bool = False
     """Compile the student's training step and the teachers' forward passes with torch.compile. It takes minutes at the
-    start; docs/explanation/speed.md says when it pays."""
+    start; the page Speed says when it pays."""
     gradient_checkpointing: bool = False
     """Compute the activations inside the student's blocks again in the backward pass instead of keeping them: less
     memory, about a third more time, the same numbers."""
