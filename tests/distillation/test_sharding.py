@@ -39,7 +39,7 @@ for name, view in json.loads(sys.argv[1]).items():
     tokens = all(torch.equal(again[0][key], value) for key, value in again[1].items())
     held = sum(value.to_local().untyped_storage().nbytes() for value in encoder.parameters())
     full = sum(value.untyped_storage().nbytes() for value in whole.encoder.parameters())
-    rows[name] = [own and tokens, held / full, sharded.identity == whole.identity, sharded.network is None]
+    rows[name] = [own and tokens, held / full, sharded.identity == whole.identity, not sharded.networks]
 open(f"{sys.argv[2]}-{rank}.json", "w").write(json.dumps(rows))
 distributed.destroy_process_group()
 """
