@@ -57,9 +57,9 @@ def gain_table(rows: Sequence[Row]) -> str:
     for row in rows:
         names = [row["student"], row["teacher"]]
         for key, measure in measures_of(row).items():
-            numbers = [row[f"{network}_{key}"] or "–" for network in ("teacher", "baseline", "distilled")]
-            gain = [signed(row[f"gain_{key}"]), interval(row, key), row[f"gain_{key}_sd"] or "–"]
-            trained = [row["seeds"], f"{row['baseline_epochs']} / {row['epochs']}"] if has_epochs else []
+            numbers = [row.get(f"{network}_{key}") or "–" for network in ("teacher", "baseline", "distilled")]
+            gain = [signed(row[f"gain_{key}"]), interval(row, key), row.get(f"gain_{key}_sd") or "–"]
+            trained = [row["seeds"], f"{row['baseline_epochs'] or '–'} / {row['epochs']}"] if has_epochs else []
             lines.append([*names, measure, *numbers, *gain, *trained])
             names = ["", ""]
     header = ["student", "teacher", "measure", "teacher's", "baseline", "distilled", "gain", INTERVAL, SEEDS]
@@ -93,7 +93,7 @@ def picture_table(rows: Sequence[Row]) -> str:
 
 def interval(row: Row, key: str) -> str:
     """The interval of a gain, or that it is a point estimate."""
-    ends = [row[f"gain_{key}_{end}"] for end in ("low", "high")]
+    ends = [row.get(f"gain_{key}_{end}") or "" for end in ("low", "high")]
     return " to ".join(signed(end) for end in ends) if all(ends) else "point estimate"
 
 
@@ -174,7 +174,7 @@ class Axis:
         ends = [0.0]
         for row in rows:
             for key in measures_of(row):
-                gain, deviation = float(row[f"gain_{key}"]), float(row[f"gain_{key}_sd"] or 0)
+                gain, deviation = float(row[f"gain_{key}"]), float(row.get(f"gain_{key}_sd") or 0)
                 ends += [gain - deviation, gain + deviation]
         return Axis(5 * (min(ends) // 5), -5 * (-max(ends) // 5) or 5)
 
@@ -186,7 +186,7 @@ def text(x: float, y: float, content: str, *, anchor: str = "start", more: str =
 
 def gain_mark(row: Row, key: str, y: float, axis: Axis) -> str:
     """A dot with one deviation to either side; an arrow where the gain lies outside the axis."""
-    gain, deviation, colour = float(row[f"gain_{key}"]), float(row[f"gain_{key}_sd"] or 0), COLOURS[key]
+    gain, deviation, colour = float(row[f"gain_{key}"]), float(row.get(f"gain_{key}_sd") or 0), COLOURS[key]
     if gain < axis.low:
         x = axis.x_of(axis.low)
         arrow = (
@@ -217,11 +217,13 @@ def gain_plot(name: str, below: str, *, axis: Axis | None = None) -> str:
             y += 14
             parts.append(text(16, y + 5, row["use"], more='font-weight="600"'))
             y, last = y + ROW_HEIGHT, row["use"]
-        parts.append(text(LEFT - 12, y + 4, f"{row['teacher']} → {row['student']}", anchor="end", more='fill="#444"'))
         keys = list(measures_of(row))
+        more = max(0, 5 * (len(keys) - 2))  # a row of two marks is the usual one
+        y += more
+        parts.append(text(LEFT - 12, y + 4, f"{row['teacher']} → {row['student']}", anchor="end", more='fill="#444"'))
         first = y - 5 * (len(keys) - 1)
         parts += [gain_mark(row, key, first + 10 * i, axis) for i, key in enumerate(keys)]
-        y += max(ROW_HEIGHT, 10 * len(keys) + 4)
+        y += more + ROW_HEIGHT
     grid = []
     step = 2 if axis.high - axis.low <= 16 else 5
     for points in range(int(axis.low), int(axis.high) + 1, step):

@@ -74,7 +74,7 @@ few() {
 shots() {
   local batch=$(($3 < 2 ? 8 : 16))
   local steps=$(((8 * $3 + batch - 1) / batch))
-  run "$1, labels-shots$3" $((shot_epochs * 3 / steps)) --supervised --student "$2" --shots "$3" --batch-size $batch
+  run "$1, labels-shots$3" $(((shot_epochs * 3 + steps - 1) / steps)) --supervised --student "$2" --shots "$3" --batch-size $batch
   few "$1, labels-shots$3" "$3"
 }
 # fuel NAME STUDENT FEATURES OPTIONS…: on the clips of several sets

@@ -275,6 +275,20 @@ def test_results_table__reads_the_first_dataset_and_compares_with_another_studen
     assert (row["distilled_linear"], row["baseline_linear"], row["gain_linear"]) == ("75.0", "50.0", "25.0")
 
 
+def test_gain_table_and_plot__show_few_labels_of_one_seed(monkeypatch):
+    """Columns that no row fills are not in the file: deviations of one seed, and low-shot accuracy of teachers."""
+    row = {"use": "Few labels", "student": "s", "teacher": "t", "seeds": "1", "baseline_epochs": "50", "epochs": "100"}
+    row |= {"gain_1nn": "", "gain_linear": "", "gain_5shot": "12.5", "gain_5shot_low": "3.0", "gain_5shot_high": "20.0"}
+    row |= {"baseline_5shot": "30.0", "distilled_5shot": "42.5"}
+    line = make_results.gain_table([row]).splitlines()[-1]
+    assert line == "| s | t | 5 labels a class | – | 30.0 | 42.5 | +12.5 | +3.0 to +20.0 | – | 1 | 50 / 100 |"
+    monkeypatch.setattr(make_results, "read", lambda name: [row])
+    drawn = make_results.gain_plot("biisc", "below")
+    assert make_results.Axis.around([row]) == make_results.Axis(0, 15)
+    assert drawn.count(f'r="4" fill="{make_results.COLOURS["5shot"]}"') == 2 and "5 labels a class" in drawn
+    assert f'cx="{make_results.Axis(0, 15).x_of(12.5):.1f}"' in drawn
+
+
 def evaluation_of(digits):
     """An evaluation of one clip of each person, with these hits in 1-NN and linear accuracy."""
     results = {
