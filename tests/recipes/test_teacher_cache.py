@@ -340,7 +340,7 @@ def test_verify__compares_with_the_live_teacher(data_folder, teacher_file, half_
 
 
 def test_verify__takes_the_weights_of_the_cache(data_folder, half_folder, teacher_file, capsys):
-    assert TeacherCache(half_folder).weights == str(teacher_file)
+    assert TeacherCache(half_folder).weights == (str(teacher_file),)
     cache_command(strings("verify", half_folder, "--data", data_folder, "--workers", 0, "--clips", 4))
     assert "4 clips" in capsys.readouterr().out
 
