@@ -205,9 +205,10 @@ def _centres_inside(streams: Sequence[Stream], views: Sequence[ViewSpec]) -> tup
 class TrainingBatches:
     """Batch sampler of a whole training run for one process; it can start at any batch.
 
-    Each epoch is one permutation drawn from (seed, epoch). Global batch n is its n-th slice, and process p takes the
-    p-th part of the slice. So two processes with half the batch size see the same samples in the same order as one
-    process. Samples that do not fill a global batch are skipped in that epoch.
+    Each epoch is one permutation drawn from (seed, epoch), and the run is one sequence of these. Global batch n is its
+    n-th slice, and process p takes the p-th part of the slice. So two processes with half the batch size see the same
+    samples in the same order as one process. Samples at the end of an epoch that do not fill ``epoch_multiple`` are
+    skipped in that epoch.
 
     Example:
         >>> batches = TrainingBatches(num_samples=7, batch_size=2, num_epochs=2, seed=0)
@@ -227,9 +228,12 @@ class TrainingBatches:
     process_index: int = 0
     start_batch: int = 0
     """Number of batches that this process has finished before a resume."""
+    epoch_multiple: int | None = None
+    """An epoch has as many samples as a multiple of this number allows; one global batch if None. A run that is resumed
+    with another global batch gives that of its start, and so keeps its sequence."""
 
     def __post_init__(self) -> None:
-        if self.batches_per_epoch == 0:
+        if self.samples_per_epoch == 0:
             raise UserError(
                 f"a batch of {self.batch_size} on {self.num_processes} process(es) needs "
                 f"{self.batch_size * self.num_processes} clips, but the data has {self.num_samples}: "
@@ -237,21 +241,30 @@ class TrainingBatches:
             )
 
     @property
-    def batches_per_epoch(self) -> int:
-        """Number of batches of one process in one epoch."""
-        return self.num_samples // (self.batch_size * self.num_processes)
+    def samples_per_epoch(self) -> int:
+        """Number of samples that all processes together draw in one epoch."""
+        multiple = self.epoch_multiple or self.batch_size * self.num_processes
+        return self.num_samples // multiple * multiple
 
     def __len__(self) -> int:
-        return self.batches_per_epoch * self.num_epochs - self.start_batch
+        return self._num_batches - self.start_batch
+
+    @property
+    def _num_batches(self) -> int:
+        """Number of batches of one process in the whole run."""
+        return self.samples_per_epoch * self.num_epochs // (self.batch_size * self.num_processes)
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         order: NDArray[np.int64] = np.empty(0, dtype=np.int64)
         order_epoch = -1
-        for batch in range(self.start_batch, self.batches_per_epoch * self.num_epochs):
-            epoch, position = divmod(batch, self.batches_per_epoch)
-            if epoch != order_epoch:
-                # Every process draws the same permutation, so that the processes need not communicate.
-                order = np.random.default_rng([self.seed, epoch]).permutation(self.num_samples)
-                order_epoch = epoch
-            start = (position * self.num_processes + self.process_index) * self.batch_size
-            yield [SampleKey(int(i), epoch) for i in order[start : start + self.batch_size]]
+        for batch in range(self.start_batch, self._num_batches):
+            start = (batch * self.num_processes + self.process_index) * self.batch_size
+            keys: list[SampleKey] = []
+            for position in range(start, start + self.batch_size):
+                epoch, index = divmod(position, self.samples_per_epoch)
+                if epoch != order_epoch:
+                    # Every process draws the same permutation, so that the processes need not communicate.
+                    order = np.random.default_rng([self.seed, epoch]).permutation(self.num_samples)
+                    order_epoch = epoch
+                keys.append(SampleKey(int(order[index]), epoch))
+            yield keys

@@ -38,8 +38,9 @@ from crossdistill.recipes.checks import check_configuration
 from crossdistill.recipes.command_options import CacheOptions, VerifyOptions
 from crossdistill.recipes.config import AUTO, SELF, DataConfig, MachineConfig, PairConfig, RunConfig, several
 from crossdistill.recipes.context import RunContext, choose_execution
-from crossdistill.recipes.data import open_datasets, select_training_clips
+from crossdistill.recipes.data import count_training_clips, open_datasets, select_training_clips
 from crossdistill.recipes.run import weights_finder
+from crossdistill.recipes.sizes import fit_to_data
 from crossdistill.recipes.student import create_student
 from crossdistill.recipes.teachers import FoldedSource, create_only_teacher, teacher_sources
 from crossdistill.recipes.training_features import TeacherEmbedder
@@ -226,7 +227,9 @@ def _open_folds(
     config: RunConfig, manifests: list[Manifest], student_view: ViewSpec, folder: RunFolder, accelerator: Accelerator
 ) -> tuple[CrossFittedTeacher, tuple[str, ...]]:
     """Load the networks of all folds, and train those without weights first; also return the names of the weights."""
-    run = RunContext(config, manifests, folder, accelerator)
+    num_clips = count_training_clips(config, manifests, uses_labels=False)
+    config, batches = fit_to_data(config, num_clips, folder, accelerator)
+    run = RunContext(config, manifests, folder, accelerator, batches)
     (source,) = teacher_sources(config)
     source.check_data(config, manifests)
     found = source.with_weights(weights_finder(run))

@@ -19,6 +19,7 @@ from crossdistill.encoders.hardware import free_memory_bytes
 from crossdistill.errors import UserError
 from crossdistill.evaluation.settings import Shots
 from crossdistill.recipes.config import AUTO, SELF, RunConfig
+from crossdistill.recipes.context import Batches
 from crossdistill.recipes.data import count_training_clips
 from crossdistill.recipes.proxy import stages
 from crossdistill.recipes.sizes import fillable_bank_size
@@ -164,11 +165,15 @@ def _check_sharding(config: RunConfig) -> None:
 
 
 def check_data_and_memory(
-    config: RunConfig, sources: Sequence[TeacherSource], manifests: Sequence[Manifest], accelerator: Accelerator
+    config: RunConfig,
+    sources: Sequence[TeacherSource],
+    manifests: Sequence[Manifest],
+    accelerator: Accelerator,
+    batches: Batches,
 ) -> None:
     """Raise a ``UserError`` if a dataset lacks a stream or the memory banks do not fit, before a teacher is trained."""
     num_clips = count_training_clips(config, manifests, uses_labels=uses_labels(config))
-    size = fillable_bank_size(config, num_clips, accelerator.num_processes)
+    size = fillable_bank_size(config, num_clips, batches)
     for stage, its_sources in stages(config, sources):
         assert stage.pair.student is not None
         student = preview_encoder(stage.pair.student, stage.pair.student_weights)
@@ -176,7 +181,7 @@ def check_data_and_memory(
         for manifest, encoder in itertools.product(manifests, [student, *teachers]):
             view = encoder.view
             manifest.require_stream(view.kind.stream, wanted_by=f"a {view.modality} encoder")
-        require_fitting_batch(stage, terms_of(stage))
+        require_fitting_batch(batches.now.batch_size, terms_of(stage))
         for source in its_sources:
             source.check_data(stage, manifests)
         _check_bank_memory(stage, size, student, teachers, accelerator)

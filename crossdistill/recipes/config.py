@@ -205,7 +205,8 @@ class OptimizationConfig:
     rate follows the schedule of the new number. A run that has ended continues only if it had --keep-checkpoints."""
     batch_size: Count | None = None
     """Clips per batch of one process. If absent, the paper's 256, or fewer below 4,096 training clips per process: a
-    sixteenth of them, and no fewer than 16."""
+    sixteenth of them, and no fewer than 16. A run that other processes resume keeps the product of processes,
+    --batch-size and --accumulate: with the options of its start, both are chosen anew."""
     accumulate: Count = 1
     """Batches per optimizer step."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -280,6 +281,8 @@ class MachineConfig:
     """Number of decoding processes per training process."""
     checkpoint_every_steps: CountOrZero = 0
     """Steps between checkpoints; 0: once per epoch."""
+    checkpoint_every_minutes: NotNegative = 0.0
+    """Minutes after which a checkpoint is written beside those of --checkpoint-every-steps; 0: none."""
     keep_checkpoints: bool = False
     """Keep the newest two checkpoints when the run ends. Otherwise one remains with the weights alone, with which
     --resume evaluates the run again."""

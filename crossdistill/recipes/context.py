@@ -18,6 +18,50 @@ from crossdistill.utils.distributed import decide_on_first
 
 
 @dataclass(frozen=True)
+class BatchParts:
+    """How the clips of one optimizer step are divided.
+
+    Example:
+        >>> print(BatchParts(num_processes=4, batch_size=3))
+        12 clips a step (4 processes x 3)
+    """
+
+    num_processes: int
+    batch_size: int
+    """Clips per batch of one process."""
+    accumulate: int = 1
+    """Batches per step."""
+
+    @property
+    def clips_per_batch(self) -> int:
+        """Clips of one batch of all processes."""
+        return self.num_processes * self.batch_size
+
+    @property
+    def clips_per_step(self) -> int:
+        """The global batch."""
+        return self.clips_per_batch * self.accumulate
+
+    @property
+    def factors(self) -> str:
+        """The division in words."""
+        processes = f"{self.num_processes} process{'es' if self.num_processes > 1 else ''}"
+        batches = f" x {self.accumulate} batches" if self.accumulate > 1 else ""
+        return f"{processes} x {self.batch_size}{batches}"
+
+    def __str__(self) -> str:
+        return f"{self.clips_per_step} clips a step ({self.factors})"
+
+
+@dataclass(frozen=True)
+class Batches:
+    """How the steps of a run were divided at its start, and how they are now: other processes may have resumed it."""
+
+    start: BatchParts
+    now: BatchParts
+
+
+@dataclass(frozen=True)
 class RunContext:
     """One run, before and while it trains."""
 
@@ -25,6 +69,8 @@ class RunContext:
     manifests: list[Manifest]
     folder: RunFolder
     accelerator: Accelerator
+    batches: Batches
+    """Their start has the sizes of ``config``."""
 
     def choose_execution(self, encoder: Encoder, *, is_trained: bool = False, is_sharded: bool = False) -> Execution:
         """Choose precision and memory layout of an encoder. All processes use the choice of the first."""

@@ -39,19 +39,19 @@ def run_rounds(config: RunConfig, accelerator: Accelerator | None = None) -> Pat
     later = _preview_of_later_rounds(config)
     later_sources = teacher_sources(later)
     check_configuration(later, later_sources)
-    accelerator = accelerator or create_accelerator(accumulate=config.optimization.accumulate)
+    accelerator = accelerator or create_accelerator()
     manifests = open_datasets(config, accelerator)
     folder = RunFolder(decide_on_first(accelerator, lambda: choose_folder(config, teacher_sources(config))))
     num_clips = count_training_clips(config, manifests, uses_labels=uses_labels(config))
-    config = fit_to_data(config, num_clips, folder, accelerator)
+    config, batches = fit_to_data(config, num_clips, folder, accelerator)
     # The first round checks its own data before anything is trained.
-    check_data_and_memory(_preview_of_later_rounds(config), later_sources, manifests, accelerator)
+    check_data_and_memory(_preview_of_later_rounds(config), later_sources, manifests, accelerator, batches)
     results: dict[str, dict[str, Any]] = {}
     last = folder
-    with claimed(RunContext(config, manifests, folder, accelerator)):
+    with claimed(RunContext(config, manifests, folder, accelerator, batches)):
         for number in range(1, config.pair.rounds + 1):
             announce(accelerator, f"round {number} of {config.pair.rounds}")
-            last = RunFolder(run(round_config(config, folder, number), accelerator))
+            last = RunFolder(run(round_config(config, folder, number), accelerator, like=batches))
             if config.machine.evaluate and accelerator.is_main_process:
                 _add_results(results, last, number)
         decide_on_first(accelerator, lambda: _finish(folder, last, results, num_rounds=config.pair.rounds))

@@ -22,7 +22,7 @@ from crossdistill.evaluation.evaluate import evaluate_encoder
 from crossdistill.evaluation.roles import Role, teacher_roles
 from crossdistill.recipes.checks import check_configuration, check_data_and_memory, terms_of, uses_labels
 from crossdistill.recipes.config import AUTO, RunConfig
-from crossdistill.recipes.context import RunContext
+from crossdistill.recipes.context import Batches, RunContext
 from crossdistill.recipes.data import (
     count_training_clips,
     evaluable,
@@ -49,7 +49,13 @@ from crossdistill.utils.distributed import create_accelerator, decide_on_first, 
 EPOCHS = "optimization.epochs"
 
 
-def run(config: RunConfig, accelerator: Accelerator | None = None, *, is_common: bool = False) -> Path:
+def run(
+    config: RunConfig,
+    accelerator: Accelerator | None = None,
+    *,
+    is_common: bool = False,
+    like: Batches | None = None,
+) -> Path:
     """Train and evaluate as configured.
 
     Args:
@@ -57,6 +63,7 @@ def run(config: RunConfig, accelerator: Accelerator | None = None, *, is_common:
         accelerator: Created here if None.
         is_common: Whether several commands may want this run at the same time. It waits for another process that
             trains it, and then takes the student.
+        like: The batches of a run that this one is a part of.
 
     Returns:
         The run's folder; ``RunFolder`` names the files in it.
@@ -71,15 +78,15 @@ def run(config: RunConfig, accelerator: Accelerator | None = None, *, is_common:
         from crossdistill.recipes.rounds import run_rounds
 
         return run_rounds(config, accelerator)
-    accelerator = accelerator or create_accelerator(accumulate=config.optimization.accumulate)
+    accelerator = accelerator or create_accelerator()
     use_all_cores(accelerator)
     if config.machine.compile:
         require_compiler(accelerator.device)
     manifests = open_datasets(config, accelerator)
     folder = RunFolder(decide_on_first(accelerator, lambda: choose_folder(config, sources)))
     num_clips = count_training_clips(config, manifests, uses_labels=uses_labels(config))
-    config = fit_to_data(config, num_clips, folder, accelerator)
-    context = RunContext(config, manifests, folder, accelerator)
+    config, batches = fit_to_data(config, num_clips, folder, accelerator, like=like)
+    context = RunContext(config, manifests, folder, accelerator, batches)
     with claimed(context, is_common=is_common) as is_finished:
         if is_finished:
             context.announce(f"{folder.path} is finished: its student is taken")
@@ -112,7 +119,14 @@ def claimed(run: RunContext, *, is_common: bool = False) -> Iterator[bool]:
             digests, resume = contents(run.config, run.manifests), run.config.machine.resume
             # Each round learns from the end of the last, and a student from the end of its proxy.
             may_grow = EPOCHS if run.config.pair.rounds == 1 and run.config.pair.proxy is None else ""
-            run.folder.claim(identity(run.config), contents=digests, resume=resume, may_grow=may_grow, upgrade=upgrade)
+            run.folder.claim(
+                identity(run.config),
+                num_processes=run.batches.start.num_processes,
+                contents=digests,
+                resume=resume,
+                may_grow=may_grow,
+                upgrade=upgrade,
+            )
             return False
 
         try:
@@ -146,7 +160,7 @@ def _train_through_proxy(context: RunContext, sources: list[TeacherSource]) -> N
     """Train the proxy in a folder of its own, unless an interrupted run finished it, and then the student."""
     config, accelerator, proxy = context.config, context.accelerator, context.folder.proxy.path
     # What is wrong with the student's stage is named before the proxy is trained for hours.
-    check_data_and_memory(config, sources, context.manifests, accelerator)
+    check_data_and_memory(config, sources, context.manifests, accelerator, context.batches)
     second = student_stage(config, str(proxy))
     student, learner = create_student(second), create_student(proxy_stage(config, context.folder, ()))
     select_training_clips(
@@ -160,7 +174,7 @@ def _train_through_proxy(context: RunContext, sources: list[TeacherSource]) -> N
     sources = _find_weights(context, sources, learner)
     if not decide_on_first(accelerator, lambda: find_student(proxy) is not None):
         weights = [name for source in sources for name in source.weights]
-        run(proxy_stage(config, context.folder, weights), accelerator)
+        run(proxy_stage(config, context.folder, weights), accelerator, like=context.batches)
     _train_with_teachers(replace(context, config=second), teacher_sources(second), proxied=sources)
 
 
@@ -175,7 +189,7 @@ def _train_with_teachers(
         proxied: The teachers of the only teacher, which is a proxy.
     """
     config = run.config
-    check_data_and_memory(config, sources, run.manifests, run.accelerator)
+    check_data_and_memory(config, sources, run.manifests, run.accelerator, run.batches)
     student = create_student(config)
     sources = _find_weights(run, sources, student)
     execution = run.choose_execution(student, is_trained=True)
@@ -255,7 +269,7 @@ def weights_finder(run_context: RunContext) -> Callable[[TeacherOptions], str]:
         if not decide_on_first(run_context.accelerator, lambda: find_student(folder) is not None):
             on = "" if options.split is None else f" on split {options.split}"
             run_context.announce(f"no weights are known for {options.name}: it is trained with labels first{on}")
-            run(config, run_context.accelerator, is_common=True)
+            run(config, run_context.accelerator, is_common=True, like=run_context.batches)
         return str(folder)
 
     return find
@@ -307,7 +321,7 @@ def _train(
         task,
         dataset,
         create_optimizer(run.config, task.trainable),
-        plan=create_plan(run.config),
+        plan=create_plan(run),
         accelerator=run.accelerator,
         folder=run.folder,
         evaluate=_periodic_knn(run, student, task),

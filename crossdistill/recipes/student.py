@@ -46,9 +46,9 @@ def create_student(config: RunConfig, *, is_random: bool = False) -> Encoder:
     return student
 
 
-def require_fitting_batch(config: RunConfig, terms: list[Term]) -> None:
+def require_fitting_batch(batch_size: int | None, terms: list[Term]) -> None:
     """Raise a ``UserError`` if a head normalises by the batch and the batch is a single clip."""
-    if config.optimization.batch_size == 1 and any(term.adapter.startswith("mlp") for term in terms):
+    if batch_size == 1 and any(term.adapter.startswith("mlp") for term in terms):
         raise UserError("--batch-size is 1, but an MLP head has batch normalisation: give --batch-size 2 or more")
 
 
@@ -61,7 +61,7 @@ def check_student(config: RunConfig, terms: list[Term]) -> Encoder:
         parse_bit_widths(pair.bits)
         require_brevitas()
     if not pair.supervised:
-        require_fitting_batch(config, terms)
+        require_fitting_batch(config.optimization.batch_size, terms)
     student = preview_encoder(pair.student, pair.student_weights, **pair.student_view)
     if config.machine.gradient_checkpointing:
         require_recomputable(student, bits=pair.bits)

@@ -56,7 +56,7 @@ def create_distiller(
             dataset,
             method=objective.measured_scale,
             accelerator=accelerator,
-            batch_size=config.optimization.clips_per_batch,
+            batch_size=run.batches.now.batch_size,
             num_workers=config.machine.workers,
             folder=run.folder.path,
         )
@@ -65,7 +65,7 @@ def create_distiller(
         gathered: Tensor = accelerator.gather(tensor)
         return gathered
 
-    bank_size = fillable_bank_size(config, len(dataset), accelerator.num_processes)
+    bank_size = fillable_bank_size(config, len(dataset), run.batches)
     is_asked_for = objective.bank_size != bank_size_for(len(dataset))  # a default that is lowered needs no notice
     if (
         bank_size != objective.bank_size
@@ -128,8 +128,9 @@ def create_optimizer(config: RunConfig, model: StudentWithHeads) -> torch.optim.
     )
 
 
-def create_plan(config: RunConfig) -> TrainingPlan:
+def create_plan(run: RunContext) -> TrainingPlan:
     """Create the plan: how long, how fast, and how often to log, evaluate and save."""
+    config, parts = run.config, run.batches.now
     options, machine = config.optimization, config.machine
 
     def rate(step: int, num_steps: int, steps_per_epoch: int) -> float:
@@ -150,13 +151,15 @@ def create_plan(config: RunConfig) -> TrainingPlan:
 
     return TrainingPlan(
         num_epochs=options.epochs,
-        batch_size=options.clips_per_batch,
-        accumulate=options.accumulate,
+        batch_size=parts.batch_size,
+        accumulate=parts.accumulate,
+        epoch_multiple=run.batches.start.clips_per_batch,
         learning_rate=rate,
         clip_norm=options.clip_norm,
         seed=machine.seed,
         num_workers=machine.workers,
         checkpoint_every_steps=machine.checkpoint_every_steps,
+        checkpoint_every_minutes=machine.checkpoint_every_minutes,
         log_every_steps=machine.log_every_steps,
         evaluate_every_steps=evaluate_every,
         max_unreadable=config.data.max_unreadable,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ class Checkpoints:
 
         With it the run can still be resumed, in order to evaluate it again. Nothing is done if no checkpoint is intact.
         """
-        newest = self._newest(only_weights=True)
+        newest = self._newest(without=TRAINING_ALONE)
         if newest is None:
             return
         step, state = newest
@@ -99,13 +100,39 @@ class Checkpoints:
         """Return the newest intact checkpoint and its step. Damaged checkpoints are reported and skipped."""
         return self._newest()
 
-    def _newest(self, *, only_weights: bool = False) -> tuple[int, dict[str, Any]] | None:
+    def num_processes_of_newest(self) -> int | None:
+        """Return the number of processes that wrote the newest intact checkpoint; None if there is none."""
+        newest = self._newest(without=("trainable", *TRAINING_ALONE))
+        return None if newest is None else len(newest[1]["generators"])
+
+    def _newest(self, *, without: tuple[str, ...] = ()) -> tuple[int, dict[str, Any]] | None:
         for step in reversed(self.steps()):
             try:
-                return step, _read(self.path(step), without=TRAINING_ALONE if only_weights else ())
+                return step, _read(self.path(step), without=without)
             except (SafetensorError, json.JSONDecodeError, KeyError, OSError) as error:
                 console.print(f"passing over the checkpoint {self.path(step)}: it is damaged ({error})", style="yellow")
         return None
+
+
+class CheckpointTimer:
+    """Says when a checkpoint is due by the clock.
+
+    Args:
+        minutes: Minutes since the last checkpoint, or since the start; 0 for never.
+    """
+
+    def __init__(self, minutes: float) -> None:
+        self._seconds = 60 * minutes or float("inf")
+        self.restart()
+
+    def restart(self) -> None:
+        """Count from now on."""
+        self._started = time.monotonic()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the minutes are over."""
+        return time.monotonic() - self._started >= self._seconds
 
 
 def _read(path: Path, *, without: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from accelerate import Accelerator
@@ -19,14 +19,15 @@ from crossdistill.data.dataset import PairedClips, make_loader
 from crossdistill.data.sampling import TrainingBatches
 from crossdistill.distillation.task import Task
 from crossdistill.encoders.compilation import compiled
-from crossdistill.errors import OneProcessError, UserError
-from crossdistill.training.checkpoint import Checkpoints
+from crossdistill.errors import SAME_COMMAND, OneProcessError, Stopped, UserError
+from crossdistill.training.checkpoint import Checkpoints, CheckpointTimer
 from crossdistill.training.gradient_scaling import GradientScaling
 from crossdistill.training.monitor import Monitor
 from crossdistill.training.resume import Resumable, TrainingState
 from crossdistill.training.run_folder import MetricsLog, RunFolder
 from crossdistill.types import PairedBatch, StepOutput
 from crossdistill.utils.console import console
+from crossdistill.utils.distributed import largest_of_processes
 from crossdistill.utils.stopping import StopRequest
 
 MAX_LISTED_UNREADABLE = 20
@@ -43,6 +44,8 @@ class TrainingPlan:
     """Clips per batch of one process."""
     accumulate: int
     """Batches per optimizer step."""
+    epoch_multiple: int
+    """See ``TrainingBatches``."""
     learning_rate: Callable[[int, int, int], float]
     """(step, steps of the run, steps of an epoch) to learning rate."""
     clip_norm: float
@@ -51,6 +54,8 @@ class TrainingPlan:
     num_workers: int
     checkpoint_every_steps: int
     """Optimizer steps between two checkpoints; 0 for one checkpoint per epoch."""
+    checkpoint_every_minutes: float
+    """Minutes after which there is a checkpoint beside these; 0 for none."""
     log_every_steps: int
     evaluate_every_steps: Callable[[int, int], int]
     """(steps of the run, steps of an epoch) to steps between two evaluations."""
@@ -86,11 +91,8 @@ def train(
         description: The text of the progress bar.
     """
     model, optimizer = accelerator.prepare(task.trainable, optimizer)
+    accelerator.gradient_accumulation_steps = plan.accumulate
     task.wrap(lambda _: compiled(model, name=task.trainable.encoder.name) if plan.is_compiled else model)
-    checkpoints = Checkpoints(folder.checkpoints)
-    scaling = GradientScaling(task.execution.precision, accelerator.device)
-    resumable = Resumable(checkpoints, task, model, optimizer, scaling, accelerator, num_samples=len(dataset))
-    state = resumable.restore(seed=plan.seed)
     batches = TrainingBatches(
         num_samples=len(dataset),
         batch_size=plan.batch_size,
@@ -98,16 +100,26 @@ def train(
         seed=plan.seed,
         num_processes=accelerator.num_processes,
         process_index=accelerator.process_index,
-        start_batch=state.step * plan.accumulate,
+        epoch_multiple=plan.epoch_multiple,
     )
-    steps_per_epoch = max(1, batches.batches_per_epoch // plan.accumulate)
-    num_steps = _count_steps(batches.batches_per_epoch * plan.num_epochs, plan.accumulate)
+    num_steps = _count_steps(len(batches), plan.accumulate)
+    num_clips = {
+        "num_samples": len(dataset),
+        "samples_per_epoch": batches.samples_per_epoch,
+        "samples_per_step": plan.batch_size * plan.accumulate * accelerator.num_processes,
+    }
+    steps_per_epoch = max(1, num_clips["samples_per_epoch"] // num_clips["samples_per_step"])
+    scaling = GradientScaling(task.execution.precision, accelerator.device)
+    resumable = Resumable(Checkpoints(folder.checkpoints), task, model, optimizer, scaling, accelerator, num_clips)
+    state = resumable.restore(seed=plan.seed)
+    batches = replace(batches, start_batch=state.step * plan.accumulate)
     checkpoint_every = plan.checkpoint_every_steps or steps_per_epoch
     evaluate_every = plan.evaluate_every_steps(num_steps, steps_per_epoch) if evaluate else num_steps + 1
     loader = make_loader(dataset, batches, num_workers=plan.num_workers, pin_memory=accelerator.device.type == "cuda")
     started = time.perf_counter() - state.seconds
     monitor = _create_monitor(folder, plan, accelerator, state.step, num_steps, batches, started, description)
     task.train()
+    timer = CheckpointTimer(plan.checkpoint_every_minutes if accelerator.is_main_process else 0)
     with monitor, StopRequest(accelerator) as stop:
         for batch in monitor.watch(loader) if state.step < num_steps else ():
             _count_unreadable(state, batch, plan, accelerator, len(dataset))
@@ -129,13 +141,14 @@ def train(
                 resumable.require_finite_weights(state.step)
                 with monitor.pause():
                     monitor.note(state.step, evaluate())
-            is_stopped = stop.is_made()
-            if state.step % checkpoint_every == 0 or state.step == num_steps or is_stopped:
+            stopped_by, is_time = largest_of_processes(accelerator, stop.signal_number, timer.is_over)
+            if state.step % checkpoint_every == 0 or state.step == num_steps or stopped_by or is_time:
                 state.seconds = time.perf_counter() - started
                 monitor.require_finite(state.step)
                 resumable.save(state)
-            if is_stopped:
-                raise stop.error()
+                timer.restart()
+            if stopped_by:
+                raise Stopped(SAME_COMMAND, signal_number=stopped_by)
             if state.step == num_steps:
                 break
     _report_unreadable(state, accelerator)
@@ -203,7 +216,7 @@ def _create_monitor(
         log_every_steps=max(1, min(plan.log_every_steps, num_steps // MIN_LINES)),
         start_step=start_step,
         num_steps=num_steps,
-        steps_per_epoch=batches.batches_per_epoch / plan.accumulate,
+        steps_per_epoch=batches.samples_per_epoch / (plan.batch_size * plan.accumulate * accelerator.num_processes),
         started=started,
         description=description,
     )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -45,14 +46,14 @@ class Resumable:
     optimizer: torch.optim.Optimizer
     scaling: GradientScaling
     accelerator: Accelerator
-    num_samples: int
-    """Size of the training set: a checkpoint of another size is refused."""
+    num_clips: Mapping[str, int]
+    """Clips of the data, of an epoch and of a step, by their names in the checkpoint: other numbers are refused."""
 
     def restore(self, *, seed: int) -> TrainingState:
         """Continue from the newest intact checkpoint, or start with generators that ``seed`` decides.
 
         Raises:
-            UserError: The run was started with another number of processes or clips.
+            UserError: The run was started with other numbers of clips.
         """
         found: list[dict[str, Any]] = []  # the first process has to read a checkpoint to know that it is intact
 
@@ -73,7 +74,12 @@ class Resumable:
             load_optimizer_state(self.optimizer, content["optimizer"])
             self.scaling.load_state_dict(content.get("scaling", {}))
             self.task.load_resume_state(content["task"])
-        _set_generator_state(content["generators"][self.accelerator.process_index])
+        num_processes, index = self.accelerator.num_processes, self.accelerator.process_index
+        if len(content["generators"]) == num_processes:
+            _set_generator_state(content["generators"][index])
+        else:  # no process can go on with the draws of another: new ones, which depend on nothing else
+            new = np.random.SeedSequence([seed, newest, num_processes, index]).generate_state(1, np.uint64)
+            torch.manual_seed(int(new[0]))
         if self.accelerator.is_main_process:
             console.print(f"resuming after step {newest}")
         return TrainingState(
@@ -84,13 +90,13 @@ class Resumable:
         )
 
     def _require_same_run(self, content: dict[str, Any]) -> None:
-        before = (len(content["generators"]), content["num_samples"])
-        now = (self.accelerator.num_processes, self.num_samples)
-        if before != now:
-            raise UserError(
-                f"the run was started with {before[0]} process(es) and {before[1]} clips, now there are {now[0]} and "
-                f"{now[1]}: resume it with the processes and the data of its start"
-            )
+        for name, now in self.num_clips.items():
+            before = content.get(name, now)  # former versions wrote only the clips of the data
+            if before != now:
+                raise UserError(
+                    f"{name.replace('_', ' ').replace('samples', 'clips')}: {before} at the start of the run, now "
+                    f"{now}: resume it with the data of its start"
+                )
 
     def save(self, state: TrainingState) -> None:
         """Write a checkpoint. All processes call this, because their generators are gathered."""
@@ -105,7 +111,7 @@ class Resumable:
             "unreadable": state.unreadable,
             "seconds": state.seconds,
             "num_skipped": state.num_skipped,
-            "num_samples": self.num_samples,
+            **self.num_clips,
         }
         decide_on_first(self.accelerator, lambda: str(self.checkpoints.save(state.step, content)))
 

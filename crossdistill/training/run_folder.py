@@ -107,6 +107,7 @@ class RunFolder:
         self,
         configuration: dict[str, Any],
         *,
+        num_processes: int = 1,
         contents: dict[str, Any] | None = None,
         resume: bool,
         may_grow: str = "",
@@ -118,6 +119,7 @@ class RunFolder:
 
         Args:
             configuration: What a resumed run must have in common with the run that it continues.
+            num_processes: Number of processes at the run's start, which a resumed run may change.
             contents: Dotted name of an option that names files, to a digest of what they hold. Two values of such an
                 option are equal if the digests are.
             resume: Whether a run in the folder may be continued.
@@ -129,7 +131,12 @@ class RunFolder:
                 configuration; the sentence names the first key that differs.
         """
         self._require_own_folder()
-        content = {"configuration": configuration, "contents": contents or {}, "environment": describe_environment()}
+        content = {
+            "configuration": configuration,
+            "num_processes": num_processes,
+            "contents": contents or {},
+            "environment": describe_environment(),
+        }
         if self.is_started:
             if not self.config.is_file():
                 raise UserError(
@@ -146,8 +153,7 @@ class RunFolder:
                 if grows:
                     section, name = may_grow.split(".")
                     written["configuration"][section][name] = configuration[section][name]
-                    write_text_atomically(self.config, json.dumps(written, indent=2) + "\n")
-                return
+                content = {**written, "num_processes": num_processes}
             content["environment"] = written["environment"]  # of the start; only paths may be new
         write_text_atomically(self.config, json.dumps(content, indent=2) + "\n")
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -18,7 +20,7 @@ import torch
 from accelerate import Accelerator
 from torch import distributed, nn
 
-from crossdistill.errors import UserError
+from crossdistill.errors import STOP_SIGNALS, UserError
 from crossdistill.utils.environment import num_cpu_cores
 
 Result = TypeVar("Result")
@@ -27,28 +29,46 @@ MAX_WAIT = timedelta(days=30)
 _waiting_groups: dict[Any, Any] = {}
 
 
-def create_accelerator(*, accumulate: int = 1) -> Accelerator:
+def create_accelerator() -> Accelerator:
     """Return an Accelerator for the processes of this run, without mixed precision, which ``Execution`` chooses.
 
     Without a GPU, the processes of ``torchrun`` form a group on the CPU. By default, Accelerate would treat each as the
     only process, and all would write to the same folder. If Accelerate joins fewer processes than were started, it is a
     ``UserError``.
-
-    Args:
-        accumulate: Number of batches per optimizer step.
     """
     num_started = int(os.environ.get("WORLD_SIZE", "1"))
     is_cpu_group = num_started > 1 and not torch.cuda.is_available()
-    accelerator = Accelerator(mixed_precision="no", gradient_accumulation_steps=accumulate, cpu=is_cpu_group)
+    with _ended_by_signals() if num_started > 1 else contextlib.nullcontext():
+        accelerator = Accelerator(mixed_precision="no", cpu=is_cpu_group)
+        if accelerator.num_processes > 1:
+            _waiting_group()
     if accelerator.num_processes != num_started:
         raise UserError(
             f"{num_started} processes were started, and Accelerate joins {accelerator.num_processes}: start them with "
             "accelerate launch and a file of configs/accelerate, or with torchrun"
         )
     if num_started > 1:
-        _waiting_group()
         atexit.register(_destroy_cpu_groups)
     return accelerator
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let a signal end the process inside the block, with the same exit status as otherwise.
+
+    PyTorch waits for the other processes outside Python, where no handler of Python would run. A process that was
+    ended before it joined would leave the others waiting. Nothing is lost here.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS if is_main}
+    for number, handler in handlers.items():
+        if handler is not signal.SIG_IGN:  # as nohup leaves it
+            signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _waiting_group() -> Any:
@@ -68,13 +88,13 @@ def gather_objects(accelerator: Accelerator, items: list[Any]) -> list[Any]:
     return [item for part in lists for item in part or []]
 
 
-def on_any_process(accelerator: Accelerator, value: bool) -> bool:
-    """Return on every process whether the value is true on one of them. It does not wait for the GPU."""
+def largest_of_processes(accelerator: Accelerator, *numbers: int) -> tuple[int, ...]:
+    """Return on every process the largest of each number over all processes. It does not wait for the GPU."""
     if accelerator.num_processes == 1:
-        return value
-    flag = torch.tensor(int(value))
-    distributed.all_reduce(flag, op=distributed.ReduceOp.MAX, group=_waiting_group())
-    return bool(flag)
+        return numbers
+    largest = torch.tensor(numbers)
+    distributed.all_reduce(largest, op=distributed.ReduceOp.MAX, group=_waiting_group())
+    return tuple(largest.tolist())
 
 
 def broadcast_buffers(accelerator: Accelerator, module: nn.Module) -> None:

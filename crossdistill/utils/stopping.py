@@ -11,7 +11,6 @@ from typing import Any
 from accelerate import Accelerator
 
 from crossdistill.errors import SAME_COMMAND, STOP_SIGNALS, Stopped
-from crossdistill.utils.distributed import on_any_process
 
 NOTICE = b"\nstopping after this step; the next Ctrl-C or signal stops at once\n"
 
@@ -21,11 +20,14 @@ class StopRequest:
 
     Args:
         accelerator: The processes that stop together.
+
+    Attributes:
+        signal_number: The signal of this process; 0 before there is one.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
-        self.signal_number: int | None = None
+        self.signal_number = 0
         self._handlers_before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -38,19 +40,13 @@ class StopRequest:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         for number, handler in self._handlers_before.items():
             signal.signal(number, handler)
-        if self.signal_number is not None and isinstance(error, RuntimeError):
-            raise self.error() from error  # the signal ended the processes that load data as well
-
-    def is_made(self) -> bool:
-        """Return whether any process was asked to stop. All processes call this together."""
-        return on_any_process(self.accelerator, self.signal_number is not None)
-
-    def error(self) -> Stopped:
-        """Return the error that ends the loop."""
-        return Stopped(SAME_COMMAND, signal_number=self.signal_number or signal.SIGINT)
+        if self.signal_number and isinstance(error, RuntimeError):
+            raise Stopped(
+                SAME_COMMAND, signal_number=self.signal_number
+            ) from error  # the signal ended the processes that load data as well
 
     def _note(self, signal_number: int, frame: object) -> None:
-        if self.signal_number is not None:
+        if self.signal_number:
             raise Stopped(SAME_COMMAND, signal_number=signal_number)
         self.signal_number = signal_number
         # A signal to all processes of a job ends those that load data. PyTorch would raise that inside this step.

@@ -13,6 +13,7 @@ from crossdistill.errors import UserError
 from crossdistill.recipes.checks import check_configuration
 from crossdistill.recipes.config import from_dict, from_keywords, load_yaml, parse, several, to_dict
 from crossdistill.recipes.config_files import config_names
+from crossdistill.recipes.context import Batches, BatchParts
 from crossdistill.recipes.identity import own_teacher_config
 from crossdistill.recipes.rounds import round_config
 from crossdistill.recipes.sizes import fit_to_data
@@ -203,8 +204,8 @@ def test_every_file_in_configs__loads_and_builds(path):
     config = from_dict(values, source=str(path))
     check(config)  # names of encoders and objective
     one_process = SimpleNamespace(num_processes=1, is_main_process=True)
-    config = fit_to_data(config, 10_000, RunFolder(Path("absent")), one_process)
-    plan = create_plan(config)
+    config, batches = fit_to_data(config, 10_000, RunFolder(Path("absent")), one_process)
+    plan = create_plan(SimpleNamespace(config=config, batches=batches))
     assert plan.learning_rate(0, 1000, 100) > 0
 
 
@@ -224,7 +225,8 @@ def test_rows_of_the_compress_paper__have_its_recipe(path):
     assert objective.objective == (f"compress-{variant}",)
     assert (objective.temperature, objective.bank_size, objective.ema_momentum) == (0.04, 128_000, 0.999)
     assert (optimization.epochs, optimization.batch_size, optimization.lr) == (130, 256, 0.01)
-    rates = [create_plan(config).learning_rate(epoch * 10, 1300, 10) for epoch in (0, 89, 91, 119, 121)]
+    plan = create_plan(SimpleNamespace(config=config, batches=Batches(BatchParts(1, 256), BatchParts(1, 256))))
+    rates = [plan.learning_rate(epoch * 10, 1300, 10) for epoch in (0, 89, 91, 119, 121)]
     assert rates == pytest.approx([0.01, 0.01, 0.002, 0.002, 0.0004])
 
 

@@ -9,6 +9,7 @@ from in_process import train
 from safetensors.torch import load_file
 
 from crossdistill.recipes.config import parse
+from crossdistill.recipes.context import Batches, BatchParts
 from crossdistill.recipes.sizes import bank_size_for, batch_size_for, fillable_bank_size, fit_to_data
 from crossdistill.training.run_folder import RunFolder
 
@@ -17,7 +18,7 @@ ONE = SimpleNamespace(num_processes=1, is_main_process=True)
 
 def fitted(*options, num_clips=62, folder="x", accelerator=ONE):
     config = parse(["--data", "x", "--teacher", "self", "--student", "flow_tiny3d_8", *map(str, options)])
-    config = fit_to_data(config, num_clips, RunFolder(folder), accelerator)
+    config, _ = fit_to_data(config, num_clips, RunFolder(folder), accelerator)
     return config, (config.optimization.batch_size, config.objective.bank_size)
 
 
@@ -54,10 +55,15 @@ def test_fit_to_data__a_resumed_run_keeps_the_sizes_of_its_start(tmp_path):
 
 def test_bank__is_no_larger_than_the_run_can_fill():
     config, _ = fitted("--bank-size", 128_000, "--batch-size", 8, "--epochs", 3, "--accumulate", 2)
+
+    def size(num_clips, num_processes):
+        parts = BatchParts(num_processes, 8, 2)
+        return fillable_bank_size(config, num_clips, Batches(parts, parts))
+
     # 7 batches an epoch, 21 in all, of which 20 make 10 steps; of 4 processes 1, 3 and 2.
-    assert fillable_bank_size(config, 62, 1) == 10 * 2 * 8
-    assert fillable_bank_size(config, 62, 4) == 1 * 2 * 8 * 4
-    assert fillable_bank_size(config, 1_000_000, 1) == 128_000
+    assert size(62, 1) == 10 * 2 * 8
+    assert size(62, 4) == 1 * 2 * 8 * 4
+    assert size(1_000_000, 1) == 128_000
 
 
 @pytest.fixture(scope="module")

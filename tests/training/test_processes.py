@@ -40,7 +40,7 @@ def finish(process):
 
 
 def start(arguments, **variables):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT), **variables}
     return subprocess.Popen(
         arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
     )
@@ -64,9 +64,9 @@ def evaluations(folder):
     return {row["step"]: row["knn"] for row in rows if "knn" in row}
 
 
-def train_until_killed(arguments, step, number=signal.SIGKILL, *, where=""):
+def train_until_killed(arguments, step, number=signal.SIGKILL, *, where="", **variables):
     """Train until all processes get a signal after a step, in the training whose ``metrics.jsonl`` has this path."""
-    variables = {"KILL_AFTER_STEP": str(step), "KILL_SIGNAL": number.name, "KILL_IN": where}
+    variables |= {"KILL_AFTER_STEP": str(step), "KILL_SIGNAL": number.name, "KILL_IN": where}
     process = start(arguments, **variables, PYTHONPATH=str(PROJECT))
     output, _ = process.communicate(timeout=PATIENCE_SECONDS)
     if number == signal.SIGKILL:
