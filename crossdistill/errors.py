@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 USER_ERROR_EXIT_STATUS = 2
+LOST_PROCESS_EXIT_STATUS = 1
+LOST_PROCESS = "another process of this run has ended: see its message; --resume continues from the newest checkpoint"
 CLOSED_OUTPUT_EXIT_STATUS = 128 + 13  # SIGPIPE
 # Ctrl-C, what ends a job, and what SLURM (--signal=USR1@120) sends before it ends a job.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -133,7 +135,7 @@ def friendly_errors(main: Callable[..., None]) -> Callable[..., None]:
     def wrapped(*args: object, **kwargs: object) -> None:
         replace_unprintable_characters()
         try:
-            with _stopped_by_signals():
+            with _stopped_by_signals(), _short_errors_of_threads():
                 _run_and_flush(main, *args, **kwargs)
         except BrokenPipeError:
             if not _is_output_closed():
@@ -148,6 +150,9 @@ def friendly_errors(main: Callable[..., None]) -> Callable[..., None]:
             _tell_torchrun(f"crossdistill: stopped: {stopped}")
             sys.exit(128 + stopped.signal_number)
         except (UserError, OSError, RuntimeError, MemoryError) as error:
+            if _is_of_lost_process(error) and os.environ.get("CROSSDISTILL_TRACEBACK") != "1":
+                print(f"crossdistill: error: {LOST_PROCESS}", file=sys.stderr)
+                sys.exit(LOST_PROCESS_EXIT_STATUS)
             sentence = _sentence(error)
             if sentence is None or os.environ.get("CROSSDISTILL_TRACEBACK") == "1":
                 raise
@@ -225,6 +230,34 @@ def _without_trace(message: str) -> str:
     if not message.startswith("Caught "):
         return message
     return message.rstrip().rpartition("\n")[2].partition(": ")[2]
+
+
+@contextlib.contextmanager
+def _short_errors_of_threads() -> Iterator[None]:
+    """Print one line if a thread fails because a disk is full, instead of its stack trace.
+
+    The libraries that write in threads (TensorBoard) raise the error again where they are called next.
+    """
+    before = threading.excepthook
+
+    def report(failed: threading.ExceptHookArgs) -> None:
+        error = failed.exc_value
+        if isinstance(error, OSError) and error.errno in STOPPING_ERRORS:
+            print(f"crossdistill: a thread cannot write: {STOPPING_ERRORS[error.errno]}", file=sys.stderr)
+        else:
+            before(failed)
+
+    threading.excepthook = report
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+
+
+def _is_of_lost_process(error: BaseException) -> bool:
+    """Whether gloo has lost the connection to another process, which has its own message."""
+    text = str(error)
+    return "gloo/transport" in text and any(way in text for way in ("by peer", "Read error", "Write error"))
 
 
 def _sentence(error: BaseException) -> str | None:

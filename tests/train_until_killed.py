@@ -2,6 +2,7 @@
 
 The signal is KILL_SIGNAL, SIGKILL by default. KILL_IN is a part of the path of that file, for a run of several
 trainings; any by default. A test that watches the file from outside may come too late on a busy machine. With
+KILL_FIRST, SIGKILL goes to the first process alone, and not to one that torchrun has started again. With
 SAMPLE_LOG, each process appends the clips of each batch to SAMPLE_LOG.<process>.
 """
 
@@ -35,6 +36,10 @@ def write_and_die(log: MetricsLog, step: int, values: dict[str, float]) -> None:
         os.kill(os.getppid(), SIGNAL) if IS_LAUNCHED else os.killpg(0, SIGNAL)
         while not is_noted.wait(0.01):
             pass
+        return
+    if "KILL_FIRST" in os.environ:
+        if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+            os.kill(os.getpid(), signal.SIGKILL)
         return
     if IS_LAUNCHED:
         torchrun = psutil.Process(os.getppid())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Sequence
 
 from crossdistill.errors import Stopped
 from crossdistill.recipes.config import RunConfig, parse
 from crossdistill.utils.command_line import Options, parse_known_options
+from crossdistill.utils.environment import command_as_typed
 
 
 def main(arguments: Sequence[str], *, prog: str) -> None:
@@ -15,13 +17,15 @@ def main(arguments: Sequence[str], *, prog: str) -> None:
     config = parse(list(arguments), prog=prog)
     from crossdistill.recipes.run import run  # imports torch, for which --help need not wait
 
+    words = command_as_typed(arguments, prog=prog)  # now: Ctrl-C may end the launcher first
     try:
         run(config)
     except Stopped as stopped:
         if not stopped.needs_resume:
             raise
-        command = shlex.join([*prog.split(), *arguments, *([] if config.machine.resume else ["--resume"])])
-        raise Stopped.by(stopped, f"{stopped}: {command}") from None
+        command = shlex.join([*words, *([] if config.machine.resume else ["--resume"])])
+        is_each = words[: len(prog.split())] == prog.split() and os.environ.get("WORLD_SIZE", "1") != "1"
+        raise Stopped.by(stopped, f"{stopped}: {'in each process, ' if is_each else ''}{command}") from None
 
 
 def parse_beside_training(

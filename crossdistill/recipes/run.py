@@ -110,10 +110,15 @@ def claimed(run: RunContext, *, is_common: bool = False) -> Iterator[bool]:
     """
     with contextlib.ExitStack() as held:
 
+        def release(kind: type[BaseException] | None, *_: object) -> None:
+            # With --resume, other processes may go on: they need the batches that this start has written down.
+            if kind is None or not (issubclass(kind, KeyboardInterrupt) and run.config.machine.resume):
+                run.folder.release()
+
         def take() -> bool:
             on_wait = (lambda holder: run.announce(f"{holder}: waiting for it")) if is_common else None
             held.enter_context(run.folder.lock(on_wait))
-            held.callback(run.folder.release)  # only of a folder that this process holds
+            held.push(release)  # only a folder that this process holds
             if is_common and find_student(run.folder.path) is not None:
                 return True
             digests, resume = contents(run.config, run.manifests), run.config.machine.resume

@@ -142,13 +142,13 @@ def divide(start: BatchParts, num_processes: int, options: OptimizationConfig) -
     total, size, accumulate = start.clips_per_step, options.batch_size, options.accumulate
     share, left = divmod(total, num_processes)
     if left:
-        fewer = max(number for number in range(1, num_processes) if total % number == 0)
-        more = next((number for number in range(num_processes, total + 1) if total % number == 0), fewer)
+        fewer = [number for number in _divisors(total) if number < num_processes]
+        more = [number for number in _divisors(total) if number > num_processes]
         raise UserError(
-            f"the run takes {start}, which {num_processes} processes cannot share equally: resume it with {fewer} or "
-            f"{more} processes"
+            f"the run takes {start}, which {num_processes} processes cannot share equally: resume it with "
+            f"{' or '.join(map(str, fewer[-1:] + more[:1]))} processes"
         )
-    fitting = max(number for number in range(1, min(start.batch_size, share) + 1) if share % number == 0)
+    fitting = max(number for number in _divisors(share) if number <= start.batch_size)
     if _is_as_at_start(start, options):
         return start if num_processes == start.num_processes else BatchParts(num_processes, fitting, share // fitting)
     if size is None and share % accumulate == 0:
@@ -162,6 +162,10 @@ def divide(start: BatchParts, num_processes: int, options: OptimizationConfig) -
         f"the run takes {start}, and {given} do not give the {share} of each of {num_processes} process(es): resume it "
         f"with two numbers whose product is {share}, for example --batch-size {fitting} --accumulate {share // fitting}"
     )
+
+
+def _divisors(number: int) -> list[int]:
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
 
 
 def _is_as_at_start(start: BatchParts, options: OptimizationConfig) -> bool:

@@ -6,6 +6,7 @@ Other modules add files: ``standardize-*.safetensors`` and ``folds-*.safetensors
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -237,15 +238,20 @@ class MetricsLog:
         self._tracker = open_tracker(tracker, folder.path, purge_step=start_step)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Append the values of one step."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
-        if self._tracker is not None:
-            self._tracker.log(values, step=step)
+        """Append the values of one step. An ``OSError`` names the file: the disk may be full."""
+        try:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
+            if self._tracker is not None:
+                self._tracker.log(values, step=step)
+        except OSError as error:
+            error.filename = error.filename or self._file.name
+            raise
 
     def close(self) -> None:
-        """Flush and close the file and the tracker."""
-        self._file.close()
+        """Close the file and the tracker."""
+        with contextlib.suppress(OSError):  # of a line that write() could not write
+            self._file.close()
         if self._tracker is not None:
             self._tracker.finish()
 

@@ -39,6 +39,8 @@ def create_accelerator() -> Accelerator:
     num_started = int(os.environ.get("WORLD_SIZE", "1"))
     is_cpu_group = num_started > 1 and not torch.cuda.is_available()
     with _ended_by_signals() if num_started > 1 else contextlib.nullcontext():
+        if num_started > 1:
+            _join_after_restart("gloo" if is_cpu_group else "nccl")
         accelerator = Accelerator(mixed_precision="no", cpu=is_cpu_group)
         if accelerator.num_processes > 1:
             _waiting_group()
@@ -50,6 +52,23 @@ def create_accelerator() -> Accelerator:
     if num_started > 1:
         atexit.register(_destroy_cpu_groups)
     return accelerator
+
+
+def _join_after_restart(backend: str) -> None:
+    """Form the group of processes that ``torchrun`` has started again on one machine.
+
+    ``torchrun`` keeps the store in which processes find each other's addresses, and PyTorch (2.5 and later) would read
+    those of the processes that have ended. On several machines the count of restarts is not the same everywhere, and
+    ``TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1`` gives each start a store of its own.
+    """
+    count = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    is_kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ.get("GROUP_WORLD_SIZE") == "1"
+    if count == "0" or not is_kept or distributed.is_initialized():
+        return
+    rank, num_processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    kept = distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), num_processes, False)
+    store = distributed.PrefixStore(f"restart-{count}", kept)
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=num_processes)
 
 
 @contextlib.contextmanager

@@ -11,13 +11,20 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
+
+import psutil
 
 from crossdistill.errors import UserError, friendly_errors
 
 REINSTALL_COMMAND = "python -m pip install --force-reinstall torch torchvision"
 
 SPIN_COUNT = "1000"  # of GNU's OpenMP; docs/LOG.md has what others cost, on idle and on shared cores
+
+LAUNCHERS = ("torchrun", "accelerate")
+LAUNCHED = {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"}
+"""Variables that launchers set for the processes that they start."""
 
 _PACKAGES = ("crossdistill", "torch", "torchvision", "accelerate", "av")
 _CHECKOUT = Path(__file__).resolve().parents[2]
@@ -46,6 +53,24 @@ def require_matched_torch() -> None:
             importlib.import_module(name)
         except _BROKEN_INSTALL_ERRORS as error:
             raise _broken_install(name, versions, error) from error
+
+
+def command_as_typed(arguments: Sequence[str], *, prog: str) -> list[str]:
+    """Return the words of the command that started this process, with its launcher if that can be known.
+
+    ``torchrun`` and ``accelerate launch`` are the parents of the processes that they start, and end with their command.
+
+    Args:
+        arguments: The options of the command.
+        prog: The program that has them.
+    """
+    if not LAUNCHED.isdisjoint(os.environ):
+        with contextlib.suppress(psutil.Error):
+            words = psutil.Process(os.getppid()).cmdline()
+            if words[-len(arguments) :] == [*arguments] and len(words) > len(arguments):
+                # A script is shown as its interpreter and its path.
+                return [Path(words[1]).name, *words[2:]] if Path(words[1]).name in LAUNCHERS else words
+    return [*prog.split(), *arguments]
 
 
 def describe_environment() -> dict[str, str | int | list[str] | None]:

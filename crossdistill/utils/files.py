@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from crossdistill.errors import UserError
+from crossdistill.errors import FULL_DISK_ERRORS, UserError
 
 MAX_NAME_BYTES = 255
 """Longest name of a file on nearly all file systems."""
@@ -74,6 +74,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.fsync(folder)
         finally:
             os.close(folder)
+    except OSError as error:
+        if error.errno in FULL_DISK_ERRORS:  # names no file
+            error.filename = error.filename or str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

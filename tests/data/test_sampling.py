@@ -65,6 +65,27 @@ def test_training_batches__resumed_run_continues_the_same_sequence(start):
     assert len(rest) == len(whole) - start == 15 - start
 
 
+@pytest.mark.parametrize(("num_processes", "batch_size", "accumulate"), [(2, 3, 4), (3, 2, 4), (1, 24, 1), (2, 4, 3)])
+def test_training_batches__steps_of_24_have_the_same_samples_however_they_are_divided(
+    num_processes, batch_size, accumulate
+):
+    """The run began with 4 processes x 3 x 2 batches: 36 of 43 samples an epoch, so that steps span epochs."""
+    options = {"num_samples": 43, "num_epochs": 5, "seed": 3}
+
+    def steps(num_processes, batch_size, accumulate, start):
+        sizes = {"batch_size": batch_size, "num_processes": num_processes, "start_batch": start * accumulate}
+        each = [
+            list(TrainingBatches(**options, **sizes, process_index=i, epoch_multiple=12)) for i in range(num_processes)
+        ]
+        samples = [key for batches in zip(*each, strict=True) for batch in batches for key in batch]
+        return [samples[i : i + 24] for i in range(0, len(samples) // 24 * 24, 24)]
+
+    order = [(int(i), epoch) for epoch in range(5) for i in np.random.default_rng([3, epoch]).permutation(43)[:36]]
+    whole = steps(4, 3, 2, 0)
+    assert [(key.index, key.epoch) for step in whole for key in step] == order[: 7 * 24]
+    assert steps(num_processes, batch_size, accumulate, 2) == whole[2:]
+
+
 def test_training_batches__error_for_too_few_clips_names_batch_size():
     with pytest.raises(UserError, match="--batch-size 5"):
         TrainingBatches(num_samples=10, batch_size=6, num_epochs=1, seed=0, num_processes=2)
