@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import tyro
 import yaml
+from torch.distributed.run import get_args_parser
 
 from crossdistill import api
 from crossdistill.commands.main import COMMANDS
@@ -53,6 +54,7 @@ OTHERS_OPTIONS = {
     *("--machine_rank", "--main_process_ip", "--mixed_precision", "--logdir"),
     *("--step-batch", "--no-deps"),
     *("--time", "--signal", "--requeue", "--open-mode"),
+    *("--nnodes", "--max-restarts", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id", "--nodes"),
     *("--ntasks-per-node", "--gpus-per-node", "--cpus-per-task"),
 }
 
@@ -113,6 +115,12 @@ def parse_data_prep(arguments):
     tyro.cli(kind_of("data_prep", name), args=rest)
 
 
+def parse_torchrun(arguments):
+    launch = get_args_parser().parse_args(arguments)
+    assert launch.module and launch.training_script == "crossdistill" and launch.training_script_args[0] == "train"
+    parse_train(launch.training_script_args[1:])
+
+
 def parse_make(arguments):
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert set(arguments) <= set(targets)
@@ -132,7 +140,7 @@ def parse_script(arguments):
 PARSERS = {
     "accelerate launch train.py": parse_train,
     "accelerate launch --multi_gpu --num_processes 8 -m crossdistill train": parse_train,
-    "torchrun --nproc_per_node 2 -m crossdistill train": parse_train,
+    "torchrun": parse_torchrun,
     "python -m data_prep": parse_data_prep,
     "python scripts/": parse_script,
     "crossdistill": parse_command,

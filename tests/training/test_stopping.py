@@ -1,16 +1,25 @@
 """Signals in a training: one sentence, the status of the signal, a checkpoint that resumes to the bit."""
 
+import itertools
 import os
 import signal
+from types import SimpleNamespace
 
+import psutil
 import pytest
-from in_process import train
+from in_process import cache, train
 from safetensors.torch import load_file
 
 from crossdistill.commands.train import main as train_command
+from crossdistill.distillation.teacher_cache import TeacherCache
 from crossdistill.errors import STOP_SIGNALS, Stopped
+from crossdistill.evaluation.feature_store import FeatureStore
+from crossdistill.recipes import final_evaluation
+from crossdistill.recipes import run as run_module
+from crossdistill.training import checkpoint
 from crossdistill.training.checkpoint import Checkpoints
 from crossdistill.training.monitor import Monitor
+from crossdistill.utils.environment import command_as_typed
 
 OPTIONS = [
     *("--supervised", "--student", "flow_tiny3d_8", "--student-frames", 4, "--student-size", 32, "--epochs", 1),
@@ -84,6 +93,101 @@ def test_signal__that_the_caller_ignores_does_not_stop(toy_folder, tmp_path, sig
     finally:
         signal.signal(signal.SIGINT, before)
     assert (tmp_path / "run" / "student").is_dir()
+
+
+def stop_in(monkeypatch, owner, name, number):
+    """Send a signal to this process where a function is called first."""
+    work, sent = getattr(owner, name), []
+
+    def stopped_work(*arguments, **keywords):
+        if not sent:
+            sent.append(number)
+            os.kill(os.getpid(), number)
+        return work(*arguments, **keywords)
+
+    monkeypatch.setattr(owner, name, stopped_work)
+    return sent
+
+
+PHASES = {
+    "the student is saved": (run_module, "save_student", signal.SIGTERM),
+    "an evaluation": (final_evaluation, "evaluate_encoder", signal.SIGUSR1),
+    "features are cached": (FeatureStore, "write", signal.SIGINT),
+    "results are written": (final_evaluation, "write_text_atomically", signal.SIGUSR1),
+}
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_signal__after_the_training_is_continued_with_resume(toy_folder, tmp_path, capfd, monkeypatch, phase):
+    owner, name, number = PHASES[phase]
+    options = [option for option in OPTIONS if option != "--no-evaluate"]
+    options += ["--data", toy_folder, "--out", tmp_path / "run"]
+    sent = stop_in(monkeypatch, owner, name, number)
+    with pytest.raises(SystemExit) as exit_info:
+        train(options)
+    assert sent == [number] and exit_info.value.code == 128 + number
+    sentence = capfd.readouterr().err.splitlines()[-1]
+    assert sentence.startswith("crossdistill: stopped: the checkpoint of step ") and sentence.endswith("--resume")
+    assert not (tmp_path / "run" / "results.json").exists()
+    train([*options, "--resume"])
+    assert "student, supervised" in (tmp_path / "run" / "results.json").read_text()
+
+
+def test_signal__while_a_teacher_is_trained_first_is_continued(toy_folder, tmp_path, capfd, signals):
+    pair = ["--teacher", "rgb_tiny3d_8", "--teacher-frames", 4, "--teacher-size", 32, "--teacher-epochs", 1]
+    options = [*pair, *OPTIONS[1:], "--bank-size", 16, "--data", toy_folder, "--out", tmp_path / "run"]
+    signals[2] = [signal.SIGUSR1]
+    with pytest.raises(SystemExit) as exit_info:
+        train([*options, "--resume"])
+    assert exit_info.value.code == 138
+    assert capfd.readouterr().err.splitlines()[-1] == "crossdistill: stopped: start the same command again"
+    (teacher,) = (tmp_path / "teachers").iterdir()
+    assert Checkpoints(teacher / "checkpoints").steps() == [2]
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"], "for other processes that resume"
+    train([*options, "--resume"])
+    assert "resuming after step 2" in capfd.readouterr().out and (tmp_path / "run" / "student").is_dir()
+
+
+def test_signal__while_a_cache_is_written_is_continued(toy_folder, teacher_file, tmp_path, capfd, monkeypatch):
+    options = ["--teacher", "rgb_r3d10_gn", "--teacher-frames", 4, "--teacher-size", 32, "--data", toy_folder]
+    options += ["--teacher-weights", teacher_file, "--student", "flow_r3d10", "--augmentations", 1]
+    options += ["--out", tmp_path / "cache", "--workers", 0, "--precision", "fp32"]
+    stop_in(monkeypatch, TeacherCache, "write", signal.SIGTERM)
+    with pytest.raises(SystemExit) as exit_info:
+        cache(options)
+    assert exit_info.value.code == 143 and "start the same command again" in capfd.readouterr().err
+    cache(options)
+    assert not TeacherCache(tmp_path / "cache").missing()
+
+
+def test_checkpoints__are_written_by_the_clock_too(toy_folder, tmp_path, monkeypatch):
+    """A clock that goes on by 10 s each time that it is read: once when it starts and once in each step."""
+    seconds = itertools.count(0, 10)
+    monkeypatch.setattr(checkpoint, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    saved, save = [], Checkpoints.save
+    monkeypatch.setattr(Checkpoints, "save", lambda self, step, state: saved.append(step) or save(self, step, state))
+    options = [*OPTIONS, "--data", toy_folder, "--epochs", 2, "--keep-checkpoints"]
+    train([*options, "--checkpoint-every-minutes", 0.5, "--checkpoint-every-steps", 100, "--out", tmp_path / "run"])
+    assert saved == [3, 6, 8]
+    saved.clear()
+    train([*options, "--checkpoint-every-minutes", 0.5, "--out", tmp_path / "other"])  # and at the end of each epoch
+    assert saved == [3, 4, 7, 8]
+
+
+def test_command__that_continues_names_its_launcher(monkeypatch):
+    """``torchrun`` is shown with its interpreter. Any other parent is no launcher."""
+    arguments = ["--student", "x", "--out", "a b"]
+    parents = {
+        "torchrun --nproc_per_node 2 train.py": ["/bin/python3", "/bin/torchrun", "--nproc_per_node", "2", "train.py"],
+        "python -m torch.distributed.run train.py": ["python", "-m", "torch.distributed.run", "train.py"],
+    }
+    for typed, words in parents.items():
+        monkeypatch.setattr(psutil.Process, "cmdline", lambda _, words=words: [*words, *arguments])
+        monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+        assert command_as_typed(arguments, prog="crossdistill train") == ["crossdistill", "train", *arguments]
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+        assert command_as_typed(arguments, prog="crossdistill train") == [*typed.split(), *arguments]
+    assert command_as_typed(["--student", "y"], prog="p") == ["p", "--student", "y"], "another command"
 
 
 def test_command__that_continues_can_be_pasted(monkeypatch):
