@@ -52,6 +52,9 @@ COMMANDS = {
     "verify": Command(
         "decodes every stream and reports missing, damaged and changed files", "verify", "verify_dataset"
     ),
+    "convert": Command(
+        "rewrites the manifest of a former version, so that it opens at once", "convert", "convert_dataset"
+    ),
     "merge": Command("joins the parts that runs with --shard I/N prepared into one dataset", "merge", "merge_parts"),
     "pack": Command("copies the streams into tar shards, which WebDataset reads too", "pack", "pack_dataset"),
     "link": Command("makes a packed dataset in an object store or on a web server usable here", "link", "link_dataset"),

@@ -8,10 +8,9 @@ sticks, its two sides in two colours.
 
 from __future__ import annotations
 
-import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,6 +29,7 @@ from crossdistill.modalities import FLOW, SKELETON
 from crossdistill.utils.console import console, print_table
 from crossdistill.utils.environment import require_matched_torch
 from crossdistill.utils.files import atomic_path
+from data_prep.pipeline.summary import outcomes
 
 SHEET_NAME = "inspect.png"
 SHEET_FRAMES = 6
@@ -64,28 +64,39 @@ class InspectOptions:
     """Number of clips or pictures on the contact sheet, from 1 to 30, spread over the classes."""
     seed: int = 0
     """Seed of the choice of clips."""
+    json: bool = False
+    """Print the manifest as lines of JSON, a header and then one line for each video, and nothing else."""
 
 
 def inspect_dataset(options: InspectOptions) -> None:
-    """Print the tables and write the contact sheet; raise a ``UserError`` if an option or the folder is invalid."""
+    """Print the tables and write the contact sheet, or print the manifest as JSON.
+
+    Raise a ``UserError`` if an option or the folder is invalid.
+    """
+    if options.json and options.out is not None:
+        raise UserError(f"--json writes no contact sheet: remove --out {options.out}, or remove --json")
     out = options.out or options.folder / SHEET_NAME
     if out.suffix.lower() != ".png":
         raise UserError(f"--out {out} is not a PNG file: give a name that ends in .png")
     if not 1 <= options.clips <= LARGEST_SHEET_CLIPS:
         raise UserError(f"--clips {options.clips} is out of range: give a number from 1 to {LARGEST_SHEET_CLIPS}")
-    require_matched_torch()  # flow is coloured by torchvision
     manifest = Manifest.load(options.folder)
+    if options.json:
+        for line in manifest.lines():
+            print(line)
+        return
+    require_matched_torch()  # flow is coloured by torchvision
     print_clips(manifest)
     print_statuses(manifest)
-    usable = [video for video in manifest.videos if video.is_usable and video.streams]
-    if not usable:
+    usable = np.flatnonzero(manifest.is_usable & manifest.table.has_any_stream)
+    if not len(usable):
         cause = f"{options.folder} has no usable {item_of(manifest)}, so there is no contact sheet"
         advice = "fix the files above and prepare the dataset again with --retry"
         console.print(f"{cause}: {advice}", highlight=False, soft_wrap=True)
         return
     print_streams(manifest)
     draw = draw_pictures if manifest.noun == "pictures" else draw_sheet
-    figure = draw(manifest, choose_clips(usable, options.clips, seed=options.seed))
+    figure = draw(manifest, choose_clips(manifest, usable, options.clips, seed=options.seed))
     try:
         with atomic_path(out) as temporary:
             figure.savefig(temporary, format="png", dpi=120)
@@ -101,30 +112,37 @@ def inspect_dataset(options: InspectOptions) -> None:
 
 def print_clips(manifest: Manifest) -> None:
     """Print usable clips by class and part of each split. The totals come first, because lists of classes are long."""
-    usable = [video for video in manifest.videos if video.is_usable]
-    seen = sorted(
-        {of for video in manifest.videos for of in video.splits.items()}, key=lambda of: (of[1] != "train", of)
+    parts_of_splits, codes = (
+        manifest.table.layout.parts,
+        {split: manifest.table.part_codes(split) for split in manifest.splits},
     )
-    parts = {split: [part for name, part in seen if name == split] for split in manifest.splits}  # training first
-    counts: Counter[tuple[int | None, str, str]] = Counter()
-    for video in usable:
-        for split, part in (("", ""), *video.splits.items()):
-            counts[video.label, split, part] += 1
+    parts = {
+        split: sorted(
+            (parts_of_splits[code] for code in np.unique(of_split[of_split >= 0])),
+            key=lambda name: (name != "train", name),
+        )
+        for split, of_split in codes.items()
+    }  # training first
+    labels, num_labels = manifest.table.labels + 1, len(manifest.classes) + 1  # 0 is unlabelled
 
-    def row(name: str, labels: Sequence[int | None]) -> list[str]:
-        def cell(split: str, part: str) -> str:
-            return str(sum(counts[label, split, part] for label in labels))
+    def count(is_counted: NDArray[np.bool_]) -> NDArray[np.int64]:
+        return np.bincount(labels[is_counted & manifest.is_usable], minlength=num_labels)
 
-        return [name, cell("", ""), *("/".join(cell(split, part) for part in parts[split]) for split in parts)]
+    whole = count(np.ones(len(labels), dtype=bool))
+    by_part = [[count(codes[split] == parts_of_splits.index(part)) for part in parts[split]] for split in parts]
 
-    rows = [row("all", [*range(len(manifest.classes)), None])]
-    if counts[None, "", ""]:
-        rows.append(row("unlabelled", [None]))
-    rows += [row(name, [label]) for label, name in enumerate(manifest.classes)]
+    def row(name: str, chosen: slice) -> list[str]:
+        cells = ["/".join(str(counts[chosen].sum()) for counts in of_split) for of_split in by_part]
+        return [name, str(whole[chosen].sum()), *cells]
+
+    rows = [row("all", slice(None))]
+    if whole[0]:
+        rows.append(row("unlabelled", slice(1)))
+    rows += [row(name, slice(label, label + 1)) for label, name in enumerate(manifest.classes, start=1)]
     item = item_of(manifest)
     header = ["class", f"{item}s", *(f"split {split}\n{'/'.join(parts[split])}" for split in parts)]
     num_classes = _count(len(manifest.classes), "class", "classes")
-    title = f"{manifest.dataset}: {num_classes}, {_count(len(usable), f'usable {item}', f'usable {item}s')}"
+    title = f"{manifest.dataset}: {num_classes}, {_count(int(whole.sum()), f'usable {item}', f'usable {item}s')}"
     print_table(title, header, rows)
 
 
@@ -139,58 +157,73 @@ def _count(number: int, one: str, many: str) -> str:
 
 def print_statuses(manifest: Manifest) -> None:
     """Print the number of files by status and reason, with the first few names of bad files."""
-    names: dict[str, list[str]] = {}
-    for video in manifest.videos:
-        reason = video.reason.split(":")[0]
-        names.setdefault(f"{video.status}: {reason}" if reason else video.status, []).append(video.name)
     rows = []
-    for status in sorted(names, key=lambda status: (status != "ok", status)):
-        shown = "" if status == "ok" else ", ".join(names[status][:SHOWN_NAMES])
-        more = ", ..." if shown and len(names[status]) > SHOWN_NAMES else ""
-        rows.append([status, str(len(names[status])), shown + more])
+    for kind, positions in outcomes(manifest).items():
+        names = [] if str(kind) == "ok" else [manifest.videos[i].name for i in positions[:SHOWN_NAMES]]
+        more = ["..."] * (bool(names) and len(positions) > SHOWN_NAMES)
+        rows.append([str(kind), str(len(positions)), ", ".join(names + more)])
     print_table(f"{len(manifest.videos)} files", ["status", "files", "for example"], rows)
 
 
 def print_streams(manifest: Manifest) -> None:
     """Print number, duration, size on disk, frame size and frame rate of every stream's files."""
-    streams: dict[str, list[Stream]] = {}
+    found: dict[str, _StreamFacts] = {}
     for video in manifest.videos:
         for name, stream in video.streams.items() if video.is_usable else ():
-            streams.setdefault(name, []).append(stream)
-    columns = {name: _stream_facts(manifest.root, found) for name, found in sorted(streams.items())}
+            found.setdefault(name, _StreamFacts(is_video=stream.is_video)).add(stream, manifest.root)
+    columns = {name: facts.rows() for name, facts in sorted(found.items())}
     facts = next(iter(columns.values()))
     print_table("streams", ["", *columns], [[fact, *(column[fact] for column in columns.values())] for fact in facts])
 
 
-def _stream_facts(root: Path, streams: Sequence[Stream]) -> dict[str, str]:
-    """Return the rows of one stream. Deleted files are counted and have no size."""
-    hours = sum(map(_seconds, streams)) / 3600
-    # A picture of a tar shard has the size of its range.
-    sizes_mb = [
-        (stream.num_bytes if stream.offset else path.stat().st_size) / 1e6
-        for stream in streams
-        if (path := root / stream.path).is_file()
-    ]
-    num_lost = len(streams) - len(sizes_mb)
-    facts = {
-        "files": f"{len(streams)}" + (f", {num_lost} are missing" if num_lost else ""),
-        "frames": str(sum(stream.num_frames for stream in streams)),
-        "hours": f"{hours:.3g}",
-        "MB": f"{sum(sizes_mb):.1f}",
-        "KB per file": f"{1e3 * sum(sizes_mb) / max(1, len(sizes_mb)):.1f}",
-        "MB per hour": f"{sum(sizes_mb) / hours:.0f}" if hours else "",
-        "pixels": _most_common([f"{stream.width_px}x{stream.height_px}" for stream in streams]),
-        "frames per second": _most_common([_rate(stream) for stream in streams]),
-    }
-    if streams[0].is_video:
-        return facts
-    return {name: fact for name, fact in facts.items() if name not in FACTS_OF_VIDEOS}
+@dataclass
+class _StreamFacts:
+    """Sums over the files of one stream. Deleted files are counted and have no size."""
+
+    is_video: bool
+    num_files: int = 0
+    num_lost: int = 0
+    num_frames: int = 0
+    seconds: float = 0.0
+    num_bytes: int = 0
+    sizes_px: Counter[str] = field(default_factory=Counter)
+    rates: Counter[str] = field(default_factory=Counter)
+
+    def add(self, stream: Stream, root: Path) -> None:
+        """Count one file."""
+        self.num_files += 1
+        self.num_frames += stream.num_frames
+        self.seconds += _seconds(stream)
+        self.sizes_px[f"{stream.width_px}x{stream.height_px}"] += 1
+        self.rates[_rate(stream)] += 1
+        path = root / stream.path
+        if not path.is_file():
+            self.num_lost += 1
+        else:  # a picture of a tar shard has the size of its range
+            self.num_bytes += stream.num_bytes if stream.offset else path.stat().st_size
+
+    def rows(self) -> dict[str, str]:
+        """Return the rows of the table."""
+        hours, size_mb = self.seconds / 3600, self.num_bytes / 1e6
+        facts = {
+            "files": f"{self.num_files}" + (f", {self.num_lost} are missing" if self.num_lost else ""),
+            "frames": str(self.num_frames),
+            "hours": f"{hours:.3g}",
+            "MB": f"{size_mb:.1f}",
+            "KB per file": f"{1e3 * size_mb / max(1, self.num_files - self.num_lost):.1f}",
+            "MB per hour": f"{size_mb / hours:.0f}" if hours else "",
+            "pixels": _most_common(self.sizes_px),
+            "frames per second": _most_common(self.rates),
+        }
+        if self.is_video:
+            return facts
+        return {name: fact for name, fact in facts.items() if name not in FACTS_OF_VIDEOS}
 
 
 def _seconds(stream: Stream) -> float:
     """Return the duration. The last frame is taken to last for the median time between frames."""
     times = stream.times_seconds
-    usual_step = statistics.median(np.diff(times).tolist()) if len(times) > 1 else 0.0
+    usual_step = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
     return float(times[-1] - times[0] + usual_step) if len(times) else 0.0
 
 
@@ -204,23 +237,23 @@ def _rate(stream: Stream) -> str:
     return f"{1 / (steps.mean() * float(stream.time_base)):.4g}"
 
 
-def _most_common(values: Sequence[str]) -> str:
+def _most_common(counts: Counter[str]) -> str:
     """Return the most frequent value, and the number of files that have it unless all do."""
-    ((value, count),) = Counter(values).most_common(1)
-    return value if count == len(values) else f"{value} in {count} of {len(values)}"
+    ((value, count),) = counts.most_common(1)
+    return value if count == counts.total() else f"{value} in {count} of {counts.total()}"
 
 
 # Contact sheet.
 
 
-def choose_clips(videos: Sequence[Video], count: int, *, seed: int) -> list[Video]:
-    """Choose clips at random, one of each class before a second of any; return them sorted by class."""
-    random = np.random.default_rng(seed)
-    by_label: dict[int | None, list[Video]] = {}
-    for i in random.permutation(len(videos)).tolist():
-        by_label.setdefault(videos[i].label, []).append(videos[i])
-    ranked = [(rank, video) for group in by_label.values() for rank, video in enumerate(group)]
-    chosen = [video for _, video in sorted(ranked, key=lambda pair: pair[0])[:count]]
+def choose_clips(manifest: Manifest, positions: NDArray[np.int64], count: int, *, seed: int) -> list[Video]:
+    """Choose some of the videos at random, one of each class before a second of any; return them sorted by class."""
+    shuffled = positions[np.random.default_rng(seed).permutation(len(positions))]
+    by_label: dict[int, list[int]] = {}
+    for position, label in zip(shuffled.tolist(), manifest.table.labels[shuffled].tolist(), strict=True):
+        by_label.setdefault(label, []).append(position)
+    ranked = [(rank, position) for group in by_label.values() for rank, position in enumerate(group)]
+    chosen = [manifest.videos[position] for _, position in sorted(ranked, key=lambda pair: pair[0])[:count]]
     return sorted(chosen, key=lambda video: (video.label is None, video.label or 0, video.name))
 
 

@@ -8,19 +8,19 @@ work.
 from __future__ import annotations
 
 import dataclasses
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import pyarrow as pa
 import tyro
 
-from crossdistill.data.manifest import Manifest, Video, require_unique_names
+from crossdistill.data.manifest import Manifest, require_unique_names
+from crossdistill.data.videos import LazyVideos, Row
 from crossdistill.errors import UserError
-from data_prep.pipeline.shards import Shard
+from data_prep.pipeline.shards import Shard, find_parts
 from data_prep.pipeline.summary import print_summary
-
-PART_NAME = re.compile(r"manifest\.(\d+)-of-(\d+)\.jsonl")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,16 +32,17 @@ class MergeOptions:
 
 
 def merge_parts(options: MergeOptions) -> Manifest:
-    """Join the parts, write ``manifest.jsonl`` and print the number of files by status.
+    """Join the parts, write ``manifest.arrow`` and print the number of files by status.
 
     Raises:
         UserError: A part is missing, or the parts have different options, lists or N.
     """
     parts = [Manifest.load(options.folder, name) for name in _part_names(options.folder)]
     _check_headers(options.folder, parts)
-    merged = dataclasses.replace(parts[0], videos=_interleave(options.folder, parts))
-    require_unique_names(merged.videos)
-    merged.save()
+    _check_sizes(options.folder, parts)
+    require_unique_names(pa.chunked_array([names for part in parts for names in part.table.column("name").chunks]))
+    dataclasses.replace(parts[0], videos=_Interleaved([part.table for part in parts])).save()
+    merged = Manifest.load(options.folder)
     print_summary(merged)
     return merged
 
@@ -50,9 +51,8 @@ def _part_names(folder: Path) -> list[str]:
     """Return the names of the parts' manifests, in order."""
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}: give the folder that the parts were prepared into")
-    matches = [match for path in folder.iterdir() if (match := PART_NAME.fullmatch(path.name))]
-    found = {(int(match[1]), int(match[2])) for match in matches}
-    divisions = sorted({n for _, n in found})
+    found = find_parts(folder)
+    divisions = sorted({shard.total for shard in found})
     if not divisions:
         raise UserError(
             f"{folder} contains no manifest such as {Shard(1, 4).manifest_name}: give the --out of runs with --shard"
@@ -63,10 +63,10 @@ def _part_names(folder: Path) -> list[str]:
             "manifests of all but one N"
         )
     (n,) = divisions
-    missing = [f"{i}/{n}" for i in range(1, n + 1) if (i, n) not in found]
+    missing = [f"{i}/{n}" for i in range(1, n + 1) if Shard(i, n) not in found]
     if missing:
         raise UserError(f"{folder} lacks {len(missing)} of {n} parts: run --shard {', '.join(missing)} first")
-    return [Shard(i, n).manifest_name for i in range(1, n + 1)]
+    return [shard.manifest_name for shard in found]
 
 
 def _check_headers(folder: Path, parts: list[Manifest]) -> None:
@@ -92,8 +92,21 @@ def _header(part: Manifest) -> dict[str, Any]:
     return header
 
 
-def _interleave(folder: Path, parts: list[Manifest]) -> tuple[Video, ...]:
-    """Restore the order of the whole list: part i of n has its videos i - 1, i - 1 + n, i - 1 + 2n, ..."""
+@dataclass(frozen=True)
+class _Interleaved(LazyVideos):
+    """The order of the whole list: part i of n has its videos i - 1, i - 1 + n, i - 1 + 2n, ..."""
+
+    parts: Sequence[LazyVideos]
+
+    def row(self, position: int) -> Row:
+        return self.parts[position % len(self.parts)].row(position // len(self.parts))
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+
+def _check_sizes(folder: Path, parts: list[Manifest]) -> None:
+    """Raise a ``UserError`` unless each part has its share of the whole list."""
     total, n = sum(len(part.videos) for part in parts), len(parts)
     for i, part in enumerate(parts):
         due = len(range(i, total, n))
@@ -102,4 +115,3 @@ def _interleave(folder: Path, parts: list[Manifest]) -> tuple[Video, ...]:
                 f"the parts in {folder} come from different lists: part {i + 1} of {n} has {len(part.videos)} videos, "
                 f"but its share of {total} is {due}; prepare all parts from the same lists and videos"
             )
-    return tuple(parts[k % n].videos[k // n] for k in range(total))

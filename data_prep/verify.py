@@ -10,13 +10,14 @@ Damaged files can crash a decoder or make it hang, so each file is decoded in a 
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, overload
 
 import av
 import numpy as np
@@ -77,13 +78,7 @@ def verify_dataset(options: VerifyOptions) -> None:
     if options.time_limit <= 0:
         raise UserError(f"--time-limit {options.time_limit:g} is out of range: give a number of seconds above 0")
     manifest = Manifest.load(options.folder)
-    usable = [video for video in manifest.videos if video.is_usable]
-    originals = bool(manifest.facts.get("recipe", {}).get("keep_original"))
-    checks = [
-        StreamCheck(manifest.root, name, stream, is_original=originals or Path(stream.path).is_absolute())
-        for video in usable
-        for name, stream in video.streams.items()
-    ]
+    checks = StreamChecks(manifest)
     check = partial(_check_in_child, time_limit_seconds=options.time_limit)
     engine, hint = Engine("threads", workers=options.workers), "repeat the command to check all files again"
     try:
@@ -91,7 +86,7 @@ def verify_dataset(options: VerifyOptions) -> None:
     finally:
         stop_children()
     _report(manifest, checks, findings)
-    bad = {check.path for check, finding in zip(checks, findings, strict=True) if finding.is_bad}
+    bad = {checks[i].path for i, finding in enumerate(findings) if finding.is_bad}
     if bad:
         raise SystemExit(
             f"crossdistill: error: {len(bad)} files of {options.folder} differ from the manifest: delete them (or "
@@ -99,16 +94,16 @@ def verify_dataset(options: VerifyOptions) -> None:
         )
 
 
-def _report(manifest: Manifest, checks: Sequence[StreamCheck], findings: Sequence[Finding]) -> None:
-    columns = sorted({check.column for check in checks})
-    counts = Counter((finding.kind, check.column) for check, finding in zip(checks, findings, strict=True))
-    counts.update(("all", check.column) for check in checks)
+def _report(manifest: Manifest, checks: StreamChecks, findings: Sequence[Finding]) -> None:
+    columns = sorted(set(checks.columns()))
+    counts = Counter((finding.kind, column) for column, finding in zip(checks.columns(), findings, strict=True))
+    counts.update(("all", column) for column in checks.columns())
     kinds = sorted({finding.kind for finding in findings}, key=lambda kind: (kind != OK, kind))
     rows = [[kind, *(str(counts[kind, column]) for column in columns)] for kind in [*kinds, "all"]]
     print_table(manifest.dataset, ["finding", *columns], rows)
-    for check, finding in zip(checks, findings, strict=True):
+    for i, finding in enumerate(findings):
         if finding.is_bad:
-            line = f"{check.path}: {finding.kind}" + (f": {finding.details}" if finding.details else "")
+            line = f"{checks[i].path}: {finding.kind}" + (f": {finding.details}" if finding.details else "")
             console.print(line, markup=False, highlight=False, soft_wrap=True)
     extra = extra_files(manifest)
     if extra:
@@ -119,11 +114,44 @@ def _report(manifest: Manifest, checks: Sequence[StreamCheck], findings: Sequenc
 
 def extra_files(manifest: Manifest) -> list[Path]:
     """Return files in the streams' folders that no video has, relative to the dataset's folder, sorted."""
-    streams = [stream for video in manifest.videos for stream in video.streams.values()]
-    named = {Path(stream.path) for stream in streams if not Path(stream.path).is_absolute()}
-    folders = {path.parts[0] for path in named if len(path.parts) > 1} | set(STREAM_FORMATS)
-    present = {path for folder in folders for path in (manifest.root / folder).rglob("*") if path.is_file()}
-    return sorted({path.relative_to(manifest.root) for path in present} - named)
+    table = manifest.table
+    paths = {path for name in table.layout.streams for path in table.stream_column(name, "path").to_pylist()}
+    named = {os.path.normpath(path) for path in paths if path and not path.startswith("/")}
+    folders = {path.split("/")[0] for path in named if "/" in path} | set(STREAM_FORMATS)
+    present = (path for folder in folders for path in (manifest.root / folder).rglob("*") if path.is_file())
+    relative = (path.relative_to(manifest.root) for path in present)
+    return sorted(path for path in relative if path.as_posix() not in named)
+
+
+class StreamChecks(Sequence["StreamCheck"]):
+    """The checks of all streams of the usable videos, each made when it is asked for."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest, self._names = manifest, manifest.table.layout.streams
+        self._is_original = bool(manifest.facts.get("recipe", {}).get("keep_original"))
+        has_stream = [manifest.table.has_stream(name) & manifest.is_usable for name in self._names]
+        # [checks, 2] position of the video, position of the stream's name; video after video.
+        self._wanted = np.argwhere(np.stack(has_stream, axis=1)) if has_stream else np.empty((0, 2), dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._wanted)
+
+    @overload
+    def __getitem__(self, key: int) -> StreamCheck: ...
+    @overload
+    def __getitem__(self, key: slice) -> list[StreamCheck]: ...
+    def __getitem__(self, key: int | slice) -> StreamCheck | list[StreamCheck]:
+        if isinstance(key, slice):
+            return [self[i] for i in range(len(self))[key]]
+        position, number = self._wanted[key].tolist()
+        name = self._names[number]
+        stream = self._manifest.videos[position].streams[name]
+        is_original = self._is_original or Path(stream.path).is_absolute()
+        return StreamCheck(self._manifest.root, name, stream, is_original)
+
+    def columns(self) -> Iterator[str]:
+        """Yield the name of the stream of each check."""
+        return map(self._names.__getitem__, self._wanted[:, 1].tolist())
 
 
 @dataclass

@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from crossdistill.data.clip_reader import ClipReader
 from crossdistill.data.decoders import DEFAULT_DECODER, get_decoder
-from crossdistill.data.manifest import Manifest, Stream, Video
+from crossdistill.data.entries import Entries, Entry, entries_of
+from crossdistill.data.manifest import Stream
 from crossdistill.data.sampling import SampleKey, check_short_clips, sample_generator
 from crossdistill.data.stores import find_store, read_ahead
 from crossdistill.data.streams import Picture
@@ -28,35 +29,15 @@ from crossdistill.data.transforms import Augmentation, Crop, CutClip, centre_cro
 from crossdistill.errors import UnreadableVideoError, UserError
 from crossdistill.types import PairedBatch, View, ViewSpec
 
+__all__ = ["Entries", "Entry", "Item", "PairedClips", "Replay", "check_entries", "collate", "entries_of", "make_loader"]
+
 # Number of other samples that are tried in place of an unreadable one.
 MAX_REPLACEMENTS = 8
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A video to draw clips from."""
-
-    root: Path
-    """Folder of the video's dataset."""
-    video: Video
-    label: int
-    """Index of the class; -1 if the video has no label."""
-
-    @property
-    def key(self) -> str:
-        """Folder of the dataset and name of the video. The name alone is unique only within its dataset."""
-        return f"{self.root}/{self.video.name}"
-
-
-def entries_of(manifest: Manifest, positions: Sequence[int]) -> list[Entry]:
-    """Return the videos at some positions of a manifest, as ``PairedClips`` takes them."""
-    videos = [manifest.videos[i] for i in positions]
-    return [Entry(manifest.root, video, -1 if video.label is None else video.label) for video in videos]
-
-
 def check_entries(entries: Iterable[Entry], views: Sequence[ViewSpec], *, short_clips: str) -> None:
     """Raise a ``UserError`` if ``--short-clips error`` is set and a usable video is too short for the views."""
-    usable = [entry for entry in entries if entry.video.is_usable]
+    usable = (entry for entry in entries if entry.video.is_usable)
     videos = ((entry.key, [entry.video.streams[view.kind.stream] for view in views]) for entry in usable)
     check_short_clips(short_clips, videos, views)
 
@@ -123,7 +104,8 @@ class PairedClips(Dataset[Item]):
     ) -> None:
         if not entries:
             raise UserError("the data has no clips: check --data and --split")
-        self.entries = list(entries)
+        # Millions of entries are not turned into objects, of which every worker would have its own.
+        self.entries: Sequence[Entry] = entries if isinstance(entries, Entries) else list(entries)
         self.views = [student_view, *teacher_views]
         self.augmentation = augmentation
         self.teacher_augmentation = teacher_augmentation

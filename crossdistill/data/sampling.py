@@ -154,12 +154,15 @@ def check_short_clips(policy: str, videos: Iterable[tuple[str, Sequence[Stream]]
         raise unknown_name("--short-clips", policy, SHORT_CLIPS)
     if policy != "error":
         return
-    named = list(videos)
-    short = [(name, streams) for name, streams in named if missing_seconds(streams, views)]
+    num_videos, short = 0, []
+    for name, streams in videos:  # there may be millions
+        num_videos += 1
+        if missing_seconds(streams, views):
+            short.append((name, streams))
     if short:
         name, streams = short[0]
         raise UserError(
-            f"{len(short)} of {len(named)} videos are shorter than a clip, which --short-clips error refuses: the "
+            f"{len(short)} of {num_videos} videos are shorter than a clip, which --short-clips error refuses: the "
             f"first, {name}, {_length_and_need(streams, views)}; remove these videos, choose fewer frames or a smaller "
             "stride, or choose --short-clips repeat or loop"
         )

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from crossdistill.data.dataset import PairedClips, Replay
 from crossdistill.data.decoders import DEFAULT_DECODER
+from crossdistill.data.entries import video_rows_of
 from crossdistill.distillation.student import WEIGHTS_NAME, find_student
 from crossdistill.distillation.terms import Term
 from crossdistill.encoders import Encoder
@@ -109,9 +110,9 @@ def describe_clips(clips: PairedClips, *, split: str) -> dict[str, Any]:
     student, teacher = clips.views
     assert clips.augmentation is not None
     digest = hashlib.sha256()
-    for entry in clips.entries:
-        streams = [entry.video.streams[view.kind.stream].to_json() for view in (student, teacher)]
-        digest.update(json.dumps([entry.video.name, streams], sort_keys=True).encode())
+    for row in video_rows_of(clips.entries):
+        streams = [row["streams"][view.kind.stream] for view in (student, teacher)]
+        digest.update(json.dumps([row["name"], streams], sort_keys=True).encode())
     return {
         "student_view": {key: getattr(student, key) for key in ("modality", "num_frames", "stride")},
         "split": split,

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from crossdistill.data.dataset import Entry, entries_of
+import numpy as np
+
+from crossdistill.data.entries import Entries, entries_of
 from crossdistill.data.manifest import Manifest
 from crossdistill.errors import UserError, unknown_name
 from crossdistill.types import ViewSpec
@@ -26,7 +28,7 @@ def check_dataset(manifest: Manifest, view: ViewSpec, split: str, *, wanted_by: 
         raise UserError(f"the dataset {manifest.root} has no labels: evaluate on a labelled dataset")
     for part in ("train", "test"):
         entries = entries_of_part(manifest, split, part)
-        if not any(entry.video.is_usable for entry in entries):
+        if not entries.is_usable.any():
             raise UserError(
                 f"all {len(entries)} {part} clips of split {split!r} of {manifest.root} were skipped in preparation: "
                 "see python -m data_prep verify, or choose another --split"
@@ -34,35 +36,34 @@ def check_dataset(manifest: Manifest, view: ViewSpec, split: str, *, wanted_by: 
     manifest.require_stream(view.kind.stream, wanted_by=wanted_by)
 
 
-def entries_of_part(manifest: Manifest, split: str, part: str, max_clips: int | None = None) -> list[Entry]:
+def entries_of_part(manifest: Manifest, split: str, part: str, max_clips: int | None = None) -> Entries:
     """List the videos of the ``train`` or ``test`` part of a split, or raise a ``UserError`` if there are none.
 
     ``max_clips`` is the largest number of videos, spread evenly over the part; None for all.
     """
-    positions = manifest.select(split=split, part=part)
-    if not positions:
-        others = [name for name in manifest.splits if any(video.splits.get(name) == part for video in manifest.videos)]
+    positions = manifest.positions(split=split, part=part)
+    if not len(positions):
+        others = [name for name in manifest.splits if len(manifest.positions(split=name, part=part))]
         raise UserError(
             f"split {split!r} of {manifest.root} has no {part} clips: "
             + (f"choose another --split, such as {others[0]}" if others else f"prepare it again {_way_to_get(part)}")
         )
-    if max_clips is not None and len(positions) > max_clips:
-        positions = [positions[i * len(positions) // max_clips] for i in range(max_clips)]
-    return entries_of(manifest, positions)
+    entries = entries_of(manifest, positions)
+    return entries if max_clips is None else entries.spread(max_clips)
 
 
-def entries_without_labels(manifest: Manifest, split: str, max_clips: int) -> tuple[list[Entry], bool]:
+def entries_without_labels(manifest: Manifest, split: str, max_clips: int) -> tuple[Entries, bool]:
     """List usable videos, spread evenly, for comparisons of embeddings that need no labels.
 
     Returns:
         The videos of the split's test part, or of the whole dataset if there is no such part; and whether they are a
         test part.
     """
-    positions = manifest.select(split=split, part="test") if manifest.has_split(split) else []
-    is_test = any(manifest.videos[i].is_usable for i in positions)
-    usable = [i for i in (positions if is_test else range(len(manifest.videos))) if manifest.videos[i].is_usable]
-    num_chosen = min(max_clips, len(usable))
-    return entries_of(manifest, [usable[i * len(usable) // num_chosen] for i in range(num_chosen)]), is_test
+    usable = np.flatnonzero(manifest.is_usable)
+    test = manifest.positions(split=split, part="test") if manifest.has_split(split) else usable[:0]
+    usable_test = test[manifest.is_usable[test]]
+    is_test = len(usable_test) > 0
+    return entries_of(manifest, usable_test if is_test else usable).spread(max_clips), is_test
 
 
 def _way_to_get(part: str) -> str:
@@ -72,11 +73,9 @@ def _way_to_get(part: str) -> str:
 
 def classes_without_training_clips(manifest: Manifest, split: str) -> list[str]:
     """List the names of the test set's classes that have no usable training clip."""
-    shown = {
-        part: {e.label for e in entries_of_part(manifest, split, part) if e.video.is_usable}
-        for part in ("train", "test")
-    }
-    return [manifest.classes[label] for label in sorted(shown["test"] - shown["train"]) if label >= 0]
+    parts = {part: entries_of_part(manifest, split, part) for part in ("train", "test")}
+    shown = {part: entries.labels[entries.is_usable] for part, entries in parts.items()}
+    return [manifest.classes[label] for label in np.setdiff1d(shown["test"], shown["train"]) if label >= 0]
 
 
 def num_seen_in_training(manifest: Manifest, split: str, training: dict[str, Any]) -> int:
@@ -87,5 +86,5 @@ def num_seen_in_training(manifest: Manifest, split: str, training: dict[str, Any
     learned = training.get("split")
     if manifest.dataset not in training.get("datasets", ()) or learned is None or not manifest.has_split(learned):
         return 0
-    seen = set(manifest.select(split=learned, part="train"))
-    return sum(manifest.videos[i].is_usable for i in manifest.select(split=split, part="test") if i in seen)
+    seen = np.intersect1d(manifest.positions(split=learned, part="train"), manifest.positions(split=split, part="test"))
+    return int(manifest.is_usable[seen].sum())

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
-from crossdistill.data.dataset import PairedClips, entries_of, make_loader
+from crossdistill.data.dataset import PairedClips, make_loader
+from crossdistill.data.entries import entries_of
 from crossdistill.data.manifest import Manifest
 from crossdistill.data.sampling import SampleKey
 from crossdistill.data.transforms import normalise
@@ -117,7 +119,7 @@ def dataset_clips(encoder: Encoder, manifest: Manifest, num_clips: int) -> Tenso
     Raise a ``UserError`` if the dataset has no stream for the encoder, or if none of these videos can be decoded.
     """
     manifest.require_stream(encoder.view.kind.stream, wanted_by=f"a {encoder.view.modality} encoder")
-    positions = [i for i, video in enumerate(manifest.videos) if video.is_usable][:num_clips]
+    positions = np.flatnonzero(manifest.is_usable)[:num_clips]
     dataset = PairedClips(entries_of(manifest, positions), student_view=encoder.view)
     keys = [SampleKey(i, epoch=0) for i in range(len(dataset))]
     (batch,) = make_loader(dataset, [keys], num_workers=0)  # all clips in one batch

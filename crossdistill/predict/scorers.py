@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from crossdistill.data.dataset import entries_of
+from crossdistill.data.entries import entries_of
 from crossdistill.data.manifest import Manifest
 from crossdistill.distillation.student import class_name
 from crossdistill.errors import UserError
@@ -121,8 +122,9 @@ def embed_gallery(
     Raise a ``UserError`` if the dataset has no such split or stream, or if no clip can be read.
     """
     manifest.require_stream(runtime.view.kind.stream, wanted_by=runtime.name)
-    positions = manifest.select(split=split, part="train") if manifest.splits else range(len(manifest.videos))
-    entries = [entry for entry in entries_of(manifest, list(positions)) if entry.video.is_usable]
+    whole = np.arange(len(manifest.videos))
+    positions = manifest.positions(split=split, part="train") if manifest.splits else whole
+    entries = entries_of(manifest, positions[manifest.is_usable[positions]])
     dataset, description = manifest.dataset, f"clips of {manifest.dataset}"
     found = runtime.embed_videos(entries, dataset=dataset, features=features, workers=workers, description=description)
     if not found.num_clips:

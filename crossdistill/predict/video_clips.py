@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from crossdistill.data.clip_reader import ClipReader
-from crossdistill.data.manifest import MANIFEST_NAME, Manifest, Stream
+from crossdistill.data.manifest import Manifest, Stream, is_prepared
 from crossdistill.data.pictures import PICTURE_SUFFIXES, index_picture
 from crossdistill.data.sampling import missing_seconds
 from crossdistill.data.transforms import centre_crop
@@ -48,21 +48,21 @@ class StoredStream:
 
 # Every video of a dataset asks for the same manifest.
 @functools.lru_cache(maxsize=4)
-def _stored_streams(root: Path) -> dict[str, StoredStream]:
-    """Return the streams of a prepared dataset by path."""
-    videos = Manifest.load(root).videos
-    return {s.path: StoredStream(root, name, s) for video in videos for name, s in video.streams.items()}
+def _manifest(root: Path) -> Manifest:
+    return Manifest.load(root)
 
 
 def find_stored(path: Path) -> StoredStream | None:
     """Return the prepared stream that is stored in a file; None if the file is not part of a prepared dataset."""
     path = path.resolve()
     for root in path.parents:
-        if not (root / MANIFEST_NAME).is_file():
+        if not is_prepared(root):
             continue
-        stored = _stored_streams(root).get(path.relative_to(root).as_posix())
-        if stored is not None:
-            return stored
+        manifest, relative = _manifest(root), path.relative_to(root).as_posix()
+        for name in manifest.table.layout.streams:
+            position = manifest.table.find(manifest.table.stream_column(name, "path"), relative)
+            if position is not None:
+                return StoredStream(root, name, manifest.videos[position].streams[name])
     return None
 
 

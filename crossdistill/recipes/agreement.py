@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from crossdistill.data.dataset import Entry, PairedClips, entries_of
+from crossdistill.data.dataset import PairedClips
+from crossdistill.data.entries import Entries, Entry, entries_of
 from crossdistill.data.manifest import Manifest
 from crossdistill.data.sampling import SampleKey
 from crossdistill.distillation.student import find_student, load_student, read_facts
@@ -166,22 +168,21 @@ def _other_origin(folder: Path | None, teacher: Encoder) -> str | None:
 
 def _choose_clips(
     manifest: Manifest, split: str, options: AgreementOptions, *, is_trained: bool
-) -> tuple[list[Entry], str]:
+) -> tuple[Entries, str]:
     """Choose usable videos of a part of the split, spread evenly over it, and describe the sample."""
     if manifest.splits:
         part = options.part if options.part != "auto" else ("test" if is_trained else "train")
-        positions = manifest.select(split=split, part=part)
+        positions = manifest.positions(split=split, part=part)
         where = f"split {split}, {part} part"
     else:
-        positions, where = list(range(len(manifest.videos))), "no splits"
-    usable = [position for position in positions if manifest.videos[position].is_usable]
+        positions, where = np.arange(len(manifest.videos)), "no splits"
+    usable = entries_of(manifest, positions[manifest.is_usable[positions]])
     if len(usable) < options.min_clips:
         raise UserError(
             f"{manifest.root} ({where}) has {len(usable)} usable clips, and --k {options.k} needs {options.min_clips}: "
             "lower --k, or choose another --part or --data"
         )
-    num_chosen = min(options.clips, len(usable))
-    return entries_of(manifest, [usable[i * len(usable) // num_chosen] for i in range(num_chosen)]), where
+    return usable.spread(options.clips), where
 
 
 def _embed_together(

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
-from crossdistill.data.dataset import Entry, PairedClips, check_entries, entries_of
-from crossdistill.data.manifest import MANIFEST_NAME, Manifest
+from crossdistill.data.dataset import PairedClips, check_entries
+from crossdistill.data.entries import NO_POSITIONS, Entries, Positions, entries_of
+from crossdistill.data.manifest import Manifest, is_prepared
 from crossdistill.data.stores import check_shards
 from crossdistill.data.transforms import Augmentation
 from crossdistill.distillation.teachers import Teacher
@@ -36,13 +38,13 @@ def open_datasets(config: RunConfig, accelerator: Accelerator) -> list[Manifest]
 
 
 def _render_toyactions(accelerator: Accelerator) -> None:
-    if (TOYACTIONS_FOLDER / MANIFEST_NAME).is_file():
+    if is_prepared(TOYACTIONS_FOLDER):
         return
     from data_prep.datasets.toyactions import ToyactionsOptions, prepare
 
     # A run that starts at the same time waits, and then finds the dataset complete.
     with folder_lock(TOYACTIONS_FOLDER, advice="", on_wait=lambda holder: announce(accelerator, f"{holder}: waiting")):
-        if not (TOYACTIONS_FOLDER / MANIFEST_NAME).is_file():
+        if not is_prepared(TOYACTIONS_FOLDER):
             prepare(ToyactionsOptions(out=TOYACTIONS_FOLDER))
 
 
@@ -58,7 +60,7 @@ def evaluable(manifests: Iterable[Manifest], split: str) -> list[Manifest]:
         for manifest in manifests
         if manifest.classes
         and manifest.has_split(split)
-        and all(manifest.select(split=split, part=part) for part in ("train", "test"))
+        and all(len(manifest.positions(split=split, part=part)) for part in ("train", "test"))
     ]
 
 
@@ -87,12 +89,12 @@ def select_training_clips(
         UserError: A stream or a label is missing.
     """
     views = [student_view, *teacher_views]
-    entries: list[Entry] = []
+    entries = Entries()
     for manifest in manifests:
         for view in views:
             manifest.require_stream(view.kind.stream, wanted_by=f"a {view.modality} encoder")
         entries += entries_of(manifest, _training_positions(config, manifest, uses_labels=uses_labels))
-    usable = [entry for entry in entries if entry.video.is_usable]
+    usable = entries.at(entries.is_usable)
     if uses_labels:
         _require_labels(config, manifests, usable)
     check_evaluated_clips(config, manifests, views)
@@ -123,9 +125,8 @@ def count_training_clips(config: RunConfig, manifests: Iterable[Manifest], *, us
         UserError: A dataset has no such split.
     """
     return sum(
-        manifest.videos[i].is_usable
+        int(manifest.is_usable[_training_positions(config, manifest, uses_labels=uses_labels)].sum())
         for manifest in manifests
-        for i in _training_positions(config, manifest, uses_labels=uses_labels)
     )
 
 
@@ -140,37 +141,36 @@ def check_evaluated_clips(config: RunConfig, manifests: Iterable[Manifest], view
         return
     split = config.data.split
     for manifest in evaluable(manifests, split):
-        positions = [i for part in ("train", "test") for i in manifest.select(split=split, part=part)]
+        positions = np.concatenate([manifest.positions(split=split, part=part) for part in ("train", "test")])
         for view in views:  # each network is evaluated by itself
             check_entries(entries_of(manifest, positions), [view], short_clips=config.data.short_clips)
 
 
-def _require_labels(config: RunConfig, manifests: Sequence[Manifest], usable: Sequence[Entry]) -> None:
+def _require_labels(config: RunConfig, manifests: Sequence[Manifest], usable: Entries) -> None:
     option = "--supervised" if config.pair.supervised else "the objective cross-entropy"
     for manifest in manifests:
         if not manifest.classes:
             raise UserError(f"{option} needs labels, and the dataset {manifest.root} has none: remove {option}")
-    unlabelled = [entry for entry in usable if entry.label < 0]
+    unlabelled = np.flatnonzero(usable.labels < 0).tolist()
     if unlabelled:
         raise UserError(
             f"{option} needs labels, and {len(unlabelled)} of {len(usable)} training clips have none (first: "
-            f"{unlabelled[0].key}): remove {option}, or prepare the dataset with classes"
+            f"{usable[unlabelled[0]].key}): remove {option}, or prepare the dataset with classes"
         )
     if len(manifests) > 1:
         raise UserError(f"{option} takes one dataset, and {len(manifests)} were given: their classes differ")
 
 
-def _training_positions(config: RunConfig, manifest: Manifest, *, uses_labels: bool) -> list[int]:
-    positions = manifest.select(split=config.data.split, part="train") if manifest.splits else []
+def _training_positions(config: RunConfig, manifest: Manifest, *, uses_labels: bool) -> Positions:
+    positions = manifest.positions(split=config.data.split, part="train") if manifest.splits else NO_POSITIONS
     if not (uses_labels and manifest.splits):
-        positions = sorted([*positions, *(i for i, video in enumerate(manifest.videos) if not video.splits)])
+        positions = np.sort(np.concatenate([positions, manifest.without_split]))
     return _draw_shots(config, manifest, positions) if uses_labels and config.data.shots else positions
 
 
-def _draw_shots(config: RunConfig, manifest: Manifest, positions: Sequence[int]) -> list[int]:
-    usable = [i for i in positions if manifest.videos[i].is_usable]
-    if not usable:
-        return []
-    labels = torch.tensor([entry.label for entry in entries_of(manifest, usable)])
-    drawn = Shots.parse(config.data.shots or "").draw(labels, seed=config.machine.seed)
-    return [usable[i] for i in drawn.tolist()]
+def _draw_shots(config: RunConfig, manifest: Manifest, positions: Positions) -> Positions:
+    usable = positions[manifest.is_usable[positions]]
+    if not len(usable):
+        return usable
+    labels = torch.from_numpy(entries_of(manifest, usable).labels)
+    return usable[Shots.parse(config.data.shots or "").draw(labels, seed=config.machine.seed).numpy()]

@@ -95,7 +95,7 @@ def evaluate_networks(
 
 def _protocols(manifest: Manifest, split: str) -> tuple[str, ...]:
     """Choose k-NN, linear, and cluster alignment if there are clips enough for every cluster."""
-    num_clips = sum(manifest.videos[i].is_usable for i in manifest.select(split=split, part="train"))
+    num_clips = int(manifest.is_usable[manifest.positions(split=split, part="train")].sum())
     can_cluster = 2 * len(manifest.classes) <= num_clips <= MAX_CLUSTERED_CLIPS
     return ("knn", "linear", "cluster") if can_cluster else ("knn", "linear")
 

@@ -11,6 +11,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from crossdistill.data.dataset import PairedClips
+from crossdistill.data.entries import keys_of
 from crossdistill.distillation.distiller import Distiller
 from crossdistill.distillation.student import find_student, read_facts, save_student
 from crossdistill.distillation.task import Task
@@ -254,8 +255,9 @@ def _stored_embeddings(teachers: Sequence[Teacher], clips: PairedClips) -> dict[
     for role, teacher in zip(teacher_roles(len(teachers)), teachers, strict=True):
         stored = teacher.stored_embeddings()
         if stored is not None:
-            keys = {clips.entries[i].key: embedding for i, embedding in stored.items()}
-            found[role] = StoredEmbeddings(teacher.encoder.name, teacher.encoder.embed_dim, keys)
+            keys = keys_of(clips.entries)
+            by_key = {keys[i]: embedding for i, embedding in stored.items()}
+            found[role] = StoredEmbeddings(teacher.encoder.name, teacher.encoder.embed_dim, by_key)
     return found
 
 

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from crossdistill.data.dataset import PairedClips
+from crossdistill.data.entries import keys_of
 from crossdistill.distillation.standardizer import Method, Standardizer, fit_standardizer
 from crossdistill.distillation.teachers import StandardizedTeacher, Teacher
 from crossdistill.recipes.training_features import TeacherEmbedder, embed_training_clips
@@ -69,7 +70,7 @@ def standardize_teachers(
 def _key(teachers: Sequence[Teacher], dataset: PairedClips, method: Method) -> str:
     """Return a key of everything that determines the maps, so that maps of another configuration are not reused."""
     facts: list[object] = [method, dataset.seed, [teacher.identity for teacher in teachers]]
-    facts += [[entry.key for entry in dataset.entries], [asdict(view) for view in dataset.views]]
+    facts += [keys_of(dataset.entries), [asdict(view) for view in dataset.views]]
     facts += [repr(dataset.augmentation), dataset.short_clips]
     # In the order of the fields, as version 0.1 did: its runs find their maps.
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]

@@ -69,7 +69,7 @@ def embed(
     except UserError as error:
         raise UnavailableError(f"{error}.") from error
     evaluation = evaluation_of_split(network.encoder.name, manifest, split, embedded, results, settings)
-    largest = max(len(manifest.select(split=split, part=part)) for part in ("train", "test"))
+    largest = max(len(manifest.positions(split=split, part=part)) for part in ("train", "test"))
     return Embedding(network, embedded, evaluation, is_complete=largest <= options.clips)
 
 

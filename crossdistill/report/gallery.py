@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from crossdistill.data.dataset import Entry, entries_of
+from crossdistill.data.entries import Entry, entries_of
 from crossdistill.data.manifest import Manifest
 from crossdistill.distillation.student import class_name
 from crossdistill.encoders.architecture import make_view
@@ -121,18 +121,16 @@ class _ClipImages:
     """Images of the clips of a dataset; each clip is read once."""
 
     def __init__(self, manifest: Manifest, view: ViewSpec, teacher_view: ViewSpec | None) -> None:
-        entries = entries_of(manifest, range(len(manifest.videos)))
-        self._entries = {entry.video.name: entry for entry in entries}
-        self._classes = manifest.classes
+        self._manifest = manifest
         self._view = view
         others = (teacher_view, make_view("rgb", view.num_frames, view.stride, view.size_px))
         self._other_view = next((other for other in others if other and other.kind.stream != view.kind.stream), None)
         self._strips: dict[tuple[str, str], str] = {}
 
     def clip(self, video: str, label: int, *, mark: str = "", similarity: float | None = None) -> GalleryClip:
-        entry = self._entries[video]
+        entry = entries_of(self._manifest, [self._manifest.find(video)])[0]
         other_strip = "" if self._other_view is None else self._strip(entry, self._other_view)
-        shown_class = class_name(label, self._classes) if label >= 0 else ""
+        shown_class = class_name(label, self._manifest.classes) if label >= 0 else ""
         return GalleryClip(video, shown_class, self._strip(entry, self._view), mark, similarity, other_strip)
 
     def _strip(self, entry: Entry, view: ViewSpec) -> str:

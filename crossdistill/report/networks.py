@@ -8,7 +8,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TypeVar
 
-from crossdistill.data.manifest import MANIFEST_NAME, Manifest
+from crossdistill.data.manifest import Manifest, is_prepared
 from crossdistill.distillation.student import find_student, load_student
 from crossdistill.encoders import Encoder, require_code_allowed
 from crossdistill.errors import UserError
@@ -72,7 +72,7 @@ def find_dataset(record: RunRecord, data: Path | None) -> Manifest:
     if data is not None:
         return Manifest.load(data)
     candidates = record.datasets or (TOYACTIONS_FOLDER,)
-    found = [Manifest.load(path) for path in candidates if (path / MANIFEST_NAME).is_file()]
+    found = [Manifest.load(path) for path in candidates if is_prepared(path)]
     if found:
         return (evaluable(found, record.split) or found)[0]
     raise UnavailableError(

@@ -25,7 +25,7 @@ import cv2
 import numpy as np
 
 from crossdistill.data.decode import index_video
-from crossdistill.data.manifest import MANIFEST_NAME, Manifest, Video
+from crossdistill.data.manifest import Manifest, Video, is_prepared
 from crossdistill.data.streams import STREAM_FORMATS, Picture, StreamWriter, quantise_flow
 from crossdistill.errors import UserError
 from crossdistill.utils.console import console
@@ -100,6 +100,7 @@ def prepare(options: ToyactionsOptions) -> Manifest:
     classes, facts = tuple(ACTIONS), _facts(options)
     manifest = Manifest(options.out, DATASET, classes, tuple(videos), flip_keeps_label=False, facts=facts)
     manifest.save()
+    manifest = Manifest.load(options.out)
     seconds = time.perf_counter() - start_seconds
     _print(
         f"{options.out}: {len(videos)} clips of {len(ACTIONS)} classes, {options.frames} frames of "
@@ -161,7 +162,7 @@ def _claim_folder(options: ToyactionsOptions) -> None:
 
 def _held_contents(out: Path) -> dict[str, Any] | None:
     """Return the options that the clips in the folder were rendered with; None if there are no clips."""
-    if (out / MANIFEST_NAME).exists():
+    if is_prepared(out):
         manifest = Manifest.load(out)
         if manifest.dataset != DATASET:
             raise UserError(f"{out} contains the dataset {manifest.dataset!r}, not {DATASET!r}: choose another --out")
@@ -177,7 +178,7 @@ def _held_contents(out: Path) -> dict[str, Any] | None:
 
 def _finished_manifest(options: ToyactionsOptions) -> Manifest | None:
     """Return the manifest if all files of the dataset exist."""
-    if not (options.out / MANIFEST_NAME).exists():
+    if not is_prepared(options.out):
         return None
     manifest = Manifest.load(options.out)
     paths = [options.out / stream.path for video in manifest.videos for stream in video.streams.values()]

@@ -6,16 +6,18 @@ streams again that are finished and undamaged.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from crossdistill.data.manifest import MANIFEST_NAME
+import pyarrow as pa
+
+from crossdistill.data.manifest import MANIFEST_NAME, Manifest, is_prepared
 from crossdistill.errors import UserError
 from crossdistill.utils.records import first_difference
 from data_prep.pipeline.journal import JournalEntry, read_journals
 from data_prep.pipeline.options import RunOptions
 from data_prep.pipeline.resume import is_there
+from data_prep.pipeline.shards import part_names
 from data_prep.pipeline.tasks import Task, fits
 
 ADVICE = "give another --out, or add --replace"
@@ -40,21 +42,18 @@ def check_datasets(dataset: str, names: Collection[str], options: RunOptions) ->
 def _held_names(out: Path, dataset: str) -> set[str]:
     """Return the names of the prepared videos of a folder, which a ``UserError`` says is of another dataset."""
     # Parts of --shard that were not merged have manifests of their own.
-    whole = out / MANIFEST_NAME
-    paths = [whole] if whole.is_file() else sorted(out.glob("manifest.*-of-*.jsonl"))
+    files = [MANIFEST_NAME] if is_prepared(out) else part_names(out)
     held: set[str] = set()
-    for path in paths:
+    for name in files:
         try:
-            with path.open(encoding="utf-8") as lines:  # there may be a million
-                found = json.loads(next(lines, ""))["dataset"]
-                names = {row["name"] for row in map(json.loads, lines) if row["status"] != "skipped"}
-        except (ValueError, KeyError, TypeError):  # damaged: this run writes it again
+            manifest = Manifest.load(out, name)
+        except UserError:  # damaged: this run writes it again
             break
-        if found != dataset:
-            raise UserError(f"--out {out} holds the dataset {found!r}, not {dataset!r}: {ADVICE}")
-        held |= names
+        if manifest.dataset != dataset:
+            raise UserError(f"--out {out} holds the dataset {manifest.dataset!r}, not {dataset!r}: {ADVICE}")
+        held.update(manifest.table.column("name").filter(pa.array(manifest.is_usable)).to_pylist())
     else:
-        if paths:
+        if files:
             return held
     # A run that was killed left only a journal.
     entries = [entry for of_video in read_journals(out).values() for entry in of_video]

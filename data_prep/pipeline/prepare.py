@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 from crossdistill.data.manifest import MANIFEST_NAME, Manifest, Video, require_unique_names
+from crossdistill.data.videos import LazyVideos, Row
 from crossdistill.errors import UserError
 from crossdistill.utils.console import console
 from data_prep.pipeline.claim import check_datasets, check_streams
@@ -66,11 +68,12 @@ def prepare_videos(
     if shard is not None:
         sources = shard.select(sources)
     recipe_facts = facts_of_recipe(options.recipe)
+    require_unique_names([source.name for source in sources])
     manifest = Manifest(
         root=options.out,
         dataset=dataset,
         classes=tuple(classes),
-        videos=_manifest_videos(sources, {}),
+        videos=_PreparedVideos(sources, {}),
         flip_keeps_label=flip_keeps_label,
         # No paths and no dates: the same work gives the same bytes.
         facts={
@@ -78,7 +81,6 @@ def prepare_videos(
             "versions": {name: importlib.metadata.version(name) for name in options.libraries},
         },
     )
-    require_unique_names(manifest.videos)
     # Videos without inputs are missing: they have no task and stay in the manifest as skipped.
     options.check_inputs([source.inputs for source in sources if source.inputs])
     make_task = TaskMaker(options, recipe_facts)
@@ -90,8 +92,9 @@ def prepare_videos(
         return manifest
     away = {source.name for source in sources if not source.inputs}
     outcomes = _run_tasks(dataset, tasks, away, options, shard)
-    manifest = dataclasses.replace(manifest, videos=_manifest_videos(sources, outcomes))
-    manifest.save(name=shard.manifest_name if shard else MANIFEST_NAME)
+    name = shard.manifest_name if shard else MANIFEST_NAME
+    dataclasses.replace(manifest, videos=_PreparedVideos(sources, outcomes)).save(name)
+    manifest = Manifest.load(options.out, name)
     print_summary(manifest)
     if shard:
         console.print(
@@ -149,13 +152,18 @@ def _run_tasks(
     return {name: entry.outcome for name, entry in entries.items()}
 
 
-def _manifest_videos(sources: Sequence[SourceVideo], outcomes: Mapping[str, Outcome]) -> tuple[Video, ...]:
+@dataclass(frozen=True)
+class _PreparedVideos(LazyVideos):
     """The videos of the manifest. A video without an outcome is missing."""
-    missing = Outcome("skipped", MISSING)
 
-    def video(source: SourceVideo) -> Video:
-        splits = dict(sorted(source.splits.items())) if len(source.splits) > 1 else source.splits
-        found = outcomes.get(source.name, missing)
-        return Video(source.name, source.label, source.group, splits, found.status, found.reason, found.streams)
+    sources: Sequence[SourceVideo]
+    outcomes: Mapping[str, Outcome]
 
-    return tuple(map(video, sources))
+    def row(self, position: int) -> Row:
+        source = self.sources[position]
+        found = self.outcomes.get(source.name, Outcome("skipped", MISSING))
+        video = Video(source.name, source.label, source.group, source.splits, found.status, found.reason, found.streams)
+        return video.to_json()
+
+    def __len__(self) -> int:
+        return len(self.sources)

@@ -9,11 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from crossdistill.errors import UserError
 
 Item = TypeVar("Item")
+PART_NAME = re.compile(r"manifest\.(\d+)-of-(\d+)\.(arrow|jsonl)")
+"""File name of a shard's manifest; former versions wrote lines of JSON."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Shard:
         >>> shard.select(["a", "b", "c", "d", "e"])
         ['b', 'e']
         >>> shard.manifest_name
-        'manifest.2-of-3.jsonl'
+        'manifest.2-of-3.arrow'
     """
 
     index: int
@@ -47,9 +50,21 @@ class Shard:
     @property
     def manifest_name(self) -> str:
         """File name of the shard's manifest."""
-        return f"manifest.{self.index}-of-{self.total}.jsonl"
+        return f"manifest.{self.index}-of-{self.total}.arrow"
 
     @property
     def journal_name(self) -> str:
         """File name of the shard's journal."""
         return f"journal.{self.index}-of-{self.total}.jsonl"
+
+
+def find_parts(folder: Path) -> list[Shard]:
+    """Return the shards whose manifests are in a folder, sorted."""
+    matches = [match for path in folder.glob("manifest.*") if (match := PART_NAME.fullmatch(path.name))]
+    found = {(int(match[2]), int(match[1])) for match in matches}
+    return [Shard(index, total) for total, index in sorted(found)]
+
+
+def part_names(folder: Path) -> list[str]:
+    """Return the file names of the shards' manifests in a folder, sorted."""
+    return [shard.manifest_name for shard in find_parts(folder)]

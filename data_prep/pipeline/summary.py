@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from dataclasses import dataclass
 
-from crossdistill.data.manifest import MANIFEST_NAME, Manifest
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from crossdistill.data.manifest import STATUSES, Manifest
+from crossdistill.data.videos import SKIPPED
 from crossdistill.errors import UserError
 from crossdistill.utils.console import console, print_table
 from data_prep.recipe import MISSING
@@ -13,51 +18,77 @@ DOWNLOAD_AGAIN = "download them again and add --retry"
 REMEDIES = {"time limit": "raise --time-limit and add --retry", "too short": "lower --min-frames"}
 """Kind of reason to what helps, if it is not another copy of the files."""
 MAX_LISTED_REPAIRED = 10
-STATUS_ORDER = ("ok", "repaired", "skipped")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What became of a video: its status, and the kind of reason, without the details after the colon."""
+
+    status: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.status}: {self.reason}" if self.reason else self.status
+
+
+def outcomes(manifest: Manifest) -> dict[Kind, list[int]]:
+    """Return the positions of the videos of each kind. The kinds are sorted by status, then by reason."""
+    reasons = manifest.table.column("reason")
+    codes, has_reason = manifest.table.status_codes, pc.not_equal(reasons, "").to_numpy()
+    found: dict[Kind, list[int]] = {}
+    for code, status in enumerate(STATUSES):
+        plain = np.flatnonzero((codes == code) & ~has_reason).tolist()
+        if plain:
+            found[Kind(status, "")] = plain
+        explained = np.flatnonzero((codes == code) & has_reason)
+        of_status: dict[Kind, list[int]] = {}
+        for position, reason in zip(explained.tolist(), reasons.take(pa.array(explained)).to_pylist(), strict=True):
+            # "too short: 3 frames, fewer than 8" counts as "too short".
+            of_status.setdefault(Kind(status, reason.split(":")[0]), []).append(position)
+        found.update(sorted(of_status.items(), key=lambda item: item[0].reason))
+    return found
 
 
 def print_summary(manifest: Manifest) -> None:
     """Print the number of videos by status and reason, the names of repaired ones, frames and sizes of streams."""
-    counts: Counter[tuple[int, str]] = Counter()
-    for video in manifest.videos:
-        # "too short: 3 frames, fewer than 8" counts as "too short".
-        kind = f"{video.status}: {video.reason.split(':')[0]}" if video.reason else video.status
-        counts[STATUS_ORDER.index(video.status), kind] += 1
-    rows = [(kind, str(count)) for (_, kind), count in sorted(counts.items())]
-    print_table(manifest.dataset, ("status", manifest.noun), [*rows, ("all", str(counts.total()))])
-    repaired = [video for video in manifest.videos if video.status == "repaired"]
-    for video in repaired[:MAX_LISTED_REPAIRED]:
+    found = outcomes(manifest)
+    rows = [(str(kind), str(len(positions))) for kind, positions in found.items()]
+    print_table(manifest.dataset, ("status", manifest.noun), [*rows, ("all", str(len(manifest.videos)))])
+    repaired = np.flatnonzero(manifest.table.status_codes == STATUSES.index("repaired")).tolist()
+    for video in map(manifest.videos.__getitem__, repaired[:MAX_LISTED_REPAIRED]):
         console.print(f"repaired: {video.name} ({video.reason})", highlight=False, soft_wrap=True)
     if len(repaired) > MAX_LISTED_REPAIRED:
-        console.print(f"and {len(repaired) - MAX_LISTED_REPAIRED} more, which {MANIFEST_NAME} lists")
-    missing = [video.name for video in manifest.videos if video.reason == MISSING]
+        console.print(f"and {len(repaired) - MAX_LISTED_REPAIRED} more, which the manifest lists")
+    missing = found.get(Kind(SKIPPED, MISSING), [])
     if missing:
         console.print(
-            f"warning: {len(missing)} of {len(manifest.videos)} listed files do not exist, the first is {missing[0]}: "
-            "add them and give the same command again, or remove them from the list",
+            f"warning: {len(missing)} of {len(manifest.videos)} listed files do not exist, the first is "
+            f"{manifest.videos[missing[0]].name}: add them and give the same command again, or remove them from the "
+            "list",
             highlight=False,
             soft_wrap=True,
         )
-    usable = [video for video in manifest.videos if video.is_usable]
     for name in manifest.streams:
-        streams = [video.streams[name] for video in usable]
+        num_frames, num_bytes = (manifest.table.stream_column(name, f).to_numpy() for f in ("num_frames", "num_bytes"))
         # Manifests of early versions have no sizes.
-        size_mb = sum(s.num_bytes or (manifest.root / s.path).stat().st_size for s in streams) / 1e6
-        console.print(f"{name}: {sum(stream.num_frames for stream in streams)} frames, {size_mb:.1f} MB")
+        unsized = np.flatnonzero(manifest.is_usable & (num_bytes == 0)).tolist()
+        unknown = [manifest.videos[i].streams[name] for i in unsized]
+        size_bytes = num_bytes[manifest.is_usable].sum() + sum(s.file(manifest.root).stat().st_size for s in unknown)
+        console.print(f"{name}: {num_frames[manifest.is_usable].sum()} frames, {size_bytes / 1e6:.1f} MB")
     console.print(f"prepared dataset: {manifest.root}", highlight=False, soft_wrap=True)
 
 
 def check_share_of_bad(manifest: Manifest, max_bad: float) -> None:
     """Raise a ``UserError`` if more than this share of the found files is unusable. Missing files do not count."""
-    found = [video for video in manifest.videos if video.reason != MISSING]
-    bad = [video for video in found if not video.is_usable]
-    if len(bad) > max_bad * len(found):
-        kinds = Counter(video.reason.split(":")[0] for video in bad)
-        kind, count = kinds.most_common(1)[0]
-        example = next(video for video in bad if video.reason.startswith(kind))
+    bad = {kind: found for kind, found in outcomes(manifest).items() if kind.status == SKIPPED}
+    num_found = len(manifest.videos) - len(bad.pop(Kind(SKIPPED, MISSING), []))
+    num_bad = sum(map(len, bad.values()))
+    if num_bad > max_bad * num_found:
+        kind, positions = max(bad.items(), key=lambda item: len(item[1]))
+        example = manifest.videos[positions[0]]
         raise UserError(
-            f"{len(bad)} of {len(found)} files are unusable, more than --max-bad {max_bad:g} allows; the commonest "
-            f"reason ({count} of {len(bad)}) is that of {example.name} ({example.reason}), and the manifest in "
+            f"{num_bad} of {num_found} files are unusable, more than --max-bad {max_bad:g} allows; the commonest "
+            f"reason ({len(positions)} of {num_bad}) is that of {example.name} ({example.reason}), and the manifest in "
             f"{manifest.root} lists all: "
-            f"{REMEDIES.get(kind, DOWNLOAD_AGAIN)}, or raise --max-bad to continue without them"
+            f"{REMEDIES.get(kind.reason, DOWNLOAD_AGAIN)}, or raise --max-bad to continue without them"
         )
