@@ -143,7 +143,7 @@ def measure(folder: Path, start_method: str) -> dict[str, Any]:
     start, start_processor = time.perf_counter(), time.process_time()
     manifest = Manifest.load(folder)
     opened, opened_processor = time.perf_counter(), time.process_time()
-    train = manifest.select(split="1", part="train")
+    train = manifest.positions(split="1", part="train")
     assert manifest.streams == ("flow", "rgb")
     answered = time.perf_counter()
     entries = entries_of(manifest, train)
@@ -152,7 +152,9 @@ def measure(folder: Path, start_method: str) -> dict[str, Any]:
     num_clips, num_videos = len(clips), len(manifest.videos)
     del train, entries
     ready = time.perf_counter()
-    batches = TrainingBatches(num_clips, batch_size=1 if num_clips < BATCH_SIZE else BATCH_SIZE, num_epochs=1, seed=0)
+    batches = TrainingBatches(
+        num_samples=num_clips, batch_size=1 if num_clips < BATCH_SIZE else BATCH_SIZE, num_epochs=1, seed=0
+    )
     loader = DataLoader(
         Lookups(clips),
         batch_sampler=Batches(batches),

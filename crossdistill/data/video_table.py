@@ -90,7 +90,7 @@ class Layout:
                 streams.add((name, stream.get("stored_as", VIDEO)))
                 lowest = min(lowest, *stream["pts"], *stream["keyframes"], 0)
                 highest = max(highest, *stream["pts"], *stream["keyframes"], 0)
-        num_bits = next(bits for bits in (16, 32, 64) if -(2 ** (bits - 1)) <= lowest and highest < 2 ** (bits - 1))
+        num_bits = next((bits for bits in (16, 32) if max(-lowest - 1, highest) < 2 ** (bits - 1)), 64)
 
         def side(pairs: set[tuple[str, str]], number: int) -> tuple[str, ...]:
             return tuple(sorted({pair[number] for pair in pairs}))
@@ -128,7 +128,7 @@ def write_table(sink: pa.NativeFile, header: Header, rows: Iterable[Row], layout
                 which = f"one of its videos {num_videos + 1} to {num_videos + len(chunk)} is invalid"
                 raise UserError(f"{name} is damaged, {which} ({_said(error)}): {ADVICE}") from error
             num_videos += len(chunk)
-        summary = {"content_digest": digest.hexdigest(), "num_videos": num_videos, "outside": outside}
+        summary = {"content_digest": digest.hexdigest(), "outside": outside}
         writer.write_batch(_batch([], layout), custom_metadata={SUMMARY: json.dumps(summary, sort_keys=True)})
 
 
@@ -344,13 +344,9 @@ class VideoTable(LazyVideos):
     @staticmethod
     def open(path: Path) -> VideoTable:
         """Map a file. It stays as it is when another file takes its name."""
-        try:
-            source = pa.memory_map(str(path))
-        except (OSError, pa.ArrowException) as error:
-            if path.stat().st_size:
-                raise
-            raise UserError(f"{path} is empty: {ADVICE}") from error
-        return VideoTable(source, name=str(path), path=path.absolute())
+        if not path.stat().st_size:
+            raise UserError(f"{path} is empty: {ADVICE}")
+        return VideoTable(pa.memory_map(str(path)), name=str(path), path=path.absolute())
 
     @staticmethod
     def of_rows(header: Header, rows: Callable[[], Iterable[Row]], layout: Layout, *, name: str) -> VideoTable:

@@ -85,7 +85,7 @@ def test_prepare__other_videos_do_not_take_the_place_of_prepared_ones(videos, tm
 
 def test_prepare__killed_run_is_not_overwritten_by_other_videos(videos, tmp_path):
     prepare(videos, tmp_path / "out")
-    (tmp_path / "out" / "manifest.jsonl").unlink()
+    (tmp_path / "out" / "manifest.arrow").unlink()
     with pytest.raises(UserError, match="holds 2 prepared videos that this command does not name"):
         for name in ("0.avi", "1.avi"):
             (videos / name).unlink()
@@ -237,7 +237,7 @@ def test_summary__names_the_first_repaired_files(tmp_path, capsys):
     print_summary(Manifest(tmp_path, "mine", (), (Video("fine", streams={}), *videos)))
     said = capsys.readouterr().out.splitlines()
     assert f"repaired: v0 ({reason})" in said and f"repaired: v{MAX_LISTED_REPAIRED} ({reason})" not in said
-    assert "and 2 more, which manifest.jsonl lists" in said and not any("fine" in line for line in said)
+    assert "and 2 more, which the manifest lists" in said and not any("fine" in line for line in said)
 
 
 def test_summary__remedy_is_that_of_the_most_frequent_reason(tmp_path):

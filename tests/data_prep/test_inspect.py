@@ -183,14 +183,19 @@ def test_flow_wheel__right_is_red():
 
 def test_choose_clips__spreads_over_classes():
     videos = [Video(f"v{label}_{i}", label=label) for label in (0, 1, 2, None) for i in range(5)]
-    chosen = choose_clips(videos, 4, seed=0)
+
+    def choose(videos, count, *, seed):
+        manifest = Manifest(Path("x"), "mine", ("a", "b", "c"), videos)
+        return choose_clips(manifest, np.arange(len(videos)), count, seed=seed)
+
+    chosen = choose(videos, 4, seed=0)
     assert [video.label for video in chosen] == [0, 1, 2, None]
-    counts = Counter(video.label for video in choose_clips(videos[:15], 7, seed=0))
+    counts = Counter(video.label for video in choose(videos[:15], 7, seed=0))
     assert sorted(counts.values()) == [2, 2, 3]
-    assert len(choose_clips(videos, 100, seed=0)) == 20
-    assert choose_clips(videos, 4, seed=0) != choose_clips(videos, 4, seed=1)
+    assert len(choose(videos, 100, seed=0)) == 20
+    assert choose(videos, 4, seed=0) != choose(videos, 4, seed=1)
     many = [Video(f"v{label}", label=label) for label in range(50)]
-    assert len({v.label for v in choose_clips(many, 6, seed=0)}) == 6
+    assert len({v.label for v in choose(many, 6, seed=0)}) == 6
 
 
 def test_inspect__handles_an_unlabelled_dataset(mixed, tmp_path, capsys):
@@ -217,7 +222,7 @@ def test_inspect__refuses_wrong_options(mixed, tmp_path):
         ({"out": tmp_path / "sheet.jpg"}, r"sheet\.jpg is not a PNG file"),
         ({"clips": 0}, "--clips 0 is out of range: give a number from 1 to 30"),
         ({"folder": tmp_path / "nowhere"}, "there is no folder .*nowhere: correct the path"),
-        ({"out": mixed.root / "manifest.jsonl" / "sheet.png"}, "cannot be written"),
+        ({"out": mixed.root / "manifest.arrow" / "sheet.png"}, "cannot be written"),
     ):
         with pytest.raises(UserError, match=message):
             inspect_dataset(dataclasses.replace(InspectOptions(folder=mixed.root), **changes))

@@ -74,7 +74,7 @@ def test_prepare__equal_options_give_equal_bytes_with_any_number_of_workers(data
     again = prepare(ToyactionsOptions(out=tmp_path / "elsewhere", workers=2, **SMALL))
     assert digests(again.root) == digests(dataset.root)
     assert len(digests(again.root)) == 3 * 12 * 2 + 7 + 2  # streams, lists, manifest and options
-    assert str(tmp_path) not in (again.root / MANIFEST_NAME).read_text()
+    assert str(tmp_path).encode() not in (again.root / MANIFEST_NAME).read_bytes()
 
 
 def test_compose_scene__depends_on_seed_group_clip_and_class():

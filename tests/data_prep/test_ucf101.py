@@ -428,7 +428,7 @@ def test_prepare__resumed_after_kill_matches_uninterrupted_run(tmp_path):
         process.wait()
     num_done = len(list((tmp_path / "killed").rglob("rgb/*/*.mp4")))
     assert 3 <= num_done < len(names), "it was not killed half-way"
-    assert not (tmp_path / "killed" / "manifest.jsonl").exists()
+    assert not (tmp_path / "killed" / "manifest.arrow").exists()
     main(["ucf101", *arguments, "--workers", "1"])
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 

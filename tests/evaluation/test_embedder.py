@@ -52,9 +52,9 @@ def test_embedded_batches__give_each_network_its_own_view(toy_folder):
 
 def test_embedded_batches__name_unreadable_videos_and_keep_empty_batches(toy_folder):
     student = make_embedder("rgb_tiny3d_8")
-    clips = PairedClips(entries_of(Manifest.load(toy_folder), range(3)), student_view=student.encoder.view)
-    broken = clips.entries[1]
-    clips.entries[1] = replace(broken, video=replace(broken.video, status="skipped", reason="lost"))
+    first, broken, last = entries_of(Manifest.load(toy_folder), range(3))
+    broken = replace(broken, video=replace(broken.video, status="skipped", reason="lost"))
+    clips = PairedClips([first, broken, last], student_view=student.encoder.view)
     walk = EmbeddedBatches(clips, batches_of([SampleKey(i, epoch=0) for i in range(3)], 1), [student], num_workers=0)
     sizes = [len(features) for _, (features,) in walk]
     assert sizes == [1, 0, 1]

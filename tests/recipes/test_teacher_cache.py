@@ -413,7 +413,7 @@ def test_training__refuses_other_data_and_incomplete_caches(data_folder, cache_f
     video = manifest.videos[manifest.select(split="1", part="train")[0]]
     later = dataclasses.replace(video.streams["rgb"], pts=video.streams["rgb"].pts + 1)
     changed = dataclasses.replace(video, streams={**video.streams, "rgb": later})
-    videos = tuple(changed if each is video else each for each in manifest.videos)
+    videos = tuple(changed if each.name == video.name else each for each in manifest.videos)
     dataclasses.replace(manifest, videos=videos).save()
     run = [*TRAINING, "--student", "flow_r3d10_gn", "--out", tmp_path / "run"]
     assert "has dataset '" in refused(capsys, train_command, *run, "--data", data, *cached(cache_folder))

@@ -11,11 +11,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from in_process import train as main
+from manifest_lines import to_lines
 from safetensors.torch import load_file
 
 import crossdistill
 from crossdistill.data.distort import _blur, distort
-from crossdistill.data.manifest import Manifest
+from crossdistill.data.manifest import MANIFEST_NAME, Manifest
 from crossdistill.data.sampling import SampleKey
 from crossdistill.data.transforms import Augmentation
 from crossdistill.distillation.student_with_heads import MomentumCopy
@@ -348,11 +349,8 @@ def test_bank__fits_where_it_is_and_where_it_is_written_from(device, free_gb, se
 def test_teachers_whose_data_lacks_a_modality__are_named(taught_by, toy_folder, tmp_path, assert_refused):
     folder = tmp_path / "no-flow"
     folder.mkdir()
-    lines = (toy_folder / "manifest.jsonl").read_text().splitlines()
-    entries = [json.loads(line) for line in lines]
-    for entry in entries[1:]:
-        del entry["streams"]["flow"]
-    (folder / "manifest.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    shutil.copy(toy_folder / MANIFEST_NAME, folder)
+    to_lines(folder, lambda _, rows: [row["streams"].pop("flow") for row in rows])
     refused = r"a flow encoder needs the stream 'flow', but the dataset .* has only"
     assert_refused(lambda: train("--data", folder, "--out", tmp_path / "x", *taught_by), refused)
 
@@ -382,10 +380,7 @@ def test_not_finite__names_the_first_step_and_its_term(taught_by, toy_folder, tm
 
 def test_clips_without_a_label__are_refused_where_labels_are_needed(taught_by, toy_folder, tmp_path, assert_refused):
     folder = shutil.copytree(toy_folder, tmp_path / "half")
-    header, *entries = (json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines())
-    for entry in entries[::2]:
-        entry["label"] = None
-    (folder / "manifest.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in (header, *entries)))
+    to_lines(folder, lambda _, rows: [row.update(label=None) for row in rows[::2]])
     refused = r"the objective cross-entropy needs labels, and \d+ of \d+ training clips have none \(first: "
     terms = ["--objective", "cross-entropy", "mse"]
     assert_refused(lambda: train("--data", folder, "--out", tmp_path / "x", *taught_by, *terms), refused)

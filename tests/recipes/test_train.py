@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from in_process import train as main
+from manifest_lines import to_lines
 from safetensors.torch import load_file
 from torch import nn
 from torchvision.models.video import r3d_18
@@ -404,8 +405,7 @@ def test_unreadable_clips__of_one_name_in_two_datasets_are_two(toy_folder, teach
 def test_unknown_weights__say_what_to_type(toy_folder, tmp_path, capsys):
     folder = tmp_path / "other"
     shutil.copytree(toy_folder, folder)
-    path = folder / "manifest.jsonl"
-    path.write_text(path.read_text().replace('"dataset": "toyactions"', '"dataset": "mine"', 1))
+    to_lines(folder, lambda header, _: header.update(dataset="mine"))
     error = wrong(
         capsys, "--teacher", "rgb_r3d50", "--student", "flow_r3d10", "--data", folder, "--out", tmp_path / "o"
     )
@@ -415,10 +415,7 @@ def test_unknown_weights__say_what_to_type(toy_folder, tmp_path, capsys):
 def test_missing_modality__says_how_to_prepare_it(toy_folder, teacher_file, tmp_path, capsys):
     folder = tmp_path / "rgb_only"
     shutil.copytree(toy_folder, folder)
-    rows = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
-    for row in rows[1:]:
-        del row["streams"]["flow"]
-    (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    to_lines(folder, lambda _, rows: [row["streams"].pop("flow") for row in rows])
     known = ["--teacher", "rgb_r3d10_gn", "--teacher-weights", teacher_file, "--student", "flow_r3d10"]
     error = wrong(capsys, *known, "--data", folder, "--out", tmp_path / "o")
     assert "needs the stream 'flow'" in error and "--modalities" in error
