@@ -236,10 +236,8 @@ def _reader(array: pa.Array) -> Read:
 def _reader_of_values(array: pa.Array) -> Read:
     kind, buffers, size = array.type, array.buffers(), len(array)
     if pa.types.is_dictionary(kind):
-        words, codes = (
-            array.dictionary.to_pylist(),
-            _view(array.indices.buffers()[1], _MEMORY_FORMATS[kind.index_type], size),
-        )
+        words = array.dictionary.to_pylist()
+        codes = _view(array.indices.buffers()[1], _MEMORY_FORMATS[kind.index_type], size)
         return lambda i: words[codes[i]]
     if pa.types.is_struct(kind):
         return _stream_reader(array)
@@ -255,8 +253,9 @@ def _reader_of_values(array: pa.Array) -> Read:
     content = memoryview(b"" if buffers[2] is None else buffers[2]).cast("B")
     if pa.types.is_string(kind):
         return lambda i: str(content[ends[i] : ends[i + 1]], "utf-8")
-    assert pa.types.is_binary(kind), kind
-    return lambda i: content[ends[i] : ends[i + 1]].hex()
+    if pa.types.is_binary(kind):
+        return lambda i: content[ends[i] : ends[i + 1]].hex()
+    raise TypeError(f"a column of the type {kind}")
 
 
 def _stream_reader(array: pa.StructArray) -> Read:
@@ -328,15 +327,16 @@ class VideoTable(LazyVideos):
             *batches, last = (file.get_batch(i) for i in range(file.num_record_batches))
             trailer = file.get_batch_with_custom_metadata(file.num_record_batches - 1)
             summary = json.loads(trailer.custom_metadata[SUMMARY])
+        except UserError:
+            raise
         except (pa.ArrowException, OSError, *ROW_ERRORS) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"{name} {DAMAGED} ({_said(error)}): {ADVICE}") from error
+            raise self._damage(error) from error
         self._batches: list[pa.RecordBatch] = batches
         self._schema: pa.Schema = file.schema
         self._empty: pa.RecordBatch = last
         self._starts = [0, *itertools.accumulate(batch.num_rows for batch in batches)]
         self._readers: dict[int, _BatchReader] = {}
+        self._columns: dict[str, pa.ChunkedArray] = {}
         self.content_digest: str = summary["content_digest"]
         self.outside: str | None = summary["outside"]
         """Path of a stream that is outside the dataset and must not be; None if there is none."""
@@ -380,7 +380,7 @@ class VideoTable(LazyVideos):
             self._batches[number].validate(full=True)
             self._readers[number] = _BatchReader.of(self._batches[number])
         except (pa.ArrowException, *ROW_ERRORS) as error:
-            raise UserError(f"{self._name} {DAMAGED} ({_said(error)}): {ADVICE}") from error
+            raise self._damage(error) from error
         return self._readers[number]
 
     @cached_property
@@ -410,16 +410,33 @@ class VideoTable(LazyVideos):
         )
 
     def column(self, name: str) -> pa.ChunkedArray:
-        """Return a column of all videos, which is not copied."""
-        return pa.chunked_array([batch.column(name) for batch in [*self._batches, self._empty]])
+        """Return a column of all videos, which is not copied; raise a ``UserError`` if it is damaged."""
+        return self._undamaged(name, lambda batch: batch.column(name))
 
     def stream_column(self, stream: str, field: str) -> pa.ChunkedArray:
         """Return a field of a stream of all videos. Its values are without meaning where ``has_stream`` is false."""
-        return pa.chunked_array([batch.column(STREAM + stream).field(field) for batch in [*self._batches, self._empty]])
+        return self._undamaged(f"{STREAM}{stream}.{field}", lambda batch: batch.column(STREAM + stream).field(field))
+
+    def _column(self, name: str) -> pa.ChunkedArray:
+        return pa.chunked_array([batch.column(name) for batch in [*self._batches, self._empty]])
+
+    def _undamaged(self, key: str, column_of: Callable[[pa.RecordBatch], pa.Array]) -> pa.ChunkedArray:
+        """Check a column when it is first asked for."""
+        if key not in self._columns:
+            column = pa.chunked_array([column_of(batch) for batch in [*self._batches, self._empty]])
+            try:
+                column.validate(full=True)
+            except pa.ArrowException as error:
+                raise self._damage(error) from error
+            self._columns[key] = column
+        return self._columns[key]
+
+    def _damage(self, error: BaseException) -> UserError:
+        return UserError(f"{self._name} {DAMAGED} ({_said(error)}): {ADVICE}")
 
     def has_stream(self, stream: str) -> NDArray[np.bool_]:
         """[videos] whether a video has this stream."""
-        return _numbers(self.column(STREAM + stream).is_valid())
+        return _numbers(self._column(STREAM + stream).is_valid())
 
     @property
     def has_any_stream(self) -> NDArray[np.bool_]:
@@ -429,12 +446,12 @@ class VideoTable(LazyVideos):
     @property
     def labels(self) -> NDArray[np.int32]:
         """[videos] labels; -1 for a video without one."""
-        return _numbers(self.column("label").fill_null(-1))
+        return _numbers(self._column("label").fill_null(-1))
 
     @property
     def status_codes(self) -> NDArray[np.int8]:
         """[videos] positions in ``STATUSES``."""
-        return _codes(self.column("status"))
+        return _codes(self._column("status"))
 
     @property
     def is_usable(self) -> NDArray[np.bool_]:
@@ -443,7 +460,7 @@ class VideoTable(LazyVideos):
 
     def part_codes(self, split: str) -> NDArray[np.int8]:
         """[videos] positions in ``layout.parts`` of the videos' parts of a split; -1 for a video that is not in it."""
-        return _codes(self.column(SPLIT + split))
+        return _codes(self._column(SPLIT + split))
 
     def find(self, column: pa.ChunkedArray, value: str) -> int | None:
         """Return the position of the first video with a value in a column of text; None if there is none."""

@@ -33,7 +33,7 @@ from crossdistill.data.manifest import (
     require_unique_names,
 )
 from crossdistill.data.video_table import FORMAT_VERSION
-from crossdistill.errors import UserError
+from crossdistill.errors import UserError, friendly_errors
 
 PROJECT_FOLDER = Path(__file__).resolve().parents[2]
 FORMER_DATA = PROJECT_FOLDER / "tests" / "former_version" / "data"
@@ -257,16 +257,33 @@ def test_load__file_cut_anywhere_is_refused(tmp_path):
         assert "\n" not in str(error.value)
 
 
-def test_row__damaged_offsets_are_an_error_and_no_crash(tmp_path):
-    path = example(tmp_path).save()
+def damage_names(root: Path) -> None:
+    """Write a manifest in which the second name begins far outside of the file."""
+    path = example(root).save()
     content = bytearray(path.read_bytes())
     place = content.index(b"v0v1v2v3gone")  # the names; before them is where each of them begins
     begins = content.rindex(np.array([0, 2, 4, 6, 8, 12], dtype=np.int32).tobytes(), 0, place)
     content[begins + 4 : begins + 8] = np.int32(10**9).tobytes()
     path.write_bytes(content)
+
+
+def test_damaged_offsets__are_an_error_and_no_crash(tmp_path):
+    damage_names(tmp_path)
     manifest = Manifest.load(tmp_path)
-    with pytest.raises(UserError, match=r"manifest\.arrow is damaged or cut short .*: give the command"):
-        manifest.videos[1]
+    assert manifest.select(split="1", part="train") == [1, 3]  # reads no name
+    for read in (lambda: manifest.videos[1], lambda: manifest.find("v2")):
+        with pytest.raises(UserError, match=r"manifest\.arrow is damaged or cut short .*: give the command"):
+            read()
+
+
+def test_damage__found_by_a_worker_is_one_sentence(tmp_path, capsys):
+    damage_names(tmp_path)
+    loader = DataLoader(Names(entries_of(Manifest.load(tmp_path), range(4))), num_workers=1)
+    with pytest.raises(SystemExit):
+        friendly_errors(lambda: list(loader))()
+    said = capsys.readouterr().err.strip()
+    assert said.startswith(f"crossdistill: error: {tmp_path / MANIFEST_NAME} is damaged or cut short")
+    assert "\n" not in said and said.endswith("keeps finished videos")
 
 
 # Columns: each answer against that of a loop over the videos.
