@@ -83,7 +83,8 @@ def made_header() -> dict[str, Any]:
 
 def make_manifest(folder: Path, num_videos: int) -> float:
     """Write the manifest unless it is there; return the seconds."""
-    from crossdistill.data.video_table import Layout, write_table
+    from crossdistill.data.columns import Layout
+    from crossdistill.data.video_table import write_table
     from crossdistill.utils.files import atomic_path
 
     path = folder / "manifest.arrow"

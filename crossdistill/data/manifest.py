@@ -19,11 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from crossdistill.data.columns import Layout
 from crossdistill.data.video_table import (
     ADVICE,
     ROW_ERRORS,
     Header,
-    Layout,
     VideoTable,
     check_version,
     digested_header,

@@ -69,7 +69,7 @@ def print_summary(manifest: Manifest) -> None:
             soft_wrap=True,
         )
     for name in manifest.streams:
-        num_frames, num_bytes = (manifest.table.stream_column(name, f).to_numpy() for f in ("num_frames", "num_bytes"))
+        num_frames, num_bytes = (manifest.table.stream_numbers(name, f) for f in ("num_frames", "num_bytes"))
         # Manifests of early versions have no sizes.
         unsized = np.flatnonzero(manifest.is_usable & (num_bytes == 0)).tolist()
         unknown = [manifest.videos[i].streams[name] for i in unsized]

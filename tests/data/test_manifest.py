@@ -359,7 +359,7 @@ def test_columns__answer_as_a_loop_over_the_videos(tmp_path, monkeypatch, num_vi
         assert manifest.table.has_any_stream.tolist() == [bool(video.streams) for video in videos]
         assert manifest.content_digest == naive_digest(made)
         assert [manifest.find(video.name) for video in videos] == list(range(num_videos))
-        found = {name: manifest.table.stream_column(name, "num_frames").to_pylist() for name in manifest.streams}
+        found = {name: manifest.table.stream_numbers(name, "num_frames").tolist() for name in manifest.streams}
         for name, numbers in found.items():
             assert numbers == [video.streams[name].num_frames if name in video.streams else 0 for video in videos]
 
