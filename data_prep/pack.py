@@ -23,6 +23,7 @@ import tyro
 
 from crossdistill.data.manifest import Manifest, Stream, Video
 from crossdistill.data.stores import locate
+from crossdistill.data.videos import LazyVideos, Row
 from crossdistill.errors import UnreadableVideoError, UserError
 from crossdistill.utils.console import console, progress_bar
 from crossdistill.utils.files import atomic_path, write_text_atomically
@@ -89,12 +90,11 @@ def pack_dataset(options: PackOptions) -> Manifest:
     if options.out.resolve() == options.folder.resolve():
         raise UserError(f"--out {options.out} is the dataset itself: give another folder")
     _require_packable(manifest)
-    positions = np.flatnonzero([video.is_usable for video in manifest.videos])
+    positions = np.flatnonzero(manifest.is_usable)
     if options.shuffle:
         positions = np.random.default_rng(SHUFFLE_SEED).permutation(positions)
+    _claim(options.out, [manifest.content_digest, largest, options.shuffle])
     shards = plan_shards(manifest, positions.tolist(), largest)
-    _claim(options.out, manifest, shards)
-    streams: dict[int, dict[str, Stream]] = {}
     with progress_bar(unit=manifest.noun) as bar:
         task = bar.add_task("packing", total=len(positions))
         for shard in shards:
@@ -103,11 +103,11 @@ def pack_dataset(options: PackOptions) -> Manifest:
                 bar.advance(task, len(shard.positions))
             else:
                 write_shard(path, manifest, shard, on_video=lambda: bar.advance(task))
-            streams |= packed_streams(manifest, shard)
-    videos = tuple(dataclasses.replace(video, streams=streams.get(i, {})) for i, video in enumerate(manifest.videos))
     sizes = {shard.name: shard.num_bytes for shard in shards}
-    packed = dataclasses.replace(manifest, root=options.out, videos=videos, facts=manifest.facts | {"shards": sizes})
+    facts = manifest.facts | {"shards": sizes}
+    packed = dataclasses.replace(manifest, root=options.out, videos=PackedVideos(manifest, shards), facts=facts)
     packed.save()
+    packed = Manifest.load(options.out)
     print_summary(packed)
     console.print(f"{len(shards)} shards, {sum(sizes.values()) / 1e9:.2f} GB: {options.out / 'shards'}", soft_wrap=True)
     return packed
@@ -125,11 +125,9 @@ def _require_packable(manifest: Manifest) -> None:
                 )
 
 
-def _claim(out: Path, manifest: Manifest, shards: Sequence[Shard]) -> None:
+def _claim(out: Path, facts: list[Any]) -> None:
     """Raise a ``UserError`` if a folder has shards of something else; else note what it gets."""
-    facts = [manifest.content_digest, [(shard.name, shard.num_bytes, shard.positions) for shard in shards]]
-    plan = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-    path = out / PLAN_NAME
+    path, plan = out / PLAN_NAME, json.dumps(facts)
     known = path.read_text(encoding="utf-8").strip() if path.is_file() else None
     if known is None and (out / "shards").exists():
         known = "none"
@@ -217,13 +215,30 @@ def _content(manifest: Manifest, position: int, member: Member) -> bytes:
     return content
 
 
-def packed_streams(manifest: Manifest, shard: Shard) -> dict[int, dict[str, Stream]]:
-    """Return the streams of the videos of a shard, by position, with the ranges where they are in it."""
-    found: dict[int, dict[str, Stream]] = {position: {} for position in shard.positions}
-    offset = 0
-    for position, member in _members(manifest, shard):
-        if member.stream is not None:
-            name, stream = member.stream
-            found[position][name] = dataclasses.replace(stream, path=shard.name, offset=offset + BLOCK)
-        offset += member.padded_bytes
-    return found
+class PackedVideos(LazyVideos):
+    """The videos of a manifest with their streams where they are in shards."""
+
+    def __init__(self, manifest: Manifest, shards: Sequence[Shard]) -> None:
+        self._manifest, self._shards = manifest, shards
+        self._shard_of = np.full(len(manifest.videos), -1, dtype=np.int32)
+        self._offset_of = np.zeros(len(manifest.videos), dtype=np.int64)
+        for number, shard in enumerate(shards):
+            offset = 0
+            for position in shard.positions:
+                self._shard_of[position], self._offset_of[position] = number, offset
+                offset += sum(member.padded_bytes for member in members_of(manifest.videos[position], position))
+
+    def __len__(self) -> int:
+        return len(self._shard_of)
+
+    def row(self, position: int) -> Row:
+        """Return a video as a JSON object; one that cannot be used has no streams."""
+        video = self._manifest.videos[position]
+        shard, offset = self._shards[self._shard_of[position]], int(self._offset_of[position])
+        streams: dict[str, Stream] = {}
+        for member in members_of(video, position) if video.is_usable else ():
+            if member.stream is not None:
+                name, stream = member.stream
+                streams[name] = dataclasses.replace(stream, path=shard.name, offset=offset + BLOCK)
+            offset += member.padded_bytes
+        return dataclasses.replace(video, streams=streams).to_json()

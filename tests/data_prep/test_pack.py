@@ -157,7 +157,7 @@ def test_a_range_beyond_the_end_of_its_shard_is_unreadable(packed: Path) -> None
     clips = _clips(packed)
     entry = clips.entries[0]
     streams = {**entry.video.streams, "rgb": beyond}
-    clips.entries[0] = dataclasses.replace(entry, video=dataclasses.replace(entry.video, streams=streams))
+    clips.entries = [dataclasses.replace(entry, video=dataclasses.replace(entry.video, streams=streams))]
     (fault,) = clips.read_batch([SampleKey(0, 0)]).unreadable
     assert re.search(r"000000\.tar \(bytes 1000000000 to \d+\): the file ends at byte \d+", fault[1])
 
@@ -340,7 +340,7 @@ def test_loader_processes_read_from_an_object_store(bucket: str, toy_folder: Pat
     loaders = (make_loader(_clips(linked), keys, num_workers=2), make_loader(_clips(toy_folder), keys, num_workers=0))
     for remote, local in zip(*loaders, strict=True):
         _assert_equal(remote, local)
-    with pytest.raises(UserError, match=r"lacks manifest\.jsonl"):
+    with pytest.raises(UserError, match=r"lacks manifest\.arrow"):
         link_dataset(LinkOptions(url="s3://videos/none", out=tmp_path / "none"))
 
 
