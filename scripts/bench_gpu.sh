@@ -7,7 +7,8 @@
 # python3. Where it lacks a package, the wheels of the folder WHEELS are installed into OUT (for a machine without a
 # network; there pip can find nothing else), or .venv is made as `make test` makes it, which takes minutes of its own.
 set -euo pipefail
-out=${1:?usage: scripts/bench_gpu.sh OUT [options of bench_gpu.py]}
+if [ $# -lt 1 ]; then sed -n '2,/^[^#]/{/^#/p;}' "$0"; exit 2; fi
+out=$1
 shift
 mkdir -p "$out"
 out=$(realpath "$out")

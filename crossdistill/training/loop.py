@@ -93,21 +93,8 @@ def train(
     model, optimizer = accelerator.prepare(task.trainable, optimizer)
     accelerator.gradient_accumulation_steps = plan.accumulate
     task.wrap(lambda _: compiled(model, name=task.trainable.encoder.name) if plan.is_compiled else model)
-    batches = TrainingBatches(
-        num_samples=len(dataset),
-        batch_size=plan.batch_size,
-        num_epochs=plan.num_epochs,
-        seed=plan.seed,
-        num_processes=accelerator.num_processes,
-        process_index=accelerator.process_index,
-        epoch_multiple=plan.epoch_multiple,
-    )
-    num_steps = _count_steps(len(batches), plan.accumulate)
-    num_clips = {
-        "num_samples": len(dataset),
-        "samples_per_epoch": batches.samples_per_epoch,
-        "samples_per_step": plan.batch_size * plan.accumulate * accelerator.num_processes,
-    }
+    batches = _create_batches(plan, accelerator, num_samples=len(dataset))
+    num_steps, num_clips = _count_steps(len(batches), plan.accumulate), _count_clips(batches, plan.accumulate)
     steps_per_epoch = max(1, num_clips["samples_per_epoch"] // num_clips["samples_per_step"])
     scaling = GradientScaling(task.execution.precision, accelerator.device)
     resumable = Resumable(Checkpoints(folder.checkpoints), task, model, optimizer, scaling, accelerator, num_clips)
@@ -151,9 +138,8 @@ def train(
                 raise Stopped(SAME_COMMAND, signal_number=stopped_by)
             if state.step == num_steps:
                 break
-    _report_unreadable(state, accelerator)
-    if state.num_skipped and accelerator.is_main_process:
-        console.print(f"{state.num_skipped} of {state.step} steps were skipped: their gradients overflowed in fp16")
+    if accelerator.is_main_process:
+        _report(state)
     accelerator.free_memory()  # else the next run of this process would keep this run's optimizer
     return state
 
@@ -186,6 +172,27 @@ def _step(
             has_moved = scaling.step(optimizer)
         optimizer.zero_grad()
     return output, has_moved
+
+
+def _create_batches(plan: TrainingPlan, accelerator: Accelerator, *, num_samples: int) -> TrainingBatches:
+    return TrainingBatches(
+        num_samples=num_samples,
+        batch_size=plan.batch_size,
+        num_epochs=plan.num_epochs,
+        seed=plan.seed,
+        num_processes=accelerator.num_processes,
+        process_index=accelerator.process_index,
+        epoch_multiple=plan.epoch_multiple,
+    )
+
+
+def _count_clips(batches: TrainingBatches, accumulate: int) -> dict[str, int]:
+    """Return the clips of the data, of an epoch and of a step, which must stay the same when a run is resumed."""
+    return {
+        "num_samples": batches.num_samples,
+        "samples_per_epoch": batches.samples_per_epoch,
+        "samples_per_step": batches.batch_size * accumulate * batches.num_processes,
+    }
 
 
 def _count_steps(num_batches: int, accumulate: int) -> int:
@@ -237,8 +244,11 @@ def _count_unreadable(
         )
 
 
-def _report_unreadable(state: TrainingState, accelerator: Accelerator) -> None:
-    if state.unreadable and accelerator.is_main_process:
+def _report(state: TrainingState) -> None:
+    """Say which clips could not be read, and how many steps were skipped."""
+    if state.num_skipped:
+        console.print(f"{state.num_skipped} of {state.step} steps were skipped: their gradients overflowed in fp16")
+    if state.unreadable:
         console.print(f"{len(state.unreadable)} clips could not be read; other clips replaced them:", style="yellow")
         for video, reason in sorted(state.unreadable.items())[:MAX_LISTED_UNREADABLE]:
             console.print(f"  {video}: {reason}", highlight=False)
