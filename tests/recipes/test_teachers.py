@@ -25,6 +25,7 @@ from crossdistill.errors import UserError
 from crossdistill.objectives import OBJECTIVES
 from crossdistill.recipes import checks
 from crossdistill.recipes.config import parse
+from crossdistill.recipes.context import Batches, BatchParts
 from crossdistill.recipes.teachers import teacher_sources
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -343,7 +344,8 @@ def test_bank__fits_where_it_is_and_where_it_is_written_from(device, free_gb, se
     options += ["--epochs", 10**9]  # so many that the bank is filled
     config = parse([str(option) for option in options])
     with nullcontext() if sentence is None else pytest.raises(UserError, match=sentence):
-        checks.check_data_and_memory(config, teacher_sources(config), [Manifest.load(toy_folder)], accelerator)
+        batches = Batches(BatchParts(2, 8), BatchParts(2, 8))
+        checks.check_data_and_memory(config, teacher_sources(config), [Manifest.load(toy_folder)], accelerator, batches)
 
 
 def test_teachers_whose_data_lacks_a_modality__are_named(taught_by, toy_folder, tmp_path, assert_refused):
