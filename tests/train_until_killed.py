@@ -56,14 +56,14 @@ def note_and_tell(request: StopRequest, signal_number: int, frame: object) -> No
     is_noted.set()
 
 
-def step_and_log(task, model, optimizer, batch, **keywords):  # type: ignore[no-untyped-def]
+def step_and_log(task, model, optimizer, scaling, batch, **keywords):  # type: ignore[no-untyped-def]
     """Log (sample, epoch, what the student sees of it in digits) of each clip."""
     seen = batch.student.values.flatten(1).long()
     digits = (seen * (1 + torch.arange(seen.shape[1]) % 9973)).sum(1)
     clips = [(*key, digit) for key, digit in zip(batch.sample_keys.tolist(), digits.tolist(), strict=True)]
     with open(f"{os.environ['SAMPLE_LOG']}.{os.environ.get('RANK', '0')}", "a", encoding="utf-8") as file:
         file.write(json.dumps(clips) + "\n")
-    return step(task, model, optimizer, batch, **keywords)
+    return step(task, model, optimizer, scaling, batch, **keywords)
 
 
 if __name__ == "__main__":
