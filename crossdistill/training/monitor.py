@@ -16,10 +16,16 @@ from torch import Tensor
 from crossdistill.errors import UserError
 from crossdistill.training.run_folder import MetricsLog
 from crossdistill.types import StepOutput
-from crossdistill.utils.console import progress_bar
+from crossdistill.utils.console import console, progress_bar
 
 Batch = TypeVar("Batch")
 REMEDY = "lower --lr, add --clip-norm 1 or choose --precision fp32, and start again in another --out"
+
+
+MUCH_WAITING = 0.1
+"""Share of the time of a step that training may wait for clips."""
+WAITING_LINES = 5
+"""Lines of the curves in a row with more than that, before advice is given."""
 
 
 class Monitor:
@@ -57,6 +63,7 @@ class Monitor:
         self.task_id: TaskID = self.bar.add_task(description, total=num_steps, completed=start_step, fields="")
         self.values: dict[str, list[Tensor]] = {}
         self.notes, self.shown = "", ""
+        self.num_waiting_lines, self.is_advised = 0, False
         self.clock = time.perf_counter()
 
     def __enter__(self) -> Monitor:
@@ -149,9 +156,23 @@ class Monitor:
         }
         if self.log is not None:
             self.log.write(step, values)
+            self._advise(values["data_wait"])
         terms = [name for name in means if name not in ("loss", "accuracy")]
         self.shown = _bar_text(values, terms, self.notes)
         self.values, self.clock, self.wait_seconds = {}, now, 0.0
+
+    def _advise(self, data_wait: float) -> None:
+        """Say once what helps, when training has waited for clips over several lines of the curves in a row."""
+        self.num_waiting_lines = self.num_waiting_lines + 1 if data_wait > MUCH_WAITING else 0
+        if self.num_waiting_lines == WAITING_LINES and not self.is_advised:
+            self.is_advised = True
+            console.print(
+                f"training waits for clips in {data_wait:.0%} of its time: give more --workers if cores are free, "
+                "prepare smaller videos (--short-side), or cache the teacher (crossdistill cache), whose stream is then "
+                "not read",
+                highlight=False,
+                soft_wrap=True,
+            )
 
 
 def _bar_text(values: dict[str, float], terms: Collection[str], notes: str) -> str:
