@@ -1,7 +1,7 @@
 """A manifest of many videos: time to open it, memory of every process that reads it, time to look up a video.
 
     python scripts/bench_manifest.py --videos 650000
-    python scripts/bench_manifest.py --videos 10000000 --folder /tmp/big --starts fork
+    python scripts/bench_manifest.py --videos 650000 --repeat 16 --folder big --starts fork
 
 The manifest is made up: clips of Kinetics' length and names, two streams (rgb and flow) of 300 frames, one clip in ten
 with a varying frame rate. There are no video files. A process then opens it, selects the training clips, and hands
@@ -30,14 +30,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from crossdistill.data.columns import Layout
 from crossdistill.data.dataset import PairedClips, entries_of
 from crossdistill.data.manifest import Manifest
 from crossdistill.data.sampling import SampleKey, TrainingBatches
+from crossdistill.data.video_table import write_table
 from crossdistill.encoders.architecture import make_view
 from crossdistill.utils.console import print_table
+from crossdistill.utils.files import atomic_path
 
 NUM_WORKERS = 4
 NUM_CLASSES = 700
@@ -81,21 +85,32 @@ def made_header() -> dict[str, Any]:
     return {"dataset": "made_up", "classes": classes, "flip_keeps_label": True, "facts": {}}
 
 
-def make_manifest(folder: Path, num_videos: int) -> float:
-    """Write the manifest unless it is there; return the seconds."""
-    from crossdistill.data.columns import Layout
-    from crossdistill.data.video_table import write_table
-    from crossdistill.utils.files import atomic_path
+def make_manifest(folder: Path, num_videos: int, *, repeat: int = 1) -> float:
+    """Write the manifest unless it is there; return the seconds.
 
+    With ``repeat`` the batches of a smaller manifest are written so many times, which takes seconds instead of an hour.
+    """
     path = folder / "manifest.arrow"
     start = time.perf_counter()
     if not path.exists():
-        import pyarrow as pa
-
         layout = Layout.of(made_rows(20))  # has all that more rows have
         with atomic_path(path) as temporary, pa.OSFile(str(temporary), "wb") as sink:
             write_table(sink, made_header(), made_rows(num_videos), layout, name=str(path))
+        if repeat > 1:
+            _repeat_batches(path, repeat)
     return time.perf_counter() - start
+
+
+def _repeat_batches(path: Path, repeat: int) -> None:
+    file = pa.ipc.open_file(pa.memory_map(str(path)))
+    *batches, last = (file.get_batch_with_custom_metadata(i) for i in range(file.num_record_batches))
+    with (
+        atomic_path(path) as temporary,
+        pa.OSFile(str(temporary), "wb") as sink,
+        pa.ipc.new_file(sink, file.schema) as out,
+    ):
+        for each in [*(batches * repeat), last]:
+            out.write_batch(each.batch, custom_metadata=each.custom_metadata)
 
 
 def memory_of_this_process() -> dict[str, int]:
@@ -206,6 +221,7 @@ def main() -> None:
     """Make the manifests, measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--videos", type=int, default=50_000, help="number of videos (default: 50,000)")
+    parser.add_argument("--repeat", type=int, default=1, help="write the videos so many times (default: once)")
     parser.add_argument("--folder", type=Path, help="where the manifest is made and kept; default: a temporary folder")
     parser.add_argument("--starts", nargs="+", default=["fork", "spawn"], help="how workers start (default: both ways)")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
@@ -218,7 +234,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         few, many = Path(temporary, "few"), args.folder or Path(temporary, "many")
         make_manifest(few, FEW_VIDEOS)
-        written_seconds = make_manifest(many, args.videos)
+        written_seconds = make_manifest(many, args.videos, repeat=args.repeat)
         columns = {}
         for start_method in args.starts:
             base, found = measure_apart(few, start_method), measure_apart(many, start_method)
@@ -245,7 +261,10 @@ def main() -> None:
                 "private bytes a clip, main / worker": per_clip("private"),
             }
         size = sum(path.stat().st_size for path in many.glob("manifest.*"))
-        print(f"manifest: {size / 1e6:.1f} MB, {size / args.videos:.0f} bytes a video; made in {written_seconds:.1f} s")
+        print(
+            f"manifest: {size / 1e6:.1f} MB, {size / args.videos / args.repeat:.0f} bytes a video; "
+            f"made in {written_seconds:.1f} s"
+        )
         facts = next(iter(columns.values()))
         rows = [[fact, *(column[fact] for column in columns.values())] for fact in facts]
         print_table(f"{NUM_WORKERS} workers; in brackets processor time", ["", *columns], rows)
