@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from crossdistill.data.clip_reader import ClipReader
 from crossdistill.data.decoders import DEFAULT_DECODER, get_decoder
-from crossdistill.data.entries import Entries, Entry, entries_of
+from crossdistill.data.entries import Entries, Entry, entries_of, root_of
 from crossdistill.data.manifest import Stream
 from crossdistill.data.sampling import SampleKey, check_short_clips, sample_generator
 from crossdistill.data.stores import find_store, read_ahead
@@ -170,9 +170,10 @@ class PairedClips(Dataset[Item]):
     def _streams_of(self, keys: Sequence[SampleKey]) -> Iterator[tuple[Path, Stream]]:
         """Yield the streams that some samples are read from, with the folders of their datasets."""
         names = {view.kind.stream for view, is_read in zip(self.views, self.is_read, strict=True) if is_read}
-        for key in keys:
-            entry = self.entries[key.index]
-            if find_store(entry.root) is not None and entry.video.is_usable:
+        # Most datasets are on the disk, and then no entry is built here.
+        away = (key for key in keys if find_store(root_of(self.entries, key.index)) is not None)
+        for entry in (self.entries[key.index] for key in away):
+            if entry.video.is_usable:
                 yield from ((entry.root, entry.video.streams[name]) for name in names)
 
     def clip_reader(self, entry: Entry) -> ClipReader:

@@ -105,14 +105,21 @@ class Entries(Sequence[Entry]):
         """[entries] index of the class; -1 for a video without a label."""
         return self._collect(lambda manifest, positions: manifest.table.labels[positions], NO_POSITIONS)
 
+    def names(self) -> list[str]:
+        """Return the name of every entry's video."""
+
+        def names(manifest: Manifest, positions: NDArray[np.int64]) -> NDArray[np.object_]:
+            return np.array(manifest.table.column("name").take(pa.array(positions)).to_pylist(), dtype=object)
+
+        return self._collect(names, np.empty(0, dtype=object)).tolist()
+
     def keys(self) -> list[str]:
         """Return ``Entry.key`` of every entry."""
+        return [f"{self.root_of(i)}/{name}" for i, name in enumerate(self.names())]
 
-        def keys(manifest: Manifest, positions: NDArray[np.int64]) -> list[str]:
-            names = manifest.table.column("name").take(pa.array(positions)).to_pylist()
-            return [f"{manifest.root}/{name}" for name in names]
-
-        return self._collect(keys, np.empty(0, dtype=object)).tolist()
+    def root_of(self, position: int) -> Path:
+        """Return the folder of an entry's dataset without building the entry."""
+        return self._manifests[self._numbers[position]].root
 
     def rows(self) -> Iterator[Row]:
         """Yield the videos as JSON objects, as ``Video.to_json`` returns them."""
@@ -129,6 +136,16 @@ def entries_of(manifest: Manifest, positions: Positions | Sequence[int]) -> Entr
 def keys_of(entries: Sequence[Entry]) -> list[str]:
     """Return the key of every entry."""
     return entries.keys() if isinstance(entries, Entries) else [entry.key for entry in entries]
+
+
+def names_of(entries: Sequence[Entry]) -> list[str]:
+    """Return the name of the video of every entry."""
+    return entries.names() if isinstance(entries, Entries) else [entry.video.name for entry in entries]
+
+
+def root_of(entries: Sequence[Entry], position: int) -> Path:
+    """Return the folder of an entry's dataset."""
+    return entries.root_of(position) if isinstance(entries, Entries) else entries[position].root
 
 
 def video_rows_of(entries: Sequence[Entry]) -> Iterator[Row]:

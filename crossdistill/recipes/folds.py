@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from crossdistill.data.dataset import PairedClips, entries_of
+from crossdistill.data.dataset import PairedClips
+from crossdistill.data.entries import entries_of, keys_of, names_of
 from crossdistill.data.manifest import HELD_OUT_MARK, Manifest
 from crossdistill.distillation.student import find_student, read_facts
 from crossdistill.errors import UserError
@@ -37,7 +38,7 @@ def folded_dataset(config: RunConfig, manifests: Sequence[Manifest]) -> Manifest
     assert num_folds is not None
     for manifest in manifests:
         if manifest.classes and manifest.has_split(split):
-            manifest.select(split=fold_split(split, 1, num_folds), part="test")
+            manifest.positions(split=fold_split(split, 1, num_folds), part="test")
             return manifest
     raise UserError(
         f"--folds divides the training clips of a dataset with labels and split {split!r}, and --data names none: "
@@ -49,19 +50,17 @@ def folds_of_clips(config: RunConfig, manifests: Sequence[Manifest]) -> dict[str
     """Return the number of the fold, from 1 on, of each training clip that has one, by ``Entry.key``."""
     manifest, num_folds = folded_dataset(config, manifests), config.pair.folds
     assert num_folds is not None
-    return {
-        entry.key: number
+    split = config.data.split
+    parts = {
+        number: manifest.positions(split=fold_split(split, number, num_folds), part="test")
         for number in range(1, num_folds + 1)
-        for entry in entries_of(
-            manifest, manifest.select(split=fold_split(config.data.split, number, num_folds), part="test")
-        )
     }
+    return {key: number for number, part in parts.items() for key in keys_of(entries_of(manifest, part))}
 
 
 def facts_of_labels(config: RunConfig, manifest: Manifest, clips: PairedClips) -> dict[str, Any]:
     """Return what ``student.json`` of a run with labels records, by which ``require_unseen`` knows its clips again."""
-    names = (entry.video.name for entry in clips.entries)
-    return {"clips": _digest(manifest, names), "student_weights": config.pair.student_weights}
+    return {"clips": _digest(manifest, names_of(clips.entries)), "student_weights": config.pair.student_weights}
 
 
 def _digest(manifest: Manifest, names: Iterable[str]) -> str:
@@ -82,8 +81,8 @@ def require_unseen(weights: str, split: str, manifest: Manifest, published: Iter
     if find_student(weights) is None:
         raise UserError(f"{needs} {weights} is no run's folder: train it with --supervised --split {split}")
     training = read_facts(weights)[1].get("training", {})
-    videos = (manifest.videos[i] for i in manifest.select(split=split, part="train"))
-    clips = _digest(manifest, (video.name for video in videos if video.is_usable))
+    train = manifest.positions(split=split, part="train")
+    clips = _digest(manifest, entries_of(manifest, train[manifest.is_usable[train]]).names())
     if training.get("split") != split:
         raise UserError(f"{needs} {weights} learned from split {training.get('split')}: give the folds in their order")
     if training.get("clips") != clips:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crossdistill.data.entries import Entries, entries_of, keys_of, video_rows_of
+from crossdistill.data.entries import Entries, entries_of, keys_of, names_of, root_of, video_rows_of
 from crossdistill.data.manifest import Manifest, Video
 
 
@@ -40,6 +40,9 @@ def test_entries__are_those_of_a_list(manifests):
     assert [-1 if video.label is None else video.label for _, video in expected] == entries.labels.tolist()
     assert entries.is_usable.tolist() == [video.is_usable for _, video in expected]
     assert entries.keys() == [f"{root}/{video.name}" for root, video in expected] == keys_of(list(entries))
+    assert entries.names() == [video.name for _, video in expected] == names_of(list(entries))
+    for of_roots in (entries, list(entries)):
+        assert [root_of(of_roots, i) for i in range(len(entries))] == [root for root, _ in expected]
     assert list(entries.rows()) == [video.to_json() for _, video in expected] == list(video_rows_of(list(entries)))
     assert [entry.key for entry in entries[::-2]] == entries.keys()[::-2]
     assert entries.at([5, 0]).keys() == [entries.keys()[5], entries.keys()[0]]
