@@ -52,13 +52,13 @@ def require_recomputable(encoder: Encoder, *, bits: str | None) -> list[nn.Modul
         raise UserError(
             f"--gradient-checkpointing would move the ranges of a student of {bits} twice a step: remove it, or --bits"
         )
-    blocks = find_blocks(encoder.body)
+    blocks = innermost_blocks(encoder.body)
     if not blocks:
         raise UserError(f"{encoder.name} has no repeated blocks to recompute: remove --gradient-checkpointing")
     return blocks
 
 
-def find_blocks(body: nn.Module) -> list[nn.Module]:
+def innermost_blocks(body: nn.Module) -> list[nn.Module]:
     """Find the blocks that a network repeats: the innermost parts of lists that hold two or more such parts.
 
     A part counts if it has two layers with weights: a residual block or a transformer's layer, and no convolution with
@@ -66,15 +66,15 @@ def find_blocks(body: nn.Module) -> list[nn.Module]:
 
     Example:
         >>> from crossdistill.encoders import create_encoder
-        >>> [type(block).__name__ for block in find_blocks(create_encoder("rgb_r3d10").body)]
+        >>> [type(block).__name__ for block in innermost_blocks(create_encoder("rgb_r3d10").body)]
         ['BasicBlock', 'BasicBlock', 'BasicBlock', 'BasicBlock']
     """
     if not isinstance(body, CONTAINERS):
-        return [block for child in body.children() for block in find_blocks(child)]
+        return [block for child in body.children() for block in innermost_blocks(child)]
     parts = [child for child in body.children() if _num_layers(child) >= MIN_LAYERS]
     if len(parts) < 2:
-        return [block for child in body.children() for block in find_blocks(child)]
-    return [block for part in parts for block in find_blocks(part) or [part]]
+        return [block for child in body.children() for block in innermost_blocks(child)]
+    return [block for part in parts for block in innermost_blocks(part) or [part]]
 
 
 def _num_layers(module: nn.Module) -> int:

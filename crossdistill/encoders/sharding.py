@@ -10,7 +10,7 @@ import torch
 from torch import distributed
 
 from crossdistill.encoders.base import Encoder
-from crossdistill.encoders.recomputation import find_blocks
+from crossdistill.encoders.recomputation import innermost_blocks
 from crossdistill.errors import UserError
 
 
@@ -32,5 +32,5 @@ def shard(encoder: Encoder, device: torch.device) -> None:
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
-    for module in (*find_blocks(encoder.body), encoder):
+    for module in (*innermost_blocks(encoder.body), encoder):
         fully_shard(module, mesh=mesh, reshard_after_forward=True)

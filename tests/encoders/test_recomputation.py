@@ -8,7 +8,7 @@ from torch import nn
 
 from crossdistill.distillation.student_with_heads import MomentumCopy
 from crossdistill.encoders import create_encoder, wrap_module
-from crossdistill.encoders.recomputation import find_blocks, recompute_activations
+from crossdistill.encoders.recomputation import innermost_blocks, recompute_activations
 from crossdistill.errors import UserError
 from crossdistill.quantization.quantize import quantize
 
@@ -153,8 +153,8 @@ def test_refused__without_blocks_and_quantised():
         recompute_activations(student)
 
 
-def test_find_blocks__takes_the_innermost():
+def test_innermost_blocks__are_taken():
     inner = [nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)) for _ in range(4)]
     body = nn.Sequential(nn.Linear(2, 2), nn.Sequential(*inner[:2]), nn.Sequential(*inner[2:]), nn.Linear(2, 2))
-    assert find_blocks(body) == inner
-    assert find_blocks(nn.Sequential(nn.Linear(2, 2), inner[0])) == []
+    assert innermost_blocks(body) == inner
+    assert innermost_blocks(nn.Sequential(nn.Linear(2, 2), inner[0])) == []
