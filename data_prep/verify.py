@@ -128,7 +128,7 @@ class StreamChecks(Sequence["StreamCheck"]):
 
     def __init__(self, manifest: Manifest) -> None:
         self._manifest, self._names = manifest, manifest.table.layout.streams
-        self._is_original = bool(manifest.facts.get("recipe", {}).get("keep_original"))
+        self._are_originals = bool(manifest.facts.get("recipe", {}).get("keep_original"))
         has_stream = [manifest.table.has_stream(name) & manifest.is_usable for name in self._names]
         # [checks, 2] position of the video, position of the stream's name; video after video.
         self._wanted = np.argwhere(np.stack(has_stream, axis=1)) if has_stream else np.empty((0, 2), dtype=np.int64)
@@ -146,8 +146,7 @@ class StreamChecks(Sequence["StreamCheck"]):
         position, number = self._wanted[key].tolist()
         name = self._names[number]
         stream = self._manifest.videos[position].streams[name]
-        is_original = self._is_original or Path(stream.path).is_absolute()
-        return StreamCheck(self._manifest.root, name, stream, is_original)
+        return StreamCheck(self._manifest.root, name, stream, self._are_originals)
 
     def columns(self) -> Iterator[str]:
         """Yield the name of the stream of each check."""
@@ -179,7 +178,7 @@ class StreamCheck:
     """Name of the stream."""
     stream: Stream
     is_original: bool = False
-    """Whether the file is as people download it, and not one that the preparation wrote."""
+    """Whether the stream was taken over as it was, although it is in the dataset's folder, as in a shard."""
 
     @property
     def path(self) -> str:
@@ -189,7 +188,8 @@ class StreamCheck:
     @property
     def stream_format(self) -> StreamFormat | None:
         """Format that the file was written in; None for an indexed original and for an unknown stream."""
-        return None if self.is_original else STREAM_FORMATS.get(self.column)
+        is_original = self.is_original or Path(self.stream.path).is_absolute()
+        return None if is_original else STREAM_FORMATS.get(self.column)
 
     def find(self) -> Finding:
         """Decode the whole stream and compare it with the manifest."""
