@@ -190,20 +190,22 @@ def test_two_processes_with_half_the_batch__do_what_one_process_does(
     finish(first)
     curve_one, curve_two = losses(one), losses(two)
     assert curve_one.keys() == curve_two.keys() and len(curve_one) >= 4
+    # Running statistics divide by deviations of a few clips at first, and so make rounding larger.
+    slack = 10 if more else 1
     for step, loss in curve_one.items():
-        assert curve_two[step] == pytest.approx(loss, abs=1e-5), step
+        assert curve_two[step] == pytest.approx(loss, abs=1e-5 * slack), step
     assert max(curve_one.values()) > 0.01
     tasks = [Checkpoints(folder / "checkpoints").load_newest()[1]["task"] for folder in (one, two)]
     banks = [task["banks"][0] for task in tasks]
     for statistics in zip(*(task.get("standardizers", []) for task in tasks), strict=True):
-        torch.testing.assert_close(*statistics, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(*statistics, atol=1e-5 * slack, rtol=1e-4)
     assert torch.equal(banks[0]["sample_ids"], banks[1]["sample_ids"])
     assert torch.equal(banks[0]["position"], banks[1]["position"])
     for name in ("teacher", "student"):
-        torch.testing.assert_close(banks[0][name], banks[1][name], atol=1e-5, rtol=0)
+        torch.testing.assert_close(banks[0][name], banks[1][name], atol=1e-5 * slack, rtol=0)
     weights = [load_file(folder / "student" / "student.safetensors") for folder in (one, two)]
     for name, value in weights[0].items():
-        torch.testing.assert_close(value, weights[1][name], atol=1e-4, rtol=0)
+        torch.testing.assert_close(value, weights[1][name], atol=1e-4 * slack, rtol=0)
 
 
 def test_two_processes__route_and_align_folds_as_one_process_does(tmp_path, toy_folder, fold_teachers):
