@@ -183,14 +183,14 @@ def test_two_processes_with_half_the_batch__do_what_one_process_does(
     options = [*TEACHER, "--student", "flow_r3d10_gn", "--teacher-weights", teacher_file]
     options += ["--data", toy_folder, "--epochs", 2, "--objective", "compress-2q", "--accumulate", accumulate, *more]
     # SGD: AdamW divides by the size of the gradient and so turns rounding into steps of full length.
-    options += ["--optimizer", "sgd", "--lr", 0.05]
+    # Running statistics divide by deviations of a few clips at first, and so make rounding larger.
+    options += ["--optimizer", "sgd", "--lr", 0.002 if more else 0.05]
     one, two = tmp_path / "one", tmp_path / "two"
     first = start(command(*options, "--batch-size", 8, "--out", one))
     finish(start(command(*options, "--batch-size", 4, "--out", two, processes=2)))
     finish(first)
     curve_one, curve_two = losses(one), losses(two)
     assert curve_one.keys() == curve_two.keys() and len(curve_one) >= 4
-    # Running statistics divide by deviations of a few clips at first, and so make rounding larger.
     slack = 10 if more else 1
     for step, loss in curve_one.items():
         assert curve_two[step] == pytest.approx(loss, abs=1e-5 * slack), step
