@@ -36,7 +36,7 @@ LABELS = f"{FAST} --supervised --student-frames 4 --student-stride 2 --student-s
 RGB = "--teacher rgb_r3d10 --teacher-weights runs/rgb"
 FLOW = f"--student flow_r3d10 {SMALL_VIEWS}"
 # What differs from run to run, and sentences for people.
-VOLATILE = ("clips_per_second", "seconds", "conclusions", "basis", "note", "origin", "sample")
+VOLATILE = ("clips_per_second", "data_wait", "seconds", "conclusions", "basis", "note", "origin", "sample")
 
 
 def commands() -> dict[str, str]:

@@ -8,12 +8,17 @@ from pathlib import Path
 
 import tyro
 
+from crossdistill.errors import UserError
 from crossdistill.utils.command_line import parse_options
+from crossdistill.utils.console import console
 
 
 @dataclass(frozen=True)
 class Options:
-    """Predict the classes of videos and pictures, by the classifier of the student or the nearest clips of --data."""
+    """Predict the classes of videos and pictures, by the classifier of the student or the nearest clips of --data.
+
+    With --stream, predict along one long video or a camera.
+    """
 
     paths: tyro.conf.Positional[tuple[Path, ...]]
     """The student (a run's folder, or the folder with student.safetensors; not needed with --onnx), then videos,
@@ -23,7 +28,12 @@ class Options:
     camera: int | None = None
     """Number of a camera to watch until Ctrl-C, instead of videos."""
     seconds: float = 3.0
-    """Seconds of the camera for one prediction."""
+    """Seconds of the camera for one prediction, without --stream."""
+    stream: bool = False
+    """Predict along one video or the camera: a line for the clip that ends with each --every'th frame. Frames are
+    decoded once; latency and frames per second are printed at the end. --json then gets a JSON object per line."""
+    every: int | None = None
+    """Frames between two predictions of --stream; by default half the length of a clip."""
     data: Path | None = None
     """The prepared dataset that the student was trained on, for class names and training clips."""
     split: str = "1"
@@ -60,9 +70,32 @@ class Options:
 def main(arguments: Sequence[str], *, prog: str) -> None:
     """Run the command."""
     options = parse_options(Options, arguments, prog=prog)
+    if options.stream:
+        predict_along(options)
+    else:
+        predict_each(options)
+
+
+def predict_each(options: Options) -> None:
+    """Predict files, or recordings of a camera."""
     from crossdistill.predict.predictor import predict_files
     from crossdistill.predict.results import print_prediction, require_readable
 
-    shared = {name: value for name, value in vars(options).items() if name != "paths"}
+    if options.every is not None:
+        raise UserError(f"--every {options.every} was given without --stream: add --stream, or leave it out")
+    shared = {name: value for name, value in vars(options).items() if name not in ("paths", "stream", "every")}
     predictions = predict_files(options.student, options.videos, **shared, on_prediction=print_prediction)
     require_readable(predictions, is_camera=options.camera is not None)
+
+
+def predict_along(options: Options) -> None:
+    """Predict along a stream."""
+    from crossdistill.predict.results import print_moment
+    from crossdistill.predict.stream import predict_stream
+
+    if len(options.videos) > 1:
+        raise UserError(f"{len(options.videos)} videos were given: with --stream give one")
+    unused = ("paths", "stream", "seconds", "clips")
+    shared = {name: value for name, value in vars(options).items() if name not in unused}
+    summary = predict_stream(options.student, *options.videos, **shared, on_moment=print_moment)
+    console.print(str(summary), highlight=False, soft_wrap=True)

@@ -150,7 +150,7 @@ class PairedClips(Dataset[Item]):
         for _ in range(1 + (MAX_REPLACEMENTS if self.replace_unreadable else 0)):
             entry = self.entries[drawn.index]
             try:
-                return Item(drawn.index, entry.label, self._read(drawn), tuple(unreadable), drawn.epoch)
+                return Item(drawn.index, entry.label, self._read(drawn, entry), tuple(unreadable), drawn.epoch)
             except UnreadableVideoError as error:
                 unreadable.append((entry.key, str(error)))
                 # Made here, because a generator takes as long as decoding a small picture.
@@ -183,8 +183,8 @@ class PairedClips(Dataset[Item]):
             raise UnreadableVideoError(f"{video.name}: {video.reason}")
         return ClipReader(entry.root, video.streams, self.views, self.short_clips, self.decoder)
 
-    def _read(self, key: SampleKey) -> tuple[CutClip | None, ...]:
-        reader = self.clip_reader(self.entries[key.index])
+    def _read(self, key: SampleKey, entry: Entry) -> tuple[CutClip | None, ...]:
+        reader = self.clip_reader(entry)
         if self.replay is not None and (key.index, key.epoch) in self.replay.unreadable:
             raise UnreadableVideoError(self.replay.unreadable[key.index, key.epoch])
         generator = sample_generator(self.seed, key)

@@ -77,6 +77,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "x3d_m": ptv.x3d("x3d_m", 16, 5, 224, 75.94, gmacs=4.73),
     # This package's own, clips.
     "tsm_mobilenet_v2": tsm.shifted(_MOBILENET_V2),
+    "tsm_online_mobilenet_v2": tsm.shifted(_MOBILENET_V2, is_online=True),
     "r3d10": small.r3d10(),
     "r3d10_gn": small.r3d10(small.group_norm, ", norm=group_norm"),
     "tiny3d_8": small.tiny3d(8),

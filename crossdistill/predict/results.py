@@ -40,6 +40,14 @@ class Scores:
     nearest: tuple[NearestClip, ...] = ()
     """Empty if a classifier gave the scores."""
 
+    def to_json(self) -> dict[str, Any]:
+        """Return entries of a JSON object."""
+        classes = [{"name": score.name, "share": score.share} for score in self.classes]
+        nearest = [
+            {"name": clip.name, "class": clip.class_name, "similarity": clip.similarity} for clip in self.nearest
+        ]
+        return {"basis": self.basis, "classes": classes, "nearest": nearest}
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -56,12 +64,7 @@ class Prediction:
         """Return a JSON object."""
         if self.scores is None:
             return {"video": self.video, "error": self.note}
-        classes = [{"name": score.name, "share": score.share} for score in self.scores.classes]
-        nearest = [
-            {"name": clip.name, "class": clip.class_name, "similarity": clip.similarity} for clip in self.scores.nearest
-        ]
-        head = {"video": self.video, "num_clips": self.num_clips, "note": self.note, "basis": self.scores.basis}
-        return {**head, "classes": classes, "nearest": nearest}
+        return {"video": self.video, "num_clips": self.num_clips, "note": self.note, **self.scores.to_json()}
 
     def __str__(self) -> str:
         """Return the video in one line, and one line for each class and clip.
@@ -81,6 +84,37 @@ class Prediction:
             for clip in self.scores.nearest
         ]
         return "\n".join([f"{self.video} ({clips}, {self.scores.basis}{note})", *classes, *nearest])
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Prediction for the clip of a stream that ends at a time."""
+
+    seconds: float
+    """Time of the clip's last frame in the stream."""
+    scores: Scores
+    latency_seconds: float
+    """Time from the last frame, decoded, to the scores."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON object."""
+        return {"seconds": self.seconds, "latency_seconds": self.latency_seconds, **self.scores.to_json()}
+
+    def __str__(self) -> str:
+        """Return the time, the classes or else the nearest clips, and the latency in a line.
+
+        Example:
+            >>> print(Moment(12.4, Scores("votes", (ClassScore("wave", 0.75), ClassScore("clap", 0.25))), 0.0142))
+                12.40 s  75.0% wave  25.0% clap  (14.2 ms)
+        """
+        found = [f"{score.share:.1%} {score.name}" for score in self.scores.classes]
+        found = found or [f"{clip.similarity:.3f} near {clip.name}" for clip in self.scores.nearest]
+        return f"{self.seconds:9.2f} s  {'  '.join(found)}  ({1000 * self.latency_seconds:.1f} ms)"
+
+
+def print_moment(moment: Moment) -> None:
+    """Print a prediction along a stream."""
+    console.print(str(moment), highlight=False, markup=False, soft_wrap=True)
 
 
 def print_prediction(prediction: Prediction) -> None:

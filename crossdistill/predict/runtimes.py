@@ -39,28 +39,28 @@ class TorchRuntime:
     def __init__(self, encoder: Encoder, classes: tuple[str, ...] = ()) -> None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         # fp32 on every device, so that the scores depend as little as possible on the machine.
-        self._embedder = Embedder(encoder, Execution.choose(encoder, device=device, precision="fp32", layout="auto"))
+        self.embedder = Embedder(encoder, Execution.choose(encoder, device=device, precision="fp32", layout="auto"))
         layer = encoder.classifier
         # On the CPU, where Embedder returns the embeddings.
-        self._classifier = None if layer is None else Classifier(layer.weight.cpu(), layer.bias.cpu())
+        self.classifier = None if layer is None else Classifier(layer.weight.cpu(), layer.bias.cpu())
         self.name, self.view, self.classes = encoder.name, encoder.view, classes
         self.num_classes = 0 if layer is None else len(layer.bias)  # 0 without a classifier
 
     def run(self, view: View) -> Outputs:
         """Return embeddings [N, D] and, with a classifier, logits [N, C] of stored clips."""
         with torch.inference_mode():
-            return with_logits(self._embedder(view), self._classifier)
+            return with_logits(self.embedder(view), self.classifier)
 
     def embed_videos(
         self, entries: Sequence[Entry], *, dataset: str, features: Path | None, workers: int, description: str
     ) -> Features:
         """Embed the middle clip of each readable video of a dataset. ``features`` is the folder of a feature store."""
         return kept_features(
-            self._embedder.encoder,
+            self.embedder.encoder,
             entries,
             folder=features,
             dataset=dataset,
-            execution=self._embedder.execution,
+            execution=self.embedder.execution,
             accelerator=create_accelerator(),
             settings=ReadSettings(num_workers=workers),
             description=description,

@@ -58,8 +58,7 @@ LEADS = {
     "change": "Accuracy within each class, student minus supervised baseline, in percentage points.",
     "tsne": "t-SNE of the test clips: nearby clips have similar embeddings, distances between distant groups have no "
     "meaning. Hover over a class to highlight it, over a point for the clip's name.",
-    "gallery": "Test clips, drawn with a fixed seed, and their nearest training clips in the student's embedding. "
-    "Hover over a row to play it.",
+    "gallery": "Test clips, drawn with a fixed seed, and their nearest training clips in the student's embedding.",
     "agreement": "Share of a test clip's nearest neighbours in the teacher's embedding that are also its neighbours in "
     "the embedding of another network.",
     "spread": "How an embedding spreads the clips. The effective rank is the number of dimensions in which they differ "
@@ -239,6 +238,8 @@ def _gallery(run: RunData, num_queries: int) -> Markup:
         note += f" {marks.count('right')} of these {len(marks)} neighbours belong to the query's class."
     if any(row.query.other_strip for row in rows):
         note += " The upper image of a pair is the same moment in the teacher's modality, or else in RGB."
+    if student.network.encoder.view.num_frames > 1:
+        note += " Hover over a row to play it."
     return render("gallery.html", rows=rows, note=note)
 
 

@@ -27,7 +27,7 @@ UNLABELLED_LEADS = {
     "student's): a student that learned its teacher's neighbourhoods keeps the colours together. Hover over a point "
     "for the clip's name.",
     "gallery": "Clips, drawn from all groups with a fixed seed, and their nearest other clips in the student's "
-    "embedding. ✓: also among the 10 nearest of the teacher. Hover over a row to play it.",
+    "embedding. ✓: also among the 10 nearest of the teacher.",
     "agreement": "Share of a clip's nearest neighbours in the teacher's embedding that are also its neighbours in the "
     "embedding of another network.",
 }
