@@ -14,11 +14,12 @@ from crossdistill.evaluation.gains import paired_gains
 from crossdistill.evaluation.results import Evaluation, ProtocolResult
 from crossdistill.evaluation.tables import FEW_UNITS, gain_text
 from crossdistill.report.analysis import class_accuracies, confusion_of
-from crossdistill.report.charts import CostDot, Series, cost_chart, interval_chart, legend, line_chart, style_of
+from crossdistill.report.charts import Dot, Series, interval_chart, legend, line_chart, style_of
 from crossdistill.report.class_charts import MAX_BARS
 from crossdistill.report.cost import BATCH_SIZE, Cost, fastest
 from crossdistill.report.curves import KNN, points_of
 from crossdistill.report.facts import headline
+from crossdistill.report.frontier import COSTS, cost_charts
 from crossdistill.report.networks import Kind
 from crossdistill.report.page import Page, Tile, make_sections, render
 from crossdistill.report.record import RunRecord, UnavailableError
@@ -157,36 +158,6 @@ def _is_close(ascending: Sequence[float]) -> bool:
     return len(ascending) > 1 and ascending[1] <= 1.1 * ascending[0]
 
 
-@dataclass(frozen=True)
-class CostMeasure:
-    """One kind of cost, with the labels of its axis and of the tile with the lowest cost."""
-
-    name: str
-    lowest: str
-    value_of: Callable[[Cost], float]
-    text_of: Callable[[float], str] = short_number
-    is_time: bool = False
-
-
-COSTS = (
-    CostMeasure("parameters", "fewest parameters", lambda cost: float(cost.num_parameters)),
-    CostMeasure("multiply-adds per clip", "fewest multiply-adds per clip", lambda cost: cost.gmacs * 1e9),
-    CostMeasure(
-        "time per clip in ms",
-        "shortest time per clip",
-        lambda cost: 1000 * cost.latency_seconds,
-        "{:.3g} ms".format,
-        is_time=True,
-    ),
-    CostMeasure(
-        "size of the weight file in bytes",
-        "smallest weight file",
-        lambda cost: float(cost.num_bytes or 0),
-        lambda value: f"{short_number(value)}B",
-    ),
-)
-
-
 def _table(runs: Sequence[ComparedRun]) -> Markup:
     evaluations = [run.evaluation for run in runs]
     protocols = [name for name in row_names(filter(None, evaluations)) if name in SHOWN_ROWS]
@@ -257,29 +228,21 @@ def _costs(runs: Sequence[ComparedRun]) -> Markup:
     if not networks:
         raise UnavailableError("the student of no run can be loaded.")
     named = [(_shortened([run.name for run in group]), cost, group) for cost, group in networks]
-    charts = []
-    for measure in COSTS:
-        dots = [
-            dot
-            for name, cost, group in named
-            if (value := measure.value_of(cost)) and (dot := _cost_dot(name, group, value)) is not None
-        ]
-        if dots:
-            charts.append(cost_chart(dots, title=f"Accuracy over {measure.name}", x_label=measure.name))
+    charts = cost_charts([(cost, dot) for name, cost, group in named if (dot := _dot(name, group)) is not None])
     rows = [cost_row(cost, name=name, style=group[0].style) for name, cost, group in named]
     table = render("cost.html", costs=rows, batch_size=BATCH_SIZE, note=cost_note([cost for cost, _ in networks]))
     names = legend([(name, group[0].style) for name, _, group in named])
     return names + element("div", *charts, class_="pictures") + table
 
 
-def _cost_dot(name: str, group: Sequence[ComparedRun], cost: float) -> CostDot | None:
+def _dot(name: str, group: Sequence[ComparedRun]) -> Dot | None:
     """Return the point of a network: its run with its interval, or the mean and the range of several runs."""
     results = [run.result for run in group if run.result is not None]
     top1 = [result.top1 for result in results]
     if not top1:
         return None
     interval = results[0].intervals.get("top1") if len(results) == 1 else (min(top1), max(top1))
-    return CostDot(name, sum(top1) / len(top1), interval, group[0].style, cost)
+    return Dot(name, sum(top1) / len(top1), interval, group[0].style)
 
 
 def _curves(runs: Sequence[ComparedRun]) -> Markup:

@@ -17,7 +17,7 @@ from crossdistill.report.analysis import (
     tsne_of,
     worst_confusions,
 )
-from crossdistill.report.charts import Series, interval_chart, line_chart
+from crossdistill.report.charts import Dot, Series, interval_chart, legend, line_chart
 from crossdistill.report.class_charts import (
     Bar,
     bar_chart,
@@ -31,6 +31,7 @@ from crossdistill.report.cost import BATCH_SIZE, Cost
 from crossdistill.report.curves import training_curves
 from crossdistill.report.embeddings import Embedding
 from crossdistill.report.facts import headline, run_facts
+from crossdistill.report.frontier import cost_charts
 from crossdistill.report.gallery import build_gallery
 from crossdistill.report.networks import Kind, kind_of
 from crossdistill.report.page import Page, Tile, make_sections, render
@@ -289,11 +290,20 @@ def _cost(run: RunData) -> Markup:
     if not run.costs:
         raise UnavailableError(run.reasons.get(Kind.STUDENT, "no network could be loaded."))
     shown = [cost for cost in run.costs if not _costs_as_much_as(run.costs[0], cost)]
+    by_role = next((table.by_role for table in result_tables(run)), {})
+    measured = [(cost, by_role[cost.role]) for cost in run.costs if cost.role in by_role]
+    dots = [
+        (cost, Dot(cost.role, result.top1, result.intervals.get("top1"), str(kind_of(cost.role))))
+        for cost, evaluation in measured
+        if (result := main_result(evaluation)) is not None
+    ]
     note = cost_note(run.costs)
     if Kind.TEACHER in run.reasons and not run.record.is_supervised:
         note += f" The teacher is not available: {run.reasons[Kind.TEACHER]}"
     rows = [cost_row(cost, name=cost.role, style=str(kind_of(cost.role))) for cost in shown]
-    return render("cost.html", costs=rows, batch_size=BATCH_SIZE, note=note)
+    table = render("cost.html", costs=rows, batch_size=BATCH_SIZE, note=note)
+    names = legend([(dot.name, dot.style) for _, dot in dots])
+    return names + element("div", *cost_charts(dots), class_="pictures") + table if dots else table
 
 
 def _costs_as_much_as(student: Cost, other: Cost) -> bool:

@@ -303,9 +303,20 @@ def test_cost__of_the_same_network_is_one_point():
     assert content.count('class="dot series-0"') == 2 * num_charts
     assert content.count("<title>a and 2 more: 60.0 %") == content.count("<title>larger: 60.0 %") == num_charts
     assert content.count("</i>a and 2 more</th>") == content.count("</i>larger</th>") == 1
-    of_three = comparison_page._cost_dot("three", [runs[0], runs[1], runs[3]], 1.0)
+    of_three = comparison_page._dot("three", [runs[0], runs[1], runs[3]])
     assert (of_three.value, of_three.interval) == (pytest.approx(0.6), (0.4, 0.9))
-    assert comparison_page._cost_dot("one", [runs[2]], 1.0).interval == (0.5, 0.7)
+    assert comparison_page._dot("one", [runs[2]]).interval == (0.5, 0.7)
+
+
+def test_page__draws_accuracy_over_the_cost_of_every_role(page):
+    """A point of each network in each chart; their styles are those of the other charts of the page."""
+    section = page.split('<section id="cost"')[1].split("</section>")[0]
+    charts = re.findall(r"<figure><h3>Accuracy over ([^<]+)</h3>(.*?)</figure>", section, re.DOTALL)
+    assert [name for name, _ in charts][:3] == ["parameters", "multiply-adds per clip", "time per clip in ms"]
+    for _, chart in charts[:3]:
+        names = re.findall(r"<title>([^:<]+): [0-9.]+ %, ", chart)
+        assert {"student, distilled", "supervised baseline", "teacher", "student, random"} == set(names)
+        assert chart.count('class="dot ') == len(names) == 4
 
 
 def test_comparison__shows_gains_with_the_interval_of_pairs(runs, evil_data, tmp_path):
