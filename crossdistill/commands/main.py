@@ -30,6 +30,7 @@ COMMANDS = {
         "write a trained student as ONNX, TorchScript, .pt2, safetensors or for transformers",
     ),
     "predict": ("crossdistill.commands.predict", "name the classes or the nearest clips of a video file or a camera"),
+    "push": ("crossdistill.commands.push", "send a student or a teacher cache to the Hugging Face hub, with a card"),
     "encoders": ("crossdistill.commands.encoders", "list the encoders with view, size and source"),
 }
 # Old name to new name: an old command runs and says that it has a new name.

@@ -21,6 +21,7 @@ from crossdistill.encoders.weights import find_classifier, load_weights
 from crossdistill.errors import UserError
 from crossdistill.quantization.quantize import float_layers, quantize
 from crossdistill.types import ViewSpec
+from crossdistill.utils import hub
 from crossdistill.utils.files import write_text_atomically
 from crossdistill.utils.records import read_versioned_json
 from crossdistill.utils.tensor_files import write_tensors
@@ -84,13 +85,31 @@ def find_student(path: str | Path) -> Path | None:
     return None
 
 
+def locate_student(name: str | Path) -> Path | None:
+    """Return the student folder that a user named: a path, or a repository of the hub, which is fetched.
+
+    Returns:
+        The folder; None if the name is that of a file, of a folder without a student, or of neither.
+
+    Raises:
+        UserError: It can only be a repository of the hub, and that cannot be read or holds no student.
+    """
+    folder = find_student(name)
+    if folder is not None or not hub.names_repository(name):
+        return folder
+    folder = find_student(hub.fetch(str(name)))
+    if folder is None:
+        raise UserError(f"{name} is a repository of the hub without a student (no {FACTS_NAME}): give another one")
+    return folder
+
+
 def read_facts(path: str | Path) -> tuple[Path, dict[str, Any]]:
     """Find a student and read its ``student.json``.
 
     Raises:
         UserError: There is no student, the file is damaged, or a newer version wrote it.
     """
-    folder = find_student(path)
+    folder = locate_student(path)
     absent = f"there is no student in {path} (no {FACTS_NAME}): give a run's folder or its student folder"
     if folder is None:
         raise UserError(absent)
@@ -106,14 +125,16 @@ def load_student(path: str | Path, *, allow_code: bool = False) -> Encoder:
     """Load a trained student in eval mode.
 
     Args:
-        path: A run's folder, or the folder with ``student.safetensors`` and ``student.json``.
+        path: A run's folder, the folder with ``student.safetensors`` and ``student.json``, or a repository of the
+            Hugging Face hub that ``crossdistill push`` made, ``organisation/name`` or ``organisation/name@revision``.
         allow_code: Whether the student may run the Python file that it names.
 
     Returns:
         An encoder that maps normalised views [B, C, T, H, W] to features [B, D].
 
     Raises:
-        UserError: There is no student, it is damaged, or it names a Python file and ``allow_code`` is false.
+        UserError: There is no student, it is damaged, the hub cannot be reached, or the student names a Python file
+            and ``allow_code`` is false.
     """
     folder, description = read_facts(path)
     require_code_allowed(description["encoder"], named_by=f"the student in {folder}", allow_code=allow_code)

@@ -30,13 +30,14 @@ from torch import Tensor, nn
 from crossdistill.data.dataset import PairedClips, Replay
 from crossdistill.data.decoders import DEFAULT_DECODER
 from crossdistill.data.entries import video_rows_of
-from crossdistill.distillation.student import WEIGHTS_NAME, find_student
+from crossdistill.distillation.student import WEIGHTS_NAME, locate_student
 from crossdistill.distillation.terms import Term
 from crossdistill.encoders import Encoder
 from crossdistill.encoders.base import Classifier, EncoderInfo
 from crossdistill.encoders.weights import find_classifier
 from crossdistill.errors import OneProcessError, UserError
 from crossdistill.types import ViewSpec
+from crossdistill.utils import hub
 from crossdistill.utils.files import sha256_of, write_text_atomically
 from crossdistill.utils.locks import LOCK_NAME
 from crossdistill.utils.records import first_difference, read_versioned_json
@@ -90,7 +91,7 @@ class Shard:
 
 def weights_source(weights: str) -> str:
     """Identify given weights without building a network: by the hash of their file, or by their published name."""
-    folder = find_student(weights)
+    folder = locate_student(weights)
     path = Path(weights) if folder is None else folder / WEIGHTS_NAME
     return sha256_of(path)[:16] if path.is_file() else weights
 
@@ -146,14 +147,14 @@ class TeacherCache:
     """An existing cache, which may be incomplete.
 
     Args:
-        folder: Folder with ``cache.json``.
+        folder: Folder with ``cache.json``, or a repository of the hub (of the kind "dataset"), which is fetched.
 
     Raises:
         UserError: There is no cache, it is damaged, or a newer version wrote it.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = Path(folder)
+        self.folder = hub.fetch(str(folder), kind="dataset") if hub.names_repository(folder) else Path(folder)
         path = self.folder / DESCRIPTION_NAME
         content = read_versioned_json(
             path,

@@ -8,10 +8,13 @@ stem and classifier come from timm's own description of the weights.
 from __future__ import annotations
 
 import difflib
+import importlib
 import inspect
+import json
 import os.path
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +26,9 @@ from crossdistill.encoders.library import NUM_POOLED_FRAMES, PICTURE_MODALITIES,
 from crossdistill.encoders.sizes import SizesOnly
 from crossdistill.encoders.tokens import find_token_layer
 from crossdistill.errors import UserError, require_package
+
+OF_PUBLISHED_WEIGHTS = ("tag", "license", "origin_url", "paper_ids", "test_input_size", "test_crop_pct")
+"""Facts of timm's description that are about the weights it publishes, and not about a student's."""
 
 
 def create(
@@ -55,6 +61,54 @@ def create(
     )
     build = partial(timm.create_model, model, num_classes=0, in_chans=view.kind.channels, **size_options)
     return assemble(build, own=own, name=name, view=view, info=info)
+
+
+def is_timm_model(encoder: Encoder) -> bool:
+    """Whether the body is a class of timm that loads what it saved: of this file, and not quantised."""
+    return encoder.bits is None and encoder.name.partition("_")[2].startswith("timm:")
+
+
+def write_folder(encoder: Encoder, folder: Path, **facts: Any) -> None:
+    """Write ``config.json`` and ``model.safetensors`` of timm's own format, which ``timm.create_model`` reads.
+
+    Args:
+        encoder: An encoder of this file.
+        folder: An existing folder.
+        facts: Further keys of ``config.json``, which timm keeps and ignores.
+    """
+    hub = importlib.import_module("timm.models._hub")
+    native: Any = encoder.body
+    view = encoder.view
+    own_px = native.pretrained_cfg["input_size"][-1]
+    size_options = {} if view.size_px == own_px else _size_options(native, view.size_px)
+    preprocessing = {
+        "input_size": (view.kind.channels, view.size_px, view.size_px),
+        "mean": view.mean,
+        "std": view.std,
+        "crop_pct": view.centre_fraction,
+    }
+    hub.save_for_hf(
+        native,
+        folder,
+        model_config={**facts, "pretrained_cfg": preprocessing},
+        model_args={"in_chans": view.kind.channels, **size_options},
+        safe_serialization=True,
+    )
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    # transformers, which reads such folders too, gives the number of classes itself.
+    config["model_args"].pop("num_classes", None)
+    for name in OF_PUBLISHED_WEIGHTS:
+        config["pretrained_cfg"].pop(name, None)
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def read_folder(folder: Path) -> nn.Module:
+    """Build the network of a folder that ``write_folder`` wrote, with its weights."""
+    import timm
+
+    network: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    return network.eval()
 
 
 def _require_known(timm: Any, model: str) -> None:

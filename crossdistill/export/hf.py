@@ -1,9 +1,10 @@
 """A folder for ``transformers``: ``config.json``, ``model.safetensors``, and a ``README.md`` that says how to load it.
 
-A student of Hugging Face's networks is saved as the library's own class. ``AutoModel.from_pretrained`` loads it
-without this package; its classifier is in a file beside it, because that class has no layer for it. Any other student
-is saved as a ``CrossDistillModel``. transformers has no class for it, and code in the folder would need
-``trust_remote_code``, so ``import crossdistill.export.hf_model`` registers it with ``AutoModel``.
+A student of transformers' or timm's networks is saved as the library's own class. ``AutoModel.from_pretrained`` loads
+both without this package, ``timm.create_model`` those of timm. The classifier is in a file beside it, because the
+class has no layer for it. Any other student is saved as a ``CrossDistillModel``, which transformers does not know:
+``import crossdistill.export.hf_model`` registers it with ``AutoModel``. With ``trust_remote_code=True`` one line of
+code in the folder does the same.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from crossdistill.encoders import Encoder, is_from_file
 from crossdistill.encoders.huggingface_families import family_of, quiet_transformers
+from crossdistill.encoders.timm import is_timm_model, read_folder, write_folder
 from crossdistill.encoders.weights import load_tensors
 from crossdistill.errors import UserError
 from crossdistill.export.metadata import METADATA_KEY, ExportMetadata, first_line
@@ -25,6 +27,9 @@ from crossdistill.export.network import ExportedStudent, Forward, module_forward
 from crossdistill.export.safetensors import classifier_path, open_weights, write_classifier
 
 WEIGHTS_NAME = "model.safetensors"
+CODE_NAME = "modeling_crossdistill.py"
+CODE = "from crossdistill.export.hf_model import CrossDistillConfig, CrossDistillModel  # noqa: F401\n"
+"""The only code in a folder. transformers runs it with ``trust_remote_code=True``; it needs this package."""
 
 require_transformers = functools.partial(quiet_transformers, "--to hf")
 
@@ -44,12 +49,24 @@ def is_transformers_model(encoder: Encoder) -> bool:
     return encoder.bits is None and isinstance(encoder.body, require_transformers().PreTrainedModel)
 
 
+def is_library_model(encoder: Encoder) -> bool:
+    """Whether transformers loads the folder without this package."""
+    return is_timm_model(encoder) or is_transformers_model(encoder)
+
+
 def write(student: ExportedStudent, folder: Path, examples: Tensor, metadata: ExportMetadata) -> None:
     """Write into an empty folder."""
     encoder = student.encoder
-    write_model = _write_transformers_model if is_transformers_model(encoder) else _write_crossdistill_model
-    write_model(encoder, folder, metadata)
-    (folder / "README.md").write_text(_model_card(encoder, metadata), encoding="utf-8")
+    if is_timm_model(encoder):
+        write_folder(encoder, folder, **{METADATA_KEY: metadata.to_json()})
+    elif is_transformers_model(encoder):
+        _write_transformers_model(encoder, folder, metadata)
+    else:
+        _write_crossdistill_model(encoder, folder, metadata)
+    if is_library_model(encoder):
+        write_classifier(encoder, folder / WEIGHTS_NAME)
+    head = f"# {encoder.name}\n\nA network trained with crossdistill.\n\n"
+    (folder / "README.md").write_text(head + how_to_load(encoder, metadata), encoding="utf-8")
 
 
 def _write_transformers_model(encoder: Encoder, folder: Path, metadata: ExportMetadata) -> None:
@@ -57,21 +74,28 @@ def _write_transformers_model(encoder: Encoder, folder: Path, metadata: ExportMe
     model.config = copy.deepcopy(model.config)
     setattr(model.config, METADATA_KEY, metadata.to_json())
     model.save_pretrained(folder)
-    write_classifier(encoder, folder / WEIGHTS_NAME)
 
 
 def _write_crossdistill_model(encoder: Encoder, folder: Path, metadata: ExportMetadata) -> None:
     hf_model = importlib.import_module("crossdistill.export.hf_model")  # imports transformers, which is optional
-    config = hf_model.CrossDistillConfig(crossdistill=metadata.to_json(), encoder_config=encoder.config)
+    module = Path(CODE_NAME).stem
+    config = hf_model.CrossDistillConfig(
+        crossdistill=metadata.to_json(),
+        encoder_config=encoder.config,
+        auto_map={"AutoConfig": f"{module}.CrossDistillConfig", "AutoModel": f"{module}.CrossDistillModel"},
+    )
     model = hf_model.CrossDistillModel(config)
     load_tensors(model.student, encoder.body.state_dict(), source=encoder.name)
     if encoder.classifier is not None:
         model.classifier.load_state_dict({"weight": encoder.classifier.weight, "bias": encoder.classifier.bias})
     model.save_pretrained(folder)
+    (folder / CODE_NAME).write_text(CODE, encoding="utf-8")
 
 
 def open_file(path: Path, encoder: Encoder) -> Forward:
-    """Load the folder with ``AutoModel.from_pretrained``, strictly."""
+    """Load the folder strictly, with ``timm.create_model`` or with ``AutoModel.from_pretrained``."""
+    if is_timm_model(encoder):
+        return open_weights(read_folder(path).state_dict(), path, encoder)
     return _open_transformers_model(path, encoder) if is_transformers_model(encoder) else _open_crossdistill(path)
 
 
@@ -98,28 +122,43 @@ def _from_pretrained(path: Path, **options: Any) -> Any:
     return model.eval()
 
 
-def _model_card(encoder: Encoder, metadata: ExportMetadata) -> str:
-    """Return the text of ``README.md``."""
+def how_to_load(encoder: Encoder, metadata: ExportMetadata, *, place: str | None = None) -> str:
+    """Return Markdown: code that loads the folder, and what the network takes and returns.
+
+    Args:
+        encoder: The student.
+        metadata: Its metadata.
+        place: Name of the repository that holds the folder's files; None for a folder.
+    """
     view = metadata.view
-    load = 'model = transformers.AutoModel.from_pretrained("this folder")'
-    if is_transformers_model(encoder):
-        code, notes = [load], [f"Features of its output: {_pooling(encoder)}."]
+    load = f'transformers.AutoModel.from_pretrained("{place or "this folder"}"'
+    notes = []
+    if is_library_model(encoder):
+        code = ["import transformers", f"model = {load})"]
+        if is_timm_model(encoder):
+            where = f"hf-hub:{place}" if place else "local-dir:this folder"
+            code = ["import timm", f'model = timm.create_model("{where}", pretrained=True)', f"# or: {load})"]
+            notes.append("It takes pictures; the features of a clip are the mean over those of its frames.")
+        else:
+            notes.append(f"Features of its output: {_pooling(encoder)}.")
         if encoder.classifier is not None:
             notes.append(f"`{classifier_path(Path(WEIGHTS_NAME))}` holds the linear layer from features to classes.")
     else:
         code = [
-            "import crossdistill.export.hf_model  # registers the model with AutoModel; the folder holds no code",
-            load,
+            "import transformers  # and crossdistill must be installed",
+            f"model = {load}, trust_remote_code=True)",
             "model(clips).embeddings  # clips [B, C, T, H, W]; .logits if it has a classifier",
         ]
-        notes = []
+        notes.append(
+            f"The only code that this runs is the import in `{CODE_NAME}`; after `import crossdistill.export.hf_model` "
+            "it is not needed."
+        )
     notes += [
         f"Input: {view.modality}, {view.num_frames} frames of stride {view.stride}, {view.size_px} pixels square, "
         f"mean {list(view.mean)}, standard deviation {list(view.std)}; `config.json` describes the whole preprocessing "
         f"under `{METADATA_KEY}`."
     ]
-    head = f"# {encoder.name}\n\nA network trained with crossdistill.\n"
-    return "\n".join([head, "```python", "import transformers", *code, "```", "", *notes]) + "\n"
+    return "\n".join(["```python", *code, "```", "", *notes]) + "\n"
 
 
 def _pooling(encoder: Encoder) -> str:

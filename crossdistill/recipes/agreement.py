@@ -20,7 +20,7 @@ from crossdistill.data.dataset import PairedClips
 from crossdistill.data.entries import Entries, Entry, entries_of
 from crossdistill.data.manifest import Manifest
 from crossdistill.data.sampling import SampleKey
-from crossdistill.distillation.student import find_student, load_student, read_facts
+from crossdistill.distillation.student import load_student, locate_student, read_facts
 from crossdistill.encoders import Encoder
 from crossdistill.encoders.weights import weights_hash
 from crossdistill.errors import UserError
@@ -108,7 +108,7 @@ def _require_one_frozen_teacher(config: RunConfig) -> None:
 
 def _open_pair(config: RunConfig, *, allow_code: bool) -> _EncoderPair:
     pair = config.pair
-    folder = find_student(pair.student or "")
+    folder = locate_student(pair.student or "")
     trained: Encoder | None = None
     if folder is not None or _is_path(pair.student or ""):
         if pair.student_weights or pair.bits or any(pair.student_view.values()):
@@ -137,7 +137,7 @@ def _open_pair(config: RunConfig, *, allow_code: bool) -> _EncoderPair:
     teacher = create_only_teacher(config, random.view)[0].eval()
     if trained is None:
         return _EncoderPair(teacher, {Role.RANDOM: random}, None)
-    origin = _other_origin(folder or find_student(pair.student_weights or ""), teacher)
+    origin = _other_origin(folder or locate_student(pair.student_weights or ""), teacher)
     return _EncoderPair(teacher, {Role.RANDOM: random, Role.TRAINED: trained}, origin)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from crossdistill.data.dataset import PairedClips
 from crossdistill.data.entries import entries_of, keys_of, names_of
 from crossdistill.data.manifest import HELD_OUT_MARK, Manifest
-from crossdistill.distillation.student import find_student, read_facts
+from crossdistill.distillation.student import locate_student, read_facts
 from crossdistill.errors import UserError
 from crossdistill.recipes.config import RunConfig
 from crossdistill.utils.records import fingerprint
@@ -78,7 +78,7 @@ def require_unseen(weights: str, split: str, manifest: Manifest, published: Iter
         published: Names of published weights, which the network may have started from.
     """
     needs = f"--folds needs a run with labels on split {split}, which has not seen that fold, and"
-    if find_student(weights) is None:
+    if locate_student(weights) is None:
         raise UserError(f"{needs} {weights} is no run's folder: train it with --supervised --split {split}")
     training = read_facts(weights)[1].get("training", {})
     train = manifest.positions(split=split, part="train")

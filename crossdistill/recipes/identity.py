@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from crossdistill.data.manifest import Manifest
-from crossdistill.distillation.student import WEIGHTS_NAME, find_student
+from crossdistill.distillation.student import WEIGHTS_NAME, find_student, locate_student
 from crossdistill.distillation.teacher_cache import TeacherCache
 from crossdistill.recipes.config import (
     ObjectiveConfig,
@@ -20,10 +20,10 @@ from crossdistill.recipes.config import (
 )
 from crossdistill.recipes.sizes import PAPER_BANK_SIZE, PAPER_BATCH_SIZE
 from crossdistill.recipes.teachers import TeacherOptions, TeacherSource, file_name_of
+from crossdistill.training.run_folder import RUNS_FOLDER
 from crossdistill.utils.files import sha256_of
 from crossdistill.utils.records import fingerprint, without
 
-RUNS_FOLDER = Path("runs")
 FORMER_DEFAULT_OBJECTIVE = ("compress-2q-live", "simreg")
 MAX_NUMBERED_FOLDERS = 10_000
 
@@ -94,7 +94,7 @@ def contents(config: RunConfig, manifests: Sequence[Manifest]) -> dict[str, list
 
 def _weights_digest(name: str) -> str:
     """Return the digest of a weight file or of a run's student; the name itself for published weights."""
-    student = find_student(name)
+    student = locate_student(name)
     path = Path(name) if student is None else student / WEIGHTS_NAME
     return sha256_of(path) if path.is_file() else name
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from crossdistill.distillation.student import find_student, load_student, read_facts, read_view
+from crossdistill.distillation.student import load_student, locate_student, read_facts, read_view
 from crossdistill.encoders import Encoder, create_encoder, is_from_file
 from crossdistill.encoders.weights import load_tensors, load_weights, read_public_weights
 from crossdistill.errors import UserError
@@ -42,13 +42,13 @@ def create_encoder_as_stored(name: str, weights: str | None, **view: int | None)
 
 def _stored_view(weights: str | None) -> dict[str, Any]:
     """Return the view that the weights of a student's folder were trained with; empty for other weights."""
-    folder = find_student(weights) if weights is not None else None
+    folder = locate_student(weights) if weights is not None else None
     return {} if folder is None else vars(read_view(*read_facts(folder)))
 
 
 def stored_config(name: str, weights: str | None) -> dict[str, Any] | None:
     """Return ``Encoder.config`` of a student's folder, if the folder holds the encoder ``name``."""
-    folder = find_student(weights) if weights is not None else None
+    folder = locate_student(weights) if weights is not None else None
     if folder is None:
         return None
     facts = read_facts(folder)[1]
@@ -59,7 +59,7 @@ def stored_config(name: str, weights: str | None) -> dict[str, Any] | None:
 def require_weights_exist(option: str, weights: str, encoder: Encoder) -> None:
     """Raise a ``UserError`` unless weights are a path that exists or a name that the encoder's library publishes."""
     published = [public.name for public in encoder.public_weights]
-    if weights not in published and not Path(weights).exists():
+    if weights not in published and not Path(weights).exists() and locate_student(weights) is None:
         names = f", or one of the published: {', '.join(published)}" if published else ""
         raise UserError(f"{option} {weights} does not exist: give a weight file or a run's folder{names}")
 
@@ -86,7 +86,7 @@ def load_named_weights(encoder: Encoder, weights: str, *, option: str, adapt_ste
                 )
             load_tensors(encoder, read_public_weights(public), source=public.url, adapt_stem=adapt_stem)
             return
-    folder = find_student(weights)
+    folder = locate_student(weights)
     if folder is not None:
         _load_student_weights(encoder, folder, given=f"{option} {weights}", adapt_stem=adapt_stem)
     elif Path(weights).is_dir():

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from crossdistill.data.manifest import Manifest, is_prepared
-from crossdistill.distillation.student import find_student, load_student
+from crossdistill.distillation.student import find_student, load_student, locate_student
 from crossdistill.encoders import Encoder, require_code_allowed
 from crossdistill.errors import UserError
 from crossdistill.evaluation.roles import NumberedRole, Role, teacher_roles
@@ -153,7 +153,7 @@ def _with_weights(
 
 
 def _weights_file(weights: str) -> Path | None:
-    folder = find_student(weights)
+    folder = locate_student(weights)
     path = Path(weights) if folder is None else folder / "student.safetensors"
     return path if path.is_file() else None
 

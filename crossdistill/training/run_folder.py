@@ -14,15 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crossdistill.distillation.student import find_student
+from crossdistill.distillation.student import find_student, locate_student
 from crossdistill.errors import UserError
 from crossdistill.training.checkpoint import Checkpoints
 from crossdistill.training.trackers import open_tracker
+from crossdistill.utils import hub
 from crossdistill.utils.environment import describe_environment
 from crossdistill.utils.files import write_text_atomically
 from crossdistill.utils.locks import LOCK_NAME, folder_lock
 from crossdistill.utils.records import first_difference, without
 
+RUNS_FOLDER = Path("runs")
+"""Folder of the runs, in the working directory, where the user names none."""
 # A user's own files in the folder of a run: logs, configurations, notes.
 _FILES_BESIDE = (".log", ".out", ".err", ".txt", ".md", ".yaml", ".yml", ".sh")
 
@@ -44,12 +47,16 @@ class RunFolder:
     def of_student(path: str | Path) -> RunFolder:
         """Return the folder for a student's features, exports and fine-tuned versions.
 
-        This is the run's folder. A student folder that was copied out of its run keeps them itself.
+        This is the run's folder. A student folder that was copied out of its run keeps them itself. For a student of
+        the hub it is a folder of ``runs``, because the hub's cache belongs to huggingface_hub.
 
         Args:
-            path: A run's folder, or a folder with ``student.json``.
+            path: A run's folder, a folder with ``student.json``, or a repository of the hub.
         """
-        folder = find_student(path) or Path(path)
+        folder = locate_student(path) or Path(path)
+        repository = hub.cached_repository(folder)
+        if repository is not None:
+            return RunFolder(RUNS_FOLDER / repository)
         # A parent that holds a student itself is no run.
         is_in_run = folder.name == "student" and find_student(folder.parent) in (folder, None)
         return RunFolder(folder.parent if is_in_run else folder)
