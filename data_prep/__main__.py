@@ -38,6 +38,11 @@ DATASETS = {
     "kinetics": Command("Kinetics-400, 600 or 700, from trimmed clips and official lists", "datasets.kinetics"),
     "ssv2": Command("Something-Something v2, from its .webm files and official lists", "datasets.ssv2"),
     "ntu": Command("NTU RGB+D 60 or 120, from RGB videos, depth maps or both", "datasets.ntu"),
+    "epic_kitchens": Command(
+        "EPIC-KITCHENS-100, segments of long videos, from its videos and CSV lists", "datasets.epic_kitchens"
+    ),
+    "diving48": Command("Diving48, from its .mp4 files and lists of version 2", "datasets.diving48"),
+    "ucf101_ds": Command("UCF101 with clips under shifts as test sets, from folders", "datasets.ucf101_ds"),
     "utd_mhad": Command("UTD-MHAD, from depth and skeleton recordings", "datasets.utd_mhad"),
     "folder": Command("your own videos, in class folders or without labels", "datasets.folder"),
     "imagenet": Command("ImageNet (ILSVRC 2012), from its folders or tar shards", "datasets.imagenet"),

@@ -186,17 +186,23 @@ class _StreamFacts:
     num_frames: int = 0
     seconds: float = 0.0
     num_bytes: int = 0
+    shared: set[tuple[str, int]] = field(default_factory=set)
+    """Path and offset of the files that were counted and that several segments share."""
     sizes_px: Counter[str] = field(default_factory=Counter)
     rates: Counter[str] = field(default_factory=Counter)
 
     def add(self, stream: Stream, root: Path) -> None:
         """Count one file."""
-        self.num_files += 1
         self.num_frames += stream.num_frames
         self.seconds += _seconds(stream)
         self.sizes_px[f"{stream.width_px}x{stream.height_px}"] += 1
         self.rates[_rate(stream)] += 1
-        path = root / stream.path
+        path, file = root / stream.path, (stream.path, stream.offset)
+        if stream.is_segment and file in self.shared:
+            return
+        if stream.is_segment:
+            self.shared.add(file)
+        self.num_files += 1
         if not path.is_file():
             self.num_lost += 1
         else:  # a picture of a tar shard has the size of its range

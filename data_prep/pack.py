@@ -3,7 +3,8 @@
 The result is a prepared dataset as well: its manifest says which bytes of which shard each stream is, so that training
 reads any clip at any time. WebDataset reads the shards too: the files of a video have the same key, its position in the
 manifest, for example 00000012.rgb.mp4 and 00000012.flow.mp4; 00000012.cls holds the number of its class and
-00000012.json its name, class, group and splits. Repeat the command to continue after an interruption: finished shards
+00000012.json its name, class, group and splits. A long video with several segments is stored once, with the key of its
+first segment. Repeat the command to continue after an interruption: finished shards
 are kept. The streams are the same bytes as before, so teacher caches and runs fit both datasets.
 """
 
@@ -13,7 +14,7 @@ import dataclasses
 import hashlib
 import json
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -94,7 +95,8 @@ def pack_dataset(options: PackOptions) -> Manifest:
     if options.shuffle:
         positions = np.random.default_rng(SHUFFLE_SEED).permutation(positions)
     _claim(options.out, [manifest.content_digest, largest, options.shuffle])
-    shards = plan_shards(manifest, positions.tolist(), largest)
+    owners = owners_of(manifest, positions.tolist())
+    shards = plan_shards(manifest, positions.tolist(), largest, owners)
     with progress_bar(unit=manifest.noun) as bar:
         task = bar.add_task("packing", total=len(positions))
         for shard in shards:
@@ -102,10 +104,10 @@ def pack_dataset(options: PackOptions) -> Manifest:
             if path.is_file():  # it is whole, because it was renamed when it was
                 bar.advance(task, len(shard.positions))
             else:
-                write_shard(path, manifest, shard, on_video=lambda: bar.advance(task))
+                write_shard(path, manifest, shard, owners, on_video=lambda: bar.advance(task))
     sizes = {shard.name: shard.num_bytes for shard in shards}
     facts = manifest.facts | {"shards": sizes}
-    packed = dataclasses.replace(manifest, root=options.out, videos=PackedVideos(manifest, shards), facts=facts)
+    packed = dataclasses.replace(manifest, root=options.out, videos=PackedVideos(manifest, shards, owners), facts=facts)
     packed.save()
     packed = Manifest.load(options.out)
     print_summary(packed)
@@ -139,11 +141,25 @@ def _claim(out: Path, facts: list[Any]) -> None:
     write_text_atomically(path, plan + "\n")
 
 
-def plan_shards(manifest: Manifest, positions: Sequence[int], largest_bytes: int) -> list[Shard]:
+Owners = Mapping[str, int]
+"""Path of a file that several segments share, to the position of the one with which it is stored."""
+
+
+def owners_of(manifest: Manifest, positions: Sequence[int]) -> Owners:
+    """Return the owners of the shared files, for videos that are stored in this order; empty without segments."""
+    owners: dict[str, int] = {}
+    for position in positions if manifest.table.layout.has_segments else ():
+        for stream in manifest.videos[position].streams.values():
+            if stream.is_segment:
+                owners.setdefault(stream.path, position)
+    return owners
+
+
+def plan_shards(manifest: Manifest, positions: Sequence[int], largest_bytes: int, owners: Owners) -> list[Shard]:
     """Divide videos into shards, from the sizes in the manifest alone."""
     shards: list[Shard] = []
     for position in positions:
-        num_bytes = sum(member.padded_bytes for member in members_of(manifest.videos[position], position))
+        num_bytes = sum(member.padded_bytes for member in members_of(manifest.videos[position], position, owners))
         if not shards or (shards[-1].positions and shards[-1].num_bytes + num_bytes > largest_bytes):
             shards.append(Shard(f"shards/{len(shards):06d}.tar"))
         shards[-1].positions.append(position)
@@ -151,14 +167,16 @@ def plan_shards(manifest: Manifest, positions: Sequence[int], largest_bytes: int
     return shards
 
 
-def members_of(video: Video, position: int) -> list[Member]:
-    """List the files of a video in a shard, in their order."""
+def members_of(video: Video, position: int, owners: Owners) -> list[Member]:
+    """List the files of a video in a shard, in their order, except those that are stored with another segment."""
     key = f"{position:08d}"
     facts: dict[str, Any] = {"name": video.name, "label": video.label, "group": video.group, "splits": video.splits}
     members = [_text(f"{key}.json", json.dumps(facts, sort_keys=True))]
     if video.label is not None:
         members.append(_text(f"{key}.cls", str(video.label)))
     for name, stream in sorted(video.streams.items()):
+        if owners.get(stream.path, position) != position:
+            continue
         suffix = Path(video.name if stream.offset else stream.path).suffix.lower()
         # A picture has the name that readers of shards expect.
         middle = "" if not stream.is_video else f".{name}"
@@ -171,13 +189,13 @@ def _text(name: str, text: str) -> Member:
     return Member(name, len(content), content=content)
 
 
-def _members(manifest: Manifest, shard: Shard) -> Iterator[tuple[int, Member]]:
+def _members(manifest: Manifest, shard: Shard, owners: Owners) -> Iterator[tuple[int, Member]]:
     for position in shard.positions:
-        for member in members_of(manifest.videos[position], position):
+        for member in members_of(manifest.videos[position], position, owners):
             yield position, member
 
 
-def write_shard(path: Path, manifest: Manifest, shard: Shard, *, on_video: Callable[[], None]) -> None:
+def write_shard(path: Path, manifest: Manifest, shard: Shard, owners: Owners, *, on_video: Callable[[], None]) -> None:
     """Write one shard atomically, and call ``on_video`` after each video.
 
     Raises:
@@ -185,7 +203,7 @@ def write_shard(path: Path, manifest: Manifest, shard: Shard, *, on_video: Calla
     """
     last_position = -1
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        for position, member in _members(manifest, shard):
+        for position, member in _members(manifest, shard, owners):
             content = member.content
             if content is None:
                 content = _content(manifest, position, member)
@@ -218,15 +236,20 @@ def _content(manifest: Manifest, position: int, member: Member) -> bytes:
 class PackedVideos(LazyVideos):
     """The videos of a manifest with their streams where they are in shards."""
 
-    def __init__(self, manifest: Manifest, shards: Sequence[Shard]) -> None:
-        self._manifest, self._shards = manifest, shards
+    def __init__(self, manifest: Manifest, shards: Sequence[Shard], owners: Owners) -> None:
+        self._manifest, self._shards, self._owners = manifest, shards, owners
+        # Path of a shared file to its shard and its first byte.
+        self._shared: dict[str, tuple[str, int]] = {}
         self._shard_of = np.full(len(manifest.videos), -1, dtype=np.int32)
         self._offset_of = np.zeros(len(manifest.videos), dtype=np.int64)
         for number, shard in enumerate(shards):
             offset = 0
             for position in shard.positions:
                 self._shard_of[position], self._offset_of[position] = number, offset
-                offset += sum(member.padded_bytes for member in members_of(manifest.videos[position], position))
+                for member in members_of(manifest.videos[position], position, owners):
+                    if member.stream is not None and member.stream[1].path in owners:
+                        self._shared[member.stream[1].path] = (shard.name, offset + BLOCK)
+                    offset += member.padded_bytes
 
     def __len__(self) -> int:
         return len(self._shard_of)
@@ -236,7 +259,11 @@ class PackedVideos(LazyVideos):
         video = self._manifest.videos[position]
         shard, offset = self._shards[self._shard_of[position]], int(self._offset_of[position])
         streams: dict[str, Stream] = {}
-        for member in members_of(video, position) if video.is_usable else ():
+        for name, stream in video.streams.items() if video.is_usable else ():
+            if stream.path in self._shared:
+                path, first_byte = self._shared[stream.path]
+                streams[name] = dataclasses.replace(stream, path=path, offset=first_byte)
+        for member in members_of(video, position, self._owners) if video.is_usable else ():
             if member.stream is not None:
                 name, stream = member.stream
                 streams[name] = dataclasses.replace(stream, path=shard.name, offset=offset + BLOCK)

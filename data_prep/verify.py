@@ -132,6 +132,22 @@ class StreamChecks(Sequence["StreamCheck"]):
         has_stream = [manifest.table.has_stream(name) & manifest.is_usable for name in self._names]
         # [checks, 2] position of the video, position of the stream's name; video after video.
         self._wanted = np.argwhere(np.stack(has_stream, axis=1)) if has_stream else np.empty((0, 2), dtype=np.int64)
+        # Row of ``_wanted`` to the positions of the videos that are segments of the same file.
+        self._segments: dict[int, list[int]] = {}
+        if manifest.table.layout.has_segments:
+            self._merge_segments()
+
+    def _merge_segments(self) -> None:
+        """Keep one check for each file; it is decoded once for all of its segments."""
+        by_file: dict[tuple[int, str, int], list[int]] = {}
+        paths = [self._manifest.table.stream_column(name, "path").to_pylist() for name in self._names]
+        offsets = [self._manifest.table.stream_numbers(name, "offset") for name in self._names]
+        for position, number in self._wanted.tolist():
+            file = (number, paths[number][position], int(offsets[number][position]))
+            by_file.setdefault(file, []).append(position)
+        rows = [(positions[0], number) for (number, _, _), positions in by_file.items()]
+        self._wanted = np.asarray(rows, dtype=np.int64).reshape(-1, 2)
+        self._segments = dict(enumerate(by_file.values()))
 
     def __len__(self) -> int:
         return len(self._wanted)
@@ -145,8 +161,10 @@ class StreamChecks(Sequence["StreamCheck"]):
             return [self[i] for i in range(len(self))[key]]
         position, number = self._wanted[key].tolist()
         name = self._names[number]
-        stream = self._manifest.videos[position].streams[name]
-        return StreamCheck(self._manifest.root, name, stream, self._are_originals)
+        videos = self._manifest.videos
+        segments = tuple(videos[i].streams[name] for i in self._segments.get(key % len(self), ()))
+        stream = videos[position].streams[name]
+        return StreamCheck(self._manifest.root, name, stream, self._are_originals, segments)
 
     def columns(self) -> Iterator[str]:
         """Yield the name of the stream of each check."""
@@ -160,6 +178,14 @@ class _FoundIndex:
     pts: list[int] = field(default_factory=list)
     time_bases: set[Fraction | None] = field(default_factory=set)
     keyframes: list[int] = field(default_factory=list)
+
+    def within(self, stream: Stream) -> _FoundIndex:
+        """Return the part that a stream should have: that of its segment, or all."""
+        if not stream.is_segment:
+            return self
+        first, stop = np.searchsorted(self.pts, [stream.pts[0], stream.pts[-1] + 1]).tolist()
+        keyframes = [position - first for position in self.keyframes if first <= position < stop]
+        return _FoundIndex(self.pts[first:stop], self.time_bases, keyframes)
 
     def add(self, pts: int, time_base: Fraction | None, frame: av.VideoFrame) -> None:
         """Append a frame."""
@@ -179,6 +205,8 @@ class StreamCheck:
     stream: Stream
     is_original: bool = False
     """Whether the stream was taken over as it was, although it is in the dataset's folder, as in a shard."""
+    segments: tuple[Stream, ...] = ()
+    """All streams that are segments of this file, ``stream`` among them; empty if the stream is the whole file."""
 
     @property
     def path(self) -> str:
@@ -217,10 +245,13 @@ class StreamCheck:
             if self.stream_format is not None:
                 return Finding("damaged", f"{damage}, after {len(index.pts)} frames")
         # An original may have faults that its indexing passed over. It must then have the same frames as then.
-        finding = _compare_index(self.stream, index)
-        if finding.kind != OK:
-            return Finding("damaged", f"{damage}, after {len(index.pts)} frames") if damage else finding
-        return self._read_clip() or self._compare_checksum(source)
+        for stream in self.segments or (self.stream,):
+            finding = _compare_index(stream, index.within(stream))
+            if finding.kind != OK:
+                return Finding("damaged", f"{damage}, after {len(index.pts)} frames") if damage else finding
+            if unreadable := self._read_clip(stream):
+                return unreadable
+        return self._compare_checksum(source)
 
     def _find_in_picture(self, source: FileRange) -> Finding:
         stream, num_bytes = self.stream, source.path.stat().st_size
@@ -240,15 +271,15 @@ class StreamCheck:
     def _frames(self, source: FileRange) -> Iterator[tuple[int, Fraction | None, av.VideoFrame]]:
         return decode_frames(source, num_threads=1) if self.stream_format is None else _decode_strictly(source)
 
-    def _read_clip(self) -> Finding | None:
+    def _read_clip(self, stream: Stream) -> Finding | None:
         """Read some frames as training reads them; return a finding if that fails."""
         if self.column not in STREAM_FORMATS:
             return None
-        frames = np.linspace(0, self.stream.num_frames - 1, NUM_READ_FRAMES).round().astype(int).tolist()
+        frames = np.linspace(0, stream.num_frames - 1, NUM_READ_FRAMES).round().astype(int).tolist()
         try:
-            read_frames(self.root, self.stream, frames, stream_name=self.column)
+            read_frames(self.root, stream, frames, stream_name=self.column)
         except DAMAGE as error:
-            return Finding("clips unreadable", _reason(error, locate(self.root, self.stream)))
+            return Finding("clips unreadable", _reason(error, locate(self.root, stream)))
         return None
 
     def _compare_checksum(self, source: FileRange) -> Finding:

@@ -75,7 +75,7 @@ class Answers(BaseHTTPRequestHandler):
             return None
         return found
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
         if match := FILE.fullmatch(path):
             self.send_file(match["kind"], match["name"], match["revision"], match["path"])
@@ -84,7 +84,7 @@ class Answers(BaseHTTPRequestHandler):
         else:
             self.answer(404, {"error": "the stand-in does not know this address"})
 
-    do_HEAD = do_GET  # noqa: N815
+    do_HEAD = do_GET
 
     def send_file(self, prefix: str | None, name: str, revision: str, path: str) -> None:
         repository = self.repository("datasets" if prefix else "models", name)
@@ -114,7 +114,7 @@ class Answers(BaseHTTPRequestHandler):
         siblings = [{"rfilename": path} for path in sorted(files)]
         self.answer(200, {"id": name, "sha": commit, "siblings": siblings, "private": repository.private, "tags": []})
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         path, content = unquote(urlsplit(self.path).path), self.body()
         if not self.is_owner:
             self.answer(401, {"error": "Invalid credentials"})

@@ -35,6 +35,9 @@ class Layout:
     streams: tuple[str, ...] = ()
     kinds: tuple[str, ...] = ()
     """Values of ``Stream.stored_as``."""
+    has_segments: bool = False
+    """Whether a stream is a segment of its file. Only then there is a column of it, so that files of other datasets
+    keep their bytes."""
     num_bits: int = 16
     """Bits of the numbers in ``pts`` and ``keyframes``: the fewest of 16, 32 and 64 that hold all of them."""
 
@@ -43,11 +46,12 @@ class Layout:
         """Find the smallest schema that holds all rows."""
         splits: set[tuple[str, str]] = set()
         streams: set[tuple[str, str]] = set()
-        lowest, highest = 0, 0
+        lowest, highest, has_segments = 0, 0, False
         for row in rows:
             splits.update(row["splits"].items())
             for name, stream in row["streams"].items():
                 streams.add((name, stream.get("stored_as", VIDEO)))
+                has_segments |= stream.get("is_segment", False)
                 lowest = min(lowest, *stream["pts"], *stream["keyframes"], 0)
                 highest = max(highest, *stream["pts"], *stream["keyframes"], 0)
         num_bits = next((bits for bits in (16, 32) if max(-lowest - 1, highest) < 2 ** (bits - 1)), 64)
@@ -55,7 +59,8 @@ class Layout:
         def side(pairs: set[tuple[str, str]], number: int) -> tuple[str, ...]:
             return tuple(sorted({pair[number] for pair in pairs}))
 
-        return Layout(side(splits, 0), side(splits, 1), side(streams, 0), side(streams, 1), num_bits)
+        names = side(splits, 0), side(splits, 1), side(streams, 0), side(streams, 1)
+        return Layout(*names, has_segments=has_segments, num_bits=num_bits)
 
 
 # Rows to columns.
@@ -110,6 +115,8 @@ def _structs(streams: Sequence[Row | None], layout: Layout) -> pa.StructArray:
         ),
         "offset": plain("offset", pa.int64(), 0),
     }
+    if layout.has_segments:
+        fields["is_segment"] = plain("is_segment", pa.bool_(), False)
     mask = pa.array([stream is None for stream in streams], pa.bool_())
     return pa.StructArray.from_arrays(list(fields.values()), names=list(fields), mask=mask)
 
@@ -189,7 +196,7 @@ def _stream_reader(array: pa.StructArray) -> Read:
     """Return the function from a position to the JSON object of a stream."""
     reads = {array.type.field(i).name: _reader(array.field(i)) for i in range(array.type.num_fields)}
     numerator, denominator = reads.pop("time_base_numerator"), reads.pop("time_base_denominator")
-    later = [(name, reads.pop(name), default) for name, default in LATER_FIELDS.items()]
+    later = [(name, reads.pop(name), default) for name, default in LATER_FIELDS.items() if name in reads]
     always = list(reads.items())
 
     def read(i: int) -> Row:

@@ -215,6 +215,7 @@ class VideoTable(LazyVideos):
             parts=words(self._empty.column(splits[0])) if splits else (),
             streams=tuple(name.removeprefix(STREAM) for name in streams),
             kinds=() if fields is None else words(fields.field("stored_as")),
+            has_segments=fields is not None and fields.type.get_field_index("is_segment") >= 0,
             num_bits=16 if fields is None else fields.field("pts").type.value_type.bit_width,
         )
 

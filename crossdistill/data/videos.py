@@ -25,6 +25,7 @@ from crossdistill.errors import UnreadableVideoError
 VIDEO = "video"
 STATUSES = ("ok", "repaired", "skipped")
 SKIPPED = "skipped"
+ROUNDING_SECONDS = 1e-6
 LONGEST_CACHED_CODE = 3
 """Numbers in the code of a constant frame rate, which many videos of a dataset share."""
 
@@ -111,6 +112,9 @@ class Stream:
     offset: int = 0
     """First byte of a picture in a tar shard, where it has ``num_bytes`` bytes; 0 for a file of its own."""
 
+    is_segment: bool = False
+    """True if the file has more frames than ``pts``: the video is a segment of a longer one, which others share."""
+
     @property
     def is_video(self) -> bool:
         """Whether it is a video file. If not, it is a still picture: one frame at the time 0."""
@@ -138,6 +142,24 @@ class Stream:
         if leaves_folder(self.path):
             raise UnreadableVideoError(f"{self.path}: leaves the folder of the dataset")
         return root / self.path
+
+    def segment(self, start_seconds: float, stop_seconds: float) -> Stream:
+        """Return the frames that are shown at ``start_seconds`` or later and before ``stop_seconds``; maybe none.
+
+        The file stays as it is. Decoding seeks to the keyframe before the first frame.
+
+        Example:
+            >>> pts = np.arange(100)
+            >>> video = Stream("a.mp4", 64, 48, Fraction(1, 10), pts=pts, keyframes=pts[::12])
+            >>> part = video.segment(2.0, 5.0)
+            >>> part.num_frames, part.times_seconds[[0, -1]].tolist(), part.keyframes.tolist()
+            (30, [2.0, 4.9], [0, 4, 16, 28])
+        """
+        # Lists round times to milliseconds or to hundredths, and sums of floats to less.
+        first, stop = np.searchsorted(self.times_seconds, np.asarray([start_seconds, stop_seconds]) - ROUNDING_SECONDS)
+        inside = self.keyframes[(self.keyframes > first) & (self.keyframes < stop)] - first
+        pts, keyframes = self.pts[first:stop], np.concatenate([[0], inside]).astype(np.int64)
+        return dataclasses.replace(self, pts=pts, keyframes=keyframes, is_segment=True)
 
     def at(self, path: str) -> Stream:
         """Return the stream with another path."""
@@ -168,7 +190,7 @@ class Stream:
         )
 
 
-LATER_FIELDS: dict[str, Any] = {"stored_as": VIDEO, "offset": 0, "is_plain": True}
+LATER_FIELDS: dict[str, Any] = {"stored_as": VIDEO, "offset": 0, "is_plain": True, "is_segment": False}
 """Fields of a stream that are written where they differ from these values."""
 PLAIN_FIELDS = tuple(
     f.name for f in dataclasses.fields(Stream) if f.name not in {*LATER_FIELDS, "time_base", "pts", "keyframes"}

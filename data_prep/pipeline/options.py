@@ -16,7 +16,7 @@ from data_prep.pipeline.transcode import DERIVED, check_source
 from data_prep.recipe import AnyRecipe, PictureRecipe, Recipe
 
 # Options of the datasets that name folders of source files.
-SOURCE_FOLDER_OPTIONS = ("videos", "pictures", "depth", "skeleton", "replacement")
+SOURCE_FOLDER_OPTIONS = ("videos", "pictures", "depth", "skeleton", "replacement", "shifts")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,7 @@ from data_prep.pipeline.resume import (
     remaining_job,
     remove_temporary_files,
 )
+from data_prep.pipeline.segments import cut, sources_to_prepare
 from data_prep.pipeline.shards import Shard
 from data_prep.pipeline.summary import check_share_of_bad, print_summary
 from data_prep.pipeline.tasks import (
@@ -54,6 +55,7 @@ def prepare_videos(
     Args:
         dataset: Name of the dataset.
         sources: All videos that the lists name, in the order of the manifest. Videos without a file count as missing.
+            Those with a ``segment`` share the streams of a longer video, which is prepared once.
         classes: Class names, indexed by ``SourceVideo.label``. Empty without classes.
         options: The options of the command. With ``dry_run``, nothing is written, and all returned videos are missing.
         flip_keeps_label: Whether a horizontally flipped video has the same class.
@@ -63,10 +65,16 @@ def prepare_videos(
             ``max_bad`` allows are unusable. The manifest is written in the last case.
     """
     options.check()
-    check_datasets(dataset, {source.name for source in sources}, options)
+    to_prepare = sources_to_prepare(sources)
+    # A run that was killed left the names of long videos, a finished one those of their segments.
+    check_datasets(dataset, {source.name for source in [*sources, *to_prepare]}, options)
     shard = Shard.parse(options.shard) if options.shard is not None else None
     if shard is not None:
-        sources = shard.select(sources)
+        if to_prepare is not sources:
+            raise UserError(
+                f"--shard {options.shard} divides videos, and these are segments that share some: remove it"
+            )
+        sources = to_prepare = shard.select(sources)
     recipe_facts = facts_of_recipe(options.recipe)
     require_unique_names([source.name for source in sources])
     manifest = Manifest(
@@ -82,18 +90,19 @@ def prepare_videos(
         },
     )
     # Videos without inputs are missing: they have no task and stay in the manifest as skipped.
-    options.check_inputs([source.inputs for source in sources if source.inputs])
+    options.check_inputs([source.inputs for source in to_prepare if source.inputs])
     make_task = TaskMaker(options, recipe_facts)
-    tasks = [make_task(source) for source in sources if source.inputs]
+    tasks = [make_task(source) for source in to_prepare if source.inputs]
     if options.recipe.writes_files:
         check_no_source_is_overwritten(tasks, options.out)
     if options.dry_run:
-        print_estimate(tasks, num_listed=len(sources), options=options)
+        print_estimate(tasks, num_listed=len(to_prepare), options=options)
         return manifest
-    away = {source.name for source in sources if not source.inputs}
+    away = {source.name for source in to_prepare if not source.inputs}
     outcomes = _run_tasks(dataset, tasks, away, options, shard)
     name = shard.manifest_name if shard else MANIFEST_NAME
-    dataclasses.replace(manifest, videos=_PreparedVideos(sources, outcomes)).save(name)
+    min_frames = options.min_frames if isinstance(options, PrepareOptions) else 1
+    dataclasses.replace(manifest, videos=_PreparedVideos(sources, outcomes, min_frames)).save(name)
     manifest = Manifest.load(options.out, name)
     print_summary(manifest)
     if shard:
@@ -158,10 +167,14 @@ class _PreparedVideos(LazyVideos):
 
     sources: Sequence[SourceVideo]
     outcomes: Mapping[str, Outcome]
+    min_frames: int = 1
+    """Fewest frames of a segment. Those of a whole video were counted when it was prepared."""
 
     def row(self, position: int) -> Row:
         source = self.sources[position]
-        found = self.outcomes.get(source.name, Outcome("skipped", MISSING))
+        found = self.outcomes.get(source.prepared_as, Outcome("skipped", MISSING))
+        if source.segment is not None:
+            found = cut(found, source.segment, min_frames=self.min_frames)
         video = Video(source.name, source.label, source.group, source.splits, found.status, found.reason, found.streams)
         return video.to_json()
 

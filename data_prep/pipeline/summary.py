@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from crossdistill.data.manifest import STATUSES, Manifest
 from crossdistill.data.videos import SKIPPED
@@ -73,9 +74,23 @@ def print_summary(manifest: Manifest) -> None:
         # Manifests of early versions have no sizes.
         unsized = np.flatnonzero(manifest.is_usable & (num_bytes == 0)).tolist()
         unknown = [manifest.videos[i].streams[name] for i in unsized]
+        if manifest.table.layout.has_segments:
+            num_bytes = np.where(_is_first_of_file(manifest, name), num_bytes, 0)
         size_bytes = num_bytes[manifest.is_usable].sum() + sum(s.file(manifest.root).stat().st_size for s in unknown)
         console.print(f"{name}: {num_frames[manifest.is_usable].sum()} frames, {size_bytes / 1e6:.1f} MB")
     console.print(f"prepared dataset: {manifest.root}", highlight=False, soft_wrap=True)
+
+
+def _is_first_of_file(manifest: Manifest, stream: str) -> NDArray[np.bool_]:
+    """[videos] whether no usable video before has the same file, which segments of a long video share."""
+    paths, offsets = manifest.table.stream_column(stream, "path"), manifest.table.stream_numbers(stream, "offset")
+    seen: set[tuple[str, int]] = set()
+    is_first = np.zeros(len(offsets), dtype=bool)
+    for position in np.flatnonzero(manifest.is_usable & manifest.table.has_stream(stream)).tolist():
+        file = (paths[position].as_py(), int(offsets[position]))
+        is_first[position] = file not in seen
+        seen.add(file)
+    return is_first
 
 
 def check_share_of_bad(manifest: Manifest, max_bad: float) -> None:

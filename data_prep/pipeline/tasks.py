@@ -27,6 +27,17 @@ STREAM_OPTIONS = {"rgb": ("keep_original",), "flow": ("flow", "flow_preset", "fl
 
 
 @dataclass(frozen=True, slots=True)
+class Segment:
+    """A part of a longer video, which is prepared once for all of its segments."""
+
+    video: str
+    """Name of the longer video."""
+    start_seconds: float
+    stop_seconds: float
+    """Exclusive."""
+
+
+@dataclass(frozen=True, slots=True)
 class SourceVideo:
     """One video as the lists of its dataset describe it."""
 
@@ -45,6 +56,13 @@ class SourceVideo:
     """Frame rate of inputs that do not store one."""
     byte_range: tuple[int, int] | None = None
     """First byte and number of bytes of a picture inside its file, a tar shard. None for a file of its own."""
+    segment: Segment | None = None
+    """The part of its inputs that it is. None for all of them."""
+
+    @property
+    def prepared_as(self) -> str:
+        """Name under which its streams are prepared: that of the longer video for a segment."""
+        return self.name if self.segment is None else self.segment.video
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,7 +110,9 @@ def require_exact(
 
 
 def require_plain(stream: Stream) -> None:
-    """Raise ``CannotServeError`` for a file with timestamps out of order, or with mirrored or changing pictures."""
+    """Raise ``CannotServeError`` for timestamps out of order, mirrored or changing pictures, and segments of a file."""
+    if stream.is_segment:
+        raise CannotServeError("the video is a segment of a longer file")
     if not stream.is_seekable:
         raise CannotServeError("the timestamps in the file are out of order")
     if not stream.is_plain:
