@@ -37,7 +37,7 @@ DATASETS = {
     "hmdb51": Command("HMDB51, from its .avi files and official lists", "datasets.hmdb51"),
     "kinetics": Command("Kinetics-400, 600 or 700, from trimmed clips and official lists", "datasets.kinetics"),
     "ssv2": Command("Something-Something v2, from its .webm files and official lists", "datasets.ssv2"),
-    "ntu": Command("NTU RGB+D 60 or 120, from RGB videos, depth maps or both", "datasets.ntu"),
+    "ntu": Command("NTU RGB+D 60 or 120, from RGB videos, depth maps, skeletons or several of them", "datasets.ntu"),
     "epic_kitchens": Command(
         "EPIC-KITCHENS-100, segments of long videos, from its videos and CSV lists", "datasets.epic_kitchens"
     ),

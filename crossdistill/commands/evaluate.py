@@ -40,8 +40,9 @@ class Options:
     """Evaluate trained students on the splits of a prepared, labelled dataset."""
 
     students: tyro.conf.Positional[tuple[Path, ...]]
-    """Folder of a run, or folder with student.safetensors; several for fusion and agreement. {split} in a name stands
-    for the split: runs/flow-{split} with --split 1 2 3 are three students, each tested on its own split."""
+    """Folder of a run, folder with student.safetensors, or repository of the Hugging Face hub; several for fusion and
+    agreement. {split} in a name stands for the split: runs/flow-{split} with --split 1 2 3 are three students, each
+    tested on its own split."""
     data: Path
     """Prepared dataset (see python -m data_prep)."""
     split: tuple[str, ...] = ("1",)

@@ -19,11 +19,12 @@ class Options:
     """Write a trained student for another runtime, and compare the file's outputs with PyTorch's."""
 
     student: tyro.conf.Positional[Path]
-    """A run's folder, or the folder with student.safetensors."""
+    """A run's folder, the folder with student.safetensors, or a repository of the Hugging Face hub."""
     to: Literal["onnx", "torchscript", "torch-export", "safetensors", "hf"] | None = None
     """The format; by default that of the suffix of --out, and otherwise onnx. onnx: for onnxruntime and others; a
     quantised student runs on integers (QCDQ). torchscript, torch-export: for PyTorch without this package. safetensors:
-    the weights for the source library's own class. hf: a folder for transformers' from_pretrained."""
+    the weights for the source library's own class. hf: a folder for transformers' from_pretrained, and for
+    timm.create_model if the network is timm's."""
     out: Path | None = None
     """The file (hf: folder) to write; by default export.onnx or the like in the run's folder."""
     data: Path | None = None

@@ -21,8 +21,8 @@ class Options:
     """
 
     paths: tyro.conf.Positional[tuple[Path, ...]]
-    """The student (a run's folder, or the folder with student.safetensors; not needed with --onnx), then videos,
-    pictures or folders of them."""
+    """The student (a run's folder, the folder with student.safetensors, or a repository of the Hugging Face hub,
+    organisation/name; not needed with --onnx), then videos, pictures or folders of them."""
     onnx: Path | None = None
     """Run this file of crossdistill export in onnxruntime instead of PyTorch."""
     camera: int | None = None

@@ -73,18 +73,20 @@ class PairConfig:
     supervised: bool = False
     """Train the student with labels and without a teacher: this makes teachers, and the baseline to beat."""
     teacher_weights: Names = ("auto",)
-    """Weights of the teacher: a weight file, a run's folder, published weights by name (kinetics400, imagenet), own
-    (path/to/file.py:function loads them itself), or auto: the published weights, and on toyactions a teacher that is
-    trained first. Give one value for all teachers or one for each."""
+    """Weights of the teacher: a weight file, a run's folder, a repository of the Hugging Face hub
+    (organisation/name), published weights by name (kinetics400, imagenet), own (path/to/file.py:function loads them
+    itself), or auto: the published weights, and on toyactions a teacher that is trained first. Give one value for all
+    teachers or one for each."""
     folds: Annotated[int, Field(ge=2)] | None = None
     """Cross-fitted teachers (Dao et al. 2021): divide the training clips into so many folds, whole groups each, and
     learn about every clip from a teacher that has not seen it. --teacher-weights takes one run with labels for each
     fold (--supervised --split 1@2of3 leaves fold 2 of 3 out); auto: they are trained first, on any dataset."""
     teacher_cache: Path | None = None
-    """Folder that `crossdistill cache` made: the teacher's embeddings are read from it, and neither the teacher nor its
-    stream is needed."""
+    """Folder that `crossdistill cache` made, or a repository of the Hugging Face hub (organisation/name): the teacher's
+    embeddings are read from it, and neither the teacher nor its stream is needed."""
     student_weights: str | None = None
-    """Weights to start from: a weight file, published weights by name, or a run's folder; random weights if absent."""
+    """Weights to start from: a weight file, published weights by name, a run's folder or a repository of the Hugging
+    Face hub (organisation/name); random weights if absent."""
     teacher_frames: Counts = ()
     """Frames that the teacher sees; its own number if absent (4 for an image teacher of a clip student). One value for
     all teachers or one for each."""

@@ -8,10 +8,10 @@ Download two things:
 
 A long video is prepared once, and the manifest says which of its frames each segment has: no file is cut. A segment
 that begins after its video's end is skipped, and one that ends later keeps the frames that there are; the manifest has
-the reason. The class is the verb, the noun or both (--label). Split "1" has the official training segments as training part
-and the validation segments as test part. The test segments have no public labels; with EPIC_100_test_timestamps.csv in
-the folder they are unlabelled training data, in no split. A group is a participant. Participants are in both parts, as
-the paper says.
+the reason. The class is the verb, the noun or both (--label). Split "1" has the official training segments as training
+part and the validation segments as test part. The test segments have no public labels; with
+EPIC_100_test_timestamps.csv in the folder they are unlabelled training data, in no split. A group is a participant.
+Participants are in both parts, as the paper says.
 """
 
 from __future__ import annotations

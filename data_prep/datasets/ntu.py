@@ -1,13 +1,18 @@
 """NTU RGB+D: 56,880 recordings of 60 actions by 40 people, from three Kinects (Shahroudy et al., 2016).
 
-Request access at https://rose1.ntu.edu.sg/dataset/actionRecognition, and download one or both of these parts:
+Request access at https://rose1.ntu.edu.sg/dataset/actionRecognition, and download one or more of these parts:
 
 * RGB videos: S001C001P001R001A001_rgb.avi and so on (--videos).
 * Masked depth maps, or the full ones: a folder S001C001P001R001A001 of 16-bit PNG files per recording (--depth).
+* 3D skeletons: S001C001P001R001A001.skeleton and so on (--skeleton, for --modalities with skeleton).
 
-With one part alone, choose --modalities accordingly: rgb flow for videos, depth flow for depth maps. Every recording
-must have every stream, so a recording that lacks a needed part counts as missing. The files S018 to S032 of NTU RGB+D
-120 (Liu et al., 2019) may be in the same folders. The dataset then has the 120 classes.
+With one part alone, choose --modalities accordingly: rgb flow for videos, depth flow for depth maps, skeleton for
+skeletons. Every recording must have every stream, so a recording that lacks a needed part counts as missing. A skeleton
+is the body that is in most frames, with the 20 joints that a Kinect 1 has too: encoders of UTD-MHAD's skeletons take
+it. A second person is left out. A file without a body is skipped; --missing leaves out all that the authors list.
+
+The files S018 to S032 of NTU RGB+D 120 (Liu et al., 2019) may be in the same folders. The dataset then has the 120
+classes.
 
 Splits: "xsub" trains on 20 people and tests on the other 20. "xview" trains on cameras 2 and 3 and tests on camera 1.
 Both use S001 to S017 only. With the files of NTU RGB+D 120 there are also "xsub120" (53 of 106 people train) and "xset"
@@ -28,7 +33,7 @@ from typing import Literal
 from crossdistill.data.manifest import Manifest
 from crossdistill.errors import UserError
 from data_prep.pipeline.prepare import PrepareOptions, SourceVideo, prepare_videos
-from data_prep.pipeline.sources import VIDEO_SUFFIXES, add_file, select_inputs, walk_files
+from data_prep.pipeline.sources import VIDEO_SUFFIXES, add_file, read_lines, select_inputs, walk_files
 
 NAME = re.compile(
     r"S(?P<setup>\d{3})C(?P<camera>\d{3})P(?P<person>\d{3})R(?P<repetition>\d{3})A(?P<action>\d{3})", re.IGNORECASE
@@ -75,7 +80,16 @@ class NtuOptions(PrepareOptions):
     """Folder of the ..._rgb.avi files. Subfolders are searched."""
     depth: Path | None = None
     """Folder of the recordings' depth folders. Subfolders are searched."""
-    modalities: tuple[Literal["rgb", "flow", "depth"], ...] = ("rgb", "flow", "depth")
+    skeleton: Path | None = None
+    """Folder of the .skeleton files, for --modalities with skeleton. Subfolders are searched."""
+    missing: Path | None = None
+    """The authors' list of recordings with missing or incomplete skeletons, which then count as missing."""
+    # Overrides the common option: not every dataset has skeletons.
+    modalities: tuple[Literal["rgb", "flow", "depth", "skeleton"], ...] = (  # type: ignore[assignment]
+        "rgb",
+        "flow",
+        "depth",
+    )
     """Streams to make. Streams that an earlier run made with the same options are kept."""
 
 
@@ -127,8 +141,15 @@ def read_recordings(options: NtuOptions) -> tuple[list[SourceVideo], tuple[str, 
     if options.depth is not None:
         # The depth folders are not searched, because they contain millions of files.
         found["depth"] = _find((path for path in walk_files(options.depth, stop_at=NAME) if path.is_dir()), "")
+    if options.skeleton is not None:
+        paths = (path for path in walk_files(options.skeleton) if path.suffix.lower() == ".skeleton")
+        found["skeleton"] = _find(paths, "")
+    _check_skeleton_options(options)
     if not found:
-        raise UserError("there is nothing to prepare: give --videos, --depth or both")
+        raise UserError("there is nothing to prepare: give --videos, --depth, --skeleton or several of them")
+    if options.missing is not None:
+        absent = _read_missing(options.missing)
+        found["skeleton"] = {name: path for name, path in found["skeleton"].items() if name not in absent}
     names = sorted({name for by_name in found.values() for name in by_name})
     recordings = [recording for name in names if (recording := Recording.parse(name)) is not None]
     has_120 = any(recording.setup > LAST_SETUP_60 for recording in recordings)
@@ -141,8 +162,8 @@ def read_recordings(options: NtuOptions) -> tuple[list[SourceVideo], tuple[str, 
     if not any(inputs.values()):
         raise UserError(
             f"no recording has all files that --modalities {' '.join(options.modalities)} needs: found "
-            f"{len(found.get('rgb', ()))} videos and {len(found.get('depth', ()))} depth folders with names like "
-            "S001C001P001R001A001"
+            f"{len(found.get('rgb', ()))} videos, {len(found.get('depth', ()))} depth folders and "
+            f"{len(found.get('skeleton', ()))} skeletons with names like S001C001P001R001A001"
         )
     sources = [
         SourceVideo(
@@ -157,6 +178,23 @@ def read_recordings(options: NtuOptions) -> tuple[list[SourceVideo], tuple[str, 
         for recording in recordings
     ]
     return sources, classes
+
+
+def _check_skeleton_options(options: NtuOptions) -> None:
+    """Raise a ``UserError`` if an option of skeletons has no effect."""
+    if options.skeleton is not None and "skeleton" not in options.modalities:
+        effect = "has no effect without skeleton in --modalities"
+        raise UserError(f"--skeleton {options.skeleton} {effect}: add skeleton there, or remove --skeleton")
+    if options.missing is not None and options.skeleton is None:
+        raise UserError(f"--missing {options.missing} has no effect without --skeleton: add it, or remove --missing")
+
+
+def _read_missing(path: Path) -> set[str]:
+    """Read the authors' list: a name in each line, after a few lines of text."""
+    names = {recording.name for _, line in read_lines(path) if (recording := Recording.parse(line)) is not None}
+    if not names:
+        raise UserError(f"{path} names no recording: expected lines such as S001C002P005R002A008")
+    return names
 
 
 def _find(paths: Iterable[Path], ending: str) -> dict[str, Path]:

@@ -55,7 +55,7 @@ class UtdMhadOptions(PrepareOptions):
     """Folder of the ..._depth.mat files. Subfolders are searched."""
     skeleton: Path | None = None
     """Folder of the ..._skeleton.mat files, for --modalities with skeleton. Subfolders are searched."""
-    # Overrides the common option: only this dataset has skeletons.
+    # Overrides the common option: not every dataset has skeletons.
     modalities: tuple[Literal["rgb", "flow", "depth", "skeleton"], ...] = ("depth", "flow")  # type: ignore[assignment]
     """Streams to make: depth, flow, skeleton. Streams that an earlier run made with the same options are kept."""
 

@@ -27,6 +27,7 @@ from crossdistill.data.streams import STREAM_FORMATS, Picture, quantise_joints
 from crossdistill.errors import UnreadableVideoError
 from data_prep.flow import FLOW_METHODS
 from data_prep.frames import NO_VECTORS, ColourFrame, DepthFrame, Frame, JointsFrame, Motion, look_ahead
+from data_prep.pipeline.ntu_skeleton import SUFFIX, main_body
 from data_prep.recipe import Recipe, UnusableVideo
 
 MIN_SIDE_PX = 16
@@ -170,8 +171,11 @@ def _gray16_video(path: Path) -> Iterator[NDArray[np.uint16]]:
 
 
 def read_skeleton(path: Path, recipe: Recipe, frame_rate: Fraction | None = None) -> Iterator[JointsFrame]:
-    """Read the joints of a body: a MATLAB array [20, 3, T] in metres with the key ``d_skel``, as in UTD-MHAD."""
-    joints_metres = _load_matlab(path, MATLAB_JOINTS_KEY)
+    """Read the joints of a body: a ``.skeleton`` file of NTU RGB+D, or a MATLAB array as in UTD-MHAD.
+
+    The array is [20, 3, T] in metres with the key ``d_skel``.
+    """
+    joints_metres = main_body(path) if path.suffix.lower() == SUFFIX else _load_matlab(path, MATLAB_JOINTS_KEY)
     if joints_metres.ndim != 3 or joints_metres.shape[:2] != (NUM_JOINTS, 3):
         raise UnreadableVideoError(f"{path}: {MATLAB_JOINTS_KEY!r} is {joints_metres.shape}, not [{NUM_JOINTS}, 3, T]")
     if not np.issubdtype(joints_metres.dtype, np.floating) or not np.isfinite(joints_metres).all():
@@ -204,7 +208,7 @@ class DeclaredLength:
 
 def declared_length(path: Path) -> DeclaredLength:
     """Read the length that the header of a source declares."""
-    if path.is_dir() or path.suffix.lower() == ".mat":
+    if path.is_dir() or path.suffix.lower() in (".mat", SUFFIX):
         return DeclaredLength()
     try:
         container, video = open_video(path)

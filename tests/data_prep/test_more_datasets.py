@@ -1,15 +1,19 @@
-"""Diving48 and UCF101-DS: lists in the documented format, damaged ones, and one small preparation of each."""
+"""Diving48, UCF101-DS and skeletons of NTU RGB+D: lists in the documented format, damaged ones, preparations."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 from video_files import moving_frames, write_video
 
-from crossdistill.errors import UserError
-from data_prep.datasets import diving48, ucf101_ds
+from crossdistill.data.decode import read_frames
+from crossdistill.errors import UnreadableVideoError, UserError
+from crossdistill.modalities import SKELETON
+from data_prep.datasets import diving48, ntu, ucf101_ds
+from data_prep.pipeline.ntu_skeleton import main_body
 
 VOCABULARY = [
     ["Back", "15som", "05Twis", "FREE"],
@@ -132,3 +136,93 @@ def test_ucf101_ds__wrong_folders_are_one_sentence(shifted, path, message):
     (shifted.shifts / path).touch()
     with pytest.raises(UserError, match=message):
         ucf101_ds.prepare(shifted)
+
+
+# Skeletons of NTU RGB+D.
+
+NAMES = ("S001C001P001R001A001", "S001C002P003R002A060")
+
+
+def joints_of(frame, body):
+    """Joints [25, 3] that are different in every frame, body and axis."""
+    return np.arange(75).reshape(25, 3) / 100 + frame / 10 + body
+
+
+def skeleton_lines(frames):
+    """The lines of a file; ``frames`` has the bodies of each frame."""
+    lines = [str(len(frames))]
+    for number, bodies in enumerate(frames):
+        lines.append(str(len(bodies)))
+        for body in bodies:
+            lines += [f"720575940379{body:05d} 0 1 1 1 1 0 0.02 -0.1 2", "25"]
+            for x, y, z in joints_of(number, body):
+                lines.append(f"{x:.4f} {y:.4f} {z:.4f} 277.4 191.8 1036.2 519.1 -0.2 0.03 0.98 -0.02 2")
+    return lines
+
+
+def write_skeleton(path, frames):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\r\n".join(skeleton_lines(frames)) + "\r\n")
+    return path
+
+
+@pytest.fixture
+def skeletons(tmp_path):
+    write_skeleton(tmp_path / "nturgb+d_skeletons" / f"{NAMES[0]}.skeleton", [[], [2, 1], [1], [1, 2], [], *[[1]] * 5])
+    write_skeleton(tmp_path / "nturgb+d_skeletons" / f"{NAMES[1]}.skeleton", [[]] * 9)
+    return ntu.NtuOptions(
+        skeleton=tmp_path / "nturgb+d_skeletons", modalities=("skeleton",), out=tmp_path / "out", workers=1, max_bad=1.0
+    )
+
+
+def test_ntu_skeleton__is_the_most_frequent_body_with_the_joints_of_a_kinect1(skeletons):
+    manifest = ntu.prepare(skeletons)
+    assert [(v.name, v.label, v.splits, v.status, v.reason.split(":")[0]) for v in manifest.videos] == [
+        (NAMES[0], 0, {"xsub": "train", "xview": "test"}, "ok", ""),
+        (NAMES[1], 59, {"xsub": "test", "xview": "train"}, "skipped", "unreadable"),
+    ]
+    assert "has no body in any of its 9 frames" in manifest.videos[1].reason
+    stream = manifest.videos[0].streams["skeleton"]
+    stored = read_frames(manifest.root, stream, range(stream.num_frames), stream_name="skeleton")
+    metres = stored[:, :, 0] * SKELETON.value_scale + SKELETON.value_offset
+    # Body 1 is not in the frames 0 and 4: before its first frame it is there already, and later it stays.
+    of_frame = [1, 1, 2, 3, 3, 5, 6, 7, 8, 9]
+    kinect1 = [3, 20, 1, 0, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19]
+    expected = np.stack([joints_of(frame, 1)[kinect1] for frame in of_frame])
+    np.testing.assert_allclose(metres, expected, atol=SKELETON.value_scale)
+
+
+def test_ntu_skeleton__leaves_out_the_missing_list(skeletons, tmp_path):
+    (tmp_path / "missing.txt").write_text(f"The samples with missing skeletons:\n\n{NAMES[1]}\n")
+    manifest = ntu.prepare(dataclasses.replace(skeletons, missing=tmp_path / "missing.txt"))
+    assert [video.name for video in manifest.videos] == [NAMES[0]]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda lines: lines[:40], "is cut short"),
+        (lambda lines: ["many", *lines[1:]], "is damaged (invalid literal for int() with base 10: 'many')"),
+        (lambda lines: [*lines[:4], "24", *lines[5:]], "is damaged (a body has 24 joints instead of 25)"),
+        (lambda lines: [*lines[:5], "0.1 0.2", *lines[6:]], "is damaged"),
+        (lambda lines: [*lines[:5], "nan 0.2 0.1 0", *lines[6:]], "is damaged (a joint has no position)"),
+    ],
+)
+def test_ntu_skeleton__damaged_files_are_skipped_with_a_reason(tmp_path, change, reason):
+    path = tmp_path / "a.skeleton"
+    path.write_text("\n".join(change(skeleton_lines([[], *[[1]] * 8]))))
+    with pytest.raises(UnreadableVideoError) as error:
+        main_body(path)
+    assert reason in str(error.value)
+
+
+def test_ntu_skeleton__options_without_effect_are_one_sentence(skeletons, tmp_path):
+    with pytest.raises(UserError, match=r"--skeleton .* has no effect without skeleton in --modalities"):
+        ntu.read_recordings(dataclasses.replace(skeletons, modalities=("rgb",)))
+    with pytest.raises(UserError, match=r"--missing .* has no effect without --skeleton"):
+        ntu.read_recordings(
+            ntu.NtuOptions(videos=tmp_path, missing=tmp_path / "m", modalities=("rgb",), out=tmp_path / "out")
+        )
+    (tmp_path / "empty.txt").write_text("nothing\n")
+    with pytest.raises(UserError, match=r"empty.txt names no recording: expected lines such as S001C002P005R002A008"):
+        ntu.read_recordings(dataclasses.replace(skeletons, missing=tmp_path / "empty.txt"))

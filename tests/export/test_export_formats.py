@@ -18,8 +18,9 @@ from crossdistill.data.manifest import Manifest
 from crossdistill.distillation.student import FACTS_NAME, save_student
 from crossdistill.encoders import create_encoder
 from crossdistill.encoders.base import Classifier
+from crossdistill.encoders.timm import OF_PUBLISHED_WEIGHTS
 from crossdistill.errors import UserError
-from crossdistill.export import onnx
+from crossdistill.export import hf, onnx
 from crossdistill.export.agreement import ExportAgreement, compare_outputs, require_agreement
 from crossdistill.export.export import export_file
 from crossdistill.export.formats import FORMATS, Format, export_student
@@ -175,7 +176,7 @@ def test_hf__student_of_transformers_loads_as_its_own_class(tmp_path):
     assert "mean over all tokens" in (folder / "README.md").read_text()
 
 
-def test_hf__other_student_loads_with_automodel_and_no_code_in_the_folder(tmp_path):
+def test_hf__other_student_loads_with_automodel_and_one_import_in_the_folder(tmp_path):
     encoder = make_encoder()
     export_student(encoder, tmp_path / "hf", noise_clips(encoder, 2), to="hf", classes=CLASSES)
     model = transformers.AutoModel.from_pretrained(tmp_path / "hf", trust_remote_code=False)
@@ -183,7 +184,54 @@ def test_hf__other_student_loads_with_automodel_and_no_code_in_the_folder(tmp_pa
     with torch.no_grad():
         output = model(clips)
     torch.testing.assert_close(output.logits, expected_outputs(encoder, clips)[1], atol=1e-5, rtol=1e-5)
-    assert sorted(file.suffix for file in (tmp_path / "hf").iterdir()) == [".json", ".md", ".safetensors"]
+    assert sorted(file.suffix for file in (tmp_path / "hf").iterdir()) == [".json", ".md", ".py", ".safetensors"]
+    assert (tmp_path / "hf" / hf.CODE_NAME).read_text() == hf.CODE
+
+
+def test_hf__other_student_loads_in_a_process_that_trusts_the_folder(tmp_path):
+    encoder = make_encoder()
+    clips = noise_clips(encoder, 2)
+    export_student(encoder, tmp_path / "hf", clips, to="hf", classes=CLASSES)
+    torch.save(clips, tmp_path / "clips.pt")
+    code = (
+        "import sys, torch, transformers\n"
+        "load = transformers.AutoModel.from_pretrained\n"
+        "try:\n"
+        "    load('hf', trust_remote_code=False)\n"
+        "except ValueError:\n"
+        "    print('refused')\n"
+        "with torch.no_grad():\n"
+        "    output = load('hf', trust_remote_code=True)(torch.load('clips.pt'))\n"
+        "torch.save([output.embeddings, output.logits], 'outputs.pt')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "refused\n"), done.stderr
+    for found, expected in zip(torch.load(tmp_path / "outputs.pt"), expected_outputs(encoder, clips), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "size_px"), [("flow_timm:resnet18", 32), ("image_timm:vit_tiny_patch16_224", 64)])
+def test_hf__student_of_timm_loads_with_timm_and_with_automodel(tmp_path, name, size_px):
+    timm = pytest.importorskip("timm")
+    encoder = make_encoder(name=name, num_frames=1, size_px=size_px)
+    clips, folder = noise_clips(encoder, 2), tmp_path / "hf"
+    export_student(encoder, folder, clips, to="hf", classes=CLASSES)
+    pictures, expected = clips[:, :, 0], expected_outputs(encoder, clips)[0]
+    with torch.no_grad():
+        own = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        wrapped = transformers.AutoModel.from_pretrained(folder, trust_remote_code=False).eval()
+        torch.testing.assert_close(own(pictures), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(wrapped(pictures).pooler_output, expected, atol=1e-5, rtol=1e-5)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.classifier.safetensors",
+        "model.safetensors",
+    ]
+    config = json.loads((folder / "config.json").read_text())
+    assert config["pretrained_cfg"]["input_size"] == [encoder.view.kind.channels, size_px, size_px]
+    assert not set(OF_PUBLISHED_WEIGHTS) & set(config["pretrained_cfg"])
+    assert config["crossdistill"]["classes"] == list(CLASSES)
 
 
 def test_hf__existing_folder_is_not_overwritten(tmp_path):
