@@ -158,7 +158,7 @@ def how_to_load(encoder: Encoder, metadata: ExportMetadata, *, place: str | None
         f"mean {list(view.mean)}, standard deviation {list(view.std)}; `config.json` describes the whole preprocessing "
         f"under `{METADATA_KEY}`."
     ]
-    return "\n".join(["```python", *code, "```", "", *notes]) + "\n"
+    return "\n\n".join(["\n".join(["```python", *code, "```"]), *notes]) + "\n"
 
 
 def _pooling(encoder: Encoder) -> str:

@@ -59,7 +59,7 @@ def student_card(record: RunRecord, encoder: Encoder, options: CardOptions) -> s
         "## Use",
         _use(record, encoder, options),
         "## Network",
-        _table(("", ""), _network_rows(record, encoder)),
+        _table(("what", "value"), _network_rows(record, encoder)),
         "## Training",
         _training(record),
         "## Numbers",
@@ -98,7 +98,7 @@ def cache_card(cache: TeacherCache, options: CardOptions) -> str:
         f"```bash\ncrossdistill train --teacher-cache {options.place} --student … --data …\n```",
         "A run compares the clips of its dataset with those of the cache, and stops if they differ.",
         "## Contents",
-        _table(("", ""), rows),
+        _table(("what", "value"), rows),
         "## Licence",
         f"Licence of these files: {options.license or FILL_IN}. They are made of a dataset by a network: the terms of "
         f"both apply ({FILL_IN}).",
@@ -216,7 +216,7 @@ def _training(record: RunRecord) -> str:
     rows.append(("software", ", ".join(software)))
     machine = [str(gpu) for gpu in environment.get("gpus") or [environment.get("cpu", "")]]
     rows.append(("machine", ", ".join(filter(None, machine))))
-    return _table(("", ""), [row for row in rows if row[1]])
+    return _table(("what", "value"), [row for row in rows if row[1]])
 
 
 def _numbers(evaluations: Sequence[tuple[str, Evaluation]]) -> str:
