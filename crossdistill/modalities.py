@@ -58,6 +58,10 @@ class Modality:
     is_picture: bool = True
     """Whether rows and columns are positions in a picture. If not, frames are not cropped, and mirroring keeps the
     order of the columns."""
+    is_colour: bool = False
+    """Whether frames are RGB pictures of 8 bits, as cameras and codecs give them."""
+    measures_motion: bool = False
+    """Whether a frame holds the change to the next one, so that frames cannot be put into another order."""
     mirrored_rows: tuple[int, ...] = ()
     """For each row of a mirrored frame, the row of the stored frame that it is taken from. Empty: rows stay."""
 
@@ -105,6 +109,7 @@ IMAGE = Modality(
     value_offset=0.0,
     mean=(0.485, 0.456, 0.406),
     std=(0.229, 0.224, 0.225),
+    is_colour=True,
 )
 
 RGB = Modality(
@@ -117,6 +122,7 @@ RGB = Modality(
     value_offset=0.0,
     mean=(0.45, 0.45, 0.45),
     std=(0.225, 0.225, 0.225),
+    is_colour=True,
 )
 
 FLOW = Modality(
@@ -131,6 +137,7 @@ FLOW = Modality(
     std=(2.0, 2.0),
     flip_negates=(0,),
     resize_axes=("x", "y"),
+    measures_motion=True,
 )
 
 DEPTH = Modality(

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
@@ -52,8 +52,12 @@ class Options:
     """knn: nearest neighbours by cosine similarity; linear: a linear layer on frozen features, trained by the paper's
     SGD; linear-sweep: linear with the learning rate and weight decay that are best on a held-out part of train;
     cluster: k-means, one class per cluster; retrieval: whether one of the 1, 5, 10, 20, 50 nearest videos has the
-    class; lowshot: linear with few labels; finetune: the whole student learns the labels; for several students,
-    fusion: averaged probabilities and summed similarities, agreement: shared neighbours and CKA."""
+    class; lowshot: linear with few labels; finetune: the whole student learns the labels; calibration: expected
+    calibration error of a linear layer, before and after a temperature; robustness: accuracy on perturbed test clips;
+    order: classes that are each other's time reversal, shuffled and reversed frames; multi-label: mean average precision
+    where a video has several classes; for several students, fusion:
+    averaged probabilities and summed similarities, missing-modality: the fusion without each modality, agreement:
+    shared neighbours and CKA."""
     views: str = "1x1"
     """Clips x crops of every test video: 10x3 are ten clips from start to end and three crops along the longer side.
     Features are averaged for knn, cluster and retrieval, class probabilities for linear layers."""
@@ -65,6 +69,19 @@ class Options:
     """For lowshot: labelled share of each class's training clips, or their number."""
     draws: int = 5
     """For lowshot: how often the labelled clips are drawn."""
+    families: tuple[str, ...] = ()
+    """For robustness: families of perturbations, such as gaussian-noise h264 freeze; all that make sense for the
+    student's view by default."""
+    severities: tuple[int, ...] = (1, 2, 3, 4, 5)
+    """For robustness: severities, from 1 to 5."""
+    class_pairs: tuple[str, ...] = ()
+    """For order: classes that are each other's time reversal, such as Open:Close, or one file with a pair on each line;
+    found by words of their names (left and right, open and close) by default."""
+    label_sets: Path | None = None
+    """For multi-label: the classes of every video, JSON {"video": ["class", ...]} or CSV with lines video,class."""
+    classifier: Literal["probe", "own"] = "probe"
+    """For robustness and order: a linear layer that is trained on clean training clips, or the layer that a student
+    with labels was trained with."""
     bootstrap: int = NUM_BOOTSTRAP_DRAWS
     """Number of test sets that are drawn for the intervals; 0 for no intervals."""
     seed: int = 0
@@ -73,6 +90,8 @@ class Options:
     """Folder in which features are kept; the folder features beside the student by default."""
     json: Path | None = None
     """File to which the results are written as well (docs/reference/results_schema.md)."""
+    csv: Path | None = None
+    """Folder to which confusion matrices, tables of classes and robustness are written as CSV files."""
     finetune_epochs: int = 30
     """For finetune: number of passes over the training clips."""
     finetune_lr: float = 1e-3
@@ -102,7 +121,8 @@ class Options:
         from crossdistill.evaluation.settings import FineTuning, ProtocolSettings, ReadSettings, Shots
         from crossdistill.evaluation.views import TestViews
 
-        for path in (self.json, None if self.features is None else self.features / "features"):
+        inside = (None if folder is None else folder / "file" for folder in (self.features, self.csv))
+        for path in (self.json, *inside):
             if path is not None:
                 require_writable(path)
         views = TestViews.parse(self.views)
@@ -125,6 +145,11 @@ class Options:
                 num_low_shot_draws=self.draws,
                 num_bootstrap_draws=self.bootstrap,
                 seed=self.seed,
+                families=self.families,
+                severities=self.severities,
+                class_pairs=self.class_pairs,
+                label_sets=self.label_sets,
+                classifier=self.classifier,
             ),
             fine_tuning=FineTuning(
                 epochs=self.finetune_epochs,
@@ -145,6 +170,8 @@ class Options:
 
 def evaluate(options: Options) -> Evaluation:
     """Evaluate, write the JSON file and track the numbers; every process returns the same result."""
+    from crossdistill.data.manifest import Manifest
+    from crossdistill.evaluation.csv_tables import write_tables
     from crossdistill.evaluation.evaluate_students import evaluate_students, track_students
     from crossdistill.recipes.finetune import fine_tune
     from crossdistill.utils.distributed import create_accelerator
@@ -154,6 +181,8 @@ def evaluate(options: Options) -> Evaluation:
     if accelerator.is_main_process:
         if options.json is not None:
             write_text_atomically(options.json, json.dumps(evaluation.to_json(), indent=2) + "\n")
+        if options.csv is not None:
+            write_tables(evaluation, options.csv, Manifest.load(options.data).classes)
         track_students(request, evaluation)
     return evaluation
 

@@ -10,16 +10,31 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crossdistill.data.decode import read_pictures
 from crossdistill.data.decoders import DEFAULT_DECODER
 from crossdistill.data.manifest import Stream
 from crossdistill.data.pictures import shrink_for
 from crossdistill.data.sampling import Loop, centre_range_seconds, clip_frames, video_loop
+from crossdistill.data.streams import Picture
 from crossdistill.data.transforms import Crop, CutClip, cut_view
 from crossdistill.types import ViewSpec
+
+
+class ClipChange(Protocol):
+    """A change of the clips of one video before they are cropped, such as a perturbation."""
+
+    def steps(self, clip: int, num_frames: int) -> NDArray[np.float64] | None:
+        """Return the moments [T] of the frames of the video's n-th clip, as ``clip_frames`` takes them, or None."""
+        ...
+
+    def pictures(self, clip: int, frames: Sequence[Picture]) -> Sequence[Picture]:
+        """Change the decoded frames, T arrays [H, W, C], of the video's n-th clip."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -36,6 +51,8 @@ class ClipReader:
     """What happens if a clip is longer than the video: one of ``SHORT_CLIPS``."""
     decoder: str = DEFAULT_DECODER
     """Decoding library: one of ``DECODERS``."""
+    change: ClipChange | None = None
+    """Change of every clip after decoding; None for clips as they are."""
 
     @cached_property
     def view_streams(self) -> list[Stream]:
@@ -67,10 +84,11 @@ class ClipReader:
             return [(earliest + latest) / 2]
         return [float(centre) for centre in np.linspace(earliest, latest, num_clips)]
 
-    def frames(self, position: int, centre_seconds: float) -> list[int]:
-        """Return the frame positions in its stream of a clip of the view ``views[position]``."""
+    def frames(self, position: int, centre_seconds: float, *, number: int = 0) -> list[int]:
+        """Return the frame positions in its stream of the video's n-th clip, for the view ``views[position]``."""
         stream, view = self.view_streams[position], self.views[position]
-        return clip_frames(stream, view, centre_seconds, loop=self._loop).tolist()
+        steps = None if self.change is None else self.change.steps(number, view.num_frames)
+        return clip_frames(stream, view, centre_seconds, loop=self._loop, steps=steps).tolist()
 
     def read(self, centres_seconds: Sequence[float], crops: Sequence[Sequence[Crop]]) -> list[list[CutClip]]:
         """Read the clips around some centres and cut each with every crop of its view; errors as in ``read_pictures``.
@@ -86,7 +104,8 @@ class ClipReader:
         shrinks = [self._shrink(position, of_view) for position, of_view in enumerate(crops)]
         for position, (view, of_view) in enumerate(zip(self.views, crops, strict=True)):
             if of_view:
-                frames = [frame for centre in centres_seconds for frame in self.frames(position, centre)]
+                clips = enumerate(centres_seconds)
+                frames = [frame for number, centre in clips for frame in self.frames(position, centre, number=number)]
                 wanted.setdefault((view.kind.stream, shrinks[position]), []).extend(frames)
         # One call per stream: clips and views that overlap share the decoded frames.
         pictures = {
@@ -100,10 +119,12 @@ class ClipReader:
         cuts: list[list[CutClip]] = []
         for view, of_view, shrink in zip(self.views, crops, shrinks, strict=True):
             num_clips = len(centres_seconds) if of_view else 0
-            clips = [list(islice(pictures[view.kind.stream, shrink], view.num_frames)) for _ in range(num_clips)]
-            cuts.append(
-                [cut_view(clip, crop, modality=view.kind, size_px=view.size_px) for clip in clips for crop in of_view]
-            )
+            cuts.append([])
+            for number in range(num_clips):
+                clip: Sequence[Picture] = list(islice(pictures[view.kind.stream, shrink], view.num_frames))
+                if self.change is not None:
+                    clip = self.change.pictures(number, clip)
+                cuts[-1] += [cut_view(clip, crop, modality=view.kind, size_px=view.size_px) for crop in of_view]
         return cuts
 
     def _shrink(self, position: int, crops: Sequence[Crop]) -> int:
@@ -112,7 +133,7 @@ class ClipReader:
         It depends on this view alone, so that what the student sees is the same with and without a teacher beside it.
         """
         stream, size_px = self.view_streams[position], self.views[position].size_px
-        if stream.is_video or not crops:
+        if stream.is_video or not crops or self.change is not None:
             return 1
         sides_px = (min(crop.width * stream.width_px, crop.height * stream.height_px) for crop in crops)
         return shrink_for(min(sides_px), size_px)

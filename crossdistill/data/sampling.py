@@ -80,12 +80,18 @@ class Loop:
 
 
 def clip_frames(
-    stream: Stream, view: ViewSpec, centre_seconds: float, *, loop: Loop | None = None
+    stream: Stream,
+    view: ViewSpec,
+    centre_seconds: float,
+    *,
+    loop: Loop | None = None,
+    steps: NDArray[np.float64] | None = None,
 ) -> NDArray[np.int64]:
     """Return the positions of a clip's frames in its stream.
 
     The clip starts at the frame nearest to its first time. Every later time takes its nearest frame. Without a loop,
-    the first and last frame repeat beyond the ends of the video.
+    the first and last frame repeat beyond the ends of the video. ``steps`` [T] are the moments of the frames after the
+    start, in distances of two frames of the clip; None for 0, 1, 2, …
 
     Example:
         >>> from fractions import Fraction
@@ -107,7 +113,8 @@ def clip_frames(
     first, last = stream.times_seconds[0], stream.times_seconds[-1]
     if first <= start_seconds <= last:
         start_seconds = stream.times_seconds[nearest_frames(stream, np.asarray([start_seconds]))[0]]
-    times_seconds = np.float64(start_seconds) + step_seconds * np.arange(view.num_frames, dtype=np.float64)
+    steps = np.arange(view.num_frames, dtype=np.float64) if steps is None else steps
+    times_seconds = np.float64(start_seconds) + step_seconds * steps
     return nearest_frames(stream, times_seconds if loop is None else loop.wrap(times_seconds))
 
 

@@ -22,9 +22,9 @@ def check_names(kind: str, given: Sequence[str], allowed: Collection[str]) -> No
             raise unknown_name(kind, name, allowed)
 
 
-def check_dataset(manifest: Manifest, view: ViewSpec, split: str, *, wanted_by: str) -> None:
+def check_dataset(manifest: Manifest, view: ViewSpec, split: str, *, wanted_by: str, needs_labels: bool = True) -> None:
     """Raise a ``UserError`` if the dataset has no labels or not the view's stream, or a part has no usable clips."""
-    if not manifest.classes:
+    if needs_labels and not manifest.classes:
         raise UserError(f"the dataset {manifest.root} has no labels: evaluate on a labelled dataset")
     for part in ("train", "test"):
         entries = entries_of_part(manifest, split, part)

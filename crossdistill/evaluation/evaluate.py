@@ -19,6 +19,7 @@ from crossdistill.evaluation.embedded_split import EmbeddedSplit
 from crossdistill.evaluation.evaluations import evaluation_of_split
 from crossdistill.evaluation.feature_store import kept_features
 from crossdistill.evaluation.features import Features
+from crossdistill.evaluation.perturbations import Perturbation
 from crossdistill.evaluation.protocols import PROTOCOLS, apply_protocols
 from crossdistill.evaluation.results import Evaluation
 from crossdistill.evaluation.settings import ProtocolSettings, ReadSettings
@@ -59,6 +60,33 @@ class EvaluatedEncoder:
 
         train, test = part("train", settings.train_views), part("test", settings.views)
         return EmbeddedSplit(train, test, len(manifest.classes), description=self.description)
+
+    def embed_perturbed(
+        self,
+        manifest: Manifest,
+        split: str,
+        settings: ReadSettings,
+        accelerator: Accelerator,
+        perturbations: Sequence[Perturbation],
+    ) -> dict[Perturbation, Features]:
+        """Embed the test part once for each perturbation; the features are complete on the first process only.
+
+        Each is stored when it is finished, so that a second evaluation goes on after the last one.
+        """
+        entries, found = entries_of_part(manifest, split, "test", settings.max_clips), {}
+        for number, perturbation in enumerate(perturbations, start=1):
+            which = f"{perturbation} ({number} of {len(perturbations)})"
+            found[perturbation] = kept_features(
+                self.encoder,
+                entries,
+                folder=self.features_folder,
+                dataset=manifest.dataset,
+                execution=self.execution,
+                accelerator=accelerator,
+                settings=replace(settings, perturbation=replace(perturbation, dataset=manifest.dataset)),
+                description=None if self.description is None else f"{self.description}, {which}",
+            )
+        return found
 
 
 def evaluate_encoder(

@@ -27,10 +27,22 @@ from crossdistill.evaluation.embedded_split import EmbeddedSplit
 from crossdistill.evaluation.evaluate import EvaluatedEncoder, on_first
 from crossdistill.evaluation.evaluations import evaluation_of_split, mean_of_splits
 from crossdistill.evaluation.gains import paired_gains
-from crossdistill.evaluation.protocols import FINETUNE, JOINT_PROTOCOLS, PROTOCOLS, apply_protocols
+from crossdistill.evaluation.perturbed_protocols import PerturbedPlan
+from crossdistill.evaluation.protocols import (
+    FINETUNE,
+    JOINT_PROTOCOLS,
+    MISSING_MODALITY,
+    MULTI_LABEL,
+    ORDER,
+    PROTOCOLS,
+    ROBUSTNESS,
+    apply_protocols,
+)
 from crossdistill.evaluation.protocols.agreement import compare_students
 from crossdistill.evaluation.protocols.finetune import classify
 from crossdistill.evaluation.protocols.fusion import common_videos, fuse
+from crossdistill.evaluation.protocols.missing_modality import fuse_without_each, require_modalities
+from crossdistill.evaluation.protocols.multi_label import read_label_sets
 from crossdistill.evaluation.results import Evaluation, Gain, ProtocolResult
 from crossdistill.evaluation.roles import Role
 from crossdistill.evaluation.settings import FineTuning, ProtocolSettings, ReadSettings
@@ -124,17 +136,28 @@ def evaluate_students(
 def check_request(request: StudentEvaluation, manifest: Manifest) -> None:
     """Check what is known before weights are loaded, or raise a ``UserError``; print classes without training clips."""
     require_tracker(request.tracker)
-    check_names("protocol", request.protocols, (*PROTOCOLS, FINETUNE, *JOINT_PROTOCOLS))
+    check_names("protocol", request.protocols, (*PROTOCOLS, ROBUSTNESS, ORDER, FINETUNE, *JOINT_PROTOCOLS))
     joint = [name for name in request.protocols if name in JOINT_PROTOCOLS]
     if joint and len(request.students) < 2:
         raise UserError(f"--protocols {joint[0]} compares students, and one was given: name two or more")
+    modalities = []
     for path, splits in request.folders.items():
         folder, facts = read_facts(path)
         view = read_view(folder, facts)
+        modalities.append(view.modality)
+        who = f"the student {path} ({facts['encoder']})"
+        plan = PerturbedPlan.of(view, request.protocols, request.settings, manifest.classes, wanted_by=who)
+        plan.say(str(path), view, request.protocols, manifest.classes)
         for split in splits:
-            check_dataset(manifest, view, split, wanted_by=f"the student {path} ({facts['encoder']})")
+            check_dataset(manifest, view, split, wanted_by=who, needs_labels=request.protocols != (MULTI_LABEL,))
         request.reading.views.require_fit(view)
         request.reading.train_views.require_fit(view)
+    if MISSING_MODALITY in request.protocols:
+        require_modalities(modalities)
+    if MULTI_LABEL in request.protocols:
+        if request.settings.label_sets is None:
+            raise UserError(f"--protocols {MULTI_LABEL} needs the classes of every video: give --label-sets FILE")
+        read_label_sets(request.settings.label_sets)
     for name in request.students:
         encoders = {read_facts(folder_for(name, split))[1]["encoder"]: None for split in request.split}
         if len(encoders) > 1:
@@ -209,12 +232,19 @@ class _Students:
     def _evaluate_one(self, path: Path, split: str, embedded: EmbeddedSplit) -> Evaluation:
         request = self.request
         names = [name for name in request.protocols if name in PROTOCOLS]
-        if "fusion" in request.protocols:
+        if {"fusion", MISSING_MODALITY} & set(request.protocols):
             names += [name for name in MEMBER_PROTOCOLS if name not in names]
         tuned = self._fine_tuned(path, split) if FINETUNE in request.protocols else None
+        student, classes = self.loaded[path], self.manifest.classes
+        plan = PerturbedPlan.of(
+            student.encoder.view, request.protocols, request.settings, classes, wanted_by=student.encoder.name
+        )
+        perturbed = plan.embed(
+            student, self.manifest, split, request.reading, self.accelerator, embedded, request.settings
+        )
 
         def evaluate() -> Evaluation:
-            results = apply_protocols(embedded, names, request.settings)
+            results = [*apply_protocols(embedded, names, request.settings), *perturbed()]
             results += [tuned()] if tuned is not None else []
             return self._evaluation_of([path], split, embedded, results)
 
@@ -239,6 +269,9 @@ class _Students:
         settings, protocols, classes = self.request.settings, self.request.protocols, self.manifest.classes
         members = dict(zip(embedded, common_videos(list(embedded.values())), strict=True))
         results = fuse(list(members.values()), settings) if "fusion" in protocols else []
+        if MISSING_MODALITY in protocols:
+            modalities = [self.loaded[path].encoder.view.modality for path in paths]
+            results = fuse_without_each(list(members.values()), modalities, settings)
         evaluation = self._evaluation_of(paths, split, next(iter(members.values())), results)
         pairs = list(combinations(members, 2)) if "agreement" in protocols else []
         agreement = [

@@ -12,6 +12,12 @@ from crossdistill.evaluation.intervals import bootstrap_intervals, describe_boot
 from crossdistill.evaluation.results import TOP1, Evaluation, Outcome, ProtocolResult, Units
 from crossdistill.evaluation.settings import ProtocolSettings
 
+AVERAGED_DETAILS = (
+    *("recall", "clean_top1", "drop", "drop_from_fusion", "absolute_robustness", "relative_robustness", "families"),
+    *("mean_average_precision", "partner_when_reversed", "ece", "ece_scaled", "nll", "nll_scaled"),
+)
+"""Details, numbers or dictionaries of them, whose mean over splits is kept."""
+
 
 def evaluation_of_split(
     encoder: str,
@@ -29,7 +35,7 @@ def evaluation_of_split(
     num_draws, seed = settings.num_bootstrap_draws, settings.seed
     found = {}
     for result in results:
-        outcome = replace(result.outcome, units=units)
+        outcome = result.outcome.with_units(units)
         found[result.protocol] = replace(
             result,
             coverage=test.coverage,
@@ -59,9 +65,10 @@ def evaluation_of_split(
 
 
 def _digits(outcome: Outcome) -> str:
-    """Write top-1 of each clip as 0 or 1; empty for a mean over several draws of the labelled clips."""
+    """Write top-1 of each clip as 0 or 1; empty for a mean over several draws, and for some of the clips."""
     hits = outcome.hits[TOP1].tolist()
-    return "".join(f"{hit:.0f}" for hit in hits) if set(hits) <= {0.0, 1.0} else ""
+    is_plain = set(hits) <= {0.0, 1.0} and outcome.positions_b is None
+    return "".join(f"{hit:.0f}" for hit in hits) if is_plain else ""
 
 
 def mean_of_splits(by_split: dict[str, Evaluation], settings: ProtocolSettings) -> Evaluation:
@@ -106,11 +113,11 @@ def _mean_result(
     results: list[ProtocolResult], splits: list[str], units: list[Units], settings: ProtocolSettings
 ) -> ProtocolResult:
     num = len(results)
-    recalls = [result.details["recall"] for result in results if "recall" in result.details]
     details: dict[str, Any] = {"mean_of_splits": splits}
-    if recalls:
-        details["recall"] = {k: sum(recall[k] for recall in recalls) / num for k in recalls[0]}
-    outcomes = [replace(result.outcome, units=own) for result, own in zip(results, units, strict=True)]
+    for name in AVERAGED_DETAILS:
+        if all(name in result.details for result in results):
+            details[name] = _mean_of([result.details[name] for result in results])
+    outcomes = [result.outcome.with_units(own) for result, own in zip(results, units, strict=True)]
     return replace(
         results[0],
         top1=sum(result.top1 for result in results) / num,
@@ -123,6 +130,13 @@ def _mean_result(
         hits="",
         outcome=None,
     )
+
+
+def _mean_of(values: Sequence[Any]) -> Any:
+    """Average numbers, or dictionaries of them key by key; None where one of the numbers is unknown."""
+    if isinstance(values[0], dict):
+        return {key: _mean_of([value[key] for value in values]) for key in values[0]}
+    return None if None in values else sum(values) / len(values)
 
 
 def _coverage(parts: Sequence[Evaluation] | Sequence[ProtocolResult]) -> float:

@@ -1,10 +1,10 @@
 """Keep features on disk, so that an encoder embeds every video once.
 
 A store is a folder with one safetensors file for each key: encoder and weights, view, number of views, precision,
-decoder and dataset. A file holds a row for every video that was embedded, of any part or split, with a digest of its
-stream. Three splits of one dataset therefore embed each video once, and a video that was prepared again is embedded
-again. The file's name holds a digest of the key, its header the whole key; a file that is damaged or whose key differs
-is not used. Unreadable videos are not kept: they are read again.
+decoder, dataset and perturbation. A file holds a row for every video that was embedded, of any part or split, with a
+digest of its stream. Three splits of one dataset therefore embed each video once, and a video that was prepared again
+is embedded again. The file's name holds a digest of the key, its header the whole key; a file that is damaged or whose
+key differs is not used. Unreadable videos are not kept: they are read again.
 
 Shapes: N videos, V views of a video, D features.
 """
@@ -32,6 +32,7 @@ from crossdistill.encoders.execution import Execution
 from crossdistill.encoders.weights import weights_hash
 from crossdistill.errors import UserError
 from crossdistill.evaluation.features import Features, assemble, extract_features, no_features
+from crossdistill.evaluation.perturbations import Perturbation
 from crossdistill.evaluation.settings import ReadSettings
 from crossdistill.evaluation.views import TestViews
 from crossdistill.types import ViewSpec
@@ -54,11 +55,13 @@ def feature_key(
     views: TestViews,
     short_clips: str,
     decoder: str = DEFAULT_DECODER,
+    perturbation: Perturbation | None = None,
 ) -> dict[str, Any]:
     """Describe everything that decides the features of a video, except the video.
 
     Weights and precision are part of it, and the decoder, because two libraries may convert the same colours
-    differently; ``short_clips`` is the rule for videos that are shorter than the view.
+    differently; ``short_clips`` is the rule for videos that are shorter than the view; ``perturbation`` changes the
+    clips.
     """
     network = {
         "weights_sha256": weights_hash(encoder),
@@ -67,6 +70,8 @@ def feature_key(
     }
     if decoder != DEFAULT_DECODER:  # stores of version 0.1, which do not name it, are of the default
         network["decoder"] = decoder
+    if perturbation is not None:
+        network["perturbation"] = perturbation.key
     if is_from_file(encoder.name):
         network["code_sha256"] = sha256_of(Path(encoder.name.rpartition(":")[0]))
     # "error" makes sure that no video is too short, and then "repeat" changes nothing.
@@ -192,6 +197,7 @@ def kept_features(
         views=settings.views,
         short_clips=settings.short_clips,
         decoder=settings.decoder,
+        perturbation=settings.perturbation,
     )
     return complete(
         FeatureStore(folder, key), entries, extract, accelerator=accelerator, view=encoder.view, description=description

@@ -113,7 +113,12 @@ def extract_features(
     settings = settings or ReadSettings()
     views = settings.views
     dataset = MultiViewClips(
-        entries, view=encoder.view, views=views, decoder=settings.decoder, short_clips=settings.short_clips
+        entries,
+        view=encoder.view,
+        views=views,
+        decoder=settings.decoder,
+        short_clips=settings.short_clips,
+        perturbation=settings.perturbation,
     )
     keys = [SampleKey(i, epoch=0) for i in range(len(entries))]
     batches = batches_of(keys, max(1, batch_size // views.num_views))

@@ -72,6 +72,15 @@ class Outcome:
     """[B] int64 best class of each clip; None where a protocol predicts no class."""
     units: Units | None = None
     """What the bootstrap draws; None until the videos are known."""
+    positions_b: Tensor | None = None
+    """[B] int64 positions of the clips in the test set, if the protocol is about some of them; None for all."""
+
+    def with_units(self, units: Units) -> Outcome:
+        """Give every clip its unit, of the units of the whole test set."""
+        if self.positions_b is None:
+            return dataclasses.replace(self, units=units)
+        names = tuple(units.names[i] for i in self.positions_b.tolist())
+        return dataclasses.replace(self, units=Units(units.kind, names))
 
     def accuracies(self) -> Accuracies:
         """Average the hits over clips, and top-1 over classes."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from crossdistill.data.decoders import DEFAULT_DECODER
-from crossdistill.errors import UserError, require_at_least
+from crossdistill.errors import UserError, require_at_least, unknown_name
 from crossdistill.evaluation.defaults import NUM_BOOTSTRAP_DRAWS
+from crossdistill.evaluation.perturbations import FAMILIES, SEVERITIES, Perturbation
 from crossdistill.evaluation.views import TestViews
 
 
@@ -28,6 +31,8 @@ class ReadSettings:
     decoder: str = DEFAULT_DECODER
     short_clips: str = "repeat"
     """Rule for videos that are shorter than a clip, one of ``SHORT_CLIPS``."""
+    perturbation: Perturbation | None = None
+    """Change of every clip; None for clips as they are."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +91,27 @@ class ProtocolSettings:
     """Number of test sets that are drawn for an interval; 0 for no intervals."""
     seed: int = 0
     """Seed of the order of clips, held-out parts, low-shot draws, first clusters and the bootstrap."""
+    families: tuple[str, ...] = ()
+    """Families of perturbations for robustness, keys of ``FAMILIES``; empty for all that make sense for the view."""
+    severities: tuple[int, ...] = SEVERITIES
+    """Severities for robustness, from 1 to 5."""
+    class_pairs: tuple[str, ...] = ()
+    """For order, pairs of classes such as ``Open:Close``, or one file of them; empty to find them by their names."""
+    label_sets: Path | None = None
+    """For multi-label, the file with the classes of every video."""
+    classifier: Literal["probe", "own"] = "probe"
+    """What classifies for robustness and order: a linear probe, or the layer that the student was trained with."""
 
     def __post_init__(self) -> None:
+        if not self.severities or set(self.severities) - set(SEVERITIES):
+            given = " ".join(map(str, self.severities)) or "is empty"
+            raise UserError(f"--severities {given}: choose from 1 to 5")
+        for option, names in (("--families", self.families), ("--severities", self.severities)):
+            if len(set(names)) < len(names):
+                raise UserError(f"{option} {' '.join(map(str, names))}: name each once")
+        for name in self.families:
+            if name not in FAMILIES:
+                raise unknown_name("family of perturbations", name, FAMILIES)
         if not self.ks or min(self.ks) < 1:
             raise UserError(f"--k is {' '.join(map(str, self.ks)) or 'empty'}: give numbers of neighbours from 1 on")
         require_at_least("--draws", self.num_low_shot_draws, 1)

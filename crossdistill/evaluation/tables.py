@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from crossdistill.evaluation.results import TOP1, AgreementResult, Bootstrap, Evaluation, Gain, ProtocolResult
 from crossdistill.evaluation.spread import SPREAD_TITLES, spread_texts
@@ -34,6 +35,11 @@ def print_evaluation(evaluation: Evaluation, name: str = "") -> None:
     if rows:
         print_table(title, ("protocol", "top-1", interval, "top-5", "mean class", "coverage"), rows)
     _print_recalls(title, list(evaluation.results.values()), interval)
+    for result in evaluation.results.values():
+        _print_robustness(title, result)
+        _print_pairs(title, result)
+        _print_calibration(title, result)
+        _print_average_precision(title, result)
     _print_gains(evaluation)
     _print_agreement(evaluation)
     if evaluation.results or evaluation.agreement:
@@ -75,6 +81,71 @@ def _print_recalls(title: str, results: Sequence[ProtocolResult], interval: str)
         rows.append((result.protocol, *recalls, _ends(result.intervals.get(TOP1)), f"{result.coverage:.1%}"))
     title = f"{title}: a video of the query's class among the k nearest, features centred"
     print_table(title, ("protocol", *(f"R@{k}" for k in ks), f"{interval} of R@1", "coverage"), rows)
+
+
+def _print_robustness(title: str, result: ProtocolResult) -> None:
+    families = result.details.get("families")
+    if not families:
+        return
+    details = result.details
+    severities = list(next(iter(families.values()))["top1"])
+    rows = [
+        (name, *robustness_texts(found, [found["top1"][s] for s in severities])) for name, found in families.items()
+    ]
+    rows.append(("all", *robustness_texts({**details, "mean_top1": result.top1}, [None] * len(severities))))
+    header = ("family", *(f"severity {s}" for s in severities), "mean", "absolute", "relative")
+    print_table(
+        f"{title}: top-1 on perturbed clips in %, {100 * details['clean_top1']:.1f} on clean ones", header, rows
+    )
+
+
+def robustness_texts(found: Mapping[str, Any], top1: Sequence[float | None]) -> list[str]:
+    """Write the accuracies of a family, their mean, and its absolute and relative robustness.
+
+    Example:
+        >>> found = {"mean_top1": 0.4, "absolute_robustness": 0.9, "relative_robustness": 0.8}
+        >>> robustness_texts(found, [0.45, 0.35])
+        ['45.0', '35.0', '40.0', '0.900', '0.800']
+    """
+    shares = (found["absolute_robustness"], found["relative_robustness"])
+    texts = ["" if value is None else f"{100 * value:.1f}" for value in (*top1, found["mean_top1"])]
+    return [*texts, *("–" if share is None else f"{share:.3f}" for share in shares)]
+
+
+def _print_pairs(title: str, result: ProtocolResult) -> None:
+    pairs = result.details.get("pairs")
+    if pairs:
+        rows = [(" – ".join(row["classes"]), *pair_texts(row)) for row in pairs]
+        header = ("classes", "top-1 of the two", "shown backwards: the other", "test clips")
+        print_table(f"{title}: classes that are each other's time reversal, in %", header, rows)
+
+
+def pair_texts(row: Mapping[str, Any]) -> list[str]:
+    """Write the figures of a pair of classes: accuracy, share of the partner when reversed, number of clips."""
+    turned = row.get("partner_when_reversed")
+    return [f"{100 * row['top1']:.1f}", "–" if turned is None else f"{100 * turned:.1f}", str(row["num_test"])]
+
+
+def _print_calibration(title: str, result: ProtocolResult) -> None:
+    details = result.details
+    if "ece" in details:
+        rows = [
+            (name, f"{100 * details[f'ece{suffix}']:.2f}", f"{details[f'nll{suffix}']:.4f}")
+            for name, suffix in (("as trained", ""), (_temperature_text(details), "_scaled"))
+        ]
+        header = ("", "expected calibration error in %", "negative log-likelihood")
+        print_table(f"{title}: calibration of a linear layer", header, rows)
+
+
+def _print_average_precision(title: str, result: ProtocolResult) -> None:
+    details = result.details
+    if "mean_average_precision" in details:
+        _print_line(f"{title}: mean average precision {100 * details['mean_average_precision']:.1f} %")
+
+
+def _temperature_text(details: Mapping[str, Any]) -> str:
+    known = f" {details['temperature']:.3f}" if "temperature" in details else ""
+    return f"with temperature{known}"
 
 
 def gain_text(gain: Gain) -> tuple[str, str]:

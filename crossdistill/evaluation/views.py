@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from crossdistill.data.decoders import DEFAULT_DECODER
 from crossdistill.data.sampling import SampleKey
 from crossdistill.data.transforms import Crop, centre_crop
 from crossdistill.errors import UnreadableVideoError, UserError
+from crossdistill.evaluation.perturbations import Perturbation
 from crossdistill.types import PairedBatch, ViewSpec
 
 
@@ -83,10 +84,12 @@ class MultiViewClips(PairedClips):
         views: TestViews,
         decoder: str = DEFAULT_DECODER,
         short_clips: str = "repeat",
+        perturbation: Perturbation | None = None,
     ) -> None:
         super().__init__(entries, student_view=view, decoder=decoder, short_clips=short_clips)
         self.view = view
         self.test_views = views
+        self.perturbation = perturbation
 
     def read_batch(self, keys: Sequence[SampleKey]) -> PairedBatch:
         """Read all views of some videos; unreadable videos are left out and listed in ``unreadable``."""
@@ -100,6 +103,8 @@ class MultiViewClips(PairedClips):
         fraction = self.view.centre_fraction
         try:
             reader = self.clip_reader(entry)
+            if self.perturbation is not None:
+                reader = replace(reader, change=self.perturbation.of_video(entry.video.name))
             width_px, height_px = reader.picture_size_px
             crops = spread_crops(self.test_views.num_crops, width_px=width_px, height_px=height_px, fraction=fraction)
             (cuts,) = reader.read(reader.spread_centres(self.test_views.num_clips), [crops])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from markupsafe import Markup
 
@@ -36,7 +37,9 @@ from crossdistill.report.gallery import build_gallery
 from crossdistill.report.networks import Kind, kind_of
 from crossdistill.report.page import Page, Tile, make_sections, render
 from crossdistill.report.record import UnavailableError, short_name
-from crossdistill.report.results import MAIN_PROTOCOLS, main_result, result_tables
+from crossdistill.report.reliability import LEADS as PROTOCOL_LEADS
+from crossdistill.report.reliability import calibration_section, order_section, results_with, robustness_section
+from crossdistill.report.results import MAIN_PROTOCOLS, ResultTable, main_result, result_tables
 from crossdistill.report.run_data import RunData
 from crossdistill.report.svg import element, join, percent, short_number, whole_percent
 from crossdistill.report.tables import accuracy_of, chart_groups, table_values
@@ -67,6 +70,7 @@ LEADS = {
     "the more evenly they cover the sphere (Wang and Isola 2020). A student with a rank near 1 or a uniformity near 0 "
     "has collapsed.",
     "cost": "Measured when this page was written, without decoding.",
+    **PROTOCOL_LEADS,
 }
 
 
@@ -88,6 +92,16 @@ def run_page(run: RunData, *, num_queries: int) -> Page:
         ("spread", "Feature spread", lambda: spread_table(run)),
         ("cost", "Cost", lambda: _cost(run)),
     ]
+    tables = result_tables(run)
+    measured: list[tuple[str, str, str, Callable[[Sequence[ResultTable]], Markup]]] = [
+        ("robustness", "Robustness", "families", robustness_section),
+        ("order", "Order of frames", "drop", order_section),
+        ("order", "Order of frames", "pairs", order_section),
+        ("calibration", "Calibration", "bins", calibration_section),
+    ]
+    # Sections of protocols that few runs have; they stand after the accuracy.
+    found = {name: (title, draw) for name, title, detail, draw in measured if any(results_with(tables, detail))}
+    sections[1:1] = [(name, title, partial(draw, tables)) for name, (title, draw) in found.items()]
     leads, tiles = LEADS, _accuracy_tiles(run)
     if not run.has_labels:
         leads, tiles = {**LEADS, **UNLABELLED_LEADS}, [*tiles, *unlabelled_tiles(run)]

@@ -9,17 +9,32 @@ from collections.abc import Callable, Sequence
 
 from crossdistill.errors import UserError
 from crossdistill.evaluation.embedded_split import EmbeddedSplit
+from crossdistill.evaluation.protocols.calibration import evaluate_calibration
 from crossdistill.evaluation.protocols.cluster import evaluate_cluster
 from crossdistill.evaluation.protocols.knn import evaluate_knn
 from crossdistill.evaluation.protocols.linear import evaluate_linear
 from crossdistill.evaluation.protocols.linear_sweep import evaluate_linear_sweep
 from crossdistill.evaluation.protocols.lowshot import evaluate_low_shot
+from crossdistill.evaluation.protocols.missing_modality import PROTOCOL as MISSING_MODALITY
+from crossdistill.evaluation.protocols.multi_label import evaluate_multi_label
 from crossdistill.evaluation.protocols.retrieval import evaluate_retrieval
 from crossdistill.evaluation.results import ProtocolResult
 from crossdistill.evaluation.settings import ProtocolSettings
 
-__all__ = ["FINETUNE", "JOINT_PROTOCOLS", "PROTOCOLS", "ProtocolSettings", "apply_protocols"]
+__all__ = [
+    "FINETUNE",
+    "JOINT_PROTOCOLS",
+    "MISSING_MODALITY",
+    "MULTI_LABEL",
+    "ORDER",
+    "PROTOCOLS",
+    "ROBUSTNESS",
+    "ProtocolSettings",
+    "apply_protocols",
+]
 
+MULTI_LABEL = "multi-label"
+"""The protocol whose classes come from a file, so that the dataset needs none."""
 PROTOCOLS: dict[str, Callable[[EmbeddedSplit, ProtocolSettings], list[ProtocolResult]]] = {
     "knn": evaluate_knn,
     "linear": evaluate_linear,
@@ -27,10 +42,14 @@ PROTOCOLS: dict[str, Callable[[EmbeddedSplit, ProtocolSettings], list[ProtocolRe
     "cluster": evaluate_cluster,
     "retrieval": evaluate_retrieval,
     "lowshot": evaluate_low_shot,
+    "calibration": evaluate_calibration,
+    MULTI_LABEL: evaluate_multi_label,
 }
 """Protocols on the features of one student."""
-JOINT_PROTOCOLS = ("fusion", "agreement")
+JOINT_PROTOCOLS = ("fusion", MISSING_MODALITY, "agreement")
 """Protocols of two or more students."""
+ROBUSTNESS, ORDER = "robustness", "order"
+"""Protocols that embed changed test clips, so they need more than features."""
 FINETUNE = "finetune"
 """The protocol that trains the student itself, so it needs more than features."""
 
