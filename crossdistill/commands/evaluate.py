@@ -54,10 +54,9 @@ class Options:
     cluster: k-means, one class per cluster; retrieval: whether one of the 1, 5, 10, 20, 50 nearest videos has the
     class; lowshot: linear with few labels; finetune: the whole student learns the labels; calibration: expected
     calibration error of a linear layer, before and after a temperature; robustness: accuracy on perturbed test clips;
-    order: classes that are each other's time reversal, shuffled and reversed frames; multi-label: mean average precision
-    where a video has several classes; for several students, fusion:
-    averaged probabilities and summed similarities, missing-modality: the fusion without each modality, agreement:
-    shared neighbours and CKA."""
+    order: classes that are each other's time reversal, shuffled and reversed frames; multi-label: mean average
+    precision where a video has several classes; for several students, fusion: averaged probabilities and summed
+    similarities, missing-modality: the fusion without each modality, agreement: shared neighbours and CKA."""
     views: str = "1x1"
     """Clips x crops of every test video: 10x3 are ten clips from start to end and three crops along the longer side.
     Features are averaged for knn, cluster and retrieval, class probabilities for linear layers."""

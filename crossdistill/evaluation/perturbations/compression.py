@@ -45,8 +45,9 @@ def _through(clip_thwc: Clip, codec: str, options: dict[str, str]) -> Clip:
     # Both codecs need even sides: odd ones repeat their last row or column.
     padded_thwc = np.pad(clip_thwc, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     file = io.BytesIO()
-    with av.open(file, "w", format="matroska") as writer:
+    with av.open(file, mode="w", format="matroska") as writer:
         stream = writer.add_stream(codec, rate=FRAME_RATE, options=options)
+        assert isinstance(stream, av.VideoStream)
         stream.height, stream.width = padded_thwc.shape[1:3]
         stream.pix_fmt, stream.time_base = "yuv420p", Fraction(1, FRAME_RATE)
         stream.codec_context.thread_count = 1
@@ -56,7 +57,7 @@ def _through(clip_thwc: Clip, codec: str, options: dict[str, str]) -> Clip:
             writer.mux(stream.encode(frame))
         writer.mux(stream.encode())
     file.seek(0)
-    with av.open(file) as reader:
+    with av.open(file, mode="r") as reader:
         decoded = np.stack([frame.to_ndarray(format="rgb24") for frame in reader.decode(video=0)])
     assert len(decoded) == len(clip_thwc), f"{codec} returned {len(decoded)} of {len(clip_thwc)} frames"
     return decoded[:, :height, :width]

@@ -73,9 +73,9 @@ def evaluate_multi_label(split: EmbeddedSplit, settings: ProtocolSettings) -> li
     """Train one sigmoid for each class, and measure the mean average precision on test clips.
 
     Clips that the file does not name, or names without a class, are left out. ``top1`` (``top5``) is the share of test
-    clips of which the best class (one of the best five) is one of their own. ``details`` holds ``mean_average_precision``,
-    ``average_precision`` by class, ``num_classes``, ``seed`` and ``num_without_classes``, the test clips that were left
-    out. There is no interval of the mean average precision.
+    clips of which the best class (one of the best five) is one of their own. ``details`` holds
+    ``mean_average_precision``, ``average_precision`` by class, ``num_classes``, ``num_train``, ``seed`` and
+    ``num_without_classes``, the test clips that were left out. There is no interval of the mean average precision.
     """
     assert settings.label_sets is not None, "check_request asks for it"
     sets = read_label_sets(settings.label_sets)
