@@ -134,20 +134,20 @@ def evaluate_students(
 
 
 def check_request(request: StudentEvaluation, manifest: Manifest) -> None:
-    """Check what is known before weights are loaded, or raise a ``UserError``; print classes without training clips."""
+    """Check what is known before weights are loaded, or raise a ``UserError``; print notices."""
     require_tracker(request.tracker)
     check_names("protocol", request.protocols, (*PROTOCOLS, ROBUSTNESS, ORDER, FINETUNE, *JOINT_PROTOCOLS))
     joint = [name for name in request.protocols if name in JOINT_PROTOCOLS]
     if joint and len(request.students) < 2:
         raise UserError(f"--protocols {joint[0]} compares students, and one was given: name two or more")
-    modalities = []
+    modalities, notices = [], []
     for path, splits in request.folders.items():
         folder, facts = read_facts(path)
         view = read_view(folder, facts)
         modalities.append(view.modality)
         who = f"the student {path} ({facts['encoder']})"
         plan = PerturbedPlan.of(view, request.protocols, request.settings, manifest.classes, wanted_by=who)
-        plan.say(str(path), view, request.protocols, manifest.classes)
+        notices += plan.notices(str(path), view, request.protocols, manifest.classes)
         for split in splits:
             check_dataset(manifest, view, split, wanted_by=who, needs_labels=request.protocols != (MULTI_LABEL,))
         request.reading.views.require_fit(view)
@@ -169,10 +169,11 @@ def check_request(request: StudentEvaluation, manifest: Manifest) -> None:
         absent = classes_without_training_clips(manifest, split)
         if absent:
             which = "this class" if len(absent) == 1 else "these classes"
-            notice = (
+            notices.append(
                 f"no training clip of split {split} shows {', '.join(absent)}: test clips of {which} count as wrong"
             )
-            console.print(notice, soft_wrap=True, highlight=False)
+    for notice in dict.fromkeys(notices):  # once for all students
+        console.print(notice, soft_wrap=True, highlight=False)
 
 
 @dataclass(frozen=True)

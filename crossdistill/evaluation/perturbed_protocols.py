@@ -21,7 +21,6 @@ from crossdistill.evaluation.protocols.robustness import measure_robustness
 from crossdistill.evaluation.results import ProtocolResult
 from crossdistill.evaluation.settings import ProtocolSettings, ReadSettings
 from crossdistill.types import ViewSpec
-from crossdistill.utils.console import say_once
 
 
 @dataclass(frozen=True)
@@ -66,20 +65,22 @@ class PerturbedPlan:
                 )
         return PerturbedPlan(perturbations, tuple(left_out.items()), tuple(changes), tuple(pairs))
 
-    def say(self, student: str, view: ViewSpec, protocols: Sequence[str], classes: Sequence[str]) -> None:
-        """Print what is left out, and which classes were taken for pairs."""
+    def notices(self, student: str, view: ViewSpec, protocols: Sequence[str], classes: Sequence[str]) -> list[str]:
+        """Say what is left out, and which classes were taken for pairs."""
+        said = []
         by_reason: dict[str, list[str]] = {}
         for family, reason in self.left_out:
             by_reason.setdefault(reason, []).append(family)
         for reason, families in by_reason.items():
-            say_once(f"{student}: robustness leaves out {', '.join(families)}: {reason}")
+            said.append(f"{student}: robustness leaves out {', '.join(families)}: {reason}")
         if ORDER in protocols:
             if not self.order:
                 reason = FAMILIES["reversal"].why_not(view)
-                say_once(f"{student}: order leaves out shuffled and reversed clips: {reason}")
+                said.append(f"{student}: order leaves out shuffled and reversed clips: {reason}")
             named = ", ".join(f"{classes[a]} and {classes[b]}" for a, b in self.pairs)
             none = "none; give --class-pairs"
-            say_once(f"classes taken for each other's time reversal: {named or none}")
+            said.append(f"classes taken for each other's time reversal: {named or none}")
+        return said
 
     def embed(
         self,
@@ -93,6 +94,8 @@ class PerturbedPlan:
     ) -> Callable[[], list[ProtocolResult]]:
         """Embed the changed clips on every process; the function that is returned classifies on the first process."""
         wanted = list(dict.fromkeys([*self.robustness, *(change for _, change in self.order)]))
+        if not wanted and not self.pairs:
+            return list
         found = student.embed_perturbed(manifest, split, reading, accelerator, wanted)
         own = own_classifier(student) if settings.classifier == "own" else None
 
