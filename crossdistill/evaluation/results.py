@@ -119,7 +119,7 @@ class ProtocolResult:
     interval."""
     hits: str = ""
     """One digit for each of the evaluation's ``test_videos``: 1 where top-1 is right, else 0. Empty for a mean over
-    splits or draws."""
+    splits, draws or perturbations, and for a part of the test clips."""
     outcome: SkipJsonSchema[Any] = field(default=None, compare=False, repr=False)
     """The ``Outcome``; not written as JSON."""
 

@@ -513,7 +513,7 @@ def test_command__robustness_is_resumed_and_tabulated(student, small_folder, tmp
     assert [float(x) for x in rows[2][4:6]] == found["intervals"]["jpeg-1"]
     assert float(rows[-1][7]) == found["details"]["relative_robustness"]
     other = tmp_path / "other.json"
-    evaluate(student, *options[:-5], "--bootstrap", 30, "--json", other, "--features", tmp_path / "elsewhere")
+    evaluate(student, *options[:-6], "--bootstrap", 30, "--json", other, "--features", tmp_path / "elsewhere")
     assert numbers(other) == values, "another folder, the same clips"
 
 

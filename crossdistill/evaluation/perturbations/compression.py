@@ -36,7 +36,8 @@ def mpeg2(clip_thwc: Clip, strength: float, generator: np.random.Generator) -> C
 
 def _jpeg_frame(frame_hwc: Clip, quality: int) -> Clip:
     _, coded = cv2.imencode(".jpg", frame_hwc[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
-    return np.ascontiguousarray(cv2.imdecode(coded, cv2.IMREAD_COLOR)[..., ::-1])
+    decoded: Clip = cv2.imdecode(coded, cv2.IMREAD_COLOR)
+    return decoded[..., ::-1]
 
 
 def _through(clip_thwc: Clip, codec: str, options: dict[str, str]) -> Clip:
@@ -58,6 +59,6 @@ def _through(clip_thwc: Clip, codec: str, options: dict[str, str]) -> Clip:
         writer.mux(stream.encode())
     file.seek(0)
     with av.open(file, mode="r") as reader:
-        decoded = np.stack([frame.to_ndarray(format="rgb24") for frame in reader.decode(video=0)])
+        decoded: Clip = np.stack([frame.to_ndarray(format="rgb24") for frame in reader.decode(video=0)])
     assert len(decoded) == len(clip_thwc), f"{codec} returned {len(decoded)} of {len(clip_thwc)} frames"
     return decoded[:, :height, :width]

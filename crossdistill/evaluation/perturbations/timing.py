@@ -18,7 +18,8 @@ Steps = NDArray[np.float64]
 
 def jitter(num_frames: int, strength: float, generator: np.random.Generator) -> Steps:
     """Move the moment of every frame by up to ``strength`` steps, so that neighbours may change places."""
-    return np.arange(num_frames) + generator.uniform(-strength, strength, num_frames)
+    moved: Steps = np.arange(num_frames) + generator.uniform(-strength, strength, num_frames)
+    return moved
 
 
 def frame_drop(num_frames: int, strength: float, generator: np.random.Generator) -> Steps:
@@ -52,7 +53,8 @@ def jumble(num_frames: int, strength: float, generator: np.random.Generator) -> 
 def sampling_rate(num_frames: int, strength: float, generator: np.random.Generator) -> Steps:
     """Take the frames ``strength`` steps apart, around the same moment."""
     middle = (num_frames - 1) / 2
-    return (np.arange(num_frames) - middle) * strength + middle
+    moments: Steps = (np.arange(num_frames, dtype=np.float64) - middle) * strength + middle
+    return moments
 
 
 def reversal(num_frames: int, strength: float, generator: np.random.Generator) -> Steps:
