@@ -32,6 +32,7 @@ from crossdistill.evaluation.clips import entries_of_part
 from crossdistill.evaluation.evaluate import evaluate_encoder
 from crossdistill.evaluation.feature_store import FeatureStore, feature_key, kept_features
 from crossdistill.evaluation.features import extract_features
+from crossdistill.evaluation.perturbations import Perturbation
 from crossdistill.evaluation.results import read_evaluation
 from crossdistill.evaluation.settings import ReadSettings
 from crossdistill.evaluation.tables import gain_text
@@ -501,9 +502,11 @@ def test_store__key_differs_for_everything_that_changes_a_feature(toy_folder):
         feature_key(encoder, **{**options, "short_clips": "loop"}),
         feature_key(encoder, **{**options, "decoder": "decord"}),
         feature_key(encoder, **{**options, "execution": replace(options["execution"], precision="bf16")}),
+        feature_key(encoder, **{**options, "perturbation": Perturbation("jpeg", 1)}),
+        feature_key(encoder, **{**options, "perturbation": Perturbation("jpeg", 2)}),
     ]
     assert feature_key(encoder, **{**options, "short_clips": "error"}) == key
-    assert len({FeatureStore(toy_folder, each).path for each in (key, *others)}) == 8
+    assert len({FeatureStore(toy_folder, each).path for each in (key, *others)}) == 10
 
 
 # Processes
@@ -533,7 +536,8 @@ def test_evaluate_encoder__does_not_depend_on_how_batches_are_dealt_out(toy_fold
 @pytest.mark.slow
 def test_two_processes__write_the_json_of_one(student, small_folder, tmp_path):
     shared = ["--data", small_folder, "--views", "2x1", "--workers", 1, "--precision", "fp32"]
-    shared += ["--protocols", "knn", "linear", "retrieval", "cluster", "lowshot", "--shots", 2]
+    shared += ["--protocols", "knn", "linear", "retrieval", "cluster", "lowshot", "calibration", "robustness", "order"]
+    shared += ["--shots", 2, "--families", "h264", "shot-noise", "--severities", 1]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "1"}
     files = []
     for processes in (1, 2):
@@ -542,7 +546,7 @@ def test_two_processes__write_the_json_of_one(student, small_folder, tmp_path):
         if processes > 1:
             launcher += ["torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
             launcher += ["--rdzv_endpoint", "localhost:0", "-m"]
-        command = [*launcher, "crossdistill.commands.main", "evaluate", student, *shared, "--json", files[-1]]
+        command = [*launcher, "crossdistill", "evaluate", student, *shared, "--json", files[-1]]
         command += ["--features", tmp_path / f"features{processes}"]
         subprocess.run([str(word) for word in command], env=environment, check=True, timeout=PATIENCE_SECONDS)
     one, two = (path.read_text() for path in files)

@@ -36,8 +36,9 @@ def mpeg2(clip_thwc: Clip, strength: float, generator: np.random.Generator) -> C
 
 def _jpeg_frame(frame_hwc: Clip, quality: int) -> Clip:
     _, coded = cv2.imencode(".jpg", frame_hwc[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
-    decoded: Clip = cv2.imdecode(coded, cv2.IMREAD_COLOR)
-    return decoded[..., ::-1]
+    decoded = cv2.imdecode(coded, cv2.IMREAD_COLOR)
+    assert decoded is not None, "it was encoded just now"
+    return decoded[..., ::-1].astype(np.uint8, copy=False)
 
 
 def _through(clip_thwc: Clip, codec: str, options: dict[str, str]) -> Clip:

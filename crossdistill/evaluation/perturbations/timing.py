@@ -18,7 +18,7 @@ Steps = NDArray[np.float64]
 
 def jitter(num_frames: int, strength: float, generator: np.random.Generator) -> Steps:
     """Move the moment of every frame by up to ``strength`` steps, so that neighbours may change places."""
-    moved: Steps = np.arange(num_frames) + generator.uniform(-strength, strength, num_frames)
+    moved: Steps = np.arange(num_frames, dtype=np.float64) + generator.uniform(-strength, strength, num_frames)
     return moved
 
 
@@ -26,7 +26,8 @@ def frame_drop(num_frames: int, strength: float, generator: np.random.Generator)
     """Lose a share ``strength`` of the frames: the clip goes on with later ones, so it covers more time, unevenly."""
     num_sent = math.ceil(num_frames / (1 - strength) - 1e-9)
     kept = np.sort(generator.choice(num_sent, num_frames, replace=False))
-    return kept - (num_sent - num_frames) / 2  # around the same moment
+    moments: Steps = kept.astype(np.float64) - (num_sent - num_frames) / 2  # around the same moment
+    return moments
 
 
 def freeze(num_frames: int, strength: float, generator: np.random.Generator) -> Steps:
