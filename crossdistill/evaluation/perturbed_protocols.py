@@ -96,8 +96,8 @@ class PerturbedPlan:
         wanted = list(dict.fromkeys([*self.robustness, *(change for _, change in self.order)]))
         if not wanted and not self.pairs:
             return list
+        own = own_classifier(student) if settings.classifier == "own" else None  # before clips are embedded for hours
         found = student.embed_perturbed(manifest, split, reading, accelerator, wanted)
-        own = own_classifier(student) if settings.classifier == "own" else None
 
         def measure() -> list[ProtocolResult]:
             classifier = FrozenClassifier.of(embedded, own, seed=settings.seed)
