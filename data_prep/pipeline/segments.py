@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from crossdistill.data.sampling import frame_seconds
+from crossdistill.data.manifest import Stream
 from crossdistill.errors import UserError
 from data_prep.pipeline.tasks import Segment, SourceVideo
 from data_prep.recipe import Outcome
@@ -47,8 +47,8 @@ def cut(whole: Outcome, segment: Segment, *, min_frames: int) -> Outcome:
     """
     if not whole.streams:
         return whole
-    ends = [float(s.times_seconds[-1]) + frame_seconds(s) for s in whole.streams.values()]
-    end_seconds, frame = max(ends), max(frame_seconds(stream) for stream in whole.streams.values())
+    frame_seconds = max(map(_mean_frame_seconds, whole.streams.values()))
+    end_seconds = max(float(s.times_seconds[-1]) + _mean_frame_seconds(s) for s in whole.streams.values())
     place = f"the segment is from {segment.start_seconds:g} s to {segment.stop_seconds:g} s"
     missing = f"{place}, and {segment.video} ends after {end_seconds:.2f} s"
     if segment.start_seconds >= end_seconds:
@@ -58,7 +58,12 @@ def cut(whole: Outcome, segment: Segment, *, min_frames: int) -> Outcome:
     if num_frames < min_frames or not all(part.num_frames for part in parts.values()):
         return Outcome("skipped", f"too short: {num_frames} frames, fewer than {min_frames}")
     # Lists round, and a video's last frame is shown for a while: one frame is no damage.
-    if segment.stop_seconds <= end_seconds + frame:
+    if segment.stop_seconds <= end_seconds + frame_seconds:
         return dataclasses.replace(whole, streams=parts)
     reason = "; ".join(filter(None, [whole.reason, f"ends early: {missing}"]))
     return Outcome("repaired", reason, parts)
+
+
+def _mean_frame_seconds(stream: Stream) -> float:
+    times = stream.times_seconds
+    return float(times[-1] - times[0]) / max(1, len(times) - 1)
