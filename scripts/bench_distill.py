@@ -131,7 +131,8 @@ def random_cache(folder: Path, teacher: Encoder, num_clips: int) -> TeacherCache
     TeacherCache.create(folder, key, num_augmentations=1, classifier=teacher.classifier)
     cache = TeacherCache(folder)
     for shard in cache.missing():
-        cache.write(shard, torch.randn(shard.num_clips, teacher.embed_dim), {})
+        rows = torch.randn(shard.num_clips, teacher.embed_dim)
+        cache.write(shard, cache.rows_of({"features": rows}), {})
     return cache
 
 

@@ -300,7 +300,7 @@ class ContentDigest:
 
     def add(self, row: Row) -> None:
         """Add the next video."""
-        streams = {name: _content(stream) for name, stream in sorted(row["streams"].items())}
+        streams = {name: stream_content(stream) for name, stream in sorted(row["streams"].items())}
         facts = [row["name"], row["label"], sorted(row["splits"].items()), row["status"] != SKIPPED, streams]
         self._digest.update(json.dumps(facts).encode())
 
@@ -309,8 +309,8 @@ class ContentDigest:
         return self._digest.hexdigest()[:16]
 
 
-def _content(stream: dict[str, Any]) -> list[Any]:
-    """What tells the frames of a stream apart from others, wherever the file is."""
+def stream_content(stream: Row) -> list[Any]:
+    """Return what tells the frames of a stream apart from others, wherever the file is."""
     # Manifests of early versions have no checksum.
     file = stream.get("sha256") or [stream.get("num_bytes", 0), stream["width_px"], stream["height_px"]]
     return [file, str(_time_base(*stream["time_base"])), _timestamp_digest(stream["pts"])]

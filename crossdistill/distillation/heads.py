@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from crossdistill.distillation.student_with_heads import HeadInput
 from crossdistill.encoders import Encoder
+from crossdistill.encoders.tokens import Grid, pool_tokens
 from crossdistill.errors import UserError, unknown_name
 from crossdistill.objectives.objective import Compares
 from crossdistill.utils.modules import eval_mode
@@ -34,6 +35,8 @@ class Sizes:
     """N, if the encoder's weights came with a classifier."""
     blocks: tuple[int, ...] = ()
     """Channels of each block before the last one; empty if they were not asked for."""
+    pooled_from: Grid | None = None
+    """The grid from which the tokens were pooled; None for tokens as the network has them."""
 
     @staticmethod
     def of(encoder: Encoder, *, with_tokens: bool = False, with_blocks: bool = False) -> Sizes:
@@ -42,15 +45,11 @@ class Sizes:
         Raises:
             UserError: Tokens or blocks are needed, and the encoder has none.
         """
-        num_classes = None if encoder.classifier is None else len(encoder.classifier.bias)
+        num_classes = encoder.num_classes
         blocks = tuple(block.channels for block in encoder.require_blocks()) if with_blocks else ()
         if not with_tokens:
             return Sizes(encoder.embed_dim, num_classes=num_classes, blocks=blocks)
-        # Not on the meta device: some libraries keep tensors between calls, and would keep tensors without values.
-        with torch.no_grad(), eval_mode(encoder):
-            tokens = encoder.embed_with_tokens(encoder.blank_clip())[1]
-        _, channels, num_times, height, width = tokens.shape
-        return Sizes(encoder.embed_dim, (channels, num_times, height, width), num_classes, blocks)
+        return Sizes(encoder.embed_dim, encoder.token_shape(), num_classes, blocks, encoder.pooled_from)
 
 
 def require_trained_by_tokens(encoder: Encoder) -> None:
@@ -166,19 +165,24 @@ class AttentionPool(nn.Module):
 class GridResampler(nn.Module):
     """Resample the student's tokens to the teacher's grid by trilinear interpolation; nothing is trained.
 
+    If the teacher's tokens were pooled to a coarser grid, the student's are resampled to the grid before, and then
+    pooled in the same way.
+
     Args:
         grid: (T, H, W) of the teacher's tokens.
+        pooled_from: The grid from which the teacher's tokens were pooled; None for tokens as the network has them.
     """
 
-    def __init__(self, grid: tuple[int, int, int]) -> None:
+    def __init__(self, grid: Grid, pooled_from: Grid | None = None) -> None:
         super().__init__()
         self.grid = grid
+        self.pooled_from = pooled_from or grid
 
     def forward(self, tokens_bsthw: Tensor) -> Tensor:
         """Map tokens [B, S, T, H, W] to [B, S, T', H', W']."""
-        if tuple(tokens_bsthw.shape[2:]) == self.grid:
-            return tokens_bsthw
-        return F.interpolate(tokens_bsthw, size=self.grid, mode="trilinear", align_corners=False)
+        if tuple(tokens_bsthw.shape[2:]) != self.pooled_from:
+            tokens_bsthw = F.interpolate(tokens_bsthw, size=self.pooled_from, mode="trilinear", align_corners=False)
+        return pool_tokens(tokens_bsthw, self.grid)
 
 
 class TokenResampler(nn.Sequential):
@@ -187,10 +191,11 @@ class TokenResampler(nn.Sequential):
     Args:
         in_channels: Number of input channels S.
         target: (channels, T, H, W) of the teacher's tokens.
+        pooled_from: See ``GridResampler``.
     """
 
-    def __init__(self, in_channels: int, target: tuple[int, int, int, int]) -> None:
-        super().__init__(GridResampler(target[1:]), nn.Conv3d(in_channels, target[0], 1))
+    def __init__(self, in_channels: int, target: tuple[int, int, int, int], pooled_from: Grid | None = None) -> None:
+        super().__init__(GridResampler(target[1:], pooled_from), nn.Conv3d(in_channels, target[0], 1))
 
 
 @dataclass(frozen=True)
@@ -232,7 +237,7 @@ ADAPTERS: dict[str, Adapter] = {
         lambda student, teacher: AttentionPool(_tokens(student)[0], teacher.embed_dim), takes="tokens"
     ),
     "tokens": Adapter(
-        lambda student, teacher: TokenResampler(_tokens(student)[0], _tokens(teacher)),
+        lambda student, teacher: TokenResampler(_tokens(student)[0], _tokens(teacher), teacher.pooled_from),
         takes="tokens",
         gives="tokens",
     ),
@@ -241,7 +246,7 @@ ADAPTERS: dict[str, Adapter] = {
     ),
     "labels": Adapter(lambda student, labels: nn.Linear(student.embed_dim, labels.num_classes or 0), gives="labels"),
     "grid": Adapter(
-        lambda student, teacher: GridResampler(_tokens(teacher)[1:]),
+        lambda student, teacher: GridResampler(_tokens(teacher)[1:], teacher.pooled_from),
         takes="tokens",
         gives="tokens",
         keeps_dim=True,
@@ -287,7 +292,7 @@ def require_fit(
         student.require_blocks()
     if compares == "tokens":
         teacher.require_tokens()
-    if compares == "logits" and is_loaded and teacher.classifier is None:
+    if compares == "logits" and is_loaded and teacher.num_classes is None:
         raise UserError(
             f"the objective compares class probabilities, and the weights of {teacher.name} came without a linear "
             "classifier: give weights with one, or choose an objective on embeddings, for example compress-1q or simreg"

@@ -1,13 +1,17 @@
-"""A teacher's embeddings on disk: training with them neither decodes the teacher's stream nor runs the teacher.
+"""Teachers' outputs on disk: training with them neither decodes the teachers' streams nor runs the teachers.
 
-A cache is a folder. ``cache.json`` describes it; ``shards/`` holds one safetensors file for each range of samples in
-each augmented version; ``classifier.safetensors`` holds the teacher's linear classifier, if it has one. Augmentation a
-of sample i is the clip that ``PairedClips`` draws for ``SampleKey(i, epoch=a)`` with the cache's seed.
+A cache of one teacher is a folder. ``cache.json`` describes it; ``shards/`` holds one safetensors file for each range
+of samples in each augmented version (``cache_shards.py``); ``classifier.safetensors`` holds the teacher's linear
+classifier, if it has one. Augmentation a of sample i is the clip that ``PairedClips`` draws for
+``SampleKey(i, epoch=a)`` with the cache's seed.
+
+A cache of several teachers is a folder with one such cache for each, ``teacher-1`` and so on, and a ``cache.json`` that
+says how many there are. All were made from the same clips, on which all their views depend.
 
 ``TeacherCache.require`` compares a cache with a run (``describe_clips``, ``describe_teacher``). ``recipes/cache.py``
 fills it.
 
-Shapes: B batch, E teacher features, n samples of a shard.
+Shapes: B batch, E teacher features, N classes, T H W the stored grid of tokens, n samples of a shard.
 """
 
 from __future__ import annotations
@@ -16,26 +20,39 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from crossdistill.data.dataset import PairedClips, Replay
 from crossdistill.data.decoders import DEFAULT_DECODER
 from crossdistill.data.entries import video_rows_of
+from crossdistill.data.videos import stream_content
+from crossdistill.distillation.cache_shards import (
+    ADVICE,
+    STORAGE,
+    Part,
+    Shard,
+    ShardFile,
+    cosines,
+    decode,
+    encode,
+    write_shard,
+)
 from crossdistill.distillation.student import WEIGHTS_NAME, locate_student
 from crossdistill.distillation.terms import Term
 from crossdistill.encoders import Encoder
 from crossdistill.encoders.base import Classifier, EncoderInfo
+from crossdistill.encoders.tokens import Grid, TokenLayer, grid_text, parse_grid, pool_tokens
 from crossdistill.encoders.weights import find_classifier
 from crossdistill.errors import OneProcessError, UserError
+from crossdistill.modalities import get_modality
 from crossdistill.types import ViewSpec
 from crossdistill.utils import hub
 from crossdistill.utils.files import sha256_of, write_text_atomically
@@ -45,48 +62,19 @@ from crossdistill.utils.tensor_files import write_tensors
 from crossdistill.utils.weight_files import read_weights
 
 FORMAT = "crossdistill-teacher-cache"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 DESCRIPTION_NAME = "cache.json"
 SHARDS_NAME = "shards"
 CLASSIFIER_NAME = "classifier.safetensors"
-FEATURES = "features"
-UNREADABLE = "unreadable"
-# Option value to the type's name in torch, in numpy and in safetensors.
-DTYPES: dict[str, tuple[torch.dtype, np.dtype[Any], str]] = {
-    "fp16": (torch.float16, np.dtype("<f2"), "F16"),
-    "fp32": (torch.float32, np.dtype("<f4"), "F32"),
-}
+FEATURES, LOGITS, TOKENS = "features", "logits", "tokens"
+OWN_GRID = "own"
+"""Value of ``--tokens``: the grid that the network itself has."""
 # Shards that one process keeps open. Each takes a file descriptor, and a process often has no more than 1024.
 MAX_OPEN_SHARDS = 256
-# A smaller cosine is no rounding error: fp16 keeps eleven bits of every value above 6e-5, but fewer below.
-MIN_COSINE = 0.9999
-ADVICE = "free space there and start again: finished shards are kept"
-
-
-def cosines(stored: Tensor, live: Tensor) -> Tensor:
-    """Compute the cosine [n] between rows [n, E] of a cache and of the live teacher in float64; 1 if both are zero."""
-    stored, live = stored.double(), live.double()
-    both_zero = (stored == 0).all(dim=1) & (live == 0).all(dim=1)
-    return F.cosine_similarity(stored, live, dim=1, eps=1e-300).masked_fill(both_zero, 1.0)
-
-
-@dataclass(frozen=True)
-class Shard:
-    """The samples ``start`` to ``stop`` (exclusive) in one augmentation."""
-
-    augmentation: int
-    start: int
-    stop: int
-
-    @property
-    def name(self) -> str:
-        """Name of the shard's file."""
-        return f"view-{self.augmentation:04d}-{self.start:09d}.safetensors"
-
-    @property
-    def num_clips(self) -> int:
-        """Number of rows, n."""
-        return self.stop - self.start
+# A token that is shorter than this share of the mean one is not asked to keep its direction.
+MIN_TOKEN_SHARE = 1e-3
+# Fields that a key lacks if the cache has no such thing.
+OPTIONAL_FIELDS = ("teacher_views", "tokens", "num_logits")
 
 
 def weights_source(weights: str) -> str:
@@ -101,28 +89,42 @@ def absolute_if_path(weights: str) -> str:
     return str(Path(weights).absolute()) if Path(weights).exists() else weights
 
 
+def moment_of(view: ViewSpec) -> dict[str, Any]:
+    """Describe what of a view decides the moment of a clip."""
+    return {key: getattr(view, key) for key in ("modality", "num_frames", "stride")}
+
+
+def view_of_moment(moment: Mapping[str, Any]) -> ViewSpec:
+    """Return a view with which the same moments are drawn as with the view that ``moment_of`` described."""
+    kind = get_modality(moment["modality"])
+    return ViewSpec(**moment, size_px=1, mean=kind.mean, std=kind.std)  # its pictures are not read
+
+
 def describe_clips(clips: PairedClips, *, split: str) -> dict[str, Any]:
     """Describe everything that decides the moments and crops of training clips. The decoder does not decide them.
 
     Args:
-        clips: Training clips with an augmentation, one student's view and one teacher's view.
+        clips: Training clips with an augmentation, one student's view and the views of all teachers.
         split: The split that the videos were taken from.
     """
-    student, teacher = clips.views
+    student, *teachers = clips.views
     assert clips.augmentation is not None
-    digest = hashlib.sha256()
+    content, paths = hashlib.sha256(), hashlib.sha256()
     for row in video_rows_of(clips.entries):
-        streams = [row["streams"][view.kind.stream] for view in (student, teacher)]
-        digest.update(json.dumps([row["name"], streams], sort_keys=True).encode())
+        streams = [row["streams"][view.kind.stream] for view in clips.views]
+        content.update(json.dumps([row["name"], [stream_content(stream) for stream in streams]]).encode())
+        paths.update(json.dumps([row["name"], streams], sort_keys=True).encode())
     return {
-        "student_view": {key: getattr(student, key) for key in ("modality", "num_frames", "stride")},
+        "student_view": moment_of(student),
+        "teacher_views": [moment_of(view) for view in teachers] if len(teachers) > 1 else None,
         "split": split,
         "crop_area_min": clips.augmentation.area_min,
         "mirror": clips.augmentation.mirror_probability > 0,
         # With "error" no video is too short, so it gives the same clips as "repeat".
         "short_clips": "repeat" if clips.short_clips == "error" else clips.short_clips,
         "num_clips": len(clips),
-        "dataset": digest.hexdigest()[:16],
+        "content": content.hexdigest()[:16],
+        "dataset": paths.hexdigest()[:16],  # by which caches of version 0.1 know their videos
     }
 
 
@@ -143,35 +145,132 @@ def describe_teacher(teacher: Encoder, *, weights: Sequence[str], weights_hashes
     }
 
 
+def describe_parts(teacher: Encoder, *, tokens: str | None, logits: bool) -> dict[str, Any]:
+    """Describe what a cache holds of a teacher besides its features.
+
+    Args:
+        teacher: The teacher with loaded weights, or the first of the networks that folds have.
+        tokens: The grid that the tokens are pooled to, such as ``1x4x4``; ``own`` for the network's own; None for none.
+        logits: Whether logits are stored.
+
+    Raises:
+        UserError: The teacher has no tokens, fewer of them than the grid, or no classifier.
+    """
+    found: dict[str, Any] = {"tokens": None, "token_grid": None, "token_channels": None, "num_logits": None}
+    if tokens is not None:
+        wanted = None if tokens == OWN_GRID else parse_grid(tokens, option="--tokens")
+        channels, *sides = teacher.token_shape()
+        own: Grid = (sides[0], sides[1], sides[2])
+        if wanted is not None and any(side > most for side, most in zip(wanted, own, strict=True)):
+            raise UserError(
+                f"--tokens {tokens} is finer than the tokens of {teacher.name}, {grid_text(own)}: give a grid of at "
+                "most so many, or own"
+            )
+        found |= {"tokens": grid_text(wanted or own), "token_grid": grid_text(own), "token_channels": channels}
+    if logits:
+        if teacher.num_classes is None:
+            raise UserError(
+                f"--logits stores the logits of a linear classifier, and the weights of {teacher.name} came without "
+                "one: remove --logits, or give weights with a classifier"
+            )
+        found["num_logits"] = teacher.num_classes
+    return found
+
+
+class StoredEncoder(Encoder):
+    """A cached teacher as an encoder whose body is an identity.
+
+    Its name, view, sizes and classifier are those of the teacher; the body's weights are not in the cache.
+
+    Args:
+        cache: The cache.
+    """
+
+    def __init__(self, cache: TeacherCache) -> None:
+        layer = TokenLayer("") if TOKENS in cache.parts else None
+        info = EncoderInfo(embed_dim=cache.embed_dim, token_layer=layer)
+        super().__init__(nn.Identity(), name=cache.key["teacher"], view=cache.teacher_view, info=info)
+        self._parts, self._grid, self._own_grid = cache.parts, cache.grid, cache.own_grid
+
+    @property
+    def num_classes(self) -> int | None:
+        """N: of the stored logits, or of the classifier."""
+        return self._parts[LOGITS].width if LOGITS in self._parts else super().num_classes
+
+    def token_shape(self) -> tuple[int, int, int, int]:
+        """Return (E, T, H, W) of the stored tokens."""
+        self.require_tokens()
+        assert self._grid is not None
+        return self._parts[TOKENS].width, *self._grid
+
+    @property
+    def pooled_from(self) -> Grid | None:
+        """The network's own grid, if the stored one is coarser."""
+        return self._own_grid if self._own_grid != self._grid else None
+
+
 class TeacherCache:
-    """An existing cache, which may be incomplete.
+    """A cache of one teacher, which may be incomplete.
 
     Args:
         folder: Folder with ``cache.json``, or a repository of the hub (of the kind "dataset"), which is fetched.
+        content: What ``cache.json`` says; read from the file if None.
 
     Raises:
-        UserError: There is no cache, it is damaged, or a newer version wrote it.
+        UserError: There is no cache, it is damaged, it is of several teachers, or a newer version wrote it.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = hub.fetch(str(folder), kind="dataset") if hub.names_repository(folder) else Path(folder)
-        path = self.folder / DESCRIPTION_NAME
-        content = read_versioned_json(
-            path,
-            absent=f"there is no teacher cache in {folder} (no {path.name}): make one with crossdistill cache",
-            version=FORMAT_VERSION,
-            remedy="make the cache again",
-            format_name=FORMAT,
-        )
-        # Caches of version 0.1 have no decoder in their key; nobody chose another one than the first.
-        self.key: dict[str, Any] = {"decoder": DEFAULT_DECODER, **content["key"]}
-        self.weights: tuple[str, ...] = _as_tuple(content.get("teacher_weights", "auto"))
-        self.weights_hashes: tuple[str, ...] = _as_tuple(self.key["teacher_weights_sha256"])
-        self.num_augmentations = int(content["num_views"])
-        self.embed_dim, self.seed = int(self.key["embed_dim"]), int(self.key["seed"])
-        self.num_clips, self.clips_per_shard = int(self.key["num_clips"]), int(self.key["clips_per_shard"])
-        self._dtype = DTYPES[self.key["dtype"]]
-        self._rows = functools.lru_cache(maxsize=MAX_OPEN_SHARDS)(self._open_rows)
+    def __init__(self, folder: Path, content: Mapping[str, Any] | None = None) -> None:
+        self.folder = _located(folder) if content is None else Path(folder)
+        content = _read_description(self.folder) if content is None else content
+        if "num_teachers" in content:
+            raise UserError(f"{folder} is of {content['num_teachers']} teachers: give {folder}/teacher-1, or another")
+        try:
+            # Caches of version 0.1 have no decoder in their key; nobody chose another one than the first.
+            self.key: dict[str, Any] = {"decoder": DEFAULT_DECODER, **content["key"]}
+            self.weights: tuple[str, ...] = _as_tuple(content.get("teacher_weights", "auto"))
+            self.weights_hashes: tuple[str, ...] = _as_tuple(self.key["teacher_weights_sha256"])
+            self.num_augmentations = int(content["num_views"])
+            self.embed_dim, self.seed = int(self.key["embed_dim"]), int(self.key["seed"])
+            self.num_clips, self.clips_per_shard = int(self.key["num_clips"]), int(self.key["clips_per_shard"])
+            self.storage = STORAGE[self.key["dtype"]]
+            has_tokens = self.key.get("tokens") is not None
+            self.grid = parse_grid(self.key["tokens"], option="tokens") if has_tokens else None
+            self.own_grid = parse_grid(self.key["token_grid"], option="token_grid") if has_tokens else None
+            self.parts = {part.name: part for part in self._find_parts()}
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{self.folder / DESCRIPTION_NAME} is damaged ({error!r}): make the cache again") from error
+        self._content = content
+        self._file = functools.lru_cache(maxsize=MAX_OPEN_SHARDS)(self._open)
+
+    def _find_parts(self) -> Iterator[Part]:
+        yield Part(FEATURES, 1, self.embed_dim)
+        if self.key.get("num_logits") is not None:
+            yield Part(LOGITS, 1, int(self.key["num_logits"]))
+        if self.grid is not None:
+            yield Part(TOKENS, math.prod(self.grid), int(self.key["token_channels"]))
+
+    @staticmethod
+    def planned(
+        folder: Path, key: Mapping[str, Any], *, num_augmentations: int, weights: Sequence[str] = ("auto",)
+    ) -> TeacherCache:
+        """Return a cache that need not exist yet; nothing is written.
+
+        Args:
+            folder: Folder of the cache.
+            key: Everything that decides the embeddings. Fields that are None say that the cache has no such thing.
+            num_augmentations: Number of augmentations.
+            weights: Name of the teacher's weights, with folds of each network's; whoever loads it again takes them.
+        """
+        kept = {name: value for name, value in key.items() if value is not None}
+        content = {
+            "format": FORMAT,
+            "version": FORMAT_VERSION,
+            "num_views": num_augmentations,
+            "teacher_weights": _one_or_all([absolute_if_path(each) for each in weights]),
+            "key": kept,
+        }
+        return TeacherCache(folder, json.loads(json.dumps(content)))
 
     @staticmethod
     def create(
@@ -182,42 +281,47 @@ class TeacherCache:
         classifier: Classifier | None = None,
         weights: Sequence[str] = ("auto",),
     ) -> None:
-        """Create a cache, or resume one of the same options. The number of augmentations may grow.
+        """Create a cache of one teacher, or resume one of the same options; see ``planned`` and ``create_caches``."""
+        planned = TeacherCache.planned(folder, key, num_augmentations=num_augmentations, weights=weights)
+        create_caches(folder, [planned], [classifier])
+
+    def require_creatable(self) -> None:
+        """Raise a ``UserError`` if the folder holds a cache of something else, or other files.
+
+        The number of augmentations of an existing cache may grow.
+        """
+        if (self.folder / DESCRIPTION_NAME).is_file():
+            cache = TeacherCache(self.folder)
+            cache.require({**dict.fromkeys(OPTIONAL_FIELDS), **self.key}, wanted_by="this command")
+            if cache.num_augmentations > self.num_augmentations:
+                raise UserError(
+                    f"the teacher cache {self.folder} has {cache.num_augmentations} augmentations, but this command "
+                    f"wants {self.num_augmentations}: give --augmentations {cache.num_augmentations} or more, or "
+                    "another --out"
+                )
+        else:
+            _require_empty(self.folder)
+
+    def write_description(self, classifier: Classifier | None) -> None:
+        """Write ``cache.json``.
 
         Args:
-            folder: Folder of the cache.
-            key: Everything that decides the embeddings.
-            num_augmentations: Number of augmentations.
             classifier: The teacher's classifier on the features; None if it has none on all of them.
-            weights: Name of the teacher's weights, with folds of each network's; whoever loads it again takes them.
-
-        Raises:
-            UserError: The folder holds a cache of something else, or other files; nothing is changed.
         """
-        path = folder / DESCRIPTION_NAME
-        if path.is_file():
-            cache = TeacherCache(folder)
-            cache.require(key, wanted_by="this command")
-            if cache.num_augmentations > num_augmentations:
-                raise UserError(
-                    f"the teacher cache {folder} has {cache.num_augmentations} augmentations, but this command wants "
-                    f"{num_augmentations}: give --augmentations {cache.num_augmentations} or more, or another --out"
-                )
-        elif folder.exists() and (not folder.is_dir() or {each.name for each in folder.iterdir()} - {LOCK_NAME}):
-            raise UserError(f"{folder} holds something that is no teacher cache: choose another folder for --out")
         if classifier is not None:
             layer = {"weight": classifier.weight, "bias": classifier.bias}
-            write_tensors(folder / CLASSIFIER_NAME, layer, metadata={"format": "pt"}, advice=ADVICE)
-        content = {
-            "format": FORMAT,
-            "version": FORMAT_VERSION,
-            "num_views": num_augmentations,
-            "teacher_weights": _one_or_all([absolute_if_path(each) for each in weights]),
-            "key": dict(key),
-        }
-        write_text_atomically(path, json.dumps(content, indent=2) + "\n")
-        for left in (folder / SHARDS_NAME).glob(".*.tmp"):  # left by a run that was killed
+            write_tensors(self.folder / CLASSIFIER_NAME, layer, metadata={"format": "pt"}, advice=ADVICE)
+        # Runs know a cache by its key, which a former version may have written.
+        is_resumed = (self.folder / DESCRIPTION_NAME).is_file()
+        key = TeacherCache(self.folder)._content["key"] if is_resumed else self.key
+        kept = {name: value for name, value in key.items() if is_resumed or name != "dataset"}
+        self._content = {**self._content, "key": kept}
+        self._write(self._content)
+        for left in (self.folder / SHARDS_NAME).glob(".*.tmp"):  # left by a run that was killed
             left.unlink(missing_ok=True)
+
+    def _write(self, content: Mapping[str, Any]) -> None:
+        write_text_atomically(self.folder / DESCRIPTION_NAME, json.dumps(content, indent=2) + "\n")
 
     @property
     def teacher_view(self) -> ViewSpec:
@@ -226,9 +330,25 @@ class TeacherCache:
         return ViewSpec(**{**view, "mean": tuple(view["mean"]), "std": tuple(view["std"])})
 
     @property
+    def clip_views(self) -> list[ViewSpec]:
+        """The views of all teachers that the cache was made with, as far as they decide the moments of the clips."""
+        moments = self.key.get("teacher_views")
+        return [self.teacher_view] if moments is None else [view_of_moment(moment) for moment in moments]
+
+    @property
     def bytes_per_clip(self) -> int:
-        """Size of one embedding on disk."""
-        return self.embed_dim * int(self._dtype[1].itemsize)
+        """Size of one clip on disk."""
+        return sum(part.num_bytes(self.storage) for part in self.parts.values())
+
+    @property
+    def content_text(self) -> str:
+        """What is stored of a clip, in words, for example ``512 features, 4x7x7 tokens, fp16``."""
+        parts = [f"{self.embed_dim} features"]
+        if LOGITS in self.parts:
+            parts.append(f"{self.parts[LOGITS].width} logits")
+        if self.grid is not None:
+            parts.append(f"{grid_text(self.grid)} tokens of {self.parts[TOKENS].width}")
+        return ", ".join([*parts, self.key["dtype"]])
 
     def shards(self) -> list[Shard]:
         """List the shards of a complete cache, one augmentation after another, because an epoch reads only one."""
@@ -247,38 +367,97 @@ class TeacherCache:
         """Return the file of a shard."""
         return self.folder / SHARDS_NAME / shard.name
 
-    def write(self, shard: Shard, features: Tensor, unreadable: Mapping[int, str]) -> None:
+    def rows_of(self, targets: Mapping[Any, Tensor]) -> dict[str, Tensor]:
+        """Turn a teacher's outputs for n clips into the rows [n, R, F] of each part. Tokens are pooled to the grid."""
+        rows: dict[str, Tensor] = {}
+        for name in self.parts:
+            values = targets[name].float().cpu()
+            if name == TOKENS:
+                assert self.grid is not None
+                rows[name] = pool_tokens(values, self.grid).flatten(2).transpose(1, 2)
+            else:
+                rows[name] = values[:, None]
+        return rows
+
+    def no_rows(self, num_clips: int) -> dict[str, Tensor]:
+        """Return zeros [n, R, F] for each part, to be filled."""
+        return {name: torch.zeros(num_clips, part.num_rows, part.width) for name, part in self.parts.items()}
+
+    def write(self, shard: Shard, rows: Mapping[str, Tensor], unreadable: Mapping[int, str]) -> None:
         """Write a shard, whole or not at all.
 
         Args:
             shard: Which one.
-            features: [n, E]. Rows of unreadable clips are ignored when the cache is read.
+            rows: [n, R, F] of each part, see ``rows_of``. Rows of unreadable clips are ignored when the cache is read.
             unreadable: Sample to the reason why it could not be read.
 
         Raises:
-            UserError: The disk is full, or the cache's type cannot hold an embedding: it is too large, or so small that
-                its direction is lost.
+            UserError: The disk is full, or the cache's type cannot hold a row: it is too large, or so small that its
+                direction is lost.
         """
-        stored = features.to(self._dtype[0])
+        is_readable = torch.tensor([sample not in unreadable for sample in range(shard.start, shard.stop)])
+        encoded, measured = {}, {}
+        for name, part in self.parts.items():
+            encoded[part] = encode(rows[name], self.storage)
+            stored = decode(*encoded[part])
+            measured[name] = self._require_kept(shard, name, stored[is_readable], rows[name][is_readable])
+        write_shard(self.path(shard), encoded, unreadable=unreadable, measured=measured)
+
+    def _require_kept(self, shard: Shard, name: str, stored: Tensor, rows: Tensor) -> Tensor:
+        """Return the cosines of stored rows to the originals, or raise an error if they are lost."""
+        teacher, dtype = self.key["teacher"], self.key["dtype"]
+        what = {FEATURES: "embeddings"}.get(name, name)
         where = f"(augmentation {shard.augmentation}, samples {shard.start} to {shard.stop - 1})"
+        wider = "choose --dtype fp16" if dtype == "int8" else "choose --dtype fp32"
         if not bool(torch.isfinite(stored).all()):
-            remedy = "choose --dtype fp32" if bool(torch.isfinite(features).all()) else "check its weights"
+            remedy = wider if bool(torch.isfinite(rows).all()) else "check its weights"
             raise OneProcessError(  # the other processes write other shards
-                f"the teacher {self.key['teacher']} computes embeddings that are NaN or infinite in "
-                f"{self.key['dtype']} {where}: {remedy}"
+                f"the teacher {teacher} computes {what} that are NaN or infinite in {dtype} {where}: {remedy}"
             )
-        cosine = float(cosines(stored, features).min())
-        if cosine < MIN_COSINE:
+        found = self.kept_cosines(name, stored, rows)
+        if len(found) and float(found.min()) < self.storage.min_cosine:
             raise OneProcessError(
-                f"{self.key['dtype']} does not keep the direction of embeddings of the teacher {self.key['teacher']} "
-                f"(cosine {cosine:.4f}, allowed {MIN_COSINE}) {where}: choose --dtype fp32"
+                f"{dtype} does not keep the direction of {what} of the teacher {teacher} (cosine "
+                f"{float(found.min()):.4f}, allowed {self.storage.min_cosine}) {where}: {wider}"
             )
-        reasons = json.dumps({str(sample): reason for sample, reason in unreadable.items()})
-        write_tensors(self.path(shard), {FEATURES: stored}, metadata={UNREADABLE: reasons}, advice=ADVICE)
+        return found
+
+    def kept_cosines(self, name: str, stored: Tensor, rows: Tensor) -> Tensor:
+        """Compute the cosine [n · R] between stored rows and live rows [n, R, F] of a part.
+
+        Tokens next to zero are left out: where a network sees nothing, they have no direction to keep.
+        """
+        stored, rows = stored.flatten(0, 1), rows.flatten(0, 1)
+        if name == TOKENS:
+            lengths = rows.norm(dim=1)
+            is_long = lengths >= MIN_TOKEN_SHARE * lengths.mean()
+            stored, rows = stored[is_long], rows[is_long]
+        return cosines(stored, rows)
+
+    def record_cosines(self) -> dict[str, dict[str, float]]:
+        """Write into ``cache.json`` how well the stored rows keep the originals, and return it.
+
+        Returns:
+            Part to the smallest (``min``) and the mean cosine (``mean``) over the ``num_rows`` rows of its shards.
+        """
+        missing = set(self.missing())
+        files = [self._open(shard).cosines for shard in self.shards() if shard not in missing]
+        found: dict[str, dict[str, float]] = {}
+        for name in self.parts:
+            own = [each[name] for each in files if name in each]
+            if own:
+                num_rows = sum(number for *_, number in own)
+                mean = sum(mean * number for _, mean, number in own) / num_rows
+                found[name] = {"min": min(low for low, *_ in own), "mean": mean, "num_rows": num_rows}
+        self._write({**self._content, "cosines": found})
+        return found
 
     def require(self, wanted: Mapping[str, Any], *, wanted_by: str = "this run") -> None:
         """Raise a ``UserError`` that names the first field in which the cache differs from ``wanted``."""
-        found = first_difference(self.key, json.loads(json.dumps(wanted)), ignores_extra=True)
+        # The paths of the videos count only where their content is not known.
+        ignored = "dataset" if "content" in self.key else "content"
+        compared = {name: value for name, value in wanted.items() if name != ignored}
+        found = first_difference(self.key, json.loads(json.dumps(compared)), ignores_extra=True)
         if found is not None:
             name, has, wants = found
             raise UserError(
@@ -296,13 +475,33 @@ class TeacherCache:
             )
 
     def require_fit(self, terms: Iterable[Term]) -> None:
-        """Raise a ``UserError`` for objectives that need more than the teacher's pooled embeddings."""
+        """Raise a ``UserError`` for objectives that need more than the cache holds."""
         for term in terms:
-            if term.objective.compares == "tokens":
+            if term.objective.compares == TOKENS and TOKENS not in self.parts:
                 raise UserError(
-                    f"the objective {term.name} compares tokens, and a teacher cache holds only pooled embeddings: "
-                    "choose an objective on embeddings, or remove --teacher-cache"
+                    f"the objective {term.name} compares tokens, and the teacher cache {self.folder} holds none: make "
+                    "it with --tokens, choose an objective on embeddings, or remove --teacher-cache"
                 )
+            # The classifiers of folds are several, and the cache does not say which clip is of which fold.
+            if term.objective.compares == LOGITS and LOGITS not in self.parts and len(self.weights_hashes) > 1:
+                raise UserError(
+                    f"the objective {term.name} compares logits, and the teacher cache {self.folder} of folds holds "
+                    "none: make it with --logits, or choose an objective on embeddings"
+                )
+
+    def check_files(self) -> int:
+        """Check length and checksum of every shard, and return how many are of a version that wrote no checksum.
+
+        Raises:
+            UserError: A shard is missing, cut short, or changed since it was written.
+        """
+        self.require_complete()
+        num_without = 0
+        for shard in self.shards():
+            file = self._open(shard)
+            file.check()
+            num_without += not file.has_checksum
+        return num_without
 
     def unreadable(self) -> dict[tuple[int, int], str]:
         """Map (sample, augmentation) to the reason why it could not be read, for all existing shards."""
@@ -311,7 +510,7 @@ class TeacherCache:
             (int(sample), shard.augmentation): reason
             for shard in self.shards()
             if shard not in missing
-            for sample, reason in self._read_header(shard)[1].items()
+            for sample, reason in self._open(shard).unreadable.items()
         }
 
     def replay(self) -> Replay:
@@ -327,12 +526,26 @@ class TeacherCache:
         Returns:
             [B, E] float32.
         """
-        rows = np.empty((len(sample_keys), self.embed_dim), dtype=np.float32)
+        return self.read_rows(sample_keys, FEATURES)[:, 0]
+
+    def read_logits(self, sample_keys: Tensor) -> Tensor:
+        """Read the stored logits [B, N] float32 of clips, given as for ``read``."""
+        return self.read_rows(sample_keys, LOGITS)[:, 0]
+
+    def read_tokens(self, sample_keys: Tensor) -> Tensor:
+        """Read the stored tokens [B, E, T, H, W] float32 of clips, given as for ``read``."""
+        assert self.grid is not None
+        return self.read_rows(sample_keys, TOKENS).transpose(1, 2).unflatten(2, self.grid)
+
+    def read_rows(self, sample_keys: Tensor, name: str) -> Tensor:
+        """Read the rows [B, R, F] float32 of a part of clips, given as for ``read``."""
+        part = self.parts[name]
+        rows: NDArray[np.float32] = np.empty((len(sample_keys), part.num_rows * part.width), dtype=np.float32)
         for row, (sample, augmentation) in zip(rows, sample_keys.tolist(), strict=True):
             start = sample - sample % self.clips_per_shard
             shard = Shard(augmentation, start, min(start + self.clips_per_shard, self.num_clips))
-            row[:] = self._rows(shard)[sample - start]
-        return torch.from_numpy(rows)
+            self._file(shard).read_into(row, name, sample - start)
+        return torch.from_numpy(rows).unflatten(1, (part.num_rows, part.width))
 
     def mean_embeddings(self) -> dict[int, Tensor]:
         """Return for each sample the mean embedding [E] over its readable augmentations; none without any."""
@@ -343,44 +556,106 @@ class TeacherCache:
                 found[sample] = self.read(torch.tensor(keys)).mean(0)
         return found
 
-    def encoder(self) -> Encoder:
-        """Return the cached teacher as an encoder whose body is an identity.
-
-        Its name, embedding size, view and classifier are those of the teacher; the body's weights are not in the cache.
-        """
-        info = EncoderInfo(embed_dim=self.embed_dim)
-        encoder = Encoder(nn.Identity(), name=self.key["teacher"], view=self.teacher_view, info=info)
+    def encoder(self) -> StoredEncoder:
+        """Return the cached teacher as an encoder that gives its name, view, sizes and classifier."""
+        encoder = StoredEncoder(self)
         path = self.folder / CLASSIFIER_NAME
         if path.is_file():
             layer = read_weights(path)
             encoder.classifier = find_classifier([layer["weight"], layer["bias"]], embed_dim=self.embed_dim)
         return encoder
 
-    def _open_rows(self, shard: Shard) -> NDArray[Any]:
-        offset, _ = self._read_header(shard)
-        shape = (shard.num_clips, self.embed_dim)
-        return np.memmap(self.path(shard), dtype=self._dtype[1], mode="r", offset=offset, shape=shape)
+    def _open(self, shard: Shard) -> ShardFile:
+        return ShardFile(self.path(shard), self.parts.values(), self.storage, shard.num_clips)
 
-    def _read_header(self, shard: Shard) -> tuple[int, dict[str, str]]:
-        """Return the offset of the rows in a shard's file, and its unreadable samples with the reasons.
 
-        The file is mapped into memory by hand, because safetensors has no view of one tensor without a copy. Layout: 8
-        bytes length of the header, the header in JSON, the values.
-        """
-        path = self.path(shard)
-        try:
-            with open(path, "rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(min(length, path.stat().st_size)))
-            facts = header[FEATURES]
-            is_intact = facts["dtype"] == self._dtype[2] and facts["shape"] == [shard.num_clips, self.embed_dim]
-            is_intact &= path.stat().st_size == 8 + length + shard.num_clips * self.bytes_per_clip
-            reasons: dict[str, str] = json.loads(header["__metadata__"][UNREADABLE])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise _damaged(path) from error
-        if not is_intact:
-            raise _damaged(path)
-        return 8 + length, reasons
+def folders_of(folder: Path, num_teachers: int) -> list[Path]:
+    """Return the folder of each teacher's cache in the folder of a cache; of one teacher they are the same."""
+    return [folder] if num_teachers == 1 else [folder / f"teacher-{number + 1}" for number in range(num_teachers)]
+
+
+def open_caches(folder: Path) -> list[TeacherCache]:
+    """Open a cache of one or several teachers, complete or not.
+
+    Raises:
+        UserError: As for ``TeacherCache``, or the caches of several teachers were not made together.
+    """
+    folder = _located(folder)
+    content = _read_description(folder)
+    if "num_teachers" not in content:
+        return [TeacherCache(folder, content)]
+    caches = [TeacherCache(each) for each in folders_of(folder, content["num_teachers"])]
+    first = caches[0]
+    for other in caches[1:]:
+        names = ("num_clips", "content", "student_view", "teacher_views")
+        same = {name: first.key.get(name) for name in names}
+        other.require({**same, "seed": first.seed}, wanted_by=f"{first.folder.name} beside it")
+        if other.num_augmentations != first.num_augmentations:
+            raise UserError(
+                f"{other.folder} has {other.num_augmentations} augmentations and {first.folder.name} has "
+                f"{first.num_augmentations}: start the command that makes the cache again"
+            )
+    return caches
+
+
+def create_caches(folder: Path, caches: Sequence[TeacherCache], classifiers: Sequence[Classifier | None]) -> None:
+    """Create a cache of one or several teachers, or resume one of the same options.
+
+    Args:
+        folder: Folder of the cache.
+        caches: What ``TeacherCache.planned`` returned for each teacher, in one of ``folders_of``.
+        classifiers: The classifier of each teacher, see ``TeacherCache.write_description``.
+
+    Raises:
+        UserError: The folder holds a cache of something else, or other files; nothing is changed.
+    """
+    if len(caches) > 1:
+        _require_several(folder, len(caches))
+    for cache in caches:
+        cache.require_creatable()
+    if len(caches) > 1:
+        content = {"format": FORMAT, "version": FORMAT_VERSION, "num_teachers": len(caches)}
+        write_text_atomically(folder / DESCRIPTION_NAME, json.dumps(content, indent=2) + "\n")
+    for cache, classifier in zip(caches, classifiers, strict=True):
+        cache.write_description(classifier)
+
+
+def _require_several(folder: Path, num_teachers: int) -> None:
+    """Raise a ``UserError`` if a folder is neither empty nor that of a cache of so many teachers."""
+    if not (folder / DESCRIPTION_NAME).is_file():
+        _require_empty(folder)
+        return
+    has = _read_description(folder).get("num_teachers", 1)
+    if has != num_teachers:
+        raise UserError(
+            f"the teacher cache {folder} is of {has} teacher{'s' if has > 1 else ''}, and {num_teachers} were given: "
+            "give the teachers that it was made with, or another --out"
+        )
+
+
+def _require_empty(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or {each.name for each in folder.iterdir()} - {LOCK_NAME}):
+        raise UserError(f"{folder} holds something that is no teacher cache: choose another folder for --out")
+
+
+def _located(folder: Path) -> Path:
+    """Return the folder of a cache, which is fetched if it is a repository of the hub (of the kind "dataset")."""
+    return hub.fetch(str(folder), kind="dataset") if hub.names_repository(folder) else Path(folder)
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    path = Path(folder) / DESCRIPTION_NAME
+    content = read_versioned_json(
+        path,
+        absent=f"there is no teacher cache in {folder} (no {path.name}): make one with crossdistill cache",
+        version=FORMAT_VERSION,
+        remedy="make the cache again",
+        format_name=FORMAT,
+    )
+    num_teachers = content.get("num_teachers", 2)
+    if not isinstance(num_teachers, int) or num_teachers < 2:
+        raise UserError(f"{path} is damaged ({num_teachers!r} teachers): make the cache again")
+    return content
 
 
 def _one_or_all(values: Sequence[str]) -> str | list[str]:
@@ -391,10 +666,6 @@ def _one_or_all(values: Sequence[str]) -> str | list[str]:
 def _as_tuple(stored: str | list[str]) -> tuple[str, ...]:
     """Return what the description says of one network, or of one for each fold."""
     return tuple(stored) if isinstance(stored, list) else (stored,)
-
-
-def _damaged(path: Path) -> UserError:
-    return UserError(f"{path} is not an intact shard: delete it, and start the command that makes the cache")
 
 
 def spread(shards: Sequence[Shard], *, num_clips: int, seed: int) -> list[tuple[int, int]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import abc
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,7 +23,7 @@ from crossdistill.data.dataset import PairedClips
 from crossdistill.distillation.alignment import Alignment
 from crossdistill.distillation.standardizer import Standardizer
 from crossdistill.distillation.student_with_heads import MomentumCopy, embed
-from crossdistill.distillation.teacher_cache import TeacherCache, describe_clips
+from crossdistill.distillation.teacher_cache import LOGITS, TeacherCache, describe_clips
 from crossdistill.distillation.terms import Term
 from crossdistill.encoders import Encoder
 from crossdistill.encoders.compilation import compiled
@@ -31,7 +32,7 @@ from crossdistill.encoders.sharding import shard
 from crossdistill.encoders.weights import weights_hash
 from crossdistill.errors import UserError
 from crossdistill.objectives.objective import Compares
-from crossdistill.types import Mix, PairedBatch, View
+from crossdistill.types import Mix, PairedBatch, View, ViewSpec
 
 Targets = dict[Compares, Tensor]
 """``features`` [B, E] float32; ``logits`` [B, N] with a classifier; ``tokens`` [B, E, T, H, W] if they are needed."""
@@ -60,6 +61,18 @@ class Teacher(abc.ABC):
     def networks(self) -> list[Encoder]:
         """The teacher's network, or one for each fold, to evaluate next to the student; empty if it has none itself."""
         return []
+
+    @property
+    def clip_views(self) -> list[ViewSpec] | None:
+        """The views of all teachers of a store, by which its clips were drawn; None for a teacher without a store."""
+        return None
+
+    def stored_features(self, positions: Sequence[int]) -> Tensor | None:
+        """Return stored features [n, E] of training clips as they look in the first epoch; None without a store.
+
+        Clips that could not be read are left out.
+        """
+        return None
 
     def stored_embeddings(self) -> dict[int, Tensor] | None:
         """Return a stored embedding [E] of each training clip by its position; None for a teacher without a store."""
@@ -255,7 +268,7 @@ class ShardedTeacher(FrozenTeacher):
 
 
 class CachedTeacher(Teacher):
-    """A teacher whose embeddings are read from a cache: neither its network nor its stream is needed.
+    """A teacher whose outputs are read from a cache: neither its network nor its stream is needed.
 
     Args:
         cache: A complete cache.
@@ -278,10 +291,24 @@ class CachedTeacher(Teacher):
         self.identity = [self.encoder.name, *cache.weights_hashes]
 
     def embed(self, batch: PairedBatch, *, with_tokens: bool = False) -> Targets:
-        """Read the embeddings of the batch's clips."""
-        assert not with_tokens, "TeacherCache.require_fit has refused this"
-        assert batch.sample_keys is not None
-        return add_logits(self.cache.read(batch.sample_keys).to(self.device), self.encoder)
+        """Read the embeddings of the batch's clips; stored logits, or those of the classifier; and stored tokens."""
+        keys = batch.sample_keys
+        assert keys is not None
+        targets = add_logits(self.cache.read(keys).to(self.device), self.encoder)
+        if LOGITS in self.cache.parts:
+            targets["logits"] = self.cache.read_logits(keys).to(self.device)
+        return {**targets, "tokens": self.cache.read_tokens(keys).to(self.device)} if with_tokens else targets
+
+    @property
+    def clip_views(self) -> list[ViewSpec]:
+        """The views of all teachers that the cache was made with."""
+        return self.cache.clip_views
+
+    def stored_features(self, positions: Sequence[int]) -> Tensor:
+        """Read the features of training clips in the first augmentation."""
+        unreadable = self.cache.unreadable()
+        keys = [(position, 0) for position in positions if (position, 0) not in unreadable]
+        return self.cache.read(torch.tensor(keys, dtype=torch.int64).reshape(-1, 2))
 
     def stored_embeddings(self) -> dict[int, Tensor]:
         """Return for each readable training clip the mean over its cached augmentations."""
@@ -294,11 +321,15 @@ class CachedTeacher(Teacher):
             UserError: The cache was made of another teacher, other clips or other options.
         """
         self.cache.require({**self.expected, **describe_clips(clips, split=self.split)})
-        return clips.replayed(self.cache.replay())
+        replay = self.cache.replay()
+        known = {} if clips.replay is None else clips.replay.unreadable  # of the other teachers of the cache
+        return clips.replayed(replace(replay, unreadable={**known, **replay.unreadable}))
 
     def require_fit(self, terms: Sequence[Term], student: Encoder) -> None:
-        """Raise a ``UserError`` if the terms need more than pooled embeddings, or do not fit the student."""
+        """Raise a ``UserError`` if the terms need more than the cache holds, or do not fit the student."""
         self.cache.require_fit(terms)
+        if len(self.cache.weights_hashes) > 1:
+            require_no_common_tokens_needed(terms)
         super().require_fit(terms, student)
 
 
@@ -388,6 +419,10 @@ class StandardizedTeacher(Teacher):
         """Standardise the features of the wrapped teacher."""
         targets = self.teacher.embed(batch, with_tokens=with_tokens)
         return {**targets, "features": self.standardizer(targets["features"])}
+
+    def stored_embeddings(self) -> dict[int, Tensor] | None:
+        """Return the stored embeddings of the wrapped teacher, as they are."""
+        return self.teacher.stored_embeddings()
 
     def select_clips(self, clips: PairedClips) -> PairedClips:
         """Return the clips that the wrapped teacher needs."""

@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from crossdistill.encoders.blocks import Block, find_blocks, pooled_outputs
-from crossdistill.encoders.tokens import TokenLayer, arrange_tokens
+from crossdistill.encoders.tokens import Grid, TokenLayer, arrange_tokens
 from crossdistill.errors import UserError
 from crossdistill.types import ViewSpec
 from crossdistill.utils.modules import eval_mode
@@ -121,6 +121,11 @@ class Encoder(nn.Module):
         return self.info.config
 
     @property
+    def num_classes(self) -> int | None:
+        """N, the number of classes of its logits; None if the weights came without a linear classifier."""
+        return None if self.classifier is None else len(self.classifier.bias)
+
+    @property
     def num_parameters(self) -> int:
         """Number of parameters of the body."""
         return sum(parameter.numel() for parameter in self.body.parameters())
@@ -175,6 +180,22 @@ class Encoder(nn.Module):
                 "adapter that need none"
             )
         return self.info.token_layer
+
+    def token_shape(self) -> tuple[int, int, int, int]:
+        """Return (E, T', H', W') of its tokens, found by a run on a blank clip.
+
+        Raises:
+            UserError: The encoder has no tokens.
+        """
+        # Not on the meta device: some libraries keep tensors between calls, and would keep tensors without values.
+        with torch.no_grad(), eval_mode(self):
+            _, channels, num_times, height, width = self.embed_with_tokens(self.blank_clip())[1].shape
+        return channels, num_times, height, width
+
+    @property
+    def pooled_from(self) -> Grid | None:
+        """The network's own grid, if its tokens were pooled to a coarser one; None for tokens as they are."""
+        return None
 
     def blank_clip(self) -> Tensor:
         """Return zeros [1, C, T, H, W] of the encoder's view, on the device of its weights."""

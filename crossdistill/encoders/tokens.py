@@ -10,10 +10,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from crossdistill.errors import UserError
 from crossdistill.modalities import IMAGE
+
+Grid = tuple[int, int, int]
+"""Number of tokens over time, in rows and in columns: (T, H, W)."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,30 @@ def arrange_tokens(output: Tensor, layer: TokenLayer, *, num_frames: int, is_per
     if is_per_frame:  # a sequence has a time axis of length 1 here, and a grid has none
         return rearrange(output.squeeze(2) if output.dim() == 5 else output, "(b t) e h w -> b e t h w", t=num_frames)
     return output
+
+
+def parse_grid(text: str, *, option: str) -> Grid:
+    """Read a grid of tokens such as ``1x4x4``: times, rows, columns; anything else is a ``UserError``.
+
+    Example:
+        >>> parse_grid("1x4x4", option="--tokens")
+        (1, 4, 4)
+    """
+    parts = text.split("x")
+    if len(parts) != 3 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise UserError(f"{option} is {text!r}: give times x rows x columns, for example 1x4x4, or own")
+    num_times, height, width = map(int, parts)
+    return num_times, height, width
+
+
+def grid_text(grid: Grid) -> str:
+    """Write a grid as ``parse_grid`` reads it."""
+    return "x".join(map(str, grid))
+
+
+def pool_tokens(tokens: Tensor, grid: Grid) -> Tensor:
+    """Average tokens [B, E, T, H, W] over the cells of a coarser grid."""
+    return tokens if tuple(tokens.shape[2:]) == grid else F.adaptive_avg_pool3d(tokens, grid)
 
 
 def find_token_layer(body: nn.Module, *, channels: int, size_px: int) -> TokenLayer | None:

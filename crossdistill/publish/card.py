@@ -78,18 +78,22 @@ def student_card(record: RunRecord, encoder: Encoder, options: CardOptions) -> s
     return _head(record, encoder, evaluations, options) + "\n" + "\n\n".join(sections) + "\n"
 
 
-def cache_card(cache: TeacherCache, options: CardOptions) -> str:
-    """Return the card of a teacher cache."""
-    key = cache.key
-    view = cache.teacher_view
+def cache_card(caches: Sequence[TeacherCache], options: CardOptions) -> str:
+    """Return the card of a teacher cache, of one or several teachers."""
+    first, modalities = caches[0], dict.fromkeys(cache.teacher_view.modality for cache in caches)
     hub = require_package("huggingface_hub", target="the card", extra="hf")
-    data = hub.DatasetCardData(license=options.license, tags=["crossdistill", "embeddings", view.modality])
-    rows = [
-        ("teacher", short_name(str(key["teacher"]))),
-        ("input", f"{view.modality}, {view.size_text}, stride {view.stride}"),
-        ("embeddings", f"{cache.embed_dim} features in {key['dtype']}, computed in {key['precision']}"),
-        ("clips", f"{cache.num_clips} of split {key['split']}, {cache.num_augmentations} augmentations each"),
-        ("digest of the clips", str(key["dataset"])),
+    data = hub.DatasetCardData(license=options.license, tags=["crossdistill", "embeddings", *modalities])
+    rows = []
+    for cache in caches:
+        key, view = cache.key, cache.teacher_view
+        rows += [
+            ("teacher", short_name(str(key["teacher"]))),
+            ("input", f"{view.modality}, {view.size_text}, stride {view.stride}"),
+            ("embeddings", f"{cache.content_text}, computed in {key['precision']}"),
+        ]
+    rows += [
+        ("clips", f"{first.num_clips} of split {first.key['split']}, {first.num_augmentations} augmentations each"),
+        ("digest of the clips", str(first.key.get("content") or first.key["dataset"])),
     ]
     sections = [
         f"# {options.place.partition('/')[2]}",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from crossdistill.distillation.student import CLASSIFIER_NAME, FACTS_NAME, WEIGHTS_NAME, find_student, load_student
-from crossdistill.distillation.teacher_cache import DESCRIPTION_NAME, TeacherCache
+from crossdistill.distillation.teacher_cache import DESCRIPTION_NAME, open_caches
 from crossdistill.encoders import Encoder
 from crossdistill.encoders.timm import is_timm_model
 from crossdistill.errors import UserError
@@ -157,21 +157,23 @@ def _with_other_libraries(options: CardOptions, encoder: Encoder, classes: tuple
 def _collect_cache(request: PushRequest, card: bytes | None) -> Contents:
     if request.transformers:
         raise UserError(f"--transformers is for students, and {request.folder} is a teacher cache: remove it")
-    cache = TeacherCache(request.folder)
-    cache.require_complete()
-    path = request.folder / DESCRIPTION_NAME
-    description = json.loads(path.read_text(encoding="utf-8"))
-    key = description["key"]
-    if without_folders(key) != key:
-        raise UserError(
-            f"the cache {request.folder} is of the teacher {key['teacher']}, whose name is a path on this machine: "
-            "make the cache with a relative path, from the folder that holds the file"
-        )
-    shards = [cache.path(shard) for shard in cache.shards()]
-    files: dict[str, bytes | Path] = {str(shard.relative_to(request.folder)): shard for shard in shards}
-    files[DESCRIPTION_NAME] = (json.dumps(without_folders(description), indent=2) + "\n").encode()
-    if (request.folder / CLASSIFIER_NAME).is_file():
-        files[CLASSIFIER_NAME] = request.folder / CLASSIFIER_NAME
+    caches = open_caches(request.folder)
+    # Of several teachers, the description of the whole comes before those of each.
+    files: dict[str, bytes | Path] = {DESCRIPTION_NAME: request.folder / DESCRIPTION_NAME}
+    for cache in caches:
+        cache.require_complete()
+        description = json.loads((cache.folder / DESCRIPTION_NAME).read_text(encoding="utf-8"))
+        key = description["key"]
+        if without_folders(key) != key:
+            raise UserError(
+                f"the cache {cache.folder} is of the teacher {key['teacher']}, whose name is a path on this machine: "
+                "make the cache with a relative path, from the folder that holds the file"
+            )
+        own: dict[Path, bytes | Path] = {cache.path(shard): cache.path(shard) for shard in cache.shards()}
+        own[cache.folder / DESCRIPTION_NAME] = (json.dumps(without_folders(description), indent=2) + "\n").encode()
+        if (cache.folder / CLASSIFIER_NAME).is_file():
+            own[cache.folder / CLASSIFIER_NAME] = cache.folder / CLASSIFIER_NAME
+        files |= {str(path.relative_to(request.folder)): content for path, content in own.items()}
     options = CardOptions(request.repository.name, license=request.license)
-    files[CARD_NAME] = card or cache_card(cache, options).encode()
+    files[CARD_NAME] = card or cache_card(caches, options).encode()
     return Contents("dataset", files)

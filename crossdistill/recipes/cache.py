@@ -1,106 +1,55 @@
-"""Fill and verify a teacher cache: the embeddings of the training clips, for any number of students and runs."""
+"""Fill a teacher cache, or estimate it: what teachers say about the training clips, for any number of students."""
 
 from __future__ import annotations
 
 import contextlib
 import shutil
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from crossdistill.data.dataset import PairedClips
-from crossdistill.data.manifest import Manifest
 from crossdistill.data.sampling import SampleKey
+from crossdistill.distillation.cache_shards import Shard
 from crossdistill.distillation.teacher_cache import (
-    DTYPES,
-    MIN_COSINE,
+    FEATURES,
     SHARDS_NAME,
-    Shard,
+    TOKENS,
     TeacherCache,
-    cosines,
-    describe_clips,
-    describe_teacher,
+    create_caches,
+    describe_parts,
+    folders_of,
     spread,
 )
-from crossdistill.distillation.teachers import CrossFittedTeacher
-from crossdistill.encoders import Encoder, require_code_allowed
-from crossdistill.encoders.execution import Execution
-from crossdistill.encoders.weights import weights_hash
-from crossdistill.errors import SAME_COMMAND, OneProcessError, Stopped, UserError, require_at_least, require_num_workers
-from crossdistill.evaluation.embedder import BatchEmbedder, EmbeddedBatches, Embedder, batches_of
-from crossdistill.modalities import get_modality
-from crossdistill.recipes.alignment import align_folds
+from crossdistill.distillation.teachers import Targets
+from crossdistill.errors import SAME_COMMAND, OneProcessError, Stopped, UserError, require_at_least
+from crossdistill.evaluation.embedder import batches_of
+from crossdistill.recipes.cache_source import CacheInput, open_input
 from crossdistill.recipes.checks import check_configuration
-from crossdistill.recipes.command_options import CacheOptions, VerifyOptions
-from crossdistill.recipes.config import AUTO, SELF, DataConfig, MachineConfig, PairConfig, RunConfig, several
-from crossdistill.recipes.context import RunContext, choose_execution
-from crossdistill.recipes.data import count_training_clips, open_datasets, select_training_clips
-from crossdistill.recipes.run import weights_finder
-from crossdistill.recipes.sizes import fit_to_data
+from crossdistill.recipes.command_options import CacheOptions
+from crossdistill.recipes.config import SELF, RunConfig
+from crossdistill.recipes.data import open_datasets
 from crossdistill.recipes.student import create_student
-from crossdistill.recipes.teachers import FoldedSource, create_only_teacher, teacher_sources
-from crossdistill.recipes.training_features import TeacherEmbedder
-from crossdistill.training.run_folder import RunFolder
-from crossdistill.types import PairedBatch, ViewSpec
+from crossdistill.recipes.teachers import teacher_sources
+from crossdistill.types import PairedBatch
 from crossdistill.utils.console import console, progress_bar
 from crossdistill.utils.distributed import create_accelerator, decide_on_first, gather_objects, use_all_cores
 from crossdistill.utils.locks import folder_lock
-from crossdistill.utils.records import fingerprint
 
 MAX_LISTED_UNREADABLE = 20
-
-
-@dataclass(frozen=True)
-class _Source:
-    """A teacher and the training clips that it embeds."""
-
-    embedder: BatchEmbedder
-    encoder: Encoder
-    """The teacher's network; the first one with folds."""
-    execution: Execution
-    """Device and precision of the network."""
-    clips: PairedClips
-    weights: tuple[str, ...]
-    """Name of the weights of each network."""
-    facts: dict[str, Any]
-    """Properties that determine the embeddings, besides the fields that ``_describe`` adds; see ``teacher_cache``."""
-    batch_size: int
-    num_workers: int
-    folded: CrossFittedTeacher | None = None
-    """The networks of all folds, before ``aligned`` maps their features."""
-
-    def aligned(self, folder: Path, accelerator: Accelerator) -> _Source:
-        """With folds, map the features into one space; the maps are kept in a folder."""
-        if self.folded is None:
-            return self
-        teacher = align_folds(
-            self.folded,
-            self.clips,
-            accelerator=accelerator,
-            batch_size=self.batch_size,
-            num_workers=self.num_workers,
-            folder=folder,
-        )
-        return replace(self, embedder=TeacherEmbedder(teacher, accelerator.device))
-
-    def embed(self, batches: Sequence[list[SampleKey]]) -> EmbeddedBatches:
-        """Embed the teacher's view of batches of clips."""
-        is_cuda = self.execution.device.type == "cuda"
-        return EmbeddedBatches(
-            self.clips.of_teachers(),
-            batches,
-            [self.embedder],
-            num_workers=self.num_workers,
-            pin_memory=is_cuda and self.num_workers > 0,
-        )
+ESTIMATE_SECONDS = 10.0
+"""How long ``--estimate`` embeds clips, after a first batch that is not counted."""
+MAX_ESTIMATE_BATCHES = 64
 
 
 def fill_cache(config: RunConfig, options: CacheOptions, accelerator: Accelerator | None = None) -> Path:
     """Create a cache, or add the missing shards to an existing one.
+
+    All teachers see the same clips in one pass: each clip is decoded once.
 
     Args:
         config: Configuration of the training that will use the cache.
@@ -111,155 +60,149 @@ def fill_cache(config: RunConfig, options: CacheOptions, accelerator: Accelerato
         The cache's folder.
 
     Raises:
-        UserError: The configuration has no single frozen teacher, the folder holds something else, or too many clips
-            are unreadable.
+        UserError: The configuration has no frozen teachers, the folder holds something else, or too many clips are
+            unreadable.
     """
+    accelerator, source = _open(config, options, accelerator)
+    caches = _plan(config, options, source)
+    with contextlib.ExitStack() as held:
+
+        def create() -> list[Shard]:
+            held.enter_context(folder_lock(options.out, advice="wait for its end, or choose another --out"))
+            _require_space(options.out, caches)
+            create_caches(options.out, caches, [network.classifier for network in source.networks])
+            return _missing(caches)
+
+        missing = decide_on_first(accelerator, create)
+        decide_on_first(accelerator, lambda: console.print(_work_text(caches, missing, accelerator), highlight=False))
+        mine = missing[accelerator.process_index :: accelerator.num_processes]
+        try:
+            source = source.aligned(options.out)
+            _write_shards(caches, source, mine, max_unreadable=config.data.max_unreadable)
+        except KeyboardInterrupt as error:
+            raise Stopped.by(error, f"finished files are kept in {options.out}, and {SAME_COMMAND}") from None
+        gather_objects(accelerator, [])  # the folder is held until the last process has written
+        if accelerator.is_main_process:
+            _report(options.out, caches)
+    return options.out
+
+
+def estimate_cache(config: RunConfig, options: CacheOptions, accelerator: Accelerator | None = None) -> None:
+    """Print how large a cache will be and how long it will take, by a short measured start; nothing is written.
+
+    Raises:
+        UserError: As for ``fill_cache``.
+    """
+    accelerator, source = _open(config, options, accelerator)
+    caches = _plan(config, options, source)
+    for cache in caches:
+        cache.require_creatable()
+    missing = _missing(caches)
+    console_text = _work_text(caches, missing, accelerator)
+    num_clips, seconds = _measure(caches, source, missing) if missing else (0, 0.0)
+    measured = gather_objects(accelerator, [(num_clips, seconds)])
+    if accelerator.is_main_process:
+        console.print(f"estimate: {console_text}", highlight=False)
+        rate = sum(number / taken for number, taken in measured if taken)
+        num_left = sum(shard.num_clips for shard in missing)
+        if rate:
+            total = sum(number for number, _ in measured)
+            console.print(
+                f"time: about {num_left / rate:.3g} seconds at {rate:.3g} clips/s, measured on {total} clips; nothing "
+                "was written",
+                highlight=False,
+            )
+
+
+def _open(config: RunConfig, options: CacheOptions, accelerator: Accelerator | None) -> tuple[Accelerator, CacheInput]:
     _check(config, options)
     config = replace(config, machine=replace(config.machine, evaluate=False, knn_clips=0))
     check_configuration(config, teacher_sources(config))
     accelerator = accelerator or create_accelerator()
     use_all_cores(accelerator)
-    manifests = open_datasets(config, accelerator)
-    source = _open_source(
+    source = open_input(
         config,
-        manifests,
+        open_datasets(config, accelerator),
         student_view=create_student(config).view,
         batch_size=options.embed_batch_size,
         accelerator=accelerator,
         folder=options.out,
+        trains_folds=not options.estimate,
     )
-    key = {
-        **source.facts,
-        "seed": config.machine.seed,
-        "dtype": options.dtype,
-        "precision": source.execution.precision,
-        "decoder": config.data.decoder,
-        "clips_per_shard": options.clips_per_shard,
-    }
-
-    with contextlib.ExitStack() as held:
-
-        def create() -> list[Shard]:
-            held.enter_context(folder_lock(options.out, advice="wait for its end, or choose another --out"))
-            bytes_per_clip = source.embedder.embed_dim * DTYPES[options.dtype][1].itemsize
-            _require_space(options.out, num_bytes=len(source.clips) * options.augmentations * bytes_per_clip)
-            TeacherCache.create(
-                options.out,
-                key,
-                num_augmentations=options.augmentations,
-                # The classifiers of folds are several, and the cache does not say which clip is of which fold.
-                classifier=source.encoder.classifier if source.folded is None else None,
-                weights=source.weights,
-            )
-            return TeacherCache(options.out).missing()
-
-        missing = decide_on_first(accelerator, create)
-        cache = TeacherCache(options.out)
-        decide_on_first(accelerator, lambda: _announce_work(cache, missing, accelerator.num_processes))
-        mine = missing[accelerator.process_index :: accelerator.num_processes]
-        try:
-            source = source.aligned(options.out, accelerator)
-            _write_shards(cache, source, mine, max_unreadable=config.data.max_unreadable, accelerator=accelerator)
-        except KeyboardInterrupt as error:
-            raise Stopped.by(error, f"finished files are kept in {options.out}, and {SAME_COMMAND}") from None
-        gather_objects(accelerator, [])  # the folder is held until the last process has written
-    if accelerator.is_main_process:
-        _report(cache)
-    return options.out
+    return accelerator, source
 
 
 def _check(config: RunConfig, options: CacheOptions) -> None:
     require_at_least("--augmentations", options.augmentations, 1)
     require_at_least("--clips-per-shard", options.clips_per_shard, 1)
     require_at_least("--embed-batch-size", options.embed_batch_size, 1)
-    if config.pair.teacher_cache is not None or config.pair.supervised or len(config.pair.teacher) != 1:
-        raise UserError(
-            "a cache holds the embeddings of one frozen teacher: give one --teacher, and no --teacher-cache"
-        )
+    if config.pair.teacher_cache is not None or config.pair.supervised or not config.pair.teacher:
+        raise UserError("a cache holds the outputs of frozen teachers: give --teacher, and no --teacher-cache")
     if config.pair.proxy is not None:
-        raise UserError("a cache holds the embeddings of one frozen teacher: give the trained proxy as --teacher")
+        raise UserError("a cache holds the outputs of frozen teachers: give the trained proxy as --teacher")
     if config.data.shots is not None:
         raise UserError(f"a cache holds all training clips: remove --shots {config.data.shots}")
     if SELF in config.pair.teacher:
         raise UserError("--teacher self changes during training, so its embeddings cannot be cached: name an encoder")
+    if config.machine.teacher_sharding:
+        raise UserError(
+            "--teacher-sharding divides a teacher among processes that share each clip, and those of a "
+            "cache share the clips: remove it"
+        )
 
 
-def _open_source(
-    config: RunConfig,
-    manifests: list[Manifest],
-    *,
-    student_view: ViewSpec,
-    batch_size: int,
-    accelerator: Accelerator,
-    folder: Path,
-) -> _Source:
-    folded: CrossFittedTeacher | None = None
-    if config.pair.folds is None:
-        teacher, name = create_only_teacher(config, student_view)
-        weights: tuple[str, ...] = (name,)
-        hashes = [weights_hash(teacher)]
-        execution = choose_execution(config, teacher, accelerator)
-    else:
-        folded, weights = _open_folds(config, manifests, student_view, RunFolder(folder), accelerator)
-        teacher, hashes, execution = folded.encoder, folded.identity[1:], folded.members[0].execution
-    clips = select_training_clips(
-        config,
-        manifests,
-        student_view=student_view,
-        teacher_views=[teacher.view],
-        uses_labels=False,
-        accelerator=accelerator,
-    )
-    facts = {
-        **describe_teacher(teacher, weights=weights, weights_hashes=hashes),
-        **describe_clips(clips, split=config.data.split),
-    }
-    if folded is not None:
-        clips = folded.select_clips(clips)
-        facts["folds"] = fingerprint(folded.folds_n.tolist())
-    embedder = Embedder(teacher.eval(), execution, teacher=0)
-    return _Source(
-        embedder, teacher, execution, clips, weights, facts, batch_size, config.machine.workers, folded=folded
-    )
+def _plan(config: RunConfig, options: CacheOptions, source: CacheInput) -> list[TeacherCache]:
+    """Return the cache of each teacher as it will be."""
+    caches = []
+    for number, folder in enumerate(folders_of(options.out, len(source.networks))):
+        network = source.networks[number]
+        key = {
+            **source.facts(number),
+            **describe_parts(network.encoder, tokens=options.tokens, logits=options.logits),
+            "seed": config.machine.seed,
+            "dtype": options.dtype,
+            "precision": network.precision,
+            "decoder": config.data.decoder,
+            "clips_per_shard": options.clips_per_shard,
+        }
+        number_kept = options.augmentations
+        caches.append(TeacherCache.planned(folder, key, num_augmentations=number_kept, weights=network.weights))
+    return caches
 
 
-def _open_folds(
-    config: RunConfig, manifests: list[Manifest], student_view: ViewSpec, folder: RunFolder, accelerator: Accelerator
-) -> tuple[CrossFittedTeacher, tuple[str, ...]]:
-    """Load the networks of all folds, and train those without weights first; also return the names of the weights."""
-    num_clips = count_training_clips(config, manifests, uses_labels=False)
-    config, batches = fit_to_data(config, num_clips, folder, accelerator)
-    run = RunContext(config, manifests, folder, accelerator, batches)
-    (source,) = teacher_sources(config)
-    source.check_data(config, manifests)
-    found = source.with_weights(weights_finder(run))
-    assert isinstance(found, FoldedSource)
-    return found.load(run, student_view, number=0), found.weights
+def _missing(caches: Sequence[TeacherCache]) -> list[Shard]:
+    """List the shards that are still to be made for one or more of the teachers."""
+    lacking = {shard for cache in caches for shard in cache.missing()}
+    return [shard for shard in caches[0].shards() if shard in lacking]
 
 
-def _announce_work(cache: TeacherCache, missing: Sequence[Shard], num_processes: int) -> None:
-    shards = cache.shards()
+def _work_text(caches: Sequence[TeacherCache], missing: Sequence[Shard], accelerator: Accelerator) -> str:
+    first, num_processes = caches[0], accelerator.num_processes
+    num_shards = len(first.shards())
     num_left = sum(shard.num_clips for shard in missing)
-    total = cache.num_clips * cache.num_augmentations
-    console.print(
-        f"{cache.num_clips} clips × {cache.num_augmentations} augmentations of {cache.key['teacher']} "
-        f"({cache.embed_dim} features, {cache.key['dtype']}): {_size(total * cache.bytes_per_clip)} in {len(shards)} "
-        f"shards; {len(shards) - len(missing)} are finished, {num_left} clips "
-        f"({_size(num_left * cache.bytes_per_clip)}) are left for {num_processes} "
-        f"process{'es' if num_processes > 1 else ''}",
-        highlight=False,
+    total = first.num_clips * first.num_augmentations
+    bytes_per_clip = sum(cache.bytes_per_clip for cache in caches)
+    held = " and ".join(f"{cache.key['teacher']} ({cache.content_text})" for cache in caches)
+    return (
+        f"{first.num_clips} clips × {first.num_augmentations} augmentations of {held}: "
+        f"{_size(total * bytes_per_clip)} in {num_shards} shards{' of each' if len(caches) > 1 else ''}; "
+        f"{num_shards - len(missing)} are finished, {num_left} clips ({_size(num_left * bytes_per_clip)}) are left for "
+        f"{num_processes} process{'es' if num_processes > 1 else ''}"
     )
 
 
-def _require_space(folder: Path, *, num_bytes: int) -> None:
+def _require_space(folder: Path, caches: Sequence[TeacherCache]) -> None:
     """Raise a ``UserError`` before anything is written if the disk has no room for the rest of a cache."""
-    num_left = num_bytes - sum(path.stat().st_size for path in (folder / SHARDS_NAME).glob("*"))
+    num_left = 0
+    for cache in caches:
+        num_left += cache.num_clips * cache.num_augmentations * cache.bytes_per_clip
+        num_left -= sum(path.stat().st_size for path in (cache.folder / SHARDS_NAME).glob("*"))
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
     free = shutil.disk_usage(existing).free
     if num_left > free:
         raise UserError(
             f"the teacher cache needs {_size(num_left)} more in {folder}, and {_size(free)} are free there: free "
-            "space, or choose fewer --augmentations, --dtype fp16 or another --out"
+            "space, or choose fewer --augmentations, --dtype int8 or another --out"
         )
 
 
@@ -271,33 +214,61 @@ def _size(num_bytes: float) -> str:
     return f"{num_bytes:.3g} GB"
 
 
+def _measure(caches: Sequence[TeacherCache], source: CacheInput, missing: Sequence[Shard]) -> tuple[int, float]:
+    """Embed a few of the missing clips; return how many were embedded and in how many seconds."""
+    num_drawn = MAX_ESTIMATE_BATCHES * source.batch_size
+    # Every process measures other clips, as in the work itself.
+    drawn = spread(missing, num_clips=num_drawn, seed=source.accelerator.process_index)
+    batches = batches_of([SampleKey(*key) for key in drawn], source.batch_size)
+    embedded = source.embed(batches, with_tokens=_with_tokens(caches))
+    num_clips, start = 0, time.perf_counter()
+    for number, (keys, (_, outputs)) in enumerate(zip(batches, embedded, strict=False)):
+        _rows_of(caches, outputs)  # as in the work: on the CPU, tokens pooled
+        seconds = time.perf_counter() - start
+        if number == 0 and len(batches) > 1:
+            start = time.perf_counter()  # the first batch waits for the processes that decode
+            continue
+        num_clips += len(keys)
+        if seconds >= ESTIMATE_SECONDS:
+            break
+    return num_clips, time.perf_counter() - start
+
+
+def _with_tokens(caches: Sequence[TeacherCache]) -> bool:
+    return any(TOKENS in cache.parts for cache in caches)
+
+
+def _rows_of(caches: Sequence[TeacherCache], outputs: Sequence[Targets]) -> list[dict[str, Tensor]]:
+    """Return what each cache stores of its teacher's outputs; nothing of a batch without clips."""
+    return [cache.rows_of(own) for cache, own in zip(caches, outputs, strict=False)]
+
+
 def _write_shards(
-    cache: TeacherCache,
-    source: _Source,
-    shards: Sequence[Shard],
-    *,
-    max_unreadable: float,
-    accelerator: Accelerator,
+    caches: Sequence[TeacherCache], source: CacheInput, shards: Sequence[Shard], *, max_unreadable: float
 ) -> None:
     """Embed shard after shard. Batches end where shards end, and one loader reads them all."""
     by_shard = [
         batches_of([SampleKey(i, s.augmentation) for i in range(s.start, s.stop)], source.batch_size) for s in shards
     ]
-    embedded = iter(source.embed([batch for batches in by_shard for batch in batches]))
+    batches = [batch for batches in by_shard for batch in batches]
+    embedded = source.embed(batches, with_tokens=_with_tokens(caches))
     num_clips = sum(shard.num_clips for shard in shards)
-    bar = progress_bar(unit="clips", is_shown=accelerator.is_main_process)
-    with bar:
-        task = bar.add_task(cache.key["teacher"], total=num_clips)
-        for shard, batches in zip(shards, by_shard, strict=True):
-            features = torch.zeros(shard.num_clips, cache.embed_dim)
+    with progress_bar(unit="clips", is_shown=source.accelerator.is_main_process) as bar:
+        task = bar.add_task(source.name, total=num_clips)
+        for shard, own_batches in zip(shards, by_shard, strict=True):
+            tables = [cache.no_rows(shard.num_clips) for cache in caches]
             unreadable: dict[int, str] = {}
-            for keys in batches:
-                batch, (rows,) = next(embedded)
-                features[batch.sample_ids - shard.start] = rows
+            for keys in own_batches:
+                batch, outputs = next(embedded)
+                for table, rows in zip(tables, _rows_of(caches, outputs), strict=False):
+                    for name, values in rows.items():
+                        table[name][batch.sample_ids - shard.start] = values
                 unreadable |= _unreadable_samples(keys, batch, source.clips)
                 bar.update(task, advance=len(keys))
             _require_readable(shard, unreadable, max_unreadable)
-            cache.write(shard, features, unreadable)
+            for cache, table in zip(caches, tables, strict=True):
+                if not cache.path(shard).exists():  # a killed command may have written it for some teachers
+                    cache.write(shard, table, unreadable)
 
 
 def _unreadable_samples(keys: Sequence[SampleKey], batch: PairedBatch, clips: PairedClips) -> dict[int, str]:
@@ -317,86 +288,23 @@ def _require_readable(shard: Shard, unreadable: dict[int, str], max_unreadable: 
         )
 
 
-def _report(cache: TeacherCache) -> None:
-    num_missing = len(cache.missing())
+def _report(folder: Path, caches: Sequence[TeacherCache]) -> None:
+    num_missing = len(_missing(caches))
     if num_missing:
         console.print(f"{num_missing} shards are left to other processes")
-    samples = {sample: reason for (sample, _), reason in sorted(cache.unreadable().items())}
+    samples = {sample: reason for (sample, _), reason in sorted(caches[0].unreadable().items())}
     if samples:
         console.print(
             f"{len(samples)} videos could not be read; in training other videos replace them:", style="yellow"
         )
         for sample, reason in list(samples.items())[:MAX_LISTED_UNREADABLE]:
             console.print(f"  sample {sample}: {reason}", highlight=False)
-    console.print(f"the cache is {cache.folder}: crossdistill train --teacher-cache {cache.folder} …", highlight=False)
-
-
-def verify_cache(options: VerifyOptions) -> None:
-    """Compare a sample of a cache with the live teacher.
-
-    Raises:
-        UserError: The cache is of something else, or an embedding is not what the teacher computes.
-    """
-    require_at_least("--clips", options.clips, 1)
-    require_num_workers(options.workers)
-    cache = TeacherCache(options.cache)
-    cache.require_complete()
-    if options.teacher is None:
-        named_by = f"the teacher of the cache {cache.folder}"
-        require_code_allowed(cache.key["teacher"], named_by=named_by, allow_code=options.allow_code)
-    config = _config_of(cache, options)
-    accelerator = create_accelerator()
-    stored = cache.key["student_view"]
-    kind = get_modality(stored["modality"])
-    student_view = ViewSpec(**stored, size_px=1, mean=kind.mean, std=kind.std)  # the student's pictures are not read
-    source = _open_source(
-        config,
-        open_datasets(config, accelerator),
-        student_view=student_view,
-        batch_size=options.embed_batch_size,
-        accelerator=accelerator,
-        folder=cache.folder,
-    )
-    # The weights may be a copy of the file, or have another name: their values are compared.
-    expected = {name: value for name, value in source.facts.items() if name != "teacher_weights"}
-    cache.require(expected, wanted_by="this command")
-    source = source.aligned(cache.folder, accelerator)
-    known = cache.unreadable()
-    drawn = spread(cache.shards(), num_clips=options.clips, seed=0)
-    keys = [SampleKey(sample, number) for sample, number in drawn if (sample, number) not in known]
-    measured = [torch.empty(0)]
-    for batch, (rows,) in source.embed(batches_of(keys, options.embed_batch_size)):
-        assert batch.sample_keys is not None
-        measured.append(cosines(cache.read(batch.sample_keys), rows))
-    found = torch.cat(measured)
-    if not len(found):
-        raise UserError(f"none of the {len(drawn)} clips could be read: check --data with python -m data_prep verify")
-    text = f"{len(found)} clips of {cache.folder}: cosine to the live teacher at least {found.min():.6f}"
-    if found.min() < MIN_COSINE:
-        raise UserError(f"{text}, which is below {MIN_COSINE}: make the cache again")
-    console.print(f"{text}, mean {found.mean():.6f}", highlight=False)
-
-
-def _config_of(cache: TeacherCache, options: VerifyOptions) -> RunConfig:
-    """Return the configuration of the training that a cache was made for, with the teacher's view as it was."""
-    key, view = cache.key, cache.teacher_view
-    pair = PairConfig(
-        teacher=several(options.teacher or key["teacher"]),
-        teacher_weights=cache.weights if options.teacher_weights == AUTO else several(options.teacher_weights),
-        folds=len(cache.weights) if len(cache.weights) > 1 else None,
-        teacher_frames=(view.num_frames,),
-        teacher_stride=(view.stride,),
-        teacher_size=(view.size_px,),
-    )
-    data = DataConfig(
-        data=options.data,
-        split=key["split"],
-        crop_area_min=key["crop_area_min"],
-        mirror="yes" if key["mirror"] else "no",
-        decoder=options.decoder,
-        short_clips=key["short_clips"],
-    )
-    machine = MachineConfig(
-        seed=cache.seed, precision=key["precision"], workers=options.workers, evaluate=False, knn_clips=0
-    )
-    return RunConfig(pair=pair, data=data, machine=machine)
+    for cache in caches:
+        for name, found in cache.record_cosines().items():
+            what = {FEATURES: "embeddings"}.get(name, name)
+            console.print(
+                f"{cache.key['dtype']} keeps the {what} of {cache.key['teacher']}: cosine to the originals at least "
+                f"{found['min']:.6f}, mean {found['mean']:.6f}",
+                highlight=False,
+            )
+    console.print(f"the cache is {folder}: crossdistill train --teacher-cache {folder} …", highlight=False)

@@ -53,7 +53,7 @@ def check_configuration(config: RunConfig, sources: Sequence[TeacherSource]) -> 
     _check_who_teaches(config, sources)
     _check_folds(config)
     _check_proxy(config)
-    _check_options_have_an_effect(config, terms_of(config))
+    _check_options_have_an_effect(config, terms_of(config), num_teachers=len(sources))
     if config.data.shots is not None:
         Shots.parse(config.data.shots)
     for stage, its_sources in stages(config, sources):
@@ -120,14 +120,14 @@ def _check_proxy(config: RunConfig) -> None:
         )
 
 
-def _check_options_have_an_effect(config: RunConfig, terms: Sequence[Term]) -> None:
+def _check_options_have_an_effect(config: RunConfig, terms: Sequence[Term], *, num_teachers: int) -> None:
     """Refuse options that would do nothing, or that would fail after hours of training."""
     pair, objective, shots = config.pair, config.objective, config.data.shots
     named = f"--objective {' '.join(objective.objective)}"
     compared = {term.objective.compares for term in terms}
     if objective.standardize != "none" and "features" not in compared:
         raise UserError(f"--standardize has no effect with {named}, which compares no embeddings: remove it")
-    if objective.teacher_drop and len(pair.teacher) < 2:
+    if objective.teacher_drop and num_teachers < 2:
         raise UserError("--teacher-drop leaves out one of several teachers: give two or more teachers, or remove it")
     if shots is not None and not uses_labels(config):
         raise UserError(f"--shots {shots} chooses labelled clips, and {named} uses no labels: remove it")

@@ -24,8 +24,17 @@ class CacheOptions:
     """Number of augmented versions of every clip: training epoch e uses version e modulo this number."""
     out: Path
     """Folder of the cache. An existing cache of the same options is resumed."""
-    dtype: Literal["fp16", "fp32"] = "fp16"
-    """Data type of the stored embeddings."""
+    dtype: Literal["fp16", "fp32", "int8"] = "fp16"
+    """Data type of what is stored. int8 has a scale for each row beside it; the command says which cosine
+    is kept."""
+    tokens: str | None = None
+    """Store tokens as well, for objectives that compare them: pooled to this grid of times x rows x columns, for
+    example 1x4x4; own: the grid that the teacher has."""
+    logits: bool = False
+    """Store the logits of the teacher's classifier as well. Without it they are computed from the stored embeddings,
+    which needs one classifier for all clips and so not --folds."""
+    estimate: bool = False
+    """Write nothing: embed clips for ten seconds, and print the size of the cache and the time that it takes."""
     clips_per_shard: int = 1024
     """Clips per file. At most so many are embedded again after an interruption."""
     embed_batch_size: int = CLIPS_AT_ONCE
@@ -34,16 +43,19 @@ class CacheOptions:
 
 @dataclass(frozen=True)
 class VerifyOptions:
-    """Embed a sample of a cache's clips again and compare: the command fails if a cosine is below 0.9999."""
+    """Check lengths and checksums of a cache's files, embed a sample of its clips again and compare.
+
+    The command fails if a cosine is below 0.9999 (int8: 0.99).
+    """
 
     cache: tyro.conf.Positional[Path]
     """Folder of the cache."""
     data: tuple[Path, ...]
     """The datasets that the cache was made of, in the same order."""
-    teacher: str | None = None
-    """The teacher that the cache should be of; the cache's own if absent."""
-    teacher_weights: str = AUTO
-    """Weights of the teacher; auto: those that the cache was made with."""
+    teacher: tuple[str, ...] = ()
+    """The teachers that the cache should be of; the cache's own if absent."""
+    teacher_weights: tuple[str, ...] = (AUTO,)
+    """Weights of each teacher; auto: those that the cache was made with."""
     clips: int = 64
     """Number of clips to embed again."""
     embed_batch_size: int = CLIPS_AT_ONCE

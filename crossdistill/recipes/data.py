@@ -131,8 +131,9 @@ def count_training_clips(config: RunConfig, manifests: Iterable[Manifest], *, us
 
 
 def views_of(teachers: Sequence[Teacher]) -> list[ViewSpec]:
-    """Return the view of each teacher."""
-    return [teacher.encoder.view for teacher in teachers]
+    """Return the views by which clips are drawn: those of the teachers, or of all teachers of their cache."""
+    of_store = next((views for teacher in teachers if (views := teacher.clip_views) is not None), None)
+    return [teacher.encoder.view for teacher in teachers] if of_store is None else of_store
 
 
 def check_evaluated_clips(config: RunConfig, manifests: Iterable[Manifest], views: Sequence[ViewSpec]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from crossdistill.data.manifest import Manifest
 from crossdistill.distillation.student import WEIGHTS_NAME, find_student, locate_student
-from crossdistill.distillation.teacher_cache import TeacherCache
+from crossdistill.distillation.teacher_cache import open_caches
 from crossdistill.recipes.config import (
     ObjectiveConfig,
     PairConfig,
@@ -88,7 +88,7 @@ def contents(config: RunConfig, manifests: Sequence[Manifest]) -> dict[str, list
     if pair.student_weights is not None:
         found["pair.student_weights"] = [_weights_digest(pair.student_weights)]
     if pair.teacher_cache is not None:
-        found["pair.teacher_cache"] = [fingerprint(TeacherCache(pair.teacher_cache).key)]
+        found["pair.teacher_cache"] = [fingerprint(cache.key) for cache in open_caches(pair.teacher_cache)]
     return found
 
 

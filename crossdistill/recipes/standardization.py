@@ -1,4 +1,4 @@
-"""Standardise teachers: embed training clips, fit the maps (``distillation/standardizer.py``) and keep them in a file.
+"""Standardise teachers: fit the maps (``distillation/standardizer.py``) by training clips and keep them in a file.
 
 Shapes: N clips, E teacher features.
 """
@@ -18,7 +18,8 @@ from crossdistill.data.dataset import PairedClips
 from crossdistill.data.entries import keys_of
 from crossdistill.distillation.standardizer import Method, Standardizer, fit_standardizer
 from crossdistill.distillation.teachers import StandardizedTeacher, Teacher
-from crossdistill.recipes.training_features import TeacherEmbedder, embed_training_clips
+from crossdistill.errors import UserError
+from crossdistill.recipes.training_features import TeacherEmbedder, embed_training_clips, spread_positions
 from crossdistill.utils.distributed import decide_on_first
 from crossdistill.utils.tensor_files import write_tensors
 from crossdistill.utils.weight_files import read_weights
@@ -36,6 +37,8 @@ def standardize_teachers(
 ) -> list[Teacher]:
     """Embed training clips once, shared among the processes, and standardise every teacher by them.
 
+    The features of teachers with a cache are read from it, of the same clips.
+
     The first process finds the maps and keeps them in a file: another machine, or another number of threads, may turn
     the principal axes differently, and a resumed run must continue with the maps that it started with.
 
@@ -51,20 +54,34 @@ def standardize_teachers(
     path = folder / f"standardize-{_key(teachers, dataset, method)}.safetensors"
     maps = decide_on_first(accelerator, lambda: read_weights(path) if path.is_file() else {})
     if not maps:
-        _, found = embed_training_clips(
-            [TeacherEmbedder(teacher, accelerator.device) for teacher in teachers],
-            dataset,
-            accelerator,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            option="--standardize",
-            description="scale of the teachers",
-        )
-        maps = decide_on_first(accelerator, lambda: _fit_and_write(found, method, path))
+        found = _read_features(teachers, dataset)
+        if found is None:
+            _, found = embed_training_clips(
+                [TeacherEmbedder(teacher, accelerator.device) for teacher in teachers],
+                dataset,
+                accelerator,
+                batch_size=batch_size,
+                num_workers=num_workers,
+                option="--standardize",
+                description="scale of the teachers",
+            )
+        features = found
+        maps = decide_on_first(accelerator, lambda: _fit_and_write(features, method, path))
     return [
         StandardizedTeacher(teacher, Standardizer(maps[f"{i}.mean"], maps[f"{i}.matrix"]).to(accelerator.device))
         for i, teacher in enumerate(teachers)
     ]
+
+
+def _read_features(teachers: Sequence[Teacher], dataset: PairedClips) -> list[Tensor] | None:
+    """Return the stored features [N, E] of teachers with a cache; None for teachers that run."""
+    found = [teacher.stored_features(spread_positions(len(dataset))) for teacher in teachers]
+    stored = [features for features in found if features is not None]
+    if stored and not all(map(len, stored)):
+        raise UserError(
+            "none of the clips that --standardize needs could be read when the teacher cache was made: make it again"
+        )
+    return stored or None  # a run has teachers of one kind
 
 
 def _key(teachers: Sequence[Teacher], dataset: PairedClips, method: Method) -> str:

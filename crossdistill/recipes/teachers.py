@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from crossdistill.data.manifest import Manifest
-from crossdistill.distillation.teacher_cache import TeacherCache, absolute_if_path, weights_source
+from crossdistill.distillation.teacher_cache import TeacherCache, absolute_if_path, open_caches, weights_source
 from crossdistill.distillation.teachers import (
     CachedTeacher,
     CrossFittedTeacher,
@@ -237,7 +237,7 @@ class FoldedSource(TeacherSource):
 
 @dataclass(frozen=True)
 class CacheSource(TeacherSource):
-    """A teacher whose embeddings ``crossdistill cache`` stored."""
+    """A teacher whose outputs ``crossdistill cache`` stored."""
 
     options: TeacherOptions
     cache: TeacherCache
@@ -252,13 +252,7 @@ class CacheSource(TeacherSource):
         return self.cache.encoder()
 
     def check(self, config: RunConfig, student: Encoder, terms: Sequence[Term]) -> None:
-        """Check that pooled embeddings of one teacher are enough for the run."""
-        if len(config.pair.teacher) > 1 or config.objective.measured_scale is not None:
-            raise UserError(
-                "--teacher-cache stores raw embeddings of one teacher, but --teacher is "
-                f"{' '.join(config.pair.teacher)} and --standardize is {config.objective.standardize}: remove "
-                "--teacher-cache, or give one --teacher and --standardize none or running"
-            )
+        """Check that what the cache holds is enough for the run."""
         self.cache.require_fit(terms)
         for term in terms:
             term.require_fit(student=student, teacher=self.cache.encoder())
@@ -311,16 +305,39 @@ def teacher_sources(config: RunConfig) -> list[TeacherSource]:
         UserError: A teacher cache is damaged or incomplete, or an option has a wrong number of values.
     """
     if config.pair.teacher_cache is not None:
-        cache = TeacherCache(config.pair.teacher_cache)
-        cache.require_complete()
-        names = config.pair.teacher or (cache.key["teacher"],)
+        caches = _named_caches(open_caches(config.pair.teacher_cache), config)
+        for cache in caches:
+            cache.require_complete()
+        names = config.pair.teacher or tuple(cache.key["teacher"] for cache in caches)
         options = teacher_options(replace(config, pair=replace(config.pair, teacher=names)))
-        return [CacheSource(options[0].name, str(cache.folder), options[0], cache)]
+        return [CacheSource(each.name, str(c.folder), each, c) for each, c in zip(options, caches, strict=True)]
     if SELF in config.pair.teacher:
         return [SelfSource(SELF, "its EMA copy")]
     if config.pair.folds is not None and config.pair.teacher:
         return [FoldedSource.of(teacher_options(config))]
     return [NetworkSource.of(options) for options in teacher_options(config)]
+
+
+def _named_caches(caches: list[TeacherCache], config: RunConfig) -> list[TeacherCache]:
+    """Return the caches of the teachers that ``--teacher`` names, in its order; all without ``--teacher``."""
+    folder, names = config.pair.teacher_cache, config.pair.teacher
+    if len(caches) == 1 and len(names) == 1:
+        return caches  # another name is refused together with the other fields of the key
+    found = []
+    for name in names:
+        own = [cache for cache in caches if cache.key["teacher"] == name]
+        if not own:
+            held = ", ".join(cache.key["teacher"] for cache in caches)
+            raise UserError(f"the teacher cache {folder} holds {held}, and not {name}: name teachers that it holds")
+        if len(own) > 1:
+            raise UserError(
+                f"the teacher cache {folder} holds {len(own)} teachers {name}: give no --teacher for all of them, or "
+                f"one of their folders as --teacher-cache, for example {own[0].folder}"
+            )
+        found += own
+    if len(set(names)) < len(names):
+        raise UserError(f"--teacher {' '.join(names)} names a teacher of {folder} twice: give each once")
+    return found or caches
 
 
 def teacher_options(config: RunConfig) -> list[TeacherOptions]:
@@ -390,10 +407,17 @@ def create_teacher(options: TeacherOptions, student_view: ViewSpec) -> Encoder:
 
 def create_only_teacher(config: RunConfig, student_view: ViewSpec) -> tuple[Encoder, str]:
     """Build the network of a configuration with one teacher; return it and the name of its weights."""
-    (options,) = teacher_options(config)
-    if options.weights == AUTO:
-        options = replace(options, weights=published_weights(options))
-    return create_teacher(options, student_view), options.weights
+    ((teacher, name),) = create_networks(config, student_view)
+    return teacher, name
+
+
+def create_networks(config: RunConfig, student_view: ViewSpec) -> list[tuple[Encoder, str]]:
+    """Build the network of each teacher; return them and the names of their weights."""
+    named = [
+        replace(options, weights=published_weights(options)) if options.weights == AUTO else options
+        for options in teacher_options(config)
+    ]
+    return [(create_teacher(options, student_view), options.weights) for options in named]
 
 
 def published_weights(options: TeacherOptions) -> str:

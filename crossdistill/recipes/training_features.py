@@ -38,6 +38,12 @@ class TeacherEmbedder:
         return self.teacher.embed(batch.to(self.device))["features"].cpu()
 
 
+def spread_positions(num_clips: int) -> list[int]:
+    """Return at most ``MAX_CLIPS`` positions that are spread evenly over the clips."""
+    num_drawn = min(num_clips, MAX_CLIPS)
+    return [i * num_clips // num_drawn for i in range(num_drawn)]
+
+
 def embed_training_clips(
     embedders: Sequence[BatchEmbedder],
     dataset: PairedClips,
@@ -62,8 +68,7 @@ def embed_training_clips(
     Returns:
         Positions [N] of the clips that could be read, and the features [N, E] of each embedder; on every process.
     """
-    num_clips = min(len(dataset), MAX_CLIPS)
-    positions = [i * len(dataset) // num_clips for i in range(num_clips)]
+    positions = spread_positions(len(dataset))
     mine = [SampleKey(i, epoch=0) for i in positions[accelerator.process_index :: accelerator.num_processes]]
     found: list[list[Tensor]] = [[] for _ in range(1 + len(embedders))]
     embedded = EmbeddedBatches(
@@ -80,7 +85,7 @@ def embed_training_clips(
     of_all = [gather_objects(accelerator, rows) for rows in found]
     if not all(of_all):
         raise UserError(
-            f"none of the {num_clips} clips that {option} needs could be read: check them with "
+            f"none of the {len(positions)} clips that {option} needs could be read: check them with "
             "python -m data_prep verify"
         )
     sample_ids, *features = (torch.cat(rows) for rows in of_all)

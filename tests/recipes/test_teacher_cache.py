@@ -23,8 +23,9 @@ from crossdistill.data.dataset import PairedClips, Replay, collate, entries_of
 from crossdistill.data.manifest import Manifest
 from crossdistill.data.sampling import SampleKey
 from crossdistill.data.transforms import Augmentation
+from crossdistill.distillation.cache_shards import Shard
 from crossdistill.distillation.student import load_student
-from crossdistill.distillation.teacher_cache import Shard, TeacherCache, spread
+from crossdistill.distillation.teacher_cache import TeacherCache, spread
 from crossdistill.distillation.teachers import CachedTeacher
 from crossdistill.encoders import create_encoder, wrap_encoder
 from crossdistill.encoders.base import Classifier
@@ -70,6 +71,10 @@ def live(teacher_file, teacher="rgb_r3d10_gn"):
 
 def cached(folder):
     return ["--teacher-cache", folder]
+
+
+def rows_of(features):
+    return {"features": features[:, None]}
 
 
 def refused(capsys, command, *options):
@@ -330,7 +335,7 @@ def test_verify__compares_with_the_live_teacher(data_folder, teacher_file, half_
     spoilt = Path(shutil.copytree(half_folder, tmp_path / "cache"))
     cache = TeacherCache(spoilt)
     for shard in cache.shards():
-        cache.write(shard, torch.randn(shard.num_clips, cache.embed_dim), {})
+        cache.write(shard, rows_of(torch.randn(shard.num_clips, cache.embed_dim)), {})
     options[1] = spoilt
     assert "below 0.9999" in refused(capsys, cache_command, *options)
     torch.manual_seed(9)
@@ -395,10 +400,9 @@ def test_command__resumes_only_with_the_same_decoder(data_folder, teacher_file, 
         (["--crop-area-min", 0.5], "has crop_area_min 0.2, but this run needs 0.5"),
         (["--mirror", "no"], "has mirror True, but this run needs False"),
         (["--split", "2"], "has split '1', but this run needs '2'"),
-        (["--objective", "token-matching"], "holds only pooled embeddings"),
+        (["--objective", "token-matching"], "holds none: make it with --tokens"),
         (["--objective", "kd"], "came without a linear classifier"),
         (["--supervised"], "remove one of them"),
-        (["--standardize", "phi-s"], "give one --teacher and --standardize none or running"),
     ],
 )
 def test_training__refuses_another_cache(data_folder, cache_folder, tmp_path, capsys, options, said):
@@ -416,7 +420,7 @@ def test_training__refuses_other_data_and_incomplete_caches(data_folder, cache_f
     videos = tuple(changed if each.name == video.name else each for each in manifest.videos)
     dataclasses.replace(manifest, videos=videos).save()
     run = [*TRAINING, "--student", "flow_r3d10_gn", "--out", tmp_path / "run"]
-    assert "has dataset '" in refused(capsys, train_command, *run, "--data", data, *cached(cache_folder))
+    assert "has content '" in refused(capsys, train_command, *run, "--data", data, *cached(cache_folder))
     folder = Path(shutil.copytree(cache_folder, tmp_path / "cache"))
     shard = sorted((folder / "shards").iterdir())[0]
     shard.write_bytes(shard.read_bytes()[:-1])
@@ -461,7 +465,7 @@ def test_rows__come_back_as_they_were_written(tmp_path):
     cache = small_cache(tmp_path)
     table = torch.randn(2, 5, 3)
     for shard in cache.shards():
-        cache.write(shard, table[shard.augmentation, shard.start : shard.stop], {})
+        cache.write(shard, rows_of(table[shard.augmentation, shard.start : shard.stop]), {})
     keys = torch.tensor([[i, v] for i in range(5) for v in range(2)])
     assert torch.equal(cache.read(keys), table.half().float()[keys[:, 1], keys[:, 0]])
 
@@ -479,15 +483,15 @@ def test_write__refuses_what_fp16_cannot_hold(tmp_path, scale, said):
     rows = torch.tensor([[1.0, 2.0, 3.0], [1.03, -2.01, 3.07]])
     rows[1] *= scale
     with pytest.raises(UserError, match=rf"{said} \(augmentation 0, samples 0 to 1\): choose --dtype fp32"):
-        cache.write(Shard(0, 0, 2), rows, {})
+        cache.write(Shard(0, 0, 2), rows_of(rows), {})
     assert len(cache.missing()) == len(cache.shards())
 
 
 def test_write__takes_rows_of_any_size_that_fp16_holds(tmp_path):
     cache = small_cache(tmp_path)
     rows = torch.tensor([[2e4, -6e4, 1e4], [3e-3, 1e-2, -7e-3]])
-    cache.write(Shard(0, 0, 2), rows, {})
-    cache.write(Shard(1, 0, 2), torch.zeros(2, 3), {1: "it could not be read"})
+    cache.write(Shard(0, 0, 2), rows_of(rows), {})
+    cache.write(Shard(1, 0, 2), rows_of(torch.zeros(2, 3)), {1: "it could not be read"})
     torch.testing.assert_close(cache.read(torch.tensor([[0, 0], [1, 0]])), rows, rtol=1e-3, atol=0)
 
 
@@ -495,7 +499,7 @@ def test_cached_teacher__has_the_logits_of_its_classifier(tmp_path):
     layer = Classifier(torch.randn(4, 3), torch.randn(4))
     cache = small_cache(tmp_path, classes=layer)
     for shard in cache.shards():
-        cache.write(shard, torch.randn(shard.num_clips, 3), {})
+        cache.write(shard, rows_of(torch.randn(shard.num_clips, 3)), {})
     keys = torch.tensor([[4, 1], [0, 0]])
     empty = View(torch.empty(0, dtype=torch.uint8), torch.empty(0))
     batch = PairedBatch(student=empty, teachers=(), sample_ids=keys[:, 0], labels=keys[:, 0], sample_keys=keys)
