@@ -23,7 +23,7 @@ COMMANDS = {
     "agreement": ("crossdistill.commands.agreement", "compare teacher and student on a sample of clips: will it help?"),
     "cache": (
         "crossdistill.commands.cache",
-        "store a teacher's embeddings for train --teacher-cache; cache verify checks them",
+        "store teachers' embeddings for train --teacher-cache; cache verify checks them",
     ),
     "export": (
         "crossdistill.commands.export",

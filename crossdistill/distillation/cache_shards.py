@@ -27,7 +27,7 @@ from crossdistill.errors import UserError
 from crossdistill.utils.tensor_files import write_tensors
 
 RECORD = "shard"
-"""Field of the metadata with the record of a shard in JSON; one field, because safetensors does not keep their order."""
+"""Field of the metadata with the record of a shard in JSON; one, because safetensors keeps no order of several."""
 UNREADABLE, COSINES, CHECKSUM = "unreadable", "cosines", "sha256"
 ADVICE = "free space there and start again: finished shards are kept"
 INT8_MAX = 127

@@ -115,7 +115,7 @@ def _check_proxy(config: RunConfig) -> None:
         )
     if pair.teacher_cache is not None:
         raise UserError(
-            f"{given} learns from running teachers, and --teacher-cache has embeddings of one: give --teacher, or "
+            f"{given} learns from running teachers, and those of --teacher-cache do not run: give --teacher, or "
             f"train {pair.proxy} as --student of the cache and name its folder in --teacher-weights"
         )
 

@@ -82,8 +82,9 @@ class PairConfig:
     learn about every clip from a teacher that has not seen it. --teacher-weights takes one run with labels for each
     fold (--supervised --split 1@2of3 leaves fold 2 of 3 out); auto: they are trained first, on any dataset."""
     teacher_cache: Path | None = None
-    """Folder that `crossdistill cache` made, or a repository of the Hugging Face hub (organisation/name): the teacher's
-    embeddings are read from it, and neither the teacher nor its stream is needed."""
+    """Folder that `crossdistill cache` made, or a repository of the Hugging Face hub (organisation/name): what the
+    teachers say is read from it, and neither they nor their streams are needed. With --teacher only the named ones of
+    several teachers are used."""
     student_weights: str | None = None
     """Weights to start from: a weight file, published weights by name, a run's folder or a repository of the Hugging
     Face hub (organisation/name); random weights if absent."""
@@ -180,9 +181,9 @@ class ObjectiveConfig:
     standardize: Literal["none", "mean-variance", "phi-s", "running"] = "none"
     """Standardise the embeddings of each teacher to mean 0 and variance 1 before they are compared. mean-variance
     scales each feature by itself; phi-s scales all by one factor after a rotation that equalises them; both are
-    measured on training clips before training. running (UNIC's) scales each feature by itself, by the mean and variance
-    of the batches so far, without a pass over the clips and with a teacher cache too. Use it for several teachers of
-    different scales."""
+    measured on training clips before training, or read from a teacher cache. running (UNIC's) scales each feature by
+    itself, by the mean and variance of the batches so far, without a pass over the clips. Use it for several teachers
+    of different scales."""
     mix: bool = False
     """Mix each batch with itself, in the same way for student and teachers (function matching, Beyer et al. 2022). The
     paper gains by it in long runs (--config patient). The teacher must run, and no labels are used."""

@@ -109,7 +109,26 @@ def test_teacher_cache__is_complete_trains_and_grows(former):
             5,
         ]
     )
-    assert TeacherCache(Path("cache")).num_augmentations == 3
+    assert TeacherCache(Path("cache")).num_augmentations == 3 and TeacherCache(Path("cache")).key == stored.key
+
+
+def test_teacher_cache__is_verified_by_lengths_and_by_its_teacher(former, capsys):
+    cache(
+        [
+            "verify",
+            "cache",
+            "--data",
+            "data",
+            "--teacher-weights",
+            "teacher.safetensors",
+            "--workers",
+            0,
+            "--allow-code",
+        ]
+    )
+    said = " ".join(capsys.readouterr().out.split())
+    assert "2 shards of cache are as they were written; 2 of a former version have no checksum" in said
+    assert "24 clips of cache: cosine to the live teacher at least 0.9999" in said or "at least 1.0000" in said
 
 
 def test_report__reads_the_run(former):

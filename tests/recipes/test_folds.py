@@ -218,7 +218,7 @@ def test_cache__holds_what_the_live_teachers_say(teachers, fold_teachers, toy_fo
     make_cache(folder, teachers, toy_folder)
     assert first.read_bytes() == kept
     cached = ["--teacher-cache", folder, *STUDENT]
-    assert_refused("came without a linear classifier", *cached, "--objective", "kd", command=train)
+    assert_refused("of folds holds none: make it with --logits", *cached, "--objective", "kd", command=train)
     assert_refused("--teacher-cache has no networks", *cached, "--folds", 2, command=train)
 
 
