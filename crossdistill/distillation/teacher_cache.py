@@ -609,15 +609,20 @@ def create_caches(folder: Path, caches: Sequence[TeacherCache], classifiers: Seq
     Raises:
         UserError: The folder holds a cache of something else, or other files; nothing is changed.
     """
-    if len(caches) > 1:
-        _require_several(folder, len(caches))
-    for cache in caches:
-        cache.require_creatable()
+    require_creatable(folder, caches)
     if len(caches) > 1:
         content = {"format": FORMAT, "version": FORMAT_VERSION, "num_teachers": len(caches)}
         write_text_atomically(folder / DESCRIPTION_NAME, json.dumps(content, indent=2) + "\n")
     for cache, classifier in zip(caches, classifiers, strict=True):
         cache.write_description(classifier)
+
+
+def require_creatable(folder: Path, caches: Sequence[TeacherCache]) -> None:
+    """Raise the ``UserError`` of ``create_caches``, and create nothing."""
+    if len(caches) > 1:
+        _require_several(folder, len(caches))
+    for cache in caches:
+        cache.require_creatable()
 
 
 def _require_several(folder: Path, num_teachers: int) -> None:

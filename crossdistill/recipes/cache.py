@@ -23,6 +23,7 @@ from crossdistill.distillation.teacher_cache import (
     create_caches,
     describe_parts,
     folders_of,
+    require_creatable,
     spread,
 )
 from crossdistill.distillation.teachers import Targets
@@ -95,14 +96,12 @@ def estimate_cache(config: RunConfig, options: CacheOptions, accelerator: Accele
     """
     accelerator, source = _open(config, options, accelerator)
     caches = _plan(config, options, source)
-    for cache in caches:
-        cache.require_creatable()
+    require_creatable(options.out, caches)
     missing = _missing(caches)
-    console_text = _work_text(caches, missing, accelerator)
     num_clips, seconds = _measure(caches, source, missing) if missing else (0, 0.0)
     measured = gather_objects(accelerator, [(num_clips, seconds)])
     if accelerator.is_main_process:
-        console.print(f"estimate: {console_text}", highlight=False)
+        console.print(f"estimate: {_work_text(caches, missing, accelerator)}", highlight=False)
         rate = sum(number / taken for number, taken in measured if taken)
         num_left = sum(shard.num_clips for shard in missing)
         if rate:
@@ -165,8 +164,8 @@ def _plan(config: RunConfig, options: CacheOptions, source: CacheInput) -> list[
             "decoder": config.data.decoder,
             "clips_per_shard": options.clips_per_shard,
         }
-        number_kept = options.augmentations
-        caches.append(TeacherCache.planned(folder, key, num_augmentations=number_kept, weights=network.weights))
+        planned = TeacherCache.planned(folder, key, num_augmentations=options.augmentations, weights=network.weights)
+        caches.append(planned)
     return caches
 
 

@@ -19,9 +19,12 @@ from safetensors.torch import load_file, save_file
 from crossdistill.data.clip_reader import ClipReader
 from crossdistill.data.manifest import Manifest
 from crossdistill.distillation.cache_shards import STORAGE, Shard, cosines, decode, encode
+from crossdistill.distillation.heads import GridResampler
 from crossdistill.distillation.teacher_cache import TeacherCache, open_caches
 from crossdistill.encoders import create_encoder
+from crossdistill.encoders.tokens import pool_tokens
 from crossdistill.errors import UserError
+from crossdistill.objectives import time_relations_loss
 from data_prep.__main__ import main as data_prep
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -282,6 +285,10 @@ def test_estimate__says_the_size_and_writes_nothing(data_folder, teachers, cache
     rate = float(re.search(r"at (\S+) clips/s, measured on (\d+) clips", said)[1])
     seconds = float(re.search(r"about (\S+) seconds", said)[1])
     assert seconds == pytest.approx(NUM_CLIPS * NUM_AUGMENTATIONS / rate, rel=0.02)
+    one = ["--teacher", "rgb_tiny3d_8", *TEACHERS[3:4], 4, *TEACHERS[-2:], "--teacher-weights", teachers[-2]]
+    assert "is of 2 teachers" in refused(
+        capsys, cache_command, *cache_options(cache_folder, data_folder, *one, "--estimate")
+    )
     make_cache(cache_folder, data_folder, *options)
     assert "4 are finished, 0 clips (0 B) are left" in " ".join(capsys.readouterr().out.split())
 
@@ -403,6 +410,17 @@ def test_caches__that_were_not_made_together_are_refused(small_folder, tmp_path)
 
 
 # Parts.
+
+
+def test_time_relations__of_tokens_pooled_over_space_are_those_of_all_tokens():
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 3, 4, 5, 5), torch.randn(2, 6, 3, 2, 2)
+    whole = time_relations_loss(student=GridResampler((3, 2, 2))(student), teacher=teacher, temperature=0.07)
+    resample = GridResampler((3, 1, 1), pooled_from=(3, 2, 2))
+    pooled = time_relations_loss(student=resample(student), teacher=pool_tokens(teacher, (3, 1, 1)), temperature=0.07)
+    torch.testing.assert_close(pooled, whole)
+    other = GridResampler((3, 1, 1))(student)  # the middle of the picture is not its mean
+    assert not torch.allclose(other, resample(student), atol=1e-3)
 
 
 def test_int8__is_the_nearest_of_127_steps_on_each_side():
