@@ -6,7 +6,7 @@ Shapes: B batch, C channels, T frames, H height, W width, D features.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -96,6 +96,15 @@ class View:
         return f"View({self.values.dtype}{list(self.values.shape)})"
 
 
+class Box(NamedTuple):
+    """Half-open ranges of rows and columns, in pixels."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+
 @dataclass(frozen=True)
 class Mix:
     """How the clips of a batch are mixed with each other, the same way for the student and for every teacher.
@@ -110,10 +119,20 @@ class Mix:
     """Scalar in [0, 1], the share of a clip that stays."""
     order: Tensor
     """[B] int64, the clip that the rest of each comes from."""
+    box: Box | None = None
+    """The part of each frame that comes from the other clip (CutMix); None if all pixels are mixed."""
 
     def __call__(self, clips: Tensor) -> Tensor:
-        """Mix normalised clips [B, ...]."""
-        return torch.lerp(clips[self.order.to(clips.device)], clips, self.share.to(clips))
+        """Mix normalised clips [B, ...]; with a box they are [B, ..., H, W]."""
+        if self.box is None:
+            return self.interpolate(clips)
+        mixed, (top, bottom, left, right) = clips.clone(), self.box
+        mixed[..., top:bottom, left:right] = clips[self.order.to(clips.device), ..., top:bottom, left:right]
+        return mixed
+
+    def interpolate(self, values: Tensor) -> Tensor:
+        """Mix values [B, ...] as all pixels of a clip are mixed without a box; with one, shares of classes [B, N]."""
+        return torch.lerp(values[self.order.to(values.device)], values, self.share.to(values))
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
+from crossdistill.data.clip_policy import ClipPolicy
 from crossdistill.data.clip_reader import ClipReader
 from crossdistill.data.decoders import DEFAULT_DECODER, get_decoder
 from crossdistill.data.entries import Entries, Entry, entries_of, root_of
@@ -81,6 +82,7 @@ class PairedClips(Dataset[Item]):
             picture.
         teacher_augmentation: Distribution of the teachers' own crop and mirroring, for self-distillation from two views
             of one moment. If None, all views share one crop.
+        policy: Changes of colour and geometry of what the student sees; None for none.
         seed: Seed of the draws. (seed, epoch, index) determines a sample.
         replace_unreadable: Whether another video replaces one that cannot be read (training). If not, the sample is
             left out and reported (evaluation).
@@ -97,6 +99,7 @@ class PairedClips(Dataset[Item]):
         teacher_views: Sequence[ViewSpec] = (),
         augmentation: Augmentation | None = None,
         teacher_augmentation: Augmentation | None = None,
+        policy: ClipPolicy | None = None,
         seed: int = 0,
         replace_unreadable: bool = False,
         decoder: str = DEFAULT_DECODER,
@@ -109,6 +112,7 @@ class PairedClips(Dataset[Item]):
         self.views = [student_view, *teacher_views]
         self.augmentation = augmentation
         self.teacher_augmentation = teacher_augmentation
+        self.policy = policy
         self.seed = seed
         self.replace_unreadable = replace_unreadable
         self.decoder = get_decoder(decoder).name  # a missing library is an error here, not in a worker
@@ -137,7 +141,7 @@ class PairedClips(Dataset[Item]):
     def in_the_middle(self) -> PairedClips:
         """Return a copy without augmentation: the middle of each video and picture."""
         clips = copy.copy(self)
-        clips.augmentation = clips.teacher_augmentation = None
+        clips.augmentation = clips.teacher_augmentation = clips.policy = None
         return clips
 
     def __getitem__(self, key: SampleKey) -> Item:
@@ -193,6 +197,8 @@ class PairedClips(Dataset[Item]):
             centre_seconds = float(generator.uniform(*reader.centre_range_seconds))
         crops = zip(self._crops(generator, *reader.picture_size_px), self.is_read, strict=True)
         clips = reader.read([centre_seconds], [[crop] if is_read else [] for crop, is_read in crops])
+        if self.policy is not None and clips[0]:
+            clips[0] = [self.policy(clips[0][0], seed=int(generator.integers(2**63)))]
         return tuple(clip[0] if clip else None for clip in clips)
 
     def _crops(self, generator: np.random.Generator, width_px: int, height_px: int) -> list[Crop]:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from crossdistill.distillation.student_with_heads import StudentWithHeads
-from crossdistill.encoders.base import Classifier
+from crossdistill.encoders.base import Classifier, Encoder
 from crossdistill.encoders.execution import Execution
 
 
@@ -48,6 +48,21 @@ class Task(nn.Module):
     def classifier(self) -> Classifier | None:
         """The linear classifier on the student's features if labels are used in training, otherwise None."""
         return None
+
+    @property
+    def evaluated(self) -> Encoder:
+        """The encoder that is evaluated during training: the one that trains, or an average of it."""
+        return self.trainable.encoder
+
+    def finish(self) -> None:
+        """Leave the weights of the result in ``trainable``. Called when training ends."""
+
+    def result_state(self) -> dict[str, Any]:
+        """Return what ``finish`` needs besides ``trainable``; a finished run keeps it."""
+        return {}
+
+    def load_result_state(self, state: dict[str, Any]) -> None:
+        """Restore what ``result_state`` returned."""
 
     def resume_state(self) -> dict[str, Any]:
         """Return the state for resuming a run besides ``trainable``."""

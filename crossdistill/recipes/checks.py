@@ -6,6 +6,7 @@ data nor weights; ``check_data_and_memory`` also needs the datasets.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 
@@ -18,7 +19,7 @@ from crossdistill.encoders import Encoder
 from crossdistill.encoders.hardware import free_memory_bytes
 from crossdistill.errors import UserError
 from crossdistill.evaluation.settings import Shots
-from crossdistill.recipes.config import AUTO, SELF, RunConfig
+from crossdistill.recipes.config import AUTO, SELF, RunConfig, SupervisionConfig
 from crossdistill.recipes.context import Batches
 from crossdistill.recipes.data import count_training_clips
 from crossdistill.recipes.proxy import stages
@@ -54,11 +55,13 @@ def check_configuration(config: RunConfig, sources: Sequence[TeacherSource]) -> 
     _check_folds(config)
     _check_proxy(config)
     _check_options_have_an_effect(config, terms_of(config), num_teachers=len(sources))
+    _check_supervision(config)
     if config.data.shots is not None:
         Shots.parse(config.data.shots)
     for stage, its_sources in stages(config, sources):
         terms = terms_of(stage)
         student = check_student(stage, terms)
+        _check_augmentation(stage, student)
         for source in its_sources:
             source.check(stage, student, terms)
 
@@ -153,6 +156,37 @@ def _check_options_have_an_effect(config: RunConfig, terms: Sequence[Term], *, n
             f"{needed}, and {named} leaves none: add cross-entropy, or choose an objective on embeddings, for example "
             "compress-1q"
         )
+
+
+def _check_supervision(config: RunConfig) -> None:
+    """Refuse options of training with labels where there are none, and options of RandAugment without it."""
+    given, default = config.supervision, SupervisionConfig()
+    if not config.pair.supervised:
+        for entry in dataclasses.fields(default):
+            if getattr(given, entry.name) != getattr(default, entry.name):
+                option = f"--{entry.name.replace('_', '-')} {getattr(given, entry.name)}"
+                raise UserError(
+                    f"{option} has an effect on training with labels alone (--supervised): remove it"
+                    + (", or choose --mix" if entry.name in ("mixup", "cutmix") else "")
+                )
+    for name in ("rand_ops", "rand_magnitude"):
+        if given.auto_augment != "rand" and getattr(given, name) != getattr(default, name):
+            raise UserError(
+                f"--{name.replace('_', '-')} {getattr(given, name)} has no effect without --auto-augment rand: add "
+                "that, or remove it"
+            )
+
+
+def _check_augmentation(config: RunConfig, student: Encoder) -> None:
+    """Refuse augmentations that make no sense for what the student sees."""
+    kind, given = student.view.kind, config.supervision
+    if given.auto_augment != "none" and not kind.is_colour:
+        raise UserError(
+            f"--auto-augment {given.auto_augment} changes colours and turns pictures, and a {kind.name} view is no "
+            "photograph: remove it"
+        )
+    if given.cutmix and not kind.is_picture:
+        raise UserError(f"--cutmix cuts boxes out of pictures, and a {kind.name} view is none: remove it")
 
 
 def _check_sharding(config: RunConfig) -> None:

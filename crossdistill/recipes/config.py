@@ -233,12 +233,47 @@ class OptimizationConfig:
     """Epochs in which the learning rate rises linearly from zero."""
     clip_norm: NotNegative = 0.0
     """Maximum norm of the gradient; 0 disables clipping."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor of the learning rate from each layer of the student to the one below it (BEiT); 1: the same rate for all.
+    Early layers of a trained network then change little: 0.65 to 0.8 is usual when a ViT is fine-tuned. The classifier
+    and the heads have --lr."""
+    drop_path: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Stochastic depth: share of the clips for which the last block of the student adds nothing in a training step; it
+    falls linearly to 0 in the first block. The network's own if absent (0 in most). Only for networks that have it:
+    ViT, Swin, ConvNeXt, MViT."""
 
     @property
     def clips_per_batch(self) -> int:
         """``batch_size`` of a run, whose sizes were chosen by its data."""
         assert self.batch_size is not None, "fit_to_data comes first"
         return self.batch_size
+
+
+@dataclass(frozen=True)
+class SupervisionConfig:
+    """What keeps a student that learns from labels (--supervised) from overfitting; configs/finetune.yaml has all."""
+
+    __pydantic_config__ = STRICT
+
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of each label that is spread over all classes; 0.1 is usual."""
+    mixup: NotNegative = 0.0
+    """Mix each batch with itself, clips and labels by the same share from Beta(a, a), where a is this number; 0: not.
+    0.8 is usual for long fine-tuning of ViTs, less for small networks, which underfit."""
+    cutmix: NotNegative = 0.0
+    """Replace a box of each clip, the same in all frames, by that of another clip, and so much of its label; the area
+    is from Beta(a, a), where a is this number; 0: not. With --mixup too, each batch has one of the two by chance."""
+    auto_augment: Literal["none", "rand", "trivial"] = "none"
+    """Random changes of colour and geometry, the same for all frames of a clip: rand (RandAugment: --rand-ops
+    operations of strength --rand-magnitude) or trivial (TrivialAugment: one operation of random strength, nothing to
+    tune). For encoders of pictures alone: flow, depth and skeletons have no colours."""
+    rand_ops: Count = 2
+    """Operations of RandAugment, one after the other; VideoMAE has 4."""
+    rand_magnitude: Annotated[int, Field(ge=0, le=30)] = 9
+    """Strength of RandAugment's operations, 0 to 30; timm's and VideoMAE's m7 of 10 is 21."""
+    weight_ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Evaluate and save the exponential moving average of the weights, with this decay at most, 0.999 for example; 0:
+    the last weights. The decay rises to it in the first steps as in timm."""
 
 
 @dataclass(frozen=True)
@@ -311,6 +346,7 @@ class RunConfig:
     data: tyro.conf.OmitArgPrefixes[DataConfig] = field(default_factory=DataConfig)
     objective: tyro.conf.OmitArgPrefixes[ObjectiveConfig] = field(default_factory=ObjectiveConfig)
     optimization: tyro.conf.OmitArgPrefixes[OptimizationConfig] = field(default_factory=OptimizationConfig)
+    supervision: tyro.conf.OmitArgPrefixes[SupervisionConfig] = field(default_factory=SupervisionConfig)
     teacher_training: tyro.conf.OmitArgPrefixes[TeacherTrainingConfig] = field(default_factory=TeacherTrainingConfig)
     machine: tyro.conf.OmitArgPrefixes[MachineConfig] = field(default_factory=MachineConfig)
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from crossdistill.data.clip_policy import ClipPolicy
 from crossdistill.data.dataset import PairedClips, check_entries
 from crossdistill.data.entries import NO_POSITIONS, Entries, Positions, entries_of
 from crossdistill.data.manifest import Manifest, is_prepared
@@ -105,12 +106,16 @@ def select_training_clips(
     mirrors = {"yes": True, "no": False, "auto": not uses_labels or all(m.flip_keeps_label for m in manifests)}
     probability = 0.5 if mirrors[config.data.mirror] else 0.0
     augmentation = Augmentation(area_min=config.data.crop_area_min, mirror_probability=probability)
+    policy, options = None, config.supervision
+    if options.auto_augment != "none":
+        policy = ClipPolicy(options.auto_augment, student_view, options.rand_ops, options.rand_magnitude)
     return PairedClips(
         usable,
         student_view=student_view,
         teacher_views=teacher_views,
         augmentation=augmentation,
         teacher_augmentation=augmentation if crops_teachers_apart else None,
+        policy=policy,
         seed=config.machine.seed,
         replace_unreadable=True,
         decoder=config.data.decoder,

@@ -14,6 +14,7 @@ from crossdistill.recipes.config import (
     ObjectiveConfig,
     PairConfig,
     RunConfig,
+    SupervisionConfig,
     to_dict,
     with_current_names,
     with_former_names,
@@ -67,6 +68,12 @@ def identity(config: RunConfig) -> dict[str, Any]:
         del values["data"]["shots"]
     if not values["objective"]["mix"]:  # likewise
         del values["objective"]["mix"]
+    if values["supervision"] == to_dict(RunConfig())["supervision"]:  # likewise
+        del values["supervision"]
+    if values["optimization"]["layer_decay"] == 1:  # likewise
+        del values["optimization"]["layer_decay"]
+    if values["optimization"]["drop_path"] is None:  # likewise
+        del values["optimization"]["drop_path"]
     if values["pair"]["folds"] is None:  # likewise
         del values["pair"]["folds"]
     if values["pair"]["proxy"] is None:  # likewise
@@ -130,7 +137,10 @@ def own_teacher_config(
         ),
         data=replace(config.data, split=teacher.split or config.data.split, strong_views=False, shots=None),
         objective=ObjectiveConfig(),
-        optimization=replace(config.optimization, epochs=recipe.teacher_epochs, lr=recipe.teacher_lr),
+        optimization=replace(
+            config.optimization, epochs=recipe.teacher_epochs, lr=recipe.teacher_lr, layer_decay=1.0, drop_path=None
+        ),
+        supervision=SupervisionConfig(),  # it is the student's
     )
     # A teacher that learns labels does not depend on the objective, nor on the paths of the datasets.
     options = without(without(identity(trained), "data.data"), "objective")

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 
 from crossdistill.evaluation.roles import NumberedRole, Role
 from crossdistill.recipes.checks import check_configuration, check_data_and_memory, uses_labels
-from crossdistill.recipes.config import AUTO, RunConfig, several
+from crossdistill.recipes.config import AUTO, RunConfig, SupervisionConfig, several
 from crossdistill.recipes.context import RunContext, announce
 from crossdistill.recipes.data import count_training_clips, open_datasets
 from crossdistill.recipes.final_evaluation import print_comparison
@@ -70,11 +70,12 @@ def _finish(folder: RunFolder, last: RunFolder, results: dict[str, dict[str, Any
 def round_config(config: RunConfig, folder: RunFolder, number: int) -> RunConfig:
     """Return the configuration of one round, counted from 1: its folder, its seed, and from 2 on its teacher."""
     pair, data, objective = replace(config.pair, rounds=1), config.data, config.objective
+    supervision = config.supervision
     if number == 1 and pair.supervised:
         # Only the later rounds have a teacher.
         data, objective = replace(data, strong_views=False), replace(objective, mix=False)
     if number > 1:
-        objective = replace(objective, teacher_drop=0.0)
+        objective, supervision = replace(objective, teacher_drop=0.0), SupervisionConfig()
         pair = replace(
             without_proxy(pair),
             supervised=False,
@@ -87,7 +88,7 @@ def round_config(config: RunConfig, folder: RunFolder, number: int) -> RunConfig
             teacher_size=(),
         )
     machine = replace(config.machine, out=folder.round(number).path, seed=config.machine.seed + number - 1)
-    return replace(config, pair=pair, data=data, objective=objective, machine=machine)
+    return replace(config, pair=pair, data=data, objective=objective, supervision=supervision, machine=machine)
 
 
 def _preview_of_later_rounds(config: RunConfig) -> RunConfig:

@@ -331,9 +331,10 @@ def _train(
         plan=create_plan(run),
         accelerator=run.accelerator,
         folder=run.folder,
-        evaluate=_periodic_knn(run, student, task),
+        evaluate=_periodic_knn(run, task),
         description=student.name,
     )
+    task.finish()
     # The classifier of the weights that the student started from no longer belongs to it.
     student.classifier = task.classifier
     facts = {
@@ -350,7 +351,7 @@ def _train(
     return state.step
 
 
-def _periodic_knn(run: RunContext, student: Encoder, task: Task) -> Callable[[], dict[str, float]] | None:
+def _periodic_knn(run: RunContext, task: Task) -> Callable[[], dict[str, float]] | None:
     """Return the 1-NN evaluation of the student during training; None without a labelled dataset."""
     config = run.config
     manifests = evaluable(run.manifests, config.data.split)
@@ -359,7 +360,7 @@ def _periodic_knn(run: RunContext, student: Encoder, task: Task) -> Callable[[],
 
     def evaluate() -> dict[str, float]:
         evaluation = evaluate_encoder(
-            student,
+            task.evaluated,
             manifests[0],
             split=config.data.split,
             execution=task.execution,

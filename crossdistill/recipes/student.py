@@ -6,6 +6,7 @@ import torch
 
 from crossdistill.distillation.terms import Term, require_all_trained
 from crossdistill.encoders import Encoder
+from crossdistill.encoders.drop_path import require_drop_path, set_drop_path
 from crossdistill.encoders.recomputation import recompute_activations, require_recomputable
 from crossdistill.errors import UserError
 from crossdistill.quantization.quantize import parse_bit_widths, quantize, require_brevitas
@@ -41,6 +42,8 @@ def create_student(config: RunConfig, *, is_random: bool = False) -> Encoder:
             f"--student-weights {pair.student_weights} is a student quantised to {student.bits}: add --bits "
             f"{student.bits}, or start from a student that is not quantised"
         )
+    if config.optimization.drop_path is not None and not is_random:
+        set_drop_path(student, config.optimization.drop_path)
     if config.machine.gradient_checkpointing and not is_random:
         recompute_activations(student)
     return student
@@ -63,6 +66,8 @@ def check_student(config: RunConfig, terms: list[Term]) -> Encoder:
     if not pair.supervised:
         require_fitting_batch(config.optimization.batch_size, terms)
     student = preview_encoder(pair.student, pair.student_weights, **pair.student_view)
+    if config.optimization.drop_path is not None:
+        require_drop_path(student)
     if config.machine.gradient_checkpointing:
         require_recomputable(student, bits=pair.bits)
     if pair.student_weights is not None:

@@ -12,7 +12,7 @@ from crossdistill.data.dataset import PairedClips
 from crossdistill.data.distort import distort
 from crossdistill.distillation.distiller import Distiller
 from crossdistill.distillation.student_with_heads import StudentWithHeads
-from crossdistill.distillation.supervised import SupervisedTask
+from crossdistill.distillation.supervised import Regularization, SupervisedTask
 from crossdistill.distillation.teachers import CrossFittedTeacher, Teacher
 from crossdistill.encoders import Encoder
 from crossdistill.encoders.execution import Execution
@@ -113,7 +113,18 @@ def _in_one_space(run: RunContext, teacher: Teacher, dataset: PairedClips) -> Te
 def create_supervised(run: RunContext, student: Encoder) -> SupervisedTask:
     """Create the task that trains the student with labels."""
     execution = run.choose_execution(student, is_trained=True)
-    return SupervisedTask(encoder=student, execution=execution, num_classes=len(run.manifests[0].classes))
+    options = run.config.supervision
+    return SupervisedTask(
+        encoder=student,
+        execution=execution,
+        num_classes=len(run.manifests[0].classes),
+        regularization=Regularization(
+            label_smoothing=options.label_smoothing,
+            mixup=options.mixup,
+            cutmix=options.cutmix,
+            ema_decay=options.weight_ema,
+        ),
+    )
 
 
 def create_optimizer(config: RunConfig, model: StudentWithHeads) -> torch.optim.Optimizer:
@@ -125,6 +136,7 @@ def create_optimizer(config: RunConfig, model: StudentWithHeads) -> torch.optim.
         lr=options.lr,
         momentum=options.momentum,
         weight_decay=options.weight_decay,
+        layer_decay=options.layer_decay,
     )
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from crossdistill.distillation.student_with_heads import StudentWithHeads
+from crossdistill.encoders.layer_order import layer_scales
 from crossdistill.quantization.ranges import is_range
 
 # Number of inputs up to which AdamW trains a layer of a head at the encoder's rate.
@@ -16,7 +17,13 @@ HEAD_BASE_WIDTH = 128
 
 
 def create_optimizer(
-    model: StudentWithHeads, *, optimizer: str, lr: float, momentum: float, weight_decay: float
+    model: StudentWithHeads,
+    *,
+    optimizer: str,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    layer_decay: float = 1.0,
 ) -> torch.optim.Optimizer:
     """Create SGD or AdamW over everything that trains, fused where the device has such kernels (``has_fused``).
 
@@ -34,21 +41,26 @@ def create_optimizer(
         lr: Peak learning rate.
         momentum: Momentum of SGD; not used by AdamW.
         weight_decay: Weight decay of the weights that decay.
+        layer_decay: Factor of the rate from one layer of the encoder to the one below it (``layer_scales``).
     """
+    depth = {f"encoder.body.{name}": scale for name, scale in layer_scales(model.encoder.body, layer_decay).items()}
     fused = has_fused(next(model.parameters()).device)
     if optimizer == "sgd":
-        ranges = [value for name, value in model.encoder.named_parameters() if is_range(name)]
-        others = [value for name, value in _in_former_order(model) if not is_range(name)]
-        groups: list[dict[str, Any]] = [{"params": others}]
-        if ranges:
-            groups.append({"params": ranges, "weight_decay": 0.0})
+        by_kind: dict[tuple[bool, float], list[Tensor]] = {}
+        for name, value in _in_former_order(model):
+            by_kind.setdefault((not is_range(name), depth.get(name, 1.0)), []).append(value)
+        # First what decays, with one layer_decay for all one group, as in runs from before that option.
+        groups: list[dict[str, Any]] = [
+            {"params": values} | ({} if decays else {"weight_decay": 0.0}) | ({} if scale == 1 else {"lr_scale": scale})
+            for (decays, scale), values in sorted(by_kind.items(), key=lambda item: not item[0][0])
+        ]
         return torch.optim.SGD(groups, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=fused)
     exempt = _exempt_by_library(model)
-    by_kind: dict[tuple[bool, float], list[Tensor]] = {}
+    by_kind = {}
     for name, value in _in_former_order(model):
         is_map = is_decayed(model.get_submodule(name.rpartition(".")[0]), name, value)
         num_inputs = value[0].numel() if is_map and name.startswith("heads.") else 1
-        kind = is_map and name not in exempt, min(1.0, HEAD_BASE_WIDTH / num_inputs)
+        kind = is_map and name not in exempt, min(1.0, HEAD_BASE_WIDTH / num_inputs) * depth.get(name, 1.0)
         by_kind.setdefault(kind, []).append(value)
     groups = [
         {"params": values, "lr_scale": scale, "is_decayed": decays, "weight_decay": weight_decay if decays else 0.0}

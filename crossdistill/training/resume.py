@@ -69,6 +69,7 @@ class Resumable:
         content = found[0] if found else self.checkpoints.load(newest)
         self._require_same_run(content)
         self.accelerator.unwrap_model(self.model).load_state_dict(content["trainable"])
+        self.task.load_result_state(content.get("result", {}))
         if "optimizer" in content:  # else the run has ended, and only its weights remain
             take_groups_of(content["optimizer"], self.optimizer, self.task.trainable)
             load_optimizer_state(self.optimizer, content["optimizer"])
@@ -104,6 +105,7 @@ class Resumable:
         state.unreadable.update(gather_objects(self.accelerator, list(state.unreadable.items())))
         content: dict[str, Any] = {
             "trainable": self.accelerator.unwrap_model(self.model).state_dict(),
+            "result": self.task.result_state(),
             "optimizer": optimizer_state(self.optimizer),
             "scaling": self.scaling.state_dict(),
             "task": self.task.resume_state(),
