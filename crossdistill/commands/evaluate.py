@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
@@ -51,6 +51,7 @@ class Options:
     protocols: tuple[str, ...] = ("knn", "linear")
     """knn: nearest neighbours by cosine similarity; linear: a linear layer on frozen features, trained by the paper's
     SGD; linear-sweep: linear with the learning rate and weight decay that are best on a held-out part of train;
+    attentive: attention with one learned query over frozen tokens, the best of a grid as for linear-sweep (V-JEPA);
     cluster: k-means, one class per cluster; retrieval: whether one of the 1, 5, 10, 20, 50 nearest videos has the
     class; lowshot: linear with few labels; finetune: the whole student learns the labels; calibration: expected
     calibration error of a linear layer, before and after a temperature; robustness: accuracy on perturbed test clips;
@@ -81,6 +82,19 @@ class Options:
     classifier: Literal["probe", "own"] = "probe"
     """For robustness and order: a linear layer that is trained on clean training clips, or the layer that a student
     with labels was trained with."""
+    probe_depth: int = 1
+    """For attentive: number of attention layers. The last is cross-attention of one learned query, those before it are
+    self-attention of the tokens. V-JEPA has 1, V-JEPA 2 has 4, which costs far more."""
+    probe_heads: int | None = None
+    """For attentive: heads of each layer, a divisor of a token's features; one for each 64 features if absent. V-JEPA
+    2 has 16."""
+    probe_lrs: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 5e-3)
+    """For attentive: peak learning rates of AdamW that are tried, each with each weight decay, side by side on the same
+    batches."""
+    probe_weight_decays: tuple[float, ...] = (0.01, 0.1, 0.4, 0.8)
+    """For attentive: weight decays that are tried."""
+    probe_epochs: int = 20
+    """For attentive: number of passes over the tokens of the training clips."""
     bootstrap: int = NUM_BOOTSTRAP_DRAWS
     """Number of test sets that are drawn for the intervals; 0 for no intervals."""
     seed: int = 0
@@ -91,12 +105,16 @@ class Options:
     """File to which the results are written as well (docs/reference/results_schema.md)."""
     csv: Path | None = None
     """Folder to which confusion matrices, tables of classes and robustness are written as CSV files."""
-    finetune_epochs: int = 30
-    """For finetune: number of passes over the training clips."""
-    finetune_lr: float = 1e-3
-    """For finetune: peak learning rate of AdamW."""
-    finetune_batch_size: int = 16
-    """For finetune: clips per batch of one process."""
+    finetune_config: str | None = None
+    """For finetune: a configuration file of crossdistill train, or its name. finetune (transformers) and finetune_conv
+    (convolutional networks) have layer-wise decay, mixup, label smoothing, averaged weights and more; AdamW with a
+    cosine and one epoch of warm-up alone if absent."""
+    finetune_epochs: int | None = None
+    """For finetune: number of passes over the training clips; that of --finetune-config, or 30, if absent."""
+    finetune_lr: float | None = None
+    """For finetune: peak learning rate of AdamW; that of --finetune-config, or 0.001, if absent."""
+    finetune_batch_size: int | None = None
+    """For finetune: clips per batch of one process; that of --finetune-config, or 16, if absent."""
     workers: int = 2
     """Number of processes that decode."""
     decoder: Decoder = "pyav"
@@ -117,7 +135,7 @@ class Options:
             UserError: A value is not allowed.
         """
         from crossdistill.evaluation.evaluate_students import StudentEvaluation
-        from crossdistill.evaluation.settings import FineTuning, ProtocolSettings, ReadSettings, Shots
+        from crossdistill.evaluation.settings import FineTuning, ProbeSettings, ProtocolSettings, ReadSettings, Shots
         from crossdistill.evaluation.views import TestViews
 
         inside = (None if folder is None else folder / "file" for folder in (self.features, self.csv))
@@ -143,6 +161,13 @@ class Options:
                 shots=tuple(Shots.parse(text) for text in self.shots),
                 num_low_shot_draws=self.draws,
                 num_bootstrap_draws=self.bootstrap,
+                probe=ProbeSettings(
+                    depth=self.probe_depth,
+                    num_heads=self.probe_heads,
+                    lrs=self.probe_lrs,
+                    weight_decays=self.probe_weight_decays,
+                    num_epochs=self.probe_epochs,
+                ),
                 seed=self.seed,
                 families=self.families,
                 severities=self.severities,
@@ -151,9 +176,7 @@ class Options:
                 classifier=self.classifier,
             ),
             fine_tuning=FineTuning(
-                epochs=self.finetune_epochs,
-                lr=self.finetune_lr,
-                batch_size=self.finetune_batch_size,
+                **self._finetune_options(),
                 workers=self.workers,
                 precision=self.precision,
                 decoder=self.decoder,
@@ -165,6 +188,19 @@ class Options:
             tracker=self.tracker,
             allow_code=self.allow_code,
         )
+
+    def _finetune_options(self) -> dict[str, Any]:
+        """Return the recipe and what holds of it: an option that was given, the recipe's value, or the default."""
+        given = {"epochs": self.finetune_epochs, "lr": self.finetune_lr, "batch_size": self.finetune_batch_size}
+        given = {name: value for name, value in given.items() if value is not None}
+        if self.finetune_config is None:
+            return given
+        from crossdistill.recipes.finetune import read_recipe
+
+        recipe, config = read_recipe(self.finetune_config)
+        named = {name: getattr(config.optimization, name) for name in recipe.get("optimization", {})}
+        held = {name: value for name, value in named.items() if name in ("epochs", "lr", "batch_size")}
+        return {**held, **given, "recipe": recipe}
 
 
 def evaluate(options: Options) -> Evaluation:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from rich.progress import Progress
 from torch import Tensor
 
@@ -17,6 +18,21 @@ from crossdistill.utils.console import progress_bar
 
 
 @dataclass(frozen=True)
+class EmbeddedTokens:
+    """Tokens of the train and the test clips of a split: a view's row [T' * H' * W' * E] is one token after the other.
+
+    They are in memory, as float16 by default: 2 bytes for each feature of each token of each view.
+    """
+
+    train: Features
+    test: Features
+    token_dim: int
+    """E, the number of features of a token."""
+    device: torch.device
+    """Where what uses the tokens computes; the tokens themselves are on the CPU."""
+
+
+@dataclass(frozen=True)
 class EmbeddedSplit:
     """Features and labels of the train and the test clips of a split, from one encoder."""
 
@@ -26,6 +42,8 @@ class EmbeddedSplit:
     """Number of classes of the dataset; labels are in [0, num_classes)."""
     description: str | None = None
     """Start of the text of the progress bars; None for no bars."""
+    tokens: EmbeddedTokens | None = None
+    """Tokens of the same clips, for protocols that use them."""
 
     @staticmethod
     def from_tensors(
@@ -72,6 +90,6 @@ class EmbeddedSplit:
         facts = {"num_train": self.train.num_clips, "classes_without_training_clips": self.absent_classes()}
         return result_of(protocol, outcome, {**details, **facts})
 
-    def progress(self) -> Progress:
-        """Make a progress bar of linear layers, silent without a description."""
-        return progress_bar(unit="layers", is_shown=self.description is not None)
+    def progress(self, unit: str = "layers") -> Progress:
+        """Make a progress bar, by default of linear layers, silent without a description."""
+        return progress_bar(unit=unit, is_shown=self.description is not None)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from crossdistill.data.dataset import PairedClips, make_loader
@@ -66,6 +69,41 @@ class Embedder:
     def embed_batch(self, batch: PairedBatch) -> Tensor:
         """Embed the view of a batch that belongs to this encoder: float32 [B, D] on the CPU."""
         return self(batch.student if self.teacher is None else batch.teachers[self.teacher])
+
+
+@dataclass(frozen=True)
+class TokenEmbedder(Embedder):
+    """An encoder whose tokens are its features: every row is the features of one token after the other.
+
+    The rows are float16, half the memory and disk of float32; the protocols that use them compute in float32.
+
+    Example:
+        >>> from crossdistill.encoders import create_encoder
+        >>> encoder = create_encoder("rgb_tiny3d_8", num_frames=8, size_px=32)
+        >>> embedder = TokenEmbedder(encoder, Execution.choose(encoder, precision="fp32"))
+        >>> embedder.grid, embedder.embed_dim
+        ((64, 2, 2, 2), 512)
+    """
+
+    @cached_property
+    def grid(self) -> tuple[int, int, int, int]:
+        """Features of a token, and numbers of times, rows and columns; a ``UserError`` if there are no tokens."""
+        with eval_mode(self.encoder), torch.inference_mode():
+            _, tokens = self.execution.run(self.encoder.embed_with_tokens, self.encoder.blank_clip())
+        size, times, rows, columns = tokens.shape[1:]
+        return size, times, rows, columns
+
+    @property
+    def embed_dim(self) -> int:
+        """Number of features of all tokens of a clip."""
+        return math.prod(self.grid)
+
+    @torch.inference_mode()
+    def __call__(self, view: View | Tensor) -> Tensor:
+        """Embed a stored view of B clips: float16 [B, T' * H' * W' * E] on the CPU."""
+        with eval_mode(self.encoder):
+            _, tokens = self.execution.run(self.encoder.embed_with_tokens, view.to(self.execution.device))
+        return rearrange(tokens.half(), "b e t h w -> b (t h w e)").cpu()
 
 
 def batches_of(keys: Sequence[SampleKey], batch_size: int = CLIPS_AT_ONCE) -> list[list[SampleKey]]:

@@ -14,19 +14,27 @@ from crossdistill.data.dataset import check_entries
 from crossdistill.data.manifest import Manifest
 from crossdistill.encoders import Encoder
 from crossdistill.encoders.execution import Execution
+from crossdistill.encoders.hardware import free_memory_bytes
+from crossdistill.errors import UserError
 from crossdistill.evaluation.clips import check_dataset, check_names, entries_of_part
-from crossdistill.evaluation.embedded_split import EmbeddedSplit
+from crossdistill.evaluation.embedded_split import EmbeddedSplit, EmbeddedTokens
+from crossdistill.evaluation.embedder import TokenEmbedder
 from crossdistill.evaluation.evaluations import evaluation_of_split
 from crossdistill.evaluation.feature_store import kept_features
 from crossdistill.evaluation.features import Features
 from crossdistill.evaluation.perturbations import Perturbation
-from crossdistill.evaluation.protocols import PROTOCOLS, apply_protocols
+from crossdistill.evaluation.protocols import PROTOCOLS, TOKEN_PROTOCOLS, apply_protocols
 from crossdistill.evaluation.results import Evaluation
-from crossdistill.evaluation.settings import ProtocolSettings, ReadSettings
+from crossdistill.evaluation.settings import ProbeSettings, ProtocolSettings, ReadSettings
 from crossdistill.evaluation.views import TestViews
+from crossdistill.utils.console import console
 from crossdistill.utils.distributed import decide_on_first
 
 Result = TypeVar("Result")
+TOKEN_BYTES = 2
+"""Bytes of a feature of a token, in memory and on the disk."""
+COPIES_OF_TOKENS = 3
+"""Copies of the tokens of one part that embedding or reading them holds at its peak."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,76 @@ class EvaluatedEncoder:
             )
         return found
 
+    def check_tokens(self, probe: ProbeSettings) -> None:
+        """Raise a ``UserError`` if the encoder has no tokens, or none that the heads of a probe divide."""
+        if self.encoder.info.token_layer is None:
+            raise UserError(
+                f"{self.encoder.name} has no features before pooling (tokens), and the protocol attentive pools them: "
+                "remove attentive from --protocols, or name another student"
+            )
+        probe.heads_of(TokenEmbedder(self.encoder, self.execution).grid[0])
+
+    def with_tokens(
+        self, embedded: EmbeddedSplit, manifest: Manifest, split: str, settings: ReadSettings, accelerator: Accelerator
+    ) -> EmbeddedSplit:
+        """Add the tokens of the clips; ``embedded`` and the other arguments are those of ``embed``.
+
+        Tokens are kept in the feature store as features are, in a file of their own.
+
+        Raises:
+            UserError: The tokens do not fit into memory, or a video could be read once and not again.
+        """
+        embedder = TokenEmbedder(self.encoder, self.execution)
+        decide_on_first(accelerator, lambda: self._announce_tokens(embedder, embedded))
+
+        def part(name: str, views: TestViews) -> Features:
+            return kept_features(
+                self.encoder,
+                entries_of_part(manifest, split, name, settings.max_clips),
+                folder=self.features_folder,
+                dataset=manifest.dataset,
+                execution=self.execution,
+                accelerator=accelerator,
+                settings=replace(settings, views=views),
+                tokens=embedder,
+                description=None if self.description is None else f"{self.description}, tokens of {name} clips",
+            )
+
+        train, test = part("train", settings.train_views), part("test", settings.views)
+        tokens = EmbeddedTokens(train, test, embedder.grid[0], self.execution.device)
+
+        def check() -> None:
+            if (train.videos, test.videos) != (embedded.train.videos, embedded.test.videos):
+                raise UserError(
+                    "a video could be read for its features and not for its tokens, or not again: try again"
+                )
+
+        decide_on_first(accelerator, check)
+        return replace(embedded, tokens=tokens)
+
+    def _announce_tokens(self, embedder: TokenEmbedder, embedded: EmbeddedSplit) -> None:
+        """Say how large the tokens are, or raise a ``UserError`` if they do not fit into memory."""
+        sizes = [
+            features.views_nvd.shape[:2].numel() * embedder.embed_dim * TOKEN_BYTES
+            for features in (embedded.train, embedded.test)
+        ]
+        size, num_tokens = embedder.grid[0], embedder.embed_dim // embedder.grid[0]
+        what = f"{num_tokens} tokens of {size} features a view are {_size(sum(sizes))}"
+        needed = sum(sizes) + (COPIES_OF_TOKENS - 1) * max(sizes)
+        free = free_memory_bytes(torch.device("cpu"))
+        if free is not None and needed > free:
+            raise UserError(
+                f"{what}, and embedding them needs {_size(needed)} of memory, of which {_size(free)} are free: "
+                "lower --train-views or --views, or remove attentive from --protocols"
+            )
+        if self.description is not None:
+            kept = "" if self.features_folder is None else f", and as much on the disk in {self.features_folder}"
+            console.print(f"{self.description}: {what} in memory{kept}", soft_wrap=True, highlight=False)
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
+
 
 def evaluate_encoder(
     encoder: Encoder,
@@ -125,7 +203,13 @@ def evaluate_encoder(
     check_dataset(manifest, encoder.view, split, wanted_by=encoder.name)
     settings = ProtocolSettings(ks=tuple(ks))
     student = EvaluatedEncoder(encoder, execution, features_folder=features_folder, description=description)
-    embedded = student.embed(manifest, split, reading or ReadSettings(), accelerator)
+    reading = reading or ReadSettings()
+    uses_tokens = not set(protocols).isdisjoint(TOKEN_PROTOCOLS)
+    if uses_tokens:
+        student.check_tokens(settings.probe)
+    embedded = student.embed(manifest, split, reading, accelerator)
+    if uses_tokens:
+        embedded = student.with_tokens(embedded, manifest, split, reading, accelerator)
 
     def evaluate() -> Evaluation:
         results = apply_protocols(embedded, protocols, settings)

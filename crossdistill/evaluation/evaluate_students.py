@@ -36,6 +36,7 @@ from crossdistill.evaluation.protocols import (
     ORDER,
     PROTOCOLS,
     ROBUSTNESS,
+    TOKEN_PROTOCOLS,
     apply_protocols,
 )
 from crossdistill.evaluation.protocols.agreement import compare_students
@@ -200,9 +201,16 @@ class _Students:
     def _embed(self, student: EvaluatedEncoder, split: str) -> EmbeddedSplit:
         return student.embed(self.manifest, split, self.request.reading, self.accelerator)
 
+    @property
+    def _uses_tokens(self) -> bool:
+        return not set(self.request.protocols).isdisjoint(TOKEN_PROTOCOLS)
+
     def evaluate(self) -> Evaluation:
         """Evaluate every student by itself, and all together where there are several."""
         names, splits, settings = self.request.students, self.request.split, self.request.settings
+        if self._uses_tokens:
+            for student in self.loaded.values():
+                student.check_tokens(settings.probe)
         folders = {(name, split): folder_for(name, split) for name in names for split in splits}
         embedded = {key: self._embed(self.loaded[folder], key[1]) for key, folder in folders.items()}
         alone = {}
@@ -236,6 +244,8 @@ class _Students:
         if {"fusion", MISSING_MODALITY} & set(request.protocols):
             names += [name for name in MEMBER_PROTOCOLS if name not in names]
         tuned = self._fine_tuned(path, split) if FINETUNE in request.protocols else None
+        if self._uses_tokens:  # here, so that only one student's are in memory
+            embedded = self.loaded[path].with_tokens(embedded, self.manifest, split, request.reading, self.accelerator)
         student, classes = self.loaded[path], self.manifest.classes
         plan = PerturbedPlan.of(
             student.encoder.view, request.protocols, request.settings, classes, wanted_by=student.encoder.name
@@ -260,8 +270,8 @@ class _Students:
         embedded, classifier = self._embed(tuned, split), tuned.encoder.classifier
         assert classifier is not None, "a supervised run keeps its classifier"
         details: dict[str, Any] = {**dataclasses.asdict(settings), "run": run.name}
-        for name in ("workers", "decoder"):  # they do not change the numbers
-            del details[name]
+        for name in ("workers", "decoder", *(() if settings.recipe else ("recipe",))):
+            del details[name]  # they do not change the numbers
         details["mixed_precision"] = details.pop("precision")  # its name in the results format
         return lambda: classify(embedded, classifier, details=details)
 

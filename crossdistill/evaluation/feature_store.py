@@ -1,10 +1,10 @@
 """Keep features on disk, so that an encoder embeds every video once.
 
 A store is a folder with one safetensors file for each key: encoder and weights, view, number of views, precision,
-decoder, dataset and perturbation. A file holds a row for every video that was embedded, of any part or split, with a
-digest of its stream. Three splits of one dataset therefore embed each video once, and a video that was prepared again
-is embedded again. The file's name holds a digest of the key, its header the whole key; a file that is damaged or whose
-key differs is not used. Unreadable videos are not kept: they are read again.
+decoder, dataset and perturbation; tokens have a file of their own. A file holds a row for every video that was
+embedded, of any part or split, with a digest of its stream. Three splits of one dataset therefore embed each video
+once, and a video that was prepared again is embedded again. The file's name holds a digest of the key, its header the
+whole key; a file that is damaged or whose key differs is not used. Unreadable videos are not kept: they are read again.
 
 Shapes: N videos, V views of a video, D features.
 """
@@ -31,6 +31,7 @@ from crossdistill.encoders import Encoder, is_from_file
 from crossdistill.encoders.execution import Execution
 from crossdistill.encoders.weights import weights_hash
 from crossdistill.errors import UserError
+from crossdistill.evaluation.embedder import TokenEmbedder
 from crossdistill.evaluation.features import Features, assemble, extract_features, no_features
 from crossdistill.evaluation.perturbations import Perturbation
 from crossdistill.evaluation.settings import ReadSettings
@@ -133,7 +134,8 @@ class FeatureStore:
         """Path of the file."""
         digest = hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()[:16]
         name = re.sub(r"[^\w.-]+", "-", self.key["encoder"]).strip("-.")
-        return self.folder / f"{name}-{self.key['views']}-{digest}.safetensors"
+        kind = "-tokens" if "tokens" in self.key else ""
+        return self.folder / f"{name}{kind}-{self.key['views']}-{digest}.safetensors"
 
     @property
     def nothing(self) -> Features:
@@ -174,18 +176,26 @@ def kept_features(
     execution: Execution,
     accelerator: Accelerator,
     settings: ReadSettings | None = None,
+    tokens: TokenEmbedder | None = None,
     description: str | None = None,
 ) -> Features:
     """Return the features of videos. Only videos that the store lacks are embedded; see ``extract_features``.
 
-    ``folder`` is the store's, None to keep nothing; ``dataset`` is the name of the dataset. The first process returns
-    all features, others, with a store, only those that were extracted now.
+    ``folder`` is the store's, None to keep nothing; ``dataset`` is the name of the dataset. With ``tokens``, of this
+    encoder, a row holds its tokens instead. The first process returns all features, others, with a store, only those
+    that were extracted now.
     """
     settings = settings or ReadSettings()
 
     def extract(chosen: Sequence[Entry]) -> Features:
         return extract_features(
-            encoder, chosen, execution=execution, accelerator=accelerator, settings=settings, description=description
+            encoder,
+            chosen,
+            execution=execution,
+            accelerator=accelerator,
+            settings=settings,
+            embedder=tokens,
+            description=description,
         )
 
     if folder is None:
@@ -199,6 +209,8 @@ def kept_features(
         decoder=settings.decoder,
         perturbation=settings.perturbation,
     )
+    if tokens is not None:
+        key |= {"embed_dim": tokens.embed_dim, "tokens": list(tokens.grid)}
     return complete(
         FeatureStore(folder, key), entries, extract, accelerator=accelerator, view=encoder.view, description=description
     )

@@ -14,7 +14,7 @@ from crossdistill.data.sampling import SampleKey
 from crossdistill.encoders import Encoder
 from crossdistill.encoders.execution import Execution
 from crossdistill.evaluation.defaults import CLIPS_AT_ONCE
-from crossdistill.evaluation.embedder import EmbeddedBatches, Embedder, batches_of
+from crossdistill.evaluation.embedder import BatchEmbedder, EmbeddedBatches, Embedder, batches_of
 from crossdistill.evaluation.settings import ReadSettings
 from crossdistill.evaluation.views import MultiViewClips, TestViews
 from crossdistill.utils.distributed import broadcast_buffers, gather_objects
@@ -93,6 +93,7 @@ def extract_features(
     execution: Execution,
     accelerator: Accelerator,
     settings: ReadSettings | None = None,
+    embedder: BatchEmbedder | None = None,
     batch_size: int = CLIPS_AT_ONCE,
     description: str | None = None,
 ) -> Features:
@@ -107,11 +108,12 @@ def extract_features(
         execution: How the encoder runs.
         accelerator: The processes that share the work.
         settings: How the videos are read; of the views, those of a test video.
+        embedder: What embeds a batch, for example a ``TokenEmbedder`` of the encoder; None for its features.
         batch_size: Clips of a batch; a batch holds at least one video.
         description: Text of the progress bar; None for no bar.
     """
     settings = settings or ReadSettings()
-    views = settings.views
+    views, embedder = settings.views, embedder or Embedder(encoder, execution)
     dataset = MultiViewClips(
         entries,
         view=encoder.view,
@@ -125,7 +127,7 @@ def extract_features(
     walk = EmbeddedBatches(
         dataset,
         batches[accelerator.process_index :: accelerator.num_processes],
-        [Embedder(encoder, execution)],
+        [embedder],
         num_workers=settings.num_workers,
         pin_memory=accelerator.device.type == "cuda",
         description=description if accelerator.is_main_process else None,
@@ -140,4 +142,4 @@ def extract_features(
     parts = gather_objects(accelerator, [own])
     found = {int(i): row for ids, stacked in parts for i, row in zip(ids, stacked, strict=True)}
     unreadable = dict(gather_objects(accelerator, list(walk.unreadable.items())))
-    return assemble(found, entries, unreadable, no_features(encoder.embed_dim, views))
+    return assemble(found, entries, unreadable, no_features(embedder.embed_dim, views))

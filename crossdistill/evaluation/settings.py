@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from crossdistill.errors import UserError, require_at_least, unknown_name
 from crossdistill.evaluation.defaults import NUM_BOOTSTRAP_DRAWS
 from crossdistill.evaluation.perturbations import FAMILIES, SEVERITIES, Perturbation
 from crossdistill.evaluation.views import TestViews
+
+FEATURES_OF_A_HEAD = 64
+"""Features of a head in ViTs of all sizes, V-JEPA 2's probes included."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,54 @@ class Shots:
 
 
 @dataclass(frozen=True)
+class ProbeSettings:
+    """The attentive probe and the grid of rates that are tried; V-JEPA 2 has depth 4 and 16 heads, on ViTs."""
+
+    depth: int = 1
+    """Attention layers: one of cross-attention after ``depth - 1`` of self-attention."""
+    num_heads: int | None = None
+    """Heads of each layer; None for one for each 64 features of a token."""
+    lrs: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 5e-3)
+    """Peak learning rates of AdamW; V-JEPA 2's."""
+    weight_decays: tuple[float, ...] = (0.01, 0.1, 0.4, 0.8)
+    """V-JEPA 2's."""
+    num_epochs: int = 20
+
+    def __post_init__(self) -> None:
+        require_at_least("--probe-depth", self.depth, 1)
+        require_at_least("--probe-epochs", self.num_epochs, 1)
+        if self.num_heads is not None:
+            require_at_least("--probe-heads", self.num_heads, 1)
+        if not self.lrs or min(self.lrs) <= 0:
+            raise UserError(f"--probe-lrs is {_joined(self.lrs)}: give learning rates above 0")
+        if not self.weight_decays or min(self.weight_decays) < 0:
+            raise UserError(f"--probe-weight-decays is {_joined(self.weight_decays)}: give decays of at least 0")
+
+    def heads_of(self, token_dim: int) -> int:
+        """Choose the number of heads for tokens of some number of features.
+
+        Raises:
+            UserError: The number that was given does not divide the features.
+
+        Example:
+            >>> [ProbeSettings().heads_of(dim) for dim in (64, 192, 432, 512)]
+            [1, 3, 6, 8]
+        """
+        if self.num_heads is None:
+            return max(h for h in range(1, max(1, token_dim // FEATURES_OF_A_HEAD) + 1) if token_dim % h == 0)
+        if token_dim % self.num_heads:
+            raise UserError(
+                f"--probe-heads {self.num_heads} does not divide the {token_dim} features of a token: give a divisor, "
+                "or remove it"
+            )
+        return self.num_heads
+
+
+def _joined(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:g}" for value in values) or "empty"
+
+
+@dataclass(frozen=True)
 class ProtocolSettings:
     """What protocols need besides features."""
 
@@ -89,6 +140,8 @@ class ProtocolSettings:
     """How often the labelled clips are drawn."""
     num_bootstrap_draws: int = NUM_BOOTSTRAP_DRAWS
     """Number of test sets that are drawn for an interval; 0 for no intervals."""
+    probe: ProbeSettings = field(default_factory=ProbeSettings)
+    """The attentive probe."""
     seed: int = 0
     """Seed of the order of clips, held-out parts, low-shot draws, first clusters and the bootstrap."""
     families: tuple[str, ...] = ()
@@ -121,7 +174,7 @@ class ProtocolSettings:
 
 @dataclass(frozen=True)
 class FineTuning:
-    """How a student is fine-tuned: AdamW, a cosine schedule and one epoch of warm-up."""
+    """How a student is fine-tuned: AdamW, a cosine and one epoch of warm-up, unless a recipe says otherwise."""
 
     epochs: int = 30
     lr: float = 1e-3
@@ -132,6 +185,9 @@ class FineTuning:
     decoder: str = DEFAULT_DECODER
     short_clips: str = "repeat"
     seed: int = 0
+    recipe: dict[str, Any] = field(default_factory=dict)
+    """Sections of options of training, as a configuration file has them. Instead of its epochs, learning rate and batch
+    size, those above hold."""
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.lr <= 0 or self.batch_size < 1:

@@ -14,7 +14,8 @@ from crossdistill.data.manifest import Manifest
 from crossdistill.distillation.student import WEIGHTS_NAME, find_student, read_facts
 from crossdistill.errors import Stopped, UserError
 from crossdistill.evaluation.settings import FineTuning
-from crossdistill.recipes.config import RunConfig, from_dict
+from crossdistill.recipes.config import RunConfig, from_dict, load_yaml, merge
+from crossdistill.recipes.config_files import find_config_file
 from crossdistill.recipes.run import run
 from crossdistill.training.run_folder import RunFolder
 from crossdistill.utils.distributed import decide_on_first
@@ -23,6 +24,34 @@ from crossdistill.utils.records import without
 
 # Options of train that ``evaluate`` calls --finetune-batch-size and so on.
 OPTION_OF_TRAINING = re.compile(r"--(batch-size|epochs|lr)\b")
+
+
+NOT_OF_A_RECIPE = ("student_weights", "data", "split")
+"""Options of training that ``evaluate`` has by itself. It replaces a recipe's ``student``."""
+
+
+def read_recipe(name: str) -> tuple[dict[str, Any], RunConfig]:
+    """Read a configuration file of training for ``--finetune-config``: its sections, and the whole configuration.
+
+    Its student, which is an example, is left out.
+
+    Args:
+        name: Path of the file, or the name of a recipe that comes with the package, for example ``finetune``.
+
+    Raises:
+        UserError: There is no such file, a key is unknown, or it names weights, a teacher or data.
+    """
+    values = load_yaml(find_config_file(name))
+    config = from_dict(values, source=name)
+    (values.get("pair") or {}).pop("student", None)
+    named = [key for section in ("pair", "data") for key in values.get(section) or {}]
+    for key in named:
+        if key in NOT_OF_A_RECIPE or key.startswith(("teacher", "proxy")):
+            raise UserError(
+                f"--finetune-config {name} has {key}, and the student and its data are those of evaluate: give a "
+                "recipe without it, for example finetune or finetune_conv"
+            )
+    return values, config
 
 
 def finetune_config(settings: FineTuning, student: Path, *, data: Path, split: str) -> RunConfig:
@@ -54,6 +83,10 @@ def finetune_config(settings: FineTuning, student: Path, *, data: Path, split: s
         },
         "machine": {"seed": settings.seed, "mixed_precision": settings.precision},
     }
+    if settings.recipe:
+        recipe = settings.recipe
+        given = {name: values["optimization"][name] for name in ("epochs", "lr", "batch_size")}
+        values = merge(values, recipe, {name: values[name] for name in ("pair", "machine")}, {"optimization": given})
     values["machine"] |= {
         "out": str(_folder(values, student, data=data, split=split)),
         "resume": True,

@@ -14,7 +14,7 @@ from crossdistill.report.networks import BASELINE_ROLE, kind_of
 from crossdistill.report.record import short_name
 from crossdistill.report.results import ResultTable
 
-FIRST_PROTOCOLS = ("linear", "linear-sweep", "1-nn", "5-nn", "20-nn")  # in the first rows
+FIRST_PROTOCOLS = ("linear", "linear-sweep", "attentive", "1-nn", "5-nn", "20-nn")  # in the first rows
 ROLE_ORDER = (Role.TEACHER, Role.PROXY, BASELINE_ROLE, Role.SUPERVISED, Role.DISTILLED, Role.RANDOM)
 
 

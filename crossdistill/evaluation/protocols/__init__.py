@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from crossdistill.errors import UserError
 from crossdistill.evaluation.embedded_split import EmbeddedSplit
+from crossdistill.evaluation.protocols.attentive import evaluate_attentive
 from crossdistill.evaluation.protocols.calibration import evaluate_calibration
 from crossdistill.evaluation.protocols.cluster import evaluate_cluster
 from crossdistill.evaluation.protocols.knn import evaluate_knn
@@ -29,6 +30,7 @@ __all__ = [
     "ORDER",
     "PROTOCOLS",
     "ROBUSTNESS",
+    "TOKEN_PROTOCOLS",
     "ProtocolSettings",
     "apply_protocols",
 ]
@@ -39,6 +41,7 @@ PROTOCOLS: dict[str, Callable[[EmbeddedSplit, ProtocolSettings], list[ProtocolRe
     "knn": evaluate_knn,
     "linear": evaluate_linear,
     "linear-sweep": evaluate_linear_sweep,
+    "attentive": evaluate_attentive,
     "cluster": evaluate_cluster,
     "retrieval": evaluate_retrieval,
     "lowshot": evaluate_low_shot,
@@ -46,6 +49,8 @@ PROTOCOLS: dict[str, Callable[[EmbeddedSplit, ProtocolSettings], list[ProtocolRe
     MULTI_LABEL: evaluate_multi_label,
 }
 """Protocols on the features of one student."""
+TOKEN_PROTOCOLS = ("attentive",)
+"""Those of ``PROTOCOLS`` that need tokens besides features."""
 JOINT_PROTOCOLS = ("fusion", MISSING_MODALITY, "agreement")
 """Protocols of two or more students."""
 ROBUSTNESS, ORDER = "robustness", "order"
