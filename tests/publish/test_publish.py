@@ -15,7 +15,7 @@ from in_process import cache, train
 from crossdistill import load_student
 from crossdistill.commands.main import main as cli
 from crossdistill.distillation.student import FACTS_NAME, save_student
-from crossdistill.distillation.teacher_cache import TeacherCache
+from crossdistill.distillation.teacher_cache import TeacherCache, open_caches
 from crossdistill.encoders import create_encoder
 from crossdistill.errors import UserError
 from crossdistill.publish.card import FILL_IN
@@ -261,6 +261,27 @@ def test_cache_of_the_hub__has_equal_embeddings_and_trains(hub, toy_folder, teac
     options = ["--teacher-cache", "lab/cache", *student, "--data", toy_folder, "--epochs", 1, *SMALL]
     train([*options, "--no-evaluate", "--out", tmp_path / "out"])
     assert (tmp_path / "out" / "student" / "student.safetensors").is_file()
+
+
+def test_cache_of_several_teachers__is_whole_on_the_hub(hub, toy_folder, teacher_file, tmp_path):
+    student = ["--student", "flow_tiny3d_8", "--student-frames", 4, "--student-size", 16]
+    teachers = [
+        "--teacher",
+        "rgb_r3d10_gn",
+        "rgb_r3d10_gn",
+        "--teacher-weights",
+        teacher_file,
+        "--teacher-frames",
+        4,
+        2,
+    ]
+    clips = ["--data", toy_folder, "--workers", 0, "--precision", "fp32", "--teacher-size", 16, "--augmentations", 1]
+    cache([*teachers, *student, *clips, "--dtype", "int8", "--out", tmp_path / "cache"])
+    push_run(tmp_path / "cache", "lab/both")
+    assert hub.files("lab/both", kind="datasets")["README.md"].count(b"128 features, int8") == 2
+    own, fetched = open_caches(tmp_path / "cache"), open_caches(Path("lab/both"))
+    keys = torch.tensor([[sample, 0] for sample in range(own[0].num_clips)])
+    assert [torch.equal(a.read(keys), b.read(keys)) for a, b in zip(own, fetched, strict=True)] == [True, True]
 
 
 def test_transformers__load_the_repository_in_a_process_of_their_own(hub, run, tmp_path):
