@@ -309,7 +309,8 @@ def teacher_sources(config: RunConfig) -> list[TeacherSource]:
         for cache in caches:
             cache.require_complete()
         names = config.pair.teacher or tuple(cache.key["teacher"] for cache in caches)
-        options = teacher_options(replace(config, pair=replace(config.pair, teacher=names)))
+        # A cache has one teacher for all folds, and --folds beside it is refused later.
+        options = teacher_options(replace(config, pair=replace(config.pair, teacher=names, folds=None)))
         return [CacheSource(each.name, str(c.folder), each, c) for each, c in zip(options, caches, strict=True)]
     if SELF in config.pair.teacher:
         return [SelfSource(SELF, "its EMA copy")]
