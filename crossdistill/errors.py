@@ -10,6 +10,7 @@ import importlib
 import io
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -110,14 +111,29 @@ def require_num_workers(number: int) -> None:
     require_at_least("--workers", number, 0, note="decode in this process")
 
 
-def require_package(name: str, *, target: str, extra: str) -> Any:
-    """Import a package that ``target`` needs, or raise a ``UserError`` that says which extra installs it."""
+def require_package(name: str, *, target: str, extra: str, least: str = "") -> Any:
+    """Import a package that ``target`` needs, or raise a ``UserError`` that says which extra installs it.
+
+    ``least`` is the oldest version that works, for a package whose older versions fail in ways that are hard to read.
+    """
     try:
-        return importlib.import_module(name)
+        package = importlib.import_module(name)
     except ImportError as error:
         raise UserError(
             f"{target} needs {name}, which cannot be imported ({error}): run pip install 'crossdistill[{extra}]'"
         ) from error
+    if least and _numbers(package.__version__) < _numbers(least):
+        raise UserError(
+            f"{target} needs {name} {least} or newer, and {package.__version__} is installed: run pip install "
+            f"--upgrade 'crossdistill[{extra}]'"
+        )
+    return package
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Return the leading numbers of a version; what follows them, such as ``-dev``, does not count."""
+    found = re.match(r"\d+(\.\d+)*", version)
+    return tuple(map(int, found[0].split("."))) if found else ()
 
 
 def friendly_errors(main: Callable[..., None]) -> Callable[..., None]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
 from crossdistill.evaluation.defaults import NUM_BOOTSTRAP_DRAWS
+from crossdistill.export.limits import RuntimeName
 from crossdistill.recipes.config import Decoder, Precision, ShortClips
 from crossdistill.training.trackers import TrackerName
 from crossdistill.utils.command_line import parse_options
@@ -40,9 +42,9 @@ class Options:
     """Evaluate trained students on the splits of a prepared, labelled dataset."""
 
     students: tyro.conf.Positional[tuple[Path, ...]]
-    """Folder of a run, folder with student.safetensors, or repository of the Hugging Face hub; several for fusion and
-    agreement. {split} in a name stands for the split: runs/flow-{split} with --split 1 2 3 are three students, each
-    tested on its own split."""
+    """Folder of a run, folder with student.safetensors, repository of the Hugging Face hub, or file of crossdistill
+    export (.onnx, .xml, .pt2, .pt); several for fusion and agreement. {split} in a name stands for the split:
+    runs/flow-{split} with --split 1 2 3 are three students, each tested on its own split."""
     data: Path
     """Prepared dataset (see python -m data_prep)."""
     split: tuple[str, ...] = ("1",)
@@ -123,6 +125,9 @@ class Options:
     """Videos shorter than a clip: repeat their end frames, loop (start them again), or error (refuse to start)."""
     precision: Precision = "auto"
     """Precision of the student, as in training."""
+    runtime: RuntimeName | None = None
+    """Runtime of exported files. onnxruntime: .onnx (its default); openvino: .onnx and .xml; pytorch: .pt2 and .pt;
+    auto: the fastest that is installed, after a comparison of all on noise."""
     tracker: TrackerName = "tensorboard"
     """Tracker that gets the numbers of a run's student, beside the run's curves."""
     allow_code: bool = False
@@ -208,11 +213,13 @@ def evaluate(options: Options) -> Evaluation:
     from crossdistill.data.manifest import Manifest
     from crossdistill.evaluation.csv_tables import write_tables
     from crossdistill.evaluation.evaluate_students import evaluate_students, track_students
+    from crossdistill.predict.exported import open_exported
     from crossdistill.recipes.finetune import fine_tune
     from crossdistill.utils.distributed import create_accelerator
 
     request, accelerator = options.request(), create_accelerator()
-    evaluation = evaluate_students(request, fine_tune=fine_tune, accelerator=accelerator)
+    opener = partial(open_exported, runtime=options.runtime)
+    evaluation = evaluate_students(request, fine_tune=fine_tune, open_exported=opener, accelerator=accelerator)
     if accelerator.is_main_process:
         if options.json is not None:
             write_text_atomically(options.json, json.dumps(evaluation.to_json(), indent=2) + "\n")

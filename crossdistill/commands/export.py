@@ -20,19 +20,28 @@ class Options:
 
     student: tyro.conf.Positional[Path]
     """A run's folder, the folder with student.safetensors, or a repository of the Hugging Face hub."""
-    to: Literal["onnx", "torchscript", "torch-export", "safetensors", "hf"] | None = None
+    to: Literal["onnx", "openvino", "torchscript", "torch-export", "safetensors", "hf"] | None = None
     """The format; by default that of the suffix of --out, and otherwise onnx. onnx: for onnxruntime and others; a
-    quantised student runs on integers (QCDQ). torchscript, torch-export: for PyTorch without this package. safetensors:
-    the weights for the source library's own class. hf: a folder for transformers' from_pretrained, and for
-    timm.create_model if the network is timm's."""
+    quantised student runs on integers (QCDQ). openvino: a graph (.xml) and its weights (.bin), for OpenVINO.
+    torchscript, torch-export: for PyTorch without this package. safetensors: the weights for the source library's own
+    class. hf: a folder for transformers' from_pretrained, and for timm.create_model if the network is timm's."""
     out: Path | None = None
     """The file (hf: folder) to write; by default export.onnx or the like in the run's folder."""
     data: Path | None = None
-    """A prepared dataset to compare on its clips; noise by default."""
+    """A prepared dataset to compare on its clips; by default training clips of --calibrate, and noise without it."""
     clips: int = 8
     """Number of clips to compare."""
     min_cosine: float = MIN_COSINE
     """Smallest allowed cosine similarity between the exported and the PyTorch embedding of a clip."""
+    int8: bool = False
+    """Turn a float student into int8 first, without training; for onnx and openvino."""
+    calibrate: Path | None = None
+    """For --int8: the prepared dataset whose training clips set the ranges of the activations."""
+    calibration_clips: int = 128
+    """For --int8: number of these clips."""
+    split: str = "1"
+    """For --int8: the split whose training clips are taken, never its test clips. A dataset without splits gives any of
+    its clips."""
     allow_code: bool = False
     """Run the Python file that a student of a custom network (path/to/file.py:function) names."""
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import tyro
 
 from crossdistill.errors import UserError
+from crossdistill.export.limits import RuntimeName
 from crossdistill.utils.command_line import parse_options
 from crossdistill.utils.console import console
 
@@ -21,10 +22,13 @@ class Options:
     """
 
     paths: tyro.conf.Positional[tuple[Path, ...]]
-    """The student (a run's folder, the folder with student.safetensors, or a repository of the Hugging Face hub,
-    organisation/name; not needed with --onnx), then videos, pictures or folders of them."""
+    """The student (a run's folder, the folder with student.safetensors, a repository of the Hugging Face hub,
+    organisation/name, or a file of crossdistill export), then videos, pictures or folders of them."""
     onnx: Path | None = None
-    """Run this file of crossdistill export in onnxruntime instead of PyTorch."""
+    """Run this file of crossdistill export in place of the student, which may be left out."""
+    runtime: RuntimeName | None = None
+    """Runtime of an exported file. onnxruntime: .onnx (its default); openvino: .onnx and .xml; pytorch: .pt2 and .pt,
+    and a student's folder; auto: the fastest that is installed, after a comparison of all on noise."""
     camera: int | None = None
     """Number of a camera to watch until Ctrl-C, instead of videos."""
     seconds: float = 3.0
@@ -48,8 +52,8 @@ class Options:
     json: Path | None = None
     """Also write the predictions to this file."""
     features: Path | None = None
-    """Folder that stores the features of the training clips; by default the folder features beside the student, or
-    beside the file of --onnx if no student is given."""
+    """Folder that stores the features of the training clips; by default the folder features beside the student or the
+    exported file."""
     workers: int = 2
     """Number of processes that decode the training clips."""
     allow_code: bool = False
@@ -57,7 +61,7 @@ class Options:
 
     @property
     def student(self) -> Path | None:
-        """Folder of the student; None if --onnx is given and the first path is no folder."""
+        """The student's folder or exported file; None if --onnx is given and the first path is no folder."""
         is_omitted = self.onnx is not None and not (self.paths and self.paths[0].is_dir())
         return None if is_omitted or not self.paths else self.paths[0]
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -17,7 +18,7 @@ from crossdistill.data.sampling import SampleKey
 from crossdistill.encoders import Encoder
 from crossdistill.encoders.execution import Execution
 from crossdistill.evaluation.defaults import CLIPS_AT_ONCE
-from crossdistill.types import PairedBatch, View
+from crossdistill.types import PairedBatch, View, ViewSpec
 from crossdistill.utils.console import progress_bar
 from crossdistill.utils.modules import eval_mode
 
@@ -32,6 +33,30 @@ class BatchEmbedder(Protocol):
 
     def embed_batch(self, batch: PairedBatch) -> Tensor:
         """Embed a batch of one or more clips: float32 [B, D] on the CPU."""
+        ...
+
+
+class ExportedNetwork(BatchEmbedder, Protocol):
+    """An exported file that a runtime has opened."""
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        ...
+
+    @property
+    def runtime(self) -> str:
+        """Name of the runtime; two runtimes give features that differ in the last bits."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """Name of the encoder."""
+        ...
+
+    @property
+    def view(self) -> ViewSpec:
+        """What the network sees."""
         ...
 
 

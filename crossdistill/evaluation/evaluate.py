@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator
 
-from crossdistill.data.dataset import check_entries
+from crossdistill.data.dataset import Entry, check_entries
 from crossdistill.data.manifest import Manifest
 from crossdistill.encoders import Encoder
 from crossdistill.encoders.execution import Execution
@@ -18,15 +18,16 @@ from crossdistill.encoders.hardware import free_memory_bytes
 from crossdistill.errors import UserError
 from crossdistill.evaluation.clips import check_dataset, check_names, entries_of_part
 from crossdistill.evaluation.embedded_split import EmbeddedSplit, EmbeddedTokens
-from crossdistill.evaluation.embedder import TokenEmbedder
+from crossdistill.evaluation.embedder import ExportedNetwork, TokenEmbedder
 from crossdistill.evaluation.evaluations import evaluation_of_split
-from crossdistill.evaluation.feature_store import kept_features
+from crossdistill.evaluation.feature_store import exported_features, kept_features
 from crossdistill.evaluation.features import Features
 from crossdistill.evaluation.perturbations import Perturbation
 from crossdistill.evaluation.protocols import PROTOCOLS, TOKEN_PROTOCOLS, apply_protocols
 from crossdistill.evaluation.results import Evaluation
 from crossdistill.evaluation.settings import ProbeSettings, ProtocolSettings, ReadSettings
 from crossdistill.evaluation.views import TestViews
+from crossdistill.types import ViewSpec
 from crossdistill.utils.console import console
 from crossdistill.utils.distributed import decide_on_first
 
@@ -35,6 +36,37 @@ TOKEN_BYTES = 2
 """Bytes of a feature of a token, in memory and on the disk."""
 COPIES_OF_TOKENS = 3
 """Copies of the tokens of one part that embedding or reading them holds at its peak."""
+
+
+class EvaluatedNetwork(Protocol):
+    """A network that is evaluated: an encoder in PyTorch, or an exported file in its runtime."""
+
+    @property
+    def name(self) -> str:
+        """Name of the encoder."""
+        ...
+
+    @property
+    def view(self) -> ViewSpec:
+        """What the network sees."""
+        ...
+
+    @property
+    def description(self) -> str | None:
+        """Start of the text of the progress bars; None for no bars."""
+        ...
+
+    def features(
+        self,
+        entries: Sequence[Entry],
+        *,
+        dataset: str,
+        accelerator: Accelerator,
+        settings: ReadSettings,
+        description: str | None,
+    ) -> Features:
+        """Embed videos of a dataset; the result is complete on the first process only."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -48,26 +80,19 @@ class EvaluatedEncoder:
     description: str | None = None
     """Start of the text of the progress bars; None for no bars."""
 
-    def embed(self, manifest: Manifest, split: str, settings: ReadSettings, accelerator: Accelerator) -> EmbeddedSplit:
-        """Embed both parts of a split; the result is complete on the first process only."""
-        entries = {name: entries_of_part(manifest, split, name, settings.max_clips) for name in ("train", "test")}
-        # Both parts are checked before the first is embedded, which may take hours.
-        check_entries([*entries["train"], *entries["test"]], [self.encoder.view], short_clips=settings.short_clips)
+    @property
+    def name(self) -> str:
+        """Name of the encoder."""
+        return self.encoder.name
 
-        def part(name: str, views: TestViews) -> Features:
-            return kept_features(
-                self.encoder,
-                entries[name],
-                folder=self.features_folder,
-                dataset=manifest.dataset,
-                execution=self.execution,
-                accelerator=accelerator,
-                settings=replace(settings, views=views),
-                description=None if self.description is None else f"{self.description}, {name} clips",
-            )
+    @property
+    def view(self) -> ViewSpec:
+        """What the encoder sees."""
+        return self.encoder.view
 
-        train, test = part("train", settings.train_views), part("test", settings.views)
-        return EmbeddedSplit(train, test, len(manifest.classes), description=self.description)
+    def features(self, entries: Sequence[Entry], **options: Any) -> Features:
+        """Embed videos of a dataset; see ``EvaluatedNetwork``."""
+        return kept_features(self.encoder, entries, folder=self.features_folder, execution=self.execution, **options)
 
     def embed_perturbed(
         self,
@@ -163,6 +188,50 @@ class EvaluatedEncoder:
             console.print(f"{self.description}: {what} in memory{kept}", soft_wrap=True, highlight=False)
 
 
+@dataclass(frozen=True)
+class EvaluatedFile:
+    """An exported file with everything that embedding a split needs."""
+
+    exported: ExportedNetwork
+    features_folder: Path | None = None
+    description: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the encoder."""
+        return self.exported.name
+
+    @property
+    def view(self) -> ViewSpec:
+        """What the network sees."""
+        return self.exported.view
+
+    def features(self, entries: Sequence[Entry], **options: Any) -> Features:
+        """Embed videos of a dataset; see ``EvaluatedNetwork``."""
+        return exported_features(self.exported, entries, folder=self.features_folder, **options)
+
+
+def embed_split(
+    network: EvaluatedNetwork, manifest: Manifest, split: str, settings: ReadSettings, accelerator: Accelerator
+) -> EmbeddedSplit:
+    """Embed both parts of a split; the result is complete on the first process only."""
+    entries = {name: entries_of_part(manifest, split, name, settings.max_clips) for name in ("train", "test")}
+    # Both parts are checked before the first is embedded, which may take hours.
+    check_entries([*entries["train"], *entries["test"]], [network.view], short_clips=settings.short_clips)
+
+    def part(name: str, views: TestViews) -> Features:
+        return network.features(
+            entries[name],
+            dataset=manifest.dataset,
+            accelerator=accelerator,
+            settings=replace(settings, views=views),
+            description=None if network.description is None else f"{network.description}, {name} clips",
+        )
+
+    train, test = part("train", settings.train_views), part("test", settings.views)
+    return EmbeddedSplit(train, test, len(manifest.classes), description=network.description)
+
+
 def _size(num_bytes: int) -> str:
     return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
 
@@ -207,7 +276,7 @@ def evaluate_encoder(
     uses_tokens = not set(protocols).isdisjoint(TOKEN_PROTOCOLS)
     if uses_tokens:
         student.check_tokens(settings.probe)
-    embedded = student.embed(manifest, split, reading, accelerator)
+    embedded = embed_split(student, manifest, split, reading, accelerator)
     if uses_tokens:
         embedded = student.with_tokens(embedded, manifest, split, reading, accelerator)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import combinations
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from accelerate import Accelerator
@@ -23,8 +24,10 @@ from crossdistill.evaluation.clips import (
     classes_without_training_clips,
     num_seen_in_training,
 )
+from crossdistill.evaluation.defaults import EXPORTED_SUFFIXES
 from crossdistill.evaluation.embedded_split import EmbeddedSplit
-from crossdistill.evaluation.evaluate import EvaluatedEncoder, on_first
+from crossdistill.evaluation.embedder import ExportedNetwork
+from crossdistill.evaluation.evaluate import EvaluatedEncoder, EvaluatedFile, EvaluatedNetwork, embed_split, on_first
 from crossdistill.evaluation.evaluations import evaluation_of_split, mean_of_splits
 from crossdistill.evaluation.gains import paired_gains
 from crossdistill.evaluation.perturbed_protocols import PerturbedPlan
@@ -49,6 +52,7 @@ from crossdistill.evaluation.roles import Role
 from crossdistill.evaluation.settings import FineTuning, ProtocolSettings, ReadSettings
 from crossdistill.training.run_folder import RunFolder
 from crossdistill.training.trackers import require_tracker, track_results
+from crossdistill.types import ViewSpec
 from crossdistill.utils.console import console
 from crossdistill.utils.distributed import create_accelerator, use_all_cores
 
@@ -57,16 +61,21 @@ SPLIT_MARK = "{split}"
 # Applied to each member of a fusion, so that the table shows the gain of fusing them.
 MEMBER_PROTOCOLS = ("knn", "linear", "retrieval")
 
+NEEDS_ENCODER = (FINETUNE, ROBUSTNESS, ORDER, *TOKEN_PROTOCOLS)
+"""Protocols that train the network, read its tokens, or embed changed clips: not those of an exported file."""
+
 FineTune = Callable[..., Path]
 """``fine_tune(settings, student_folder, data=..., split=..., accelerator=...)``: trains and gives the run's folder."""
+OpenExported = Callable[[Path], ExportedNetwork]
+"""Opens an exported file in a runtime."""
 
 
 @dataclass(frozen=True)
 class StudentEvaluation:
-    """Which students are evaluated, on what, and how; raises a ``UserError`` for names given twice and for files."""
+    """Which students are evaluated, on what, and how; raises a ``UserError`` for names given twice and other files."""
 
     students: tuple[Path, ...]
-    """Folders of runs or students; ``{split}`` in a name stands for the split."""
+    """Folders of runs or students, and exported files; ``{split}`` in a name stands for the split."""
     data: Path
     split: tuple[str, ...] = ("1",)
     protocols: tuple[str, ...] = ("knn", "linear")
@@ -92,11 +101,19 @@ class StudentEvaluation:
             if len(set(given)) < len(given):
                 raise UserError(f"--{name} {' '.join(given)}: name one or more, each once")
         for path in self.folders:
-            if path.is_file():
+            if path.is_file() and path.suffix not in EXPORTED_SUFFIXES:
                 raise UserError(
                     f"{path} is a file, and a student is a folder with student.json and student.safetensors: give a "
-                    "run's folder (crossdistill train --student-weights makes a student from weights; pickles "
-                    "are never run)"
+                    f"run's folder or a file of crossdistill export ({', '.join(EXPORTED_SUFFIXES)}) (crossdistill "
+                    "train --student-weights makes a student from weights; pickles are never run)"
+                )
+            if path.suffix in EXPORTED_SUFFIXES and not path.exists():
+                raise UserError(f"there is no exported file {path}: write one with crossdistill export")
+            refused = [name for name in self.protocols if name in NEEDS_ENCODER]
+            if is_exported(path) and refused:
+                raise UserError(
+                    f"{path} is an exported file, and --protocols {refused[0]} needs the student's folder: give that, or "
+                    "remove the protocol"
                 )
 
     @property
@@ -115,27 +132,51 @@ def folder_for(path: Path, split: str) -> Path:
     return Path(str(path).replace(SPLIT_MARK, split))
 
 
+def is_exported(path: Path) -> bool:
+    """Return whether a path is an exported file, by its suffix."""
+    return path.suffix in EXPORTED_SUFFIXES and path.is_file()
+
+
+def facts_of(path: Path) -> dict[str, Any]:
+    """Return the facts in a student's ``student.json``; empty for an exported file."""
+    return {} if is_exported(path) else read_facts(path)[1]
+
+
 def evaluate_students(
-    request: StudentEvaluation, *, fine_tune: FineTune | None = None, accelerator: Accelerator | None = None
+    request: StudentEvaluation,
+    *,
+    fine_tune: FineTune | None = None,
+    open_exported: OpenExported | None = None,
+    accelerator: Accelerator | None = None,
 ) -> Evaluation:
     """Evaluate one student (the mean of its splits), or several students together; every process returns the same.
 
-    ``fine_tune`` is required for the protocol ``finetune``; ``accelerator`` is made here if None.
+    ``fine_tune`` is required for the protocol ``finetune``, ``open_exported`` for exported files; ``accelerator`` is
+    made here if None.
 
     Raises:
         UserError: The request does not fit the students or the dataset; known before a weight is read.
     """
     manifest = Manifest.load(request.data)
     check_shards(manifest)
-    check_request(request, manifest)
+    files: dict[Path, ExportedNetwork] = {}
+    for path in filter(is_exported, request.folders):
+        assert open_exported is not None, "exported files need a function that opens them"
+        files[path] = open_exported(path)
+    check_request(request, manifest, files)
     accelerator = accelerator or create_accelerator()
     if accelerator.num_processes > 1:
         use_all_cores(accelerator)
-    return _Students(request, manifest, accelerator, fine_tune).evaluate()
+    return _Students(request, manifest, files, accelerator, fine_tune).evaluate()
 
 
-def check_request(request: StudentEvaluation, manifest: Manifest) -> None:
-    """Check what is known before weights are loaded, or raise a ``UserError``; print notices."""
+def check_request(
+    request: StudentEvaluation, manifest: Manifest, files: Mapping[Path, ExportedNetwork] = MappingProxyType({})
+) -> None:
+    """Check what is known before weights are loaded, or raise a ``UserError``; print notices.
+
+    ``files`` are the exported files, which have been opened.
+    """
     require_tracker(request.tracker)
     check_names("protocol", request.protocols, (*PROTOCOLS, ROBUSTNESS, ORDER, FINETUNE, *JOINT_PROTOCOLS))
     joint = [name for name in request.protocols if name in JOINT_PROTOCOLS]
@@ -143,10 +184,9 @@ def check_request(request: StudentEvaluation, manifest: Manifest) -> None:
         raise UserError(f"--protocols {joint[0]} compares students, and one was given: name two or more")
     modalities, notices = [], []
     for path, splits in request.folders.items():
-        folder, facts = read_facts(path)
-        view = read_view(folder, facts)
+        view, encoder = _seen_by(path, files)
         modalities.append(view.modality)
-        who = f"the student {path} ({facts['encoder']})"
+        who = f"the student {path} ({encoder})"
         plan = PerturbedPlan.of(view, request.protocols, request.settings, manifest.classes, wanted_by=who)
         notices += plan.notices(str(path), view, request.protocols, manifest.classes)
         for split in splits:
@@ -160,7 +200,7 @@ def check_request(request: StudentEvaluation, manifest: Manifest) -> None:
             raise UserError(f"--protocols {MULTI_LABEL} needs the classes of every video: give --label-sets FILE")
         read_label_sets(request.settings.label_sets)
     for name in request.students:
-        encoders = {read_facts(folder_for(name, split))[1]["encoder"]: None for split in request.split}
+        encoders = {_seen_by(folder_for(name, split), files)[1]: None for split in request.split}
         if len(encoders) > 1:
             raise UserError(
                 f"{name} stands for different networks ({', '.join(encoders)}), and a mean over splits is the mean of "
@@ -177,19 +217,33 @@ def check_request(request: StudentEvaluation, manifest: Manifest) -> None:
         console.print(notice, soft_wrap=True, highlight=False)
 
 
+def _seen_by(path: Path, files: Mapping[Path, ExportedNetwork]) -> tuple[ViewSpec, str]:
+    """Return the view of a student or exported file, and the name of its encoder."""
+    if path in files:
+        return files[path].view, files[path].name
+    folder, facts = read_facts(path)
+    return read_view(folder, facts), facts["encoder"]
+
+
 @dataclass(frozen=True)
 class _Students:
     """The students of a request on its splits."""
 
     request: StudentEvaluation
     manifest: Manifest
+    files: Mapping[Path, ExportedNetwork]
     accelerator: Accelerator
     fine_tune: FineTune | None
 
     @cached_property
-    def loaded(self) -> dict[Path, EvaluatedEncoder]:
-        """Every folder's student."""
-        return {path: self._load(path) for path in self.request.folders}
+    def loaded(self) -> dict[Path, EvaluatedNetwork]:
+        """Every folder's student, and every exported file."""
+        return {path: self._open(path) if path in self.files else self._load(path) for path in self.request.folders}
+
+    def _open(self, path: Path) -> EvaluatedFile:
+        exported = self.files[path]
+        features = self.request.features or RunFolder(path.parent).features
+        return EvaluatedFile(exported, features, f"{exported.name} in {exported.runtime}")
 
     def _load(self, path: Path) -> EvaluatedEncoder:
         request, device = self.request, self.accelerator.device
@@ -198,8 +252,8 @@ class _Students:
         features = request.features or RunFolder.of_student(path).features
         return EvaluatedEncoder(encoder, execution, features, encoder.name)
 
-    def _embed(self, student: EvaluatedEncoder, split: str) -> EmbeddedSplit:
-        return student.embed(self.manifest, split, self.request.reading, self.accelerator)
+    def _embed(self, student: EvaluatedNetwork, split: str) -> EmbeddedSplit:
+        return embed_split(student, self.manifest, split, self.request.reading, self.accelerator)
 
     @property
     def _uses_tokens(self) -> bool:
@@ -210,6 +264,7 @@ class _Students:
         names, splits, settings = self.request.students, self.request.split, self.request.settings
         if self._uses_tokens:
             for student in self.loaded.values():
+                assert isinstance(student, EvaluatedEncoder), "files are refused with protocols of tokens"
                 student.check_tokens(settings.probe)
         folders = {(name, split): folder_for(name, split) for name in names for split in splits}
         embedded = {key: self._embed(self.loaded[folder], key[1]) for key, folder in folders.items()}
@@ -244,15 +299,15 @@ class _Students:
         if {"fusion", MISSING_MODALITY} & set(request.protocols):
             names += [name for name in MEMBER_PROTOCOLS if name not in names]
         tuned = self._fine_tuned(path, split) if FINETUNE in request.protocols else None
-        if self._uses_tokens:  # here, so that only one student's are in memory
-            embedded = self.loaded[path].with_tokens(embedded, self.manifest, split, request.reading, self.accelerator)
         student, classes = self.loaded[path], self.manifest.classes
-        plan = PerturbedPlan.of(
-            student.encoder.view, request.protocols, request.settings, classes, wanted_by=student.encoder.name
-        )
-        perturbed = plan.embed(
-            student, self.manifest, split, request.reading, self.accelerator, embedded, request.settings
-        )
+        perturbed: Callable[[], list[ProtocolResult]] = list
+        if isinstance(student, EvaluatedEncoder):
+            if self._uses_tokens:  # here, so that only one student's are in memory
+                embedded = student.with_tokens(embedded, self.manifest, split, request.reading, self.accelerator)
+            plan = PerturbedPlan.of(student.view, request.protocols, request.settings, classes, wanted_by=student.name)
+            perturbed = plan.embed(
+                student, self.manifest, split, request.reading, self.accelerator, embedded, request.settings
+            )
 
         def evaluate() -> Evaluation:
             results = [*apply_protocols(embedded, names, request.settings), *perturbed()]
@@ -281,7 +336,7 @@ class _Students:
         members = dict(zip(embedded, common_videos(list(embedded.values())), strict=True))
         results = fuse(list(members.values()), settings) if "fusion" in protocols else []
         if MISSING_MODALITY in protocols:
-            modalities = [self.loaded[path].encoder.view.modality for path in paths]
+            modalities = [self.loaded[path].view.modality for path in paths]
             results = fuse_without_each(list(members.values()), modalities, settings)
         evaluation = self._evaluation_of(paths, split, next(iter(members.values())), results)
         pairs = list(combinations(members, 2)) if "agreement" in protocols else []
@@ -294,8 +349,8 @@ class _Students:
     def _evaluation_of(
         self, paths: list[Path], split: str, embedded: EmbeddedSplit, results: list[ProtocolResult]
     ) -> Evaluation:
-        name = " + ".join(self.loaded[path].encoder.name for path in paths)
-        trainings = [read_facts(path)[1].get("training", {}) for path in paths]
+        name = " + ".join(self.loaded[path].name for path in paths)
+        trainings = [facts_of(path).get("training", {}) for path in paths]
         num_seen = max(num_seen_in_training(self.manifest, split, training) for training in trainings)
         settings = self.request.settings
         return evaluation_of_split(name, self.manifest, split, embedded, results, settings, num_test_seen=num_seen)
@@ -306,7 +361,10 @@ def track_students(request: StudentEvaluation, evaluation: Evaluation) -> None:
     for name, alone in (evaluation.students or {str(request.students[0]): evaluation}).items():
         # A name with ``{split}`` stands for one student per split.
         for own in alone.splits.values() if SPLIT_MARK in name and alone.splits else (alone,):
-            folder, facts = read_facts(folder_for(Path(name), own.split))
+            path = folder_for(Path(name), own.split)
+            if is_exported(path):
+                continue
+            folder, facts = read_facts(path)
             run, training = RunFolder.of_student(folder), facts.get("training", {})
             if run.config.is_file() and own.results:
                 role = Role.SUPERVISED if training.get("supervised") else Role.DISTILLED

@@ -31,8 +31,8 @@ from crossdistill.encoders import Encoder, is_from_file
 from crossdistill.encoders.execution import Execution
 from crossdistill.encoders.weights import weights_hash
 from crossdistill.errors import UserError
-from crossdistill.evaluation.embedder import TokenEmbedder
-from crossdistill.evaluation.features import Features, assemble, extract_features, no_features
+from crossdistill.evaluation.embedder import ExportedNetwork, TokenEmbedder
+from crossdistill.evaluation.features import Features, assemble, embed_videos, extract_features, no_features
 from crossdistill.evaluation.perturbations import Perturbation
 from crossdistill.evaluation.settings import ReadSettings
 from crossdistill.evaluation.views import TestViews
@@ -75,20 +75,26 @@ def feature_key(
         network["perturbation"] = perturbation.key
     if is_from_file(encoder.name):
         network["code_sha256"] = sha256_of(Path(encoder.name.rpartition(":")[0]))
-    # "error" makes sure that no video is too short, and then "repeat" changes nothing.
-    short_clips = "repeat" if short_clips == "error" else short_clips
     return _key(network, encoder.name, encoder.view, encoder.embed_dim, dataset, views, short_clips)
 
 
-def exported_key(path: Path, *, encoder: str, view: ViewSpec, embed_dim: int, dataset: str) -> dict[str, Any]:
+def exported_key(exported: ExportedNetwork, *, dataset: str, settings: ReadSettings) -> dict[str, Any]:
     """Describe everything that decides the features that an exported file computes, except the video."""
-    return _key({"file_sha256": sha256_of(path)}, encoder, view, embed_dim, dataset, TestViews(), "repeat")
+    network = {"file_sha256": sha256_of(exported.path)}
+    if exported.runtime != "onnxruntime":  # stores of version 0.2, which do not name it, are of onnxruntime
+        network["runtime"] = exported.runtime
+    if settings.decoder != DEFAULT_DECODER:
+        network["decoder"] = settings.decoder
+    name, view, embed_dim = exported.name, exported.view, exported.embed_dim
+    return _key(network, name, view, embed_dim, dataset, settings.views, settings.short_clips)
 
 
 def _key(
     network: dict[str, Any], encoder: str, view: ViewSpec, embed_dim: int, dataset: str, views: TestViews, short: str
 ) -> dict[str, Any]:
     """Build a key of the types that JSON reads back, so that it compares equal to a key in a file."""
+    # "error" makes sure that no video is too short, and then "repeat" changes nothing.
+    short = "repeat" if short == "error" else short
     key = {
         "format": FORMAT,
         "version": FORMAT_VERSION,
@@ -214,6 +220,34 @@ def kept_features(
     return complete(
         FeatureStore(folder, key), entries, extract, accelerator=accelerator, view=encoder.view, description=description
     )
+
+
+def exported_features(
+    exported: ExportedNetwork,
+    entries: Sequence[Entry],
+    *,
+    folder: Path | None,
+    dataset: str,
+    accelerator: Accelerator,
+    settings: ReadSettings,
+    description: str | None = None,
+) -> Features:
+    """Return the features of videos by an exported file, as ``kept_features`` does by an encoder."""
+
+    def extract(chosen: Sequence[Entry]) -> Features:
+        return embed_videos(
+            exported,
+            chosen,
+            view=exported.view,
+            accelerator=accelerator,
+            settings=settings,
+            description=description,
+        )
+
+    if folder is None:
+        return extract(entries)
+    store = FeatureStore(folder, exported_key(exported, dataset=dataset, settings=settings))
+    return complete(store, entries, extract, accelerator=accelerator, view=exported.view, description=description)
 
 
 def _write(rows: dict[str, tuple[str, Tensor]], store: FeatureStore) -> None:

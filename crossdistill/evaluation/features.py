@@ -17,6 +17,7 @@ from crossdistill.evaluation.defaults import CLIPS_AT_ONCE
 from crossdistill.evaluation.embedder import BatchEmbedder, EmbeddedBatches, Embedder, batches_of
 from crossdistill.evaluation.settings import ReadSettings
 from crossdistill.evaluation.views import MultiViewClips, TestViews
+from crossdistill.types import ViewSpec
 from crossdistill.utils.distributed import broadcast_buffers, gather_objects
 
 
@@ -112,11 +113,33 @@ def extract_features(
         batch_size: Clips of a batch; a batch holds at least one video.
         description: Text of the progress bar; None for no bar.
     """
-    settings = settings or ReadSettings()
-    views, embedder = settings.views, embedder or Embedder(encoder, execution)
-    dataset = MultiViewClips(
+    broadcast_buffers(accelerator, encoder)
+    return embed_videos(
+        embedder or Embedder(encoder, execution),
         entries,
         view=encoder.view,
+        accelerator=accelerator,
+        settings=settings or ReadSettings(),
+        batch_size=batch_size,
+        description=description,
+    )
+
+
+def embed_videos(
+    embedder: BatchEmbedder,
+    entries: Sequence[Entry],
+    *,
+    view: ViewSpec,
+    accelerator: Accelerator,
+    settings: ReadSettings,
+    batch_size: int = CLIPS_AT_ONCE,
+    description: str | None = None,
+) -> Features:
+    """Embed the views of every video by any network that sees ``view``; see ``extract_features``."""
+    views = settings.views
+    dataset = MultiViewClips(
+        entries,
+        view=view,
         views=views,
         decoder=settings.decoder,
         short_clips=settings.short_clips,
@@ -132,7 +155,6 @@ def extract_features(
         pin_memory=accelerator.device.type == "cuda",
         description=description if accelerator.is_main_process else None,
     )
-    broadcast_buffers(accelerator, encoder)
     rows: list[tuple[int, Tensor]] = []
     for batch, (embedded,) in walk:
         ids = batch.sample_ids[:: views.num_views].tolist()

@@ -5,19 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from torch import Tensor
-
-from crossdistill.data.dataset import PairedClips, make_loader
-from crossdistill.data.entries import entries_of
 from crossdistill.data.manifest import Manifest
-from crossdistill.data.sampling import SampleKey
-from crossdistill.data.transforms import normalise
 from crossdistill.distillation.student import find_class_names, load_student
-from crossdistill.encoders import Encoder
 from crossdistill.errors import UserError, require_at_least, unknown_name
 from crossdistill.export.agreement import ExportAgreement
 from crossdistill.export.formats import FORMATS, export_student
+from crossdistill.export.int8 import INT8_FORMATS, Calibration, KnownClips, dataset_clips, quantise_with
 from crossdistill.export.limits import MIN_COSINE
 from crossdistill.export.metadata import ExportMetadata
 from crossdistill.quantization.quantize import noise_clips
@@ -35,11 +28,15 @@ class ExportedFile:
     agreement: ExportAgreement
     compared_on: str
     """Source of the compared clips: ``noise``, or the prepared dataset."""
+    calibration: Calibration | None = None
+    """How a float student became int8; None for any other."""
 
     @property
     def num_bytes(self) -> int:
-        """Size of the file, or of all files in the folder."""
-        files = [self.path] if self.path.is_file() else self.path.rglob("*")
+        """Size of the file, of the pair of files, or of all files in the folder."""
+        second = FORMATS[self.to].second_suffix
+        pair = [self.path] if second is None else [self.path, self.path.with_suffix(second)]
+        files = pair if self.path.is_file() else self.path.rglob("*")
         return sum(file.stat().st_size for file in files if file.is_file())
 
     def __str__(self) -> str:
@@ -50,7 +47,7 @@ class ExportedFile:
             f"{self.path}: {self.metadata.encoder}{bits}, {self.to}, {self.num_bytes / 1e6:.1f} MB, outputs {outputs}; "
             f"on {self.agreement.num_clips} clips of {self.compared_on}, in batches of two sizes, smallest cosine "
             f"{self.agreement.min_cosine:.5f}, largest difference {self.agreement.max_difference:.2g} of the largest "
-            f"value{f'; onnxruntime executes {operators}' if operators else ''}"
+            f"value{f'; {FORMATS[self.to].runtime} executes {operators}' if operators else ''}{self.calibration or ''}"
         )
 
 
@@ -62,6 +59,10 @@ def export_file(
     data: str | Path | None = None,
     clips: int = 8,
     min_cosine: float = MIN_COSINE,
+    int8: bool = False,
+    calibrate: str | Path | None = None,
+    calibration_clips: int = 128,
+    split: str = "1",
     allow_code: bool = False,
 ) -> ExportedFile:
     """Write a trained student for another runtime, and compare the file's outputs with PyTorch's.
@@ -69,11 +70,15 @@ def export_file(
     Args:
         student: A run's folder, or the folder with ``student.safetensors``.
         out: The file to write (for ``hf`` a folder); if None, ``export.onnx`` or the like in the run's folder.
-        to: Format: ``onnx``, ``torchscript``, ``torch-export``, ``safetensors`` or ``hf``; by default that of the
-            suffix of ``out``, and otherwise ``onnx``.
-        data: A prepared dataset to compare on its clips; noise if None.
+        to: Format: ``onnx``, ``openvino``, ``torchscript``, ``torch-export``, ``safetensors`` or ``hf``; by default
+            that of the suffix of ``out``, and otherwise ``onnx``.
+        data: A prepared dataset to compare on its clips; if None, training clips of ``calibrate``, otherwise noise.
         clips: Number of clips to compare.
         min_cosine: Smallest allowed cosine similarity between the exported and the PyTorch embedding of a clip.
+        int8: Whether to turn a float student into int8 first, without training: ``onnx`` and ``openvino`` only.
+        calibrate: The prepared dataset whose training clips set the ranges of the activations; required for ``int8``.
+        calibration_clips: Number of these clips.
+        split: Split whose training clips are taken; a dataset without splits gives any of its clips.
         allow_code: Whether to run the Python file that a student of a custom network (path/to/file.py:function) names.
 
     Raises:
@@ -88,13 +93,35 @@ def export_file(
     # Before the student is loaded. A folder is checked when it is made.
     if not FORMATS[to].is_folder:
         require_writable(path)
+    _check_int8(to, int8=int8, calibrate=calibrate, calibration_clips=calibration_clips)
     encoder = load_student(student, allow_code=allow_code)
     manifest = None if data is None else Manifest.load(Path(data))
     classes = find_class_names(student, encoder.classifier, manifest)
-    compared = noise_clips(encoder, clips) if manifest is None else dataset_clips(encoder, manifest, clips)
+    known = None if calibrate is None else KnownClips.find(encoder, Manifest.load(Path(calibrate)), split)
+    if manifest is not None:
+        compared, source = dataset_clips(encoder, manifest, clips), str(manifest.root)
+    elif known is not None:
+        compared, source = known.read(clips), str(known.manifest.root)
+    else:
+        compared, source = noise_clips(encoder, clips), "noise"
+    calibration = None
+    if known is not None:
+        calibration = quantise_with(known, calibration_clips, compared, min_cosine=min_cosine)
     agreement = export_student(encoder, path, compared, to=to, classes=classes, min_cosine=min_cosine)
-    source = "noise" if manifest is None else str(manifest.root)
-    return ExportedFile(path, to, ExportMetadata.from_encoder(encoder, classes), agreement, source)
+    return ExportedFile(path, to, ExportMetadata.from_encoder(encoder, classes), agreement, source, calibration)
+
+
+def _check_int8(to: str, *, int8: bool, calibrate: str | Path | None, calibration_clips: int) -> None:
+    if int8 and to not in INT8_FORMATS:
+        raise UserError(f"--int8 has no effect with --to {to}: give --to {' or '.join(INT8_FORMATS)}, or remove it")
+    if int8 and calibrate is None:
+        raise UserError(
+            "--int8 needs clips to measure the ranges of activations on: give --calibrate with a prepared dataset of "
+            "the student's modality"
+        )
+    if calibrate is not None and not int8:
+        raise UserError("--calibrate has no effect without --int8: add it, or remove --calibrate")
+    require_at_least("--calibration-clips", calibration_clips, 1)
 
 
 def _format_of(out: str | Path | None, to: str | None) -> str:
@@ -111,21 +138,3 @@ def _format_of(out: str | Path | None, to: str | None) -> str:
 def default_path(student: Path, to: str) -> Path:
     """Return the default path of an exported file: in the run's folder, or in the student's folder without a run."""
     return RunFolder.of_student(student).path / FORMATS[to].default_name
-
-
-def dataset_clips(encoder: Encoder, manifest: Manifest, num_clips: int) -> Tensor:
-    """Return normalised clips [B, C, T, H, W] of the first readable videos of a prepared dataset.
-
-    Raise a ``UserError`` if the dataset has no stream for the encoder, or if none of these videos can be decoded.
-    """
-    manifest.require_stream(encoder.view.kind.stream, wanted_by=f"a {encoder.view.modality} encoder")
-    positions = np.flatnonzero(manifest.is_usable)[:num_clips]
-    dataset = PairedClips(entries_of(manifest, positions), student_view=encoder.view)
-    keys = [SampleKey(i, epoch=0) for i in range(len(dataset))]
-    (batch,) = make_loader(dataset, [keys], num_workers=0)  # all clips in one batch
-    if len(batch) == 0:
-        raise UserError(
-            f"none of the first {len(keys)} videos of {manifest.root} can be decoded ({batch.unreadable[0][1]}): check "
-            "them with python -m data_prep verify"
-        )
-    return normalise(batch.student, encoder.view)

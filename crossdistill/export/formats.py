@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +16,12 @@ from torch import Tensor
 
 from crossdistill.encoders import Encoder
 from crossdistill.errors import UserError, unknown_name
-from crossdistill.export import hf, onnx, safetensors, torch_export, torchscript
+from crossdistill.export import hf, onnx, openvino, safetensors, torch_export, torchscript
 from crossdistill.export.agreement import ExportAgreement, compare_outputs, require_agreement
 from crossdistill.export.limits import MIN_COSINE
 from crossdistill.export.metadata import ExportMetadata
 from crossdistill.export.network import NUM_EXAMPLES, ExportedStudent, Forward, module_forward, repeat_clips
-from crossdistill.utils.files import atomic_folder, atomic_path
+from crossdistill.utils.files import atomic_folder, atomic_pair, atomic_path
 
 # Number of clips in the second batch that is compared. It differs from the number of traced clips, so that a batch size
 # that tracing has fixed is found.
@@ -45,11 +46,28 @@ class Format:
     operators: Callable[[Path], dict[str, int]] | None = None
     """Counts the operators that the runtime executes."""
     is_folder: bool = False
+    second_suffix: str | None = None
+    """Suffix of a second file with the same name, which ``write`` writes too and without which the first is useless."""
+
+    def temporary(self, path: Path) -> AbstractContextManager[Path]:
+        """Return a context with a temporary path, whose file or folder takes the place of ``path`` at the end."""
+        if self.second_suffix is not None:
+            return atomic_pair(path, self.second_suffix)
+        return atomic_folder(path) if self.is_folder else atomic_path(path)
 
 
 FORMATS: dict[str, Format] = {
     "onnx": Format(
         "export.onnx", "onnxruntime", onnx.write, onnx.open_file, check=onnx.check, operators=onnx.executed_operators
+    ),
+    "openvino": Format(
+        "export.xml",
+        "OpenVINO",
+        openvino.write,
+        openvino.open_file,
+        check=openvino.check,
+        operators=openvino.executed_operators,
+        second_suffix=openvino.WEIGHTS_SUFFIX,
     ),
     "torchscript": Format("export.torchscript.pt", "TorchScript", torchscript.write, torchscript.open_file),
     "torch-export": Format("export.pt2", "torch.export", torch_export.write, torch_export.open_file),
@@ -95,7 +113,7 @@ def export_student(
     expected = [module_forward(student)(batch) for batch in batches]
     if chosen.is_folder and path.exists():
         raise UserError(f"{path} exists already: remove it, or give another folder with --out")
-    with atomic_folder(path) if chosen.is_folder else atomic_path(path) as temporary:
+    with chosen.temporary(path) as temporary:
         chosen.write(student, temporary, repeat_clips(clips, NUM_EXAMPLES), metadata)
         forward = chosen.open(temporary, encoder)
         found = [compare_outputs(outputs, forward(batch)) for outputs, batch in zip(expected, batches, strict=True)]

@@ -1,4 +1,8 @@
-"""How far an exported file may be from PyTorch. Nothing is imported here: ``--help`` need not wait for torch."""
+"""How far an exported file may be from PyTorch, and where it runs. torch is not imported: ``--help`` needs this."""
+
+from typing import Literal
+
+RuntimeName = Literal["onnxruntime", "openvino", "pytorch", "auto"]
 
 MIN_COSINE = 0.99
 """Smallest cosine similarity between the exported and the PyTorch embedding of a clip.

@@ -36,6 +36,8 @@ FLOAT_OPERATORS = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMat
 _FATAL = 4  # onnxruntime's log level: it reports errors as exceptions as well
 
 
+LEAST_RUNTIME = "1.20"
+
 require = functools.partial(require_package, target="ONNX", extra="export")
 
 
@@ -92,7 +94,7 @@ def open_session(path: Path, *, optimised: Path | None = None, num_threads: int 
 
     onnxruntime writes the graph that it executes to ``optimised``, if given; with 0 threads it chooses their number.
     """
-    runtime = require("onnxruntime")
+    runtime = require("onnxruntime", least=LEAST_RUNTIME)
     if not path.is_file():
         raise UserError(f"there is no ONNX file {path}: write one with crossdistill export --to onnx")
     options = runtime.SessionOptions()
@@ -122,6 +124,12 @@ def run_session(session: Any, clips: Tensor) -> Outputs:
 def read_metadata(session: Any, path: Path) -> ExportMetadata:
     """Read the metadata of an opened file, or raise a ``UserError`` if it has none."""
     return ExportMetadata.from_text(session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), source=str(path))
+
+
+def open_model(path: Path, *, num_threads: int = 0) -> tuple[Forward, ExportMetadata]:
+    """Open a file in onnxruntime; return its forward pass and its metadata."""
+    session = open_session(path, num_threads=num_threads)
+    return functools.partial(run_session, session), read_metadata(session, path)
 
 
 def open_file(path: Path, encoder: Encoder) -> Forward:

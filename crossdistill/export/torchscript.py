@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from crossdistill.encoders import Encoder
+from crossdistill.errors import UserError
 from crossdistill.export.metadata import METADATA_FILE, ExportMetadata
 from crossdistill.export.network import ExportedStudent, Forward, exporter_errors, module_forward
 
@@ -33,3 +35,21 @@ def open_file(path: Path, encoder: Encoder) -> Forward:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # recent PyTorch warns that TorchScript is deprecated
         return module_forward(torch.jit.load(str(path)))
+
+
+def open_model(path: Path) -> tuple[Forward, ExportMetadata]:
+    """Open a file in PyTorch; return its forward pass and its metadata, or raise a ``UserError``.
+
+    A pickle is refused and never run.
+    """
+    extra = {METADATA_FILE: ""}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            module = torch.jit.load(str(path), map_location="cpu", _extra_files=extra)
+    except RuntimeError as error:
+        raise UserError(
+            f"{path} is not a complete TorchScript file: write one with crossdistill export --to torchscript"
+        ) from error
+    text: Any = extra[METADATA_FILE]  # bytes, whatever was given
+    return module_forward(module), ExportMetadata.from_text(text.decode() if text else None, source=str(path))

@@ -11,6 +11,7 @@ from typing import Any
 from crossdistill.data.manifest import Manifest
 from crossdistill.data.pictures import PICTURE_SUFFIXES
 from crossdistill.errors import UnreadableVideoError, UserError, require_at_least, require_num_workers
+from crossdistill.evaluation.evaluate_students import is_exported
 from crossdistill.predict.camera import open_camera, recordings
 from crossdistill.predict.results import Prediction, write_predictions
 from crossdistill.predict.runtimes import Runtime, open_runtime, run_in_batches
@@ -28,6 +29,7 @@ def predict_files(
     paths: Sequence[str | Path] = (),
     *,
     onnx: str | Path | None = None,
+    runtime: str | None = None,
     camera: int | None = None,
     seconds: float = 3.0,
     data: str | Path | None = None,
@@ -46,9 +48,12 @@ def predict_files(
     The student's own classifier gives the classes. Without one, the nearest training clips of ``data`` do.
 
     Args:
-        student: A run's folder, or the folder with ``student.safetensors``; not needed with ``onnx``.
+        student: A run's folder, the folder with ``student.safetensors``, or a file of ``crossdistill export`` (.onnx,
+            .xml, .pt2, .pt).
         paths: Video files, of any kind that PyAV reads or of a prepared dataset; pictures; folders of both.
-        onnx: A file of ``crossdistill export``, to run in onnxruntime instead of PyTorch.
+        onnx: A file of ``crossdistill export`` to run instead of the student, whose folder then keeps the features.
+        runtime: Runtime of an exported file: ``onnxruntime``, ``openvino``, ``pytorch``, or ``auto`` for the fastest
+            that is installed. None is onnxruntime for .onnx, and the only one for other files.
         camera: Number of a camera to watch instead of files.
         seconds: Seconds of the camera for one prediction.
         data: The prepared dataset that the student was trained on, for class names and training clips.
@@ -57,8 +62,8 @@ def predict_files(
         clips: Number of clips per video, spread evenly, that a prediction is averaged over.
         top: Number of classes, or of nearest clips, in a prediction.
         json: A file to write the predictions to.
-        features: Folder that stores the features of the training clips; by default ``features`` beside the student, or
-            beside the ONNX file if no student is given.
+        features: Folder that stores the features of the training clips; by default ``features`` beside the student or
+            the exported file.
         workers: Number of processes that decode the training clips.
         allow_code: Whether to run the Python file that a student of a custom network (path/to/file.py:function) names.
         on_prediction: Called with each prediction at once, for example ``print``.
@@ -79,17 +84,18 @@ def predict_files(
         if output is not None:
             require_writable(output)
     manifest = None if data_path is None else Manifest.load(data_path)
-    runtime = open_runtime(student_path, onnx=onnx_path, manifest=manifest, allow_code=allow_code)
-    recipe = recipe_for(runtime.view, manifest)
+    exported = onnx_path or (student_path if student_path is not None and is_exported(student_path) else None)
+    opened = open_runtime(student_path, exported=exported, runtime=runtime, manifest=manifest, allow_code=allow_code)
+    recipe = recipe_for(opened.view, manifest)
     # A camera's recordings are colour videos, like a file of this name.
     for path in videos or [Path(f"camera {camera}")]:
-        require_source(path, runtime.view, recipe)
+        require_source(path, opened.view, recipe)
     with contextlib.ExitStack() as stack:
         # A camera that cannot be opened is an error before the gallery is embedded, which may take long.
         device = None if camera is None else stack.enter_context(open_camera(camera))
-        store = features_path or default_features(student_path, onnx_path)
-        scorer = choose_scorer(runtime, manifest, split=split, k=k, workers=workers, features=store)
-        predictor = VideoPredictor(runtime, scorer, recipe, num_clips=clips, top=top)
+        store = features_path or default_features(exported if student_path is None else student_path)
+        scorer = choose_scorer(opened, manifest, split=split, k=k, workers=workers, features=store)
+        predictor = VideoPredictor(opened, scorer, recipe, num_clips=clips, top=top)
         found = predictor.predict_all(videos) if device is None else predictor.watch(device, camera, seconds=seconds)
         predictions = []
         # Ctrl-C ends the predictions of a camera.
@@ -99,7 +105,7 @@ def predict_files(
                 if on_prediction is not None:
                     on_prediction(prediction)
     if json_path is not None:
-        write_predictions(json_path, runtime.name, predictions)
+        write_predictions(json_path, opened.name, predictions)
     return predictions
 
 
@@ -132,16 +138,13 @@ def _check_sources(videos: Sequence[Path], camera: int | None) -> None:
             raise UserError(f"the video {path} does not exist: give videos or pictures after the student")
 
 
-def default_features(student: Path | None, onnx: Path | None) -> Path | None:
+def default_features(student: Path | None) -> Path | None:
     """Return the default folder of the feature store, or None if it cannot be written.
 
-    It is the one that ``crossdistill evaluate`` uses for the student; without a student it is beside the ONNX file.
+    It is the one that ``crossdistill evaluate`` uses for the student's folder or exported file.
     """
-    if student is not None:
-        folder = RunFolder.of_student(student)
-    else:
-        assert onnx is not None
-        folder = RunFolder(onnx.parent)
+    assert student is not None
+    folder = RunFolder(student.parent) if student.is_file() else RunFolder.of_student(student)
     features = folder.features
     return features if is_writable(features if features.is_dir() else folder.path) else None
 

@@ -1,4 +1,4 @@
-"""Runtimes of a student: PyTorch, and onnxruntime for an exported file.
+"""Runtimes of a student: PyTorch for its folder, and the runtimes of ``exported.py`` for a file.
 
 Shapes: N clips, C classes, D features.
 """
@@ -7,30 +7,61 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import torch
-from torch import Tensor
 
-from crossdistill.data.dataset import Entry, PairedClips
+from crossdistill.data.dataset import Entry
 from crossdistill.data.manifest import Manifest
-from crossdistill.data.sampling import SampleKey
-from crossdistill.data.transforms import normalise
 from crossdistill.distillation.student import find_class_names, load_student
 from crossdistill.encoders import Encoder
 from crossdistill.encoders.base import Classifier
 from crossdistill.encoders.execution import Execution
 from crossdistill.errors import UserError
-from crossdistill.evaluation.embedder import EmbeddedBatches, Embedder, batches_of
-from crossdistill.evaluation.feature_store import FeatureStore, complete, exported_key, kept_features
-from crossdistill.evaluation.features import Features, assemble, no_features
+from crossdistill.evaluation.embedder import Embedder
+from crossdistill.evaluation.feature_store import kept_features
+from crossdistill.evaluation.features import Features
 from crossdistill.evaluation.settings import ReadSettings
-from crossdistill.export.metadata import EMBEDDINGS
 from crossdistill.export.network import Outputs, with_logits
-from crossdistill.export.onnx import open_session, read_metadata, run_session
-from crossdistill.types import PairedBatch, View
+from crossdistill.predict.exported import AUTO, PYTORCH, open_exported
+from crossdistill.types import View, ViewSpec
 from crossdistill.utils.distributed import create_accelerator
 
 CLIPS_AT_ONCE = 8  # in a batch; another number can change the last bits of the outputs
+
+
+class Runtime(Protocol):
+    """A student that predicts: a ``TorchRuntime``, or an ``ExportedRuntime``."""
+
+    @property
+    def name(self) -> str:
+        """Name of the encoder."""
+        ...
+
+    @property
+    def view(self) -> ViewSpec:
+        """What the student sees."""
+        ...
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes; empty if unknown."""
+        ...
+
+    @property
+    def num_classes(self) -> int:
+        """Number of the classifier's classes; 0 without a classifier."""
+        ...
+
+    def run(self, view: View) -> Outputs:
+        """Return embeddings [N, D] and, with a classifier, logits [N, C] of stored clips."""
+        ...
+
+    def embed_videos(
+        self, entries: Sequence[Entry], *, dataset: str, features: Path | None, workers: int, description: str
+    ) -> Features:
+        """Embed the middle clip of each readable video of a dataset. ``features`` is the folder of a feature store."""
+        ...
 
 
 class TorchRuntime:
@@ -47,14 +78,14 @@ class TorchRuntime:
         self.num_classes = 0 if layer is None else len(layer.bias)  # 0 without a classifier
 
     def run(self, view: View) -> Outputs:
-        """Return embeddings [N, D] and, with a classifier, logits [N, C] of stored clips."""
+        """See ``Runtime``."""
         with torch.inference_mode():
             return with_logits(self.embedder(view), self.classifier)
 
     def embed_videos(
         self, entries: Sequence[Entry], *, dataset: str, features: Path | None, workers: int, description: str
     ) -> Features:
-        """Embed the middle clip of each readable video of a dataset. ``features`` is the folder of a feature store."""
+        """See ``Runtime``."""
         return kept_features(
             self.embedder.encoder,
             entries,
@@ -67,62 +98,24 @@ class TorchRuntime:
         )
 
 
-class OnnxRuntime:
-    """A student in onnxruntime, from a file of ``crossdistill export --to onnx``, whose metadata holds all facts.
+def open_runtime(
+    student: Path | None, *, exported: Path | None, runtime: str | None, manifest: Manifest | None, allow_code: bool
+) -> Runtime:
+    """Open an exported file in a runtime if one is given, otherwise load the student in PyTorch.
 
-    Opening it raises a ``UserError`` if onnxruntime is missing or cannot run the file.
+    Raise a ``UserError`` if neither is given, if it cannot be loaded, or if it does not run in ``runtime``.
     """
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._session = path, open_session(path)
-        metadata = read_metadata(self._session, path)
-        self.name, self.view, self.embed_dim = metadata.encoder, metadata.view, metadata.embed_dim
-        self.num_classes, self.classes = metadata.num_classes, metadata.classes
-
-    def run(self, view: View) -> Outputs:
-        """See ``TorchRuntime``."""
-        return run_session(self._session, normalise(view, self.view))
-
-    def embed_batch(self, batch: PairedBatch) -> Tensor:
-        """Embed a batch of one or more clips, as ``BatchEmbedder`` does: float32 [N, D]."""
-        assert isinstance(batch.student, View)
-        return self.run(batch.student)[EMBEDDINGS]
-
-    def embed_videos(
-        self, entries: Sequence[Entry], *, dataset: str, features: Path | None, workers: int, description: str
-    ) -> Features:
-        """See ``TorchRuntime``."""
-
-        def extract(missing: Sequence[Entry]) -> Features:
-            keys = batches_of([SampleKey(i, epoch=0) for i in range(len(missing))], CLIPS_AT_ONCE)
-            clips = PairedClips(missing, student_view=self.view)
-            walk = EmbeddedBatches(clips, keys, [self], num_workers=workers, description=description)
-            rows: dict[int, Tensor] = {}
-            for batch, (embedded_nd,) in walk:
-                rows |= dict(zip(batch.sample_ids.tolist(), embedded_nd[:, None], strict=True))
-            return assemble(rows, missing, walk.unreadable, no_features(self.embed_dim))
-
-        if features is None:
-            return extract(entries)
-        key = exported_key(self._path, encoder=self.name, view=self.view, embed_dim=self.embed_dim, dataset=dataset)
-        store, accelerator = FeatureStore(features, key), create_accelerator()
-        return complete(store, entries, extract, accelerator=accelerator, view=self.view, description=description)
-
-
-Runtime = TorchRuntime | OnnxRuntime
-
-
-def open_runtime(student: Path | None, *, onnx: Path | None, manifest: Manifest | None, allow_code: bool) -> Runtime:
-    """Open an exported file in onnxruntime if one is given, otherwise load the student in PyTorch.
-
-    Raise a ``UserError`` if neither is given or if it cannot be loaded.
-    """
-    if onnx is not None:
-        return OnnxRuntime(onnx)
+    if exported is not None:
+        return open_exported(exported, runtime)
     if student is None:
-        raise UserError("no student was given: give a run's folder before the videos, or --onnx FILE")
+        raise UserError("no student was given: give a run's folder or an exported file before the videos")
     if student.is_file():
-        raise UserError(f"{student} is a file: give the student's folder first, then the videos (or --onnx FILE)")
+        raise UserError(f"{student} is a file: give the student's folder or exported file first, then the videos")
+    if runtime not in (None, AUTO, PYTORCH):
+        raise UserError(
+            f"--runtime {runtime} needs an exported file, and {student} is a student's folder: run crossdistill export "
+            f"and give the file in place of the folder, or --runtime {PYTORCH}"
+        )
     encoder = load_student(student, allow_code=allow_code)
     return TorchRuntime(encoder, find_class_names(student, encoder.classifier, manifest))
 

@@ -22,6 +22,7 @@ import torch
 from crossdistill.data.manifest import Manifest
 from crossdistill.data.transforms import centre_crop, cut_view
 from crossdistill.errors import UnreadableVideoError, UserError, require_at_least, require_num_workers
+from crossdistill.evaluation.evaluate_students import is_exported
 from crossdistill.export.network import Outputs
 from crossdistill.predict.camera import open_camera
 from crossdistill.predict.clip_runners import choose_runner
@@ -151,6 +152,7 @@ def predict_stream(
     video: str | Path | None = None,
     *,
     onnx: str | Path | None = None,
+    runtime: str | None = None,
     camera: int | None = None,
     every: int | None = None,
     data: str | Path | None = None,
@@ -168,7 +170,8 @@ def predict_stream(
     Args:
         student: A run's folder, or the folder with ``student.safetensors``; not needed with ``onnx``.
         video: A colour video of any length.
-        onnx: A file of ``crossdistill export``, to run in onnxruntime instead of PyTorch.
+        onnx: A file of ``crossdistill export`` to run instead of the student.
+        runtime: Runtime of an exported file, as for ``predict_files``.
         camera: Number of a camera to watch instead of a video.
         every: Distance between two predictions in frames of the stream; by default half the length of a clip.
         data: The prepared dataset that the student was trained on, for class names and training clips.
@@ -196,17 +199,22 @@ def predict_stream(
         require_writable(Path(json))
     student_path, onnx_path = (None if path is None else Path(path) for path in (student, onnx))
     manifest = None if data is None else Manifest.load(Path(data))
-    runtime = open_runtime(student_path, onnx=onnx_path, manifest=manifest, allow_code=allow_code)
-    if runtime.view.kind.stream != COLOUR_VIDEO:
+    exported = onnx_path or (student_path if student_path is not None and is_exported(student_path) else None)
+    opened = open_runtime(student_path, exported=exported, runtime=runtime, manifest=manifest, allow_code=allow_code)
+    if opened.view.kind.stream != COLOUR_VIDEO:
         raise UserError(
-            f"{runtime.name} sees {runtime.view.kind.stream}, and a stream has colour alone: choose a student that "
+            f"{opened.name} sees {opened.view.kind.stream}, and a stream has colour alone: choose a student that "
             "sees colour, or predict without --stream, which computes the student's stream"
         )
     with ExitStack() as stack:
         device = None if camera is None else stack.enter_context(open_camera(camera))
-        store = Path(features) if features is not None else default_features(student_path, onnx_path)
-        scorer = choose_scorer(runtime, manifest, split=split, k=k, workers=workers, features=store)
-        predictor = StreamPredictor(runtime, scorer, every=every, top=top)
+        store = (
+            Path(features)
+            if features is not None
+            else default_features(exported if student_path is None else student_path)
+        )
+        scorer = choose_scorer(opened, manifest, split=split, k=k, workers=workers, features=store)
+        predictor = StreamPredictor(opened, scorer, every=every, top=top)
         frames = video_frames(source) if device is None else camera_frames(device)
         write = _line_writer(stack, None if json is None else Path(json))
         # Ctrl-C ends a stream; what was predicted stays.

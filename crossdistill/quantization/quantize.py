@@ -27,6 +27,7 @@ from crossdistill.quantization.layers import (
     return_scales,
 )
 from crossdistill.quantization.ranges import RunningRange
+from crossdistill.types import ViewSpec
 from crossdistill.utils.modules import eval_mode
 
 STEM_BITS = 8
@@ -129,9 +130,9 @@ def _can_replace(layer: nn.Module) -> bool:
     return kind is not None and all(getattr(type(layer), m, None) is getattr(kind, m, None) for m in methods)
 
 
-def noise_clips(encoder: Encoder, num_clips: int) -> Tensor:
+def noise_clips(network: Encoder | ViewSpec, num_clips: int) -> Tensor:
     """Return smooth noise [B, C, T, H, W] on the CPU, the same each time, with mean 0 and deviation 1 in each clip."""
-    view = encoder.view
+    view = network if isinstance(network, ViewSpec) else network.view
     coarse = (max(1, view.num_frames // NOISE_FRAMES), *[max(1, view.size_px // NOISE_PX)] * 2)
     grid = torch.randn(num_clips, view.kind.channels, *coarse, generator=torch.Generator().manual_seed(0))
     clips = functional.interpolate(grid, (view.num_frames, view.size_px, view.size_px), mode="trilinear")

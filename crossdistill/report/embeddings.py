@@ -15,7 +15,7 @@ from crossdistill.encoders.execution import Execution
 from crossdistill.errors import UserError
 from crossdistill.evaluation.clips import check_dataset, entries_without_labels
 from crossdistill.evaluation.embedded_split import EmbeddedSplit
-from crossdistill.evaluation.evaluate import EvaluatedEncoder
+from crossdistill.evaluation.evaluate import EvaluatedEncoder, embed_split
 from crossdistill.evaluation.evaluations import evaluation_of_split
 from crossdistill.evaluation.feature_store import kept_features
 from crossdistill.evaluation.protocols import apply_protocols
@@ -64,7 +64,7 @@ def embed(
     settings = ProtocolSettings()
     try:
         check_dataset(manifest, network.encoder.view, split, wanted_by=f"the {network.role}")
-        embedded = evaluated.embed(manifest, split, reading, accelerator)
+        embedded = embed_split(evaluated, manifest, split, reading, accelerator)
         results = apply_protocols(embedded, PROTOCOLS, settings)
     except UserError as error:
         raise UnavailableError(f"{error}.") from error

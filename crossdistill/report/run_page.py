@@ -350,6 +350,6 @@ def cost_note(costs: Sequence[Cost]) -> str:
     if any(cost.bits for cost in costs):
         note += (
             " Quantised networks are timed in PyTorch, which simulates integers in floating point; the weight file "
-            "stores floating point too. crossdistill export --to onnx writes a network that runs in int8."
+            "stores floating point too. crossdistill export --to onnx or openvino writes a network that runs in int8."
         )
     return note

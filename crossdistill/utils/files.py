@@ -83,6 +83,27 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def atomic_pair(path: Path, suffix: str) -> Iterator[Path]:
+    """Yield a temporary file as ``atomic_path`` does, for a block that also writes a second file beside it.
+
+    The second file has the same name with another ``suffix``, and so has the one beside ``path`` that it replaces. It
+    is renamed first. A crash between both renames leaves files of two exports, so the first should say which second
+    file belongs to it.
+    """
+    second = path.with_suffix(suffix)
+    if second == path:
+        raise UserError(f"{path} ends in {suffix}, which is the name of the file beside it: give another name")
+    with atomic_path(path) as temporary:
+        written = temporary.with_suffix(suffix)
+        try:
+            yield temporary
+            with atomic_path(second) as temporary_second:
+                os.replace(written, temporary_second)
+        finally:
+            written.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder next to ``path``, which must not exist. Rename it if the block succeeds, else remove it.
 

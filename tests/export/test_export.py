@@ -12,8 +12,9 @@ from crossdistill.distillation.student import save_student
 from crossdistill.encoders import create_encoder, wrap_encoder
 from crossdistill.errors import UserError
 from crossdistill.export import onnx
-from crossdistill.export.export import dataset_clips, export_file
+from crossdistill.export.export import export_file
 from crossdistill.export.formats import export_student
+from crossdistill.export.int8 import dataset_clips
 from crossdistill.export.onnx import FLOAT_OPERATORS, INTEGER_OPERATORS
 from crossdistill.quantization.quantize import noise_clips, quantize
 

@@ -31,6 +31,7 @@ from crossdistill.quantization.quantize import noise_clips, quantize
 transformers = pytest.importorskip("transformers")
 onnx_library = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
+openvino_library = pytest.importorskip("openvino")
 
 CLASSES = ("clap", "wave", "jump")
 
@@ -50,6 +51,9 @@ def read_metadata(path, to):
     elif to == "safetensors":
         with safe_open(path, framework="pt") as file:
             text = file.metadata()["crossdistill"]
+    elif to == "openvino":
+        text = openvino_library.Core().read_model(path.read_bytes(), path.with_suffix(".bin").read_bytes())
+        text = text.get_rt_info("crossdistill").value
     else:
         text = json.dumps(json.loads((path / "config.json").read_text())["crossdistill"])
     return ExportMetadata.from_text(text, source=str(path))
@@ -258,7 +262,7 @@ def test_format__quantised_student_computes_as_in_training(tmp_path, to):
 
 def test_format__unknown_name_lists_formats():
     encoder = make_encoder()
-    with pytest.raises(UserError, match=r"unknown format 'tflite': choose one of hf, onnx, safetensors, torch"):
+    with pytest.raises(UserError, match=r"unknown format 'tflite': choose one of hf, onnx, openvino, safetensors"):
         export_student(encoder, None, noise_clips(encoder, 1), to="tflite")
 
 

@@ -25,7 +25,7 @@ from crossdistill.encoders import create_encoder
 from crossdistill.encoders.base import Classifier
 from crossdistill.errors import UnreadableVideoError, UserError
 from crossdistill.export.formats import export_student
-from crossdistill.predict import predictor, runtimes, scorers
+from crossdistill.predict import exported, predictor, runtimes, scorers
 from crossdistill.predict.camera import open_camera, record, recordings
 from crossdistill.predict.predictor import files_of, predict_files
 from crossdistill.predict.results import ClassScore, Prediction, Scores, print_prediction
@@ -208,13 +208,13 @@ def test_command__student_without_classes_shows_nearest_training_clips(tmp_path,
 def clips_run(monkeypatch):
     """Number of clips in each call of the ONNX file."""
     pytest.importorskip("onnxruntime")
-    run, counts = runtimes.OnnxRuntime.run, []
+    run, counts = exported.ExportedRuntime.run, []
 
     def counting(self, view):
         counts.append(len(view.values))
         return run(self, view)
 
-    monkeypatch.setattr(runtimes.OnnxRuntime, "run", counting)
+    monkeypatch.setattr(exported.ExportedRuntime, "run", counting)
     return counts
 
 
@@ -382,7 +382,7 @@ def test_student__file_instead_of_folder_is_refused(tmp_path, capsys):
     video = write_video(tmp_path / "a.mp4", ramp(8))
     with pytest.raises(SystemExit):
         cli(["predict", str(video), str(video)])
-    assert "is a file: give the student's folder first" in capsys.readouterr().err
+    assert "is a file: give the student's folder or exported file first" in capsys.readouterr().err
 
 
 def newer(folder):

@@ -1,0 +1,142 @@
+"""Post-training quantisation: ranges against a naive version, clips that may be used, and what is refused."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from crossdistill.commands.main import main as cli
+from crossdistill.data.manifest import Manifest
+from crossdistill.distillation.student import save_student
+from crossdistill.encoders import create_encoder
+from crossdistill.errors import UserError
+from crossdistill.export import int8
+from crossdistill.export.export import export_file
+from crossdistill.export.int8 import KnownClips, dataset_clips
+from crossdistill.quantization.calibrate import calibrate
+from crossdistill.quantization.quantize import noise_clips, quantize
+
+pytest.importorskip("brevitas")
+pytest.importorskip("onnxoptimizer")
+pytest.importorskip("onnxruntime")
+
+
+@pytest.fixture
+def student(tmp_path, toy_folder):
+    """The folder of a float student whose BatchNorm statistics come from real clips."""
+    torch.manual_seed(0)
+    encoder = create_encoder("flow_tiny3d_8", num_frames=8, size_px=32)
+    clips = dataset_clips(encoder, Manifest.load(toy_folder), 16)
+    with torch.no_grad():
+        for _ in range(3):
+            encoder.train()(clips)
+    save_student(encoder.eval(), tmp_path / "student", facts={})
+    return tmp_path / "student"
+
+
+def test_calibrate__bounds_are_the_float_networks_extremes():
+    """Against hooks on a float network whose weights are rounded as in the quantised one."""
+    torch.manual_seed(0)
+    encoder = create_encoder("rgb_tiny3d_8", num_frames=4, size_px=16).eval()
+    quantised = quantize(copy.deepcopy(encoder), "w8a8").eval()
+    clips = 3 * noise_clips(encoder, 6)
+    assert calibrate(quantised, clips.split(4)) == 6
+    plain = dict(encoder.body.named_modules())
+    for name, layer in quantised.body.named_modules():
+        if isinstance(plain.get(name), nn.Conv3d):
+            plain[name].weight.data = layer.weight_quant(layer.weight).detach()
+    seen = {}
+    for name, module in plain.items():
+        if isinstance(module, nn.Conv3d):
+            module.register_forward_hook(lambda module, given, out, name=name: seen.update({name: given[0]}))
+    with torch.no_grad():
+        encoder(clips)
+    checked = 0
+    for name, values in seen.items():
+        bounds = quantised.body.get_submodule(name).input_quant.fused_activation_quant_proxy.tensor_quant.bounds
+        low, high = min(0.0, *(clip.min().item() for clip in values)), max(0.0, *(clip.max().item() for clip in values))
+        assert bounds.tolist() == pytest.approx([low, high], rel=1e-4, abs=1e-5)
+        checked += 1
+    assert checked == 4
+
+
+def test_calibrate__does_not_depend_on_batches_and_leaves_no_trace():
+    torch.manual_seed(0)
+    encoder = quantize(create_encoder("rgb_tiny3d_8", num_frames=4, size_px=16), "w8a8").train()
+    clips = noise_clips(encoder, 6)
+    weights = {name: value.clone() for name, value in encoder.body.state_dict().items() if "bounds" not in name}
+    found = []
+    for size in (1, 4, 6):
+        calibrate(encoder, clips.split(size))
+        found.append(torch.cat([value for name, value in encoder.body.state_dict().items() if "bounds" in name]))
+    torch.testing.assert_close(found[0], found[1])
+    torch.testing.assert_close(found[0], found[2])
+    assert encoder.body.training
+    for name, value in encoder.body.state_dict().items():
+        if "bounds" not in name and "num_batches" not in name:
+            assert torch.equal(value, weights[name]), name
+    with pytest.raises(UserError, match="there is no clip to calibrate with"):
+        calibrate(encoder, [])
+
+
+@pytest.mark.parametrize("to", ["onnx", "openvino"])
+def test_export__float_student_becomes_int8(student, toy_folder, tmp_path, capsys, to):
+    if to == "openvino":
+        pytest.importorskip("openvino")
+    out = tmp_path / f"a{'.xml' if to == 'openvino' else '.onnx'}"
+    arguments = ["--to", to, "--out", str(out), "--clips", "6", "--calibration-clips", "20"]
+    cli(["export", str(student), *arguments, "--int8", "--calibrate", str(toy_folder)])
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"flow_tiny3d_8 w8a8, {to}" in said and "calibrated on 20 training clips of" in said
+    operators = {"onnx": "onnxruntime executes 4 QLinearConv", "openvino": "OpenVINO executes 4 Convolution u8"}
+    assert operators[to] in said
+    exported = export_file(student, out, int8=True, calibrate=toy_folder, clips=6)
+    assert exported.calibration.min_cosine > 0.99 and exported.agreement.min_cosine > 0.99
+
+
+def test_calibration__takes_training_clips_of_the_split_alone(toy_folder, monkeypatch):
+    encoder = create_encoder("flow_tiny3d_8", num_frames=8, size_px=32)
+    manifest = Manifest.load(toy_folder)
+    for split in ("1", "2"):
+        known = KnownClips.find(encoder, manifest, split)
+        train = set(manifest.positions(split=split, part="train").tolist())
+        assert set(known.positions.tolist()) == train
+        assert not train & set(manifest.positions(split=split, part="test").tolist())
+    read = []
+    monkeypatch.setattr(int8, "clips_at", lambda encoder, manifest, positions: read.append(positions.tolist()))
+    known.read(5)
+    assert len(read[0]) == 5 and set(read[0]) <= train
+    assert read[0][0] == min(train) and read[0][-1] == max(train)
+    known.read(10_000)
+    assert read[1] == sorted(train)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"int8": True}, "--int8 needs clips to measure the ranges"),
+        ({"int8": True, "to": "torchscript"}, "--int8 has no effect with --to torchscript: give --to onnx or openvino"),
+        ({"calibrate": "x"}, "--calibrate has no effect without --int8"),
+        ({"int8": True, "calibrate": "x", "calibration_clips": 0}, "--calibration-clips is 0"),
+    ],
+)
+def test_options__that_do_not_fit_are_refused_before_loading(tmp_path, options, says):
+    with pytest.raises(UserError, match=says):
+        export_file(tmp_path, **options)
+
+
+def test_calibration__data_that_does_not_fit_is_refused(student, toy_folder, tmp_path):
+    save_student(create_encoder("skeleton_tiny3d_8", num_frames=8, size_px=20), tmp_path / "other", facts={})
+    with pytest.raises(
+        UserError, match="the calibration of a skeleton student needs the stream 'skeleton', but the dataset"
+    ):
+        export_file(tmp_path / "other", int8=True, calibrate=toy_folder)
+    with pytest.raises(UserError, match="split"):
+        export_file(student, int8=True, calibrate=toy_folder, split="9")
+    save_student(quantize(create_encoder("flow_tiny3d_8"), "w4a8"), tmp_path / "few", facts={})
+    with pytest.raises(UserError, match="is quantised to w4a8 already: remove --int8"):
+        export_file(tmp_path / "few", int8=True, calibrate=toy_folder)
+    with pytest.raises(UserError, match=r"int8 changes the embeddings .*nothing was written: calibrate on more"):
+        export_file(student, tmp_path / "a.onnx", int8=True, calibrate=toy_folder, min_cosine=1.0)
+    assert not (tmp_path / "a.onnx").exists()
