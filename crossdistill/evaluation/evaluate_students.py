@@ -112,8 +112,8 @@ class StudentEvaluation:
             refused = [name for name in self.protocols if name in NEEDS_ENCODER]
             if is_exported(path) and refused:
                 raise UserError(
-                    f"{path} is an exported file, and --protocols {refused[0]} needs the student's folder: give that, or "
-                    "remove the protocol"
+                    f"{path} is an exported file, and --protocols {refused[0]} needs the student's folder: give that, "
+                    "or remove the protocol"
                 )
 
     @property

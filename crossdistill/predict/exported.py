@@ -138,14 +138,7 @@ def _open(path: Path, runtime: str) -> ExportedRuntime:
 
 def _fastest(path: Path) -> ExportedRuntime:
     """Open a file in every runtime, compare them on noise, and return the fastest; print what was measured."""
-    opened, failed = [], {}
-    for name in OPENERS[path.suffix]:
-        try:
-            opened.append(_open(path, name))
-        except UserError as error:
-            failed[name] = error
-    if not opened:
-        raise next(iter(failed.values()))
+    opened, missing = open_in_all(path)
     clips = noise_clips(opened[0].view, NUM_PROBE_CLIPS)
     outputs = [runtime.forward(clips) for runtime in opened]
     for runtime, found in zip(opened[1:], outputs[1:], strict=True):
@@ -155,15 +148,31 @@ def _fastest(path: Path) -> ExportedRuntime:
                 f"{opened[0].runtime} and {runtime.runtime} disagree on {path} (cosine {cosine:.3f}, at least "
                 f"{MIN_COSINE} is needed): choose one with --runtime, or export the student again"
             )
-    seconds = {runtime.runtime: _seconds_per_clip(runtime.forward, clips) for runtime in opened}
+    seconds = {runtime.runtime: seconds_per_clip(runtime.forward, clips) for runtime in opened}
     best = min(opened, key=lambda runtime: seconds[runtime.runtime])
     measured = ", ".join(f"{name} {1e3 * each:.2g} ms" for name, each in seconds.items())
-    missing = "".join(f"; {name} is left out ({error})" for name, error in failed.items())
-    console.print(f"{path} runs in {best.runtime} (a clip: {measured}{missing})", soft_wrap=True, highlight=False)
+    left_out = "".join(f"; {name} is left out ({error})" for name, error in missing.items())
+    console.print(f"{path} runs in {best.runtime} (a clip: {measured}{left_out})", soft_wrap=True, highlight=False)
     return best
 
 
-def _seconds_per_clip(forward: Forward, clips: Tensor) -> float:
+def open_in_all(path: Path) -> tuple[list[ExportedRuntime], dict[str, UserError]]:
+    """Open a file in every runtime of its suffix that is installed; return also why others cannot open it.
+
+    Raise the ``UserError`` of the first if none can.
+    """
+    opened, missing = [], {}
+    for name in OPENERS[path.suffix]:
+        try:
+            opened.append(_open(path, name))
+        except UserError as error:
+            missing[name] = error
+    if not opened:
+        raise next(iter(missing.values()))
+    return opened, missing
+
+
+def seconds_per_clip(forward: Forward, clips: Tensor) -> float:
     """Return the median over runs; the first call, which may allocate memory, has been made before."""
     seconds = []
     for _ in range(NUM_PROBE_RUNS):

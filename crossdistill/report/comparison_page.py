@@ -134,7 +134,8 @@ def _tiles(runs: Sequence[ComparedRun]) -> list[Tile]:
         top1, names = _extreme([(run.name, result.top1) for run, result in measured], max)
         tiles.append(Tile(percent(top1), f"best top-1, {measured[0][1].protocol}", names))
     for measure in COSTS:
-        costs = [(run.name, measure.value_of(run.cost)) for run in runs if run.cost is not None]
+        measured_costs = [(run.name, measure.value_of(run.cost)) for run in runs if run.cost is not None]
+        costs = [(name, value) for name, value in measured_costs if value]  # 0 where it was not measured
         if costs and not (measure.is_time and _is_close(sorted({value for _, value in costs}))):
             value, names = _extreme(costs, min)
             tiles.append(Tile(measure.text_of(value), measure.lowest, names))

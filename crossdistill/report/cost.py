@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from crossdistill.encoders import Encoder
 from crossdistill.encoders.execution import Execution
+from crossdistill.errors import UserError
+from crossdistill.export.formats import export_student
+from crossdistill.predict.exported import open_in_all, seconds_per_clip
+from crossdistill.quantization.quantize import noise_clips
 from crossdistill.report.networks import Network
 from crossdistill.types import View
 
 BATCH_SIZE = 16
 MAX_SECONDS = 1.5  # of one timing, for single clips or for batches
 MAX_PASSES = 50
+EXPORTED_CLIPS = 2  # that an exported file is compared on
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,10 @@ class Cost:
     num_bytes: int | None
     """Size of the weight file; None if the network has no file."""
     device: str
+    exported_seconds: float | None = None
+    """Time for one clip in the fastest runtime, from normalised frames; None if the network was not exported."""
+    runtime: str = ""
+    """That runtime, or the sentence that says why the network was not exported."""
 
     @property
     def network(self) -> tuple[object, ...]:
@@ -50,17 +61,22 @@ def fastest(costs: Sequence[Cost]) -> Cost:
         costs[0],
         latency_seconds=min(cost.latency_seconds for cost in costs),
         clips_per_second=max(cost.clips_per_second for cost in costs),
+        exported_seconds=min((cost.exported_seconds for cost in costs if cost.exported_seconds), default=None),
     )
 
 
-def measure_cost(network: Network) -> Cost:
-    """Count and time one network: the fastest of several passes, which depends least on other work on the machine."""
+def measure_cost(network: Network, *, in_runtimes: bool = False) -> Cost:
+    """Count and time one network: the fastest of several passes, which depends least on other work on the machine.
+
+    If ``in_runtimes``, the network is exported too, and timed in each runtime that is installed.
+    """
     encoder = network.encoder.eval()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     execution = Execution.choose(encoder, device=device)
     seconds, batch_seconds = (_fastest_pass(encoder, execution, batch_size=size) for size in (1, BATCH_SIZE))
     named = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     path = network.weights_file
+    exported_seconds, runtime = _fastest_runtime(encoder) if in_runtimes else (None, "")
     return Cost(
         role=network.role,
         encoder=encoder.name,
@@ -71,7 +87,22 @@ def measure_cost(network: Network) -> Cost:
         clips_per_second=BATCH_SIZE / batch_seconds,
         num_bytes=path.stat().st_size if path is not None and path.is_file() else None,
         device=named.replace(" 1 threads", " 1 thread"),
+        exported_seconds=exported_seconds,
+        runtime=runtime,
     )
+
+
+def _fastest_runtime(encoder: Encoder) -> tuple[float | None, str]:
+    """Seconds of one clip on the CPU in the fastest runtime, and its name; or None, and why it was not exported."""
+    clips = noise_clips(encoder.view, EXPORTED_CLIPS)
+    with tempfile.TemporaryDirectory(prefix="crossdistill-") as folder:
+        path = Path(folder, "network.onnx")
+        try:
+            export_student(copy.deepcopy(encoder).cpu(), path, clips)
+            opened, _ = open_in_all(path)
+        except UserError as error:
+            return None, str(error)
+        return min((seconds_per_clip(one.forward, clips[:1]), one.runtime) for one in opened)
 
 
 def count_gmacs(encoder: Encoder, execution: Execution) -> float:

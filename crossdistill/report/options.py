@@ -20,6 +20,8 @@ class ReportOptions:
     """Load and embed the teacher too."""
     clips: int = 5000
     """Maximum number of clips of each part that are embedded; features are stored in the run folder."""
+    runtimes: bool = False
+    """Export every network as ONNX, and time it in the runtimes that are installed (onnxruntime, OpenVINO)."""
     workers: int = 2
     """Processes that decode."""
     allow_code: bool = False

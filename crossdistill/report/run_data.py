@@ -70,7 +70,8 @@ def collect(
     wanted = set(kinds)
     networks = list(_load_networks(run, wanted, options))
     with progress_bar(unit="networks") as bar:
-        run.costs = [measure_cost(network) for network in bar.track(networks, description=f"{record.name}, cost")]
+        shown = bar.track(networks, description=f"{record.name}, cost")
+        run.costs = [measure_cost(network, in_runtimes=options.runtimes) for network in shown]
     if run.manifest is None:
         return run
     for network in networks:

@@ -336,6 +336,8 @@ def cost_row(cost: Cost, *, name: str, style: str) -> dict[str, str]:
         "parameters": short_number(cost.num_parameters),
         "macs": short_number(cost.gmacs * 1e9),
         "latency": _milliseconds(cost.latency_seconds),
+        "exported": "–" if cost.exported_seconds is None else _milliseconds(cost.exported_seconds),
+        "runtime": cost.runtime if cost.exported_seconds is not None else "",
         "rate": short_number(cost.clips_per_second),
         "size": "–" if cost.num_bytes is None else f"{short_number(cost.num_bytes)}B",
     }
@@ -347,6 +349,8 @@ def cost_note(costs: Sequence[Cost]) -> str:
         f"On {costs[0].device}: the fastest of several passes, from stored frames to the embedding. Multiply-adds are "
         "those of convolutions and matrix products for one clip."
     )
+    failed = dict.fromkeys(cost.runtime for cost in costs if cost.runtime and cost.exported_seconds is None)
+    note += "".join(f" Not exported: {reason}." for reason in failed)
     if any(cost.bits for cost in costs):
         note += (
             " Quantised networks are timed in PyTorch, which simulates integers in floating point; the weight file "

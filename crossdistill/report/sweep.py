@@ -69,6 +69,7 @@ def numbers_as_csv(
         row["parameters"] = cost and cost.num_parameters
         row["multiply_adds"] = cost and round(cost.gmacs * 1e9)
         row["seconds_per_clip"] = cost and cost.latency_seconds
+        row["seconds_per_clip_exported"] = cost and cost.exported_seconds
         row["weight_file_bytes"] = cost and cost.num_bytes
         rows.append(row)
     file = io.StringIO()

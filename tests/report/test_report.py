@@ -12,6 +12,7 @@ import threading
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote
 
 import numpy as np
@@ -27,13 +28,14 @@ from crossdistill.data.manifest import Manifest
 from crossdistill.distillation.student import load_student
 from crossdistill.encoders import create_encoder
 from crossdistill.encoders.execution import Execution
+from crossdistill.errors import UserError
 from crossdistill.evaluation.gains import paired_gains
 from crossdistill.evaluation.results import Evaluation, ProtocolResult, read_evaluation
 from crossdistill.evaluation.tables import gain_text
 from crossdistill.modalities import MODALITIES
 from crossdistill.quantization.quantize import quantize
 from crossdistill.recipes.config import OptimizationConfig, RunConfig
-from crossdistill.report import analysis, comparison_page, cost, frames, gallery, record
+from crossdistill.report import analysis, comparison_page, cost, frames, gallery, networks, record, run_page
 from crossdistill.report.charts import (
     MAX_STYLES,
     CostDot,
@@ -312,7 +314,7 @@ def test_page__draws_accuracy_over_the_cost_of_every_role(page):
     """A point of each network in each chart; their styles are those of the other charts of the page."""
     section = page.split('<section id="cost"')[1].split("</section>")[0]
     charts = re.findall(r"<figure><h3>Accuracy over ([^<]+)</h3>(.*?)</figure>", section, re.DOTALL)
-    assert [name for name, _ in charts][:3] == ["parameters", "multiply-adds per clip", "time per clip in ms"]
+    assert [name for name, _ in charts][:3] == ["parameters", "multiply-adds per clip", "time per clip in ms, PyTorch"]
     for _, chart in charts[:3]:
         names = re.findall(r"<title>([^:<]+): [0-9.]+ %, ", chart)
         assert {"student, distilled", "supervised baseline", "teacher", "student, random"} == set(names)
@@ -456,6 +458,28 @@ def test_page__renders_in_a_browser_without_requests(page, tmp_path):
 
 
 # Parts.
+
+
+def test_cost__of_an_exported_network_is_that_of_the_fastest_runtime(monkeypatch):
+    """Each runtime is opened on the network's own file; a network that cannot be exported says why."""
+    pytest.importorskip("onnxruntime")
+    seconds = iter((0.3, 0.2))
+    monkeypatch.setattr(cost, "seconds_per_clip", lambda forward, clips: next(seconds))
+    encoder = create_encoder("flow_tiny3d_8", num_frames=4, size_px=16)
+    network = networks.Network("student, distilled", encoder, Path())
+    opened = [SimpleNamespace(runtime=name, forward=None) for name in ("slow", "fast")]
+    monkeypatch.setattr(cost, "open_in_all", lambda path: (opened, {}) if path.stat().st_size else None)
+    found = cost.measure_cost(network, in_runtimes=True)
+    assert (found.exported_seconds, found.runtime) == (0.2, "fast")
+    assert cost.measure_cost(network).exported_seconds is None
+
+    def fail(*arguments):
+        raise UserError("this network has no ONNX file")
+
+    monkeypatch.setattr(cost, "export_student", fail)
+    found = cost.measure_cost(network, in_runtimes=True)
+    assert (found.exported_seconds, found.runtime) == (None, "this network has no ONNX file")
+    assert "Not exported: this network has no ONNX file." in run_page.cost_note([found])
 
 
 def test_cost__of_a_quantised_network_equals_that_of_floating_point():
