@@ -67,11 +67,28 @@ def write(student: ExportedStudent, path: Path, examples: Tensor, metadata: Expo
             return_scales(encoder, enabled=True)
             prepare_for_export(encoder.body)
             export_qcdq = importlib.import_module("brevitas.export").export_onnx_qcdq
-            export_qcdq(student, args=examples, export_path=str(path), **options)
+            with _large_biases():
+                export_qcdq(student, args=examples, export_path=str(path), **options)
     onnx = require("onnx")
     model = onnx.load(str(path))
     onnx.helper.set_model_props(model, {METADATA_KEY: metadata.to_text()})
     onnx.save(model, str(path))
+
+
+@contextlib.contextmanager
+def _large_biases() -> Iterator[None]:
+    """Let brevitas export biases of millions of steps, where float32 gives a quotient by the scale to half a step.
+
+    It refuses quotients that are not within its tolerance of an integer. The integer is then the nearest one: at most
+    one step of 32 bits beside.
+    """
+    tolerance = importlib.import_module("brevitas.quant_tensor.base_quant_tensor").TOLERANCE
+    kept = dict(tolerance)
+    tolerance.update(dict.fromkeys(tolerance, 1.0))
+    try:
+        yield
+    finally:
+        tolerance.update(kept)
 
 
 @contextlib.contextmanager

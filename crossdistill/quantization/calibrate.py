@@ -24,7 +24,7 @@ def calibrate(encoder: Encoder, batches: Iterable[Tensor]) -> int:
 
     The activations are not rounded while they are measured, so that the ranges do not depend on those of earlier
     layers; weights are. A range holds the smallest and the largest value of all clips: with means over clips, as in
-    training, single clips of real data came down to a cosine of 0.96, and to 0.996 with the extremes.
+    training, single clips came down to a cosine of 0.96, and to 0.996 with the extremes (docs/explanation/speed.md).
 
     Args:
         encoder: An encoder that ``quantize`` has changed.
