@@ -97,16 +97,21 @@ def predict_files(
         scorer = choose_scorer(opened, manifest, split=split, k=k, workers=workers, features=store)
         predictor = VideoPredictor(opened, scorer, recipe, num_clips=clips, top=top)
         found = predictor.predict_all(videos) if device is None else predictor.watch(device, camera, seconds=seconds)
-        predictions = []
+        predictions: list[Prediction] = []
         # Ctrl-C ends the predictions of a camera.
         with contextlib.nullcontext() if device is None else contextlib.suppress(KeyboardInterrupt):
-            for prediction in found:
-                predictions.append(prediction)
-                if on_prediction is not None:
-                    on_prediction(prediction)
+            predictions.extend(_told(found, on_prediction))
     if json_path is not None:
         write_predictions(json_path, opened.name, predictions)
     return predictions
+
+
+def _told(found: Iterator[Prediction], on_prediction: Callable[[Prediction], None] | None) -> Iterator[Prediction]:
+    """Hand each prediction on before the next one is made."""
+    for prediction in found:
+        if on_prediction is not None:
+            on_prediction(prediction)
+        yield prediction
 
 
 def files_of(path: Path) -> list[Path]:

@@ -572,7 +572,9 @@ def test_ntu__prepares_both_sensors(tmp_path, capsys):
 def test_ntu__errors_say_what_is_missing(tmp_path):
     touch(tmp_path / "a" / "S001C001P001R001A001_rgb.avi")
     (tmp_path / "none").mkdir()
-    with pytest.raises(UserError, match="there is nothing to prepare: give --videos, --depth or both"):
+    with pytest.raises(
+        UserError, match="there is nothing to prepare: give --videos, --depth, --skeleton or several of them"
+    ):
         ntu_sources()
     with pytest.raises(UserError, match=r"depth.*--depth-model"):
         ntu_sources(videos=tmp_path)
@@ -580,7 +582,8 @@ def test_ntu__errors_say_what_is_missing(tmp_path):
         ntu_sources(depth=tmp_path / "none")
     with pytest.raises(
         UserError,
-        match="no recording has all files that --modalities rgb flow depth needs: found 1 videos and 0 depth folders",
+        match="no recording has all files that --modalities rgb flow depth needs: found 1 videos, 0 depth folders and "
+        "0 skeletons with names like S001C001P001R001A001",
     ):
         ntu_sources(videos=tmp_path / "a", depth=tmp_path / "none")
     touch(tmp_path / "a" / "S001C001P001R001A061_rgb.avi")

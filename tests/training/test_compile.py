@@ -66,6 +66,7 @@ def test_compile__student_can_be_exported(both, toy_folder, tmp_path):
     assert exported.num_bytes > 1000  # and its embeddings agree with PyTorch's, or the call had raised
 
 
+@pytest.mark.slow
 def test_resume__compiled_run_ends_with_the_same_bits(tmp_path, both, toy_folder, tiny_teacher):  # noqa: F811
     folder, _, _ = both
     views = ["--teacher-frames", 4, "--teacher-size", 32, "--objective", "compress-2q", "token-matching"]

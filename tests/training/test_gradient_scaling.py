@@ -157,6 +157,7 @@ def options_of(toy_folder, tiny_teacher, *more):
     return [*options, "--data", toy_folder, "--epochs", 2, "--checkpoint-every-steps", 1, *more]
 
 
+@pytest.mark.slow
 def test_resume__fp16_ends_with_the_same_bits(tmp_path, toy_folder, tiny_teacher):
     """The first scale, 65536, overflows nothing here; the scale and its count are in the checkpoint all the same."""
     more, processes = ["--batch-size", 4, "--accumulate", 2, "--objective", "compress-2q"], 2

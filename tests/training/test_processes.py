@@ -115,11 +115,15 @@ RESUME_CASES = {
     ),
     "two processes, folds": ([*FOLDS, "--student", "flow_r3d10", "--objective", "compress-1q", "simreg"], 2, (3,)),
 }
+# The others have the parts of these between them: make test-slow runs them.
+SLOW_CASES = {"two processes, two teachers, quantised, bags", "two processes, folds", "momentum"}
 # These end with a checkpoint after the step; the others are killed.
 SIGNALS = {"labels": signal.SIGINT, "two processes": signal.SIGTERM}
 
 
-@pytest.mark.parametrize("case", RESUME_CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.slow] * (case in SLOW_CASES)) for case in RESUME_CASES]
+)
 def test_resume__stopped_runs_end_with_the_same_bits(tmp_path, toy_folder, teacher_file, case, request):
     """Dropout, BatchNorm, EMA copy, bank, optimizer, schedule, sampler: all of it is in the checkpoint."""
     pair, processes, kill_steps = RESUME_CASES[case]
@@ -150,7 +154,7 @@ def test_resume__stopped_runs_end_with_the_same_bits(tmp_path, toy_folder, teach
     assert evaluations(whole) == evaluations(killed) and bool(evaluations(whole)) == ("--knn-clips" in pair)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_resume__in_either_stage_of_a_run_through_a_proxy(tmp_path, toy_folder, teacher_file, processes):
     """Both stages continue where they were killed, and a finished proxy is taken as it is."""
     options = [*TWO_TEACHERS, "--teacher-weights", teacher_file, "--data", toy_folder, "--batch-size", 8 // processes]
