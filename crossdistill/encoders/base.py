@@ -146,6 +146,8 @@ class Encoder(nn.Module):
         if self.takes == "frames":
             num_frames = clip_bcthw.shape[2]
             frames = self._features_of(self.body(rearrange(clip_bcthw, "b c t h w -> (b t) c h w")))
+            if num_frames == 1:
+                return frames  # a picture; without this an exported graph has a mean over one frame
             return rearrange(frames, "(b t) d -> b t d", t=num_frames).mean(dim=1)
         if self.view.layout == "BTCHW":
             clip_bcthw = rearrange(clip_bcthw, "b c t h w -> b t c h w")

@@ -8,7 +8,6 @@ OpenVINO also reads ``.onnx`` files of this package.
 from __future__ import annotations
 
 import functools
-import hashlib
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -79,12 +78,12 @@ def read_ir(path: Path) -> Any:
                 f"there is no OpenVINO file {file}: a graph (.xml) and its weights ({WEIGHTS_SUFFIX}) belong together; "
                 "write them with crossdistill export --to openvino"
             )
-    graph, weights = path.read_bytes(), weights_path.read_bytes()
     try:
-        model = openvino.Core().read_model(graph, weights)
+        # By their names: of weights that are given as bytes OpenVINO keeps the address, and Python frees them.
+        model = openvino.Core().read_model(str(path), str(weights_path))
     except RuntimeError as error:
         raise _unreadable(path, error) from error
-    if model.has_rt_info(WEIGHTS_KEY) and _text(model, WEIGHTS_KEY) != hashlib.sha256(weights).hexdigest():
+    if model.has_rt_info(WEIGHTS_KEY) and _text(model, WEIGHTS_KEY) != sha256_of(weights_path):
         raise UserError(f"{weights_path} does not hold the weights of {path.name}: export the student again")
     return model
 

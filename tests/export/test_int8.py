@@ -96,8 +96,11 @@ def test_export__float_student_becomes_int8(student, toy_folder, tmp_path, capsy
     assert exported.calibration.min_cosine > 0.99 and exported.agreement.min_cosine > 0.99
 
 
-def test_export__biases_of_millions_of_steps(tmp_path):
+@pytest.mark.parametrize("to", ["onnx", "openvino"])
+def test_export__biases_of_millions_of_steps(tmp_path, to):
     """float32 gives such a bias divided by its scale only to a fraction of a step; brevitas' exporter refuses that."""
+    if to == "openvino":
+        pytest.importorskip("openvino")
     torch.manual_seed(0)
     encoder = create_encoder("image_mobilenet_v2", size_px=64)
     clips = noise_clips(encoder, 16)
@@ -106,7 +109,7 @@ def test_export__biases_of_millions_of_steps(tmp_path):
             encoder.train()(clips)
     quantize(encoder.eval(), "w8a8").eval()
     calibrate(encoder, [clips])
-    assert export_student(encoder, tmp_path / "a.onnx", clips).min_cosine > 0.9999
+    assert export_student(encoder, tmp_path / "a", clips, to=to).min_cosine > 0.999
 
 
 def test_calibration__takes_training_clips_of_the_split_alone(toy_folder, monkeypatch):
