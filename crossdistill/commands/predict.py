@@ -100,6 +100,11 @@ def predict_along(options: Options) -> None:
     if len(options.videos) > 1:
         raise UserError(f"{len(options.videos)} videos were given: with --stream give one")
     unused = ("paths", "stream", "seconds", "clips")
+    for name in ("seconds", "clips"):
+        if getattr(options, name) != getattr(Options, name):
+            raise UserError(
+                f"--{name} has no effect with --stream, which predicts single clips: remove it, or --stream"
+            )
     shared = {name: value for name, value in vars(options).items() if name not in unused}
     summary = predict_stream(options.student, *options.videos, **shared, on_moment=print_moment)
     console.print(str(summary), highlight=False, soft_wrap=True)

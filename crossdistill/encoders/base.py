@@ -57,6 +57,9 @@ class EncoderInfo:
     """The layer before pooling; None if the network has none."""
     blocks: tuple[str, ...] = ()
     """Modules whose outputs a ladder of heads uses besides the features; if empty they are found by a run."""
+    frame_by_frame: Callable[[Any], Callable[[Tensor], Tensor]] | None = None
+    """Makes of a body of clips a function of the next frames [B, C, H, W] of streams, which remembers the frames before
+    and returns [B, D]; the mean over a clip's frames is the clip's features. None if the body needs whole clips."""
     public_weights: tuple[PublicWeights, ...] = ()
     bf16_pays_on_cpu: bool = False
     """Whether bf16 trains faster on a CPU with AMX (docs/explanation/speed.md)."""
@@ -173,6 +176,18 @@ class Encoder(nn.Module):
         assert output is not None, "the body calls its token layer"
         is_per_frame = self.takes == "frames"
         return features, arrange_tokens(output, layer, num_frames=clip_bcthw.shape[2], is_per_frame=is_per_frame)
+
+    def frame_embedder(self) -> Callable[[Tensor], Tensor] | None:
+        """Return a function that maps the next frames [B, C, 1, H, W] of streams to [B, D]; None for bodies of clips.
+
+        The features of a clip are the mean over its frames.
+        """
+        if self.takes == "frames":
+            return self
+        if self.info.frame_by_frame is None:
+            return None
+        embed = self.info.frame_by_frame(self.body)
+        return lambda clips_bcthw: embed(clips_bcthw.squeeze(2))
 
     def require_tokens(self) -> TokenLayer:
         """Return the token layer, or raise a ``UserError`` if there is none."""

@@ -133,6 +133,7 @@ def shifted(mobilenet: Architecture, *, is_online: bool = False) -> Architecture
         stride=8,  # the authors' dense sampling: 8 of 64 frames
         takes="clip",
         token_layer=TokenLayer("map"),
+        frame_by_frame=FrameByFrame if is_online else None,
         source="crossdistill.encoders.tsm.TSMMobileNetV2, weights as torchvision.models.mobilenet_v2",
         # They were trained without the shift: a student may start from them, but they make no teacher of clips.
         public_weights=tuple(replace(public, modalities=("image",)) for public in mobilenet.public_weights),

@@ -12,7 +12,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from crossdistill.encoders.tsm import FrameByFrame, TSMMobileNetV2
 from crossdistill.errors import UserError
 from crossdistill.export.network import Outputs, with_logits
 from crossdistill.predict.runtimes import Runtime, TorchRuntime
@@ -46,42 +45,45 @@ class WholeClips:
         return self.runtime.run(View(torch.cat([frame.values for frame in frames], dim=2), frames[0].channel_scale))
 
 
+@dataclass(frozen=True)
 class SingleFrames:
     """The network sees each frame once; the features of a clip are the mean over its frames.
 
-    That equals a pass over the clip for networks of single frames. A network that passes channels on (TSM, online)
-    knows more of the past: its frames took channels from those before the clip, where a pass over the clip has zeros.
+    That equals a pass over the clip for networks of single frames. A network that remembers knows more of the past than
+    a pass over the clip.
     """
 
-    def __init__(self, runtime: TorchRuntime) -> None:
-        self._runtime = runtime
-        encoder = runtime.embedder.encoder.eval()
-        self._features: Callable[[Tensor], Tensor] = encoder
-        if isinstance(encoder.body, TSMMobileNetV2):
-            step = FrameByFrame(encoder.body)
-            self._features = lambda clips_bcthw: step(clips_bcthw.squeeze(2))
+    runtime: TorchRuntime
+    embed: Callable[[Tensor], Tensor]
+    """See ``Encoder.frame_embedder``."""
 
     @torch.inference_mode()
     def of_frame(self, view: View) -> Tensor:
         """Embed the frame: [1, D]."""
-        execution = self._runtime.embedder.execution
-        return execution.embed(self._features, view.to(execution.device)).cpu()
+        execution = self.runtime.embedder.execution
+        return execution.embed(self.embed, view.to(execution.device)).cpu()
 
     @torch.inference_mode()
     def of_clip(self, frames: list[Tensor]) -> Outputs:
         """Return the mean, and its logits."""
-        return with_logits(torch.stack(frames).mean(dim=0), self._runtime.classifier)
+        return with_logits(torch.stack(frames).mean(dim=0), self.runtime.classifier)
 
 
 def choose_runner(runtime: Runtime, every: int) -> ClipRunner:
-    """Run a network that sees frames one at a time on single frames, others on whole clips."""
+    """Run a network that sees frames one at a time on single frames, others on whole clips.
+
+    Raises:
+        UserError: The network remembers the frames that it has seen, and ``every`` would give it others.
+    """
     if not isinstance(runtime, TorchRuntime):
         return WholeClips(runtime)
-    encoder = runtime.embedder.encoder
-    is_online = isinstance(encoder.body, TSMMobileNetV2) and encoder.body.is_online
-    if is_online and every % runtime.view.stride:
+    encoder = runtime.embedder.encoder.eval()
+    embed = encoder.frame_embedder()
+    if embed is None:
+        return WholeClips(runtime)
+    if encoder.info.frame_by_frame is not None and every % runtime.view.stride:
         raise UserError(
             f"--every {every} is no multiple of {runtime.view.stride}, the stride of {runtime.name}, which sees each "
             f"frame once: give {runtime.view.stride}, or a multiple of it"
         )
-    return SingleFrames(runtime) if is_online or encoder.takes == "frames" else WholeClips(runtime)
+    return SingleFrames(runtime, embed)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ from crossdistill.predict.video_clips import COLOUR_VIDEO, is_picture
 from crossdistill.types import View, ViewSpec
 from crossdistill.utils.files import require_writable
 
+MAX_LATENCIES = 100_000
+"""Newest predictions whose latency is kept, because a camera may run for weeks."""
 EARLY_PREDICTIONS = 10
 """Predictions after which the use of memory should not grow."""
 
@@ -48,8 +51,9 @@ class StreamSummary:
     """Length of the stream."""
     seconds: float
     """Time that passed."""
+    num_predictions: int
     latencies_seconds: tuple[float, ...]
-    """For each prediction, the time from its last decoded frame to its scores."""
+    """For the newest predictions, the time from their last decoded frame to their scores."""
     memory_growth_bytes: int
     """By how much the highest use of memory rose after the tenth prediction."""
     note: str = ""
@@ -59,14 +63,14 @@ class StreamSummary:
         """Return the figures in a line.
 
         Example:
-            >>> summary = StreamSummary(300, 10.0, 2.0, (0.01, 0.01, 0.01, 0.02), memory_growth_bytes=0)
+            >>> summary = StreamSummary(300, 10.0, 2.0, 4, (0.01, 0.01, 0.01, 0.02), memory_growth_bytes=0)
             >>> print(str(summary).split(";")[0])
             300 frames in 2.0 s: 150 frames/s, 5.0 times real time
         """
         median, late, longest = (1000 * float(np.percentile(self.latencies_seconds, q)) for q in (50, 95, 100))
         return (
             f"{self.num_frames} frames in {self.seconds:.1f} s: {self.num_frames / self.seconds:.0f} frames/s, "
-            f"{self.stream_seconds / self.seconds:.1f} times real time; {len(self.latencies_seconds)} predictions, "
+            f"{self.stream_seconds / self.seconds:.1f} times real time; {self.num_predictions} predictions, "
             f"latency {median:.1f} ms (median), {late:.1f} ms (95 %), {longest:.1f} ms (longest); memory grew by "
             f"{self.memory_growth_bytes / 1e6:.0f} MB{f'; {self.note}' if self.note else ''}"
         )
@@ -85,7 +89,8 @@ class StreamPredictor:
         self._runner = choose_runner(runtime, every)
         self._scorer, self._top = scorer, top
         self._window = ClipWindow[Any](num_frames=view.num_frames, stride=view.stride, every=every)
-        self._latencies: list[float] = []
+        self._latencies: deque[float] = deque(maxlen=MAX_LATENCIES)
+        self._num_predictions = 0
         self._num_frames, self._last_seconds, self._seconds, self._note = 0, 0.0, 0.0, ""
         self._early_memory = 0
 
@@ -100,7 +105,8 @@ class StreamPredictor:
                 if outputs is not None:
                     scores = self._scorer.score(outputs, top=self._top)
                     self._latencies.append(time.perf_counter() - decoded)
-                    if len(self._latencies) <= EARLY_PREDICTIONS:
+                    self._num_predictions += 1
+                    if self._num_predictions <= EARLY_PREDICTIONS:
                         self._early_memory = highest_memory_bytes()
                     yield Moment(frame.seconds, scores, self._latencies[-1])
         except UnreadableVideoError as error:
@@ -130,6 +136,7 @@ class StreamPredictor:
             self._num_frames,
             self._last_seconds,
             self._seconds,
+            self._num_predictions,
             tuple(self._latencies),
             memory_growth_bytes=highest_memory_bytes() - self._early_memory,
             note=self._note,

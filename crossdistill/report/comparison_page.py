@@ -16,7 +16,7 @@ from crossdistill.evaluation.tables import FEW_UNITS, gain_text
 from crossdistill.report.analysis import class_accuracies, confusion_of
 from crossdistill.report.charts import Dot, Series, interval_chart, legend, line_chart, style_of
 from crossdistill.report.class_charts import MAX_BARS
-from crossdistill.report.cost import BATCH_SIZE, Cost, fastest
+from crossdistill.report.cost import BATCH_SIZE, Cost, fastest, with_common_times
 from crossdistill.report.curves import KNN, points_of
 from crossdistill.report.facts import headline
 from crossdistill.report.frontier import COSTS, cost_charts
@@ -123,8 +123,8 @@ def _networks(runs: Sequence[ComparedRun]) -> list[tuple[Cost, list[ComparedRun]
 
 def _with_common_costs(runs: Sequence[ComparedRun]) -> list[ComparedRun]:
     """Give runs of the same network one cost: its timings differ only by what else the machine did."""
-    costs = {cost.network: cost for cost, _ in _networks(runs)}
-    return [run if run.cost is None else replace(run, cost=costs[run.cost.network]) for run in runs]
+    costs = iter(with_common_times([run.cost for run in runs if run.cost is not None]))
+    return [run if run.cost is None else replace(run, cost=next(costs)) for run in runs]
 
 
 def _tiles(runs: Sequence[ComparedRun]) -> list[Tile]:

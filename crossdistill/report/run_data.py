@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from crossdistill.data.manifest import Manifest
 from crossdistill.recipes.data import evaluable
-from crossdistill.report.cost import Cost, measure_cost
+from crossdistill.report.cost import Cost, measure_cost, with_common_times
 from crossdistill.report.embeddings import Embedding, embed, embed_without_labels
 from crossdistill.report.networks import (
     BASELINE_ROLE,
@@ -71,7 +71,7 @@ def collect(
     networks = list(_load_networks(run, wanted, options))
     with progress_bar(unit="networks") as bar:
         shown = bar.track(networks, description=f"{record.name}, cost")
-        run.costs = [measure_cost(network, in_runtimes=options.runtimes) for network in shown]
+        run.costs = with_common_times([measure_cost(network, in_runtimes=options.runtimes) for network in shown])
     if run.manifest is None:
         return run
     for network in networks:

@@ -201,6 +201,8 @@ def test_camera__predicts_until_ctrl_c_or_unplugged(tmp_path, monkeypatch, capsy
         (["{student}", "{student}/student.json", "--stream", "--every", "0"], "--every"),
         (["{student}", "nowhere.mp4", "--stream"], "nowhere.mp4 is no video file"),
         (["{student}", "{video}", "--every", "4"], "without --stream"),
+        (["{student}", "{video}", "--stream", "--clips", "3"], "--clips has no effect with --stream"),
+        (["{student}", "{video}", "--stream", "--seconds", "1"], "--seconds has no effect with --stream"),
         (["{flow}", "{video}", "--stream"], "sees flow"),
         (["{online}", "{video}", "--stream", "--every", "3"], "--every 3 is no multiple of 2"),
         (["{long}", "{video}", "--stream"], "the stream has 40 frames, and a clip of this student spans 121"),

@@ -17,7 +17,6 @@ from killing import kill_tree
 from safetensors.torch import load_file, save_file
 
 from crossdistill.data.clip_reader import ClipReader
-from crossdistill.data.manifest import Manifest
 from crossdistill.distillation.cache_shards import STORAGE, Shard, cosines, decode, encode
 from crossdistill.distillation.heads import GridResampler
 from crossdistill.distillation.teacher_cache import TeacherCache, open_caches
@@ -68,17 +67,6 @@ def refused(capsys, command, *options):
 
 def rows_of(features):
     return {"features": features[:, None]}
-
-
-@pytest.fixture(scope="module")
-def data_folder(toy_folder, tmp_path_factory):
-    """Toyactions of which one training video has no colour."""
-    folder = tmp_path_factory.mktemp("data") / "toy"
-    shutil.copytree(toy_folder, folder)
-    manifest = Manifest.load(folder)
-    lost = manifest.videos[manifest.select(split="1", part="train")[3]]
-    (folder / lost.streams["rgb"].path).unlink()
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -87,17 +87,6 @@ def refused(capsys, command, *options):
 
 
 @pytest.fixture(scope="module")
-def data_folder(toy_folder, tmp_path_factory):
-    """Toyactions of which one training video has no colour."""
-    folder = tmp_path_factory.mktemp("data") / "toy"
-    shutil.copytree(toy_folder, folder)
-    manifest = Manifest.load(folder)
-    lost = manifest.videos[manifest.select(split="1", part="train")[3]]
-    (folder / lost.streams["rgb"].path).unlink()
-    return folder
-
-
-@pytest.fixture(scope="module")
 def cache_folder(data_folder, teacher_file, tmp_path_factory):
     return make_cache(tmp_path_factory.mktemp("cache") / "fp32", data_folder, teacher_file, "--dtype", "fp32")
 

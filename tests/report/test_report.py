@@ -482,6 +482,16 @@ def test_cost__of_an_exported_network_is_that_of_the_fastest_runtime(monkeypatch
     assert "Not exported: this network has no ONNX file." in run_page.cost_note([found])
 
 
+def test_cost__of_equal_networks_has_the_shortest_times():
+    """With the runtime that had the shortest; other networks keep their own."""
+    own = cost.Cost("student", "flow_r3d10", None, 33, 1.0, 0.2, 5.0, 7, "CPU", exported_seconds=0.1, runtime="slow")
+    other = replace(own, role="random", latency_seconds=0.3, num_bytes=None, exported_seconds=0.05, runtime="fast")
+    larger = replace(own, role="teacher", gmacs=9.0)
+    found = cost.with_common_times([own, other, larger])
+    times = {"latency_seconds": 0.2, "exported_seconds": 0.05, "runtime": "fast"}
+    assert found == [replace(own, **times), replace(other, **times), larger]
+
+
 def test_cost__of_a_quantised_network_equals_that_of_floating_point():
     pytest.importorskip("brevitas")
     encoder = create_encoder("depth_tiny3d_8", num_frames=4, size_px=16).eval()
