@@ -25,6 +25,7 @@ import choose_epochs  # noqa: E402
 import draw_diagram  # noqa: E402
 import make_reference  # noqa: E402
 import make_results  # noqa: E402
+import result_plots  # noqa: E402
 import results_table  # noqa: E402
 
 CONFIG = ROOT / "configs" / "mkdocs.yml"
@@ -282,11 +283,30 @@ def test_gain_table_and_plot__show_few_labels_of_one_seed(monkeypatch):
     row |= {"baseline_5shot": "30.0", "distilled_5shot": "42.5"}
     line = make_results.gain_table([row]).splitlines()[-1]
     assert line == "| s | t | 5 labels a class | – | 30.0 | 42.5 | +12.5 | +3.0 to +20.0 | – | 1 | 50 / 100 |"
-    monkeypatch.setattr(make_results, "read", lambda name: [row])
-    drawn = make_results.gain_plot("biisc", "below")
-    assert make_results.Axis.around([row]) == make_results.Axis(0, 15)
-    assert drawn.count(f'r="4" fill="{make_results.COLOURS["5shot"]}"') == 2 and "5 labels a class" in drawn
-    assert f'cx="{make_results.Axis(0, 15).x_of(12.5):.1f}"' in drawn
+    monkeypatch.setattr(result_plots, "read", lambda name: [row])
+    drawn = result_plots.gain_plot("biisc", "below")
+    assert result_plots.Axis.around([row]) == result_plots.Axis(0, 15)
+    assert drawn.count(f'r="4" fill="{result_plots.COLOURS["5shot"]}"') == 2 and "5 labels a class" in drawn
+    assert f'cx="{result_plots.Axis(0, 15).x_of(12.5):.1f}"' in drawn
+
+
+def test_uses_plot__puts_students_at_the_time_of_the_fastest_runtime(monkeypatch):
+    """Two students of one network stand 14 apart; the first stands where the fastest runtime puts it."""
+    names = ("network", "view", "runtime", "bits", "ms")
+    times = [(*key.split()[:2], runtime, key.split()[2], ms) for key in set(result_plots.NETWORKS.values())
+             for runtime, ms in (("slow", "4.0"), ("fast", "1.0"))]  # fmt: skip
+    row = {"teacher": "t", "teacher_linear": "90.0", "baseline_linear": "60.0", "distilled_linear": "70.0"}
+    row |= {"student": "depth 0.07 M", "distilled_linear_sd": "2.5"}
+    files = {"runtimes": [dict(zip(names, cells, strict=True)) for cells in times]}
+    files["utd_mhad"] = [row | {"use": use} for use in result_plots.USES]
+    monkeypatch.setattr(result_plots, "read", files.__getitem__)
+    drawn, plane = result_plots.uses_plot(), result_plots.Plane()
+    first = plane.x_of(1.0)
+    for i, colour in enumerate(result_plots.USES.values()):
+        for percent, shape in ((60.0, 'r="4.5" fill="white"'), (70.0, f'r="5" fill="{colour}"')):
+            assert f'<circle cx="{first + 14 * i:.1f}" cy="{plane.y_of(percent):.1f}" {shape}' in drawn
+    top, low = plane.y_of(72.5), plane.y_of(67.5)
+    assert f'y1="{top:.1f}" y2="{low:.1f}" stroke-width="5"' in drawn
 
 
 def evaluation_of(digits):
