@@ -6,38 +6,37 @@ hits of single clips; the hits of the seeds are averaged first. An empty cell me
     python scripts/results_table.py OUT --rows scripts/rows_utd_mhad.yaml > docs/results/utd_mhad.csv
     python scripts/results_table.py OUT --students > docs/results/ablations.csv
 
-OUT holds one folder for each run, named ``<run>-seed<n>``, as ``scripts/reproduce_*.sh`` write them. What
-``crossdistill evaluate`` wrote to ``evaluation.json`` replaces the trained student of ``results.json``. With --rows
-every line is one student beside its teachers, its supervised baseline and itself untrained, as the YAML file says. With
---students every distilled student is a line, the best in linear accuracy first. ``scripts/make_results.py`` then writes
-the tables and the plot of the documentation.
+OUT holds one folder for each run, named ``<run>-seed<n>``, as ``scripts/reproduce_*.sh`` write them, or is a file in
+which ``scripts/result_runs.py`` has kept such runs; several are read together. What ``crossdistill evaluate`` wrote to
+``evaluation.json`` replaces the trained student of ``results.json``. With --rows every line is one student beside its
+teachers, its supervised baseline and itself untrained, as the YAML file says. With --students every distilled student
+is a line, the best in linear accuracy first. ``scripts/make_results.py`` then writes the tables and the plot of the
+documentation.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import json
 import re
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
+from result_runs import DISTILLED, SUPERVISED, runs_of
 
 from crossdistill import paired_gains, read_evaluation
 
-RUN_NAME = re.compile(r"(?P<run>.+)-seed(?P<seed>\d+)")
 LOW_SHOT = {"lowshot-1": "1shot", "lowshot-5": "5shot", "lowshot-10": "10shot"}
 PROTOCOLS = {"1-nn": "1nn", "linear": "linear", "cluster": "cluster"} | LOW_SHOT
 GAIN_PROTOCOLS = ("1-nn", "linear", *LOW_SHOT)
 OPTIONAL = re.compile("shot|epochs|machine")
 """Columns that are left out if no run has them."""
-DISTILLED, SUPERVISED = TRAINED = ("student, distilled", "student, supervised")
 NETWORKS = ("teacher", "second_teacher", "baseline", "untrained", "distilled")
 Accuracies = dict[str, dict[int, float]]
 """Protocol to seed to top-1 accuracy in percent."""
@@ -59,32 +58,18 @@ Runs = dict[str, dict[str, Network]]
 """Run to role to network."""
 
 
-def collect(folder: Path) -> Runs:
-    """Read ``results.json`` of every run in a folder; of several datasets the first one of ``--data`` counts."""
+def collect(paths: Iterable[Path]) -> Runs:
+    """Read the runs of folders and of files that keep runs; a later one replaces an earlier one of the same seed."""
     found: Runs = defaultdict(lambda: defaultdict(Network))
-    for path in sorted(folder.glob("*/results.json")):
-        name = RUN_NAME.fullmatch(path.parent.name)
-        if name is None:
-            continue
-        later, config = (read_json(path.with_name(file)) for file in ("evaluation.json", "config.json"))
-        for role, evaluation in next(iter(read_json(path).values())).items():
-            network, seed = found[name["run"]][role], int(name["seed"])
-            if later and role in TRAINED:
-                evaluation = later
-            if config:
-                environment = config["environment"]
-                network.epochs.add(str(config["configuration"]["optimization"]["epochs"]))
-                network.machines |= set(environment["gpus"] or [environment["cpu"]])
-            network.evaluations[seed] = evaluation
+    for run in (run for path in paths for run in runs_of(path)):
+        for role, evaluation in run.evaluations.items():
+            network = found[run.run][role]
+            network.epochs |= {run.epochs} - {""}
+            network.machines |= set(run.machines)
+            network.evaluations[run.seed] = evaluation
             for protocol in PROTOCOLS.keys() & evaluation["results"].keys():
-                network.accuracies[protocol][seed] = 100 * evaluation["results"][protocol]["top1"]
+                network.accuracies[protocol][run.seed] = 100 * evaluation["results"][protocol]["top1"]
     return found
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a file; an absent one is empty."""
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return content
 
 
 def baseline_of(found: Runs, run: str, role: str) -> Network:
@@ -203,14 +188,15 @@ def linear_of(student: Network) -> float:
 def main() -> None:
     """Print the CSV file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="folder of the runs")
+    parser.add_argument("paths", type=Path, nargs="+", metavar="RUNS", help="folders of runs, and files that keep runs")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--students", action="store_true", help="distilled students only, the best first")
     what.add_argument("--rows", type=Path, help="YAML: use to lines of student, teacher, run, baseline")
     options = parser.parse_args()
-    found = collect(options.folder)
+    found = collect(options.paths)
     if not found:
-        raise SystemExit(f"{options.folder} has no <run>-seed<n>/results.json: run one of scripts/reproduce_*.sh first")
+        names = " and ".join(map(str, options.paths))
+        raise SystemExit(f"{names} has no <run>-seed<n>/results.json: run one of scripts/reproduce_*.sh first")
     if options.rows is None:
         rows = list(students_of(found))
     else:

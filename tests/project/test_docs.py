@@ -26,6 +26,7 @@ import draw_diagram  # noqa: E402
 import make_reference  # noqa: E402
 import make_results  # noqa: E402
 import result_plots  # noqa: E402
+import result_runs  # noqa: E402
 import results_table  # noqa: E402
 
 CONFIG = ROOT / "configs" / "mkdocs.yml"
@@ -173,26 +174,43 @@ def test_csv_files__have_one_number_per_cell():
                     assert re.fullmatch(r"|-?\d+(\.\d)?", cell), (path.name, name, cell)
 
 
+def write_run_of_two_people(folder, run, digits, role):
+    """Write ``results.json`` of a run with these hits of four clips each of Anna and Ben."""
+    result = ProtocolResult("1-nn", digits.count("1") / 8, 1.0, 0.5, 8, hits=digits, details={"k": 1})
+    videos, people = [f"v{i}" for i in range(8)], ["anna"] * 4 + ["ben"] * 4
+    results = {"1-nn": result, "linear": result}
+    evaluation = Evaluation("x", "toy", "1", 8, 8, {}, results, test_videos=videos, test_groups=people)
+    (folder / run).mkdir(parents=True)
+    (folder / run / "results.json").write_text(json.dumps({"data": {role: evaluation.to_json()}}))
+
+
 def test_results_table__has_the_paired_interval_of_a_gain_over_people(tmp_path):
     """Hits of two seeds are averaged clip by clip, and two people are drawn: one gains nothing, one a quarter."""
-    hits = {"small": ["11110000", "11111010"], "labels": ["11110000", "11110000"]}
-    for run, seeds in hits.items():
-        for seed, digits in enumerate(seeds):
-            result = ProtocolResult("1-nn", digits.count("1") / 8, 1.0, 0.5, 8, hits=digits)
-            videos, people = [f"v{i}" for i in range(8)], ["anna"] * 4 + ["ben"] * 4
-            evaluation = Evaluation(
-                "x", "toy", "1", 8, 8, {}, {"1-nn": result, "linear": result}, test_videos=videos, test_groups=people
-            )
-            role = "student, distilled" if run == "small" else "student, supervised"
-            (tmp_path / f"{run}-seed{seed}").mkdir()
-            content = json.dumps({"data": {role: evaluation.to_json()}})
-            (tmp_path / f"{run}-seed{seed}" / "results.json").write_text(content)
+    for run, digits in {"small-seed0": "11110000", "small-seed1": "11111010"}.items():
+        write_run_of_two_people(tmp_path, run, digits, "student, distilled")
+    for seed in (0, 1):
+        write_run_of_two_people(tmp_path, f"labels-seed{seed}", "11110000", "student, supervised")
     line = {"student": "s", "teacher": "t", "run": "small", "baseline": "labels"}
-    (row,) = results_table.rows_of(results_table.collect(tmp_path), {"use": [line]})
+    (row,) = results_table.rows_of(results_table.collect([tmp_path]), {"use": [line]})
     # The second seed gains 2 of Ben's 4 clips: 1 of 8 clips as a mean of seeds; none if Anna is drawn twice.
     assert [row[f"gain_1nn{end}"] for end in ("", "_low", "_high")] == ["12.5", "0.0", "25.0"]
     row |= {"gain_linear_low": "", "gain_linear_high": ""}
     assert [make_results.interval(row, key) for key in ("1nn", "linear")] == ["0.0 to +25.0", "point estimate"]
+
+
+def test_result_runs__a_file_gives_the_table_of_its_folders(tmp_path):
+    """Two folders are kept one after the other; the file then gives the row, interval included, of both together."""
+    folders = [tmp_path / "monday", tmp_path / "tuesday"]
+    for seed, digits in enumerate(("11110000", "11111010")):
+        write_run_of_two_people(folders[seed], f"small-seed{seed}", digits, "student, distilled")
+        write_run_of_two_people(folders[seed], f"labels-seed{seed}", "11110000", "student, supervised")
+    file = tmp_path / "kept" / "runs.json"
+    assert [result_runs.keep(file, result_runs.runs_of_folder(folder)) for folder in folders] == [2, 4]
+    assert result_runs.keep(file, result_runs.runs_of_folder(folders[0])) == 4
+    assert "details" not in file.read_text() and file.read_text().count("anna") == 4
+    uses = {"use": [{"student": "s", "teacher": "t", "run": "small", "baseline": "labels"}]}
+    (row,), (expected,) = (list(results_table.rows_of(results_table.collect(p), uses)) for p in ([file], folders))
+    assert row == expected and row["gain_1nn_high"] == "25.0"
 
 
 def test_results_table__takes_mean_deviation_and_gain_over_common_seeds(tmp_path):
@@ -214,7 +232,7 @@ def test_results_table__takes_mean_deviation_and_gain_over_common_seeds(tmp_path
         }
         (tmp_path / name / "results.json").write_text(json.dumps(content))
     line = {"student": "s", "teacher": "t", "run": "small", "baseline": "labels"}
-    (row,) = results_table.rows_of(results_table.collect(tmp_path), {"use": [line]})
+    (row,) = results_table.rows_of(results_table.collect([tmp_path]), {"use": [line]})
     assert (row["distilled_1nn"], row["distilled_1nn_sd"], row["seeds"]) == ("70.0", "20.0", "3")
     assert (row["gain_linear"], row["gain_linear_sd"]) == ("5.0", "7.1")
     assert (row["teacher_cluster_sd"], row["second_teacher_1nn"], row["untrained_1nn"]) == ("0.0", "", "20.0")
@@ -236,7 +254,9 @@ def test_results_table__compares_low_shot_with_a_network_trained_on_the_same_lab
         for name, content in files.items():
             (folder / name).write_text(json.dumps(content))
     line = {"student": "s", "teacher": "t", "run": "small", "baseline": "labels"}
-    (row,) = results_table.without_empty(list(results_table.rows_of(results_table.collect(tmp_path), {"use": [line]})))
+    (row,) = results_table.without_empty(
+        list(results_table.rows_of(results_table.collect([tmp_path]), {"use": [line]}))
+    )
     assert (row["distilled_linear"], row["baseline_5shot"], row["gain_5shot"]) == ("60.0", "30.0", "20.0")
     assert (row["epochs"], row["machine"]) == ("7", "one")
     assert "distilled_1shot" not in row
@@ -256,7 +276,7 @@ def test_results_table__intervals_of_low_shot_gains_are_those_of_the_compared_ne
         content = json.dumps({"data": {role: evaluation.to_json()}})
         (tmp_path / f"{run}-seed0" / "results.json").write_text(content)
     line = {"student": "s", "teacher": "t", "run": "small", "baseline": "labels"}
-    (row,) = results_table.rows_of(results_table.collect(tmp_path), {"use": [line]})
+    (row,) = results_table.rows_of(results_table.collect([tmp_path]), {"use": [line]})
     assert [row[f"gain_1shot{end}"] for end in ("", "_low", "_high")] == ["75.0", "50.0", "100.0"]
     assert (row["baseline_1shot"], row["seeds"], row["gain_1nn"]) == ("25.0", "1", "")
 
@@ -272,7 +292,7 @@ def test_results_table__reads_the_first_dataset_and_compares_with_another_studen
         (tmp_path / f"{run}-seed0" / "results.json").write_text(json.dumps(of_sets))
     line = {"student": "s", "teacher": "t", "run": "student", "baseline": "its teacher"}
     line["baseline_role"] = "student, distilled"
-    (row,) = results_table.rows_of(results_table.collect(tmp_path), {"use": [line]})
+    (row,) = results_table.rows_of(results_table.collect([tmp_path]), {"use": [line]})
     assert (row["distilled_linear"], row["baseline_linear"], row["gain_linear"]) == ("75.0", "50.0", "25.0")
 
 
