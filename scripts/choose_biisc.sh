@@ -28,7 +28,7 @@ run() {
   if [ -f "$out/$1 $3-$2/student/student.safetensors" ]; then return; fi
   "$python" "$here/train.py" --resume --out "$out/$1 $3-$2" --split "$2" --epochs "$3" "${view[@]}" --batch-size 16 \
     --optimizer adamw --lr 0.002 --weight-decay 0.05 --schedule cosine --warmup-epochs 2 --checkpoint-every-steps 200 \
-    --knn-clips 0 --tracker none --no-evaluate "${@:4}"
+    --knn-clips 0 --keep-decoded-gb 4 --tracker none --no-evaluate "${@:4}"
 }
 for held in $people; do
   for modality in rgb flow; do

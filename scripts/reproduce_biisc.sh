@@ -47,7 +47,7 @@ run() {
   if [ -f "$1-seed$seed/results.json" ]; then return; fi
   "$python" "$here/train.py" --resume --out "$1-seed$seed" --seed "$seed" --epochs "$2" --data data "${view[@]}" \
     "${crops[@]}" --batch-size 16 --optimizer adamw --lr 0.002 --weight-decay 0.05 --schedule cosine --warmup-epochs 2 \
-    --checkpoint-every-steps 200 --knn-clips 0 --workers 0 --tracker none "${@:3}"
+    --checkpoint-every-steps 200 --knn-clips 0 --workers 0 --keep-decoded-gb 4 --tracker none "${@:3}"
 }
 # labels NAME ENCODER OPTIONS…: teachers, and supervised baselines of students
 labels() { run "$1, labels" "$label_epochs" --supervised --student "$2" "${@:3}"; }

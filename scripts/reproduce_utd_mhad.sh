@@ -25,7 +25,7 @@ run() {
   if [ -f "$out/$1-seed$2/results.json" ]; then return; fi
   "$python" train.py --resume --out "$out/$1-seed$2" --seed "$2" --epochs "$3" --data "$data" --student-stride 3 \
     --batch-size 16 --optimizer adamw --lr 0.002 --weight-decay 0.05 --schedule cosine --warmup-epochs 2 \
-    --crop-area-min 0.8 --mirror no --knn-clips 0 --workers 0 "${@:4}"
+    --crop-area-min 0.8 --mirror no --knn-clips 0 --workers 0 --keep-decoded-gb 4 "${@:4}"
 }
 # labels NAME ENCODER SEED OPTIONS…: teachers, and supervised baselines of students
 labels() { run "$1, labels" "$3" "$epochs" --supervised --student "$2" "${@:4}"; }

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdistill.data.decode import read_pictures
+from crossdistill.data.decoded import DecodedVideos
 from crossdistill.data.decoders import DEFAULT_DECODER
 from crossdistill.data.manifest import Stream
 from crossdistill.data.pictures import shrink_for
@@ -53,6 +54,8 @@ class ClipReader:
     """Decoding library: one of ``DECODERS``."""
     change: ClipChange | None = None
     """Change of every clip after decoding; None for clips as they are."""
+    decoded: DecodedVideos | None = None
+    """Videos that are kept in memory; None to decode every clip."""
 
     @cached_property
     def view_streams(self) -> list[Stream]:
@@ -107,12 +110,11 @@ class ClipReader:
                 clips = enumerate(centres_seconds)
                 frames = [frame for number, centre in clips for frame in self.frames(position, centre, number=number)]
                 wanted.setdefault((view.kind.stream, shrinks[position]), []).extend(frames)
+        decode = read_pictures if self.decoded is None else self.decoded.read_pictures
         # One call per stream: clips and views that overlap share the decoded frames.
         pictures = {
             (name, shrink): iter(
-                read_pictures(
-                    self.root, self.streams[name], frames, stream_name=name, decoder=self.decoder, shrink=shrink
-                )
+                decode(self.root, self.streams[name], frames, stream_name=name, decoder=self.decoder, shrink=shrink)
             )
             for (name, shrink), frames in wanted.items()
         }

@@ -16,10 +16,11 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from crossdistill.data.clip_policy import ClipPolicy
 from crossdistill.data.clip_reader import ClipReader
+from crossdistill.data.decoded import DecodedVideos
 from crossdistill.data.decoders import DEFAULT_DECODER, get_decoder
 from crossdistill.data.entries import Entries, Entry, entries_of, root_of
 from crossdistill.data.manifest import Stream
@@ -89,6 +90,7 @@ class PairedClips(Dataset[Item]):
         decoder: Decoding library: one of ``DECODERS``.
         short_clips: What happens if a clip is longer than its video: one of ``SHORT_CLIPS``. With ``error``, such a
             video is a ``UserError``.
+        decoded: Where the process keeps decoded videos; None to decode every clip.
     """
 
     def __init__(
@@ -104,6 +106,7 @@ class PairedClips(Dataset[Item]):
         replace_unreadable: bool = False,
         decoder: str = DEFAULT_DECODER,
         short_clips: str = "repeat",
+        decoded: DecodedVideos | None = None,
     ) -> None:
         if not entries:
             raise UserError("the data has no clips: check --data and --split")
@@ -117,6 +120,7 @@ class PairedClips(Dataset[Item]):
         self.replace_unreadable = replace_unreadable
         self.decoder = get_decoder(decoder).name  # a missing library is an error here, not in a worker
         self.short_clips = short_clips
+        self.decoded = decoded
         self.replay: Replay | None = None
         self.is_read = (True,) * len(self.views)
         check_entries(self.entries, self.views, short_clips=short_clips)
@@ -185,7 +189,7 @@ class PairedClips(Dataset[Item]):
         video = entry.video
         if not video.is_usable:
             raise UnreadableVideoError(f"{video.name}: {video.reason}")
-        return ClipReader(entry.root, video.streams, self.views, self.short_clips, self.decoder)
+        return ClipReader(entry.root, video.streams, self.views, self.short_clips, self.decoder, decoded=self.decoded)
 
     def _read(self, key: SampleKey, entry: Entry) -> tuple[CutClip | None, ...]:
         reader = self.clip_reader(entry)
@@ -285,6 +289,9 @@ def _set_up_worker(worker: int) -> None:
     # finishes.
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    info = get_worker_info()
+    if info is not None and isinstance(info.dataset, PairedClips) and info.dataset.decoded is not None:
+        info.dataset.decoded.share_among(info.num_workers)
 
 
 def make_loader(

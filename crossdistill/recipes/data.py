@@ -11,6 +11,7 @@ from accelerate import Accelerator
 
 from crossdistill.data.clip_policy import ClipPolicy
 from crossdistill.data.dataset import PairedClips, check_entries
+from crossdistill.data.decoded import DecodedVideos
 from crossdistill.data.entries import NO_POSITIONS, Entries, Positions, entries_of
 from crossdistill.data.manifest import Manifest, is_prepared
 from crossdistill.data.stores import check_shards
@@ -120,6 +121,7 @@ def select_training_clips(
         replace_unreadable=True,
         decoder=config.data.decoder,
         short_clips=config.data.short_clips,
+        decoded=DecodedVideos(round(config.machine.keep_decoded_gb * 1e9)) if config.machine.keep_decoded_gb else None,
     )
 
 

@@ -168,8 +168,8 @@ class Monitor:
             self.is_advised = True
             console.print(
                 f"training waits for clips in {data_wait:.0%} of its time: give more --workers if cores are free, "
-                "prepare smaller videos (--short-side), or cache the teacher (crossdistill cache): then its stream is "
-                "not read",
+                "keep decoded videos in memory if they fit (--keep-decoded-gb), prepare smaller ones (--short-side), "
+                "or cache the teacher (crossdistill cache): then its stream is not read",
                 highlight=False,
                 soft_wrap=True,
             )

@@ -25,6 +25,8 @@ from crossdistill.utils.environment import num_cpu_cores
 
 Result = TypeVar("Result")
 MAX_WAIT = timedelta(days=30)
+LAUNCHER_VARIABLES = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")
+"""Set by ``torchrun`` and by ``accelerate launch`` for the processes that they start."""
 # The waiting group of a default group. Both are None in a run of one process.
 _waiting_groups: dict[Any, Any] = {}
 
@@ -172,8 +174,11 @@ def use_all_cores(accelerator: Accelerator) -> None:
     """Divide the cores of the machine among its processes, if they compute on the CPU.
 
     ``accelerate launch`` and ``torchrun`` set ``OMP_NUM_THREADS=1`` by default, with which each process uses one core.
-    A value of 2 or more was set by the user and is kept.
+    Any other value was set by the user and is kept, and so is 1 without these programs. On cores that other work keeps
+    busy one thread is far faster than several, which wait for each other.
     """
-    if accelerator.device.type == "cpu" and os.environ.get("OMP_NUM_THREADS", "1") == "1":
+    is_launched = any(name in os.environ for name in LAUNCHER_VARIABLES)
+    of_user = os.environ.get("OMP_NUM_THREADS")
+    if accelerator.device.type == "cpu" and (of_user is None or (of_user == "1" and is_launched)):
         num_local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
         torch.set_num_threads(max(1, num_cpu_cores() // num_local_processes))

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from crossdistill.utils.distributed import LAUNCHER_VARIABLES
+from crossdistill.utils.environment import num_cpu_cores
+
 PROJECT = Path(__file__).resolve().parents[2]
 SCRIPT = """
 import json, time
@@ -49,6 +52,40 @@ def test_processes__wait_longer_than_the_limit_of_their_group(tmp_path):
     for number in range(2):
         facts = json.loads((tmp_path / f"facts.{number}.json").read_text())
         assert facts == ["by the first", [0, 1], [1, 15]]
+
+
+THREADS = """
+import sys
+import torch
+from accelerate import Accelerator
+from crossdistill.utils.distributed import use_all_cores
+
+use_all_cores(Accelerator(cpu=True))
+sys.stdout.write(f"threads {torch.get_num_threads()}\\n")  # whole lines: two processes may print at once
+"""
+PYTHON = [sys.executable]
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--cpu"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "of_user", "num_threads"),
+    [
+        (PYTHON, "1", 1),
+        (ACCELERATE, None, num_cpu_cores()),
+        (TORCHRUN, "2", min(2, num_cpu_cores())),
+    ],
+    ids=["python", "accelerate", "torchrun"],
+)
+def test_threads__are_those_of_the_user_or_all_cores(tmp_path, launcher, of_user, num_threads):
+    """One thread is torchrun's and Accelerate's default, so there it does not count as the user's."""
+    script = tmp_path / "script.py"
+    script.write_text(THREADS)
+    names = {"OMP_NUM_THREADS", *LAUNCHER_VARIABLES}
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    environment |= {"PYTHONPATH": str(PROJECT)} | ({} if of_user is None else {"OMP_NUM_THREADS": of_user})
+    done = subprocess.run([*launcher, str(script)], capture_output=True, text=True, env=environment, check=True)
+    assert f"threads {num_threads}\n" in done.stdout
 
 
 # Everything that one process does alone takes longer than the limit; what they do together stays below it.
