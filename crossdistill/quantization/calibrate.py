@@ -1,15 +1,15 @@
 """Post-training quantisation: the ranges of a quantised encoder from a few clips, without training.
 
-Shapes: B clips of a batch.
+Shapes: B clips of a batch, N bins of a histogram.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from crossdistill.encoders.base import Encoder
 from crossdistill.errors import UserError
@@ -17,18 +17,27 @@ from crossdistill.quantization.layers import IntegerConvolution
 from crossdistill.quantization.ranges import RunningRange
 from crossdistill.utils.modules import eval_mode
 
+NUM_BINS = 4096
+"""Bins of a histogram of activations, sixteen for each of 256 integers."""
+RECTIFIERS: dict[type[nn.Module], tuple[float, float]] = {nn.ReLU: (0.0, float("inf")), nn.ReLU6: (0.0, 6.0)}
+"""Activation functions to the values that they let through. What they cut off need not be told apart before them."""
+LOW_FACTORS = torch.linspace(0.1, 1.0, 19, dtype=torch.float64)
+HIGH_FACTORS = torch.linspace(0.05, 1.0, 39, dtype=torch.float64)
+"""Shares of the extremes that are tried as bounds."""
+
 
 @torch.no_grad()
-def calibrate(encoder: Encoder, batches: Iterable[Tensor]) -> int:
+def calibrate(encoder: Encoder, batches: Sequence[Tensor]) -> int:
     """Set the ranges of a quantised encoder's activations, in place, and return the number of clips.
 
-    The activations are not rounded while they are measured, so that the ranges do not depend on those of earlier
-    layers; weights are. A range holds the smallest and the largest value of all clips: with means over clips, as in
-    training, single clips came down to a cosine of 0.96, and to 0.996 with the extremes (docs/explanation/speed.md).
+    Each range is the one with the smallest mean squared error of its rounded and clipped activations, over all clips.
+    The extremes would keep rare large values exact at the cost of all others (docs/explanation/speed.md has both). The
+    activations are not rounded while they are measured, so that the ranges do not depend on those of earlier layers;
+    weights are.
 
     Args:
         encoder: An encoder that ``quantize`` has changed.
-        batches: Normalised clips [B, C, T, H, W] on the encoder's device.
+        batches: Normalised clips [B, C, T, H, W] on the encoder's device. They are seen twice.
 
     Raises:
         UserError: There is no clip.
@@ -40,33 +49,101 @@ def calibrate(encoder: Encoder, batches: Iterable[Tensor]) -> int:
         >>> calibrate(encoder, noise_clips(encoder, 4).split(2))
         4
     """
+    num_clips = sum(len(clips) for clips in batches)
+    if not num_clips:
+        raise UserError("there is no clip to calibrate with: give a dataset with readable training clips")
+    extremes, passed = _measure_extremes(encoder, batches)
+    counts = {module: torch.zeros(NUM_BINS, device=bounds.device) for module, bounds in extremes.items()}
+
+    def count(module: RunningRange, values: Tensor) -> None:
+        low, high = extremes[module].tolist()
+        counts[module] += torch.histc(values.float().clamp(*passed[module]), NUM_BINS, min=low, max=high)
+
+    _watch(encoder, batches, count)
+    for module, (low, high) in extremes.items():
+        _, _, bits = module.grid()
+        num_steps = float(module.int_scaling_impl(bits))
+        module.bounds.copy_(best_bounds(counts[module].cpu().double(), float(low), float(high), num_steps))
+        module.num_batches.fill_(1)
+    return num_clips
+
+
+def _measure_extremes(
+    encoder: Encoder, batches: Sequence[Tensor]
+) -> tuple[dict[RunningRange, Tensor], dict[RunningRange, tuple[float, float]]]:
+    """Return the smallest and largest value [2] in each range, zero included, and what is let through after it."""
+    extremes: dict[RunningRange, Tensor] = {}
+    passed: dict[RunningRange, tuple[float, float]] = {}
+    newest: list[tuple[RunningRange, Tensor]] = []
+
+    def observe(module: RunningRange, values: Tensor) -> None:
+        low, high = extremes.get(module, torch.zeros(2, device=values.device))
+        extremes[module] = torch.stack([values.amin().float().minimum(low), values.amax().float().maximum(high)])
+        passed.setdefault(module, (-float("inf"), float("inf")))
+        newest[:] = [(module, values)]
+
+    def note(rectifier: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        # It follows a range if its input is the very tensor that was just observed.
+        if newest and inputs[0] is newest[0][1]:
+            passed[newest[0][0]] = RECTIFIERS[type(rectifier)]
+
+    hooks = [m.register_forward_pre_hook(note) for m in encoder.body.modules() if type(m) in RECTIFIERS]
+    try:
+        _watch(encoder, batches, observe)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {module: bounds.clamp(*passed[module]) for module, bounds in extremes.items()}, passed
+
+
+def _watch(encoder: Encoder, batches: Sequence[Tensor], see: Callable[[RunningRange, Tensor], None]) -> None:
+    """Embed clips without rounding activations, and show what each range would round."""
     ranges = [module for module in encoder.body.modules() if isinstance(module, RunningRange)]
     convolutions = [module for module in encoder.body.modules() if isinstance(module, IntegerConvolution)]
-    bounds: dict[RunningRange, Tensor] = {}
 
-    def observe(module: RunningRange, inputs: tuple[Tensor, ...], output: tuple[Any, ...]) -> tuple[Any, ...]:
-        (values,) = inputs
-        low, high = bounds.get(module, torch.zeros(2, device=values.device))  # a range includes zero
-        bounds[module] = torch.stack([values.amin().float().minimum(low), values.amax().float().maximum(high)])
-        return (values, *output[1:])
+    def unrounded(module: RunningRange, inputs: tuple[Tensor, ...], output: tuple[Any, ...]) -> tuple[Any, ...]:
+        see(module, inputs[0])
+        return (inputs[0], *output[1:])
 
-    hooks = [module.register_forward_hook(observe) for module in ranges]
+    hooks = [module.register_forward_hook(unrounded) for module in ranges]
     for convolution in convolutions:
         convolution.is_simulated = True  # sums of integers would round with the ranges that are being measured
-    num_clips = 0
     try:
         with eval_mode(encoder.body):
             for clips in batches:
                 encoder(clips)
-                num_clips += len(clips)
     finally:
         for hook in hooks:
             hook.remove()
         for convolution in convolutions:
             convolution.is_simulated = False
-    if not num_clips:
-        raise UserError("there is no clip to calibrate with: give a dataset with readable training clips")
-    for module, found in bounds.items():
-        module.bounds.copy_(found)
-        module.num_batches.fill_(1)
-    return num_clips
+
+
+def best_bounds(counts_n: Tensor, low: float, high: float, num_steps: float) -> Tensor:
+    """Return the bounds [2] with the smallest sum of squared errors, among shares of the extremes.
+
+    Args:
+        counts_n: [N] numbers of values in equal bins from ``low`` to ``high``.
+        low: Smallest value, at most zero.
+        high: Largest value, at least zero.
+        num_steps: Distance between the first and the last integer.
+
+    Example:
+        >>> counts = torch.zeros(100).double()
+        >>> counts[50:60], counts[99] = 1000.0, 1.0  # nearly all values are below a fifth of the largest one
+        >>> best_bounds(counts, -1.0, 1.0, num_steps=15)[1] < 0.5
+        tensor(True)
+    """
+    edges = torch.linspace(low, high, len(counts_n) + 1, dtype=torch.float64)
+    middles_n = (edges[1:] + edges[:-1]) / 2
+    best, best_error = torch.tensor([low, high]), float("inf")
+    for candidate_low in (low * LOW_FACTORS).unique():  # one bound at a time: all pairs would take 25 MB a range
+        highs = (high * HIGH_FACTORS).unique()
+        scales = ((highs - candidate_low) / num_steps).clamp(min=1e-12)[:, None]
+        zeros = torch.round(-candidate_low / scales)
+        rounded = torch.round(middles_n / scales).clamp(min=-zeros, max=num_steps - zeros) * scales
+        errors = ((rounded - middles_n) ** 2 * counts_n).sum(dim=1)
+        if float(errors.min()) < best_error:
+            best_error = float(errors.min())
+            best = torch.stack([candidate_low, highs[errors.argmin()]]).float()
+    return best

@@ -15,7 +15,7 @@ from crossdistill.export import int8
 from crossdistill.export.export import export_file
 from crossdistill.export.formats import export_student
 from crossdistill.export.int8 import KnownClips, dataset_clips
-from crossdistill.quantization.calibrate import calibrate
+from crossdistill.quantization.calibrate import HIGH_FACTORS, LOW_FACTORS, best_bounds, calibrate
 from crossdistill.quantization.quantize import noise_clips, quantize
 
 pytest.importorskip("brevitas")
@@ -36,7 +36,24 @@ def student(tmp_path, toy_folder):
     return tmp_path / "student"
 
 
-def test_calibrate__bounds_are_the_float_networks_extremes():
+def rounding_error(values, low, high):
+    """Sum of squared errors of values that 256 integers between two bounds stand for, one of them for zero."""
+    scale = max((high - low) / 255, 1e-12)
+    zero = round(-low / scale)
+    return float(((values / scale).round().clamp(-zero, 255 - zero).mul(scale) - values).square().sum())
+
+
+def least_error(values, passed=(-float("inf"), float("inf"))):
+    """The smallest error of all pairs of bounds that may be tried, by trying them on the values themselves."""
+    values = values.double().clamp(*passed)
+    low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
+    lows, highs = (
+        [end * float(factor) for factor in factors] for end, factors in ((low, LOW_FACTORS), (high, HIGH_FACTORS))
+    )
+    return min(rounding_error(values, one, other) for one in set(lows) for other in set(highs))
+
+
+def test_calibrate__ranges_have_the_least_error_of_the_float_networks_activations():
     """Against hooks on a float network whose weights are rounded as in the quantised one."""
     torch.manual_seed(0)
     encoder = create_encoder("rgb_tiny3d_8", num_frames=4, size_px=16).eval()
@@ -47,19 +64,47 @@ def test_calibrate__bounds_are_the_float_networks_extremes():
     for name, layer in quantised.body.named_modules():
         if isinstance(plain.get(name), nn.Conv3d):
             plain[name].weight.data = layer.weight_quant(layer.weight).detach()
-    seen = {}
+    seen, checked = {}, 0
     for name, module in plain.items():
-        if isinstance(module, nn.Conv3d):
-            module.register_forward_hook(lambda module, given, out, name=name: seen.update({name: given[0]}))
+        if isinstance(module, (nn.Conv3d, nn.BatchNorm3d)):
+            module.register_forward_hook(lambda module, given, out, name=name: seen.update({name: (given[0], out)}))
     with torch.no_grad():
         encoder(clips)
-    checked = 0
-    for name, values in seen.items():
-        bounds = quantised.body.get_submodule(name).input_quant.fused_activation_quant_proxy.tensor_quant.bounds
-        low, high = min(0.0, *(clip.min().item() for clip in values)), max(0.0, *(clip.max().item() for clip in values))
-        assert bounds.tolist() == pytest.approx([low, high], rel=1e-4, abs=1e-5)
+    for name, (given, out) in seen.items():
+        layer = quantised.body.get_submodule(name)
+        is_norm = isinstance(plain[name], nn.BatchNorm3d)
+        proxy = layer.output_quant.act_quant if is_norm else layer.input_quant
+        bounds = proxy.fused_activation_quant_proxy.tensor_quant.bounds.tolist()
+        passed = (0.0, float("inf")) if is_norm else (-float("inf"), float("inf"))  # a ReLU follows each norm
+        values = (out if is_norm else given).double().clamp(*passed)
+        assert rounding_error(values, *bounds) <= 1.05 * least_error(values)
+        assert not is_norm or bounds[0] == 0
         checked += 1
-    assert checked == 4
+    assert checked == 8
+
+
+def test_best_bounds__against_a_plain_loop():
+    generator = torch.Generator().manual_seed(0)
+    counts = (torch.rand(64, generator=generator) ** 8 * 1000).double()
+    low, high = -0.7, 2.0
+    middles = [low + (i + 0.5) * (high - low) / 64 for i in range(64)]
+
+    def error(bounds):
+        scale = (bounds[1] - bounds[0]) / 15
+        zero = round(-bounds[0] / scale)
+        steps = [min(max(round(middle / scale), -zero), 15 - zero) for middle in middles]
+        return sum(
+            n * (step * scale - middle) ** 2 for n, step, middle in zip(counts.tolist(), steps, middles, strict=True)
+        )
+
+    pairs = [(low * float(one), high * float(other)) for one in LOW_FACTORS for other in HIGH_FACTORS]
+    assert best_bounds(counts, low, high, 15).tolist() == pytest.approx(min(pairs, key=error))
+
+
+def test_best_bounds__of_one_sign_and_of_nothing():
+    assert best_bounds(torch.ones(64).double(), 0.0, 1.0, 255)[0] == 0
+    assert best_bounds(torch.ones(64).double(), -1.0, 0.0, 255)[1] == 0
+    assert best_bounds(torch.zeros(64).double(), 0.0, 0.0, 255).tolist() == [0, 0]
 
 
 def test_calibrate__does_not_depend_on_batches_and_leaves_no_trace():
