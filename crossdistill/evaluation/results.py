@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.json_schema import SkipJsonSchema
 from torch import Tensor
@@ -30,12 +33,15 @@ SCHEMA_VERSION = 1
 NUM_RANKED = 5
 """Ranks that count for top-5 accuracy."""
 TOP1, TOP5, MEAN_CLASS = "top1", "top5", "mean_class"
+MEAN_AVERAGE_PRECISION = "mean_average_precision"
 _COLUMNS = ("protocol", "top1", "low", "high", "top5", "mean_class", "num_test", "coverage")
 _UNLABELLED_COLUMNS = (
     *("teacher", "overlap", "low", "high", "cka"),
     *("effective_rank", "uniformity", "num_test", "coverage"),
 )
 _STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,21 @@ class Units:
     """[B] unit of each test clip."""
 
 
+class SetMeasure(Protocol):
+    """A measure of a test set that is no mean over its clips, for the bootstrap. R draws at once, J figures."""
+
+    def of_draws(self, weights_rb: Floats) -> Floats:
+        """Compute [R, J] figures, the measure first, of test sets that hold clip b ``weights_rb[r, b]`` times.
+
+        NaN where a test set has no value.
+        """
+        ...
+
+    def interval(self, drawn_rj: Floats, whole_j: Floats, level: float) -> tuple[float, float]:
+        """Give the ends of the interval from the figures of all draws, and of the test set itself."""
+        ...
+
+
 @dataclass(frozen=True)
 class Outcome:
     """Which clips a protocol got right; accuracies and their intervals follow from it."""
@@ -74,6 +95,8 @@ class Outcome:
     """What the bootstrap draws; None until the videos are known."""
     positions_b: Tensor | None = None
     """[B] int64 positions of the clips in the test set, if the protocol is about some of them; None for all."""
+    set_measures: Mapping[str, SetMeasure] = field(default_factory=dict)
+    """Further measures that get an interval, by name."""
 
     def with_units(self, units: Units) -> Outcome:
         """Give every clip its unit, of the units of the whole test set."""
@@ -115,8 +138,8 @@ class ProtocolResult:
     views: str = "1x1"
     """Clips x crops of every test video, which were averaged."""
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """Measure (``top1``, ``top5``, ``mean_class``, for retrieval also ``recall_at_10`` …) to the ends of its confidence
-    interval."""
+    """Measure (``top1``, ``top5``, ``mean_class``, for retrieval also ``recall_at_10`` …, for calibration ``ece`` and
+    ``ece_scaled``, for multi-label ``mean_average_precision``) to the ends of its confidence interval."""
     hits: str = ""
     """One digit for each of the evaluation's ``test_videos``: 1 where top-1 is right, else 0. Empty for a mean over
     splits, draws or perturbations, and for a part of the test clips."""

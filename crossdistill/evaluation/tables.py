@@ -7,7 +7,15 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from crossdistill.evaluation.results import TOP1, AgreementResult, Bootstrap, Evaluation, Gain, ProtocolResult
+from crossdistill.evaluation.results import (
+    MEAN_AVERAGE_PRECISION,
+    TOP1,
+    AgreementResult,
+    Bootstrap,
+    Evaluation,
+    Gain,
+    ProtocolResult,
+)
 from crossdistill.evaluation.spread import SPREAD_TITLES, spread_texts
 from crossdistill.utils.console import console, print_table
 
@@ -38,8 +46,8 @@ def print_evaluation(evaluation: Evaluation, name: str = "") -> None:
     for result in evaluation.results.values():
         _print_robustness(title, result)
         _print_pairs(title, result)
-        _print_calibration(title, result)
-        _print_average_precision(title, result)
+        _print_calibration(title, result, interval)
+        _print_average_precision(title, result, interval)
     _print_gains(evaluation)
     _print_agreement(evaluation)
     if evaluation.results or evaluation.agreement:
@@ -66,8 +74,8 @@ def _row(name: str, result: ProtocolResult) -> tuple[str, ...]:
     )
 
 
-def _ends(interval: tuple[float, float] | None) -> str:
-    return "–" if interval is None else "–".join(f"{100 * end:.1f}" for end in interval)
+def _ends(interval: tuple[float, float] | None, *, decimals: int = 1) -> str:
+    return "–" if interval is None else "–".join(f"{100 * end:.{decimals}f}" for end in interval)
 
 
 def _print_recalls(title: str, results: Sequence[ProtocolResult], interval: str) -> None:
@@ -126,26 +134,44 @@ def pair_texts(row: Mapping[str, Any]) -> list[str]:
     return [f"{100 * row['top1']:.1f}", "–" if turned is None else f"{100 * turned:.1f}", str(row["num_test"])]
 
 
-def _print_calibration(title: str, result: ProtocolResult) -> None:
-    details = result.details
-    if "ece" in details:
-        rows = [
-            (name, f"{100 * details[f'ece{suffix}']:.2f}", f"{details[f'nll{suffix}']:.4f}")
-            for name, suffix in (("as trained", ""), (_temperature_text(details), "_scaled"))
-        ]
-        header = ("", "expected calibration error in %", "negative log-likelihood")
+def _print_calibration(title: str, result: ProtocolResult, interval: str) -> None:
+    if "ece" in result.details:
+        header = ("", "expected calibration error in %", interval, "negative log-likelihood")
+        rows = [(name, *texts) for name, texts in calibration_texts(result).items()]
         print_table(f"{title}: calibration of a linear layer", header, rows)
 
 
-def _print_average_precision(title: str, result: ProtocolResult) -> None:
+def calibration_texts(result: ProtocolResult) -> dict[str, list[str]]:
+    """Write the calibration error in percent, its interval and the log-likelihood, without and with the temperature.
+
+    Example:
+        >>> details = {"ece": 0.05, "nll": 0.7, "ece_scaled": 0.021, "nll_scaled": 0.6, "temperature": 1.5}
+        >>> result = ProtocolResult("calibration", 0.5, 1.0, 0.5, 20, details, intervals={"ece": (0.0, 0.0625)})
+        >>> calibration_texts(result)
+        {'as trained': ['5.00', '0.00–6.25', '0.7000'], 'with temperature 1.500': ['2.10', '–', '0.6000']}
+    """
     details = result.details
-    if "mean_average_precision" in details:
-        _print_line(f"{title}: mean average precision {100 * details['mean_average_precision']:.1f} %")
-
-
-def _temperature_text(details: Mapping[str, Any]) -> str:
     known = f" {details['temperature']:.3f}" if "temperature" in details else ""
-    return f"with temperature{known}"
+    return {
+        name: [
+            f"{100 * details[f'ece{suffix}']:.2f}",
+            _ends(result.intervals.get(f"ece{suffix}"), decimals=2),
+            f"{details[f'nll{suffix}']:.4f}",
+        ]
+        for name, suffix in (("as trained", ""), (f"with temperature{known}", "_scaled"))
+    }
+
+
+def _print_average_precision(title: str, result: ProtocolResult, interval: str) -> None:
+    if MEAN_AVERAGE_PRECISION in result.details:
+        value, ends = average_precision_texts(result)
+        _print_line(f"{title}: mean average precision {value} %, {interval} {ends}")
+
+
+def average_precision_texts(result: ProtocolResult) -> list[str]:
+    """Write the mean average precision in percent, and its interval."""
+    found = result.details[MEAN_AVERAGE_PRECISION]
+    return [f"{100 * found:.1f}", _ends(result.intervals.get(MEAN_AVERAGE_PRECISION))]
 
 
 def gain_text(gain: Gain) -> tuple[str, str]:

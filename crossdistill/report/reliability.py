@@ -1,4 +1,4 @@
-"""Sections of the page for the protocols robustness, order and calibration, if the run has their results."""
+"""Sections of the page for robustness, order, calibration and multi-label, if the run has their results."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 from markupsafe import Markup
 
 from crossdistill.evaluation.protocols.robustness import group_of
-from crossdistill.evaluation.results import ProtocolResult
-from crossdistill.evaluation.tables import pair_texts, robustness_texts
+from crossdistill.evaluation.results import MEAN_AVERAGE_PRECISION, ProtocolResult
+from crossdistill.evaluation.tables import average_precision_texts, calibration_texts, pair_texts, robustness_texts
 from crossdistill.report.charts import MAX_STYLES, Series, axes, line_chart, style_of
 from crossdistill.report.page import render
 from crossdistill.report.results import ResultTable
@@ -24,7 +24,10 @@ LEADS = {
     "to order takes a clip that is shown backwards for the same class.",
     "calibration": "Bars: accuracy of the test clips whose confidence is in the bin. Crosses: their mean confidence. A "
     "calibrated classifier has its bars on the diagonal. The expected calibration error (ECE) is the mean distance "
-    "between the two over clips, in 15 bins; the temperature was fitted on training clips that the layer has not seen.",
+    "between the two over clips, in 15 bins; the temperature was fitted on training clips that the layer has not seen. "
+    "The error of few clips is too large by chance; its interval is corrected for that, and can be below the error.",
+    "multi-label": "Mean over classes of the average precision of one sigmoid for each class on frozen features. It is "
+    "too large where classes have few clips; its interval is corrected for that, and can be below the value.",
 }
 SIDE_PX = 300
 COUNTS_PX = 34
@@ -109,15 +112,28 @@ def order_section(tables: Sequence[ResultTable]) -> Markup:
 
 
 def calibration_section(tables: Sequence[ResultTable]) -> Markup:
-    """Draw reliability pictures, before and after the temperature."""
-    charts = []
-    for title, result in results_with(tables, "bins"):
+    """Show the calibration error before and after the temperature, with reliability pictures of single splits."""
+    rows, charts = [], []
+    for title, result in results_with(tables, "ece"):
         details = result.details
-        temperature = f"temperature {details['temperature']:.3f}"
-        for what, suffix in (("as trained", ""), (temperature, "_scaled")):
-            note = f"ECE {100 * details[f'ece{suffix}']:.2f} %, negative log-likelihood {details[f'nll{suffix}']:.3f}"
-            charts.append(reliability_chart(details[f"bins{suffix}"], title=f"{title}: {what}", note=note))
-    return element("div", *charts, class_="pictures")
+        for (what, texts), suffix in zip(calibration_texts(result).items(), ("", "_scaled"), strict=True):
+            rows.append({"name": f"{title}: {what}", "texts": texts})
+            if "bins" in details:
+                note = f"ECE {100 * details[f'ece{suffix}']:.2f} %"
+                charts.append(reliability_chart(details[f"bins{suffix}"], title=f"{title}: {what}", note=note))
+    heads = ["ECE, %", "interval", "negative log-likelihood"]
+    table = render("measures.html", title="Calibration error", heads=heads, first="", rows=rows, note="")
+    return join([table, element("div", *charts, class_="pictures")])
+
+
+def multi_label_section(tables: Sequence[ResultTable]) -> Markup:
+    """Show the mean average precision, with its interval."""
+    rows = [
+        {"name": title, "texts": [*average_precision_texts(result), str(result.num_test)]}
+        for title, result in results_with(tables, MEAN_AVERAGE_PRECISION)
+    ]
+    heads = ["mean average precision, %", "interval", "test clips"]
+    return render("measures.html", title="Several classes a video", heads=heads, first="", rows=rows, note="")
 
 
 def reliability_chart(bins: Sequence[dict[str, float]], *, title: str, note: str) -> Markup:

@@ -8,6 +8,7 @@ from functools import partial
 from markupsafe import Markup
 
 from crossdistill.evaluation.gains import paired_gains
+from crossdistill.evaluation.results import MEAN_AVERAGE_PRECISION
 from crossdistill.evaluation.tables import gain_text
 from crossdistill.report.analysis import (
     TeacherAgreement,
@@ -38,7 +39,13 @@ from crossdistill.report.networks import Kind, kind_of
 from crossdistill.report.page import Page, Tile, make_sections, render
 from crossdistill.report.record import UnavailableError, short_name
 from crossdistill.report.reliability import LEADS as PROTOCOL_LEADS
-from crossdistill.report.reliability import calibration_section, order_section, results_with, robustness_section
+from crossdistill.report.reliability import (
+    calibration_section,
+    multi_label_section,
+    order_section,
+    results_with,
+    robustness_section,
+)
 from crossdistill.report.results import MAIN_PROTOCOLS, ResultTable, main_result, result_tables
 from crossdistill.report.run_data import RunData
 from crossdistill.report.svg import element, join, percent, short_number, whole_percent
@@ -97,7 +104,8 @@ def run_page(run: RunData, *, num_queries: int) -> Page:
         ("robustness", "Robustness", "families", robustness_section),
         ("order", "Order of frames", "drop", order_section),
         ("order", "Order of frames", "pairs", order_section),
-        ("calibration", "Calibration", "bins", calibration_section),
+        ("calibration", "Calibration", "ece", calibration_section),
+        ("multi-label", "Mean average precision", MEAN_AVERAGE_PRECISION, multi_label_section),
     ]
     # Sections of protocols that few runs have; they stand after the accuracy.
     found = {name: (title, draw) for name, title, detail, draw in measured if any(results_with(tables, detail))}

@@ -152,6 +152,8 @@ def test_mean_of_splits__averages_robustness_and_order():
     assert mean.results["order-shuffled"].details["drop"] == pytest.approx(np.mean(drops), abs=1e-15)
     assert {"ece", "ece_scaled"} <= set(mean.results["calibration"].details)
     assert "bins" not in mean.results["calibration"].details
+    low, high = mean.results["calibration"].intervals["ece_scaled"]
+    assert 0 <= low < high
 
 
 # Order
@@ -290,6 +292,8 @@ def test_calibration__fits_the_temperature_on_clips_that_the_layer_has_not_seen(
         naive = sum(one.sum() * abs(hits[one].mean() - confidence[one].mean()) for one in own) / len(bins)
         assert details[f"ece{suffix}"] == pytest.approx(naive, abs=1e-6)
     assert result.top1 == np.mean(mean_probabilities(both.test, 1).argmax(1) == both.test.labels.numpy())
+    intervals = evaluated(both, [result]).results["calibration"].intervals
+    assert {"ece", "ece_scaled"} <= set(intervals) and intervals["ece"] != intervals["ece_scaled"]
 
 
 def test_fit_temperature__of_logits_that_were_scaled_undoes_it():
@@ -366,8 +370,16 @@ def test_multi_label__equals_scikit_learn_and_a_naive_training(tmp_path, num_vie
     best = [truth[k, scores[k].argmax()] for k in range(len(rows))]
     assert result.top1 == pytest.approx(np.mean(best), abs=0.012)
     assert 0.4 < found["mean_average_precision"] < 1
-    low, high = evaluated(both, [result]).results["multi-label"].intervals["top1"]
+    intervals = evaluated(both, [result]).results["multi-label"].intervals
+    low, high = intervals["top1"]
     assert low < result.top1 < high
+    groups = [both.test.groups[i] for i in rows]
+    means = []
+    for drawn in np.random.default_rng(0).integers(5, size=(40, 5)):
+        own = [i for k in drawn for i, group in enumerate(groups) if group == f"g{k}"]
+        means.append(np.mean([average_precision_score(truth[own, c], scores[own, c]) for c in range(NUM_CLASSES)]))
+    ends = 2 * np.mean(theirs) - np.percentile(means, [97.5, 2.5])
+    assert intervals["mean_average_precision"] == pytest.approx(ends, abs=4e-3)
 
 
 def _standard(both, rows):
@@ -571,7 +583,9 @@ def test_command__multi_label_needs_no_classes_of_the_dataset(student, small_fol
     evaluate(student, *options, "--label-sets", tmp_path / "labels.csv")
     details = numbers(path)["results"]["multi-label"]["details"]
     assert set(details["average_precision"]) == {*manifest.classes, "moves"}
-    assert f"mean average precision {100 * details['mean_average_precision']:.1f} %" in capsys.readouterr().out
+    low, high = numbers(path)["results"]["multi-label"]["intervals"]["mean_average_precision"]
+    expected = f"mean average precision {100 * details['mean_average_precision']:.1f} %, 95% interval "
+    assert f"{expected}{100 * low:.1f}–{100 * high:.1f}" in capsys.readouterr().out
     more = ["--label-sets", tmp_path / "labels.csv", "--protocols", "multi-label", "knn"]
     assert "has no labels" in error_of(capsys, student, *options, *more)
 

@@ -1,6 +1,7 @@
 """Sections of the page for robustness, order and calibration."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from crossdistill.evaluation.results import Evaluation, ProtocolResult
 from crossdistill.report.reliability import (
     SIDE_PX,
     calibration_section,
+    multi_label_section,
     order_section,
     reliability_chart,
     results_with,
@@ -91,5 +93,24 @@ def test_reliability_picture__has_bars_of_the_accuracy_and_marks_of_the_confiden
     details = {"temperature": 2.0}
     for suffix in ("", "_scaled"):
         details |= {f"ece{suffix}": 0.1234, f"nll{suffix}": 0.5, f"bins{suffix}": bins}
-    section = str(calibration_section(tables(result("calibration", **details))))
-    assert section.count("<svg") == 2 and "ECE 12.34 %" in section and "temperature 2.000" in section
+    found = replace(result("calibration", **details), intervals={"ece": (0.0, 0.2)})
+    section = str(calibration_section(tables(found)))
+    assert section.count("<svg") == 2 and "ECE 12.34 %" in section
+    rows = [re.findall(r"<t[hd]>([^<]*)</t[hd]>", row) for row in section.split("<tr>")[1:]]
+    assert rows == [
+        ["", "ECE, %", "interval", "negative log-likelihood"],
+        ["student, distilled, calibration, toy, split 1: as trained", "12.34", "0.00–20.00", "0.5000"],
+        ["student, distilled, calibration, toy, split 1: with temperature 2.000", "12.34", "–", "0.5000"],
+    ]
+    of_splits = result("calibration", **{name: value for name, value in details.items() if "bins" not in name})
+    section = str(calibration_section(tables(of_splits)))
+    assert "12.34" in section and "<svg" not in section
+
+
+def test_multi_label__shows_the_mean_average_precision_with_its_interval():
+    found = replace(
+        result("multi-label", mean_average_precision=0.4567), intervals={"mean_average_precision": (0.4, 0.5)}
+    )
+    page = str(multi_label_section(tables(found)))
+    rows = [re.findall(r"<t[hd]>([^<]*)</t[hd]>", row) for row in page.split("<tr>")[1:]]
+    assert rows[1] == ["student, distilled, multi-label, toy, split 1", "45.7", "40.0–50.0", "20"]
