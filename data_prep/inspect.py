@@ -8,6 +8,7 @@ sticks, its two sides in two colours.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -291,16 +292,16 @@ def paint_depth(frames: NDArray[Any]) -> tuple[Pictures, str]:
 
 
 def paint_skeleton(frames: NDArray[Any]) -> tuple[Pictures, str]:
-    """Draw joints [T, joints, 1, 3] as sticks, seen from the camera without perspective. The clip has one scale."""
-    metres = frames[:, :, 0].astype(np.float32) * np.float32(SKELETON.value_scale) + np.float32(SKELETON.value_offset)
-    lowest, highest = metres.min(axis=(0, 1)), metres.max(axis=(0, 1))
+    """Draw joints [T, J, M, 3] of M bodies as sticks, from the camera without perspective. The clip has one scale."""
+    metres = frames.astype(np.float32) * np.float32(SKELETON.value_scale) + np.float32(SKELETON.value_offset)
+    lowest, highest = metres.min(axis=(0, 1, 2)), metres.max(axis=(0, 1, 2))
     scale = STICKS_PX / (1.1 * max(0.1, *(highest - lowest)[:2]))
     centre = STICKS_PX / 2 / scale - (lowest + highest) / 2
     x, y = (metres[..., 0] + centre[0]) * scale, STICKS_PX - (metres[..., 1] + centre[1]) * scale
     pictures = np.full((len(frames), STICKS_PX, STICKS_PX, 3), 255, np.uint8)
-    for picture, joints in zip(pictures, np.rint(np.stack([x, y], axis=-1)).astype(int).tolist(), strict=True):
-        for chain, colour in STICKS:
-            cv2.polylines(picture, [np.asarray([joints[i] for i in chain])], False, colour, 2, cv2.LINE_AA)
+    for picture, bodies in zip(pictures, np.rint(np.stack([x, y], axis=-1)).astype(int).swapaxes(1, 2), strict=True):
+        for joints, (chain, colour) in itertools.product(bodies, STICKS):
+            cv2.polylines(picture, [joints[list(chain)]], False, colour, 2, cv2.LINE_AA)
     return pictures, f"skeleton\n{highest[1] - lowest[1]:.2f} m high"
 
 

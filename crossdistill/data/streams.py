@@ -7,8 +7,8 @@ milliseconds.
 * ``flow``: H.264 with keyframes only, a fixed fine quantiser and full range. x and y lie one above the other in a gray
   picture of twice the height. N - 1 frames, each with the timestamp of the first frame of its pair.
 * ``depth``: lossless 16-bit PNG, millimetres, 0 for "not measured".
-* ``skeleton``: lossless 16-bit PNG, millimetres from the camera, 32768 is 0. One row per joint, one column; x, y and z
-  lie one above the other.
+* ``skeleton``: lossless 16-bit PNG, millimetres from the camera, 32768 is 0. One row per joint, one column per body; x,
+  y and z lie one above the other.
 
 ``docs/explanation/stream_formats.md`` compares 60 candidates by error, size and speed of random clips.
 

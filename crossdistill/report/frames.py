@@ -66,21 +66,26 @@ def depth_to_rgb(frames: Sequence[Picture]) -> list[Rgb]:
 
 
 def skeleton_to_rgb(frames: Sequence[Picture]) -> list[Rgb]:
-    """Draw T skeletons [J, 1, 3] from the front, with bones if there are 20 joints (Kinect).
+    """Draw T frames [J, M, 3] of M skeletons from the front, with bones if there are 20 joints (Kinect).
 
     All frames share one scale.
     """
-    metres = (np.stack(frames)[:, :, 0, :].astype(np.float32) - JOINT_ZERO) * JOINT_STEP_METRES
+    metres = (np.stack(frames).astype(np.float32) - JOINT_ZERO) * JOINT_STEP_METRES
     flat = metres[..., :2].reshape(-1, 2)
     low, high = flat.min(0), flat.max(0)
     scale = 0.84 * SIDE_PX / max(0.2, float((high - low).max()))
     centre = (low + high) / 2
-    return [_draw_joints((joints - centre) * scale) for joints in metres[..., :2]]
+    pictures = []
+    for bodies in (metres[..., :2] - centre) * scale:
+        picture: Rgb = np.full((SIDE_PX, SIDE_PX, 3), BACKGROUND, dtype=np.uint8)
+        for body in bodies.swapaxes(0, 1):
+            _draw_joints(picture, body)
+        pictures.append(picture)
+    return pictures
 
 
-def _draw_joints(places: NDArray[np.float32]) -> Rgb:
-    """Draw joints [J, 2], given in px from the centre with y up."""
-    picture: Rgb = np.full((SIDE_PX, SIDE_PX, 3), BACKGROUND, dtype=np.uint8)
+def _draw_joints(picture: Rgb, places: NDArray[np.float32]) -> None:
+    """Draw joints [J, 2], given in px from the centre with y up, into a picture."""
     points = [(round(SIDE_PX / 2 + float(x)), round(SIDE_PX / 2 - float(y))) for x, y in places]
     if len(points) == NUM_KINECT_JOINTS:
         for start, end in KINECT_BONES:
@@ -88,7 +93,6 @@ def _draw_joints(places: NDArray[np.float32]) -> Rgb:
             cv2.line(picture, points[start], points[end], LEFT_BONE if is_left else BONE, 2, cv2.LINE_AA)
     for point in points:
         cv2.circle(picture, point, 2, JOINT, -1, cv2.LINE_AA)
-    return picture
 
 
 TO_RGB: dict[str, Callable[[Sequence[Picture]], list[Rgb]]] = {

@@ -7,9 +7,13 @@ Request access at https://rose1.ntu.edu.sg/dataset/actionRecognition, and downlo
 * 3D skeletons: S001C001P001R001A001.skeleton and so on (--skeleton, for --modalities with skeleton).
 
 With one part alone, choose --modalities accordingly: rgb flow for videos, depth flow for depth maps, skeleton for
-skeletons. Every recording must have every stream, so a recording that lacks a needed part counts as missing. A skeleton
-is the body that is in most frames, with the 20 joints that a Kinect 1 has too: encoders of UTD-MHAD's skeletons take
-it. A second person is left out. A file without a body is skipped; --missing leaves out all that the authors list.
+skeletons. Every recording must have every stream, so a recording that lacks a needed part counts as missing.
+
+A skeleton is one or two bodies beside each other, with the 20 joints that a Kinect 1 has too. Encoders of UTD-MHAD's
+skeletons, which have one body, take it: they see the first body in the left half of their input and the second in the
+right half, or one body in both. Bodies in 11 frames or fewer, and bodies that are wider than 0.8 of their height in
+most frames, are left out if others are left, as in the code of CTR-GCN. The body that moves most is first. A file
+without a body is skipped; --missing leaves out all that the authors list.
 
 The files S018 to S032 of NTU RGB+D 120 (Liu et al., 2019) may be in the same folders. The dataset then has the 120
 classes.

@@ -6,8 +6,7 @@ the number of joints (25), and a line for each joint that begins with x, y and z
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +20,17 @@ NUM_KINECT2_JOINTS = 25
 # the shoulders is what a Kinect 1 calls neck. A Kinect 2 has thumbs and tips of hands in addition.
 KINECT1_JOINTS = (3, 20, 1, 0, *range(4, 20))
 
+# The thresholds are those of the code of CTR-GCN (``get_raw_denoised_data.py``), which most work on NTU RGB+D uses.
+LONGEST_NOISE_FRAMES = 11
+WIDE = 0.8
+"""Width of a body, as a share of its height, above which a frame looks like furniture."""
+SHARE_OF_WIDE_FRAMES = 0.69754
+MAX_BODIES = 2
+
 Bodies = dict[str, NDArray[np.float64]]
 """Identity of each body of one frame to its joints [25, 3] in metres."""
+Track = dict[int, NDArray[np.float64]]
+"""Number of each frame in which a body is to its joints [25, 3] in metres."""
 
 
 def read_bodies(path: Path) -> list[Bodies]:
@@ -53,23 +61,57 @@ def _read_frame(lines: Iterator[str]) -> Bodies:
     return bodies
 
 
-def main_body(path: Path) -> NDArray[np.float64]:
-    """Return the joints [20, 3, T] in metres of the body that is in most frames, with the joints of a Kinect 1.
+def main_bodies(path: Path) -> NDArray[np.float64]:
+    """Return the joints [20, 3, T, M] in metres of one or two bodies, with the joints of a Kinect 1.
 
-    Of equally frequent bodies it is the one that appears first. In frames without it, it stays where it was; before its
-    first frame, where it will be.
+    Bodies that look like noise are left out if others are left: those in 11 frames or fewer, then those that are wider
+    than 0.8 of their height in most frames (furniture). Of the others, the one that moves most is first. A body without
+    a frame in common with it is the same person, whom the Kinect lost and found again; another one is the second
+    person. In frames without a person, the person stays where it was; before its first frame, where it will be.
 
     Raises:
         UnreadableVideoError: The file is damaged, or no frame has a body.
     """
     frames = read_bodies(path)
-    counts = Counter(identity for bodies in frames for identity in bodies)
-    if not counts:
+    tracks: dict[str, Track] = {}
+    for number, bodies in enumerate(frames):
+        for identity, joints in bodies.items():
+            tracks.setdefault(identity, {})[number] = joints
+    if not tracks:
         raise UnreadableVideoError(f"{path}: has no body in any of its {len(frames)} frames")
-    identity = counts.most_common(1)[0][0]
-    current = next(bodies[identity] for bodies in frames if identity in bodies)
-    found = []
-    for bodies in frames:
-        current = bodies.get(identity, current)
+    people: list[Track] = []
+    for track in sorted(_without_noise(list(tracks.values())), key=_motion, reverse=True):
+        same = next((person for person in people if person.keys().isdisjoint(track)), None)
+        if same is not None:
+            same.update(track)
+        elif len(people) < MAX_BODIES:
+            people.append(dict(track))
+    return np.stack([_in_all_frames(person, len(frames)) for person in people], axis=3)
+
+
+def _without_noise(tracks: Sequence[Track]) -> Sequence[Track]:
+    """Leave out short tracks, then wide ones, unless none would be left."""
+    tracks = [track for track in tracks if len(track) > LONGEST_NOISE_FRAMES] or tracks
+    return [t for t in tracks if _is_wide(t).mean() < SHARE_OF_WIDE_FRAMES] or tracks
+
+
+def _is_wide(track: Track) -> NDArray[np.bool_]:
+    """Return for each frame of a track whether the body is wide for its height."""
+    width, height = np.ptp(np.stack(list(track.values())), axis=1)[:, :2].T
+    return np.asarray(width > WIDE * height)
+
+
+def _motion(track: Track) -> float:
+    """Sum the variances of x, y and z over joints and frames; those that are not wide if that is less."""
+    joints = np.stack(list(track.values()))
+    parts = [part.reshape(-1, 3) for part in (joints, joints[~_is_wide(track)]) if len(part)]
+    return float(min(part.var(axis=0).sum() for part in parts))
+
+
+def _in_all_frames(person: Track, num_frames: int) -> NDArray[np.float64]:
+    """Return the joints [20, 3, T] of a Kinect 1 in every frame."""
+    current, found = person[min(person)], []
+    for number in range(num_frames):
+        current = person.get(number, current)
         found.append(current[list(KINECT1_JOINTS)])
     return np.stack(found, axis=2)

@@ -27,7 +27,7 @@ from crossdistill.data.streams import STREAM_FORMATS, Picture, quantise_joints
 from crossdistill.errors import UnreadableVideoError
 from data_prep.flow import FLOW_METHODS
 from data_prep.frames import NO_VECTORS, ColourFrame, DepthFrame, Frame, JointsFrame, Motion, look_ahead
-from data_prep.pipeline.ntu_skeleton import SUFFIX, main_body
+from data_prep.pipeline.ntu_skeleton import SUFFIX, main_bodies
 from data_prep.recipe import Recipe, UnusableVideo
 
 MIN_SIDE_PX = 16
@@ -171,18 +171,22 @@ def _gray16_video(path: Path) -> Iterator[NDArray[np.uint16]]:
 
 
 def read_skeleton(path: Path, recipe: Recipe, frame_rate: Fraction | None = None) -> Iterator[JointsFrame]:
-    """Read the joints of a body: a ``.skeleton`` file of NTU RGB+D, or a MATLAB array as in UTD-MHAD.
+    """Read joints, a column for each body: a ``.skeleton`` file of NTU RGB+D, or a MATLAB array as in UTD-MHAD.
 
-    The array is [20, 3, T] in metres with the key ``d_skel``.
+    The array is [20, 3, T] in metres with the key ``d_skel``, of one body.
     """
-    joints_metres = main_body(path) if path.suffix.lower() == SUFFIX else _load_matlab(path, MATLAB_JOINTS_KEY)
-    if joints_metres.ndim != 3 or joints_metres.shape[:2] != (NUM_JOINTS, 3):
-        raise UnreadableVideoError(f"{path}: {MATLAB_JOINTS_KEY!r} is {joints_metres.shape}, not [{NUM_JOINTS}, 3, T]")
+    if path.suffix.lower() == SUFFIX:
+        joints_metres = main_bodies(path)
+    else:
+        joints_metres = _load_matlab(path, MATLAB_JOINTS_KEY)[..., None]
+    shape = joints_metres.shape[:-1]
+    if joints_metres.ndim != 4 or shape[:2] != (NUM_JOINTS, 3):
+        raise UnreadableVideoError(f"{path}: {MATLAB_JOINTS_KEY!r} is {shape}, not [{NUM_JOINTS}, 3, T]")
     if not np.issubdtype(joints_metres.dtype, np.floating) or not np.isfinite(joints_metres).all():
         raise UnreadableVideoError(f"{path}: {MATLAB_JOINTS_KEY!r} holds positions that are no numbers of metres")
     time_base = 1 / (frame_rate or DEFAULT_FRAME_RATE)
-    for pts, joints in enumerate(quantise_joints(joints_metres).transpose(2, 0, 1)):
-        yield JointsFrame(pts, time_base, joints[:, None])
+    for pts, joints in enumerate(quantise_joints(joints_metres).transpose(2, 0, 3, 1)):
+        yield JointsFrame(pts, time_base, np.ascontiguousarray(joints))
 
 
 READERS: dict[str, Reader] = {"rgb": read_video, "depth": read_depth, "skeleton": read_skeleton}

@@ -10,10 +10,11 @@ import pytest
 from video_files import moving_frames, write_video
 
 from crossdistill.data.decode import read_frames
+from crossdistill.data.transforms import Crop, cut_view
 from crossdistill.errors import UnreadableVideoError, UserError
 from crossdistill.modalities import SKELETON
 from data_prep.datasets import diving48, ntu, ucf101_ds
-from data_prep.pipeline.ntu_skeleton import main_body
+from data_prep.pipeline.ntu_skeleton import main_bodies
 
 VOCABULARY = [
     ["Back", "15som", "05Twis", "FREE"],
@@ -175,7 +176,10 @@ def skeletons(tmp_path):
     )
 
 
-def test_ntu_skeleton__is_the_most_frequent_body_with_the_joints_of_a_kinect1(skeletons):
+KINECT1 = [3, 20, 1, 0, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19]
+
+
+def test_ntu_skeleton__has_a_column_for_each_body_with_the_joints_of_a_kinect1(skeletons):
     manifest = ntu.prepare(skeletons)
     assert [(v.name, v.label, v.splits, v.status, v.reason.split(":")[0]) for v in manifest.videos] == [
         (NAMES[0], 0, {"xsub": "train", "xview": "test"}, "ok", ""),
@@ -184,12 +188,105 @@ def test_ntu_skeleton__is_the_most_frequent_body_with_the_joints_of_a_kinect1(sk
     assert "has no body in any of its 9 frames" in manifest.videos[1].reason
     stream = manifest.videos[0].streams["skeleton"]
     stored = read_frames(manifest.root, stream, range(stream.num_frames), stream_name="skeleton")
-    metres = stored[:, :, 0] * SKELETON.value_scale + SKELETON.value_offset
-    # Body 1 is not in the frames 0 and 4: before its first frame it is there already, and later it stays.
-    of_frame = [1, 1, 2, 3, 3, 5, 6, 7, 8, 9]
-    kinect1 = [3, 20, 1, 0, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19]
-    expected = np.stack([joints_of(frame, 1)[kinect1] for frame in of_frame])
-    np.testing.assert_allclose(metres, expected, atol=SKELETON.value_scale)
+    metres = stored * SKELETON.value_scale + SKELETON.value_offset
+    # Body 1, which moves more, is not in the frames 0 and 4; body 2 is in the frames 1 and 3 alone. Before its first
+    # frame a body is there already, and later it stays.
+    of_frame = {1: [1, 1, 2, 3, 3, 5, 6, 7, 8, 9], 2: [1, 1, 1, 3, 3, 3, 3, 3, 3, 3]}
+    for column, (body, frames) in enumerate(of_frame.items()):
+        expected = np.stack([joints_of(frame, body)[KINECT1] for frame in frames])
+        np.testing.assert_allclose(metres[:, :, column], expected, atol=SKELETON.value_scale)
+    assert metres.shape == (10, 20, 2, 3)
+
+
+def upright(num_frames, *, x=0.0, start=0, step=0.02):
+    """Joints of a standing body by frame; it is 1.7 m high, 0.5 m wide, and moves by ``step`` metres a frame."""
+    body = np.stack([np.linspace(-0.25, 0.25, 25), np.linspace(-0.9, 0.8, 25), np.full(25, 2.5)], axis=1)
+    return {start + i: body + np.array([x + step * i, 0, 0]) for i in range(num_frames)}
+
+
+def wide(num_frames, **options):
+    """The same, lying: as wide as it was high."""
+    return {number: joints[:, [1, 0, 2]] for number, joints in upright(num_frames, **options).items()}
+
+
+def write_tracks(path, num_frames, tracks):
+    lines = [str(num_frames)]
+    for number in range(num_frames):
+        present = [(identity, track[number]) for identity, track in enumerate(tracks) if number in track]
+        lines.append(str(len(present)))
+        for identity, joints in present:
+            lines += [f"{identity} 0 1 1 1 1 0 0.02 -0.1 2", "25"]
+            lines += [" ".join(map(repr, map(float, joint))) + " 1 2 3 4 5 6 7 8 2" for joint in joints]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("tracks", "people"),
+    [
+        ([upright(30)], [[0]]),
+        # The one that moves more is first.
+        ([upright(30, step=0.01), upright(30, x=1, step=0.03)], [[1], [0]]),
+        # Lost and found again with another identity: the same person.
+        ([upright(12), upright(16, start=14)], [[1, 0]]),
+        ([upright(30, step=0.05), upright(12, x=1), upright(12, x=1, start=15)], [[0], [1, 2]]),
+        # Noise: too short, too wide, a third body.
+        ([upright(30), upright(11, x=1, step=0.3)], [[0]]),
+        ([upright(30), wide(30, x=1, step=0.3)], [[0]]),
+        ([upright(30), upright(30, x=1, step=0.03), upright(30, x=2, step=0.01)], [[1], [0]]),
+        # Nothing better is there.
+        ([upright(9), upright(5, x=1, step=0.01)], [[0], [1]]),
+        ([wide(30)], [[0]]),
+        ([wide(30, step=0.05), upright(11, x=1)], [[0]]),
+    ],
+)
+def test_ntu_skeleton__people(tmp_path, tracks, people):
+    found = main_bodies(write_tracks(tmp_path / "a.skeleton", 30, tracks))
+    assert found.shape == (20, 3, 30, len(people))
+    for column, own in enumerate(people):
+        known = {number: joints for i in own for number, joints in tracks[i].items()}
+        latest = known[min(known)]
+        for number in range(30):
+            latest = known.get(number, latest)
+            assert np.array_equal(found[:, :, number, column], latest[KINECT1])
+
+
+def test_ntu_skeleton__order_of_people_equals_a_naive_twin(tmp_path):
+    """Bodies that move differently, some of their frames wide, which then do not count for the motion."""
+    generator = np.random.default_rng(0)
+    for trial in range(5):
+        tracks = []
+        for body in range(2):
+            track = upright(20, x=body, step=generator.uniform(0, 0.04))
+            lying = wide(20, x=body, step=generator.uniform(0, 0.04))
+            track |= {number: lying[number] for number in generator.choice(20, 6, replace=False).tolist()}
+            tracks.append(track)
+        motions = []
+        for track in tracks:
+            standing = [j for j in track.values() if np.ptp(j[:, 0]) <= 0.8 * np.ptp(j[:, 1])]
+            sums = [sum(np.var([j[:, axis] for j in some]) for axis in range(3)) for some in (track.values(), standing)]
+            motions.append(min(sums))
+        found = main_bodies(write_tracks(tmp_path / f"{trial}.skeleton", 20, tracks))
+        for column, own in enumerate(np.argsort(motions)[::-1]):
+            assert np.array_equal(found[:, :, 0, column], tracks[own][0][KINECT1])
+
+
+def test_ntu_skeleton__view_has_one_body_in_both_halves_and_two_bodies_in_one_each():
+    generator = np.random.default_rng(0)
+    one, two = generator.integers(1, 65535, (2, 20, 1, 3)).astype(np.uint16)
+    whole = Crop(0.3, 0.3, 0.1, 0.1)  # is not applied
+    alone = cut_view([one], whole, modality=SKELETON, size_px=20).frames[0]
+    both = cut_view([np.concatenate([one, two], axis=1)], whole, modality=SKELETON, size_px=20).frames[0]
+    assert (alone == one).all() and (both[:, :10] == one).all() and (both[:, 10:] == two).all()
+    mirrored = cut_view(
+        [np.concatenate([one, two], axis=1)],
+        dataclasses.replace(whole, is_mirrored=True),
+        modality=SKELETON,
+        size_px=20,
+    ).frames[0]
+    swapped = two[list(SKELETON.mirrored_rows)].astype(int)
+    swapped[..., 0] = np.clip(65536 - swapped[..., 0], 0, 65535)
+    assert (mirrored[:, 10:] == swapped).all()
 
 
 def test_ntu_skeleton__leaves_out_the_missing_list(skeletons, tmp_path):
@@ -212,7 +309,7 @@ def test_ntu_skeleton__damaged_files_are_skipped_with_a_reason(tmp_path, change,
     path = tmp_path / "a.skeleton"
     path.write_text("\n".join(change(skeleton_lines([[], *[[1]] * 8]))))
     with pytest.raises(UnreadableVideoError) as error:
-        main_body(path)
+        main_bodies(path)
     assert reason in str(error.value)
 
 

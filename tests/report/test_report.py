@@ -633,5 +633,9 @@ def test_to_rgb__flow_depth_joints_and_other_streams():
     joints = np.random.default_rng(0).integers(32000, 33500, (20, 1, 3)).astype(np.uint16)
     drawn = frames.skeleton_to_rgb([joints, joints])
     assert len(drawn) == 2 and drawn[0].shape == (112, 112, 3) and len(np.unique(drawn[0].reshape(-1, 3), axis=0)) > 3
+    alone = frames.skeleton_to_rgb([np.repeat(joints, 2, axis=1)])  # the second body on the first
+    assert np.array_equal(alone[0] != frames.BACKGROUND, drawn[0] != frames.BACKGROUND)
+    beside = frames.skeleton_to_rgb([np.concatenate([joints, joints + 3000], axis=1)])[0] != frames.BACKGROUND
+    assert beside[:56, 56:].any() and beside[56:, :56].any() and not beside[56:, 60:].any()
     strange = frames.first_channel_to_rgb([np.arange(12, dtype=np.uint16).reshape(3, 4, 1)])
     assert strange[0].min() == 0 and strange[0].max() == 255
