@@ -13,13 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import pyarrow as pa
 import tyro
+from numpy.typing import NDArray
 
 from crossdistill.data.manifest import Manifest, require_unique_names
 from crossdistill.data.videos import LazyVideos, Row
 from crossdistill.errors import UserError
-from data_prep.pipeline.shards import Shard, find_parts
+from data_prep.pipeline.shards import POSITIONS, Shard, find_parts
 from data_prep.pipeline.summary import print_summary
 
 
@@ -39,9 +41,11 @@ def merge_parts(options: MergeOptions) -> Manifest:
     """
     parts = [Manifest.load(options.folder, name) for name in _part_names(options.folder)]
     _check_headers(options.folder, parts)
-    _check_sizes(options.folder, parts)
+    positions = _positions(options.folder, parts)
     require_unique_names(pa.chunked_array([names for part in parts for names in part.table.column("name").chunks]))
-    dataclasses.replace(parts[0], videos=_Interleaved([part.table for part in parts])).save()
+    facts = {name: fact for name, fact in parts[0].facts.items() if name != POSITIONS}
+    videos = _WholeList.of([part.table for part in parts], positions)
+    dataclasses.replace(parts[0], videos=videos, facts=facts).save()
     merged = Manifest.load(options.folder)
     print_summary(merged)
     return merged
@@ -86,6 +90,8 @@ def _header(part: Manifest) -> dict[str, Any]:
     header: dict[str, Any] = {"dataset": part.dataset, "flip_keeps_label": part.flip_keeps_label}
     header |= {"number of classes": len(part.classes), "classes": part.classes, "facts": sorted(part.facts)}
     for name, fact in part.facts.items():
+        if name == POSITIONS:
+            continue
         header[name] = sorted(fact) if isinstance(fact, dict) else fact
         if isinstance(fact, dict):
             header |= {f"{name}.{key}": value for key, value in fact.items()}
@@ -93,25 +99,47 @@ def _header(part: Manifest) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Interleaved(LazyVideos):
-    """The order of the whole list: part i of n has its videos i - 1, i - 1 + n, i - 1 + 2n, ..."""
+class _WholeList(LazyVideos):
+    """The videos of all parts in the order of the whole list."""
 
     parts: Sequence[LazyVideos]
+    part_of: NDArray[np.int64]
+    """Number of the part that has each video of the list."""
+    row_of: NDArray[np.int64]
+    """Position of each video in its part."""
+
+    @staticmethod
+    def of(parts: Sequence[LazyVideos], positions: Sequence[NDArray[np.int64]]) -> _WholeList:
+        """Put the videos of each part at their positions, which are those of the whole list together."""
+        part_of, row_of = np.empty((2, sum(map(len, positions))), dtype=np.int64)
+        for number, places in enumerate(positions):
+            part_of[places], row_of[places] = number, np.arange(len(places))
+        return _WholeList(parts, part_of, row_of)
 
     def row(self, position: int) -> Row:
-        return self.parts[position % len(self.parts)].row(position // len(self.parts))
+        return self.parts[self.part_of[position]].row(int(self.row_of[position]))
 
     def __len__(self) -> int:
-        return sum(map(len, self.parts))
+        return len(self.part_of)
 
 
-def _check_sizes(folder: Path, parts: list[Manifest]) -> None:
-    """Raise a ``UserError`` unless each part has its share of the whole list."""
+def _positions(folder: Path, parts: Sequence[Manifest]) -> list[NDArray[np.int64]]:
+    """Return the position in the whole list of each video of each part; raise a ``UserError`` if some do not fit.
+
+    Without the fact, part i of n has the videos i - 1, i - 1 + n, i - 1 + 2n, ...
+    """
     total, n = sum(len(part.videos) for part in parts), len(parts)
-    for i, part in enumerate(parts):
-        due = len(range(i, total, n))
-        if len(part.videos) != due:
+    positions = [
+        np.asarray(part.facts.get(POSITIONS, range(i, total, n)), dtype=np.int64) for i, part in enumerate(parts)
+    ]
+    come_from = f"the parts in {folder} come from different lists"
+    advice = "prepare all parts from the same lists and videos"
+    for i, (part, due) in enumerate(zip(parts, positions, strict=True), start=1):
+        if len(part.videos) != len(due):
             raise UserError(
-                f"the parts in {folder} come from different lists: part {i + 1} of {n} has {len(part.videos)} videos, "
-                f"but its share of {total} is {due}; prepare all parts from the same lists and videos"
+                f"{come_from}: part {i} of {n} has {len(part.videos)} videos, but its share of {total} is {len(due)}; "
+                f"{advice}"
             )
+    if not np.array_equal(np.sort(np.concatenate(positions)), np.arange(total)):
+        raise UserError(f"{come_from}: together they do not have each of {total} segments once; {advice}")
+    return positions

@@ -26,8 +26,8 @@ from data_prep.pipeline.resume import (
     remaining_job,
     remove_temporary_files,
 )
-from data_prep.pipeline.segments import cut, sources_to_prepare
-from data_prep.pipeline.shards import Shard
+from data_prep.pipeline.segments import cut, segments_of, sources_to_prepare
+from data_prep.pipeline.shards import POSITIONS, Shard
 from data_prep.pipeline.summary import check_share_of_bad, print_summary
 from data_prep.pipeline.tasks import (
     SourceVideo,
@@ -69,12 +69,11 @@ def prepare_videos(
     # A run that was killed left the names of long videos, a finished one those of their segments.
     check_datasets(dataset, {source.name for source in [*sources, *to_prepare]}, options)
     shard = Shard.parse(options.shard) if options.shard is not None else None
+    positions: Sequence[int] | None = None
     if shard is not None:
-        if to_prepare is not sources:
-            raise UserError(
-                f"--shard {options.shard} divides videos, and these are segments that share some: remove it"
-            )
-        sources = to_prepare = shard.select(sources)
+        to_prepare, has_segments = shard.select(to_prepare), to_prepare is not sources
+        positions = segments_of(to_prepare, sources) if has_segments else None
+        sources = to_prepare if positions is None else [sources[i] for i in positions]
     recipe_facts = facts_of_recipe(options.recipe)
     require_unique_names([source.name for source in sources])
     manifest = Manifest(
@@ -87,6 +86,7 @@ def prepare_videos(
         facts={
             "recipe": recipe_facts,
             "versions": {name: importlib.metadata.version(name) for name in options.libraries},
+            **({} if positions is None else {POSITIONS: positions}),
         },
     )
     # Videos without inputs are missing: they have no task and stay in the manifest as skipped.

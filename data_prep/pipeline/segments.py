@@ -31,6 +31,12 @@ def sources_to_prepare(sources: Sequence[SourceVideo]) -> Sequence[SourceVideo]:
     return list(found.values())
 
 
+def segments_of(prepared: Sequence[SourceVideo], sources: Sequence[SourceVideo]) -> list[int]:
+    """Return the positions of the sources that the prepared videos hold: their segments, or the videos themselves."""
+    names = {video.name for video in prepared}
+    return [i for i, source in enumerate(sources) if source.prepared_as in names]
+
+
 def _check(name: str, segment: Segment) -> None:
     if not 0 <= segment.start_seconds < segment.stop_seconds:
         raise UserError(

@@ -1,7 +1,8 @@
 """Shards: each job of a job array prepares one part of a dataset (``--shard I/N``).
 
-All shards write their streams into the same folder. Each has a journal and a manifest of its own, so that shards can
-run at the same time. ``python -m data_prep merge`` joins the manifests.
+Files are divided: a long video is in one part, with all of its segments. All shards write their streams into the same
+folder. Each has a journal and a manifest of its own, so that shards can run at the same time.
+``python -m data_prep merge`` joins the manifests.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import TypeVar
 from crossdistill.errors import UserError
 
 Item = TypeVar("Item")
+POSITIONS = "positions"
+"""Fact of a part's manifest: the position of each of its videos in the whole list, if it does not have every N-th."""
 PART_NAME = re.compile(r"manifest\.(\d+)-of-(\d+)\.(arrow|jsonl)")
 """File name of a shard's manifest; former versions wrote lines of JSON."""
 

@@ -18,6 +18,7 @@ from crossdistill.encoders.architecture import make_view
 from crossdistill.errors import UserError
 from data_prep.__main__ import main
 from data_prep.datasets import epic_kitchens
+from data_prep.merge import MergeOptions, merge_parts
 from data_prep.pack import PackOptions, pack_dataset
 from data_prep.pipeline.prepare import PrepareOptions, SourceVideo, prepare_videos
 from data_prep.pipeline.segments import cut
@@ -200,11 +201,51 @@ def test_sizes__count_a_shared_file_once(prepared, capsys):
     assert row.split()[1:] == ["2", "2"]
 
 
-def test_shard__is_refused_for_segments(kitchen, tmp_path):
-    with pytest.raises(
-        UserError, match="--shard 1/2 divides videos, and these are segments that share some: remove it"
-    ):
-        epic_kitchens.prepare(options_for(kitchen, tmp_path / "out", shard="1/2"))
+def files_of(folder):
+    """Return the content of all files but journals and manifests of parts."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and "-of-" not in path.name]
+    return {str(p.relative_to(folder)): p.read_bytes() for p in paths if not p.name.startswith("journal")}
+
+
+@pytest.fixture(scope="module")
+def alternating(kitchen, tmp_path_factory):
+    """The same videos with lists in which the segments of a video are not beside each other."""
+    folder = tmp_path_factory.mktemp("alternating")
+    (folder / "videos").symlink_to(kitchen / "videos")
+    (folder / "annotations").mkdir()
+    for path in (kitchen / "annotations").iterdir():
+        rows = path.read_text().splitlines()
+        if path.name == "EPIC_100_train.csv":
+            rows.insert(2, "P02_01_9,P02,P02_01,00:00:00.00,00:00:01.00,take cup,take,0,cup,1")
+        (folder / "annotations" / path.name).write_text("\n".join(rows) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("num_parts", "segments"), [(2, [[0, 2, 3], [1, 4, 5, 6]]), (4, [[0, 2], [1, 4, 5, 6], [3], []])]
+)
+def test_shards__have_whole_long_videos_and_merge_to_the_unsharded_run(alternating, tmp_path, num_parts, segments):
+    whole = epic_kitchens.prepare(options_for(alternating, tmp_path / "whole"))
+    out = tmp_path / "parts"
+    for i in range(num_parts, 0, -1):  # the last part first
+        part = epic_kitchens.prepare(options_for(alternating, out, shard=f"{i}/{num_parts}", max_bad=1.0))
+        assert [video.name for video in part.videos] == [whole.videos[k].name for k in segments[i - 1]]
+    assert not (out / "manifest.arrow").exists()
+    main(["merge", str(out)])
+    assert files_of(out) == files_of(whole.root)
+    # The merged dataset is resumed, and a part too.
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.mp4")}
+    epic_kitchens.prepare(options_for(alternating, out))
+    epic_kitchens.prepare(options_for(alternating, out, shard=f"1/{num_parts}"))
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.mp4")} == before
+    assert files_of(out) == files_of(whole.root)
+
+
+def test_merge__refuses_parts_of_different_lists_of_segments(kitchen, alternating, tmp_path):
+    for i, given in enumerate((kitchen, alternating), start=1):
+        epic_kitchens.prepare(options_for(given, tmp_path, shard=f"{i}/2", max_bad=1.0, modalities=("rgb",)))
+    with pytest.raises(UserError, match=r"different lists: together they do not have each of 9 segments once; prepare"):
+        merge_parts(MergeOptions(folder=tmp_path))
 
 
 def test_segment__that_ends_before_it_starts_is_one_sentence(kitchen, tmp_path):
