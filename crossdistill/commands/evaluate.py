@@ -97,6 +97,9 @@ class Options:
     """For attentive: weight decays that are tried."""
     probe_epochs: int = 20
     """For attentive: number of passes over the tokens of the training clips."""
+    probe_positions: bool = False
+    """For attentive: learn a vector for each place and time and add it to the token there. Tokens of transformers say
+    where they are, those of convolutions do not."""
     bootstrap: int = NUM_BOOTSTRAP_DRAWS
     """Number of test sets that are drawn for the intervals; 0 for no intervals."""
     seed: int = 0
@@ -172,6 +175,7 @@ class Options:
                     lrs=self.probe_lrs,
                     weight_decays=self.probe_weight_decays,
                     num_epochs=self.probe_epochs,
+                    has_positions=self.probe_positions,
                 ),
                 seed=self.seed,
                 families=self.families,

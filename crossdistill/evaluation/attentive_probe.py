@@ -99,14 +99,17 @@ class AttentiveProbe(nn.Module):
         num_heads: Heads of every layer; they divide E.
         depth: Number of layers: one of cross-attention after ``depth - 1`` of self-attention.
         num_classes: C.
+        num_positions: L if a learned vector for each token's place and time is added to it; 0 if not. V-JEPA's tokens
+            say where they are; those of convolutions do not.
 
     Example:
         >>> AttentiveProbe(dim=8, num_heads=2, depth=2, num_classes=3)(torch.zeros(5, 7, 8)).shape
         torch.Size([5, 3])
     """
 
-    def __init__(self, *, dim: int, num_heads: int, depth: int, num_classes: int) -> None:
+    def __init__(self, *, dim: int, num_heads: int, depth: int, num_classes: int, num_positions: int = 0) -> None:
         super().__init__()
+        self.positions = nn.Parameter(torch.zeros(num_positions, dim)) if num_positions else None
         self.query_token = nn.Parameter(torch.empty(dim))
         self.layers = nn.ModuleList(SelfAttentionLayer(dim, num_heads) for _ in range(depth - 1))
         self.pooling = CrossAttentionLayer(dim, num_heads)
@@ -128,6 +131,8 @@ class AttentiveProbe(nn.Module):
 
     def forward(self, tokens_ble: Tensor) -> Tensor:
         """Pool the tokens and classify."""
+        if self.positions is not None:
+            tokens_ble = tokens_ble + self.positions
         for layer in self.layers:
             tokens_ble = layer(tokens_ble)
         logits: Tensor = self.linear(self.pooling(self.query_token, tokens_ble))
@@ -220,7 +225,8 @@ def train_probes(
 
 def _groups(probe: AttentiveProbe, rates: Rates) -> list[dict[str, Any]]:
     """Return the parameters of a probe for the optimizer: matrices, which decay, and vectors, which do not."""
-    parts = [[value for value in probe.parameters() if (value.dim() > 1) == decays] for decays in (True, False)]
+    matrices = {id(layer.weight) for layer in probe.modules() if isinstance(layer, nn.Linear)}
+    parts = [[value for value in probe.parameters() if (id(value) in matrices) == decays] for decays in (True, False)]
     decays = (rates.weight_decay, 0.0)
     return [
         {"params": values, "lr": rates.lr, "peak": rates.lr, "weight_decay": decay}

@@ -93,6 +93,8 @@ class ProbeSettings:
     weight_decays: tuple[float, ...] = (0.01, 0.1, 0.4, 0.8)
     """V-JEPA 2's."""
     num_epochs: int = 20
+    has_positions: bool = False
+    """Whether a learned vector for its place and time is added to each token."""
 
     def __post_init__(self) -> None:
         require_at_least("--probe-depth", self.depth, 1)

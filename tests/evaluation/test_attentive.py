@@ -21,7 +21,7 @@ from crossdistill.encoders.execution import Execution
 from crossdistill.errors import UserError
 from crossdistill.evaluation import evaluate as evaluate_module
 from crossdistill.evaluation import feature_store
-from crossdistill.evaluation.attentive_probe import AttentiveProbe, Rates, TokenRows, score_rows, train_probes
+from crossdistill.evaluation.attentive_probe import AttentiveProbe, Rates, TokenRows, _groups, score_rows, train_probes
 from crossdistill.evaluation.clips import entries_of_part
 from crossdistill.evaluation.embedded_split import EmbeddedSplit, EmbeddedTokens
 from crossdistill.evaluation.embedder import TokenEmbedder
@@ -164,6 +164,32 @@ def test_attentive__finds_the_token_that_tells_where_the_mean_hides_it():
     tried = {(each["lr"], each["weight_decay"]): each["held_out_top1"] for each in details["grid"]}
     assert len(tried) == 4 and tried[details["lr"], details["weight_decay"]] == max(tried.values())
     json.dumps(details)
+
+
+def place_tells(num, *, seed, num_tokens=4, dim=8):
+    """The class is the place of the one marked token; all other tokens are noise."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(num) % num_tokens
+    tokens = 0.3 * torch.randn(num, 1, num_tokens, dim, generator=generator)
+    tokens[torch.arange(num), 0, labels, 0] += 3
+    return tokens, labels
+
+
+@pytest.mark.parametrize("has_positions", [False, True])
+def test_attentive__sees_where_a_token_is_with_positions_alone(has_positions):
+    split = split_of(place_tells(320, seed=0), place_tells(200, seed=1), dim=8, num_classes=4)
+    result = attentive(split, replace(SMALL, has_positions=has_positions, lrs=(3e-2,), num_epochs=40))
+    assert result.top1 > 0.95 if has_positions else result.top1 < 0.5
+    assert result.details["has_positions"] is has_positions
+
+
+def test_train_probes__positions_do_not_decay():
+    probe = AttentiveProbe(dim=4, num_heads=1, depth=2, num_classes=3, num_positions=5)
+    decaying, kept = (group["params"] for group in _groups(probe, Rates(1e-3, 0.4)))
+    assert len(decaying) == sum(isinstance(layer, torch.nn.Linear) for layer in probe.modules())
+    assert any(value is probe.positions for value in kept) and len(decaying) + len(kept) == len(
+        list(probe.parameters())
+    )
 
 
 def test_attentive__test_labels_choose_nothing():

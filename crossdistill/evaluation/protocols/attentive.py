@@ -28,10 +28,10 @@ def evaluate_attentive(split: EmbeddedSplit, settings: ProtocolSettings) -> list
 
     The chosen rates then train one probe on all of the train set, and that one classifies the test set; the first of
     equally good pairs is chosen. Every view of a training video is a row of its own, and the class probabilities of a
-    test video's views are averaged. ``details`` holds ``depth``, ``num_heads``, ``num_tokens``, ``token_dim``,
-    ``epochs``, ``seed``, ``batch_size``, ``train_top1``, and what was chosen and how: ``lr``, ``weight_decay``,
-    ``held_out_by``, ``num_held_out``, ``held_out_top1``, ``at_edge`` (the best learning rate is the lowest or highest
-    one tried), and ``grid``, the top-1 on the held-out part of each pair.
+    test video's views are averaged. ``details`` holds ``depth``, ``num_heads``, ``num_tokens``, ``has_positions``,
+    ``token_dim``, ``epochs``, ``seed``, ``batch_size``, ``train_top1``, and what was chosen and how: ``lr``,
+    ``weight_decay``, ``held_out_by``, ``num_held_out``, ``held_out_top1``, ``at_edge`` (the best learning rate is the
+    lowest or highest one tried), and ``grid``, the top-1 on the held-out part of each pair.
     """
     split.check()
     tokens, probe = split.tokens, settings.probe
@@ -45,8 +45,14 @@ def evaluate_attentive(split: EmbeddedSplit, settings: ProtocolSettings) -> list
         advice="remove attentive from --protocols",
     )
     grid = [Rates(lr, decay) for lr, decay in itertools.product(probe.lrs, probe.weight_decays)]
+    num_tokens = tokens.train.views_nvd.shape[2] // tokens.token_dim
     create = partial(
-        AttentiveProbe, dim=tokens.token_dim, num_heads=num_heads, depth=probe.depth, num_classes=split.num_classes
+        AttentiveProbe,
+        dim=tokens.token_dim,
+        num_heads=num_heads,
+        depth=probe.depth,
+        num_classes=split.num_classes,
+        num_positions=num_tokens if probe.has_positions else 0,
     )
     train_all = torch.ones_like(is_held_n)
     with split.progress(unit="epochs") as bar:
@@ -72,7 +78,8 @@ def evaluate_attentive(split: EmbeddedSplit, settings: ProtocolSettings) -> list
     details = {
         "depth": probe.depth,
         "num_heads": num_heads,
-        "num_tokens": tokens.train.views_nvd.shape[2] // tokens.token_dim,
+        "num_tokens": num_tokens,
+        "has_positions": probe.has_positions,
         "token_dim": tokens.token_dim,
         "epochs": probe.num_epochs,
         "seed": settings.seed,
