@@ -12,7 +12,7 @@ from crossdistill.encoders.base import Classifier
 from crossdistill.errors import UserError
 from crossdistill.evaluation.embedded_split import EmbeddedSplit
 from crossdistill.evaluation.evaluate import EvaluatedEncoder
-from crossdistill.evaluation.perturbations import FAMILIES, Perturbation, choose_families
+from crossdistill.evaluation.perturbations import FAMILIES, Perturbation, choose_families, reason_texts
 from crossdistill.evaluation.protocols import ORDER, ROBUSTNESS
 from crossdistill.evaluation.protocols import order as order_of
 from crossdistill.evaluation.protocols.frozen_classifier import FrozenClassifier
@@ -67,12 +67,7 @@ class PerturbedPlan:
 
     def notices(self, student: str, view: ViewSpec, protocols: Sequence[str], classes: Sequence[str]) -> list[str]:
         """Say what is left out, and which classes were taken for pairs."""
-        said = []
-        by_reason: dict[str, list[str]] = {}
-        for family, reason in self.left_out:
-            by_reason.setdefault(reason, []).append(family)
-        for reason, families in by_reason.items():
-            said.append(f"{student}: robustness leaves out {', '.join(families)}: {reason}")
+        said = [f"{student}: robustness leaves out {text}" for text in reason_texts(dict(self.left_out))]
         if ORDER in protocols:
             if not self.order:
                 reason = FAMILIES["reversal"].why_not(view)

@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from crossdistill.evaluation.perturbations import reason_texts
 from crossdistill.evaluation.protocols.robustness import group_of
 from crossdistill.evaluation.results import MEAN_AVERAGE_PRECISION, ProtocolResult
 from crossdistill.evaluation.tables import average_precision_texts, calibration_texts, pair_texts, robustness_texts
@@ -64,14 +65,10 @@ def robustness_section(tables: Sequence[ResultTable]) -> Markup:
             "heads": [*(f"severity {s}" for s in severities), "mean", "absolute", "relative"],
             "first": "family",
             "rows": rows,
-            "note": _left_out(result.details.get("left_out", {})),
+            "note": "; ".join(f"left out: {text}" for text in reason_texts(result.details.get("left_out", {}))),
         }
         parts += [element("div", *charts, class_="pictures thirds"), render("measures.html", **values)]
     return join(parts)
-
-
-def _left_out(reasons: dict[str, str]) -> str:
-    return "; ".join(f"{family} is left out: {reason}" for family, reason in reasons.items())
 
 
 def robustness_chart(families: dict[str, Any], clean: float, *, title: str) -> Markup:

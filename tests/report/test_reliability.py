@@ -61,7 +61,7 @@ def test_robustness__has_a_chart_for_each_group_and_a_row_for_each_family():
     assert rows[0] == ["family", "severity 1", "severity 2", "mean", "absolute", "relative"]
     assert rows[1] == ["jpeg", "70.0", "50.0", "60.0", "0.800", "0.750"]
     assert rows[-1] == ["all", "", "", "45.0", "0.650", "–"]
-    assert "80.0 % on clean clips" in page and "contrast is left out: because of &lt;it&gt;" in page
+    assert "80.0 % on clean clips" in page and "left out: contrast: because of &lt;it&gt;" in page
     heights = re.search(r'<title>jpeg</title></polyline>|points="([^"]*)" class="line series-0"', page)
     ys = [float(point.split(",")[1]) for point in heights[1].split()]
     assert len(ys) == 3 and ys[0] < ys[1] < ys[2]  # the clean accuracy first, and lower ones further down

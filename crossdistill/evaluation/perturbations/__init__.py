@@ -14,7 +14,7 @@ A clip of few frames has fewer degrees of its perturbations of time: equal sever
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -173,3 +173,16 @@ def choose_families(view: ViewSpec, names: Sequence[str], *, wanted_by: str) -> 
             f"{next(iter(reasons.values()))}; remove robustness from --protocols"
         )
     return chosen, reasons
+
+
+def reason_texts(left_out: Mapping[str, str]) -> list[str]:
+    """Write each reason once, with its families.
+
+    Example:
+        >>> reason_texts({"h264": "it changes RGB", "freeze": "it has one frame", "jpeg": "it changes RGB"})
+        ['h264, jpeg: it changes RGB', 'freeze: it has one frame']
+    """
+    by_reason: dict[str, list[str]] = {}
+    for family, reason in left_out.items():
+        by_reason.setdefault(reason, []).append(family)
+    return [f"{', '.join(families)}: {reason}" for reason, families in by_reason.items()]
