@@ -77,12 +77,12 @@ def ablation_table() -> str:
     return markdown(["objective", "1-NN", "±", "linear", "±", "cluster", "±", "seeds"], rows, num_text=1)
 
 
-def protocol_table() -> str:
+def protocol_table(name: str) -> str:
     """One network under every protocol."""
     rows = [
         [row["protocol"], row["measure"], row["views"], row["train_views"], row["network"]]
         + [row[key] or "–" for key in ("percent", "low", "high", "sd")]
-        for row in read("protocols")
+        for row in read(name)
     ]
     header = ["protocol", "measure", "test views", "training views", "network", "%", "low", "high", "±"]
     return markdown(header, rows, num_text=5)
@@ -118,7 +118,8 @@ def table(name: str) -> str:
     """The table of one mark."""
     named: dict[str, Callable[[], str]] = {
         "ablations": ablation_table,
-        "protocols": protocol_table,
+        "protocols": lambda: protocol_table("protocols"),
+        "protocols_shallower": lambda: protocol_table("protocols_shallower"),
         "runtimes": runtime_table,
         "splits": split_table,
         "readme": readme_table,
