@@ -138,7 +138,10 @@ def _check(config: RunConfig, options: CacheOptions) -> None:
     if config.pair.teacher_cache is not None or config.pair.supervised or not config.pair.teacher:
         raise UserError("a cache holds the outputs of frozen teachers: give --teacher, and no --teacher-cache")
     if config.pair.proxy is not None:
-        raise UserError("a cache holds the outputs of frozen teachers: give the trained proxy as --teacher")
+        raise UserError(
+            f"a cache holds the outputs of frozen teachers: give {config.pair.proxy} as --student of its teachers, or "
+            "when it is trained as --teacher"
+        )
     if config.data.shots is not None:
         raise UserError(f"a cache holds all training clips: remove --shots {config.data.shots}")
     if SELF in config.pair.teacher:

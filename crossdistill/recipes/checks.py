@@ -116,11 +116,6 @@ def _check_proxy(config: RunConfig) -> None:
         raise UserError(
             f"{given} learns from frozen teachers, and --teacher self changes with the student: name others"
         )
-    if pair.teacher_cache is not None:
-        raise UserError(
-            f"{given} learns from running teachers, and those of --teacher-cache do not run: give --teacher, or "
-            f"train {pair.proxy} as --student of the cache and name its folder in --teacher-weights"
-        )
 
 
 def _check_options_have_an_effect(config: RunConfig, terms: Sequence[Term], *, num_teachers: int) -> None:
@@ -191,7 +186,8 @@ def _check_augmentation(config: RunConfig, student: Encoder) -> None:
 
 def _check_sharding(config: RunConfig) -> None:
     pair, machine = config.pair, config.machine
-    if pair.supervised or pair.teacher_cache is not None or SELF in pair.teacher:
+    is_cached = pair.teacher_cache is not None and pair.proxy is None
+    if pair.supervised or is_cached or SELF in pair.teacher:
         raise UserError("--teacher-sharding divides a frozen teacher, and this run has none that runs: remove it")
     if machine.compile or config.objective.standardize != "none":
         option = "--compile" if machine.compile else "--standardize"

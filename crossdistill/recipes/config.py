@@ -69,7 +69,8 @@ class PairConfig:
     """Encoder to train, for example flow_r3d18."""
     proxy: str | None = None
     """Large encoder between several teachers and the student (EUPE): it learns from the teachers first, in the folder
-    proxy of the run, and the student then learns from it alone. All options of training hold for both."""
+    proxy of the run, and the student then learns from it alone. All options of training hold for both. With
+    --teacher-cache the proxy learns from the cache."""
     supervised: bool = False
     """Train the student with labels and without a teacher: this makes teachers, and the baseline to beat."""
     teacher_weights: Names = ("auto",)

@@ -26,7 +26,7 @@ def proxy_stage(config: RunConfig, folder: RunFolder, weights: Sequence[str]) ->
     Args:
         config: Configuration of the run.
         folder: Folder of the run. The proxy's is in it.
-        weights: Names of the teachers' weights, one for all or one for each.
+        weights: Values of ``--teacher-weights``, one for all or one for each teacher.
     """
     pair = replace(
         without_proxy(config.pair),
@@ -39,8 +39,10 @@ def proxy_stage(config: RunConfig, folder: RunFolder, weights: Sequence[str]) ->
         bits=None,
         rounds=1,
     )
-    # The final table of the run has the proxy and its teachers.
-    return replace(config, pair=pair, machine=replace(config.machine, out=folder.proxy.path, evaluate=False))
+    # The final table of the run has the proxy and its teachers. Cached teachers have no weights to divide.
+    is_sharded = config.machine.teacher_sharding and pair.teacher_cache is None
+    machine = replace(config.machine, out=folder.proxy.path, evaluate=False, teacher_sharding=is_sharded)
+    return replace(config, pair=pair, machine=machine)
 
 
 def student_stage(config: RunConfig, weights: str) -> RunConfig:
@@ -53,6 +55,7 @@ def student_stage(config: RunConfig, weights: str) -> RunConfig:
     pair = replace(
         without_proxy(config.pair),
         teacher=several(config.pair.proxy),
+        teacher_cache=None,
         teacher_weights=(weights,),
         teacher_frames=several(config.pair.proxy_frames),
         teacher_stride=several(config.pair.proxy_stride),

@@ -179,7 +179,7 @@ def _train_through_proxy(context: RunContext, sources: list[TeacherSource]) -> N
     )
     sources = _find_weights(context, sources, learner)
     if not decide_on_first(accelerator, lambda: find_student(proxy) is not None):
-        weights = [name for source in sources for name in source.weights]
+        weights = [name for source in sources for name in source.weights_option]
         run(proxy_stage(config, context.folder, weights), accelerator, like=context.batches)
     _train_with_teachers(replace(context, config=second), teacher_sources(second), proxied=sources)
 
@@ -226,11 +226,12 @@ def _train_with_teachers(
     step = _train(run, distiller, student, clips, facts=facts)
     random_student = create_student(config, is_random=True)
     execution.place(random_student)  # both students run in the same precision
-    networks = _networks_by_role(distiller.teachers)
+    networks, stored = _networks_by_role(distiller.teachers), _stored_embeddings(distiller.teachers, clips)
     if proxied and config.machine.evaluate:
         (proxy,) = distiller.teachers
         opened = [source.open(run, proxy.encoder, execution, number=i) for i, source in enumerate(proxied)]
-        networks = _networks_by_role(opened) | {str(Role.PROXY): proxy.networks[0]}
+        networks = _networks_by_role(opened) | {str(Role.PROXY): network for network in proxy.networks}
+        stored = _stored_embeddings(opened, clips)  # the proxy's clips are those of its student
     evaluate_networks(
         run,
         {
@@ -239,7 +240,7 @@ def _train_with_teachers(
             str(Role.DISTILLED): (student, execution),
         },
         step=step,
-        stored=_stored_embeddings(distiller.teachers, clips),
+        stored=stored,
     )
 
 

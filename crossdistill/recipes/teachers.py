@@ -75,6 +75,11 @@ class TeacherSource(abc.ABC):
         return ()
 
     @property
+    def weights_option(self) -> tuple[str, ...]:
+        """The value of ``--teacher-weights`` with which another training finds the same teacher."""
+        return self.weights
+
+    @property
     def is_known(self) -> bool:
         """Whether ``open`` finds everything; if not, ``with_weights`` comes first."""
         return True
@@ -246,6 +251,11 @@ class CacheSource(TeacherSource):
     def weights(self) -> tuple[str, ...]:
         """The weights that the cache was made with."""
         return self.cache.weights
+
+    @property
+    def weights_option(self) -> tuple[str, ...]:
+        """The weights as they were given beside the cache, which holds what they compute: they may be gone."""
+        return (self.options.weights,)
 
     def preview(self, student: Encoder) -> Encoder:
         """Return the cached network's names and sizes."""

@@ -77,6 +77,16 @@ def test_train__with_a_sharded_teacher_learns_the_same(tmp_path, toy_folder, tea
     assert (sharded / "results.json").is_file()
 
 
+@pytest.mark.slow
+def test_proxy__is_sharded_and_not_evaluated(tmp_path, toy_folder, teacher_file):
+    options = [*PAIR, "--teacher-weights", teacher_file, "--data", toy_folder, "--epochs", 1, "--batch-size", 4]
+    options += ["--proxy", "flow_tiny3d_16", "--proxy-frames", 4, "--proxy-size", 32, "--objective", "simreg"]
+    output = finish(start(command(*options, "--teacher-sharding", "--evaluate", "--out", tmp_path, processes=2)))
+    assert "a sharded teacher is not evaluated" in output
+    (by_role,) = json.loads((tmp_path / "results.json").read_text()).values()
+    assert list(by_role) == ["student, random", "student, distilled"]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -3,9 +3,11 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from in_process import cache, check_configuration
 from in_process import train as main
 from safetensors.torch import load_file
 
@@ -18,7 +20,7 @@ from crossdistill.recipes.proxy import proxy_stage, student_stage
 from crossdistill.recipes.teachers import teacher_sources
 from crossdistill.report.facts import headline
 from crossdistill.report.record import read_run
-from crossdistill.training.run_folder import RunFolder
+from crossdistill.training.run_folder import MetricsLog, RunFolder
 
 FIXED = ["--epochs", 1, "--batch-size", 8, "--workers", 0, "--tracker", "none", "--knn-clips", 0]
 FIXED += ["--log-every-steps", 1, "--objective", "compress-1q", "--bank-size", 30]
@@ -195,16 +197,136 @@ def test_wrong_options__are_named_before_anything_is_made(options, sentence, toy
     assert list(tmp_path.iterdir()) == []
 
 
-def test_cache__of_one_teacher_is_no_source_of_a_proxy(taught_by, toy_folder, tmp_path, capsys):
-    from in_process import cache
+# Cached teachers.
 
-    one = [*STUDENT, *taught_by[:2], *taught_by[3:-1], "--data", toy_folder, "--workers", 0]
+CACHED = ["--objective", "compress-1q", "smooth-l1", "--teacher-drop", 0.3, "--precision", "fp32", "--lr", 0.002]
+CACHED += ["--epochs", 2, "--no-evaluate"]
+LIVE_PROXY = [each.replace("--proxy", "--student") if isinstance(each, str) else each for each in PROXY]
+
+
+@pytest.fixture(scope="module")
+def cached(taught_by, data_folder, tmp_path_factory):
+    """A cache of what both teachers say about the clips of the proxy. One training video has no colour."""
+    folder = tmp_path_factory.mktemp("cache") / "cache"
+    options = ["--data", data_folder, "--workers", 0, "--precision", "fp32", "--augmentations", 2, "--dtype", "fp32"]
+    cache([*LIVE_PROXY, *taught_by, *options, "--out", folder])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def from_cache(cached, data_folder, tmp_path_factory):
+    """A finished run through a proxy that learned from the cache."""
+    out = tmp_path_factory.mktemp("runs") / "cached"
+    train("--teacher-cache", cached, *PROXY, *CACHED, "--data", data_folder, "--out", out)
+    return out
+
+
+def losses(folder):
+    return [line["loss"] for line in metrics(folder)]
+
+
+@pytest.mark.parametrize("standardize", ["none", "mean-variance"])
+def test_proxy__of_cached_teachers_is_that_of_live_ones(
+    taught_by, cached, from_cache, data_folder, tmp_path, standardize
+):
+    options = [*CACHED, "--standardize", standardize, "--data", data_folder]
+    train(*taught_by, *PROXY, *options, "--out", tmp_path / "live")
+    if standardize != "none":
+        from_cache = tmp_path / "cached"
+        train("--teacher-cache", cached, *PROXY, *options, "--out", from_cache)
+    for stage in ("proxy", "."):
+        expected, found = losses(tmp_path / "live" / stage), losses(from_cache / stage)
+        assert len(found) >= 8 and found == pytest.approx(expected, rel=1e-3)
+        assert max(found) - min(found) > 1e-3
+        for name, values in weights(tmp_path / "live" / stage).items():
+            torch.testing.assert_close(weights(from_cache / stage)[name], values, rtol=1e-3, atol=1e-3)
+    assert {"compress-1q@1", "smooth-l1@2"} <= metrics(from_cache / "proxy")[0].keys()
+    proxy, student = facts_of(from_cache / "proxy")["training"], facts_of(from_cache)["training"]
+    assert proxy["num_unreadable"] == 1 and proxy["teacher"] == "rgb_tiny3d_8 and flow_tiny3d_8"
+    assert student["teacher"] == "rgb_tiny3d_16" and student["teachers_of_proxy"] == proxy["teachers"]
+    assert [one["weights"] for one in proxy["teachers"]] == [str(path) for path in taught_by[-2:]]
+
+
+def test_proxy__of_cached_teachers_is_resumed_in_either_stage(
+    taught_by, cached, from_cache, data_folder, tmp_path, monkeypatch
+):
+    """The bits are those of the run that nobody stopped, although the weights of the teachers are gone."""
+    out, write = tmp_path / "killed", MetricsLog.write
+    options = ["--teacher-cache", cached, *PROXY, *CACHED, "--data", data_folder, "--out", out, "--resume"]
+    options += ["--checkpoint-every-steps", 2]
+
+    class Killed(BaseException):
+        pass
+
+    for name in taught_by[-2:]:
+        name.rename(name.with_name(f"{name.name}-away"))
+    try:
+        for stage in (out / "proxy", out):
+
+            def write_and_die(log, step, values, stage=stage):
+                write(log, step, values)
+                if log._file.name == str(stage / "metrics.jsonl") and step == 5:
+                    raise Killed
+
+            monkeypatch.setattr(MetricsLog, "write", write_and_die)
+            with pytest.raises(Killed):
+                train(*options)
+            assert len(losses(stage)) == 5 and (stage == out) == (out / "metrics.jsonl").exists()
+        monkeypatch.setattr(MetricsLog, "write", write)
+        train(*options)
+    finally:
+        for name in taught_by[-2:]:
+            name.with_name(f"{name.name}-away").rename(name)
+    for stage in ("proxy", "."):
+        assert losses(out / stage) == losses(from_cache / stage)
+        found, expected = (folder / stage / "student" / "student.safetensors" for folder in (out, from_cache))
+        assert found.read_bytes() == expected.read_bytes()
+
+
+def test_cache__of_the_proxy_teaches_the_student_as_the_proxy_does(from_cache, data_folder, tmp_path):
+    options = ["--data", data_folder, "--workers", 0, "--precision", "fp32"]
+    view = ["--teacher-frames", 5, "--teacher-stride", 1, "--teacher-size", 24]
+    proxy = ["--teacher", "rgb_tiny3d_16", "--teacher-weights", from_cache / "proxy", *view]
+    folder = tmp_path / "cache"
+    cache([*STUDENT, *proxy, *options, "--augmentations", 2, "--dtype", "fp32", "--out", folder])
+    train("--teacher-cache", folder, *CACHED[:3], *CACHED[5:], "--data", data_folder, "--out", tmp_path / "run")
+    assert losses(tmp_path / "run") == pytest.approx(losses(from_cache), rel=1e-3)
+
+
+def test_cached_teachers__of_a_proxy_are_compared_where_there_are_no_labels(taught_by, toy_folder, tmp_path):
+    folder = shutil.copytree(toy_folder, tmp_path / "pile")
+    manifest = Manifest.load(folder)
+    videos = tuple(replace(video, label=None, splits={}, group=None) for video in manifest.videos[::3])
+    replace(manifest, classes=(), videos=videos).save()
+    cache([*LIVE_PROXY, *taught_by, "--data", folder, "--workers", 0, "--augmentations", 1, "--out", tmp_path / "c"])
+    train("--teacher-cache", tmp_path / "c", *PROXY, "--data", folder, "--out", tmp_path / "run")
+    (by_role,) = json.loads((tmp_path / "run" / "results.json").read_text()).values()
+    encoders = {role: one["encoder"] for role, one in by_role.items()}
+    assert encoders == {
+        "teacher 1": "rgb_tiny3d_8",
+        "teacher 2": "flow_tiny3d_8",
+        "proxy": "rgb_tiny3d_16",
+        "student, random": "depth_tiny3d_8",
+        "student, distilled": "depth_tiny3d_8",
+    }
+    compared = {role: [pair["students"][1] for pair in one["agreement"]] for role, one in by_role.items()}
+    assert compared["proxy"] == ["teacher 1", "teacher 2"]
+    assert compared["student, distilled"] == ["proxy", "teacher 1", "teacher 2"]
+
+
+def test_cached_teachers__say_for_whom_they_were_cached(cached, data_folder, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        cache([*one, *PROXY, "--augmentations", 1, "--out", tmp_path / "cache"])
-    assert "give the trained proxy as --teacher" in capsys.readouterr().err
-    cache([*one, "--augmentations", 1, "--out", tmp_path / "cache"])
-    found = wrong(capsys, *PROXY, "--teacher-cache", tmp_path / "cache", "--data", toy_folder, "--out", tmp_path / "x")
-    assert "train rgb_tiny3d_16 as --student of the cache and name its folder in --teacher-weights" in found
+        cache([*STUDENT, *TWO, *PROXY, "--data", data_folder, "--augmentations", 1, "--out", tmp_path / "cache"])
+    assert "give rgb_tiny3d_16 as --student of its teachers, or" in " ".join(capsys.readouterr().err.split())
+    run = ["--teacher-cache", cached, *PROXY, "--data", data_folder, "--out", tmp_path / "run"]
+    assert "has student_view.num_frames 5, but this run needs 3" in wrong(capsys, *run, "--proxy-frames", 3)
+
+
+def test_sharding__is_for_the_proxy_where_its_teachers_are_cached(cached):
+    config = parse([str(each) for each in (*STUDENT, *PROXY, "--teacher-cache", cached, "--teacher-sharding")])
+    check_configuration(config)
+    assert not proxy_stage(config, RunFolder(Path("run")), ("auto",)).machine.teacher_sharding
+    assert student_stage(config, "p").machine.teacher_sharding
 
 
 def test_stages__divide_the_options(toy_folder):
