@@ -5,8 +5,11 @@
 
 The manifest is made up: clips of Kinetics' length and names, two streams (rgb and flow) of 300 frames, one clip in ten
 with a varying frame rate. There are no video files. A process then opens it, selects the training clips, and hands
-them to a DataLoader with four workers, which look up every clip once in random order, as training does before it
-decodes. Every process reports its proportional set size (shared pages count by their share) and its private memory.
+them to a DataLoader with four workers, which look up clips in the random order of an epoch, as training does before it
+decodes: every clip, or the first ``--lookups`` of that order. One clip in a hundred for each worker is enough to touch
+every page: a kernel maps 16 pages at once, and they have hundreds of rows of any column. So the memory is the same.
+
+Every process reports its proportional set size (shared pages count by their share) and its private memory.
 Those of the same process with a manifest of a few videos are subtracted. The rest, divided by the number of clips, is
 what a clip costs.
 
@@ -16,6 +19,7 @@ Reads the sizes from /proc: Linux only.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -139,15 +143,16 @@ class Lookups(Dataset[object]):
 
 @dataclass(frozen=True)
 class Batches:
-    """The batches of an epoch, and then an empty one for each worker."""
+    """The first batches of an epoch, and then an empty one for each worker."""
 
-    epoch: TrainingBatches
+    epoch: Iterator[list[SampleKey]]
+    num_batches: int
 
     def __len__(self) -> int:
-        return len(self.epoch) + NUM_WORKERS
+        return self.num_batches + NUM_WORKERS
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        yield from self.epoch
+        yield from itertools.islice(self.epoch, self.num_batches)
         yield from ([] for _ in range(NUM_WORKERS))
 
 
@@ -155,8 +160,8 @@ def _as_it_is(value: object) -> object:
     return value
 
 
-def measure(folder: Path, start_method: str) -> dict[str, Any]:
-    """Open the manifest, look up every training clip in the workers, and return times and memory."""
+def measure(folder: Path, start_method: str, max_lookups: int) -> dict[str, Any]:
+    """Open the manifest, look up training clips in the workers, and return times and memory."""
     start, start_processor = time.perf_counter(), time.process_time()
     manifest = Manifest.load(folder)
     opened, opened_processor = time.perf_counter(), time.process_time()
@@ -172,9 +177,12 @@ def measure(folder: Path, start_method: str) -> dict[str, Any]:
     batches = TrainingBatches(
         num_samples=num_clips, batch_size=1 if num_clips < BATCH_SIZE else BATCH_SIZE, num_epochs=1, seed=0
     )
+    # Every worker has a batch.
+    num_batches = min(len(batches), max(NUM_WORKERS, max_lookups // batches.batch_size))
+    epoch = iter(batches)  # it holds the order of the clips until the memory is measured
     loader = DataLoader(
         Lookups(clips),
-        batch_sampler=Batches(batches),
+        batch_sampler=Batches(epoch, num_batches),
         num_workers=NUM_WORKERS,
         collate_fn=_as_it_is,
         multiprocessing_context=start_method,
@@ -187,7 +195,7 @@ def measure(folder: Path, start_method: str) -> dict[str, Any]:
             num_frames += found
     walked = time.perf_counter()
     own = memory_of_this_process()
-    assert len(workers) == NUM_WORKERS and num_frames == len(batches) * batches.batch_size * NUM_FRAMES
+    assert len(workers) == NUM_WORKERS and num_frames == num_batches * batches.batch_size * NUM_FRAMES
     rounds_seconds = []
     for chosen in np.random.default_rng(0).integers(num_clips, size=(NUM_ROUNDS, LOOKUPS_A_ROUND)).tolist():
         timed = time.process_time()
@@ -197,6 +205,7 @@ def measure(folder: Path, start_method: str) -> dict[str, Any]:
     return {
         "num_videos": num_videos,
         "num_clips": num_clips,
+        "num_lookups": num_batches * batches.batch_size,
         "open_seconds": opened - start,
         "open_processor_seconds": opened_processor - start_processor,
         "questions_seconds": answered - opened,
@@ -209,9 +218,10 @@ def measure(folder: Path, start_method: str) -> dict[str, Any]:
     }
 
 
-def measure_apart(folder: Path, start_method: str) -> dict[str, Any]:
+def measure_apart(folder: Path, start_method: str, max_lookups: int) -> dict[str, Any]:
     """Measure in a process of its own."""
     command = [sys.executable, __file__, "--measure", str(folder), "--starts", start_method]
+    command += ["--lookups", str(max_lookups)]
     answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     found: dict[str, Any] = json.loads(answer.splitlines()[-1])
     return found
@@ -223,13 +233,16 @@ def main() -> None:
     parser.add_argument("--videos", type=int, default=50_000, help="number of videos (default: 50,000)")
     parser.add_argument("--repeat", type=int, default=1, help="write the videos so many times (default: once)")
     parser.add_argument("--folder", type=Path, help="where the manifest is made and kept; default: a temporary folder")
+    parser.add_argument(
+        "--lookups", type=int, default=sys.maxsize, help="clips that all workers look up (default: every clip once)"
+    )
     parser.add_argument("--starts", nargs="+", default=["fork", "spawn"], help="how workers start (default: both ways)")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message="This DataLoader will create")  # more workers than cores
     if args.measure is not None:
-        print(json.dumps(measure(args.measure, args.starts[0])))
+        print(json.dumps(measure(args.measure, args.starts[0], args.lookups)))
         return
     with tempfile.TemporaryDirectory() as temporary:
         few, many = Path(temporary, "few"), args.folder or Path(temporary, "many")
@@ -237,7 +250,7 @@ def main() -> None:
         written_seconds = make_manifest(many, args.videos, repeat=args.repeat)
         columns = {}
         for start_method in args.starts:
-            base, found = measure_apart(few, start_method), measure_apart(many, start_method)
+            base, found = (measure_apart(folder, start_method, args.lookups) for folder in (few, many))
             num_clips = found["num_clips"] - base["num_clips"]
 
             def per_clip(
@@ -253,7 +266,7 @@ def main() -> None:
                 "select a split, common streams, s": f"{found['questions_seconds']:.3f} "
                 f"({found['questions_processor_seconds']:.3f})",
                 "dataset of the training clips, s": f"{found['dataset_seconds']:.3f}",
-                "look up every clip in the workers, s": f"{found['walk_seconds']:.1f}",
+                "look up clips in the workers, s": f"{found['walk_seconds']:.1f} ({found['num_lookups']:,} clips)",
                 "look up one clip, µs of processor time, fastest / median round": " / ".join(
                     f"{microseconds:.0f}" for microseconds in found["lookup_microseconds"]
                 ),
@@ -267,7 +280,8 @@ def main() -> None:
         )
         facts = next(iter(columns.values()))
         rows = [[fact, *(column[fact] for column in columns.values())] for fact in facts]
-        print_table(f"{NUM_WORKERS} workers; in brackets processor time", ["", *columns], rows)
+        load = os.getloadavg()[0]
+        print_table(f"{NUM_WORKERS} workers, load {load:.0f}; in brackets processor time", ["", *columns], rows)
 
 
 if __name__ == "__main__":

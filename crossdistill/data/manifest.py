@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from crossdistill.data.columns import Layout
+from crossdistill.data.columns import Layout, numbers_of
 from crossdistill.data.video_table import (
     ADVICE,
     ROW_ERRORS,
@@ -154,13 +154,29 @@ class Manifest:
             return np.flatnonzero(self.table.part_codes(split) == code)
         if not self.has_split(split):
             raise UserError(f"{self.root} has no split {split!r}: choose one of {', '.join(sorted(self.splits))}")
+        train = self.positions(split=split.rpartition(HELD_OUT_MARK)[0], part="train")
+        if split not in self._held_out:
+            self._held_out[split] = self._find_held_out(train, split)
+        held = self._held_out[split]
+        return {"train": train[~held], "test": train[held]}.get(part, train[:0])
+
+    @cached_property
+    def _held_out(self) -> dict[str, NDArray[np.bool_]]:
+        """Split to what ``_find_held_out`` found. A run asks several times, and millions of groups take seconds."""
+        return {}
+
+    def _find_held_out(self, train: NDArray[np.int64], split: str) -> NDArray[np.bool_]:
+        """[train] whether a video of the train part of the whole split is in the test part of ``1@s3``."""
         from crossdistill.data.held_out import is_held_out  # torch: data_prep does not wait for it
 
-        whole, _, held_out = split.rpartition(HELD_OUT_MARK)
-        train = self.positions(split=whole, part="train")
-        groups = self.table.column("group").take(pa.array(train)).to_pylist()
-        held = np.asarray(is_held_out(self.table.labels[train].tolist(), groups, held_out, split=split), dtype=bool)
-        return {"train": train[~held], "test": train[held]}.get(part, train[:0])
+        # One text for all videos of a group.
+        groups = pc.dictionary_encode(self.table.column("group").take(pa.array(train))).combine_chunks()
+        names = np.array([*groups.dictionary.to_pylist(), None], dtype=object)
+        codes = numbers_of(groups.indices, null=-1)
+        part = split.rpartition(HELD_OUT_MARK)[2]
+        return np.asarray(
+            is_held_out(self.table.labels[train].tolist(), names[codes].tolist(), part, split=split), dtype=bool
+        )
 
     def find(self, video: str) -> int:
         """Return the position of the video with a name; raise a ``KeyError`` if there is none."""

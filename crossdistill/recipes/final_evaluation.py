@@ -6,7 +6,7 @@ On every labelled dataset by protocols; without any by the agreement with the te
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from crossdistill.data.manifest import Manifest
@@ -35,7 +35,7 @@ def evaluate_networks(
     networks: Mapping[str, tuple[Encoder, Execution]],
     *,
     step: int,
-    stored: Mapping[str, StoredEmbeddings] | None = None,
+    stored: Callable[[], Mapping[str, StoredEmbeddings]] = dict,
 ) -> None:
     """Evaluate networks on every dataset, write ``results.json`` and print one table for each dataset.
 
@@ -45,7 +45,8 @@ def evaluate_networks(
         run: The run.
         networks: Role to the network and how it runs.
         step: The run's last step, for the tracker.
-        stored: Role to the embeddings of a teacher whose network is not at hand.
+        stored: Returns role to the embeddings of a teacher whose network is not at hand. It reads a whole teacher
+            cache, so it is called only where there are no labels.
     """
     if not run.config.machine.evaluate:
         run.announce(f"student: {run.folder.student}")
@@ -78,8 +79,9 @@ def evaluate_networks(
                 print(sentence)
             _print_notes(manifest, evaluations)
             track_results(machine.tracker, run.folder.path, by_role, step=step)
+    known = {} if labelled else stored()
     for manifest in [] if labelled else run.manifests:
-        found = compare_networks(run, manifest, networks, stored or {})
+        found = compare_networks(run, manifest, networks, known)
         by_role = {role: evaluation.to_json() for role, evaluation in found.by_role.items()}
         results[str(manifest.root)] = by_role
         if run.accelerator.is_main_process:

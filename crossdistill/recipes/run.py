@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -226,12 +227,11 @@ def _train_with_teachers(
     step = _train(run, distiller, student, clips, facts=facts)
     random_student = create_student(config, is_random=True)
     execution.place(random_student)  # both students run in the same precision
-    networks, stored = _networks_by_role(distiller.teachers), _stored_embeddings(distiller.teachers, clips)
+    networks, teachers = _networks_by_role(distiller.teachers), list(distiller.teachers)
     if proxied and config.machine.evaluate:
         (proxy,) = distiller.teachers
-        opened = [source.open(run, proxy.encoder, execution, number=i) for i, source in enumerate(proxied)]
-        networks = _networks_by_role(opened) | {str(Role.PROXY): network for network in proxy.networks}
-        stored = _stored_embeddings(opened, clips)  # the proxy's clips are those of its student
+        teachers = [source.open(run, proxy.encoder, execution, number=i) for i, source in enumerate(proxied)]
+        networks = _networks_by_role(teachers) | {str(Role.PROXY): network for network in proxy.networks}
     evaluate_networks(
         run,
         {
@@ -240,7 +240,7 @@ def _train_with_teachers(
             str(Role.DISTILLED): (student, execution),
         },
         step=step,
-        stored=stored,
+        stored=partial(_stored_embeddings, teachers, clips),  # a proxy's clips are those of its student
     )
 
 

@@ -20,9 +20,9 @@ import pytest
 from manifest_lines import to_lines
 from torch.utils.data import DataLoader, Dataset
 
-from crossdistill.data import video_table
+from crossdistill.data import held_out, video_table
 from crossdistill.data.entries import entries_of
-from crossdistill.data.held_out import folds_of
+from crossdistill.data.held_out import folds_of, is_held_out
 from crossdistill.data.manifest import (
     MANIFEST_NAME,
     Manifest,
@@ -209,6 +209,20 @@ def test_select__a_split_of_that_very_name_comes_first(tmp_path):
 def test_select__says_what_can_be_held_out(tmp_path, split, sentence):
     with pytest.raises(UserError, match=sentence):
         people(tmp_path).select(split=split, part="train")
+
+
+def test_held_out__is_found_once_for_both_parts(tmp_path, monkeypatch):
+    manifest, found = people(tmp_path), []
+    monkeypatch.setattr(
+        held_out, "is_held_out", lambda *given, **more: found.append(given) or is_held_out(*given, **more)
+    )
+    for part in ("train", "test", "train"):
+        manifest.select(split="1@25%", part=part)
+    ((labels, groups, share),) = found
+    trained = [video for video in manifest.videos if video.splits.get("1") == "train"]
+    assert (labels, groups, share) == ([v.label for v in trained], [v.group for v in trained], "25%")
+    manifest.select(split="1@2of3", part="train")
+    assert len(found) == 2
 
 
 def test_require_stream__error_names_option(tmp_path):
