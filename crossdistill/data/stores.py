@@ -100,11 +100,17 @@ def check_shards(manifest: Manifest) -> None:
 @functools.lru_cache(maxsize=8)
 def _file_system(url: str, process: int) -> tuple[Any, str]:
     """Open the store of a URL in one process: connections do not survive a fork."""
+    # gcsfs would ask over gRPC what kind of bucket it is, for each request where that is refused. And loader processes
+    # that are forked from a process with gRPC end.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     fsspec = require_package("fsspec", target=url, extra="remote")
     try:
         system, path = fsspec.url_to_fs(url, skip_instance_cache=True)
     except (ImportError, ValueError) as error:
-        raise UserError(f"{url} cannot be opened ({error}): run pip install 'crossdistill[remote]'") from error
+        raise UserError(
+            f"{url} cannot be opened ({error}): correct the address, or install what opens it: pip install gcsfs for "
+            "gs://, pip install 'crossdistill[remote]' for s3:// and https://"
+        ) from error
     return system, str(path).rstrip("/")
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import http.server
+import importlib.util
 import json
 import re
 import shutil
+import sys
 import tarfile
 import threading
 from collections import defaultdict
@@ -14,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
+import gcs_server
 import numpy as np
 import pytest
 import torch
@@ -23,7 +26,7 @@ from crossdistill.data.dataset import PairedClips, entries_of, make_loader
 from crossdistill.data.decode import read_frames
 from crossdistill.data.manifest import Manifest
 from crossdistill.data.sampling import SampleKey
-from crossdistill.data.stores import COPY_NAME, check_shards, find_store, locate
+from crossdistill.data.stores import COPY_NAME, _file_system, check_shards, find_store, locate
 from crossdistill.data.transforms import Augmentation
 from crossdistill.encoders.architecture import make_view
 from crossdistill.errors import UserError
@@ -332,16 +335,52 @@ def bucket(packed: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     find_store.cache_clear()
 
 
-def test_loader_processes_read_from_an_object_store(bucket: str, toy_folder: Path, tmp_path: Path) -> None:
-    linked = tmp_path / "linked"
-    link_dataset(LinkOptions(url=bucket, out=linked))
+@pytest.fixture
+def google_bucket(packed: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """The packed dataset in a bucket of Google's, and the (object, range) that were asked for."""
+    if importlib.util.find_spec("gcsfs") is None:  # not imported here: it reads the environment when it is
+        pytest.skip("could not import 'gcsfs'")
+    import fsspec
+
+    monkeypatch.setitem(fsspec.config.conf, "gs", {"token": "anon"})
+    monkeypatch.setattr("crossdistill.data.stores.PAUSES_SECONDS", ())
+    with gcs_server.serve(packed.parent, bucket="videos") as (address, asked):
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
+        yield "gs://videos/toyactions", asked
+    find_store.cache_clear()
+    _file_system.cache_clear()
+
+
+def test_google_bucket__is_read_by_range_and_once(
+    google_bucket: tuple[str, list[tuple[str, str]]], toy_folder: Path, tmp_path: Path
+) -> None:
+    (url, asked), linked = google_bucket, tmp_path / "linked"
+    manifest = link_dataset(LinkOptions(url=url, out=linked))
+    assert asked == [("toyactions/manifest.arrow", "")]
+    asked.clear()
+    for _ in range(2):
+        _assert_equal(_batch(linked), _batch(toy_folder))
+    streams = [manifest.videos[i].streams[name] for i in (5, 0, 17, 3) for name in ("rgb", "flow")]
+    wanted = [(f"toyactions/{s.path}", f"bytes={s.offset}-{s.offset + s.num_bytes - 1}") for s in streams]
+    assert sorted(asked) == sorted(wanted), "the second time they are read from the copies"
+    with pytest.raises(UserError, match=r"lacks shards/gone\.tar"):
+        locate(linked, dataclasses.replace(streams[0], path="shards/gone.tar"))
+
+
+@pytest.mark.parametrize("store", ["bucket", "google_bucket"])
+def test_loader_processes_read_from_an_object_store(
+    store: str, request: pytest.FixtureRequest, toy_folder: Path, tmp_path: Path
+) -> None:
+    given, linked = request.getfixturevalue(store), tmp_path / "linked"
+    url = given if isinstance(given, str) else given[0]
+    link_dataset(LinkOptions(url=url, out=linked))
     _batch(linked)  # this process has a connection, which its children must not use
     keys = [[SampleKey(i, epoch) for i in range(4 * epoch, 4 * epoch + 4)] for epoch in range(4)]
     loaders = (make_loader(_clips(linked), keys, num_workers=2), make_loader(_clips(toy_folder), keys, num_workers=0))
     for remote, local in zip(*loaders, strict=True):
         _assert_equal(remote, local)
     with pytest.raises(UserError, match=r"lacks manifest\.arrow"):
-        link_dataset(LinkOptions(url="s3://videos/none", out=tmp_path / "none"))
+        link_dataset(LinkOptions(url=f"{url.partition(':')[0]}://videos/none", out=tmp_path / "none"))
 
 
 def test_a_store_that_is_gone_ends_a_run_with_one_sentence(
@@ -364,12 +403,18 @@ def test_a_store_that_is_gone_ends_a_run_with_one_sentence(
     [
         (["data/ucf101"], "data/ucf101 is no address: give one such as s3://bucket/folder"),
         (["http://127.0.0.1:9/x", "--copy-size", "5MB"], "--copy-size is 5MB: give 100MB or more"),
-        (["nothing://x/y"], "cannot be opened"),
+        (["nothing://x/y"], "cannot be opened (Protocol not known: nothing): correct the address, or install what"),
+        (["abfs://x/y"], "abfs://x/y cannot be opened (Install adlfs"),
     ],
 )
 def test_bad_links_are_one_sentence(
-    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setitem(sys.modules, "adlfs", None)  # as if it were not installed
     with pytest.raises(SystemExit) as exit_:
         main(["link", *arguments, "--out", str(tmp_path / "linked")])
     assert exit_.value.code == 2
