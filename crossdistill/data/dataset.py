@@ -182,7 +182,8 @@ class PairedClips(Dataset[Item]):
         away = (key for key in keys if find_store(root_of(self.entries, key.index)) is not None)
         for entry in (self.entries[key.index] for key in away):
             if entry.video.is_usable:
-                yield from ((entry.root, entry.video.streams[name]) for name in names)
+                needed = ((entry.root, entry.video.streams[name]) for name in names)
+                yield from (one for one in needed if self.decoded is None or not self.decoded.keeps(*one))
 
     def clip_reader(self, entry: Entry) -> ClipReader:
         """Return the reader of one video; raise ``UnreadableVideoError`` if its preparation failed."""

@@ -22,6 +22,10 @@ from crossdistill.errors import UnreadableVideoError
 _Key = tuple[Path, str, int, int]
 
 
+def _key_of(root: Path, stream: Stream) -> _Key:
+    return root, stream.path, stream.offset, int(stream.pts[0])  # segments of a file differ in their start
+
+
 class DecodedVideos:
     """Keeps the frames of videos up to a size; what does not fit is decoded each time.
 
@@ -56,12 +60,16 @@ class DecodedVideos:
         Still pictures are not kept: they are decoded at the size that a crop needs.
         """
         if stream.is_video:
-            key = (root, stream.path, stream.offset, int(stream.pts[0]))  # segments of a file differ in their start
+            key = _key_of(root, stream)
             if key not in self._frames:
                 self._frames[key] = self._decode(root, stream, stream_name, decoder)
             if (kept := self._frames[key]) is not None:
                 return [kept[frame] for frame in frames]
         return read_pictures(root, stream, frames, stream_name=stream_name, decoder=decoder, shrink=shrink)
+
+    def keeps(self, root: Path, stream: Stream) -> bool:
+        """Whether the frames of a stream are kept, so that its file is not needed."""
+        return stream.is_video and self._frames.get(_key_of(root, stream)) is not None
 
     def _decode(self, root: Path, stream: Stream, stream_name: str, decoder: str) -> Picture | None:
         """Decode a video whole; None if it does not fit or is damaged somewhere."""

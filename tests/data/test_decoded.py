@@ -5,7 +5,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from crossdistill.data import clip_reader, decoded
+from crossdistill.data import clip_reader, dataset, decoded
 from crossdistill.data.dataset import PairedClips, entries_of, make_loader
 from crossdistill.data.decoded import DecodedVideos
 from crossdistill.data.manifest import Manifest
@@ -116,6 +116,16 @@ def test_damaged_video__gives_the_frames_that_can_be_decoded(toy_folder, monkeyp
         with pytest.raises(UnreadableVideoError, match="the end is lost"):
             store.read_pictures(manifest.root, stream, [0, 5])
     assert store.num_bytes == 0
+
+
+def test_files_of_kept_videos__are_not_fetched_again(toy_folder, monkeypatch):
+    wanted = []
+    monkeypatch.setattr(dataset, "find_store", lambda root: object())
+    monkeypatch.setattr(dataset, "read_ahead", lambda streams: wanted.append([stream.path for _, stream in streams]))
+    clips = clips_of(toy_folder, decoded=DecodedVideos(10**9))
+    for epoch in range(2):
+        clips.read_batch([SampleKey(0, epoch), SampleKey(1, epoch)])
+    assert [len(paths) for paths in wanted] == [6, 0]
 
 
 def test_workers__share_the_size():
