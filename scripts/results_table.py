@@ -4,13 +4,15 @@ Gains have the 95 % interval of a paired bootstrap over groups of test videos (p
 hits of single clips; the hits of the seeds are averaged first. An empty cell means a point estimate.
 
     python scripts/results_table.py OUT --rows scripts/rows_utd_mhad.yaml > docs/results/utd_mhad.csv
+    python scripts/results_table.py RUNS --rows scripts/rows_utd_mhad.yaml --update docs/results/utd_mhad.csv
     python scripts/results_table.py OUT --students > docs/results/ablations.csv
 
 OUT holds one folder for each run, named ``<run>-seed<n>``, as ``scripts/reproduce_*.sh`` write them, or is a file in
 which ``scripts/result_runs.py`` has kept such runs; several are read together. What ``crossdistill evaluate`` wrote to
 ``evaluation.json`` replaces the trained student of ``results.json``. With --rows every line is one student beside its
 teachers, its supervised baseline and itself untrained, as the YAML file says. With --students every distilled student
-is a line, the best in linear accuracy first. ``scripts/make_results.py`` then writes the tables and the plot of the
+is a line, the best in linear accuracy first. --update writes into a table that exists: its rows stay unless these runs
+have at least as many seeds. ``scripts/make_results.py`` then writes the tables and the plot of the
 documentation.
 """
 
@@ -173,6 +175,17 @@ def without_empty(rows: list[dict[str, str]]) -> list[dict[str, str]]:
     return [{name: cell for name, cell in row.items() if name not in empty} for row in rows]
 
 
+def updated(old: list[dict[str, str]], new: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Put new rows into a table, in the place of those of the same student and teacher that have no more seeds."""
+    rows = {(row["use"], row["student"], row["teacher"]): row for row in old}
+    for row in new:
+        key = (row["use"], row["student"], row["teacher"])
+        if key not in rows or int(row["seeds"]) >= int(rows[key]["seeds"]):
+            rows[key] = row
+    names = list(dict.fromkeys(name for row in [*new[:1], *rows.values()] for name in row))
+    return [{name: row.get(name, "") for name in names} for row in rows.values()]
+
+
 def students_of(found: Runs) -> Iterator[dict[str, str]]:
     """One row for each distilled student, the best in linear accuracy first."""
     students = {run: by_role[DISTILLED] for run, by_role in found.items() if DISTILLED in by_role}
@@ -192,6 +205,7 @@ def main() -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--students", action="store_true", help="distilled students only, the best first")
     what.add_argument("--rows", type=Path, help="YAML: use to lines of student, teacher, run, baseline")
+    parser.add_argument("--update", type=Path, help="table into which rows are put")
     options = parser.parse_args()
     found = collect(options.paths)
     if not found:
@@ -201,10 +215,14 @@ def main() -> None:
         rows = list(students_of(found))
     else:
         rows = list(rows_of(found, yaml.safe_load(options.rows.read_text(encoding="utf-8"))))
+    if options.update is not None:
+        with open(options.update, encoding="utf-8", newline="") as file:
+            rows = updated(list(csv.DictReader(file)), rows)
     if rows := without_empty(rows):
-        writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+        with open(options.update or sys.stdout.fileno(), "w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
 
 
 if __name__ == "__main__":
