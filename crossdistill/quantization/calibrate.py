@@ -74,18 +74,19 @@ def _measure_extremes(
     """Return the smallest and largest value [2] in each range, zero included, and what is let through after it."""
     extremes: dict[RunningRange, Tensor] = {}
     passed: dict[RunningRange, tuple[float, float]] = {}
-    newest: list[tuple[RunningRange, Tensor]] = []
+    newest: list[tuple[RunningRange, Tensor, int]] = []
 
     def observe(module: RunningRange, values: Tensor) -> None:
         low, high = extremes.get(module, torch.zeros(2, device=values.device))
         extremes[module] = torch.stack([values.amin().float().minimum(low), values.amax().float().maximum(high)])
         passed.setdefault(module, (-float("inf"), float("inf")))
-        newest[:] = [(module, values)]
+        newest[:] = [(module, values, values._version)]
 
     def note(rectifier: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        # It follows a range if its input is the very tensor that was just observed.
-        if newest and inputs[0] is newest[0][1]:
-            passed[newest[0][0]] = RECTIFIERS[type(rectifier)]
+        # It follows a range if its input is the very tensor that was observed last, and nothing was added in place.
+        module, values, version = newest[0] if newest else (None, None, 0)
+        if module is not None and inputs[0] is values and values._version == version:
+            passed[module] = RECTIFIERS[type(rectifier)]
 
     hooks = [m.register_forward_pre_hook(note) for m in encoder.body.modules() if type(m) in RECTIFIERS]
     try:

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from crossdistill.commands.main import main as cli
@@ -81,6 +82,27 @@ def test_calibrate__ranges_have_the_least_error_of_the_float_networks_activation
         assert not is_norm or bounds[0] == 0
         checked += 1
     assert checked == 8
+
+
+def test_calibrate__values_to_which_a_shortcut_is_added_in_place_are_not_rectified():
+    """ResNet adds its shortcut to a norm's output in place, and the ReLU then gets the same tensor object."""
+    torch.manual_seed(0)
+    encoder = create_encoder("image_resnet18", size_px=32)
+    clips = noise_clips(encoder, 8)
+    with torch.no_grad():
+        for _ in range(3):
+            encoder.train()(clips)
+        expected = encoder.eval()(clips)
+        calibrate(quantize(encoder, "w8a8").eval(), clips.split(4))
+        cosines = F.cosine_similarity(encoder(clips), expected)
+    lows = {
+        name: float(module.output_quant.act_quant.fused_activation_quant_proxy.tensor_quant.bounds[0])
+        for name, module in encoder.body.named_modules()
+        if type(module) is nn.BatchNorm2d
+    }
+    assert all(low == 0 for name, low in lows.items() if name.endswith("bn1"))
+    assert all(low < 0 for name, low in lows.items() if not name.endswith("bn1"))
+    assert cosines.min() > 0.99
 
 
 def test_best_bounds__against_a_plain_loop():
