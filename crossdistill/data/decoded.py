@@ -19,11 +19,12 @@ from crossdistill.data.manifest import Stream
 from crossdistill.data.streams import Picture
 from crossdistill.errors import UnreadableVideoError
 
-_Key = tuple[Path, str, int, int]
+_Key = tuple[Path, str, int, int, int]
 
 
 def _key_of(root: Path, stream: Stream) -> _Key:
-    return root, stream.path, stream.offset, int(stream.pts[0])  # segments of a file differ in their start
+    # Segments of a file differ in their first frame or in their number of frames.
+    return root, stream.path, stream.offset, int(stream.pts[0]), stream.num_frames
 
 
 class DecodedVideos:

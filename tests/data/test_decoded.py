@@ -1,5 +1,7 @@
 """DecodedVideos: the same clips from memory, up to a size."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -95,6 +97,14 @@ def test_kept_frames__cannot_be_changed(toy_folder):
     frames = DecodedVideos(10**9).read_pictures(manifest.root, manifest.videos[0].streams["rgb"], [2, 0, 2])
     with pytest.raises(ValueError, match="read-only"):
         frames[0][0, 0, 0] = 1
+
+
+def test_segments__that_start_together_are_told_apart(toy_folder):
+    manifest, store = Manifest.load(toy_folder), DecodedVideos(10**9)
+    stream = manifest.videos[0].streams["rgb"]
+    for num_frames in (3, 6):
+        part = replace(stream, pts=stream.pts[:num_frames], is_segment=True)
+        assert len(store.read_pictures(manifest.root, part, [0, num_frames - 1])) == 2
 
 
 def test_damaged_video__gives_the_frames_that_can_be_decoded(toy_folder, monkeypatch):
