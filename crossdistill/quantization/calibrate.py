@@ -5,11 +5,15 @@ Shapes: B clips of a batch, N bins of a histogram.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from crossdistill.encoders.base import Encoder
 from crossdistill.errors import UserError
@@ -19,8 +23,8 @@ from crossdistill.utils.modules import eval_mode
 
 NUM_BINS = 4096
 """Bins of a histogram of activations, sixteen for each of 256 integers."""
-RECTIFIERS: dict[type[nn.Module], tuple[float, float]] = {nn.ReLU: (0.0, float("inf")), nn.ReLU6: (0.0, 6.0)}
-"""Activation functions to the values that they let through. What they cut off need not be told apart before them."""
+EVERYTHING = (-float("inf"), float("inf"))
+RELUS = {F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
 LOW_FACTORS = torch.linspace(0.1, 1.0, 19, dtype=torch.float64)
 HIGH_FACTORS = torch.linspace(0.05, 1.0, 39, dtype=torch.float64)
 """Shares of the extremes that are tried as bounds."""
@@ -73,38 +77,71 @@ def _measure_extremes(
 ) -> tuple[dict[RunningRange, Tensor], dict[RunningRange, tuple[float, float]]]:
     """Return the smallest and largest value [2] in each range, zero included, and what is let through after it."""
     extremes: dict[RunningRange, Tensor] = {}
-    passed: dict[RunningRange, tuple[float, float]] = {}
-    newest: list[tuple[RunningRange, Tensor, int]] = []
 
     def observe(module: RunningRange, values: Tensor) -> None:
         low, high = extremes.get(module, torch.zeros(2, device=values.device))
         extremes[module] = torch.stack([values.amin().float().minimum(low), values.amax().float().maximum(high)])
-        passed.setdefault(module, (-float("inf"), float("inf")))
-        newest[:] = [(module, values, values._version)]
 
-    def note(rectifier: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        # It follows a range if its input is the very tensor that was observed last, and nothing was added in place.
-        module, values, version = newest[0] if newest else (None, None, 0)
-        if module is not None and inputs[0] is values and values._version == version:
-            passed[module] = RECTIFIERS[type(rectifier)]
-
-    hooks = [m.register_forward_pre_hook(note) for m in encoder.body.modules() if type(m) in RECTIFIERS]
-    try:
-        _watch(encoder, batches, observe)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with _Readers() as readers:
+        _watch(encoder, batches, observe, readers.follow)
+    passed = {module: readers.passed.get(module, EVERYTHING) for module in extremes}
     return {module: bounds.clamp(*passed[module]) for module, bounds in extremes.items()}, passed
 
 
-def _watch(encoder: Encoder, batches: Sequence[Tensor], see: Callable[[RunningRange, Tensor], None]) -> None:
-    """Embed clips without rounding activations, and show what each range would round."""
+class _Readers(TorchFunctionMode):
+    """Notes what the functions that read the tensors of a range let through, all of them together.
+
+    A ReLU lets positive values through, so negative ones need not be told apart before it. If something else reads the
+    tensor too, they count.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.passed: dict[RunningRange, tuple[float, float]] = {}
+        self._ranges = WeakTensorKeyDictionary()
+
+    def follow(self, module: RunningRange, values: Tensor) -> None:
+        """Note what reads a tensor from now on."""
+        self._ranges[values] = module
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        read = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor) and value in self._ranges]
+        found = function(*args, **kwargs)
+        for values in read if isinstance(found, Tensor) else ():  # a size or a type is no value
+            module = self._ranges[values]
+            low, high = _let_through(function, kwargs)
+            known_low, known_high = self.passed.get(module, (low, high))
+            self.passed[module] = min(low, known_low), max(high, known_high)
+            if found is values:  # changed in place: what reads it later reads the result
+                del self._ranges[values]
+        return found
+
+
+def _let_through(function: Any, options: Mapping[str, Any]) -> tuple[float, float]:
+    """Return the values, zero included, that a function can tell apart; it is called with these named options."""
+    if function is F.hardtanh:  # nn.ReLU6 too
+        return min(0.0, options["min_val"]), max(0.0, options["max_val"])
+    return (0.0, EVERYTHING[1]) if function in RELUS else EVERYTHING
+
+
+def _watch(
+    encoder: Encoder,
+    batches: Sequence[Tensor],
+    see: Callable[[RunningRange, Tensor], None],
+    follow: Callable[[RunningRange, Tensor], None] = lambda module, values: None,
+) -> None:
+    """Embed clips without rounding activations; show what each range would round, and then what it hands on."""
     ranges = [module for module in encoder.body.modules() if isinstance(module, RunningRange)]
     convolutions = [module for module in encoder.body.modules() if isinstance(module, IntegerConvolution)]
 
     def unrounded(module: RunningRange, inputs: tuple[Tensor, ...], output: tuple[Any, ...]) -> tuple[Any, ...]:
         see(module, inputs[0])
-        return (inputs[0], *output[1:])
+        values = inputs[0].view_as(inputs[0])  # others may read the input, but only the range's reader reads this
+        follow(module, values)
+        return (values, *output[1:])
 
     hooks = [module.register_forward_hook(unrounded) for module in ranges]
     for convolution in convolutions:

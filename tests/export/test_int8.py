@@ -105,6 +105,47 @@ def test_calibrate__values_to_which_a_shortcut_is_added_in_place_are_not_rectifi
     assert cosines.min() > 0.99
 
 
+class AfterNorm(nn.Module):
+    """A convolution and a norm, whose output goes through ``read`` to the body of an encoder."""
+
+    def __init__(self, read, body):
+        super().__init__()
+        self.convolution, self.norm = nn.Conv3d(3, 3, 3, padding=1, bias=False), nn.BatchNorm3d(3)
+        self.read, self.body, self.relu, self.relu6 = read, body, nn.ReLU(), nn.ReLU6()
+        nn.init.constant_(self.norm.weight, 4)
+
+    def normed(self, clips):
+        return self.norm(self.convolution(clips))
+
+    def forward(self, clips):
+        return self.body(self.read(self, self.normed(clips)))
+
+
+@pytest.mark.parametrize(
+    ("read", "has_negative", "highest"),
+    [
+        (lambda net, y: net.relu(y), False, 100),
+        (lambda net, y: y.relu_() + y, False, 100),  # reads what the ReLU has left
+        (lambda net, y: net.relu6(y), False, 6),
+        (lambda net, y: net.relu6(y) + y.relu(), False, 100),
+        (lambda net, y: net.relu(y) - y, True, 100),
+        (lambda net, y: net.normed(net.relu(y)), True, 100),  # the norm is called twice, once without a ReLU
+        (lambda net, y: torch.cat([y.relu()[:, :2], y[:, 2:]], dim=1), True, 100),
+    ],
+)
+def test_calibrate__leaves_out_what_all_readers_of_a_norm_cut_off(read, has_negative, highest):
+    torch.manual_seed(0)
+    encoder = create_encoder("rgb_tiny3d_8", num_frames=4, size_px=16)
+    encoder.body = AfterNorm(read, encoder.body).eval()
+    clips = 3 * noise_clips(encoder, 8)
+    expected = encoder(clips)
+    calibrate(quantize(encoder, "w8a8").eval(), clips.split(4))
+    proxy = encoder.body.norm.output_quant.act_quant.fused_activation_quant_proxy
+    low, high = proxy.tensor_quant.bounds.tolist()
+    assert (low < 0) == has_negative and 3 < high <= highest
+    assert nn.functional.cosine_similarity(encoder(clips), expected).min() > 0.99
+
+
 def test_best_bounds__against_a_plain_loop():
     generator = torch.Generator().manual_seed(0)
     counts = (torch.rand(64, generator=generator) ** 8 * 1000).double()
