@@ -47,6 +47,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def runs_of(path: Path) -> Iterator[Run]:
     """The runs of a folder or of a file, by name."""
+    if not path.exists():
+        raise SystemExit(f"{path} is not there: give folders of runs, or files that scripts/result_runs.py has written")
     yield from runs_of_folder(path) if path.is_dir() else runs_of_file(path)
 
 

@@ -63,7 +63,7 @@ Runs = dict[str, dict[str, Network]]
 def collect(paths: Iterable[Path]) -> Runs:
     """Read the runs of folders and of files that keep runs; a later one replaces an earlier one of the same seed."""
     found: Runs = defaultdict(lambda: defaultdict(Network))
-    for run in (run for path in paths for run in runs_of(path)):
+    for run in {(run.run, run.seed): run for path in paths for run in runs_of(path)}.values():
         for role, evaluation in run.evaluations.items():
             network = found[run.run][role]
             network.epochs |= {run.epochs} - {""}

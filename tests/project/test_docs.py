@@ -225,6 +225,20 @@ def test_results_table__new_rows_replace_those_with_no_more_seeds():
     assert {tuple(row) for row in found} == {("use", "student", "teacher", "seeds", "epochs", "gain_linear")}
 
 
+def test_results_table__a_later_run_replaces_an_earlier_one_whole(tmp_path):
+    for name, epochs, results in (("first", 5, {"1-nn": 0.5, "linear": 0.6}), ("second", 9, {"linear": 0.7})):
+        folder = tmp_path / name / "small-seed0"
+        folder.mkdir(parents=True)
+        evaluation = {"results": {protocol: {"top1": top1} for protocol, top1 in results.items()}}
+        (folder / "results.json").write_text(json.dumps({"data": {"student, distilled": evaluation}}))
+        facts = {"configuration": {"optimization": {"epochs": epochs}}, "environment": {"gpus": [name], "cpu": "x"}}
+        (folder / "config.json").write_text(json.dumps(facts))
+    network = results_table.collect([tmp_path / "first", tmp_path / "second"])["small"]["student, distilled"]
+    assert (network.epochs, network.machines, dict(network.accuracies)) == ({"9"}, {"second"}, {"linear": {0: 70.0}})
+    with pytest.raises(SystemExit, match="third is not there: give folders of runs"):
+        results_table.collect([tmp_path / "first", tmp_path / "third"])
+
+
 def test_results_table__takes_mean_deviation_and_gain_over_common_seeds(tmp_path):
     runs = {
         "small-seed0": {"teacher": 0.9, "student, random": 0.1, "student, distilled": 0.5},
