@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import re
 import statistics
 import sys
 import tempfile
@@ -36,6 +37,7 @@ from crossdistill.quantization.quantize import noise_clips, quantize
 from crossdistill.utils.environment import describe_environment
 
 CASES = ("rgb_r3d10:8x64", "rgb_r3d18:8x64", "image_resnet18:1x112", "image_mobilenet_v2:1x112")
+CASE = re.compile(r"(\w+):(\d+)x(\d+)")
 NUM_CALIBRATION_CLIPS = 32
 OPENERS = {"onnx": onnx.open_model, "openvino": openvino.open_model}
 NAMES = {"pytorch": "PyTorch", "onnx": "onnxruntime", "openvino": "OpenVINO"}
@@ -90,16 +92,23 @@ class Row:
     cosine: str
 
 
-def rows_of(case: str, batch: int, repeats: int) -> Iterator[Row]:
+def case_of(text: str) -> tuple[str, int, int]:
+    """Read the name, the frames and the pixels of ``rgb_r3d10:8x64``."""
+    match = CASE.fullmatch(text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text} has no view: give network:FRAMESxPIXELS, for example {CASES[0]}")
+    return match[1], int(match[2]), int(match[3])
+
+
+def rows_of(case: tuple[str, int, int], batch: int, repeats: int) -> Iterator[Row]:
     """Time one network in every runtime.
 
     Args:
-        case: The network, its frames and its pixels: ``rgb_r3d10:8x64``.
+        case: The network, its frames and its pixels.
         batch: Clips of one call.
         repeats: Calls of each runtime.
     """
-    name, _, view = case.partition(":")
-    num_frames, size_px = map(int, view.split("x"))
+    name, num_frames, size_px = case
     encoders = make_encoders(name, num_frames, size_px)
     clips = noise_clips(encoders["fp32"], NUM_CALIBRATION_CLIPS + batch)[-batch:]
     runners: dict[str, Forward] = {}
@@ -125,7 +134,7 @@ def rows_of(case: str, batch: int, repeats: int) -> Iterator[Row]:
 def main() -> None:
     """Export, compare and time every network."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", default=CASES, help="network:FRAMESxPIXELS; four networks by default")
+    parser.add_argument("cases", nargs="*", type=case_of, help="network:FRAMESxPIXELS; four networks by default")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--batch", type=int, default=4, help="clips of one call")
     parser.add_argument("--csv", action="store_true", help="print CSV instead of a table")
@@ -139,7 +148,7 @@ def main() -> None:
     else:
         print("| network | view | runtime | bits | ms | ÷ PyTorch fp32 | file, MB | cosine |")
         print("|---|---|---|---|--:|--:|--:|--:|")
-    for case in options.cases:
+    for case in options.cases or map(case_of, CASES):
         for row in rows_of(case, options.batch, options.repeats):
             cells = list(astuple(row))
             print(",".join(cells) if options.csv else f"| {' | '.join(cells)} |", flush=True)

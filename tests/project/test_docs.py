@@ -1,5 +1,6 @@
 """The documentation: generated pages are up to date, and the site builds without a warning and without the network."""
 
+import argparse
 import dataclasses
 import importlib
 import json
@@ -7,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import ModuleType
 
@@ -336,6 +338,14 @@ def test_gain_table_and_plot__show_few_labels_of_one_seed(monkeypatch):
     assert result_plots.Axis.around([row]) == result_plots.Axis(0, 15)
     assert drawn.count(f'r="4" fill="{result_plots.COLOURS["5shot"]}"') == 2 and "5 labels a class" in drawn
     assert f'cx="{result_plots.Axis(0, 15).x_of(12.5):.1f}"' in drawn
+
+
+def test_bench_runtimes__a_network_without_a_view_is_one_sentence():
+    with warnings.catch_warnings():  # the script silences its process
+        import bench_runtimes
+    assert bench_runtimes.case_of("depth_tiny3d_8:16x48") == ("depth_tiny3d_8", 16, 48)
+    with pytest.raises(argparse.ArgumentTypeError, match="rgb_r3d10 has no view: give network:FRAMESxPIXELS, for ex"):
+        bench_runtimes.case_of("rgb_r3d10")
 
 
 def test_uses_plot__puts_students_at_the_time_of_the_fastest_runtime(monkeypatch):
