@@ -319,8 +319,9 @@ class MachineConfig:
     workers: CountOrZero = 2
     """Number of decoding processes per training process."""
     keep_decoded_gb: NotNegative = 0.0
-    """Memory in GB in which each training process keeps decoded videos, so that it decodes them once and not in every
-    epoch; its decoding processes share it. For training sets of short, small videos; 0: none."""
+    """Memory in GB in which each training process keeps decoded videos, so that it does not decode them in every epoch.
+    With --workers each decoding process has an equal share of it and keeps videos of its own, so that a video is in
+    memory once for each. Pictures are not kept. For training sets of short, small videos; 0: none."""
     checkpoint_every_steps: CountOrZero = 0
     """Steps between checkpoints; 0: once per epoch."""
     checkpoint_every_minutes: NotNegative = 0.0
