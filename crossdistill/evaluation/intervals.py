@@ -96,7 +96,7 @@ def basic_interval(drawn_r: Floats, measured: float, level: float) -> tuple[floa
         (0.20999999999999996, 0.38999999999999996)
     """
     low, high = percentile_interval(drawn_r, level)
-    return max(0.0, 2 * measured - high), min(1.0, max(0.0, 2 * measured - low))
+    return min(1.0, max(0.0, 2 * measured - high)), min(1.0, max(0.0, 2 * measured - low))
 
 
 def _averaged(sets: Sequence[_TestSet], weights_ru: Floats) -> dict[str, Floats]:

@@ -9,7 +9,7 @@ from scipy.stats import bootstrap
 from sklearn.metrics import average_precision_score
 
 from crossdistill.evaluation import intervals
-from crossdistill.evaluation.intervals import bootstrap_intervals
+from crossdistill.evaluation.intervals import basic_interval, bootstrap_intervals
 from crossdistill.evaluation.protocols.calibration import CalibrationError
 from crossdistill.evaluation.protocols.multi_label import MeanAveragePrecision
 from crossdistill.evaluation.results import Outcome, Units
@@ -63,6 +63,13 @@ def draws_of(*sets, seed):
 
 def naive_basic(drawn, measured):
     return max(0, 2 * measured - np.percentile(drawn, 97.5)), max(0, 2 * measured - np.percentile(drawn, 2.5))
+
+
+@pytest.mark.parametrize(
+    ("drawn", "measured", "ends"), [(0.3, 0.4, (0.5, 0.5)), (0.3, 0.95, (1, 1)), (0.9, 0.4, (0, 0))]
+)
+def test_basic_interval__is_within_0_and_1(drawn, measured, ends):
+    assert basic_interval(np.full(5, drawn), measured, 0.95) == pytest.approx(ends)
 
 
 @pytest.mark.parametrize("num_groups", [None, 7])
