@@ -57,7 +57,9 @@ def calibrate(encoder: Encoder, batches: Sequence[Tensor]) -> int:
     if not num_clips:
         raise UserError("there is no clip to calibrate with: give a dataset with readable training clips")
     extremes, passed = _measure_extremes(encoder, batches)
-    counts = {module: torch.zeros(NUM_BINS, device=bounds.device) for module, bounds in extremes.items()}
+    counts = {
+        module: torch.zeros(NUM_BINS, dtype=torch.float64, device=bounds.device) for module, bounds in extremes.items()
+    }
 
     def count(module: RunningRange, values: Tensor) -> None:
         low, high = extremes[module].tolist()
@@ -67,7 +69,7 @@ def calibrate(encoder: Encoder, batches: Sequence[Tensor]) -> int:
     for module, (low, high) in extremes.items():
         _, _, bits = module.grid()
         num_steps = float(module.int_scaling_impl(bits))
-        module.bounds.copy_(best_bounds(counts[module].cpu().double(), float(low), float(high), num_steps))
+        module.bounds.copy_(best_bounds(counts[module].cpu(), float(low), float(high), num_steps))
         module.num_batches.fill_(1)
     return num_clips
 
