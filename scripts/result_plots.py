@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from result_rows import LOW_SHOT, MEASURES, PICTURE_MEASURES, Row, measures_of, read, signed
 
-LEFT, RIGHT, TOP, ROW_HEIGHT = 400, 20, 86, 24
+LEFT, RIGHT, TOP, ROW_HEIGHT = 440, 20, 86, 24
 COLOURS = {"1nn": "#c2571a", "linear": "#1f5fbf", "1shot": "#8fb98f", "5shot": "#3d8c40", "10shot": "#1b4d1f"}
-WIDTH = 780
+WIDTH = 820
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def gain_plot(name: str, below: str, *, axis: Axis | None = None) -> str:
 GAIN_PLOTS: dict[str, Callable[[], str]] = {
     "gains": lambda: gain_plot(
         "utd_mhad",
-        "UTD-MHAD, four test people. Point estimates; the lines are deviations over three seeds, no intervals.",
+        "UTD-MHAD, four test people. The lines are deviations over three seeds, not the intervals of the tables.",
         axis=Axis(-6, 10),
     ),
     "biisc": lambda: gain_plot("biisc", "BII Sneeze-Cough, five test people. The lines are deviations over seeds."),
