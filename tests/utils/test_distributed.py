@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -60,32 +61,35 @@ import torch
 from accelerate import Accelerator
 from crossdistill.utils.distributed import use_all_cores
 
-use_all_cores(Accelerator(cpu=True))
-sys.stdout.write(f"threads {torch.get_num_threads()}\\n")  # whole lines: two processes may print at once
+accelerator, before = Accelerator(cpu=True), torch.get_num_threads()
+use_all_cores(accelerator)
+sys.stdout.write(f"{before} {torch.get_num_threads()}\\n")  # whole lines: two processes may print at once
 """
 PYTHON = [sys.executable]
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--cpu"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
-@pytest.mark.parametrize(
-    ("launcher", "of_user", "num_threads"),
-    [
-        (PYTHON, "1", 1),
-        (ACCELERATE, None, num_cpu_cores()),
-        (TORCHRUN, "2", min(2, num_cpu_cores())),
-    ],
-    ids=["python", "accelerate", "torchrun"],
-)
-def test_threads__are_those_of_the_user_or_all_cores(tmp_path, launcher, of_user, num_threads):
-    """One thread is torchrun's and Accelerate's default, so there it does not count as the user's."""
-    script = tmp_path / "script.py"
-    script.write_text(THREADS)
+def threads_of(folder, launcher, **variables):
+    """Threads of every process before and after ``use_all_cores``, with ``OMP_NUM_THREADS`` as the user has set it."""
+    (folder / "script.py").write_text(THREADS)
     names = {"OMP_NUM_THREADS", *LAUNCHER_VARIABLES}
     environment = {name: value for name, value in os.environ.items() if name not in names}
-    environment |= {"PYTHONPATH": str(PROJECT)} | ({} if of_user is None else {"OMP_NUM_THREADS": of_user})
-    done = subprocess.run([*launcher, str(script)], capture_output=True, text=True, env=environment, check=True)
-    assert f"threads {num_threads}\n" in done.stdout
+    environment |= {"PYTHONPATH": str(PROJECT), **variables}
+    command = [*launcher, str(folder / "script.py")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    return [tuple(map(int, line.split())) for line in done.stdout.splitlines() if re.fullmatch(r"\d+ \d+", line)]
+
+
+def test_threads__a_number_of_the_user_is_kept(tmp_path):
+    assert threads_of(tmp_path, PYTHON, OMP_NUM_THREADS="1") == [(1, 1)]
+    found = threads_of(tmp_path, TORCHRUN, OMP_NUM_THREADS="2")
+    assert len(found) == 2 and all(before == after for before, after in found)
+
+
+def test_threads__one_is_the_default_of_accelerate_and_does_not_count_as_the_users(tmp_path):
+    ((_, after),) = threads_of(tmp_path, ACCELERATE)
+    assert after == num_cpu_cores()
 
 
 # Everything that one process does alone takes longer than the limit; what they do together stays below it.
