@@ -112,7 +112,8 @@ class _Readers(TorchFunctionMode):
         kwargs = kwargs or {}
         read = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor) and value in self._ranges]
         found = function(*args, **kwargs)
-        for values in read if isinstance(found, Tensor) else ():  # a size or a type is no value
+        gives_values = any(isinstance(output, Tensor) for output in tree_leaves(found))  # a size or a type is none
+        for values in read if gives_values else ():
             module = self._ranges[values]
             low, high = _let_through(function, kwargs)
             known_low, known_high = self.passed.get(module, (low, high))

@@ -131,6 +131,7 @@ class AfterNorm(nn.Module):
         (lambda net, y: net.relu(y) - y, True, 100),
         (lambda net, y: net.normed(net.relu(y)), True, 100),  # the norm is called twice, once without a ReLU
         (lambda net, y: torch.cat([y.relu()[:, :2], y[:, 2:]], dim=1), True, 100),
+        (lambda net, y: y.relu() + torch.cat(y.chunk(3, dim=1), dim=1), True, 100),  # chunks are several tensors
     ],
 )
 def test_calibrate__leaves_out_what_all_readers_of_a_norm_cut_off(read, has_negative, highest):
