@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from crossdistill.data.clip_policy import ClipPolicy
 from crossdistill.data.clip_reader import ClipReader
 from crossdistill.data.decoded import DecodedVideos
-from crossdistill.data.decoders import DEFAULT_DECODER, get_decoder
+from crossdistill.data.decoders import DECODERS, DEFAULT_DECODER, get_decoder
 from crossdistill.data.entries import Entries, Entry, entries_of, root_of
 from crossdistill.data.manifest import Stream
 from crossdistill.data.sampling import SampleKey, check_short_clips, sample_generator
@@ -310,6 +310,8 @@ def make_loader(
         pin_memory=pin_memory,
         worker_init_fn=_set_up_worker,
         prefetch_factor=4 if num_workers else None,
+        # CUDA cannot be used in a process that was forked from one that uses it.
+        multiprocessing_context="spawn" if num_workers and DECODERS[dataset.decoder].uses_gpu else None,
         # Without its own generator, the DataLoader draws from torch's and so changes the dropout of a resumed run.
         generator=torch.Generator(),
     )

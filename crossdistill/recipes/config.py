@@ -30,7 +30,7 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-Decoder = Literal["pyav", "decord", "torchcodec"]
+Decoder = Literal["pyav", "decord", "torchcodec", "torchcodec-cuda"]
 ShortClips = Literal["repeat", "loop", "error"]
 
 AUTO = "auto"

@@ -14,15 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from killing import PATIENCE_SECONDS
 from test_decode import BROKEN_MEDIA, constant_h264, matroska, mpeg4_avi, rotated, variable_h264
 from video_files import moving_frames, write_video
 
 import crossdistill
 from crossdistill.data import decode
-from crossdistill.data.dataset import PairedClips, entries_of
+from crossdistill.data.dataset import PairedClips, entries_of, make_loader
 from crossdistill.data.decode import index_any_video, index_video, nearest_frames, read_clip, read_frames
-from crossdistill.data.decoders import DECODERS, CannotServeError, get_decoder, pyav
+from crossdistill.data.decoders import DECODERS, CannotServeError, get_decoder, pyav, torchcodec_cuda
 from crossdistill.data.file_range import FileRange
 from crossdistill.data.manifest import Manifest, Stream
 from crossdistill.data.sampling import SampleKey
@@ -59,6 +60,7 @@ CANNOT = {
         "test.avi": OUT_OF_ORDER,
     },
 }
+CANNOT["torchcodec-cuda"] = CANNOT["torchcodec"]  # it opens files by the same code
 # The same for files that these tests write.
 CANNOT_MADE = {
     "pyav": {},
@@ -68,6 +70,7 @@ CANNOT_MADE = {
         "rotated.mp4": FAILS,  # "The size must exactly match": its rows are padded after rotation
     },
     "torchcodec": {},
+    "torchcodec-cuda": {},
 }
 
 
@@ -325,6 +328,7 @@ def test_16_bit_streams__are_read_by_pyav_and_logged_once(tmp_path, caplog):
         "pyav": set(),
         "decord": {"gray16le"},
         "torchcodec": {"gray16le"},
+        "torchcodec-cuda": {"gray16le"},
     }
     decode._log_once.cache_clear()
     stream = write_stream(tmp_path, "depth", list(range(10)), Fraction(1, 30), 0)
@@ -342,7 +346,7 @@ def test_16_bit_streams__are_read_by_pyav_and_logged_once(tmp_path, caplog):
 
 def test_unknown_decoder__error_lists_known_ones():
     with pytest.raises(
-        UserError, match=r"unknown decoder 'decor': choose one of decord, pyav, torchcodec; did you mean"
+        UserError, match=r"unknown decoder 'decor': choose one of decord, pyav, torchcodec, torchcodec-cuda; did you mean"
     ):
         get_decoder("decor")
 
@@ -392,6 +396,60 @@ def test_torchcodec__failed_self_test_is_an_error(monkeypatch, fresh_decoders):
         get_decoder("torchcodec")
 
 
+def test_torchcodec_cuda__without_a_gpu_is_an_error_that_says_so(fresh_decoders):
+    pytest.importorskip("crossdistill.data.decoders.torchcodec")
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(UserError, match=r"torchcodec-cuda does not work here \(torch sees no NVIDIA GPU\): .*--decoder pyav"):
+        get_decoder("torchcodec-cuda")
+
+
+@pytest.mark.parametrize(("rank", "device"), [(None, "cuda:0"), ("3", "cuda:3"), ("9", "cuda:1")])
+def test_torchcodec_cuda__each_process_decodes_on_its_own_gpu(monkeypatch, rank, device):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8 if rank != "9" else 4)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    assert torchcodec_cuda.device_of_process() == device
+
+
+def test_torchcodec_cuda__decodes_on_its_device_and_returns_pictures_of_the_cpu(tmp_path, monkeypatch):
+    try:
+        get_decoder("torchcodec")
+    except UserError as error:
+        pytest.skip(str(error))
+    import torchcodec.decoders
+
+    asked = []
+
+    class Recorded(torchcodec.decoders.VideoDecoder):
+        def __init__(self, *args, device, **options):
+            asked.append(device)
+            super().__init__(*args, device="cpu", **options)
+
+    monkeypatch.setattr(torchcodec.decoders, "VideoDecoder", Recorded)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    path = gop_16(tmp_path)
+    stream = index_video(path)
+    torchcodec_cuda.check()
+    found = torchcodec_cuda.read_pictures(FileRange(path), stream, [40, 3], get_stream_format("rgb"))
+    np.testing.assert_array_equal(found, read_frames(tmp_path, stream, [40, 3], decoder="torchcodec"))
+    assert asked == ["cuda:0", "cuda:0", "cpu"]
+
+
+def test_decoder_on_a_gpu__loader_workers_are_spawned_and_read_the_same(toy_folder, monkeypatch):
+    # CUDA cannot be used in a forked process. PyAV stands in for the decoder, so that this runs without a GPU.
+    monkeypatch.setitem(DECODERS, "pyav", dataclasses.replace(DECODERS["pyav"], uses_gpu=True))
+    view = create_encoder("rgb_r3d10", num_frames=4, stride=1, size_px=32).view
+    clips = PairedClips(entries_of(Manifest.load(toy_folder), [0, 1]), student_view=view)
+    batches = [[SampleKey(0, 0)], [SampleKey(1, 0)]]
+    loader = make_loader(clips, batches, num_workers=1)
+    assert loader.multiprocessing_context.get_start_method() == "spawn"
+    for found, expected in zip(loader, make_loader(clips, batches, num_workers=0), strict=True):
+        torch.testing.assert_close(found.student, expected.student, rtol=0, atol=0)
+
+
 def test_dataset__two_views_of_one_stream_equal_each_alone(toy_folder, decoder):
     manifest = Manifest.load(toy_folder)
     entries = entries_of(manifest, range(3))
@@ -408,7 +466,7 @@ def test_dataset__two_views_of_one_stream_equal_each_alone(toy_folder, decoder):
 
 LOADER = """
 import sys
-from crossdistill.data.dataset import PairedClips, entries_of, make_loader
+from crossdistill.data.dataset import PairedClips, entries_of, make_loader, make_loader
 from crossdistill.data.manifest import Manifest
 from crossdistill.data.sampling import SampleKey
 from crossdistill.encoders import create_encoder

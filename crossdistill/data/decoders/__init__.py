@@ -44,6 +44,8 @@ class Decoder:
     """Values of ``StreamFormat.picture_format`` that it returns without loss; None for all."""
     cannot: Mapping[str, str] = field(default_factory=dict)
     """Reason for each other value of ``StreamFormat.picture_format``."""
+    uses_gpu: bool = False
+    """Whether it decodes on a GPU: then loader workers cannot be forked from a process that uses it."""
 
     def require(self, picture_format: str) -> None:
         """Raise ``CannotServeError`` for a picture format that the library does not return."""
@@ -75,6 +77,14 @@ DECODERS: dict[str, Decoder] = {
         install="pip install 'crossdistill[torchcodec]' and FFmpeg's shared libraries (apt-get install ffmpeg)",
         picture_formats=_8_BIT,
         cannot=_ONLY_8_BIT,
+    ),
+    "torchcodec-cuda": Decoder(
+        name="torchcodec-cuda",
+        module="crossdistill.data.decoders.torchcodec_cuda",
+        install="it needs an NVIDIA GPU, a torchcodec that was built for CUDA, and FFmpeg's shared libraries",
+        picture_formats=_8_BIT,
+        cannot=_ONLY_8_BIT,
+        uses_gpu=True,
     ),
 }
 

@@ -17,11 +17,12 @@ from crossdistill.data.streams import Picture, StreamFormat
 TEST_SIDE_PX = 64
 
 
-def check() -> None:
+def check(device: str = "cpu") -> None:
     """Decode one frame; without FFmpeg's libraries the import or this first use raises RuntimeError or OSError."""
     from torchcodec.decoders import VideoDecoder
 
-    shape = tuple(VideoDecoder(_one_frame_file(), dimension_order="NHWC").get_frame_at(0).data.shape)
+    decoder = VideoDecoder(_one_frame_file(), dimension_order="NHWC", device=device)
+    shape = tuple(decoder.get_frame_at(0).data.shape)
     if shape != (TEST_SIDE_PX, TEST_SIDE_PX, 3):
         raise RuntimeError(f"it decodes a frame of {TEST_SIDE_PX}x{TEST_SIDE_PX} to {shape}")
 
@@ -53,20 +54,27 @@ def frame_mappings(stream: Stream) -> str:
 
 
 def read_pictures(
-    source: FileRange, stream: Stream, frames: Sequence[int], stream_format: StreamFormat
+    source: FileRange, stream: Stream, frames: Sequence[int], stream_format: StreamFormat, *, device: str = "cpu"
 ) -> list[Picture]:
-    """Read T frames [H, W, C] by position in ``stream.pts``; torchcodec applies the rotation."""
+    """Read T frames [H, W, C] by position in ``stream.pts``; torchcodec applies the rotation.
+
+    ``device`` decodes. The pictures are in the memory of the CPU in any case.
+    """
     from torchcodec.decoders import VideoDecoder
 
     require_plain(stream)
     wanted = sorted(set(frames))
     try:
         decoder = VideoDecoder(
-            source.url, dimension_order="NHWC", num_ffmpeg_threads=1, custom_frame_mappings=frame_mappings(stream)
+            source.url,
+            dimension_order="NHWC",
+            num_ffmpeg_threads=1,
+            custom_frame_mappings=frame_mappings(stream),
+            device=device,
         )
         batch = decoder.get_frames_at(wanted)
     except (RuntimeError, ValueError, IndexError, OSError) as error:
         raise CannotServeError("it fails on the file") from error
     # Its own number of frames is the header's, which may be wrong; the timestamps of the decoded frames tell.
-    require_exact(stream, num_frames=stream.num_frames, frames=wanted, times_seconds=batch.pts_seconds.numpy())
-    return arrange(batch.data.numpy(), wanted=wanted, frames=frames, stream=stream, stream_format=stream_format)
+    require_exact(stream, num_frames=stream.num_frames, frames=wanted, times_seconds=batch.pts_seconds.cpu().numpy())
+    return arrange(batch.data.cpu().numpy(), wanted=wanted, frames=frames, stream=stream, stream_format=stream_format)
