@@ -346,7 +346,8 @@ def test_16_bit_streams__are_read_by_pyav_and_logged_once(tmp_path, caplog):
 
 def test_unknown_decoder__error_lists_known_ones():
     with pytest.raises(
-        UserError, match=r"unknown decoder 'decor': choose one of decord, pyav, torchcodec, torchcodec-cuda; did you mean"
+        UserError,
+        match=r"unknown decoder 'decor': choose one of decord, pyav, torchcodec, torchcodec-cuda; did you mean",
     ):
         get_decoder("decor")
 
@@ -400,7 +401,9 @@ def test_torchcodec_cuda__without_a_gpu_is_an_error_that_says_so(fresh_decoders)
     pytest.importorskip("crossdistill.data.decoders.torchcodec")
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    with pytest.raises(UserError, match=r"torchcodec-cuda does not work here \(torch sees no NVIDIA GPU\): .*--decoder pyav"):
+    with pytest.raises(
+        UserError, match=r"torchcodec-cuda does not work here \(torch sees no NVIDIA GPU\): .*--decoder pyav"
+    ):
         get_decoder("torchcodec-cuda")
 
 
