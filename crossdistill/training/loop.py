@@ -104,7 +104,7 @@ def train(
     evaluate_every = plan.evaluate_every_steps(num_steps, steps_per_epoch) if evaluate else num_steps + 1
     loader = make_loader(dataset, batches, num_workers=plan.num_workers, pin_memory=accelerator.device.type == "cuda")
     started = time.perf_counter() - state.seconds
-    monitor = _create_monitor(folder, plan, accelerator, state.step, num_steps, batches, started, description)
+    monitor = _create_monitor(folder, plan, accelerator, state.step, num_steps, batches, started, description, dataset)
     task.train()
     timer = CheckpointTimer(plan.checkpoint_every_minutes if accelerator.is_main_process else 0)
     with monitor, StopRequest(accelerator) as stop:
@@ -214,6 +214,7 @@ def _create_monitor(
     batches: TrainingBatches,
     started: float,
     description: str,
+    dataset: PairedClips,
 ) -> Monitor:
     is_main = accelerator.is_main_process
     return Monitor(
@@ -226,7 +227,19 @@ def _create_monitor(
         steps_per_epoch=batches.samples_per_epoch / (plan.batch_size * plan.accumulate * accelerator.num_processes),
         started=started,
         description=description,
+        remedies=_faster_reading(dataset),
     )
+
+
+def _faster_reading(dataset: PairedClips) -> list[str]:
+    """Return what makes the clips of a dataset faster to read, other than what it does already."""
+    remedies = ["give more --workers if cores are free"]
+    if dataset.decoded is None:
+        remedies.append("keep decoded videos in memory if they fit (--keep-decoded-gb)")
+    remedies.append("prepare smaller ones (--short-side)")
+    if len(dataset.views) > 1:
+        remedies.append("cache the teacher (crossdistill cache): then its view is not read")
+    return remedies
 
 
 def _count_unreadable(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
@@ -20,7 +20,6 @@ from crossdistill.utils.console import console, progress_bar
 
 Batch = TypeVar("Batch")
 REMEDY = "lower --lr, add --clip-norm 1 or choose --precision fp32, and start again in another --out"
-
 
 MUCH_WAITING = 0.1
 """Share of the time of a step that training may wait for clips."""
@@ -41,6 +40,7 @@ class Monitor:
         steps_per_epoch: Optimizer steps of an epoch, for the curves; an epoch may end inside a step.
         started: Value of ``time.perf_counter()`` when the run began, moved by the time that it was stopped.
         description: The text of the progress bar.
+        remedies: What would help if training waited for clips, at least two things.
     """
 
     def __init__(
@@ -55,7 +55,9 @@ class Monitor:
         steps_per_epoch: float,
         started: float,
         description: str,
+        remedies: Sequence[str],
     ) -> None:
+        self.remedies = remedies
         self.log, self.accelerator, self.batch_size = log, accelerator, batch_size
         self.log_every_steps, self.start_step, self.num_steps = log_every_steps, start_step, num_steps
         self.steps_per_epoch, self.started, self.wait_seconds = steps_per_epoch, started, 0.0
@@ -166,10 +168,9 @@ class Monitor:
         self.num_waiting_lines = self.num_waiting_lines + 1 if data_wait > MUCH_WAITING else 0
         if self.num_waiting_lines == WAITING_LINES and not self.is_advised:
             self.is_advised = True
+            *others, last = self.remedies
             console.print(
-                f"training waits for clips in {data_wait:.0%} of its time: give more --workers if cores are free, "
-                "keep decoded videos in memory if they fit (--keep-decoded-gb), prepare smaller ones (--short-side), "
-                "or cache the teacher (crossdistill cache): then its stream is not read",
+                f"training waits for clips in {data_wait:.0%} of its time: {', '.join(others)}, or {last}",
                 highlight=False,
                 soft_wrap=True,
             )

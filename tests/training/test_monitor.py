@@ -6,6 +6,11 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from crossdistill.data.dataset import PairedClips, entries_of
+from crossdistill.data.decoded import DecodedVideos
+from crossdistill.data.manifest import Manifest
+from crossdistill.encoders import create_encoder
+from crossdistill.training import loop
 from crossdistill.training.monitor import WAITING_LINES, Monitor
 from crossdistill.training.run_folder import MetricsLog, RunFolder
 from crossdistill.types import StepOutput
@@ -29,10 +34,27 @@ def test_run_that_waits_for_clips__says_once_what_helps(tmp_path, capsys, wait_s
         steps_per_epoch=5,
         started=time.perf_counter(),
         description="training",
+        remedies=["wait less", "sleep more"],
     )
     with monitor:
         for step, _ in enumerate(monitor.watch(clips()), start=1):
             time.sleep(step_seconds)
             monitor.add(StepOutput(loss=torch.zeros(()), terms={}))
             monitor.finish_step(step, lr=0.1, bank_fill=None)
-    assert capsys.readouterr().out.count("give more --workers") == num_sentences
+    assert capsys.readouterr().out.count("of its time: wait less, or sleep more") == num_sentences
+
+
+@pytest.mark.parametrize("has_teacher", [False, True])
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_advice__names_what_the_run_does_not_do_already(toy_folder, has_teacher, is_kept):
+    view = create_encoder("rgb_r3d10", num_frames=4, stride=1, size_px=32).view
+    clips = PairedClips(
+        entries_of(Manifest.load(toy_folder), [0]),
+        student_view=view,
+        teacher_views=[view] if has_teacher else [],
+        decoded=DecodedVideos(1 << 20) if is_kept else None,
+    )
+    advice = " ".join(loop._faster_reading(clips))
+    assert "--workers" in advice
+    assert ("--keep-decoded-gb" in advice) == (not is_kept)
+    assert ("crossdistill cache" in advice) == has_teacher
