@@ -1,4 +1,4 @@
-"""Training curves of a run: losses, accuracies during training, learning rate and speed over steps."""
+"""Training curves of a run: losses, accuracies during training, learning rate, speed and waiting over steps."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from crossdistill.report.charts import Series, line_chart, style_of
 from crossdistill.report.record import MetricsLine, UnavailableError
 from crossdistill.report.svg import element, short_number, whole_percent
 
-LR, KNN, SPEED = "lr", "knn", "clips_per_second"
+LR, KNN, SPEED, WAIT = "lr", "knn", "clips_per_second", "data_wait"
 ACCURACIES = {KNN: "1-NN of held-out clips", "accuracy": "training batches"}
-NOT_LOSSES = ("step", "epoch", "seconds", LR, SPEED, "data_wait", "bank_fill", "grad_norm", *ACCURACIES)
+NOT_LOSSES = ("step", "epoch", "seconds", LR, SPEED, WAIT, "bank_fill", "grad_norm", *ACCURACIES)
 
 
 def training_curves(metrics: Sequence[MetricsLine]) -> Markup:
@@ -20,7 +20,7 @@ def training_curves(metrics: Sequence[MetricsLine]) -> Markup:
     if not metrics:
         raise UnavailableError("the run has no metrics.jsonl with a complete line.")
     shown = {"Loss": _losses(metrics), "Accuracy during training": list(ACCURACIES)}
-    shown |= {"Learning rate": [LR], "Clips per second": [SPEED]}
+    shown |= {"Learning rate": [LR], "Clips per second": [SPEED], "Time spent waiting for clips": [WAIT]}
     charts = [_chart(title, metrics, keys) for title, keys in shown.items()]
     return element("div", *charts, class_="pictures")
 
@@ -39,7 +39,7 @@ def _chart(title: str, metrics: Sequence[MetricsLine], keys: Sequence[str]) -> M
     if not found:
         return Markup("")
     series = [Series(name, steps, values, style_of(i)) for i, (name, steps, values) in enumerate(found)]
-    y_format = whole_percent if keys[0] in ACCURACIES else short_number
+    y_format = whole_percent if keys[0] in (WAIT, *ACCURACIES) else short_number
     return line_chart(series, title=title, x_label="step", y_format=y_format)
 
 

@@ -35,7 +35,7 @@ from crossdistill.evaluation.tables import gain_text
 from crossdistill.modalities import MODALITIES
 from crossdistill.quantization.quantize import quantize
 from crossdistill.recipes.config import OptimizationConfig, RunConfig
-from crossdistill.report import analysis, comparison_page, cost, frames, gallery, networks, record, run_page
+from crossdistill.report import analysis, comparison_page, cost, curves, frames, gallery, networks, record, run_page
 from crossdistill.report.charts import (
     MAX_STYLES,
     CostDot,
@@ -597,6 +597,14 @@ def test_read_metrics__keeps_finite_numbers_of_complete_lines(tmp_path):
         '{"step": 1, "loss": NaN, "lr": 0.1, "note": "x"}\n\n[1]\n{"loss": 1}\n{"step": 2, "loss": 3}\n{"st'
     )
     assert record.read_metrics(path) == ({"step": 1.0, "lr": 0.1}, {"step": 2.0, "loss": 3.0})
+
+
+def test_curves__show_the_waiting_for_clips_in_percent_and_not_as_a_loss():
+    lines = [{"step": step, "loss": 2.0, "data_wait": wait} for step, wait in ((1.0, 0.0), (2.0, 0.4))]
+    drawn = curves.training_curves(lines)
+    (waiting,) = re.findall(r"<h3>Time spent waiting for clips</h3>.*?</figure>", drawn, re.DOTALL)
+    assert "40 %" in waiting and "data_wait" in waiting and drawn.count("data_wait") == waiting.count("data_wait")
+    assert "waiting" not in curves.training_curves([{"step": 1.0, "loss": 2.0}])
 
 
 def test_read_run__with_rounds_reads_the_last(runs, tmp_path):
