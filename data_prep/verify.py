@@ -88,10 +88,19 @@ def verify_dataset(options: VerifyOptions) -> None:
     _report(manifest, checks, findings)
     bad = {checks[i].path for i, finding in enumerate(findings) if finding.is_bad}
     if bad:
-        raise SystemExit(
-            f"crossdistill: error: {len(bad)} files of {options.folder} differ from the manifest: delete them (or "
-            "download them again) and repeat the command that prepared the dataset, which prepares only these files"
+        raise SystemExit(f"crossdistill: error: {_remedy(manifest, len(bad))}")
+
+
+def _remedy(manifest: Manifest, num_bad: int) -> str:
+    if shards := manifest.facts.get("shards"):
+        return (
+            f"{num_bad} of the {len(shards)} shards of {manifest.root} differ from the manifest: copy or upload them "
+            "again, or delete them where they were packed and repeat python -m data_prep pack, which writes only these"
         )
+    return (
+        f"{num_bad} files of {manifest.root} differ from the manifest: delete them (or download them again) and repeat "
+        "the command that prepared the dataset, which prepares only these files"
+    )
 
 
 def _report(manifest: Manifest, checks: StreamChecks, findings: Sequence[Finding]) -> None:
@@ -103,7 +112,7 @@ def _report(manifest: Manifest, checks: StreamChecks, findings: Sequence[Finding
     print_table(manifest.dataset, ["finding", *columns], rows)
     for i, finding in enumerate(findings):
         if finding.is_bad:
-            line = f"{checks[i].path}: {finding.kind}" + (f": {finding.details}" if finding.details else "")
+            line = f"{checks[i]}: {finding.kind}" + (f": {finding.details}" if finding.details else "")
             console.print(line, markup=False, highlight=False, soft_wrap=True)
     extra = extra_files(manifest)
     if extra:
@@ -212,6 +221,9 @@ class StreamCheck:
     def path(self) -> str:
         """Path of the file: relative to the dataset's folder, or absolute for an indexed original."""
         return self.stream.path
+
+    def __str__(self) -> str:
+        return str(FileRange(Path(self.path), self.stream.offset, self.stream.num_bytes))
 
     @property
     def stream_format(self) -> StreamFormat | None:

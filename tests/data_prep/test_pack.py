@@ -125,7 +125,9 @@ def test_shuffled_shards_hold_the_same_clips(toy_folder: Path, packed: Path, tmp
     assert labels != sorted(labels)
 
 
-def test_verify_finds_a_changed_byte_of_a_shard(packed: Path, tmp_path: Path) -> None:
+def test_verify_finds_a_changed_byte_of_a_shard(
+    packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "changed"
     shutil.copytree(packed, folder)
     verify_dataset(VerifyOptions(folder=folder, workers=1))
@@ -135,8 +137,12 @@ def test_verify_finds_a_changed_byte_of_a_shard(packed: Path, tmp_path: Path) ->
         last = file.read(1)
         file.seek(-1, 1)
         file.write(bytes([last[0] ^ 255]))
-    with pytest.raises(SystemExit, match="1 files of"):
+    num_shards = len(list((folder / "shards").iterdir()))
+    advice = r"copy or upload them again, or delete them .* repeat python -m data_prep pack"
+    with pytest.raises(SystemExit, match=f"1 of the {num_shards} shards of {folder} differ from the manifest: {advice}"):
         verify_dataset(VerifyOptions(folder=folder, workers=1))
+    where = f"{stream.path} (bytes {stream.offset} to {stream.offset + stream.num_bytes}): "
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith(where)]
 
 
 def test_a_missing_and_a_short_shard_are_named_before_a_run(packed: Path, tmp_path: Path) -> None:
