@@ -31,6 +31,10 @@ NUM_REQUESTS = 16
 """Requests at once of one process. An answer takes tens of milliseconds, whatever its size."""
 PAUSES_SECONDS = (1.0, 2.0, 4.0, 8.0)
 """Pauses before a failed request is repeated."""
+ANSWER_SECONDS = 30.0
+"""Longest time that a store may be silent. The libraries below fsspec wait for five minutes or more."""
+LEAST_BYTES_PER_SECOND = 50_000
+"""A range that comes more slowly is asked for again."""
 FULL_SHARE = 0.9
 """Share of the largest size to which the copy is reduced when it is too large."""
 CHECKS_PER_SIZE = 32
@@ -105,13 +109,31 @@ def _file_system(url: str, process: int) -> tuple[Any, str]:
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     fsspec = require_package("fsspec", target=url, extra="remote")
     try:
-        system, path = fsspec.url_to_fs(url, skip_instance_cache=True)
+        system, path = fsspec.url_to_fs(url, skip_instance_cache=True, **_web_options(url, fsspec.config.conf))
     except (ImportError, ValueError) as error:
         raise UserError(
             f"{url} cannot be opened ({error}): correct the address, or install what opens it: pip install gcsfs for "
             "gs://, pip install 'crossdistill[remote]' for s3:// and https://"
         ) from error
     return system, str(path).rstrip("/")
+
+
+def _web_options(url: str, conf: dict[str, Any]) -> dict[str, Any]:
+    """Return options of a web server: no limit on the whole time, which a manifest of gigabytes would pass."""
+    protocol = url.partition("://")[0]
+    if protocol not in ("http", "https"):
+        return {}
+    import aiohttp  # fsspec needs it for the same URL
+
+    limit = aiohttp.ClientTimeout(total=None, sock_connect=ANSWER_SECONDS, sock_read=ANSWER_SECONDS)
+    return {"client_kwargs": {"timeout": limit, **conf.get(protocol, {}).get("client_kwargs", {})}}
+
+
+def _time_limit(system: Any, start: int | None, end: int | None) -> dict[str, float]:
+    """Return the argument that limits the time of a request for a range, where fsspec has one."""
+    if not getattr(system, "async_impl", False) or end is None:
+        return {}
+    return {"timeout": ANSWER_SECONDS + (end - (start or 0)) / LEAST_BYTES_PER_SECOND}
 
 
 def read_remote(url: str, path: str, *, start: int | None = None, end: int | None = None) -> bytes:
@@ -123,15 +145,15 @@ def read_remote(url: str, path: str, *, start: int | None = None, end: int | Non
     system, folder = _file_system(url, os.getpid())
     for pause_seconds in (*PAUSES_SECONDS, None):
         try:
-            content = system.cat_file(f"{folder}/{path}", start=start, end=end)
+            content = system.cat_file(f"{folder}/{path}", start=start, end=end, **_time_limit(system, start, end))
             return bytes(content)
-        except (FileNotFoundError, PermissionError) as error:
-            what = "lacks" if isinstance(error, FileNotFoundError) else "refuses"
-            raise UserError(
-                f"{url} {what} {path} ({_reason(error)}): check the address and the credentials that fsspec takes from "
-                "the environment"
-            ) from error
         except Exception as error:  # each protocol has errors of its own
+            is_refused = isinstance(error, PermissionError) or getattr(error, "status", None) in (401, 403)
+            if is_refused or isinstance(error, FileNotFoundError):
+                raise UserError(
+                    f"{url} {'refuses' if is_refused else 'lacks'} {path} ({_reason(error)}): check the address and the "
+                    "credentials that fsspec takes from the environment"
+                ) from error
             if pause_seconds is None:
                 raise UserError(
                     f"{url} does not give {path} ({_reason(error)}), after {len(PAUSES_SECONDS) + 1} requests: start "
@@ -142,7 +164,8 @@ def read_remote(url: str, path: str, *, start: int | None = None, end: int | Non
 
 
 def _reason(error: BaseException) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
+    text = str(error).partition("\n")[0]
+    return text or ("no answer in time" if isinstance(error, TimeoutError) else type(error).__name__)
 
 
 @dataclass
@@ -167,6 +190,11 @@ class RemoteStore:
             pass
         end = stream.offset + stream.num_bytes if stream.num_bytes else None
         content = read_remote(self.url, stream.path, start=stream.offset, end=end)
+        if stream.offset and len(content) > stream.num_bytes:
+            raise UserError(
+                f"{self.url} answers a request for {stream.num_bytes} bytes with {len(content)}: serve the shards with "
+                "a web server that knows ranges, or copy the dataset to this machine"
+            )
         is_whole = not stream.num_bytes or len(content) == stream.num_bytes
         if not is_whole or (stream.sha256 and hashlib.sha256(content).hexdigest() != stream.sha256):
             raise UserError(

@@ -8,9 +8,11 @@ import importlib.util
 import json
 import re
 import shutil
+import socket
 import sys
 import tarfile
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +28,7 @@ from crossdistill.data.dataset import PairedClips, entries_of, make_loader
 from crossdistill.data.decode import read_frames
 from crossdistill.data.manifest import Manifest
 from crossdistill.data.sampling import SampleKey
-from crossdistill.data.stores import COPY_NAME, _file_system, check_shards, find_store, locate
+from crossdistill.data.stores import COPY_NAME, _file_system, check_shards, find_store, locate, read_remote
 from crossdistill.data.transforms import Augmentation
 from crossdistill.encoders.architecture import make_view
 from crossdistill.errors import UserError
@@ -139,7 +141,9 @@ def test_verify_finds_a_changed_byte_of_a_shard(
         file.write(bytes([last[0] ^ 255]))
     num_shards = len(list((folder / "shards").iterdir()))
     advice = r"copy or upload them again, or delete them .* repeat python -m data_prep pack"
-    with pytest.raises(SystemExit, match=f"1 of the {num_shards} shards of {folder} differ from the manifest: {advice}"):
+    with pytest.raises(
+        SystemExit, match=f"1 of the {num_shards} shards of {folder} differ from the manifest: {advice}"
+    ):
         verify_dataset(VerifyOptions(folder=folder, workers=1))
     where = f"{stream.path} (bytes {stream.offset} to {stream.offset + stream.num_bytes}): "
     assert [line for line in capsys.readouterr().out.splitlines() if line.startswith(where)]
@@ -225,6 +229,8 @@ class _RangeHandler(http.server.SimpleHTTPRequestHandler):
 
     asked: ClassVar[list[tuple[str, str]]]
     failures_left: ClassVar[int]
+    failure: ClassVar[int] = 503
+    knows_ranges: ClassVar[bool] = True
 
     def do_GET(self) -> None:
         path = Path(self.translate_path(self.path))
@@ -232,13 +238,13 @@ class _RangeHandler(http.server.SimpleHTTPRequestHandler):
         type(self).asked.append((path.name, wanted))
         if type(self).failures_left > 0:
             type(self).failures_left -= 1
-            self.send_error(503)
+            self.send_error(type(self).failure)
             return
         if not path.is_file():
             self.send_error(404)
             return
         content = path.read_bytes()
-        match = re.fullmatch(r"bytes=(\d+)-(\d+)", wanted)
+        match = re.fullmatch(r"bytes=(\d+)-(\d+)", wanted) if type(self).knows_ranges else None
         first, last = (int(match[1]), min(int(match[2]), len(content) - 1)) if match else (0, len(content) - 1)
         self.send_response(206 if match else 200)
         self.send_header("Content-Length", str(last - first + 1))
@@ -318,6 +324,39 @@ def test_a_store_that_fails_is_asked_again_and_then_named(
         locate(linked, second.at("shards/gone.tar"))
     with pytest.raises(UserError, match="has other bytes in"):
         locate(linked, dataclasses.replace(second, sha256="0" * 64))
+
+
+def test_a_store_that_refuses_and_one_without_ranges_are_named_at_once(
+    served: tuple[str, type[_RangeHandler]], tmp_path: Path
+) -> None:
+    url, handler = served
+    linked = tmp_path / "linked"
+    manifest = link_dataset(LinkOptions(url=url, out=linked))
+    stream = manifest.videos[1].streams["rgb"]
+    handler.asked.clear()
+    handler.failures_left, handler.failure = 1, 403
+    with pytest.raises(UserError, match=f"{url} refuses {stream.path} .*credentials"):
+        locate(linked, stream)
+    handler.knows_ranges = False
+    with pytest.raises(UserError, match=rf"for {stream.num_bytes} bytes with \d+: serve the shards with a web server"):
+        locate(linked, stream)
+    assert len(handler.asked) == 2
+
+
+@pytest.mark.parametrize("protocol", ["http", "s3"])
+def test_a_store_that_is_silent_is_left_in_time(protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("aiohttp" if protocol == "http" else "s3fs")
+    monkeypatch.setattr("crossdistill.data.stores.PAUSES_SECONDS", (0.01,))
+    monkeypatch.setattr("crossdistill.data.stores.ANSWER_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # it takes connections and never answers
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        for name, value in {"ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret", "ENDPOINT_URL_S3": address}.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        url = f"{address}/videos" if protocol == "http" else "s3://silent/videos"
+        started = time.monotonic()
+        with pytest.raises(UserError, match=rf"{url} does not give shards/0\.tar \(.+\), after 2 requests"):
+            read_remote(url, "shards/0.tar", start=0, end=1000)
+        assert time.monotonic() - started < 10
 
 
 @pytest.fixture
