@@ -151,8 +151,8 @@ def read_remote(url: str, path: str, *, start: int | None = None, end: int | Non
             is_refused = isinstance(error, PermissionError) or getattr(error, "status", None) in (401, 403)
             if is_refused or isinstance(error, FileNotFoundError):
                 raise UserError(
-                    f"{url} {'refuses' if is_refused else 'lacks'} {path} ({_reason(error)}): check the address and the "
-                    "credentials that fsspec takes from the environment"
+                    f"{url} {'refuses' if is_refused else 'lacks'} {path} ({_reason(error)}): check the address and "
+                    "the credentials that fsspec takes from the environment"
                 ) from error
             if pause_seconds is None:
                 raise UserError(

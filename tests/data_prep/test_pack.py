@@ -6,8 +6,10 @@ import dataclasses
 import http.server
 import importlib.util
 import json
+import os
 import re
 import shutil
+import signal
 import socket
 import sys
 import tarfile
@@ -22,6 +24,8 @@ import gcs_server
 import numpy as np
 import pytest
 import torch
+from in_process import train
+from safetensors.torch import load_file
 
 from crossdistill.commands.main import main as train_main
 from crossdistill.data.dataset import PairedClips, entries_of, make_loader
@@ -30,10 +34,15 @@ from crossdistill.data.manifest import Manifest
 from crossdistill.data.sampling import SampleKey
 from crossdistill.data.stores import COPY_NAME, _file_system, check_shards, find_store, locate, read_remote
 from crossdistill.data.transforms import Augmentation
+from crossdistill.encoders import create_encoder
 from crossdistill.encoders.architecture import make_view
+from crossdistill.encoders.execution import Execution
 from crossdistill.errors import UserError
+from crossdistill.evaluation.evaluate import evaluate_encoder
 from crossdistill.modalities import MODALITIES
+from crossdistill.training.monitor import Monitor
 from crossdistill.types import PairedBatch
+from crossdistill.utils.distributed import create_accelerator
 from data_prep.__main__ import main
 from data_prep.link import LinkOptions, link_dataset
 from data_prep.pack import PackOptions, pack_dataset, parse_size
@@ -441,6 +450,52 @@ def test_a_store_that_is_gone_ends_a_run_with_one_sentence(
     assert exit_.value.code == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
     assert line.startswith(f"crossdistill: error: {url} does not give shards/")
+
+
+def test_a_run_on_files_continues_on_shards_and_then_on_a_server_to_the_same_bits(
+    served: tuple[str, type[_RangeHandler]],
+    toy_folder: Path,
+    packed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    linked, run, whole = (tmp_path / name for name in ("linked", "run", "whole"))
+    link_dataset(LinkOptions(url=served[0], out=linked))
+    options = ["--supervised", "--student", "rgb_tiny3d_8", "--student-frames", 4, "--student-size", 16, "--epochs", 2]
+    options += ["--batch-size", 8, "--workers", 0, "--tracker", "none", "--knn-clips", 0, "--no-evaluate"]
+    options += ["--precision", "fp32"]
+    train([*options, "--data", toy_folder, "--out", whole])
+    stops, finish = [2, 5], Monitor.finish_step
+
+    def finish_step(self: Monitor, step: int, **state: float) -> None:
+        finish(self, step, **state)  # type: ignore[arg-type]
+        if step in stops:
+            stops.remove(step)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Monitor, "finish_step", finish_step)
+    for data, resume in ((toy_folder, []), (packed, ["--resume"])):
+        with pytest.raises(SystemExit):
+            train([*options, "--data", data, "--out", run, *resume])
+    train([*options, "--data", linked, "--out", run, "--resume"])
+    assert not stops and len(served[1].asked) > 8
+    first, second = (load_file(folder / "student" / "student.safetensors") for folder in (whole, run))
+    assert first.keys() == second.keys() and all(first[name].equal(second[name]) for name in first)
+
+
+def test_a_linked_dataset_is_verified_and_evaluated_as_the_files_are(
+    served: tuple[str, type[_RangeHandler]], toy_folder: Path, tmp_path: Path
+) -> None:
+    linked = tmp_path / "linked"
+    link_dataset(LinkOptions(url=served[0], out=linked))
+    verify_dataset(VerifyOptions(folder=linked, workers=1))
+    encoder = create_encoder("rgb_tiny3d_8", num_frames=4, size_px=16)
+    options = {"split": "1", "execution": Execution.choose(encoder), "accelerator": create_accelerator()}
+    found = [
+        evaluate_encoder(encoder, Manifest.load(folder), protocols=("knn",), ks=(1,), **options)  # type: ignore[arg-type]
+        for folder in (toy_folder, linked)
+    ]
+    assert found[0].results["1-nn"] == found[1].results["1-nn"]
 
 
 @pytest.mark.parametrize(
