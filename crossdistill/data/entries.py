@@ -121,6 +121,10 @@ class Entries(Sequence[Entry]):
         """Return the folder of an entry's dataset without building the entry."""
         return self._manifests[self._numbers[position]].root
 
+    def roots(self) -> list[Path]:
+        """Return the folders of the datasets."""
+        return [manifest.root for manifest in self._manifests]
+
     def rows(self) -> Iterator[Row]:
         """Yield the videos as JSON objects, as ``Video.to_json`` returns them."""
         tables = [manifest.table for manifest in self._manifests]
@@ -146,6 +150,11 @@ def names_of(entries: Sequence[Entry]) -> list[str]:
 def root_of(entries: Sequence[Entry], position: int) -> Path:
     """Return the folder of an entry's dataset."""
     return entries.root_of(position) if isinstance(entries, Entries) else entries[position].root
+
+
+def roots_of(entries: Sequence[Entry]) -> list[Path]:
+    """Return the folders of the datasets of all entries."""
+    return entries.roots() if isinstance(entries, Entries) else list({entry.root: None for entry in entries})
 
 
 def video_rows_of(entries: Sequence[Entry]) -> Iterator[Row]:

@@ -16,7 +16,9 @@ from accelerate import Accelerator
 from torch import nn
 
 from crossdistill.data.dataset import PairedClips, make_loader
+from crossdistill.data.entries import roots_of
 from crossdistill.data.sampling import TrainingBatches
+from crossdistill.data.stores import find_store
 from crossdistill.distillation.task import Task
 from crossdistill.encoders.compilation import compiled
 from crossdistill.errors import SAME_COMMAND, OneProcessError, Stopped, UserError
@@ -234,10 +236,12 @@ def _create_monitor(
 def _faster_reading(dataset: PairedClips) -> list[str]:
     """Return what makes the clips of a dataset faster to read, other than what it does already."""
     remedies = ["give more --workers if cores are free"]
+    if any(find_store(root) is not None for root in roots_of(dataset.entries)):
+        remedies.append("copy the shards to a disk of this machine, or link them with a larger --copy-size")
     if dataset.decoded is None:
         remedies.append("keep decoded videos in memory if they fit (--keep-decoded-gb)")
     remedies.append("prepare smaller ones (--short-side)")
-    if len(dataset.views) > 1:
+    if any(dataset.is_read[1:]):
         remedies.append("cache the teacher (crossdistill cache): then its view is not read")
     return remedies
 

@@ -1,14 +1,16 @@
 """The advice of a run that waits for its clips."""
 
+import shutil
 import time
 
 import pytest
 import torch
 from accelerate import Accelerator
 
-from crossdistill.data.dataset import PairedClips, entries_of
+from crossdistill.data.dataset import PairedClips, Replay, entries_of
 from crossdistill.data.decoded import DecodedVideos
-from crossdistill.data.manifest import Manifest
+from crossdistill.data.manifest import MANIFEST_NAME, Manifest
+from crossdistill.data.stores import LINK_NAME, link_text
 from crossdistill.encoders import create_encoder
 from crossdistill.training import loop
 from crossdistill.training.monitor import WAITING_LINES, Monitor
@@ -55,6 +57,27 @@ def test_advice__names_what_the_run_does_not_do_already(toy_folder, has_teacher,
         decoded=DecodedVideos(1 << 20) if is_kept else None,
     )
     advice = " ".join(loop._faster_reading(clips))
-    assert "--workers" in advice
+    assert "--workers" in advice and "--copy-size" not in advice
     assert ("--keep-decoded-gb" in advice) == (not is_kept)
     assert ("crossdistill cache" in advice) == has_teacher
+
+
+def test_advice__of_a_run_with_a_teacher_cache_is_not_to_cache_the_teacher(toy_folder):
+    view = create_encoder("rgb_r3d10", num_frames=4, stride=1, size_px=32).view
+    entries = entries_of(Manifest.load(toy_folder), [0])
+    clips = PairedClips(entries, student_view=view, teacher_views=[view])
+    cached = clips.replayed(Replay(seed=0, num_augmentations=1, unreadable={}))
+    assert "crossdistill cache" in " ".join(loop._faster_reading(clips))
+    assert "crossdistill cache" not in " ".join(loop._faster_reading(cached))
+
+
+@pytest.mark.parametrize("is_list", [False, True])
+def test_advice__of_a_linked_dataset_is_to_copy_it(toy_folder, tmp_path, is_list):
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    shutil.copy(toy_folder / MANIFEST_NAME, linked)
+    (linked / LINK_NAME).write_text(link_text("s3://somewhere", max_bytes=10**9))
+    entries = entries_of(Manifest.load(toy_folder), [0]) + entries_of(Manifest.load(linked), [0])
+    view = create_encoder("rgb_r3d10", num_frames=4, stride=1, size_px=32).view
+    clips = PairedClips(list(entries) if is_list else entries, student_view=view)
+    assert "link them with a larger --copy-size" in " ".join(loop._faster_reading(clips))
