@@ -11,6 +11,7 @@ import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -202,6 +203,7 @@ def test_other_frame_count__is_refused_before_decoding(tmp_path, decoder):
 TRUNCATED = """
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from test_decode import mpeg4_avi
 from video_files import truncate
 from crossdistill.data.decode import index_video, read_frames
@@ -384,6 +386,17 @@ def test_torchcodec_without_ffmpeg__error_says_what_to_install(monkeypatch, fres
         get_decoder("torchcodec")
 
 
+def test_torchcodec__without_timestamps_is_an_error_at_once(monkeypatch, fresh_decoders):
+    class OldDecoder:
+        def __init__(self, source, *, dimension_order, num_ffmpeg_threads=1, device="cpu"):
+            raise AssertionError("not used")
+
+    monkeypatch.setitem(sys.modules, "torchcodec", ModuleType("torchcodec"))
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", SimpleNamespace(VideoDecoder=OldDecoder))
+    with pytest.raises(UserError, match=r"does not work here \(torchcodec is older than 0\.7.*pip install"):
+        get_decoder("torchcodec")
+
+
 def test_torchcodec__failed_self_test_is_an_error(monkeypatch, fresh_decoders):
     try:
         get_decoder("torchcodec")
@@ -531,6 +544,7 @@ MEMORY = """
 import sys
 import numpy as np
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from crossdistill.data.decode import index_video, read_frames
 def rss_kib():
     return int(next(l for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("VmRSS")).split()[1])

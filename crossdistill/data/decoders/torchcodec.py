@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ def check(device: str = "cpu") -> None:
     """Decode one frame; without FFmpeg's libraries the import or this first use raises RuntimeError or OSError."""
     from torchcodec.decoders import VideoDecoder
 
+    if "custom_frame_mappings" not in inspect.signature(VideoDecoder).parameters:
+        raise RuntimeError("torchcodec is older than 0.7, which takes no timestamps")
     decoder = VideoDecoder(_one_frame_file(), dimension_order="NHWC", device=device)
     shape = tuple(decoder.get_frame_at(0).data.shape)
     if shape != (TEST_SIDE_PX, TEST_SIDE_PX, 3):
