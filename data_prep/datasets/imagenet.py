@@ -29,7 +29,7 @@ import scipy.io
 
 from crossdistill.data.manifest import Manifest
 from crossdistill.errors import UserError
-from data_prep.pipeline.class_folders import PARTS, part_folders
+from data_prep.pipeline.class_folders import PARTS, part_folders, require_full
 from data_prep.pipeline.picture_files import FoundPicture, find_pictures, labels_of_shards
 from data_prep.pipeline.prepare import PictureOptions, SourceVideo, prepare_videos
 from data_prep.pipeline.sources import read_lines
@@ -61,6 +61,7 @@ def read_pictures(options: ImagenetOptions) -> tuple[list[str], list[SourceVideo
     Raises:
         UserError: The folders have another layout, or the classes of the validation pictures are missing or wrong.
     """
+    _require_unpacked(options.pictures)
     found = find_pictures(options.pictures, out=options.out)
     if found[0].byte_range is not None:
         return _from_shards(found)
@@ -70,6 +71,7 @@ def read_pictures(options: ImagenetOptions) -> tuple[list[str], list[SourceVideo
     places = [picture.name.split("/", 2) for picture in found]
     train = sorted({place[1] for place in places if len(place) == 3 and part_of.get(place[0]) == "train"})
     _check_classes(train, options)
+    require_full(options.pictures, part_of, {(place[0], place[1]) for place in places if len(place) == 3}, "picture")
     labels = {name: label for label, name in enumerate(train)}
     flat = [picture.name for picture, place in zip(found, places, strict=True) if len(place) == 2]
     truth = _validation_classes(options, flat) if flat else {}
@@ -77,11 +79,25 @@ def read_pictures(options: ImagenetOptions) -> tuple[list[str], list[SourceVideo
     for picture, place in zip(found, places, strict=True):
         part = part_of.get(place[0])
         name = place[1] if len(place) == 3 else truth.get(picture.name)
-        if part is None or name not in labels:
-            where = options.pictures / picture.name
-            raise UserError(f"{where} has no class of the training pictures: expected val/n01440764/<picture>")
+        if part is None or name is None:
+            raise UserError(f"{options.pictures / picture.name} has no class: expected val/n01440764/<picture>")
+        if name not in labels:
+            raise UserError(
+                f"{options.pictures / picture.name} has the class {name}, which has no training picture: unpack "
+                f"{name}.tar of ILSVRC2012_img_train.tar into {options.pictures}/train/{name}"
+            )
         sources.append(SourceVideo(picture.name, {"rgb": picture.path}, label=labels[name], splits=PARTS[part]))
     return train, sources
+
+
+def _require_unpacked(folder: Path) -> None:
+    """Raise a ``UserError`` if the archive of a class was not unpacked; it would be taken for a shard."""
+    packed = next((path for path in folder.glob("*/n*.tar") if CLASS_NAME.fullmatch(path.stem)), None)
+    if packed is not None and not packed.with_suffix("").is_dir():
+        raise UserError(
+            f"{packed} is not unpacked: type for t in {packed.parent}/n*.tar; "
+            'do mkdir "${t%.tar}" && tar -xf "$t" -C "${t%.tar}" && rm "$t"; done'
+        )
 
 
 def _check_classes(train: Sequence[str], options: ImagenetOptions) -> None:

@@ -154,8 +154,7 @@ def _by_split(names: Sequence[str], root: Path, part_names: dict[str, str], noun
                 f"{root / folder} has the class {action!r}, which has no training {noun}: name the class folders alike "
                 "in all splits"
             )
-    folders = [f"{folder}/{action}" for folder in part_names for action in _folders(root / folder)]
-    _require_full(root, folders, {f"{folder}/{action}" for folder, action in found}, noun)
+    require_full(root, part_names, found, noun)
     return Labels(classes, [labels[place[1]] for place in places], [part_names[place[0]] for place in places])
 
 
@@ -168,11 +167,17 @@ def _by_class(names: Sequence[str], root: Path, noun: str) -> Labels:
         actions.append(action)
     classes = sort_classes(actions)
     labels = {name: label for label, name in enumerate(classes)}
-    _require_full(root, _folders(root), set(classes), noun)
+    _require_none_empty(root, _folders(root), set(classes), noun)
     return Labels(classes, [labels[action] for action in actions], ["train"] * len(names))
 
 
-def _require_full(root: Path, folders: Iterable[str], found: set[str], noun: str) -> None:
+def require_full(root: Path, splits: Iterable[str], found: Collection[tuple[str, str]], noun: str) -> None:
+    """Raise a ``UserError`` if a class folder of a split folder is not among ``found``, pairs of split and class."""
+    folders = [f"{split}/{action}" for split in splits for action in _folders(root / split)]
+    _require_none_empty(root, folders, {f"{split}/{action}" for split, action in found}, noun)
+
+
+def _require_none_empty(root: Path, folders: Iterable[str], found: Collection[str], noun: str) -> None:
     empty = [folder for folder in folders if folder not in found]
     if empty:
         raise UserError(f"the class folder {root / empty[0]} holds no {noun}: move it away, or put its {noun}s into it")

@@ -141,7 +141,8 @@ def labels_of_shards(
     for picture in found:
         if picture.written_class is None:
             raise UserError(
-                f"{picture.name} in {picture.path} has no class: add a .cls file of the same name, or give --unlabelled"
+                f"{picture.name} in {picture.path} has no class: add a .cls file of the same name, or type python -m "
+                "data_prep images with --unlabelled"
             )
     written = [picture.written_class or "" for picture in found]
     places = {picture.written_class or "": f"{picture.name} in {picture.path}" for picture in reversed(found)}
@@ -163,7 +164,19 @@ def labels_of_shards(
             by_class.setdefault(name, []).append(picture.name)
         tests = {name for of_class in by_class.values() for name in draw_tests(of_class, test_share, seed)}
         parts = ["test" if picture.name in tests else "train" for picture in found]
+    _require_training(found, written, parts)
     return Labels(classes, [label_of[name] for name in written], parts)
+
+
+def _require_training(found: Sequence[FoundPicture], written: Sequence[str], parts: Sequence[str | None]) -> None:
+    """Raise a ``UserError`` if a class has pictures of other parts alone, unless there is no training shard at all."""
+    trained = {name for name, part in zip(written, parts, strict=True) if part == "train"}
+    for picture, name in zip(found, written, strict=True):
+        if trained and name not in trained:
+            raise UserError(
+                f"{picture.name} in {picture.path} has the class {name}, which has no training picture: add the "
+                "training shards that hold it, or correct its class"
+            )
 
 
 def _part_of_shard(path: Path) -> str | None:

@@ -309,6 +309,14 @@ def test_images__wrong_shards(tmp_path):
     write_shard(tmp_path / "p" / "train.tar", {"a.jpg": encode(corners())})
     with pytest.raises(UserError, match=r"train/a.jpg in .*train.tar has no class: add a .cls file .* --unlabelled"):
         images.read_pictures(options(tmp_path / "p"))
+    for part, name in (("train", b"cat"), ("val", b"dog")):
+        write_shard(tmp_path / "q" / f"{part}.tar", {"a.jpg": encode(corners()), "a.cls": name})
+    with pytest.raises(
+        UserError, match=r"val/a.jpg in .*val.tar has the class dog, which has no training picture: add"
+    ):
+        images.read_pictures(options(tmp_path / "q"))
+    (tmp_path / "q" / "train.tar").unlink()  # the test shards alone can be prepared
+    assert facts(images.read_pictures(options(tmp_path / "q"))[1]) == {"val/a.jpg": (0, "test")}
     write_file(tmp_path / "p" / "train.tar", b"\x1f\x8b" + bytes(600))
     with pytest.raises(UserError, match=r"train.tar cannot be read as a tar file"):
         images.read_pictures(options(tmp_path / "p"))
@@ -356,6 +364,25 @@ def test_imagenet__wrong_input_is_one_sentence(tmp_path):
     other = dataclasses.replace(given, pictures=make(tmp_path / "q", "train/cat/1.jpg"))
     with pytest.raises(UserError, match=r"class folder cat, and those of ImageNet .* data_prep images --pictures"):
         imagenet.read_pictures(other)
+
+
+@pytest.mark.parametrize(
+    ("added", "message"),
+    [
+        ("train/n01484850/", r"the class folder .*/train/n01484850 holds no picture: move it away"),
+        (
+            "val/n01484850/1.JPEG",
+            r"1.JPEG has the class n01484850, which has no training picture: unpack n01484850.tar",
+        ),
+        ("train/n01484850.tar", r"n01484850.tar is not unpacked: type for t in .*/train/n\*.tar; do .*tar -xf"),
+        ("1.JPEG", r"1.JPEG has no class: expected val/n01440764/<picture>"),
+    ],
+)
+def test_imagenet__wrong_class_folders_are_one_sentence(added, message, tmp_path):
+    root = make(tmp_path / "p", "train/n01440764/1.JPEG", "val/n01440764/2.JPEG")
+    (root / added).mkdir() if added[-1] == "/" else write_picture(root / added)
+    with pytest.raises(UserError, match=message):
+        imagenet.read_pictures(imagenet.ImagenetOptions(pictures=root, out=tmp_path / "out"))
 
 
 @pytest.mark.parametrize(
