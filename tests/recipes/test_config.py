@@ -6,11 +6,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
+from torch import nn
 
 from crossdistill.data.manifest import Manifest
+from crossdistill.distillation.distiller import Distiller
+from crossdistill.encoders import create_encoder
+from crossdistill.encoders.sizes import SizesOnly
 from crossdistill.errors import UserError
-from crossdistill.recipes.checks import check_configuration
+from crossdistill.recipes.checks import check_configuration, terms_of
 from crossdistill.recipes.config import from_dict, from_keywords, load_yaml, parse, several, to_dict
 from crossdistill.recipes.config_files import config_names
 from crossdistill.recipes.context import Batches, BatchParts
@@ -228,6 +233,20 @@ def test_rows_of_the_compress_paper__have_its_recipe(path):
     plan = create_plan(SimpleNamespace(config=config, batches=Batches(BatchParts(1, 256), BatchParts(1, 256))))
     rates = [plan.learning_rate(epoch * 10, 1300, 10) for epoch in (0, 89, 91, 119, 121)]
     assert rates == pytest.approx([0.01, 0.01, 0.002, 0.002, 0.0004])
+    with torch.device("meta"), SizesOnly():  # networks of up to 375 M parameters, without their values
+        encoders = [create_encoder(name, size_px=64) for name in (config.pair.student, *config.pair.teacher)]
+        dim, teacher_dim = (encoder.embed_dim for encoder in encoders)
+        distiller = Distiller(
+            student=encoders[0],
+            teachers=nn.Identity(),
+            teacher_dim=teacher_dim,
+            objective=terms_of(config),
+            bank_size=8,
+        )
+    heads = [list(value.shape) for name, value in distiller.named_parameters() if ".heads." in name and value.ndim == 2]
+    has_head = variant == "1q" or config.objective.adapter == "linear"  # 2q compares the student with itself
+    assert heads == ([[teacher_dim, dim]] if has_head else [])
+    assert (distiller.momentum_copy is not None) == (variant == "2q")
 
 
 def test_load_yaml__a_file_replaces_values_of_its_base(tmp_path):
