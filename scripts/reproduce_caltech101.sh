@@ -12,12 +12,14 @@
 #
 # Finished runs are skipped and started runs continue. Variables choose a part of it, or another size:
 #   ROWS="labels alone pile"   parts: labels; alone (distilled from Caltech-101); pile (from Caltech-101 and the pile);
-#                              shots (few labels); objectives; temperature; bank; augmentations; fuel (shares of
-#                              Caltech-101); precision and itself, which need the runs of labels and alone. Or: all
+#                              shots (few labels); objectives; lightly (lightly-train's own distillation);
+#                              temperature; bank; augmentations; fuel (shares of Caltech-101); precision and itself,
+#                              which need the runs of labels and alone. Or: all, which is everything but lightly
 #   STUDENTS="resnet18 mobilenet_v2 alexnet"     students of labels, alone, pile and shots; the other parts have ResNet-18
 #   EPOCHS=200 PILE_EPOCHS=20 PILE_CROPS=4       passes over the pictures; stored crops of each where the pile is used
 #   SIZE=64                                      height and width in pixels that students see
 #   PRECISION=auto                               or bf16, fp32: precision of teacher and students
+#   LIGHTLY_PYTHON=…                             for lightly: Python of an environment with lightly-train and this package
 set -euo pipefail
 if [ $# -lt 4 ]; then sed -n '2,/^[^#]/{/^#/p;}' "$0"; exit 2; fi
 pictures=$(realpath "$1") pile=$(realpath "$2") weights=$(realpath "$3") out=$4
@@ -25,28 +27,40 @@ seeds=${*:5}
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 python="${PYTHON:-$here/.venv/bin/python}"
 all="labels alone pile shots objectives temperature bank augmentations fuel precision itself"
-parts=${ROWS:-labels alone pile}
-if [ "$parts" = all ]; then parts=$all; fi
+parts=" ${ROWS:-labels alone pile} "
+parts=${parts/ all / $all }
 for part in $parts; do
-  if [[ " $all " != *" $part "* ]]; then echo "ROWS has $part: choose among $all, or all" >&2; exit 2; fi
+  if [[ " $all lightly " != *" $part "* ]]; then
+    echo "ROWS has $part: choose among $all lightly, or all" >&2; exit 2
+  fi
 done
+if [[ "$parts" == *" lightly "* && -z "${LIGHTLY_PYTHON:-}" ]]; then
+  echo "ROWS has lightly: give LIGHTLY_PYTHON, see scripts/train_with_lightly.py" >&2; exit 2
+fi
 epochs=${EPOCHS:-200} pile_epochs=${PILE_EPOCHS:-20} pile_crops=${PILE_CROPS:-4}
+teacher=(--teacher image_timm:tf_efficientnet_lite2 --teacher-weights "$weights")
 views=(--student-size "${SIZE:-64}" --crop-area-min 0.2 --precision "${PRECISION:-auto}")
 mkdir -p "$out"
 cd "$out"
 export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
 
 # has PART|PART…: whether one of these is asked for
-has() { [[ " $parts " =~ \ ($1)\  ]]; }
+has() { [[ "$parts" =~ \ ($1)\  ]]; }
 # prepare NAME LIST: a dataset of listed pictures
 prepare() { "$python" -m data_prep image_list --list "$2" --pictures "$pictures" --out "$1"; }
 # store NAME K DATA…: the teacher's features of K crops of every picture
 store() {
-  "$python" -m crossdistill cache --teacher image_timm:tf_efficientnet_lite2 --teacher-weights "$weights" \
-    --teacher-size 128 --student image_resnet18 "${views[@]}" --channels-last yes --augmentations "$2" --workers 1 \
-    --embed-batch-size 64 --out "$1" --data "${@:3}"
+  "$python" -m crossdistill cache "${teacher[@]}" --teacher-size 128 --student image_resnet18 "${views[@]}" \
+    --channels-last yes --augmentations "$2" --workers 1 --embed-batch-size 64 --out "$1" --data "${@:3}"
 }
-# row NAME KIND OPTIONS…: train, then evaluate on all labels of Caltech-101, and on the few that --shots chooses
+# measure RUN: evaluate on all labels of Caltech-101, and on few
+measure() {
+  if [ ! -f "$1/evaluation.json" ]; then
+    "$python" -m crossdistill evaluate "$1" --data caltech101 --protocols knn linear cluster lowshot --shots 1 5 10 \
+      --draws 1 --seed "$seed" --workers 0 --json "$1/evaluation.json"
+  fi
+}
+# row NAME KIND OPTIONS…: train, then evaluate
 row() {
   local run="$1-seed$seed" kind=()
   local learn=(--objective compress-2q-live simreg --bank-size 4096 --data caltech101)
@@ -62,10 +76,7 @@ row() {
       --optimizer adamw --lr 0.001 --weight-decay 0.05 --schedule cosine --epochs "$epochs" --warmup-epochs 5 \
       --knn-clips 0 --workers 0 "${kind[@]}" "${@:3}"
   fi
-  if [ ! -f "$run/evaluation.json" ]; then
-    "$python" -m crossdistill evaluate "$run" --data caltech101 --protocols knn linear cluster lowshot --shots 1 5 10 \
-      --draws 1 --seed "$seed" --workers 0 --json "$run/evaluation.json"
-  fi
+  measure "$run"
 }
 
 for part in train test; do sed "s|\(.*\)/\(.*\)|\1/\2,\1,$part|" "$pictures/$part.txt"; done > list.csv
@@ -85,6 +96,9 @@ if has fuel; then
 fi
 
 for seed in ${seeds:-0 1 2}; do
+  if has "alone|pile"; then  # a cache has no teacher to evaluate
+    row lite2-measured taught "${teacher[@]}" --teacher-size 128 --epochs 1 --warmup-epochs 0
+  fi
   for name in ${STUDENTS:-resnet18 mobilenet_v2 alexnet}; do
     labelled=(--student "image_$name") distilled=(--student "image_$name")
     if [ "$name" = alexnet ]; then  # with labels it keeps its dropout, as in the paper
@@ -105,6 +119,14 @@ for seed in ${seeds:-0 1 2}; do
       row "resnet18-$objective" alone --objective $objective
     done
     row resnet18-mse-bn alone --objective mse --standardize mean-variance --adapter mlp2
+  fi
+  if has lightly; then  # its loss, augmentation, optimizer and schedule
+    run="resnet18-lightly-seed$seed"
+    if [ ! -f "$run/student/student.json" ]; then
+      "$LIGHTLY_PYTHON" "$here/scripts/train_with_lightly.py" "$pictures" "$pictures/train.txt" "$run" "${teacher[@]}" \
+        --student-size "${SIZE:-64}" --view-size 128 --epochs "$epochs" --seed "$seed"
+    fi
+    measure "$run"
   fi
   if has temperature; then
     for t in 0.02 0.07 0.1 1; do row "resnet18-temperature$t" alone --objective compress-2q-live --temperature $t; done

@@ -53,16 +53,24 @@ def runs_of(path: Path) -> Iterator[Run]:
 
 
 def runs_of_folder(folder: Path) -> Iterator[Run]:
-    """Read ``results.json`` of every run; of several datasets the first one of ``--data`` counts."""
-    for path in sorted(folder.glob("*/results.json")):
-        name = RUN_NAME.fullmatch(path.parent.name)
-        if name is None:
+    """Read ``results.json`` of every run; of several datasets the first one of ``--data`` counts.
+
+    What another program trained has ``student`` and ``evaluation.json`` alone.
+    """
+    for path in sorted(folder.glob("*-seed*")):
+        name = RUN_NAME.fullmatch(path.name)
+        results, later, config, student = (
+            read_json(path / file)
+            for file in ("results.json", "evaluation.json", "config.json", "student/student.json")
+        )
+        if name is None or not (results or (later and student)):
             continue
-        later, config = (read_json(path.with_name(file)) for file in ("evaluation.json", "config.json"))
-        evaluations = dict(next(iter(read_json(path).values())))
+        facts = student.get("training", {})
+        trained = SUPERVISED if facts.get("supervised") else DISTILLED
+        evaluations = dict(next(iter(results.values()))) if results else {trained: later}
         if later:
             evaluations |= {role: later for role in TRAINED if role in evaluations}
-        epochs = str(config["configuration"]["optimization"]["epochs"]) if config else ""
+        epochs = str(config["configuration"]["optimization"]["epochs"] if config else facts.get("epochs", ""))
         machines = (config["environment"]["gpus"] or [config["environment"]["cpu"]]) if config else []
         yield Run(name["run"], int(name["seed"]), epochs, sorted(set(machines)), evaluations)
 

@@ -215,6 +215,19 @@ def test_result_runs__a_file_gives_the_table_of_its_folders(tmp_path):
     assert row == expected and row["gain_1nn_high"] == "25.0"
 
 
+def test_result_runs__of_another_program_have_a_student_and_an_evaluation_alone(tmp_path):
+    write_run_of_two_people(tmp_path, "lightly-seed1", "11110000", "student, distilled")
+    folder = tmp_path / "lightly-seed1"
+    evaluation = next(iter(json.loads((folder / "results.json").read_text()).values()))["student, distilled"]
+    (folder / "results.json").unlink()
+    assert not list(result_runs.runs_of_folder(tmp_path))
+    (folder / "evaluation.json").write_text(json.dumps(evaluation))
+    (folder / "student").mkdir()
+    (folder / "student" / "student.json").write_text('{"training": {"supervised": false, "epochs": 200}}')
+    (run,) = result_runs.runs_of_folder(tmp_path)
+    assert (run.run, run.seed, run.epochs, run.evaluations) == ("lightly", 1, "200", {"student, distilled": evaluation})
+
+
 def test_results_table__new_rows_replace_those_with_no_more_seeds():
     old = [{"use": "u", "student": name, "teacher": "t", "seeds": "3", "gain_linear": "1.0"} for name in ("a", "b")]
     new = [
@@ -415,14 +428,16 @@ def test_script__has_a_run_for_every_row_of_its_table(name, tmp_path):
         (tmp_path / f"{part}.txt").write_text(f"{line}\n")
     given = {"caltech101": [tmp_path, tmp_path, tmp_path / "weights"], "biisc": [tmp_path], "utd_mhad": [tmp_path]}
     script = [ROOT / f"scripts/reproduce_{name}.sh", *given[name], tmp_path / "out", "0"]
-    variables = {"caltech101": {"ROWS": "all"}, "biisc": {"WEIGHTS": str(tmp_path / "weights")}, "utd_mhad": {}}
+    every = {"ROWS": "all lightly", "LIGHTLY_PYTHON": "echo"}
+    variables = {"caltech101": every, "biisc": {"WEIGHTS": str(tmp_path / "weights")}, "utd_mhad": {}}
     environment = {**os.environ, "PYTHON": "echo", **variables[name]}
     shown = subprocess.run(script, env=environment, check=True, capture_output=True).stdout.decode()
     trained = [line for line in shown.splitlines() if "train.py" in line]
+    lightly = r"train_with_lightly.py \S+ \S+"  # its folder is no option
     runs = [
-        re.search(r"--out (.+?)-seed0 ", line)[1].removeprefix(f"{tmp_path}/out/")
-        for line in trained
-        if "-seed0 " in line
+        found[1].removeprefix(f"{tmp_path}/out/")
+        for line in shown.splitlines()
+        if (found := re.search(rf"(?:train.py.* --out|{lightly}) (.+?)-seed0 ", line))
     ]
     rows = [line for lines in rows_of_script(name).values() for line in lines]
     wanted = {line[key] for line in rows for key in ("run", "baseline", "teacher_run") if key in line}
