@@ -12,11 +12,13 @@
 #
 # Finished runs are skipped and started runs continue. Variables choose a part of it, or another size:
 #   ROWS="labels alone pile"   parts: labels; alone (distilled from Caltech-101); pile (from Caltech-101 and the pile);
-#                              shots (few labels); objectives; lightly (lightly-train's own distillation);
-#                              temperature; bank; augmentations; fuel (shares of Caltech-101); precision and itself,
-#                              which need the runs of labels and alone. Or: all, which is everything but lightly
-#   STUDENTS="resnet18 mobilenet_v2 alexnet"     students of labels, alone, pile and shots; the other parts have ResNet-18
+#                              shots (few labels); objectives; temperature; bank; augmentations; fuel (shares of
+#                              Caltech-101); precision and itself, which need the runs of labels and alone. Or: all
+#                              of these. Besides: lightly (lightly-train's own distillation); lengths (the number of
+#                              epochs with labels after which accuracy on held-out training pictures stops rising)
+#   STUDENTS="resnet18 mobilenet_v2 alexnet"     students of lengths, labels, alone, pile and shots; other parts: ResNet-18
 #   EPOCHS=200 PILE_EPOCHS=20 PILE_CROPS=4       passes over the pictures; stored crops of each where the pile is used
+#   LABEL_EPOCHS=200 LENGTHS="50 100 200 400"    passes with all labels, EPOCHS by default; those that lengths compares
 #   SIZE=64                                      height and width in pixels that students see
 #   PRECISION=auto                               or bf16, fp32: precision of teacher and students
 #   LIGHTLY_PYTHON=…                             for lightly: Python of an environment with lightly-train and this package
@@ -30,14 +32,15 @@ all="labels alone pile shots objectives temperature bank augmentations fuel prec
 parts=" ${ROWS:-labels alone pile} "
 parts=${parts/ all / $all }
 for part in $parts; do
-  if [[ " $all lightly " != *" $part "* ]]; then
-    echo "ROWS has $part: choose among $all lightly, or all" >&2; exit 2
+  if [[ " $all lengths lightly " != *" $part "* ]]; then
+    echo "ROWS has $part: choose among $all lengths lightly, or all" >&2; exit 2
   fi
 done
 if [[ "$parts" == *" lightly "* && -z "${LIGHTLY_PYTHON:-}" ]]; then
   echo "ROWS has lightly: give LIGHTLY_PYTHON, see scripts/train_with_lightly.py" >&2; exit 2
 fi
 epochs=${EPOCHS:-200} pile_epochs=${PILE_EPOCHS:-20} pile_crops=${PILE_CROPS:-4}
+split=1 protocols=(knn linear cluster lowshot --shots 1 5 10 --draws 1)
 teacher=(--teacher image_timm:tf_efficientnet_lite2 --teacher-weights "$weights")
 views=(--student-size "${SIZE:-64}" --crop-area-min 0.2 --precision "${PRECISION:-auto}")
 mkdir -p "$out"
@@ -56,8 +59,8 @@ store() {
 # measure RUN: evaluate on all labels of Caltech-101, and on few
 measure() {
   if [ ! -f "$1/evaluation.json" ]; then
-    "$python" -m crossdistill evaluate "$1" --data caltech101 --protocols knn linear cluster lowshot --shots 1 5 10 \
-      --draws 1 --seed "$seed" --workers 0 --json "$1/evaluation.json"
+    "$python" -m crossdistill evaluate "$1" --data caltech101 --split "$split" --protocols "${protocols[@]}" \
+      --seed "$seed" --workers 0 --json "$1/evaluation.json"
   fi
 }
 # row NAME KIND OPTIONS…: train, then evaluate
@@ -65,18 +68,27 @@ row() {
   local run="$1-seed$seed" kind=()
   local learn=(--objective compress-2q-live simreg --bank-size 4096 --data caltech101)
   case $2 in
-    labels) kind=(--supervised --data caltech101) ;;
+    labels) kind=(--supervised --data caltech101 --epochs "${LABEL_EPOCHS:-$epochs}") ;;
     taught) kind=("${learn[@]}") ;;
     alone) kind=("${learn[@]}" --teacher-cache features) ;;
     pile) kind=("${learn[@]}" --teacher-cache pile_features --data caltech101 pile --bank-size 16384
       --epochs "$pile_epochs" --warmup-epochs 1) ;;
   esac
   if [ ! -f "$run/results.json" ]; then
-    "$python" "$here/train.py" --resume --out "$run" --seed "$seed" --student image_resnet18 "${views[@]}" --batch-size 128 \
-      --optimizer adamw --lr 0.001 --weight-decay 0.05 --schedule cosine --epochs "$epochs" --warmup-epochs 5 \
-      --knn-clips 0 --workers 0 "${kind[@]}" "${@:3}"
+    "$python" "$here/train.py" --resume --out "$run" --seed "$seed" --split "$split" --student image_resnet18 \
+      "${views[@]}" --batch-size 128 --optimizer adamw --lr 0.001 --weight-decay 0.05 --schedule cosine \
+      --epochs "$epochs" --warmup-epochs 5 --knn-clips 0 --workers 0 "${kind[@]}" "${@:3}"
   fi
   measure "$run"
+}
+# lengths STUDENT OPTIONS…: say after how many epochs with labels the accuracy on held-out pictures stops rising
+lengths() {
+  local split="1@25%" protocols=(knn linear) files=() n
+  for n in ${LENGTHS:-50 100 200 400}; do
+    row "$1-length$n" labels "${@:2}" --epochs "$n"
+    files+=("$n=$1-length$n-seed$seed/evaluation.json")
+  done
+  echo "$1, seed $seed: LABEL_EPOCHS=$("$python" "$here/scripts/choose_epochs.py" "${files[@]}")" >&2
 }
 
 for part in train test; do sed "s|\(.*\)/\(.*\)|\1/\2,\1,$part|" "$pictures/$part.txt"; done > list.csv
@@ -104,6 +116,7 @@ for seed in ${seeds:-0 1 2}; do
     if [ "$name" = alexnet ]; then  # with labels it keeps its dropout, as in the paper
       labelled+=(--lr 0.0005) distilled=(--student image_alexnet_no_dropout --lr 0.0005)
     fi
+    if has lengths; then lengths "$name" "${labelled[@]}"; fi
     if has labels; then row "$name-labels" labels "${labelled[@]}"; fi
     if has alone; then row "$name-alone" alone "${distilled[@]}"; fi
     if has pile; then row "$name-pile" pile "${distilled[@]}"; fi

@@ -428,7 +428,7 @@ def test_script__has_a_run_for_every_row_of_its_table(name, tmp_path):
         (tmp_path / f"{part}.txt").write_text(f"{line}\n")
     given = {"caltech101": [tmp_path, tmp_path, tmp_path / "weights"], "biisc": [tmp_path], "utd_mhad": [tmp_path]}
     script = [ROOT / f"scripts/reproduce_{name}.sh", *given[name], tmp_path / "out", "0"]
-    every = {"ROWS": "all lightly", "LIGHTLY_PYTHON": "echo"}
+    every = {"ROWS": "lengths all lightly", "LIGHTLY_PYTHON": "echo"}
     variables = {"caltech101": every, "biisc": {"WEIGHTS": str(tmp_path / "weights")}, "utd_mhad": {}}
     environment = {**os.environ, "PYTHON": "echo", **variables[name]}
     shown = subprocess.run(script, env=environment, check=True, capture_output=True).stdout.decode()
@@ -445,6 +445,8 @@ def test_script__has_a_run_for_every_row_of_its_table(name, tmp_path):
     assert len(set(runs)) == len(runs) or name == "utd_mhad"  # its last part trains missing teachers
     assert wanted <= set(runs) and few
     assert all(f"{run}-seed0/evaluation.json" in shown for run in few)
+    held = [line for line in shown.splitlines() if "-length50-" in line and "choose_epochs" not in line]
+    assert len(held) == (6 if name == "caltech101" else 0) and all("--split 1@25% " in line for line in held)
     options = {word[2:].replace("-", "_") for line in trained for word in line.split() if word.startswith("--")}
     assert options - {"resume", "config"} <= {
         entry.name for kind in SECTIONS.values() for entry in dataclasses.fields(kind)
