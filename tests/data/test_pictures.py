@@ -20,7 +20,7 @@ from crossdistill.data.dataset import Entry, PairedClips
 from crossdistill.data.decode import index_video, read_pictures
 from crossdistill.data.file_range import FileRange
 from crossdistill.data.manifest import Manifest, Stream, Video
-from crossdistill.data.pictures import index_picture, inspect_content, read_picture, shrink_for
+from crossdistill.data.pictures import READERS, index_picture, inspect_content, read_picture, shrink_for
 from crossdistill.data.sampling import SampleKey
 from crossdistill.data.transforms import Augmentation, Crop
 from crossdistill.errors import UnreadableVideoError
@@ -119,6 +119,15 @@ def test_read__refuses_with_a_reason(name):
     content, reason = UNREADABLE[name]
     with pytest.raises(UnreadableVideoError, match=reason):
         inspect_content(content)
+
+
+def test_damage_inside_a_jpeg__is_read_as_a_viewer_shows_it(tmp_path):
+    """libjpeg goes on behind zeros, so that the upper half is right and the rest is not."""
+    middle = len(NOISE) // 2
+    content = NOISE[:middle] + bytes(200) + NOISE[middle + 200 :]
+    stream = index_picture(write_file(tmp_path / "a.jpg", content))
+    read, whole = (READERS[stream.stored_as](each, 1).astype(int) for each in (content, NOISE))
+    assert np.array_equal(read[:16], whole[:16]) and not np.array_equal(read[-16:], whole[-16:])
 
 
 def test_range_of_a_shard__is_read_like_a_file(tmp_path):
