@@ -96,10 +96,18 @@ def part_folders(root: Path, names: Iterable[str] = ()) -> dict[str, str]:
 
     A folder ``train`` is a class if there are other classes beside it and it, or a test folder, holds files (``names``,
     relative to ``root``) itself.
+
+    Raises:
+        UserError: There are other folders beside the splits, or no folder for training.
     """
     folders = _folders(root)
     train = [name for name in folders if name.lower() in TRAIN_NAMES]
     if not train:
+        if folders and all(map(part_of_word, folders)) and any(name.count("/") > 1 for name in names):
+            raise UserError(
+                f"{root} has only {' and '.join(folders)} and no folder {TRAIN_NAMES[0]}: give the folder that holds "
+                "train as well, or --unlabelled"
+            )
         return {}
     test = [name for name in folders if name.lower() in TEST_NAMES]
     validation = [name for name in folders if name.lower() in VALIDATION_NAMES]

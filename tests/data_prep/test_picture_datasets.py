@@ -74,6 +74,15 @@ def test_images__by_class_with_a_drawn_test_share_and_unlabelled(tmp_path):
     assert not classes and set(facts(sources).values()) == {(None, None)}
 
 
+def test_images__test_part_without_a_training_part(tmp_path):
+    root = make(tmp_path / "p", "val/cat/1.jpg", "val/dog/1.jpg")
+    with pytest.raises(UserError, match=r"p has only val and no folder train: give the folder .* or --unlabelled"):
+        images.read_pictures(options(root))
+    assert len(images.read_pictures(options(root, unlabelled=True))[1]) == 2
+    one_class = make(tmp_path / "q", "val/1.jpg")  # a class of this name
+    assert images.read_pictures(options(one_class))[0] == ["val"]
+
+
 def shards(root: Path) -> Path:
     picture = encode(corners())
     for part, number in (("train", 0), ("train", 1), ("val", 0)):
