@@ -17,10 +17,11 @@ from result_plots import GAIN_PLOTS, accuracy_plot, uses_plot
 from result_rows import PICTURE_MEASURES, RESULTS, Row, measures_of, read, signed
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = (RESULTS / "results.md", RESULTS / "biisc.md", RESULTS / "caltech101.md", ROOT / "README.md")
+PAGES = (*(RESULTS / f"{name}.md" for name in ("results", "biisc", "caltech101", "methods")), ROOT / "README.md")
 PICTURES = "caltech101"
 """Tables of this name and of those that begin with it have the columns of the experiment on pictures."""
 MARK = re.compile(r"(<!-- table: ([\w ,-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+NO_RUN = "*No run of these rows has ended.*"
 INTERVAL, SEEDS = "95 % interval", "seeds ±"
 README_USES = ("Shallower", "Lower precision", "Small video model", "Across modalities", "Self-distillation")
 
@@ -102,6 +103,24 @@ def runtime_table() -> str:
     return markdown(header, rows, num_text=4)
 
 
+def method_table() -> str:
+    """Every way to teach, best in the mean first: 1-NN / linear accuracy of each pair, and gains over the default."""
+    rows = read("methods")
+    if not rows:
+        return NO_RUN
+    pairs = [name.removesuffix("_1nn") for name in rows[0] if name.endswith("_1nn")]
+    lines = []
+    for row in rows:
+        cells = [f"`{row['method']}`", signed(row["mean_gain"]) if row["mean_gain"] else "–"]
+        for pair in pairs:
+            keys = [f"{pair}_{measure}" for measure in ("1nn", "linear")]
+            cells.append(" / ".join(row[key] for key in keys) if row[keys[0]] else "–")
+            cells.append(" / ".join(signed(row[f"{key}_gain"]) for key in keys) if row[keys[0]] else "–")
+        lines.append(cells)
+    header = ["way to teach", "mean gain", *(name for pair in pairs for name in (pair.replace("-", " to "), "gain"))]
+    return markdown(header, lines, num_text=1)
+
+
 def readme_table() -> str:
     """The first row of each use, linear accuracy, with the gain, its interval and its deviation over seeds."""
     rows = []
@@ -122,6 +141,7 @@ def table(name: str) -> str:
         "protocols_shallower": lambda: protocol_table("protocols_shallower"),
         "runtimes": runtime_table,
         "splits": split_table,
+        "methods": method_table,
         "readme": readme_table,
     }
     if name in named:
@@ -129,7 +149,7 @@ def table(name: str) -> str:
     file, _, use = name.partition(" ")
     rows = [row for row in read(file) if use in ("", row["use"])]
     if not rows:
-        return "*No run of these rows has ended.*"
+        return NO_RUN
     return picture_table(rows) if file.startswith(PICTURES) else gain_table(rows)
 
 

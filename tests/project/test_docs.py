@@ -27,6 +27,7 @@ import choose_epochs  # noqa: E402
 import draw_diagram  # noqa: E402
 import make_reference  # noqa: E402
 import make_results  # noqa: E402
+import method_table  # noqa: E402
 import result_plots  # noqa: E402
 import result_runs  # noqa: E402
 import results_table  # noqa: E402
@@ -451,3 +452,42 @@ def test_script__has_a_run_for_every_row_of_its_table(name, tmp_path):
     assert options - {"resume", "config"} <= {
         entry.name for kind in SECTIONS.values() for entry in dataclasses.fields(kind)
     }
+
+
+def test_compare_methods__trains_and_compares_every_method_on_every_pair(tmp_path):
+    script = [ROOT / "scripts/compare_methods.sh", tmp_path / "out"]
+    environment = {**os.environ, "PYTHON": "echo", "UTD_MHAD": "utd", "BIISC": "bii"}
+    shown = subprocess.run(script, env=environment, check=True, capture_output=True).stdout.decode().splitlines()
+    trained = {found[1]: line for line in shown if (found := re.search(r"train.py.* --out \S+/out/(.+?)-1@", line))}
+    options = {word[2:].replace("-", "_") for line in trained.values() for word in line.split() if word[:2] == "--"}
+    assert options - {"resume", "no_evaluate"} <= {
+        entry.name for kind in SECTIONS.values() for entry in dataclasses.fields(kind)
+    }
+    pairs = ("skeleton-depth", "depth-depth", "flow-flow", "flow-rgb")
+    methods = re.search(r'^all="(.*?)"', script[0].read_text("utf-8"), re.DOTALL | re.MULTILINE)[1].split()
+    assert {f"{pair} {method}" for pair in pairs for method in [*methods, "labels"]} <= trained.keys()
+    compared = [line for line in shown if "crossdistill evaluate" in line]
+    assert len(compared) == len(pairs) * (len(methods) + 1)
+    assert all("--split 1@" in line for line in [*trained.values(), *compared])  # never the test clips
+    # A network that mixes clips, or a teacher that has not seen them, needs a teacher that runs.
+    assert all(("--teacher-cache" in line) != ("--mix" in line) for name, line in trained.items() if "mix" in name)
+    assert "--teacher-size 20" in trained["skeleton-depth folds"] and "weights" not in trained["skeleton-depth folds"]
+
+
+def test_method_table__best_mean_gain_first_and_no_mean_of_some_pairs(tmp_path):
+    default, better = "10" * 50, "1110" * 25
+    files = {"a-b default": default, "c-d default": default, "a-b better": better, "c-d better": default}
+    for folder, more in (("0", {"a-b half": "1" * 100}), ("1", {}), ("no default", {"a-b better": "1" * 100})):
+        (tmp_path / folder).mkdir()
+        for name, digits in (more if folder == "no default" else files | more).items():
+            (tmp_path / folder / f"{name}.json").write_text(json.dumps(evaluation_of(digits).to_json()))
+    pairs = ["a-b", "c-d"]
+    rows = method_table.rows_of(method_table.read_methods(sorted(tmp_path.iterdir()), pairs), pairs)
+    assert [(row["method"], row.get("mean_gain")) for row in rows] == [
+        ("better", "12.50"),
+        ("default", "0.00"),
+        ("half", None),
+    ]
+    assert rows[0]["a-b_1nn"] == "75.0" and rows[0]["a-b_1nn_gain"] == "25.0" and rows[0]["c-d_linear_gain"] == "0.0"
+    assert float(rows[0]["a-b_linear_low"]) > 15 and float(rows[0]["a-b_linear_high"]) < 35
+    assert [row["a-b_seeds"] for row in rows] == ["2", "2", "1"]
