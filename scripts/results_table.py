@@ -74,6 +74,20 @@ def collect(paths: Iterable[Path]) -> Runs:
     return found
 
 
+def of_seeds(network: Network, seeds: Iterable[int]) -> Network:
+    """A network in these seeds alone, or in all of its own if it has none of them."""
+    common = network.evaluations.keys() & set(seeds)
+    if not common:
+        return network
+    accuracies = {
+        protocol: {seed: value for seed, value in by_seed.items() if seed in common}
+        for protocol, by_seed in network.accuracies.items()
+    }
+    return replace(
+        network, accuracies=accuracies, evaluations={seed: network.evaluations[seed] for seed in sorted(common)}
+    )
+
+
 def baseline_of(found: Runs, run: str, role: str) -> Network:
     """What a student is compared with. Low-shot accuracies of a supervised one: the network trained on these labels."""
     network = found.get(run, {}).get(role, Network())
@@ -153,7 +167,11 @@ def rows_of(found: Runs, uses: dict[str, list[dict[str, Any]]]) -> Iterator[dict
             taught = found.get(line.get("teacher_run", line["run"]), {})
             teachers = [taught.get(role, Network()) for role in line.get("teachers", ["teacher"])]
             untrained = by_role.get("student, random", Network())
-            networks = [*teachers, *[Network()] * (2 - len(teachers)), baseline, untrained, student]
+            # Means of other seeds would not differ by the gain.
+            networks = [
+                of_seeds(network, student.evaluations)
+                for network in (*teachers, *[Network()] * (2 - len(teachers)), baseline, untrained, student)
+            ]
             row = {"use": use, "student": line["student"], "teacher": line["teacher"]}
             for name, network in zip(NETWORKS, networks, strict=True):
                 row |= columns_of(name, network)

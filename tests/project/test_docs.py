@@ -454,6 +454,20 @@ def test_script__has_a_run_for_every_row_of_its_table(name, tmp_path):
     }
 
 
+def test_results_table__columns_have_the_seeds_of_the_student(tmp_path):
+    def write(run, role, digits):
+        (tmp_path / run).mkdir()
+        content = {"data": {role: evaluation_of(digits).to_json()}}
+        (tmp_path / run / "results.json").write_text(json.dumps(content))
+
+    write("base-seed0", "student, supervised", "1" * 50 + "0" * 50)
+    write("base-seed1", "student, supervised", "1" * 90 + "0" * 10)
+    write("ours-seed0", "student, distilled", "1" * 70 + "0" * 30)
+    lines = {"use": [{"student": "s", "teacher": "t", "run": "ours", "baseline": "base"}]}
+    (row,) = results_table.rows_of(results_table.collect([tmp_path]), lines)
+    assert (row["baseline_1nn"], row["distilled_1nn"], row["gain_1nn"], row["seeds"]) == ("50.0", "70.0", "20.0", "1")
+
+
 def test_compare_methods__trains_and_compares_every_method_on_every_pair(tmp_path):
     script = [ROOT / "scripts/compare_methods.sh", tmp_path / "out"]
     environment = {**os.environ, "PYTHON": "echo", "UTD_MHAD": "utd", "BIISC": "bii"}

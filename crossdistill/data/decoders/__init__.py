@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,15 +78,14 @@ DECODERS: dict[str, Decoder] = {
         picture_formats=_8_BIT,
         cannot=_ONLY_8_BIT,
     ),
-    "torchcodec-cuda": Decoder(
-        name="torchcodec-cuda",
-        module="crossdistill.data.decoders.torchcodec_cuda",
-        install="it needs an NVIDIA GPU, a torchcodec that was built for CUDA, and FFmpeg's shared libraries",
-        picture_formats=_8_BIT,
-        cannot=_ONLY_8_BIT,
-        uses_gpu=True,
-    ),
 }
+DECODERS["torchcodec-cuda"] = replace(
+    DECODERS["torchcodec"],
+    name="torchcodec-cuda",
+    module="crossdistill.data.decoders.torchcodec_cuda",
+    install="it needs an NVIDIA GPU, a torchcodec that was built for CUDA, and FFmpeg's shared libraries",
+    uses_gpu=True,
+)
 
 
 @functools.cache

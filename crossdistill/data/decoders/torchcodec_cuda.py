@@ -1,7 +1,7 @@
 """Decode clips with torchcodec on an NVIDIA GPU, for large originals whose decoding is slower than training.
 
-Every process of a run decodes on its own GPU, and so do its loader workers. They need a CUDA context of their own each,
-about 0.5 GB of the GPU's memory.
+Every process of a run decodes on its own GPU, and so do its loader workers. Each worker has a CUDA context of its own,
+which takes memory of the GPU.
 """
 
 from __future__ import annotations
