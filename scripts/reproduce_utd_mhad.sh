@@ -1,129 +1,159 @@
 #!/usr/bin/env bash
 # The five uses of docs/results on UTD-MHAD, cross-subject. Teachers learn from labels, students from their teacher
-# alone. Each student is compared with its supervised baseline: the same network trained with labels.
+# alone, by the default objective. Each student is compared with its supervised baseline: the same network trained with
+# labels on the same crops.
 #
 #   scripts/reproduce_utd_mhad.sh DATA OUT [SEED…]
 #
 # DATA  prepared by: python -m data_prep utd_mhad --depth Depth --skeleton Skeleton --modalities depth flow skeleton \
 #                      --short-side 80 --out DATA
-# OUT   folder for the runs
+# OUT   folder for teachers' features and runs
 #
-# Finished runs are skipped, so several seeds can run in parallel, and an interrupted script can be started again. The rows
-# with three teachers need the labelled networks of seeds 0, 1 and 2, and train the missing ones.
+# Finished runs are skipped and started runs continue, so that several seeds can run in parallel. Variables choose a part:
+#   ROWS="across …"   parts: across; shallower; small; precision (after small); itself; isd (no teacher at all, and its
+#                     student); shots (few labels); pairs (the other pairs across modalities); both (two teachers, after
+#                     across and shallower); three (three teachers, which needs the labelled networks of seeds 0, 1 and
+#                     2). The first five if absent. Or: all
+#   TEACHER_EPOCHS=50 LABEL_EPOCHS=150 DISTILLED_EPOCHS=150   passes over the clips: teachers, supervised baselines, students
 set -euo pipefail
 if [ $# -lt 2 ]; then sed -n '2,/^[^#]/{/^#/p;}' "$0"; exit 2; fi
-data=$1 out=$2
+data=$(realpath "$1") out=$2
 seeds=${*:3}
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 python="${PYTHON:-$here/.venv/bin/python}"
-cd "$here"
+all="across shallower small precision itself isd shots pairs both three"
+parts=" ${ROWS:-across shallower small precision itself} "
+parts=${parts/ all / $all }
+for part in $parts; do
+  if [[ " $all " != *" $part "* ]]; then echo "ROWS has $part: choose among $all, or all" >&2; exit 2; fi
+done
+teacher_epochs=${TEACHER_EPOCHS:-50} label_epochs=${LABEL_EPOCHS:-150} distilled_epochs=${DISTILLED_EPOCHS:-150}
+shot_steps=$((27 * label_epochs))  # as many as over all labels
+mkdir -p "$out"
+cd "$out"
+export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
 
-epochs=50 quantised_epochs=20 shot_steps=1350  # as many steps as 50 passes over all labels
-
-# run NAME SEED EPOCHS OPTIONS…: 16 frames over 48 frames of the video
-run() {
-  if [ -f "$out/$1-seed$2/results.json" ]; then return; fi
-  "$python" train.py --resume --out "$out/$1-seed$2" --seed "$2" --epochs "$3" --data "$data" --student-stride 3 \
-    --batch-size 16 --optimizer adamw --lr 0.002 --weight-decay 0.05 --schedule cosine --warmup-epochs 2 \
-    --crop-area-min 0.8 --mirror no --knn-clips 0 --workers 0 --keep-decoded-gb 4 "${@:4}"
-}
-# labels NAME ENCODER SEED OPTIONS…: teachers, and supervised baselines of students
-labels() { run "$1, labels" "$3" "$epochs" --supervised --student "$2" "${@:4}"; }
-
-# distil NAME TEACHER TEACHER_RUN STUDENT SEED OPTIONS…
-distil() {
-  run "$1" "$5" "$epochs" --teacher "$2" --teacher-weights "$out/$3-seed$5" --student "$4" \
-    --objective compress-2q-live simreg --bank-size 400 "${@:6}"
-}
-# both NAME STUDENT SEED OPTIONS…: from two teachers of two modalities at once
-both() {
-  run "$1" "$3" "$epochs" --teacher skeleton_r3d10 depth_tiny3d_32 --student "$2" --objective compress-2q-live simreg \
-    --teacher-weights "$out/skeleton 10, labels-seed$3" "$out/depth 32, labels-seed$3" --bank-size 400 "${@:4}"
-}
-# three NAME TEACHER STUDENT SEED OPTIONS…: from one network as three seeds have trained it with labels
-three() {
-  run "three of $1" "$4" "$epochs" --teacher "$2" "$2" "$2" --student "$3" --objective compress-2q-live simreg \
-    --teacher-weights "$out/${1% to *}, labels-seed"{0,1,2} --bank-size 400 "${@:5}"
-}
-# few NAME SHOTS SEED: a linear layer on few labels, the same ones on which --shots trains with this seed
-few() {
-  if [ -f "$out/$1-seed$3/evaluation.json" ]; then return; fi
-  "$python" -m crossdistill evaluate "$out/$1-seed$3" --data "$data" --protocols lowshot --shots "$2" --draws 1 --seed "$3" \
-    --workers 0 --tracker none --json "$out/$1-seed$3/evaluation.json"
-}
-# shots NAME ENCODER SHOTS SEED OPTIONS…: learn from so many labelled clips of each of the 27 actions alone
-shots() {
-  run "$1, labels-shots$3" "$4" $((shot_steps / ((27 * $3 + 15) / 16))) --supervised --student "$2" --shots "$3" "${@:5}"
-  few "$1, labels-shots$3" "$3" "$4"
-}
 px48=(--student-size 48) px20=(--student-size 20) small=(--student-size 32 --student-frames 8 --student-stride 6)
+view=(--data "$data" --student-stride 3 --crop-area-min 0.8 --mirror no --workers 0)  # 16 frames over 48 of the video
+
+# has PART|PART…: whether one of these is asked for
+has() { [[ "$parts" =~ \ ($1)\  ]]; }
+# run NAME EPOCHS OPTIONS…
+run() {
+  if [ -f "$1-seed$seed/results.json" ]; then return; fi
+  "$python" "$here/train.py" --resume --out "$1-seed$seed" --seed "$seed" --epochs "$2" "${view[@]}" --batch-size 16 \
+    --optimizer adamw --lr 0.002 --weight-decay 0.05 --schedule cosine --warmup-epochs 2 --knn-clips 0 \
+    --keep-decoded-gb 4 "${@:3}"
+}
+# labels NAME ENCODER OPTIONS…: a supervised baseline
+labels() { run "$1, labels" "$label_epochs" --supervised --student "$2" "${@:3}"; }
+# teacher NAME ENCODER OPTIONS…
+teacher() { run "$1, labels" "$teacher_epochs" --supervised --student "$2" "${@:3}"; }
+# distil NAME STUDENT TEACHER TEACHER_RUN OPTIONS…: from the stored features of ten crops of every clip
+distil() {
+  if [ -f "$1-seed$seed/results.json" ]; then return; fi
+  "$python" -m crossdistill cache --out "features of $1-seed$seed" --seed "$seed" "${view[@]}" --teacher "$3" \
+    --teacher-weights "$4-seed$seed" --student "$2" "${@:5}" --augmentations 10
+  run "$1" "$distilled_epochs" --student "$2" --teacher-cache "features of $1-seed$seed" "${@:5}"
+}
+# live NAME STUDENT OPTIONS…: from teachers that run
+live() { run "$1" "$distilled_epochs" --student "$2" "${@:3}"; }
+# quantised NAME BITS OPTIONS…: continue the run NAME with fewer bits, for a fifth of the epochs
+quantised() {
+  run "$1 $2" $((distilled_epochs / 5)) --student depth_tiny3d_8 "${small[@]}" --bits "$2" \
+    --student-weights "$1-seed$seed" "${@:3}"
+}
+# few NAME SHOTS: a linear layer on few labels, the same ones on which --shots trains with this seed
+few() {
+  if [ -f "$1-seed$seed/evaluation.json" ]; then return; fi
+  "$python" -m crossdistill evaluate "$1-seed$seed" --data "$data" --protocols lowshot --shots "$2" --draws 1 \
+    --seed "$seed" --workers 0 --tracker none --json "$1-seed$seed/evaluation.json"
+}
+# shots NAME ENCODER SHOTS OPTIONS…: learn from so many labelled clips of each of the 27 actions alone
+shots() {
+  run "$1, labels-shots$3" $((shot_steps / ((27 * $3 + 15) / 16))) --supervised --student "$2" --shots "$3" "${@:4}"
+  few "$1, labels-shots$3" "$3"
+}
+# three NAME TEACHER STUDENT OPTIONS…: from one network as three seeds have trained it with labels
+three() {
+  live "three of $1" "$3" --teacher "$2" "$2" "$2" --teacher-weights "${1% to *}, labels-seed"{0,1,2} "${@:4}"
+}
 
 for seed in ${seeds:-0 1 2}; do
-  labels "skeleton 10" skeleton_r3d10 "$seed" "${px20[@]}"
-  labels "depth 32" depth_tiny3d_32 "$seed" "${px48[@]}"
-  labels "flow 16" flow_tiny3d_16 "$seed" "${px48[@]}"
-  # Across modalities.
-  labels "depth 8" depth_tiny3d_8 "$seed" "${px48[@]}"
-  distil "skeleton 10 to depth 8" skeleton_r3d10 "skeleton 10, labels" depth_tiny3d_8 "$seed" "${px48[@]}"
-  # Shallower: 1/16 of the parameters; 1/12.
-  distil "depth 32 to depth 8" depth_tiny3d_32 "depth 32, labels" depth_tiny3d_8 "$seed" "${px48[@]}"
-  labels "skeleton 8" skeleton_tiny3d_8 "$seed" "${px20[@]}"
-  distil "skeleton 10 to skeleton 8" skeleton_r3d10 "skeleton 10, labels" skeleton_tiny3d_8 "$seed" "${px20[@]}"
-  # Small video models: fewer parameters, half of the frames, a smaller picture.
-  labels "small depth 8" depth_tiny3d_8 "$seed" "${small[@]}"
-  distil "depth 32 to small depth 8" depth_tiny3d_32 "depth 32, labels" depth_tiny3d_8 "$seed" "${small[@]}"
-  distil "skeleton 10 to small depth 8" skeleton_r3d10 "skeleton 10, labels" depth_tiny3d_8 "$seed" "${small[@]}"
-  # Itself: the labelled network teaches the next, that the next; and no teacher at all.
-  distil "small depth 8 to itself" depth_tiny3d_8 "small depth 8, labels" depth_tiny3d_8 "$seed" "${small[@]}" --rounds 2
-  distil "skeleton 8 to itself" skeleton_tiny3d_8 "skeleton 8, labels" skeleton_tiny3d_8 "$seed" "${px20[@]}" --rounds 2
-  run "small depth 8, ISD" "$seed" 100 --config configs/isd.yaml --crop-area-min 0.4 --bank-size 400 \
-    --student depth_tiny3d_8 "${small[@]}"
-  # As the thesis means it: the teacher, of the same architecture, has seen no label either.
-  distil "small depth 8, ISD, to itself" depth_tiny3d_8 "small depth 8, ISD" depth_tiny3d_8 "$seed" "${small[@]}"
-  # Few labels: the teacher learns from them alone, the student from its teacher on all clips without labels.
-  for n in 1 5 10; do
-    shots "skeleton 10" skeleton_r3d10 $n "$seed" "${px20[@]}"
-    shots "depth 8" depth_tiny3d_8 $n "$seed" "${px48[@]}"
-    shots "skeleton 8" skeleton_tiny3d_8 $n "$seed" "${px20[@]}"
-    from="skeleton 10, labels-shots$n"
-    distil "skeleton 10 of $n labels to depth 8" skeleton_r3d10 "$from" depth_tiny3d_8 "$seed" "${px48[@]}"
-    distil "skeleton 10 of $n labels to skeleton 8" skeleton_r3d10 "$from" skeleton_tiny3d_8 "$seed" "${px20[@]}"
-    for student in depth skeleton; do few "skeleton 10 of $n labels to $student 8" $n "$seed"; done
-  done
-  # Lower precision: baseline and student start from their trained fp32 networks, and train with labels or with the teacher.
-  for bits in w2a4 w4a4 w8a8; do
-    run "small depth 8 $bits, labels" "$seed" "$quantised_epochs" --supervised --student depth_tiny3d_8 "${small[@]}" \
-      --student-weights "$out/small depth 8, labels-seed$seed" --bits $bits
-    distil "depth 32 to small depth 8 $bits" depth_tiny3d_32 "depth 32, labels" depth_tiny3d_8 "$seed" "${small[@]}" \
-      --student-weights "$out/depth 32 to small depth 8-seed$seed" --bits $bits --epochs "$quantised_epochs"
-  done
-  # The other pairs across modalities.
-  labels "flow 8" flow_tiny3d_8 "$seed" "${px48[@]}"
-  distil "skeleton 10 to flow 8" skeleton_r3d10 "skeleton 10, labels" flow_tiny3d_8 "$seed" "${px48[@]}"
-  distil "flow 16 to depth 8" flow_tiny3d_16 "flow 16, labels" depth_tiny3d_8 "$seed" "${px48[@]}"
-  distil "depth 32 to flow 8" depth_tiny3d_32 "depth 32, labels" flow_tiny3d_8 "$seed" "${px48[@]}"
-  distil "depth 32 to skeleton 8" depth_tiny3d_32 "depth 32, labels" skeleton_tiny3d_8 "$seed" "${px20[@]}"
-  distil "flow 16 to skeleton 8" flow_tiny3d_16 "flow 16, labels" skeleton_tiny3d_8 "$seed" "${px20[@]}"
-  # Two teachers.
-  both "skeleton 10 and depth 32 to small depth 8" depth_tiny3d_8 "$seed" "${small[@]}"
-  for bits in w2a4 w4a4 w8a8; do
-    both "skeleton 10 and depth 32 to small depth 8 $bits" depth_tiny3d_8 "$seed" "${small[@]}" --bits $bits \
-      --student-weights "$out/skeleton 10 and depth 32 to small depth 8-seed$seed" --epochs "$quantised_epochs"
-  done
-  both "skeleton 10 and depth 32 to depth 8" depth_tiny3d_8 "$seed" "${px48[@]}"
-  both "skeleton 10 and depth 32 to flow 8" flow_tiny3d_8 "$seed" "${px48[@]}"
+  depth_8=("depth 8" depth_tiny3d_8 "${px48[@]}") small_8=("small depth 8" depth_tiny3d_8 "${small[@]}")
+  skeleton_8=("skeleton 8" skeleton_tiny3d_8 "${px20[@]}") flow_8=("flow 8" flow_tiny3d_8 "${px48[@]}")
+  from_skeleton=(skeleton_r3d10 "skeleton 10, labels") from_depth=(depth_tiny3d_32 "depth 32, labels")
+  from_flow=(flow_tiny3d_16 "flow 16, labels")
+  if has "across|shallower|small|pairs|both"; then teacher "skeleton 10" skeleton_r3d10 "${px20[@]}"; fi
+  if has "shallower|small|precision|pairs|both"; then teacher "depth 32" depth_tiny3d_32 "${px48[@]}"; fi
+  if has "across|shallower|pairs|both"; then labels "${depth_8[@]}"; fi
+  if has "shallower|itself|pairs"; then labels "${skeleton_8[@]}"; fi
+  if has "small|precision|itself|isd|both"; then labels "${small_8[@]}"; fi
+  if has "pairs|both"; then labels "${flow_8[@]}"; fi
+  if has across; then distil "skeleton 10 to depth 8" depth_tiny3d_8 "${from_skeleton[@]}" "${px48[@]}"; fi
+  if has shallower; then  # 1/16 of the parameters; 1/12
+    distil "depth 32 to depth 8" depth_tiny3d_8 "${from_depth[@]}" "${px48[@]}"
+    distil "skeleton 10 to skeleton 8" skeleton_tiny3d_8 "${from_skeleton[@]}" "${px20[@]}"
+  fi
+  if has "small|precision"; then  # fewer parameters, half of the frames, a smaller picture
+    distil "depth 32 to small depth 8" depth_tiny3d_8 "${from_depth[@]}" "${small[@]}"
+  fi
+  if has small; then distil "skeleton 10 to small depth 8" depth_tiny3d_8 "${from_skeleton[@]}" "${small[@]}"; fi
+  if has precision; then
+    for bits in w8a8 w4a4 w2a4; do
+      run "small depth 8 $bits, labels" $((label_epochs / 5)) --supervised --student depth_tiny3d_8 "${small[@]}" \
+        --student-weights "small depth 8, labels-seed$seed" --bits $bits
+      quantised "depth 32 to small depth 8" $bits --teacher-cache "features of depth 32 to small depth 8-seed$seed"
+    done
+  fi
+  if has itself; then  # born again: the labelled network teaches the next, and that the next
+    from=(--teacher depth_tiny3d_8 --teacher-weights "small depth 8, labels-seed$seed")
+    live "small depth 8 to itself" depth_tiny3d_8 "${from[@]}" "${small[@]}" --rounds 2
+    from=(--teacher skeleton_tiny3d_8 --teacher-weights "skeleton 8, labels-seed$seed")
+    live "skeleton 8 to itself" skeleton_tiny3d_8 "${from[@]}" "${px20[@]}" --rounds 2
+  fi
+  if has isd; then  # as the thesis means it: a teacher of the same architecture that has seen no label either
+    run "small depth 8, ISD" "$distilled_epochs" --config "$here/configs/isd.yaml" --crop-area-min 0.4 \
+      --bank-size 400 --student depth_tiny3d_8 "${small[@]}"
+    distil "small depth 8, ISD, to itself" depth_tiny3d_8 depth_tiny3d_8 "small depth 8, ISD" "${small[@]}"
+  fi
+  if has shots; then  # the teacher learns from few labels alone, the student from its teacher on all clips
+    for n in 1 5 10; do
+      shots "skeleton 10" skeleton_r3d10 $n "${px20[@]}"
+      shots "depth 8" depth_tiny3d_8 $n "${px48[@]}"
+      shots "skeleton 8" skeleton_tiny3d_8 $n "${px20[@]}"
+      from=(skeleton_r3d10 "skeleton 10, labels-shots$n")
+      distil "skeleton 10 of $n labels to depth 8" depth_tiny3d_8 "${from[@]}" "${px48[@]}"
+      distil "skeleton 10 of $n labels to skeleton 8" skeleton_tiny3d_8 "${from[@]}" "${px20[@]}"
+      for student in depth skeleton; do few "skeleton 10 of $n labels to $student 8" $n; done
+    done
+  fi
+  if has pairs; then
+    teacher "flow 16" flow_tiny3d_16 "${px48[@]}"
+    distil "skeleton 10 to flow 8" flow_tiny3d_8 "${from_skeleton[@]}" "${px48[@]}"
+    distil "flow 16 to depth 8" depth_tiny3d_8 "${from_flow[@]}" "${px48[@]}"
+    distil "depth 32 to flow 8" flow_tiny3d_8 "${from_depth[@]}" "${px48[@]}"
+    distil "depth 32 to skeleton 8" skeleton_tiny3d_8 "${from_depth[@]}" "${px20[@]}"
+    distil "flow 16 to skeleton 8" skeleton_tiny3d_8 "${from_flow[@]}" "${px20[@]}"
+  fi
+  if has both; then
+    two=(--teacher skeleton_r3d10 depth_tiny3d_32
+      --teacher-weights "skeleton 10, labels-seed$seed" "depth 32, labels-seed$seed")
+    live "skeleton 10 and depth 32 to small depth 8" depth_tiny3d_8 "${two[@]}" "${small[@]}"
+    for bits in w8a8 w4a4 w2a4; do quantised "skeleton 10 and depth 32 to small depth 8" $bits "${two[@]}"; done
+    live "skeleton 10 and depth 32 to depth 8" depth_tiny3d_8 "${two[@]}" "${px48[@]}"
+    live "skeleton 10 and depth 32 to flow 8" flow_tiny3d_8 "${two[@]}" "${px48[@]}"
+  fi
+  if has three; then
+    teacher "skeleton 10" skeleton_r3d10 "${px20[@]}"
+    for one in skeleton_8 small_8 depth_8; do
+      declare -n options=$one
+      labels "${options[@]}"
+    done
+    three "small depth 8 to itself" depth_tiny3d_8 depth_tiny3d_8 "${small[@]}"
+    three "skeleton 8 to itself" skeleton_tiny3d_8 skeleton_tiny3d_8 "${px20[@]}"
+    three "depth 8 to itself" depth_tiny3d_8 depth_tiny3d_8 "${px48[@]}"
+    three "skeleton 10 to depth 8" skeleton_r3d10 depth_tiny3d_8 "${px48[@]}"
+  fi
 done
-# Three teachers that differ in nothing but the seed: an ensemble of itself, and of the skeleton.
-for seed in 0 1 2; do
-  labels "skeleton 10" skeleton_r3d10 "$seed" "${px20[@]}"
-  labels "skeleton 8" skeleton_tiny3d_8 "$seed" "${px20[@]}"
-  labels "small depth 8" depth_tiny3d_8 "$seed" "${small[@]}"
-  labels "depth 8" depth_tiny3d_8 "$seed" "${px48[@]}"
-done
-for seed in ${seeds:-0 1 2}; do
-  three "small depth 8 to itself" depth_tiny3d_8 depth_tiny3d_8 "$seed" "${small[@]}"
-  three "skeleton 8 to itself" skeleton_tiny3d_8 skeleton_tiny3d_8 "$seed" "${px20[@]}"
-  three "depth 8 to itself" depth_tiny3d_8 depth_tiny3d_8 "$seed" "${px48[@]}"
-  three "skeleton 10 to depth 8" skeleton_r3d10 depth_tiny3d_8 "$seed" "${px48[@]}"
-done
-"$python" scripts/results_table.py "$out" --rows scripts/rows_utd_mhad.yaml
+"$python" "$here/scripts/results_table.py" . --rows "$here/scripts/rows_utd_mhad.yaml"

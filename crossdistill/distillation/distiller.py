@@ -19,7 +19,7 @@ from crossdistill.distillation.comparison import compare_with_labels, compare_wi
 from crossdistill.distillation.student_with_heads import MomentumCopy, StudentWithHeads
 from crossdistill.distillation.task import Task
 from crossdistill.distillation.teachers import FrozenTeacher, Targets, Teacher
-from crossdistill.distillation.terms import Term, create_terms, require_all_trained
+from crossdistill.distillation.terms import Term, create_terms, expects_standardized, require_all_trained
 from crossdistill.encoders import Encoder, wrap_module
 from crossdistill.encoders.base import Classifier
 from crossdistill.encoders.execution import Execution
@@ -51,7 +51,7 @@ class Distiller(Task):
             for every sample; the authors' code divides by their sum over the batch. If a term compares the samples of a
             batch with each other (``Objective.is_per_sample`` is false), teachers are left out of whole batches.
         standardizes: Whether the features of each teacher are standardised by the running mean and variance of the
-            batches of training; see ``RunningStandardizer``.
+            batches of training, see ``RunningStandardizer``; if None, they are where an objective expects it.
         mixes: Whether each batch of training is mixed with itself, in the same way for student and teachers; see
             ``draw_mix``. Then no teacher may be a cache, and no objective may use labels.
         num_classes: N, for objectives that use labels.
@@ -88,7 +88,7 @@ class Distiller(Task):
         bank_dtype: torch.dtype = torch.float32,
         ema_momentum: float = 0.999,
         teacher_drop: float = 0.0,
-        standardizes: bool = False,
+        standardizes: bool | None = None,
         mixes: bool = False,
         num_classes: int | None = None,
         student_dim: int | None = None,
@@ -116,7 +116,7 @@ class Distiller(Task):
                     suffix=f"@{number}" if len(all_teachers) > 1 else "",
                     bank_size=bank_size,
                     bank_dtype=bank_dtype,
-                    standardizes=standardizes,
+                    standardizes=expects_standardized(terms) if standardizes is None else standardizes,
                     device=execution.device,
                 )
             )

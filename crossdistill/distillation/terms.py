@@ -100,6 +100,11 @@ def create_terms(
     return terms
 
 
+def expects_standardized(terms: Sequence[Term]) -> bool:
+    """Whether a term expects features of mean 0 and variance 1 of the teacher."""
+    return any(term.objective.standardizes for term in terms)
+
+
 def _weight(text: str, weight: str) -> float:
     try:
         value = float(weight or 1)

@@ -104,9 +104,9 @@ _RECORDS = (
     # Embeddings of the same sample.
     Objective("simreg", simreg_loss, adapter="mlp4"),
     Objective("cosine", cosine_loss, adapter="linear"),
-    Objective("smooth-l1", smooth_l1_loss, adapter="linear"),
+    Objective("smooth-l1", smooth_l1_loss, adapter="linear", standardizes=True),
     Objective("mse", mse_loss, adapter="linear"),
-    Objective("unic", unic_loss, adapter="mlp2"),
+    Objective("unic", unic_loss, adapter="mlp2", standardizes=True),
     Objective(
         "cospress",
         cospress_loss,

@@ -56,6 +56,8 @@ class Objective:
     """What of a clip is compared with each other, of which there must be two or more."""
     reduces_teacher: bool = False
     """Whether the loss takes ``reduced``: the output of a head on the teacher's features, which the loss trains."""
+    standardizes: bool = False
+    """Whether the loss expects features of mean 0 and variance 1, unless the user says otherwise."""
     needs_own_anchors: bool = False
     """Whether the loss takes ``is_own``, see ``MemoryBank.is_own``."""
     settings: Mapping[str, float | None] = field(default_factory=dict)

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 
 from crossdistill.data.manifest import Manifest
-from crossdistill.distillation.terms import Term, create_terms
+from crossdistill.distillation.terms import Term, create_terms, expects_standardized
 from crossdistill.encoders import Encoder
 from crossdistill.encoders.hardware import free_memory_bytes
 from crossdistill.errors import UserError
@@ -41,6 +41,14 @@ def terms_of(config: RunConfig) -> list[Term]:
         teacher_temperature=options.teacher_temperature,
         adapter=None if options.adapter == AUTO else options.adapter,
     )
+
+
+def standardization_of(config: RunConfig) -> str:
+    """Return how the teachers' features of a run are standardised, with ``auto`` decided by the objectives."""
+    chosen = config.objective.standardize
+    if chosen != AUTO:
+        return chosen
+    return "running" if expects_standardized(terms_of(config)) else "none"
 
 
 def uses_labels(config: RunConfig) -> bool:
@@ -123,7 +131,7 @@ def _check_options_have_an_effect(config: RunConfig, terms: Sequence[Term], *, n
     pair, objective, shots = config.pair, config.objective, config.data.shots
     named = f"--objective {' '.join(objective.objective)}"
     compared = {term.objective.compares for term in terms}
-    if objective.standardize != "none" and "features" not in compared:
+    if objective.standardize not in (AUTO, "none") and "features" not in compared:
         raise UserError(f"--standardize has no effect with {named}, which compares no embeddings: remove it")
     if objective.teacher_drop and num_teachers < 2:
         raise UserError("--teacher-drop leaves out one of several teachers: give two or more teachers, or remove it")
@@ -189,7 +197,7 @@ def _check_sharding(config: RunConfig) -> None:
     is_cached = pair.teacher_cache is not None and pair.proxy is None
     if pair.supervised or is_cached or SELF in pair.teacher:
         raise UserError("--teacher-sharding divides a frozen teacher, and this run has none that runs: remove it")
-    if machine.compile or config.objective.standardize != "none":
+    if machine.compile or config.objective.measured_scale is not None:
         option = "--compile" if machine.compile else "--standardize"
         raise UserError(f"--teacher-sharding does not go together with {option}: remove one of the two")
 

@@ -10,6 +10,7 @@ from typing import Any
 from crossdistill.data.manifest import Manifest
 from crossdistill.distillation.student import WEIGHTS_NAME, find_student, locate_student
 from crossdistill.distillation.teacher_cache import open_caches
+from crossdistill.recipes.checks import standardization_of
 from crossdistill.recipes.config import (
     ObjectiveConfig,
     PairConfig,
@@ -66,6 +67,7 @@ def identity(config: RunConfig) -> dict[str, Any]:
         del values["data"][key]
     if values["data"]["shots"] is None:  # so that runs from before this option are known again
         del values["data"]["shots"]
+    values["objective"]["standardize"] = standardization_of(config)
     if not values["objective"]["mix"]:  # likewise
         del values["objective"]["mix"]
     if values["supervision"] == to_dict(RunConfig())["supervision"]:  # likewise

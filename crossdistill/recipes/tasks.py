@@ -17,7 +17,7 @@ from crossdistill.distillation.teachers import CrossFittedTeacher, Teacher
 from crossdistill.encoders import Encoder
 from crossdistill.encoders.execution import Execution
 from crossdistill.recipes.alignment import align_folds
-from crossdistill.recipes.checks import BANK_DTYPES, terms_of
+from crossdistill.recipes.checks import BANK_DTYPES, standardization_of, terms_of
 from crossdistill.recipes.config import RunConfig
 from crossdistill.recipes.context import RunContext
 from crossdistill.recipes.sizes import bank_size_for, fillable_bank_size
@@ -86,7 +86,7 @@ def create_distiller(
         bank_dtype=BANK_DTYPES[objective.bank_dtype],
         ema_momentum=objective.ema_momentum,
         teacher_drop=objective.teacher_drop,
-        standardizes=objective.standardize == "running",
+        standardizes=standardization_of(config) == "running",
         mixes=objective.mix,
         num_classes=len(run.manifests[0].classes) or None,
         # What moves is not blurred: flow and depth have no focus, and a skeleton no neighbouring pixels.

@@ -7,6 +7,8 @@ from typing import Any
 
 from markupsafe import Markup
 
+from crossdistill.recipes.checks import standardization_of, terms_of
+from crossdistill.recipes.config import RunConfig
 from crossdistill.recipes.recorded_teachers import recorded_teachers
 from crossdistill.report.page import render
 from crossdistill.report.record import RunRecord, UnavailableError
@@ -29,13 +31,22 @@ def run_facts(record: RunRecord) -> Markup:
     return render("facts.html", groups=shown, configuration=configuration)
 
 
+def _objective(config: RunConfig) -> str:
+    """Return the terms of the loss, how the teacher is standardised, and the size of the bank if there is one."""
+    standardized = standardization_of(config)
+    scale = "" if standardized == "none" else f", standardized: {standardized}"
+    has_bank = any(term.objective.student_anchors is not None for term in terms_of(config))
+    bank = f", bank size {config.objective.bank_size}" if has_bank else ""
+    return " + ".join(config.objective.objective) + scale + bank
+
+
 def _training_facts(record: RunRecord) -> Pairs:
     config = record.config
     if config is None:
         return []
     options = config.optimization
-    bank, optimizer = f", bank size {config.objective.bank_size}", f"{options.optimizer}, lr {options.lr:g}"
-    objective = "cross-entropy with labels" if record.is_supervised else " + ".join(config.objective.objective) + bank
+    optimizer = f"{options.optimizer}, lr {options.lr:g}"
+    objective = "cross-entropy with labels" if record.is_supervised else _objective(config)
     recorded = [f"{one.weights} (hash {one.weights_sha256})" for one in recorded_teachers(record.training)]
     return [
         ("teacher", record.origin or "none (labels)"),

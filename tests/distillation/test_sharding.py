@@ -65,7 +65,7 @@ def test_sharded_teacher__embeds_the_same_from_half_the_memory(tmp_path):
 
 def test_train__with_a_sharded_teacher_learns_the_same(tmp_path, toy_folder, teacher_file):
     options = [*PAIR, "--teacher-weights", teacher_file, "--data", toy_folder, "--epochs", 2, "--batch-size", 4]
-    options += ["--objective", "compress-2q", "token-matching", "--channels-last", "no"]
+    options += ["--objective", "compress-2q", "token-matching", "smooth-l1", "--channels-last", "no"]
     whole, sharded = tmp_path / "whole", tmp_path / "sharded"
     finish(start(command(*options, "--out", whole, processes=2)))
     more = ["--teacher-sharding", "--evaluate"]

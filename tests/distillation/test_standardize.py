@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from torch import nn
 
 import crossdistill
 from crossdistill.distillation.standardizer import RunningStandardizer, equalising_rotation, fit_standardizer
 from crossdistill.encoders import create_encoder
+from crossdistill.recipes.config import parse
+from crossdistill.recipes.identity import identity
 
 
 def correlated(num_clips, num_features):
@@ -112,7 +115,6 @@ def test_running__counts_the_batches_of_all_processes_in_training_alone():
         student=student,
         teachers=teacher,
         objective="unic",
-        standardizes=True,
         gather=lambda tensor: torch.cat([tensor, embedded[1]]),
     )
     (comparison,) = distiller.comparisons
@@ -131,3 +133,29 @@ def test_running__counts_the_batches_of_all_processes_in_training_alone():
     distiller(clips)
     distiller.load_resume_state(state)
     assert comparison.standardizer.num_batches == 1
+
+
+@pytest.mark.parametrize(
+    ("objective", "chosen", "is_standardized"),
+    [
+        ("smooth-l1", None, True),
+        (["compress-1q", "unic"], None, True),
+        (["compress-1q", "simreg"], None, False),
+        ("mse", None, False),
+        ("smooth-l1", False, False),
+        ("mse", True, True),
+    ],
+)
+def test_distiller__standardizes_where_an_objective_expects_it_unless_told(objective, chosen, is_standardized):
+    sizes = {"student_dim": 4, "teacher_dim": 6, "bank_size": 10}
+    networks = {"student": nn.Linear(8, 4), "teachers": nn.Linear(8, 6)}
+    distiller = crossdistill.Distiller(**networks, **sizes, objective=objective, standardizes=chosen)
+    assert all((each.standardizer is not None) == is_standardized for each in distiller.comparisons)
+
+
+def test_standardize_auto__is_for_a_resumed_run_what_it_was_decided_to_be():
+    options = ["--teacher", "rgb_r3d10", "--student", "flow_r3d10", "--data", "x", "--objective"]
+    for objective, decided, other in [("smooth-l1", "running", "none"), ("simreg", "none", "running")]:
+        auto = identity(parse([*options, objective]))
+        assert auto == identity(parse([*options, objective, "--standardize", decided]))
+        assert auto != identity(parse([*options, objective, "--standardize", other]))

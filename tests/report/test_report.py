@@ -34,7 +34,7 @@ from crossdistill.evaluation.results import Evaluation, ProtocolResult, read_eva
 from crossdistill.evaluation.tables import gain_text
 from crossdistill.modalities import MODALITIES
 from crossdistill.quantization.quantize import quantize
-from crossdistill.recipes.config import OptimizationConfig, RunConfig
+from crossdistill.recipes.config import OptimizationConfig, RunConfig, parse
 from crossdistill.report import analysis, comparison_page, cost, curves, frames, gallery, networks, record, run_page
 from crossdistill.report.charts import (
     MAX_STYLES,
@@ -48,6 +48,7 @@ from crossdistill.report.charts import (
     thinned,
 )
 from crossdistill.report.class_charts import confusion_chart, confusion_scale, point_chart
+from crossdistill.report.facts import _objective
 from crossdistill.report.networks import kind_of, load_teachers
 from crossdistill.report.options import ReportOptions
 from crossdistill.report.record import read_run
@@ -647,3 +648,9 @@ def test_to_rgb__flow_depth_joints_and_other_streams():
     assert beside[:56, 56:].any() and beside[56:, :56].any() and not beside[56:, 60:].any()
     strange = frames.first_channel_to_rgb([np.arange(12, dtype=np.uint16).reshape(3, 4, 1)])
     assert strange[0].min() == 0 and strange[0].max() == 255
+
+
+def test_facts__say_how_teachers_are_standardised_and_a_bank_only_where_one_is_used():
+    options = ["--teacher", "rgb_r3d10", "--student", "flow_r3d10", "--data", "x", "--bank-size", "24", "--objective"]
+    assert _objective(parse([*options, "compress-1q", "simreg"])) == "compress-1q + simreg, bank size 24"
+    assert _objective(parse([*options, "smooth-l1"])) == "smooth-l1, standardized: running"
