@@ -62,7 +62,7 @@ options() {
     unic-published) echo --objective unic --standardize running --adapter ladder --lr 0.0003 --weight-decay 0.03 \
       --warmup-epochs 5 ;;
     compress-unic-running) echo --objective compress-1q unic --standardize running ;;
-    compress-smooth-l1-running) echo --objective compress-1q smooth-l1 --standardize running ;;
+    compress-smooth-l1-running) echo --objective compress-1q smooth-l1:5 --standardize running ;;
     unic-no-ladder) echo --objective unic --standardize running ;;
     smooth-l1) echo --objective smooth-l1 --standardize none ;;
     smooth-l1-running) echo --objective smooth-l1 --standardize running ;;

@@ -66,7 +66,7 @@ measure() {
 # row NAME KIND OPTIONS…: train, then evaluate
 row() {
   local run="$1-seed$seed" kind=()
-  local learn=(--objective compress-2q-live simreg --bank-size 4096 --data caltech101)
+  local learn=(--bank-size 4096 --data caltech101)
   case $2 in
     labels) kind=(--supervised --data caltech101 --epochs "${LABEL_EPOCHS:-$epochs}") ;;
     taught) kind=("${learn[@]}") ;;
@@ -128,8 +128,8 @@ for seed in ${seeds:-0 1 2}; do
     fi
   done
   if has objectives; then  # the paper's rows; mse-bn is its regression with BN on both sides
-    for objective in compress-2q compress-2q-live compress-1q simreg seed infonce; do
-      row "resnet18-$objective" alone --objective $objective
+    for objective in compress-2q compress-2q-live "compress-2q-live simreg" compress-1q simreg seed infonce; do
+      row "resnet18-${objective// /-}" alone --objective $objective
     done
     row resnet18-mse-bn alone --objective mse --standardize mean-variance --adapter mlp2
   fi

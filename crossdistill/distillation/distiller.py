@@ -27,7 +27,7 @@ from crossdistill.errors import UserError
 from crossdistill.objectives.objective import Reduction
 from crossdistill.types import Anchors, PairedBatch, StepOutput
 
-DEFAULT_OBJECTIVE = ("compress-1q", "simreg")
+DEFAULT_OBJECTIVE = ("compress-1q", "smooth-l1:5")
 
 
 class Distiller(Task):

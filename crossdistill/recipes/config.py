@@ -156,7 +156,7 @@ class ObjectiveConfig:
 
     __pydantic_config__ = STRICT
 
-    objective: Names = ("compress-1q", "simreg")
+    objective: Names = ("compress-1q", "smooth-l1:5")
     """One objective or a sum of several, each name or name:weight, for example seed simreg:0.5. They compare
     similarities to the memory bank: compress-2q (the paper's: student anchors come from its EMA copy), compress-2q-live
     (from the student itself), compress-1q (from the teacher), seed, infonce, bingo; embeddings: simreg, cosine,

@@ -39,7 +39,7 @@ CONFIGS = [*sorted(FOLDER.glob("*.yaml")), *ROWS]
 def test_defaults__are_the_papers_but_for_objective_and_crops():
     config = parse(["--data", "x"])
     assert config.objective.temperature is None and config.objective.bank_size is None
-    assert config.objective.objective == ("compress-1q", "simreg") and config.objective.ema_momentum == 0.999
+    assert config.objective.objective == ("compress-1q", "smooth-l1:5") and config.objective.ema_momentum == 0.999
     optimization = config.optimization
     assert (optimization.lr, optimization.momentum, optimization.weight_decay) == (0.01, 0.9, 1e-4)
     assert (optimization.epochs, optimization.batch_size, optimization.optimizer) == (130, None, "sgd")
@@ -340,4 +340,4 @@ def test_check_configuration__a_batch_of_one_is_refused_only_where_a_head_normal
     check(parse([*options, "--supervised"]))
     check(parse([*options, "--teacher", "self", "--objective", "compress-2q"]))
     with pytest.raises(UserError, match="--batch-size is 1, but an MLP head has batch normalisation"):
-        check(parse([*options, "--teacher", "self"]))
+        check(parse([*options, "--teacher", "self", "--objective", "simreg"]))
