@@ -20,9 +20,9 @@ python="${PYTHON:-$here/.venv/bin/python}"
 export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
 pairs=${*:2}
 pairs=${pairs:-${UTD_MHAD:+skeleton-depth depth-depth} ${BIISC:+flow-flow flow-rgb}}
-all="default live compress-1q compress-2q compress-2q-live simreg smooth-l1 smooth-l1-running compress-smooth-l1 dist unic
-  unic-no-ladder unic-published compress-unic compress-unic-ladder cospress time-relations mix lightly lightly-published
-  folds proxy sgd sgd-smooth-l1-running"
+all="default compress-simreg live compress-1q compress-2q compress-2q-live simreg smooth-l1 smooth-l1-running
+  compress-smooth-l1 dist unic unic-no-ladder unic-published compress-unic compress-unic-running compress-unic-ladder cospress
+  time-relations mix lightly lightly-published folds proxy sgd sgd-smooth-l1-running"
 methods=${METHODS:-$all}
 epochs=${EPOCHS:-50} seed=${SEED:-0} teacher_epochs=50
 mkdir -p "$out"
@@ -56,28 +56,28 @@ run() {
 options() {
   local published_lr=0.00005  # 0.0005 for a batch of 1,536, which grows with its root
   local sgd="--optimizer sgd --lr 0.01 --weight-decay 0.0001 --schedule steps --warmup-epochs 0"  # as in the paper
+  local former="--objective compress-1q simreg"  # the default when these rows were made
+  local lightly="--objective compress-1q --temperature 0.07 --mix --clip-norm 1"
   case $1 in
-    default | live) ;;
-    unic) echo --objective unic --standardize running --adapter ladder ;;
-    unic-published) echo --objective unic --standardize running --adapter ladder --lr 0.0003 --weight-decay 0.03 \
-      --warmup-epochs 5 ;;
-    compress-unic-running) echo --objective compress-1q unic --standardize running ;;
-    compress-smooth-l1-running) echo --objective compress-1q smooth-l1:5 --standardize running ;;
-    unic-no-ladder) echo --objective unic --standardize running ;;
+    default) ;;
+    compress-simreg | live) echo $former ;;
+    unic) echo --objective unic --adapter ladder ;;
+    unic-published) echo --objective unic --adapter ladder --lr 0.0003 --weight-decay 0.03 --warmup-epochs 5 ;;
+    unic-no-ladder) echo --objective unic ;;
     smooth-l1) echo --objective smooth-l1 --standardize none ;;
-    smooth-l1-running) echo --objective smooth-l1 --standardize running ;;
-    compress-unic-ladder) echo --objective compress-1q unic --standardize running --adapter ladder ;;
+    smooth-l1-running) echo --objective smooth-l1 ;;
+    compress-unic-running) echo --objective compress-1q unic ;;
+    compress-unic-ladder) echo --objective compress-1q unic --adapter ladder ;;
     compress-smooth-l1) echo --objective compress-1q smooth-l1 --standardize none ;;
     compress-unic) echo --objective compress-1q unic --standardize mean-variance ;;
-    time-relations) echo --objective compress-1q simreg time-relations ;;
-    mix) echo --mix ;;
-    lightly) echo --objective compress-1q --temperature 0.07 --mix --clip-norm 1 ;;
-    lightly-published) echo --objective compress-1q --temperature 0.07 --mix --clip-norm 1 --lr $published_lr \
-      --weight-decay 0.0001 ;;
-    sgd) echo $sgd ;;
-    sgd-smooth-l1-running) echo $sgd --objective smooth-l1 --standardize running ;;
-    folds) echo --folds 3 ;;
-    proxy) echo --proxy $proxy ;;
+    time-relations) echo $former time-relations ;;
+    mix) echo $former --mix ;;
+    lightly) echo $lightly ;;
+    lightly-published) echo $lightly --lr $published_lr --weight-decay 0.0001 ;;
+    sgd) echo $former $sgd ;;
+    sgd-smooth-l1-running) echo --objective smooth-l1 $sgd ;;
+    folds) echo $former --folds 3 ;;
+    proxy) echo $former --proxy $proxy ;;
     *) echo --objective "$1" ;;
   esac
 }
