@@ -15,7 +15,8 @@
 #                              shots (few labels); objectives; temperature; bank; augmentations; fuel (shares of
 #                              Caltech-101); precision and itself, which need the runs of labels and alone. Or: all
 #                              of these. Besides: lightly (lightly-train's own distillation); lengths (the number of
-#                              epochs with labels after which accuracy on held-out training pictures stops rising)
+#                              epochs with labels after which accuracy on held-out training pictures stops rising);
+#                              choose (objectives on held-out training pictures, 20 epochs)
 #   STUDENTS="resnet18 mobilenet_v2 alexnet"     students of lengths, labels, alone, pile and shots; other parts: ResNet-18
 #   EPOCHS=200 PILE_EPOCHS=20 PILE_CROPS=4       passes over the pictures; stored crops of each where the pile is used
 #   LABEL_EPOCHS=200 LENGTHS="50 100 200 400"    passes with all labels, EPOCHS by default; those that lengths compares
@@ -32,8 +33,8 @@ all="labels alone pile shots objectives temperature bank augmentations fuel prec
 parts=" ${ROWS:-labels alone pile} "
 parts=${parts/ all / $all }
 for part in $parts; do
-  if [[ " $all lengths lightly " != *" $part "* ]]; then
-    echo "ROWS has $part: choose among $all lengths lightly, or all" >&2; exit 2
+  if [[ " $all lengths lightly choose " != *" $part "* ]]; then
+    echo "ROWS has $part: choose among $all lengths lightly choose, or all" >&2; exit 2
   fi
 done
 if [[ "$parts" == *" lightly "* && -z "${LIGHTLY_PYTHON:-}" ]]; then
@@ -90,6 +91,15 @@ lengths() {
   done
   echo "$1, seed $seed: LABEL_EPOCHS=$("$python" "$here/scripts/choose_epochs.py" "${files[@]}")" >&2
 }
+# choose: ResNet-18 by several objectives, on held-out pictures
+choose() {
+  local split="1@25%" protocols=(knn linear) short=(--epochs 20 --warmup-epochs 2) objective
+  store features_held 4 caltech101 --split "$split"
+  row choose-labels labels "${short[@]}"
+  for objective in "compress-1q smooth-l1:5" "compress-1q simreg" "compress-1q unic" "compress-2q-live simreg" unic smooth-l1; do
+    row "choose-${objective// /-}" taught --teacher-cache features_held "${short[@]}" --objective $objective
+  done
+}
 
 for part in train test; do sed "s|\(.*\)/\(.*\)|\1/\2,\1,$part|" "$pictures/$part.txt"; done > list.csv
 prepare caltech101 list.csv
@@ -117,6 +127,7 @@ for seed in ${seeds:-0 1 2}; do
       labelled+=(--lr 0.0005) distilled=(--student image_alexnet_no_dropout --lr 0.0005)
     fi
     if has lengths; then lengths "$name" "${labelled[@]}"; fi
+    if has choose && [ "$name" = resnet18 ]; then choose; fi
     if has labels; then row "$name-labels" labels "${labelled[@]}"; fi
     if has alone; then row "$name-alone" alone "${distilled[@]}"; fi
     if has pile; then row "$name-pile" pile "${distilled[@]}"; fi

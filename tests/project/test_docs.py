@@ -429,7 +429,7 @@ def test_script__has_a_run_for_every_row_of_its_table(name, tmp_path):
         (tmp_path / f"{part}.txt").write_text(f"{line}\n")
     given = {"caltech101": [tmp_path, tmp_path, tmp_path / "weights"], "biisc": [tmp_path], "utd_mhad": [tmp_path]}
     script = [ROOT / f"scripts/reproduce_{name}.sh", *given[name], tmp_path / "out", "0"]
-    every = {"ROWS": "lengths all lightly", "LIGHTLY_PYTHON": "echo"}
+    every = {"ROWS": "lengths all lightly choose", "LIGHTLY_PYTHON": "echo"}
     variables = {"caltech101": every, "biisc": {"WEIGHTS": str(tmp_path / "weights")}, "utd_mhad": {"ROWS": "all"}}
     environment = {**os.environ, "PYTHON": "echo", **variables[name]}
     shown = subprocess.run(script, env=environment, check=True, capture_output=True).stdout.decode()
