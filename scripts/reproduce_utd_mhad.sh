@@ -12,8 +12,8 @@
 # Finished runs are skipped and started runs continue, so that several seeds can run in parallel. Variables choose a part:
 #   ROWS="across …"   parts: across; shallower; small; precision (after small); itself; isd (no teacher at all, and its
 #                     student); shots (few labels); pairs (the other pairs across modalities); both (two teachers, after
-#                     across and shallower); three (three teachers, which needs the labelled networks of seeds 0, 1 and
-#                     2). The first five if absent. Or: all
+#                     across and shallower); three (three teachers: labelled networks of seeds 0, 1 and 2, of which it
+#                     trains the missing ones). The first five if absent. Or: all
 #   TEACHER_EPOCHS=50 LABEL_EPOCHS=150 DISTILLED_EPOCHS=150   passes over the clips: teachers, supervised baselines, students
 set -euo pipefail
 if [ $# -lt 2 ]; then sed -n '2,/^[^#]/{/^#/p;}' "$0"; exit 2; fi
@@ -80,16 +80,14 @@ three() {
 }
 
 for seed in ${seeds:-0 1 2}; do
-  depth_8=("depth 8" depth_tiny3d_8 "${px48[@]}") small_8=("small depth 8" depth_tiny3d_8 "${small[@]}")
-  skeleton_8=("skeleton 8" skeleton_tiny3d_8 "${px20[@]}") flow_8=("flow 8" flow_tiny3d_8 "${px48[@]}")
   from_skeleton=(skeleton_r3d10 "skeleton 10, labels") from_depth=(depth_tiny3d_32 "depth 32, labels")
   from_flow=(flow_tiny3d_16 "flow 16, labels")
   if has "across|shallower|small|pairs|both"; then teacher "skeleton 10" skeleton_r3d10 "${px20[@]}"; fi
   if has "shallower|small|precision|pairs|both"; then teacher "depth 32" depth_tiny3d_32 "${px48[@]}"; fi
-  if has "across|shallower|pairs|both"; then labels "${depth_8[@]}"; fi
-  if has "shallower|itself|pairs"; then labels "${skeleton_8[@]}"; fi
-  if has "small|precision|itself|isd|both"; then labels "${small_8[@]}"; fi
-  if has "pairs|both"; then labels "${flow_8[@]}"; fi
+  if has "across|shallower|pairs|both"; then labels "depth 8" depth_tiny3d_8 "${px48[@]}"; fi
+  if has "shallower|itself|pairs"; then labels "skeleton 8" skeleton_tiny3d_8 "${px20[@]}"; fi
+  if has "small|precision|itself|isd|both"; then labels "small depth 8" depth_tiny3d_8 "${small[@]}"; fi
+  if has "pairs|both"; then labels "flow 8" flow_tiny3d_8 "${px48[@]}"; fi
   if has across; then distil "skeleton 10 to depth 8" depth_tiny3d_8 "${from_skeleton[@]}" "${px48[@]}"; fi
   if has shallower; then  # 1/16 of the parameters; 1/12
     distil "depth 32 to depth 8" depth_tiny3d_8 "${from_depth[@]}" "${px48[@]}"
@@ -144,16 +142,19 @@ for seed in ${seeds:-0 1 2}; do
     live "skeleton 10 and depth 32 to depth 8" depth_tiny3d_8 "${two[@]}" "${px48[@]}"
     live "skeleton 10 and depth 32 to flow 8" flow_tiny3d_8 "${two[@]}" "${px48[@]}"
   fi
-  if has three; then
+done
+if has three; then  # they differ in nothing but the seed: an ensemble of itself, and of the skeleton
+  for seed in 0 1 2; do
     teacher "skeleton 10" skeleton_r3d10 "${px20[@]}"
-    for one in skeleton_8 small_8 depth_8; do
-      declare -n options=$one
-      labels "${options[@]}"
-    done
+    labels "skeleton 8" skeleton_tiny3d_8 "${px20[@]}"
+    labels "small depth 8" depth_tiny3d_8 "${small[@]}"
+    labels "depth 8" depth_tiny3d_8 "${px48[@]}"
+  done
+  for seed in ${seeds:-0 1 2}; do
     three "small depth 8 to itself" depth_tiny3d_8 depth_tiny3d_8 "${small[@]}"
     three "skeleton 8 to itself" skeleton_tiny3d_8 skeleton_tiny3d_8 "${px20[@]}"
     three "depth 8 to itself" depth_tiny3d_8 depth_tiny3d_8 "${px48[@]}"
     three "skeleton 10 to depth 8" skeleton_r3d10 depth_tiny3d_8 "${px48[@]}"
-  fi
-done
+  done
+fi
 "$python" "$here/scripts/results_table.py" . --rows "$here/scripts/rows_utd_mhad.yaml"
