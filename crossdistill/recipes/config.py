@@ -183,8 +183,8 @@ class ObjectiveConfig:
     """Standardise the embeddings of each teacher to mean 0 and variance 1 before they are compared. mean-variance
     scales each feature by itself; phi-s scales all by one factor after a rotation that equalises them; both are
     measured on training clips before training, or read from a teacher cache. running (UNIC's) scales each feature by
-    itself, by the mean and variance of the batches so far, without a pass over the clips; auto takes it for smooth-l1
-    and unic, and none for other objectives. Use it for several teachers of different scales."""
+    itself, by the mean and variance of the batches so far, without a pass over the clips; auto takes it where
+    smooth-l1 or unic is in the sum, and none elsewhere. Use it for several teachers of different scales."""
     mix: bool = False
     """Mix each batch with itself, in the same way for student and teachers (function matching, Beyer et al. 2022). The
     paper gains by it in long runs (--config patient). The teacher must run, and no labels are used."""

@@ -67,10 +67,10 @@ def identity(config: RunConfig) -> dict[str, Any]:
         del values["data"][key]
     if values["data"]["shots"] is None:  # so that runs from before this option are known again
         del values["data"]["shots"]
-    values["objective"]["standardize"] = standardization_of(config)
     if not values["objective"]["mix"]:  # likewise
         del values["objective"]["mix"]
-    if values["supervision"] == to_dict(RunConfig())["supervision"]:  # likewise
+    values["objective"]["standardize"] = standardization_of(config)  # auto is the same run as what it was decided to be
+    if values["supervision"] == to_dict(RunConfig())["supervision"]:  # so that runs from before are known again
         del values["supervision"]
     if values["optimization"]["layer_decay"] == 1:  # likewise
         del values["optimization"]["layer_decay"]
