@@ -139,7 +139,8 @@ for seed in ${seeds:-0 1 2}; do
     fi
   done
   if has objectives; then  # the paper's rows; mse-bn is its regression with BN on both sides
-    for objective in compress-2q compress-2q-live "compress-2q-live simreg" compress-1q simreg seed infonce; do
+    for objective in compress-2q compress-2q-live compress-1q simreg seed infonce "compress-2q-live simreg" \
+      "compress-1q simreg"; do
       row "resnet18-${objective// /-}" alone --objective $objective
     done
     row resnet18-mse-bn alone --objective mse --standardize mean-variance --adapter mlp2
