@@ -56,10 +56,10 @@ def picture_table(rows: Sequence[Row]) -> str:
             if not row.get(f"distilled_{key}"):
                 continue
             networks = ("teacher", "untrained", "baseline", "distilled")
-            numbers = [row[f"{network}_{key}"] or "–" for network in networks]
+            numbers = [row.get(f"{network}_{key}") or "–" for network in networks]
             gain = [signed(row[f"gain_{key}"]), interval(row, key)] if row.get(f"gain_{key}") else ["–", "–"]
             about = [row["use"], row["student"]] if measure == "1-NN" else ["", ""]
-            epochs = f"{row['baseline_epochs'] or '–'} / {row['epochs']}"
+            epochs = f"{row.get('baseline_epochs') or '–'} / {row['epochs']}"
             lines.append([*about, measure, *numbers, *gain, row["seeds"], epochs, row["machine"]])
     header = ["learned from", "student", "measure", "teacher's", "untrained", "baseline", "distilled", "gain", INTERVAL]
     return markdown([*header, "seeds", "epochs: baseline / distilled", "machine"], lines, num_text=3)

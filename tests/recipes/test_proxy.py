@@ -225,13 +225,13 @@ def losses(folder):
     return [line["loss"] for line in metrics(folder)]
 
 
-@pytest.mark.parametrize("standardize", ["none", "mean-variance"])
+@pytest.mark.parametrize("standardize", ["auto", "mean-variance"])
 def test_proxy__of_cached_teachers_is_that_of_live_ones(
     taught_by, cached, from_cache, data_folder, tmp_path, standardize
 ):
     options = [*CACHED, "--standardize", standardize, "--data", data_folder]
     train(*taught_by, *PROXY, *options, "--out", tmp_path / "live")
-    if standardize != "none":
+    if standardize != "auto":
         from_cache = tmp_path / "cached"
         train("--teacher-cache", cached, *PROXY, *options, "--out", from_cache)
     for stage in ("proxy", "."):

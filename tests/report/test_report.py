@@ -119,20 +119,11 @@ def evil_data(toy_folder, tmp_path_factory):
 def runs(tmp_path_factory, evil_data):
     """A distilled run with quotes in its name, and its supervised baseline."""
     folder = tmp_path_factory.mktemp("runs")
-    common = [*FAST, *STUDENT, "--data", evil_data]
+    common = [*FAST, *STUDENT, "--data", evil_data, "--objective", "compress-1q", "simreg"]
     torch.manual_seed(7)
     save_file(create_encoder("rgb_tiny3d_8").body.state_dict(), folder / "teacher.safetensors")
     distilled, baseline = folder / f"run {QUOTES.replace('/', '')}", folder / "baseline"
-    distil = [
-        *TEACHER,
-        "--teacher-weights",
-        folder / "teacher.safetensors",
-        "--bank-size",
-        24,
-        "--objective",
-        "compress-1q",
-        "simreg",
-    ]
+    distil = [*TEACHER, "--teacher-weights", folder / "teacher.safetensors", "--bank-size", 24]
     train([*common, *distil, "--out", distilled, "--no-evaluate"])
     train([*common, "--supervised", "--out", baseline, "--no-evaluate"])
     return distilled, baseline
