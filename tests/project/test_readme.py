@@ -50,17 +50,8 @@ def test_python_example__runs_from_top_to_bottom(toy_folder, tmp_path, monkeypat
 # Options of accelerate, torchrun, pytest, tensorboard, pip and our scripts.
 OTHERS_OPTIONS = {
     *("--config", "--config_file", "--multi_gpu", "--nproc_per_node", "--quiet", "--num_processes", "--cpu"),
-    *(
-        "--threads",
-        "--repeats",
-        "--num-pictures",
-        "--num-videos",
-        "--repeat",
-        "--starts",
-        "--lookups",
-        "--batch",
-        "--parts",
-    ),
+    *("--threads", "--repeats", "--num-pictures", "--num-videos", "--repeat", "--starts", "--lookups", "--batch"),
+    "--parts",
     *("--machine_rank", "--main_process_ip", "--mixed_precision", "--logdir"),
     *("--step-batch", "--no-deps"),
     *("--time", "--signal", "--requeue", "--open-mode"),
