@@ -81,8 +81,7 @@ PAIR = [*TEACHER, "--student", "flow_r3d10"]
 LONG_PAIR = [*TEACHER[:3], 16, *TEACHER[4:], "--student", "flow_r3d10"]  # the teacher has tokens of two times
 TWO_TEACHERS = [TEACHER[0], "rgb_r3d10_gn", *TEACHER[1:], "--student", "flow_r3d10"]
 FOLDS = ["--teacher", "rgb_tiny3d_8", "--folds", 2]
-# AlexNet's body drops features out, and its stem has the fewest pixels at 64.
-DROPOUT_PAIR = [*TEACHER, "--student", "image_alexnet", "--student-size", 64]
+DROPOUT_PAIR = [*TEACHER, "--student", "image_mobilenet_v3_small"]  # the smallest one whose body drops features out
 # An evaluation at every step of a checkpoint and between them.
 KNN = ["--knn-clips", 12, "--knn-every-epochs", 0.25]
 NEW_OBJECTIVES = ["cospress", "unic", "token-relations", "time-relations"]
@@ -116,7 +115,12 @@ RESUME_CASES = {
     "two processes, folds": ([*FOLDS, "--student", "flow_r3d10", "--objective", "compress-1q", "simreg"], 2, (3,)),
 }
 # The others have the parts of these between them: make test-slow runs them.
-SLOW_CASES = {"two processes, two teachers, quantised, bags", "two processes, folds", "momentum"}
+SLOW_CASES = {
+    "two processes, two teachers, quantised, bags",
+    "two processes, its own EMA copy, mixed",
+    "two processes, folds",
+    "momentum",
+}
 # These end with a checkpoint after the step; the others are killed.
 SIGNALS = {"labels": signal.SIGINT, "two processes": signal.SIGTERM}
 
@@ -154,7 +158,7 @@ def test_resume__stopped_runs_end_with_the_same_bits(tmp_path, toy_folder, teach
     assert evaluations(whole) == evaluations(killed) and bool(evaluations(whole)) == ("--knn-clips" in pair)
 
 
-@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_resume__in_either_stage_of_a_run_through_a_proxy(tmp_path, toy_folder, teacher_file, processes):
     """Both stages continue where they were killed, and a finished proxy is taken as it is."""
     options = [*TWO_TEACHERS, "--teacher-weights", teacher_file, "--data", toy_folder, "--batch-size", 8 // processes]
