@@ -22,7 +22,8 @@ pairs=${*:2}
 pairs=${pairs:-${UTD_MHAD:+skeleton-depth depth-depth} ${BIISC:+flow-flow flow-rgb}}
 all="default compress-simreg live compress-1q compress-2q compress-2q-live simreg smooth-l1 smooth-l1-running
   compress-smooth-l1 dist unic unic-no-ladder unic-published compress-unic compress-unic-running compress-unic-ladder cospress
-  time-relations mix lightly lightly-published folds proxy sgd sgd-smooth-l1-running"
+  time-relations mix lightly lightly-published folds proxy sgd sgd-smooth-l1-running
+  default-live default-mix default-mix-mirror labels-mixup"
 methods=${METHODS:-$all}
 epochs=${EPOCHS:-50} seed=${SEED:-0} teacher_epochs=50
 mkdir -p "$out"
@@ -59,7 +60,7 @@ options() {
   local former="--objective compress-1q simreg"  # the default when these rows were made
   local lightly="--objective compress-1q --temperature 0.07 --mix --clip-norm 1"
   case $1 in
-    default) ;;
+    default | default-live) ;;
     compress-simreg | live) echo $former ;;
     unic) echo --objective unic --adapter ladder ;;
     unic-published) echo --objective unic --adapter ladder --lr 0.0003 --weight-decay 0.03 --warmup-epochs 5 ;;
@@ -72,6 +73,9 @@ options() {
     compress-unic) echo --objective compress-1q unic --standardize mean-variance ;;
     time-relations) echo $former time-relations ;;
     mix) echo $former --mix ;;
+    default-mix) echo --mix ;;
+    default-mix-mirror) echo --mix --mirror yes ;;
+    labels-mixup) echo --mixup 1 ;;  # shares as those of --mix: all are as likely
     lightly) echo $lightly ;;
     lightly-published) echo $lightly --lr $published_lr --weight-decay 0.0001 ;;
     sgd) echo $former $sgd ;;
@@ -86,7 +90,8 @@ distil() {
   local words; read -ra words <<< "$(options "$2")"
   local live=(--teacher "$teacher" --teacher-weights "$out/$teacher-$3")
   case $2 in
-    live | time-relations | mix | lightly* | proxy) ;;
+    live | default-live | time-relations | *mix | *-mix-mirror | lightly* | proxy) ;;
+    labels*) live=(--supervised) ;;
     folds) live=(--teacher "$teacher" --teacher-epochs "$teacher_epochs" "${teacher_view[@]/#--student/--teacher}") ;;
     *) live=(--teacher-cache "$out/features $1-$3") ;;
   esac
