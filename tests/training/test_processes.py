@@ -116,6 +116,7 @@ RESUME_CASES = {
 }
 # The others have the parts of these between them: make test-slow runs them.
 SLOW_CASES = {
+    "two processes, two teachers, ladder with an EMA copy, running statistics",
     "two processes, two teachers, quantised, bags",
     "two processes, its own EMA copy, mixed",
     "two processes, folds",
