@@ -233,7 +233,7 @@ def nearest_frames(stream: Stream, times_seconds: NDArray[np.float64]) -> NDArra
     camera may have another frame rate. Of two frames that are equally near, the earlier one is taken.
     """
     times = stream.times_seconds
-    right = np.searchsorted(times, times_seconds).clip(0, len(times) - 1)
-    left = (right - 1).clip(0)
+    right = np.minimum(np.searchsorted(times, times_seconds), len(times) - 1)
+    left = np.maximum(right - 1, 0)
     is_left_nearer = times_seconds - times[left] <= times[right] - times_seconds
     return np.where(is_left_nearer, left, right)

@@ -41,21 +41,6 @@ def sample_generator(seed: int, key: SampleKey) -> np.random.Generator:
     return np.random.default_rng([seed, key.epoch, key.index])
 
 
-def frame_seconds(stream: Stream) -> float:
-    """Return the distance between two frames in seconds: the median, which a pause in the video does not change.
-
-    Some containers round timestamps (Matroska to milliseconds), and so round the median. Over a long clip this error
-    adds up to whole frames. So the mean is returned if rounding explains the difference between the two.
-    """
-    if stream.num_frames < 2:
-        return 1.0
-    median = float(np.median(np.diff(stream.pts)))
-    mean = float(stream.pts[-1] - stream.pts[0]) / (stream.num_frames - 1)
-    # Rounding moves a timestamp by less than one unit. A larger share of the step means a pause or a changing rate.
-    is_rounding = abs(mean - median) <= min(1, 0.05 * median)
-    return (mean if is_rounding else median) * float(stream.time_base)
-
-
 @dataclass(frozen=True)
 class Loop:
     """A video that starts again at its end.
@@ -105,7 +90,7 @@ def clip_frames(
     """
     if stream.num_frames == 1:
         return np.zeros(view.num_frames, dtype=np.int64)
-    step_seconds = view.stride * frame_seconds(stream)
+    step_seconds = view.stride * stream.frame_seconds
     start_seconds = centre_seconds - step_seconds * (view.num_frames - 1) / 2
     if loop is not None:
         start_seconds = float(loop.wrap(np.asarray([start_seconds]))[0])
@@ -133,7 +118,7 @@ def centre_range_seconds(streams: Sequence[Stream], views: Sequence[ViewSpec]) -
 def missing_seconds(streams: Sequence[Stream], views: Sequence[ViewSpec]) -> float:
     """Return how much longer a video would have to be for all views of one moment; 0.0 if it is long enough."""
     earliest, latest = _centres_inside(streams, views)
-    forgiven_seconds = FORGIVEN_FRAMES * min(frame_seconds(stream) for stream in streams)
+    forgiven_seconds = FORGIVEN_FRAMES * min(stream.frame_seconds for stream in streams)
     return earliest - latest if earliest - latest > forgiven_seconds else 0.0
 
 
@@ -143,7 +128,7 @@ def video_loop(streams: Sequence[Stream], views: Sequence[ViewSpec]) -> Loop | N
         return None
     start_seconds, end_seconds = _shared_seconds(streams)
     # The last frame is shown for one frame's time before the first one is shown again.
-    step_seconds = max(frame_seconds(stream) for stream in streams)
+    step_seconds = max(stream.frame_seconds for stream in streams)
     return Loop(
         start_seconds=start_seconds,
         period_seconds=max(0.0, end_seconds - start_seconds) + step_seconds,
@@ -180,7 +165,7 @@ def _length_and_need(streams: Sequence[Stream], views: Sequence[ViewSpec]) -> st
     lacking = [missing_seconds([stream], [view]) for stream, view in zip(streams, views, strict=True)]
     position = int(np.argmax(lacking))
     stream, view = streams[position], views[position]
-    frame = frame_seconds(stream)
+    frame = stream.frame_seconds
     num_needed = view.stride * (view.num_frames - 1) + 1
     # If streams begin or end at different times, each view may fit alone, but not all around one moment.
     num_frames = num_needed - round(missing_seconds(streams, views) / frame)
@@ -192,7 +177,7 @@ def _length_and_need(streams: Sequence[Stream], views: Sequence[ViewSpec]) -> st
 
 def _span_seconds(stream: Stream, view: ViewSpec) -> float:
     """Time between the first and the last frame of a clip."""
-    return view.stride * frame_seconds(stream) * (view.num_frames - 1)
+    return view.stride * stream.frame_seconds * (view.num_frames - 1)
 
 
 def _shared_seconds(streams: Sequence[Stream]) -> tuple[float, float]:

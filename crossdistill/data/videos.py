@@ -134,6 +134,22 @@ class Stream:
         """[frames] times at which the frames are shown."""
         return np.asarray(self.pts * float(self.time_base), dtype=np.float64)
 
+    @cached_property
+    def frame_seconds(self) -> float:
+        """Distance between two frames in seconds: the median, which a pause in the video does not change.
+
+        Some containers round timestamps (Matroska to milliseconds), and so round the median. Over a long clip this
+        error adds up to whole frames. So it is the mean if rounding explains the difference between the two.
+        """
+        if self.num_frames < 2:
+            return 1.0
+        steps = np.sort(self.pts[1:] - self.pts[:-1])  # np.median does the same, and takes longer than to cut a clip
+        median = float(steps[(len(steps) - 1) // 2] + steps[len(steps) // 2]) / 2
+        mean = float(self.pts[-1] - self.pts[0]) / len(steps)
+        # Rounding moves a timestamp by less than one unit. A larger share of the step means a pause or a changing rate.
+        is_rounding = abs(mean - median) <= min(1, 0.05 * median)
+        return (mean if is_rounding else median) * float(self.time_base)
+
     def file(self, root: Path) -> Path:
         """Return the path of the file for a dataset in the folder ``root``.
 

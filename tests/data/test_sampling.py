@@ -11,7 +11,6 @@ from crossdistill.data.sampling import (
     centre_range_seconds,
     check_short_clips,
     clip_frames,
-    frame_seconds,
     missing_seconds,
     video_loop,
 )
@@ -29,9 +28,17 @@ def view(num_frames, stride=1):
 
 def test_frame_seconds__ignores_rounding_and_pauses():
     thirtieths = [round(1000 * i / 30) for i in range(200)]  # rounded to milliseconds, as Matroska stores them
-    assert frame_seconds(stream(thirtieths, Fraction(1, 1000))) == pytest.approx(1 / 30, rel=1e-4)
+    assert stream(thirtieths, Fraction(1, 1000)).frame_seconds == pytest.approx(1 / 30, rel=1e-4)
     paused = [*range(50), *range(150, 200)]
-    assert frame_seconds(stream(paused, Fraction(1, 25))) == 1 / 25
+    assert stream(paused, Fraction(1, 25)).frame_seconds == 1 / 25
+
+
+@pytest.mark.parametrize("num_frames", [2, 3, 8, 9])
+def test_frame_seconds__is_numpys_median_where_the_rate_changes(num_frames):
+    pts = np.random.default_rng(0).integers(1, 1000, num_frames).cumsum() ** 2
+    median = np.median(np.diff(pts))
+    expected = np.diff(pts).mean() if num_frames == 2 else median  # of one step they are the same
+    assert stream(pts, Fraction(1, 7)).frame_seconds == pytest.approx(expected / 7, rel=1e-12)
 
 
 def test_clip_frames__rounded_timestamps_keep_stride():
