@@ -92,7 +92,8 @@ distil() {
   case $2 in
     live | default-live | time-relations | *mix | *-mix-mirror | lightly* | proxy) ;;
     labels*) live=(--supervised) ;;
-    folds) live=(--teacher "$teacher" --teacher-epochs "$teacher_epochs" "${teacher_view[@]/#--student/--teacher}") ;;
+    folds) live=(--teacher "$teacher" --teacher-epochs "$teacher_epochs" --teacher-lr 0.002
+      "${teacher_view[@]/#--student/--teacher}") ;;
     *) live=(--teacher-cache "$out/features $1-$3") ;;
   esac
   run "$1 $2" "$3" "${student[@]}" "${live[@]}" "${words[@]}"

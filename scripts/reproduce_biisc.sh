@@ -73,8 +73,8 @@ few() {
 # shots NAME ENCODER N: learn from N labelled clips of each of the 8 actions alone
 shots() {
   local batch=$(($3 < 2 ? 8 : 16))
-  local steps=$(((8 * $3 + batch - 1) / batch))
-  run "$1, labels-shots$3" $(((shot_epochs * 3 + steps - 1) / steps)) --supervised --student "$2" --shots "$3" --batch-size $batch
+  local steps=$((8 * $3 / batch))  # an epoch has whole batches alone: two with five clips of each action
+  run "$1, labels-shots$3" $(((shot_epochs * 2 + steps - 1) / steps)) --supervised --student "$2" --shots "$3" --batch-size $batch
   few "$1, labels-shots$3" "$3"
 }
 # fuel NAME STUDENT FEATURES OPTIONS…: on the clips of several sets

@@ -9,7 +9,8 @@
 #                      --short-side 80 --out DATA
 # OUT   folder for runs
 #
-# Finished runs are skipped and started runs continue, so that several seeds can run in parallel. Variables choose a part:
+# Finished runs are skipped and started runs continue, so that seeds can run in parallel (not for three). Variables choose
+# a part:
 #   ROWS="across …"   parts: across; shallower; small; precision; itself; isd (no teacher at all, and its student); shots
 #                     (few labels); pairs (the other pairs across modalities); both (two teachers); three (three
 #                     teachers: labelled networks of seeds 0, 1 and 2, of which it trains the missing ones). The first
@@ -63,9 +64,9 @@ few() {
     --seed "$seed" --workers 0 --tracker none --json "$1-seed$seed/evaluation.json"
 }
 # shots NAME ENCODER SHOTS EPOCHS OPTIONS…: learn from so many labelled clips of each of the 27 actions alone, in as many
-# steps of 16 clips as so many epochs over all clips have
+# steps of 16 clips as so many epochs over all clips, of 26 such steps, have
 shots() {
-  run "$1, labels-shots$3" $((27 * $4 / ((27 * $3 + 15) / 16))) --supervised --student "$2" --shots "$3" "${@:5}"
+  run "$1, labels-shots$3" $((26 * $4 / (27 * $3 / 16))) --supervised --student "$2" --shots "$3" "${@:5}"
   few "$1, labels-shots$3" "$3"
 }
 # three NAME TEACHER STUDENT OPTIONS…: from one network as three seeds have trained it with labels
@@ -100,12 +101,14 @@ for seed in ${seeds:-0 1 2}; do
   if has "small|precision"; then  # fewer parameters, half of the frames, a smaller picture
     distil "depth 32 to small depth 8" depth_tiny3d_8 "${from_depth[@]}" "${small[@]}"
   fi
-  if has precision; then
+  if has "precision|both"; then
     for bits in w8a8 w4a4 w2a4; do
       run "small depth 8 $bits, labels" $((label_epochs / 5)) --supervised --student depth_tiny3d_8 "${small[@]}" \
         --student-weights "small depth 8, labels-seed$seed" --bits $bits
-      quantised "depth 32 to small depth 8" $bits "${from_depth[@]}"
     done
+  fi
+  if has precision; then
+    for bits in w8a8 w4a4 w2a4; do quantised "depth 32 to small depth 8" $bits "${from_depth[@]}"; done
   fi
   if has itself; then  # born again: the labelled network teaches the next, and that the next
     distil "small depth 8 to itself" depth_tiny3d_8 --teacher depth_tiny3d_8 \

@@ -141,7 +141,9 @@ def compare_with_teacher(
     with_tokens = any(get_adapter(term.adapter).gives == "tokens" for term in own.values())
     sizes = Sizes.of(teacher.encoder, with_tokens=with_tokens)
     for term in own.values():
-        _require_relations(term, sizes, teacher.encoder)
+        _require_relations(term, sizes, teacher.encoder, "teacher")
+        if term.objective.relates is not None:
+            _require_relations(term, Sizes.of(student, with_tokens=with_tokens), student, "student")
     heads = _create_heads(own, student, sizes)
     for name, term in own.items():
         if term.objective.reduces_teacher:
@@ -171,16 +173,19 @@ def _create_heads(terms: Mapping[str, Term], student: Encoder, teacher_sizes: Si
     }
 
 
-def _require_relations(term: Term, teacher_sizes: Sizes, teacher: Encoder) -> None:
-    """Raise a ``UserError`` if a clip of the teacher has only one of what the objective compares with each other."""
-    if term.objective.relates is None or teacher_sizes.tokens is None:
+def _require_relations(term: Term, sizes: Sizes, encoder: Encoder, role: str) -> None:
+    """Raise a ``UserError`` if a clip of an encoder has only one of what the objective compares with each other.
+
+    Of a student with one time, all times would be copies of it, from which nothing is learned.
+    """
+    if term.objective.relates is None or sizes.tokens is None:
         return
-    _, num_times, height, width = teacher_sizes.tokens
+    _, num_times, height, width = sizes.tokens
     what = term.objective.relates
     if (num_times if what == "times" else num_times * height * width) < 2:
         raise UserError(
-            f"{term.name} compares the {what} of a clip with each other, and a clip of {teacher.name} "
-            f"({teacher.view.size_text}) has only one: raise --teacher-frames, or choose another objective"
+            f"{term.name} compares the {what} of a clip with each other, and a clip of {encoder.name} "
+            f"({encoder.view.size_text}) has only one: raise --{role}-frames, or choose another objective"
         )
 
 

@@ -118,6 +118,8 @@ def _find_prefix(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> st
         return ""
     best = max((shapes[prefix], num) for prefix, num in names.items())
     copies = [prefix for prefix, num in names.items() if (shapes[prefix], num) == best]
+    if 2 * best[1] < len(own):  # parts that happen to have the names of parts of the network
+        copies = copies[:1]
     first = [prefix for prefix in copies if not SECOND_COPY.search(prefix)] or copies
     if len(first) > 1 and "" not in first:
         raise UserError(

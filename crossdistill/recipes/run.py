@@ -19,7 +19,7 @@ from crossdistill.distillation.task import Task
 from crossdistill.distillation.teachers import Teacher
 from crossdistill.encoders import Encoder
 from crossdistill.encoders.compilation import require_compiler
-from crossdistill.errors import SAME_COMMAND, Stopped
+from crossdistill.errors import SAME_COMMAND, Stopped, UserError
 from crossdistill.evaluation.evaluate import evaluate_encoder
 from crossdistill.evaluation.roles import Role, teacher_roles
 from crossdistill.recipes.checks import check_configuration, check_data_and_memory, terms_of, uses_labels
@@ -271,6 +271,12 @@ def weights_finder(run_context: RunContext) -> Callable[[TeacherOptions], str]:
             manifests = [folded_dataset(run_context.config, manifests)]
         elif not is_toyactions(manifests):
             return published_weights(options)
+        shots = run_context.config.data.shots
+        if shots is not None:
+            raise UserError(
+                f"{options.name} would learn from all labels, and --shots {shots} allows few: train it with "
+                f"--supervised --shots {shots} and give that run as --teacher-weights"
+            )
         config = own_teacher_config(run_context.config, options, run_context.folder.path, manifests)
         folder = config.machine.out
         assert folder is not None

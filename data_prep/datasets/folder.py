@@ -70,8 +70,10 @@ def read_folder(options: FolderOptions) -> tuple[list[str], list[SourceVideo]]:
     check_test_share(options.test_share, unlabelled=options.unlabelled)
     files = list(walk_files(options.videos))
     paths = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES]
-    if not paths:
-        raise _no_video(options, num_pictures=sum(path.suffix.lower() in PICTURE_SUFFIXES for path in files))
+    pictures = [path for path in files if path.suffix.lower() in PICTURE_SUFFIXES]
+    # A .gif is a video or a picture: among other pictures alone it is one of them.
+    if not paths or set(paths) < set(pictures):
+        raise _no_video(options, num_pictures=len(pictures))
     print_passed_over(path for path in files if path.suffix.lower() not in VIDEO_SUFFIXES)
     require_utf8(paths)
     names = [path.relative_to(options.videos).as_posix() for path in paths]

@@ -29,7 +29,8 @@ import scipy.io
 
 from crossdistill.data.manifest import Manifest
 from crossdistill.errors import UserError
-from data_prep.pipeline.class_folders import PARTS, part_folders, require_full
+from crossdistill.utils.console import console
+from data_prep.pipeline.class_folders import PARTS, part_folders, require_full, with_test_part
 from data_prep.pipeline.picture_files import FoundPicture, find_pictures, labels_of_shards
 from data_prep.pipeline.prepare import PictureOptions, SourceVideo, prepare_videos
 from data_prep.pipeline.sources import read_lines
@@ -67,20 +68,28 @@ def read_pictures(options: ImagenetOptions) -> tuple[list[str], list[SourceVideo
         return _from_shards(found)
     part_of = part_folders(options.pictures)
     if not part_of:
-        raise UserError(f"{options.pictures} has no folder train: give the folder that holds train and val")
+        raise UserError(
+            f"{options.pictures} has no folder train: give the folder that holds train and val; for other pictures, "
+            f"type python -m data_prep images --pictures {options.pictures} --out {options.out}"
+        )
+    found, part_of = _without_challenge(found, part_of)
     places = [picture.name.split("/", 2) for picture in found]
     train = sorted({place[1] for place in places if len(place) == 3 and part_of.get(place[0]) == "train"})
     _check_classes(train, options)
     require_full(options.pictures, part_of, {(place[0], place[1]) for place in places if len(place) == 3}, "picture")
     labels = {name: label for label, name in enumerate(train)}
-    flat = [picture.name for picture, place in zip(found, places, strict=True) if len(place) == 2]
+    flat = [
+        picture.name
+        for picture, place in zip(found, places, strict=True)
+        if len(place) == 2 and part_of.get(place[0]) == "test"
+    ]
     truth = _validation_classes(options, flat) if flat else {}
     sources = []
     for picture, place in zip(found, places, strict=True):
         part = part_of.get(place[0])
         name = place[1] if len(place) == 3 else truth.get(picture.name)
         if part is None or name is None:
-            raise UserError(f"{options.pictures / picture.name} has no class: expected val/n01440764/<picture>")
+            raise _no_class(options, picture.name, is_listed=part == "test" and len(place) == 2)
         if name not in labels:
             raise UserError(
                 f"{options.pictures / picture.name} has the class {name}, which has no training picture: unpack "
@@ -88,6 +97,28 @@ def read_pictures(options: ImagenetOptions) -> tuple[list[str], list[SourceVideo
             )
         sources.append(SourceVideo(picture.name, {"rgb": picture.path}, label=labels[name], splits=PARTS[part]))
     return train, sources
+
+
+def _without_challenge(found: list[FoundPicture], part_of: dict[str, str]) -> tuple[list[FoundPicture], dict[str, str]]:
+    """Leave out pictures of a flat folder ``test``, which have no published class, if there is ``val`` to test on."""
+    tests = {folder for folder, part in part_of.items() if part == "test"}
+    if "val" not in part_of.values():
+        return found, part_of
+    kept = [picture for picture in found if picture.name.count("/") > 1 or picture.name.partition("/")[0] not in tests]
+    if len(kept) == len(found):
+        return found, part_of
+    tests -= {picture.name.partition("/")[0] for picture in kept}  # a folder by class stays
+    num_left_out = len(found) - len(kept)
+    console.print(f"{num_left_out} pictures of the folder test have no published class and are not used")
+    parts = {folder: part for folder, part in part_of.items() if folder not in tests}
+    return kept, dict(zip(parts, with_test_part(parts.values()), strict=True))
+
+
+def _no_class(options: ImagenetOptions, name: str, *, is_listed: bool) -> UserError:
+    path = options.pictures / name
+    if is_listed:
+        return UserError(f"{options.annotations} does not have {path.stem}: give the whole file of all pictures")
+    return UserError(f"{path} has no class: put it into a folder by class, such as train/n01440764")
 
 
 def _require_unpacked(folder: Path) -> None:

@@ -239,7 +239,7 @@ def number_classes(
         if not 0 <= labels[action] < len(known):
             raise UserError(
                 f"{place} gives the class {action}, but {named_by} has the {len(known)} classes {known[0]} (0) to "
-                f"{known[-1]} ({len(known) - 1}): correct the class, or give another --classes"
+                f"{known[-1]} ({len(known) - 1}): correct the class or that list"
             )
     return known, labels
 

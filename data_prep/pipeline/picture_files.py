@@ -58,16 +58,31 @@ def find_pictures(folder: Path, *, out: Path) -> list[FoundPicture]:
         )
     require_utf8([*files, *shards])
     if shards:
-        found = [picture for shard in shards for picture in _in_shard(shard, folder)]
+        found = [picture for shard in shards for picture in _in_shard(shard, folder, others)]
     else:
         start = len(str(folder / "_")) - 1
         found = [FoundPicture(path.as_posix()[start:], path) for path in files]
     if not found:
         raise _no_picture(folder, out, others)
     if others:
-        kinds = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in others.most_common(4))
-        console.print(f"{others.total()} files are no pictures and are not used ({kinds})", highlight=False)
+        _print_unused(others, in_shards=bool(shards))
     return sorted(found, key=lambda picture: picture.name)
+
+
+def _print_unused(others: Counter[str], *, in_shards: bool) -> None:
+    """Say how many files are not used, and what looks like a mistake."""
+    kinds = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in others.most_common(4))
+    console.print(f"{others.total()} files are no pictures and are not used ({kinds})", highlight=False)
+    num_dotted = sum(count for suffix, count in others.items() if Path(f"x{suffix}").suffix in PICTURE_SUFFIXES)
+    if in_shards and num_dotted:
+        console.print(
+            f"{num_dotted} of them are pictures with a dot in their name, which WebDataset takes for a part of the "
+            "suffix: write the shards again with other names to use them",
+            style="yellow",
+        )
+    num_videos = sum(count for suffix, count in others.items() if suffix in VIDEO_SUFFIXES)
+    if num_videos:
+        console.print(f"{num_videos} of them are videos: python -m data_prep folder prepares those", style="yellow")
 
 
 def _no_picture(folder: Path, out: Path, others: Counter[str]) -> UserError:
@@ -80,8 +95,11 @@ def _no_picture(folder: Path, out: Path, others: Counter[str]) -> UserError:
     return UserError(f"{folder} and its subfolders contain no picture: give a folder of pictures or of tar shards")
 
 
-def _in_shard(shard: Path, folder: Path) -> Iterator[FoundPicture]:
-    """Yield the pictures of a shard with their classes. Files with the same name up to the first dot are one sample."""
+def _in_shard(shard: Path, folder: Path, others: Counter[str]) -> Iterator[FoundPicture]:
+    """Yield the pictures of a shard with their classes, and count other members by suffix.
+
+    Files with the same name up to the first dot are one sample, and the rest is the suffix, as in WebDataset.
+    """
     pictures: dict[str, tarfile.TarInfo] = {}
     classes: dict[str, str] = {}
     try:
@@ -101,6 +119,8 @@ def _in_shard(shard: Path, folder: Path) -> Iterator[FoundPicture]:
                     written = None if content is None else _written_class(suffix, content.read(), f"{shard}: {last}")
                     if written is not None and (suffix == ".cls" or key not in classes):
                         classes[key] = written
+                else:
+                    others[suffix] += 1
     except (tarfile.TarError, OSError) as error:
         raise UserError(
             f"{shard} cannot be read as a tar file ({error}): download it again, or unpack it if it is compressed"

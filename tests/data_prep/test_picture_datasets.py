@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import tarfile
 from collections import Counter
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from data_prep.datasets import folder, image_list, imagenet, images
 from data_prep.inspect import InspectOptions, inspect_dataset
 from data_prep.merge import MergeOptions, merge_parts
 from data_prep.pipeline import jobs
+from data_prep.pipeline.picture_files import find_pictures
 from data_prep.pipeline.prepare import SourceVideo
 
 
@@ -245,6 +247,45 @@ def test_imagenet__flat_validation_pictures(annotations, tmp_path):
     assert facts(sources)["train/n01443537/n01443537_2.JPEG"] == (1, "train")
 
 
+def test_imagenet__the_challenges_pictures_without_a_class_are_left_out(tmp_path, capsys):
+    root = ilsvrc(tmp_path / "p")
+    make(root, "test/ILSVRC2012_test_00000001.JPEG")
+    for kind in (devkit, kaggle):
+        given = imagenet.ImagenetOptions(
+            pictures=root, out=tmp_path / "out", annotations=kind(tmp_path / kind.__name__)
+        )
+        _, sources = imagenet.read_pictures(given)
+        assert len(sources) == 4 and facts(sources).items() >= EXPECTED_VAL.items()
+        assert "1 pictures of the folder test have no published class and are not used" in capsys.readouterr().out
+
+
+def test_imagenet__says_which_picture_has_no_class(tmp_path):
+    root = ilsvrc(tmp_path / "p")
+    table = write_file(tmp_path / "table.csv", b"ImageId,PredictionString\nILSVRC2012_val_00000001,n01443537 1 2 3 4\n")
+    given = imagenet.ImagenetOptions(pictures=root, out=tmp_path / "out", annotations=table)
+    with pytest.raises(UserError, match=r"table.csv does not have ILSVRC2012_val_00000002: give the whole file"):
+        imagenet.read_pictures(given)
+    make(root, "train/lost.JPEG")
+    with pytest.raises(UserError, match=r"train/lost.JPEG has no class: put it into a folder by class"):
+        imagenet.read_pictures(dataclasses.replace(given, annotations=kaggle(tmp_path)))
+    given = imagenet.ImagenetOptions(pictures=make(tmp_path / "q", "cat/1.jpg"), out=tmp_path / "out")
+    with pytest.raises(UserError, match=r"has no folder train.*type python -m data_prep images --pictures"):
+        imagenet.read_pictures(given)
+
+
+def test_shards__say_which_pictures_they_do_not_give(tmp_path, capsys):
+    pictures = tmp_path / "s"
+    pictures.mkdir()
+    with tarfile.open(pictures / "a.tar", "w") as archive:
+        for name in ("IMG.2020.jpg", "a.jpg", "notes.txt"):
+            archive.addfile(tarfile.TarInfo(name))
+    found = find_pictures(pictures, out=tmp_path / "out")
+    assert [picture.name for picture in found] == ["a/a.jpg"]
+    output = " ".join(capsys.readouterr().out.split())
+    assert "2 files are no pictures and are not used (1 .2020.jpg, 1 .txt)" in output
+    assert "1 of them are pictures with a dot in their name" in output
+
+
 def test_imagenet__validation_folders_and_shards(tmp_path):
     root = make(tmp_path / "p", "train/n01440764/1.JPEG", "val/n01440764/2.JPEG")
     _, sources = imagenet.read_pictures(imagenet.ImagenetOptions(pictures=root, out=tmp_path / "out"))
@@ -338,6 +379,9 @@ def test_folder__of_pictures_names_the_command(tmp_path):
     root = make(tmp_path / "p", "a/1.jpg", "a/2.jpg")
     with pytest.raises(UserError, match=r"2 pictures and no video: .* python -m data_prep images --pictures .* --out"):
         folder.read_folder(folder.FolderOptions(videos=root, out=tmp_path / "out"))
+    make(root, "a/3.gif")
+    with pytest.raises(UserError, match=r"3 pictures and no video"):
+        folder.read_folder(folder.FolderOptions(videos=root, out=tmp_path / "out"))
 
 
 @pytest.mark.parametrize(
@@ -384,7 +428,7 @@ def test_imagenet__wrong_input_is_one_sentence(tmp_path):
             r"1.JPEG has the class n01484850, which has no training picture: unpack n01484850.tar",
         ),
         ("train/n01484850.tar", r"n01484850.tar is not unpacked: type for t in .*/train/n\*.tar; do .*tar -xf"),
-        ("1.JPEG", r"1.JPEG has no class: expected val/n01440764/<picture>"),
+        ("1.JPEG", r"1.JPEG has no class: put it into a folder by class"),
     ],
 )
 def test_imagenet__wrong_class_folders_are_one_sentence(added, message, tmp_path):

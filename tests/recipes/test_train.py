@@ -183,9 +183,18 @@ def test_time_relations__need_two_times(toy_folder, labels_folder, tmp_path, cap
         "time-relations",
         "simreg",
     ]
-    with pytest.raises(SystemExit):
-        train(*teacher, "--student", "flow_r3d10", "--data", toy_folder, "--out", tmp_path / "run")
-    assert "time-relations compares the times of a clip with each other, and a clip of rgb_t" in capsys.readouterr().err
+    pair = [*teacher, "--student", "flow_r3d10", "--data", toy_folder, "--out", tmp_path / "run"]
+    compares = "time-relations compares the times of a clip with each other, and a clip of"
+    assert f"{compares} rgb_tiny3d_8" in wrong(capsys, *pair)
+    error = wrong(capsys, *pair, "--teacher-frames", 8)
+    assert f"{compares} flow_r3d10" in error and "raise --student-frames" in error
+
+
+def test_shots__refuse_a_teacher_that_would_learn_from_all_labels(toy_folder, tmp_path, capsys):
+    pair = ["--teacher", "rgb_tiny3d_8", "--folds", 2, "--student", "flow_tiny3d_8", "--data", toy_folder]
+    objective = ["--objective", "cross-entropy", "simreg", "--shots", 2]
+    error = wrong(capsys, *pair, *objective, "--out", tmp_path / "run")
+    assert "rgb_tiny3d_8 would learn from all labels, and --shots 2 allows few" in error
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -193,7 +202,8 @@ def test_every_objective__changes_the_student(toy_folder, labels_folder, tmp_pat
     beside = ["simreg:0.1"] if objective in NEEDS_ANOTHER else []
     teacher = ["--teacher", "rgb_tiny3d_8", "--teacher-weights", labels_folder, "--objective", objective, *beside]
     options = ["--student", "flow_r3d10", "--data", toy_folder, "--no-evaluate", "--knn-clips", 0, "--lr", 0.1]
-    options += ["--teacher-frames", 8] if objective == "time-relations" else []  # 4 frames give one time
+    if objective == "time-relations":  # which compares the times of a clip
+        options += ["--teacher-frames", 8, "--student-frames", 16]
     train(*teacher, *options, "--out", tmp_path / "run")
     torch.manual_seed(0)
     fresh = crossdistill.create_encoder("flow_r3d10")

@@ -78,7 +78,8 @@ def train_until_killed(arguments, step, number=signal.SIGKILL, *, where="", **va
 
 TEACHER = ["--teacher", "rgb_r3d10_gn", "--teacher-frames", 4, "--teacher-size", 32]
 PAIR = [*TEACHER, "--student", "flow_r3d10"]
-LONG_PAIR = [*TEACHER[:3], 16, *TEACHER[4:], "--student", "flow_r3d10"]  # the teacher has tokens of two times
+# Both have tokens of two times.
+LONG_PAIR = [*TEACHER[:3], 16, *TEACHER[4:], "--student", "flow_r3d10", "--student-frames", 16]
 TWO_TEACHERS = [TEACHER[0], "rgb_r3d10_gn", *TEACHER[1:], "--student", "flow_r3d10"]
 FOLDS = ["--teacher", "rgb_tiny3d_8", "--folds", 2]
 DROPOUT_PAIR = [*TEACHER, "--student", "image_mobilenet_v3_small"]  # the smallest one whose body drops features out
