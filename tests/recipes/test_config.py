@@ -225,17 +225,14 @@ def test_rows_of_the_compress_paper__have_its_recipe(path):
     wide = {"simclr": "image_resnet50x4"}
     student, _, variant = rest.rpartition("_")
     assert config.pair.teacher == (wide.get(teacher, "image_resnet50"),)
-    assert config.pair.student is not None and config.pair.student in (
-        f"image_{student}",
-        f"image_{student}_no_dropout",
-    )
-    assert config.pair.student != "image_alexnet"  # the authors' has no dropout, and BatchNorm
+    suffix = "_no_dropout" if student == "alexnet" else ""  # as the authors'
+    assert config.pair.student == f"image_{student}{suffix}"
     objective, optimization = config.objective, config.optimization
     assert objective.objective == (f"compress-{variant}",)
     assert (objective.temperature, objective.bank_size, objective.ema_momentum) == (0.04, 128_000, 0.999)
     assert (optimization.epochs, optimization.batch_size, optimization.lr) == (130, 256, 0.01)
     assert (optimization.optimizer, optimization.momentum, optimization.weight_decay) == ("sgd", 0.9, 0.0001)
-    assert config.data.crop_area_min == (0.08 if name.startswith("moco_to_alexnet") else 0.2)
+    assert config.data.crop_area_min == 0.08
     plan = create_plan(SimpleNamespace(config=config, batches=Batches(BatchParts(1, 256), BatchParts(1, 256))))
     rates = [plan.learning_rate(epoch * 10, 1300, 10) for epoch in (0, 89, 91, 119, 121)]
     assert rates == pytest.approx([0.01, 0.01, 0.002, 0.002, 0.0004])
