@@ -131,6 +131,7 @@ def accuracy_plot(name: str) -> str:
             if measure == "1-NN":
                 y += 12
                 parts.append(text(16, y + 4, row["student"], more='font-weight="600"'))
+                parts.append(text(16, y + 24, row["use"], more='fill="#444"'))
             parts.append(text(left - 12, y + 4, measure, anchor="end", more='fill="#444"'))
             ends = f'x1="{x_at(min(shown.values())):.1f}" x2="{x_at(max(shown.values())):.1f}"'
             parts.append(f'<line {ends} y1="{y}" y2="{y}" stroke="#ddd"/>')

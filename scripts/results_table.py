@@ -76,16 +76,16 @@ def collect(paths: Iterable[Path]) -> Runs:
 
 def of_seeds(network: Network, seeds: Iterable[int]) -> Network:
     """A network in these seeds alone, or in all of its own if it has none of them."""
-    common = network.evaluations.keys() & set(seeds)
-    if not common:
+    wanted = set(seeds)
+    # Low-shot accuracies of a baseline are of runs of their own, which may have other seeds than its evaluations.
+    if not any(wanted & by_seed.keys() for by_seed in (network.evaluations, *network.accuracies.values())):
         return network
     accuracies = {
-        protocol: {seed: value for seed, value in by_seed.items() if seed in common}
+        protocol: {seed: value for seed, value in by_seed.items() if seed in wanted}
         for protocol, by_seed in network.accuracies.items()
     }
-    return replace(
-        network, accuracies=accuracies, evaluations={seed: network.evaluations[seed] for seed in sorted(common)}
-    )
+    evaluations = {seed: value for seed, value in network.evaluations.items() if seed in wanted}
+    return replace(network, accuracies=accuracies, evaluations=evaluations)
 
 
 def baseline_of(found: Runs, run: str, role: str) -> Network:

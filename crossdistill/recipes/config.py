@@ -187,7 +187,7 @@ class ObjectiveConfig:
     smooth-l1 or unic is in the sum, and none elsewhere. Use it for several teachers of different scales."""
     mix: bool = False
     """Mix each batch with itself, in the same way for student and teachers (function matching, Beyer et al. 2022). It
-    pays in long runs (--config patient). The teacher must run, and no labels are used."""
+    is for long runs (--config patient). The teacher must run, and no labels are used."""
     teacher_drop: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Probability of leaving each of several teachers out of a clip's loss; the one with the largest loss always stays.
     Out of a batch's loss, if an objective compares the clips of a batch with each other (rkd, dist, cospress)."""
