@@ -75,6 +75,18 @@ def test_load_weights__says_what_is_left_out(encoder, tmp_path, capsys):
     )
 
 
+def test_load_weights__blocks_of_a_network_with_numbered_names_are_no_copies_of_it(tmp_path):
+    """As ``nn.Sequential(*resnet.children())`` saves a ResNet, whose blocks begin like the network itself."""
+    encoder = create_encoder("image_resnet18")
+    numbers = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
+    parts = [(*name.partition("."), value) for name, value in encoder.body.state_dict().items()]
+    content = {f"backbone.{numbers[first]}.{rest}": value for first, _, rest, value in parts}
+    torch.save(content, tmp_path / "numbered.pth")
+    with pytest.raises(UserError, match="numbered.pth") as caught:
+        load_weights(encoder, tmp_path / "numbered.pth")
+    assert "copies" not in str(caught.value)
+
+
 def test_load_weights__refuses_two_copies_that_nothing_tells_apart(encoder, tmp_path):
     weights = other_values(encoder)
     torch.save(named("one.", weights) | named("two.", weights), tmp_path / "two.pth")
