@@ -63,6 +63,7 @@ def test_sharded_teacher__embeds_the_same_from_half_the_memory(tmp_path):
             assert share == pytest.approx(0.5, abs=0.02)
 
 
+@pytest.mark.slow
 def test_train__with_a_sharded_teacher_learns_the_same(tmp_path, toy_folder, teacher_file):
     options = [*PAIR, "--teacher-weights", teacher_file, "--data", toy_folder, "--epochs", 2, "--batch-size", 4]
     options += ["--objective", "compress-2q", "token-matching", "smooth-l1", "--channels-last", "no"]

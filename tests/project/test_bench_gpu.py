@@ -20,6 +20,7 @@ def rows_of(folder, part):
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+@pytest.mark.slow
 def test_script__prints_one_table_and_keeps_rows_and_log(tmp_path):
     command = ["bash", str(ROOT / "scripts" / "bench_gpu.sh"), str(tmp_path / "out"), "--small", "--repeats", "1"]
     command += ["--parts", "loss", "knn", "--limit-scale", "20"]
