@@ -6,6 +6,7 @@ them (--pictures):
 * train/<class>/: one folder for each class, called like n01440764. ILSVRC2012_img_train.tar holds one .tar of each
   class, which has to be unpacked too.
 * val/: all pictures in one folder, or in folders by class.
+* test/, if it is there: its pictures have no published class and are not used.
 
 If val/ is one folder, the classes of its pictures are needed (--annotations), one of
 
