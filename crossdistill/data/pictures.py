@@ -24,6 +24,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from PIL import Image
+from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 
 from crossdistill.data.file_range import FileRange
 from crossdistill.data.manifest import Stream
@@ -140,6 +141,10 @@ READERS: dict[str, Callable[[bytes, int], Picture]] = {"jpeg": _read_jpeg, "pict
 
 def upright_rgb(image: Image.Image) -> Picture:
     """Decode an opened picture to [H, W, 3], uint8, as a viewer shows it."""
+    if image.mode == "F":
+        raise ValueError("its values are floats, which have no white")
+    if isinstance(image, TiffImageFile) and 32 in image.tag_v2.get(BITSPERSAMPLE, ()):
+        raise ValueError("its values have 32 bits, which have no white")
     image.load()
     # After loading, because Pillow turns TIFF files by itself.
     turn = UPRIGHT.get(orientation(image))
@@ -149,8 +154,6 @@ def upright_rgb(image: Image.Image) -> Picture:
         # 16 bits of gray. Pillow clips them at 255 if it converts them itself.
         gray = (np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8)
         return np.repeat(gray[:, :, None], 3, axis=2)
-    if image.mode == "F":
-        raise ValueError("its values are floats, which have no white")
     if image.has_transparency_data:
         shown = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown)

@@ -107,6 +107,24 @@ def load_tensors(encoder: Encoder, tensors: Mapping[str, Tensor], *, source: str
         say_once(f"{source}: {under}left out: {found.summary()}")
 
 
+def fits(encoder: Encoder, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether ``load_tensors`` takes these tensors; the encoder may be on the meta device.
+
+    Example:
+        >>> from crossdistill.encoders import create_encoder
+        >>> narrow, wide = create_encoder("rgb_tiny3d_8"), create_encoder("rgb_tiny3d_16")
+        >>> fits(narrow, narrow.body.state_dict()), fits(wide, narrow.body.state_dict())
+        (True, False)
+    """
+    own, head = encoder.body.state_dict(), encoder.info.classifier_prefix
+    try:
+        found = find_state(tensors, own, head=head, aliases=encoder.info.aliases).tensors
+    except UserError:
+        return False
+    shapes = {name: value.shape for name, value in found.items() if not (head and name.startswith(head))}
+    return shapes == {name: value.shape for name, value in own.items()}
+
+
 def _require_same_tensors(
     source: str, encoder: Encoder, weights: Mapping[str, Tensor], own: Mapping[str, Tensor], *, prefix: str
 ) -> None:

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from crossdistill.distillation.student import load_student, locate_student, read_facts, read_view
-from crossdistill.encoders import Encoder, create_encoder, is_from_file
-from crossdistill.encoders.weights import load_tensors, load_weights, read_public_weights
+from crossdistill.encoders import Encoder, create_encoder, is_from_file, list_encoders
+from crossdistill.encoders.weights import fits, load_tensors, read_public_weights
 from crossdistill.errors import UserError
 from crossdistill.quantization.quantize import parse_bit_widths, quantize
+from crossdistill.utils.weight_files import read_weights
 
 
 def preview_encoder(name: str, weights: str | None = None, **view: int | None) -> Encoder:
@@ -95,7 +96,21 @@ def load_named_weights(encoder: Encoder, weights: str, *, option: str, adapt_ste
             "pretrained for a network of Hugging Face"
         )
     else:
-        load_weights(encoder, Path(weights), adapt_stem=adapt_stem)
+        _load_file(encoder, Path(weights), option=option, adapt_stem=adapt_stem)
+
+
+def _load_file(encoder: Encoder, path: Path, *, option: str, adapt_stem: bool) -> None:
+    tensors = read_weights(path)
+    try:
+        load_tensors(encoder, tensors, source=str(path), adapt_stem=adapt_stem)
+    except UserError as error:
+        names = (name for name in list_encoders() if name.startswith(f"{encoder.view.modality}_"))
+        other = next((name for name in names if fits(preview_encoder(name), tensors)), None)
+        if other is None:
+            raise
+        raise UserError(
+            f"{error}, or name the network of this file: {option.removesuffix('-weights')} {other}"
+        ) from error
 
 
 def _load_student_weights(encoder: Encoder, folder: Path, *, given: str, adapt_stem: bool) -> None:

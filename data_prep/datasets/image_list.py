@@ -1,8 +1,9 @@
 """Your own pictures, from a table of paths, labels and splits.
 
 --list is a CSV file or a text file with one picture per line: path, then label, then split. Columns are separated by
-commas, tabs or, in a file without either, by spaces. If the first line has the word path, it names the columns (path,
-label, split; others are ignored), in any order. Label and split may be absent or empty:
+commas, tabs or, in a file without either, by spaces. If the first line has the word path, filename or image, it names
+the columns (path, label, split, or words for the same such as class and set; others are ignored), in any order. Label
+and split may be absent or empty:
 
 * without a label, the picture is training data for distillation;
 * without a split, a picture with a label is a training picture. Splits are train (or training), test (or testing) and
@@ -25,11 +26,17 @@ from pathlib import Path
 from crossdistill.data.manifest import Manifest
 from crossdistill.data.pictures import PICTURE_SUFFIXES
 from crossdistill.errors import UserError
+from data_prep.datasets.list_file import COLUMNS as COLUMNS_OF_VIDEOS
 from data_prep.pipeline.class_folders import PARTS, number_classes, part_of_word, with_test_part
 from data_prep.pipeline.prepare import PictureOptions, SourceVideo, prepare_videos
 from data_prep.pipeline.sources import VIDEO_SUFFIXES, read_class_names, read_text, require_some_found
 
-COLUMNS = ("path", "label", "split")
+COLUMNS = {
+    "path": COLUMNS_OF_VIDEOS["path"] | {"image", "image_path", "image_name", "picture", "picture_path"},
+    "label": COLUMNS_OF_VIDEOS["label"],
+    "split": COLUMNS_OF_VIDEOS["split"],
+}
+"""What a column holds, in the order of tables that do not say it, to the names that it may have in the first line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,10 +119,10 @@ def read_rows(path: Path) -> Iterator[Row]:
             if not any(cells):
                 continue
             if columns is None:
-                names = [cell.lower() for cell in cells]
-                columns = names if "path" in names else COLUMNS
-                if columns is names:
+                columns = _read_header(cells, f"{path} line {reader.line_num}")
+                if columns is not None:
                     continue
+                columns = tuple(COLUMNS)
             place = f"{path} line {reader.line_num}"
             if len(cells) > len(columns):
                 raise UserError(f"{place} has {len(cells)} columns instead of {', '.join(columns)}: quote the path")
@@ -125,6 +132,21 @@ def read_rows(path: Path) -> Iterator[Row]:
             yield Row(place, row["path"], row.get("label", ""), row.get("split", ""))
     except csv.Error as error:
         raise UserError(f"{path} line {reader.line_num} is no line of a table ({error}): correct it") from error
+
+
+def _read_header(cells: Sequence[str], place: str) -> Sequence[str] | None:
+    """Return what each column holds if the first line names the columns; None if it is a picture."""
+    words = [cell.lower().replace(" ", "_") for cell in cells]
+    if not COLUMNS["path"].intersection(words):
+        return None
+    kinds = [next((kind for kind, known in COLUMNS.items() if word in known), word) for word in words]
+    for kind in COLUMNS:
+        named = [word for word, found in zip(words, kinds, strict=True) if found == kind]
+        if len(named) > 1:
+            raise UserError(
+                f"{place}: the columns {named[0]} and {named[1]} may both be the {kind}: rename or remove one of them"
+            )
+    return kinds
 
 
 def _part(row: Row) -> str | None:

@@ -66,6 +66,7 @@ def read_pictures(options: ImagenetOptions) -> tuple[list[str], list[SourceVideo
     _require_unpacked(options.pictures)
     found = find_pictures(options.pictures, out=options.out)
     if found[0].byte_range is not None:
+        _say_unused(options, "shards hold")
         return _from_shards(found)
     part_of = part_folders(options.pictures)
     if not part_of:
@@ -84,6 +85,8 @@ def read_pictures(options: ImagenetOptions) -> tuple[list[str], list[SourceVideo
         for picture, place in zip(found, places, strict=True)
         if len(place) == 2 and part_of.get(place[0]) == "test"
     ]
+    if not flat:
+        _say_unused(options, "folders give")
     truth = _validation_classes(options, flat) if flat else {}
     sources = []
     for picture, place in zip(found, places, strict=True):
@@ -98,6 +101,13 @@ def read_pictures(options: ImagenetOptions) -> tuple[list[str], list[SourceVideo
             )
         sources.append(SourceVideo(picture.name, {"rgb": picture.path}, label=labels[name], splits=PARTS[part]))
     return train, sources
+
+
+def _say_unused(options: ImagenetOptions, source: str) -> None:
+    if options.annotations is not None:
+        console.print(
+            f"--annotations {options.annotations} is not read, because the {source} the classes of all pictures"
+        )
 
 
 def _without_challenge(found: list[FoundPicture], part_of: dict[str, str]) -> tuple[list[FoundPicture], dict[str, str]]:

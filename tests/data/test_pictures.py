@@ -110,6 +110,7 @@ UNREADABLE = {
     "other bytes": (bytes(range(256)) * 4, "unreadable: is no picture"),
     "a bomb": (bomb(), "too large: .*400000000 pixels"),
     "one pixel": (encode(Image.new("RGB", (1, 1)), "PNG"), "too small: 1x1 pixels"),
+    "32 bits": (encode(Image.new("I", (48, 32), 200), "TIFF"), "unreadable: its values have 32 bits"),
     "floats": (encode(Image.new("F", (48, 32)), "TIFF"), "unreadable: its values are floats"),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -193,6 +194,22 @@ def test_merge_of_shards__is_the_whole_run(tmp_path):
     assert [v.to_json() for v in merged.videos] == [v.to_json() for v in whole.videos]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["dask", "ray"])
+def test_images__cluster_gives_the_same_manifest(engine, tmp_path):
+    pytest.importorskip({"dask": "distributed"}.get(engine, engine))
+    root = make(tmp_path / "p", *(f"{c}/{i}.jpg" for c in "ab" for i in range(3)))
+    here = images.prepare(options(root))
+    with contextlib.ExitStack() as stack:
+        changes = {"engine": engine, "workers": 2}
+        if engine == "dask":
+            distributed = importlib.import_module("distributed")
+            cluster = distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)
+            changes = {"engine": engine, "workers": None, "address": stack.enter_context(cluster).scheduler_address}
+        there = images.prepare(dataclasses.replace(options(root), out=tmp_path / "there", **changes))
+    assert [v.to_json() for v in there.videos] == [v.to_json() for v in here.videos]
+
+
 def test_inspect__draws_pictures_as_a_grid(tmp_path, capsys):
     root = make(tmp_path / "p", *(f"{c}/{i}.jpg" for c in "ab" for i in range(5)))
     images.prepare(options(root))
@@ -295,6 +312,17 @@ def test_imagenet__validation_folders_and_shards(tmp_path):
     assert len(classes) == 1000 and Counter(s.splits["1"] for s in sources) == {"train": 4, "test": 2}
 
 
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_imagenet__says_that_annotations_are_not_read(is_packed, tmp_path, capsys):
+    root = make(tmp_path / "p", "train/n01440764/1.JPEG", "val/n01440764/2.JPEG")
+    given = imagenet.ImagenetOptions(
+        pictures=shards(tmp_path / "s") if is_packed else root, out=tmp_path / "out", annotations=tmp_path / "absent"
+    )
+    imagenet.read_pictures(given)
+    expected = "is not read, because the " + ("shards hold" if is_packed else "folders give")
+    assert expected in " ".join(capsys.readouterr().out.split())
+
+
 # image_list.
 
 
@@ -310,6 +338,7 @@ def listed(tmp_path: Path, text: str, **changes: object) -> image_list.ImageList
     [
         "a/1.jpg,cat,train\na/2.jpg,dog,train\na/3.jpg,cat,val\na/4.jpg\n",
         "split,extra,path,label\ntrain,x,a/1.jpg,cat\n,x,a/2.jpg,dog\nvalidation,x,a/3.jpg,cat\n,,a/4.jpg,\n",
+        "Filename,Class,Set\na/1.jpg,cat,train\na/2.jpg,dog,\na/3.jpg,cat,test\na/4.jpg,,\n",
         "a/1.jpg\tcat\ttrain\r\na/2.jpg\tdog\r\n\r\na/3.jpg\tcat\ttest\r\na/4.jpg\r\n",
         "a/1.jpg cat train\na/2.jpg dog\na/3.jpg cat test\na/4.jpg\n",
     ],
@@ -395,6 +424,7 @@ def test_folder__of_pictures_names_the_command(tmp_path):
         ("a/1.mp4,cat\n", r"line 1 names the video a/1.mp4: for videos, type python -m data_prep list"),
         ("cat,a/1.jpg\n", r"line 1 names 'cat', which is no picture"),
         ("a/1.jpg,cat,train,4\n", r"line 1 has 4 columns instead of path, label, split"),
+        ("file,class,label\na/1.jpg,0,cat\n", r"line 1: the columns class and label may both be the label: rename"),
         ("", r"list.csv names no picture"),
     ],
 )

@@ -226,3 +226,22 @@ def test_sizes__of_a_network_that_keeps_tensors_between_calls_leave_it_as_it_was
         _, tokens = encoder.embed_with_tokens(clip)
         expected = model(clip[:, :, 0]).last_hidden_state[:, num_prefix:]
     torch.testing.assert_close(tokens[:, :, 0].flatten(2).transpose(1, 2), expected)
+
+
+def test_cospress__reduces_standardised_teacher_features_by_one_linear_layer():
+    torch.manual_seed(0)
+    student, teacher, inputs = nn.Linear(4, 3), nn.Linear(4, 5), torch.randn(6, 4)
+    distiller = crossdistill.Distiller(
+        student=student, teachers=teacher, student_dim=3, teacher_dim=5, objective="cospress"
+    )
+    head = distiller.trainable.heads["cospress_of_teacher"]
+    scale, shift, weight, bias = (torch.randn_like(p) for p in head.parameters())
+    torch.nn.utils.vector_to_parameters(torch.cat([scale, shift, weight.flatten(), bias]), head.parameters())
+    targets = teacher(inputs)
+    centred = targets - targets.mean(1, keepdim=True)
+    unit = centred / (centred.square().mean(1, keepdim=True) + 1e-5).sqrt()
+    reduced = (unit * scale + shift) @ weight.T + bias
+    of_head, of_student = crossdistill.objectives.cospress_loss(
+        student=student(inputs), teacher=targets, reduced=reduced
+    )
+    torch.testing.assert_close(distiller(inputs).loss, of_head + of_student)

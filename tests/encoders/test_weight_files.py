@@ -12,6 +12,7 @@ from torch import nn
 from crossdistill.encoders import create_encoder
 from crossdistill.encoders.weights import load_weights
 from crossdistill.errors import UserError
+from crossdistill.recipes.weights import load_named_weights
 from crossdistill.utils.weight_files import read_weights
 
 
@@ -99,6 +100,16 @@ def test_load_weights__names_the_prefix_and_both_shapes_of_another_width(encoder
     torch.save({"state_dict": named("model.", wider.body.state_dict())}, tmp_path / "wide.ckpt")
     with pytest.raises(UserError, match=r"under 'model\.': .* of another shape \(first: .*\[16.*\] instead of \[8"):
         load_weights(encoder, tmp_path / "wide.ckpt")
+
+
+def test_load_named_weights__says_which_network_fits_the_file(encoder, tmp_path):
+    wider = create_encoder("flow_tiny3d_16", num_frames=4, size_px=16)
+    torch.save({"state_dict": named("model.", wider.body.state_dict())}, tmp_path / "wide.ckpt")
+    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "other.pth")
+    with pytest.raises(UserError, match=r"depth, or name the network of this file: --teacher flow_tiny3d_16$"):
+        load_named_weights(encoder, str(tmp_path / "wide.ckpt"), option="--teacher-weights")
+    with pytest.raises(UserError, match=r"same architecture, width and depth$"):
+        load_named_weights(encoder, str(tmp_path / "other.pth"), option="--teacher-weights")
 
 
 def test_read_weights__goes_by_the_first_bytes(encoder, tmp_path):
