@@ -88,8 +88,11 @@ KNN = ["--knn-clips", 12, "--knn-every-epochs", 0.25]
 NEW_OBJECTIVES = ["cospress", "unic", "token-relations", "time-relations"]
 RESUME_CASES = {
     "momentum": ([*PAIR, "--objective", "compress-2q", *KNN], 1, (3, 8)),
-    "no momentum, dropout, SGD": ([*DROPOUT_PAIR, "--objective", "compress-1q", "--optimizer", "sgd"], 1, (5,)),
-    "live, accumulation, mixed": ([*PAIR, "--objective", "compress-2q-live", "--accumulate", 2, "--mix"], 1, (3,)),
+    "live, dropout, accumulation, mixed, SGD": (
+        [*DROPOUT_PAIR, "--objective", "compress-2q-live", "--accumulate", 2, "--mix", "--optimizer", "sgd"],
+        1,
+        (3,),
+    ),
     "labels": (["--supervised", "--student", "flow_r3d10"], 1, (5,)),
     "two processes": ([*LONG_PAIR, "--objective", "compress-2q", *NEW_OBJECTIVES], 2, (3,)),
     "two processes, two teachers, quantised, bags": (
@@ -160,7 +163,8 @@ def test_resume__stopped_runs_end_with_the_same_bits(tmp_path, toy_folder, teach
     assert evaluations(whole) == evaluations(killed) and bool(evaluations(whole)) == ("--knn-clips" in pair)
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
 def test_resume__in_either_stage_of_a_run_through_a_proxy(tmp_path, toy_folder, teacher_file, processes):
     """Both stages continue where they were killed, and a finished proxy is taken as it is."""
     options = [*TWO_TEACHERS, "--teacher-weights", teacher_file, "--data", toy_folder, "--batch-size", 8 // processes]
