@@ -13,13 +13,15 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from result_plots import GAIN_PLOTS, accuracy_plot, uses_plot
-from result_rows import PICTURE_MEASURES, RESULTS, Row, measures_of, read, signed
+from result_plots import GAIN_PLOTS, accuracy_plot, settings_plot, uses_plot
+from result_rows import MEASURES, PICTURE_MEASURES, RESULTS, Row, measures_of, read, signed
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (*(RESULTS / f"{name}.md" for name in ("results", "biisc", "caltech101", "methods")), ROOT / "README.md")
 PICTURES = "caltech101"
 """Tables of this name and of those that begin with it have the columns of the experiment on pictures."""
+SETTINGS = "caltech101_settings"
+"""Tables of this name have one line for each setting."""
 MARK = re.compile(r"(<!-- table: ([\w ,-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 NO_RUN = "*No run of these rows has ended.*"
 INTERVAL, SEEDS = "95 % interval", "seeds ±"
@@ -63,6 +65,17 @@ def picture_table(rows: Sequence[Row]) -> str:
             lines.append([*about, measure, *numbers, *gain, row["seeds"], epochs, row["machine"]])
     header = ["learned from", "student", "measure", "teacher's", "untrained", "baseline", "distilled", "gain", INTERVAL]
     return markdown([*header, "seeds", "epochs: baseline / distilled", "machine"], lines, num_text=3)
+
+
+def setting_table(rows: Sequence[Row]) -> str:
+    """One line for each setting of the experiment on pictures."""
+    lines = [
+        [row["student"], *(row.get(f"distilled_{key}") or "–" for key in PICTURE_MEASURES)]
+        + [signed(row[f"gain_{key}"]) for key in MEASURES]
+        for row in rows
+    ]
+    gains = [f"gain, {measure}" for measure in MEASURES.values()]
+    return markdown(["setting", *PICTURE_MEASURES.values(), *gains], lines, num_text=1)
 
 
 def interval(row: Row, key: str) -> str:
@@ -150,6 +163,8 @@ def table(name: str) -> str:
     rows = [row for row in read(file) if use in ("", row["use"])]
     if not rows:
         return NO_RUN
+    if file == SETTINGS:
+        return setting_table(rows)
     return picture_table(rows) if file.startswith(PICTURES) else gain_table(rows)
 
 
@@ -157,8 +172,9 @@ def outputs() -> dict[Path, str]:
     """File to content."""
     pages = {page: page.read_text(encoding="utf-8") for page in PAGES}
     written = {page: MARK.sub(lambda m: f"{m[1]}\n{table(m[2])}\n\n{m[4]}", content) for page, content in pages.items()}
-    plots = {path.with_suffix(".svg"): accuracy_plot(path.stem) for path in RESULTS.glob(f"{PICTURES}*.csv")}
-    plots[RESULTS / "uses.svg"] = uses_plot()
+    students = [path for path in RESULTS.glob(f"{PICTURES}*.csv") if path.stem != SETTINGS]
+    plots = {path.with_suffix(".svg"): accuracy_plot(path.stem) for path in students}
+    plots |= {RESULTS / "uses.svg": uses_plot(), RESULTS / f"{SETTINGS}.svg": settings_plot(SETTINGS)}
     return written | plots | {RESULTS / f"{name}.svg": plot() for name, plot in GAIN_PLOTS.items()}
 
 

@@ -12,9 +12,9 @@
 #
 # Finished runs are skipped and started runs continue. Variables choose a part of it, or another size:
 #   ROWS="labels alone pile"   parts: labels; alone (distilled from Caltech-101); pile (from Caltech-101 and the pile);
-#                              shots (few labels); objectives; temperature; bank; augmentations; fuel (shares of
-#                              Caltech-101); precision and itself, which need the runs of labels and alone. Or: all
-#                              of these. Besides: lightly (lightly-train's own distillation); lengths (the number of
+#                              shots (few labels); objectives; mix (a running teacher, and mixed pictures); temperature;
+#                              bank; augmentations; fuel (shares of Caltech-101); precision and itself, which need the
+#                              runs of labels and alone. Or: all of these. Besides: lightly (lightly-train's own distillation); lengths (the number of
 #                              epochs with labels after which accuracy on held-out training pictures stops rising);
 #                              choose (objectives on held-out training pictures, 20 epochs)
 #   STUDENTS="resnet18 mobilenet_v2 alexnet"     students of lengths, labels, alone, pile and shots; other parts: ResNet-18
@@ -29,7 +29,7 @@ pictures=$(realpath "$1") pile=$(realpath "$2") weights=$(realpath "$3") out=$4
 seeds=${*:5}
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 python="${PYTHON:-$here/.venv/bin/python}"
-all="labels alone pile shots objectives temperature bank augmentations fuel precision itself"
+all="labels alone pile shots objectives mix temperature bank augmentations fuel precision itself"
 parts=" ${ROWS:-labels alone pile} "
 parts=${parts/ all / $all }
 for part in $parts; do
@@ -144,6 +144,11 @@ for seed in ${seeds:-0 1 2}; do
       row "resnet18-${objective// /-}" alone --objective $objective
     done
     row resnet18-mse-bn alone --objective mse --standardize mean-variance --adapter mlp2
+  fi
+  if has mix; then
+    live=("${teacher[@]}" --teacher-size 128)
+    row resnet18-live taught "${live[@]}"
+    row resnet18-mix taught "${live[@]}" --mix
   fi
   if has lightly; then  # its loss, augmentation, optimizer and schedule
     run="resnet18-lightly-seed$seed"

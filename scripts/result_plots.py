@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -149,6 +150,55 @@ def accuracy_plot(name: str) -> str:
     )
     title = "Caltech-101: top-1 accuracy of students in percent"
     return svg(title, text(16, 26, title, more='font-size="16" font-weight="600"') + key, grid, parts, height=y + 34)
+
+
+SETTINGS = ("Temperature", "Memory bank", "Stored crops", "Shares of Caltech-101")
+
+
+def settings_plot(name: str) -> str:
+    """Accuracy of one student by temperature, size of the bank, stored crops and share of the pictures: a panel each."""
+    groups = {use: [row for row in read(name) if row["use"] == use] for use in SETTINGS}
+    shown = [float(row[f"distilled_{key}"]) for rows in groups.values() for row in rows for key in MEASURES]
+    low, high = 5 * (min(shown, default=0.0) // 5), -5 * (-max(shown, default=5.0) // 5)
+    top, bottom, width, gap = 96.0, 300.0, 160.0, 24.0
+
+    def y_at(percent: float) -> float:
+        return bottom - (percent - low) / (high - low) * (bottom - top)
+
+    grid, parts = [], []
+    for percent in range(int(low), int(high) + 1, 5):
+        y = y_at(percent)
+        grid.append(f'<line x1="44" x2="{WIDTH - 12}" y1="{y:.1f}" y2="{y:.1f}" stroke="#e4e4e4"/>')
+        grid.append(text(36, y + 4, str(percent), anchor="end", more='fill="#555"'))
+    for panel, (use, rows) in enumerate(groups.items()):
+        left = 60 + panel * (width + gap)
+        by_value = sorted(rows, key=lambda row: setting_of(row["student"])[0])
+        xs = [left + width * (i + 0.5) / len(by_value) for i in range(len(by_value))]
+        parts.append(text(left + width / 2, top - 10, use.lower(), anchor="middle", more='font-weight="600"'))
+        names = [setting_of(row["student"])[1] for row in by_value]
+        parts += [text(x, bottom + 18, n, anchor="middle", more='fill="#555"') for x, n in zip(xs, names, strict=True)]
+        for key in MEASURES:
+            points = [(x, y_at(float(row[f"distilled_{key}"]))) for x, row in zip(xs, by_value, strict=True)]
+            path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+            parts.append(f'<polyline points="{path}" fill="none" stroke="{COLOURS[key]}" stroke-width="2"/>')
+            parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{COLOURS[key]}"/>' for x, y in points]
+    legend = "".join(
+        f'<circle cx="{20 + 120 * i}" cy="52" r="4" fill="{COLOURS[k]}"/>' + text(30 + 120 * i, 56, measure)
+        for i, (k, measure) in enumerate(MEASURES.items())
+    )
+    title = "Caltech-101: accuracy of a ResNet-18 without labels, in percent, by setting"
+    head = text(16, 26, title, more='font-size="16" font-weight="600"') + legend
+    return svg(title, head, grid, parts, height=bottom + 34)
+
+
+def setting_of(student: str) -> tuple[float, str]:
+    """The number of a setting such as ``bank of 256``, for its place and its label; "all" is the largest."""
+    number = re.search(r"\d+(\.\d+)?", student)
+    if number is None:
+        return math.inf, "all"
+    is_more = "and the pile" in student
+    unit = " %" if "%" in student else ""
+    return float(number[0]) + is_more, f"{number[0]}{unit}{' + pile' if is_more else ''}"
 
 
 NETWORKS = {

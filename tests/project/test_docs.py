@@ -384,6 +384,34 @@ def test_uses_plot__puts_students_at_the_time_of_the_fastest_runtime(monkeypatch
     assert f'y1="{top:.1f}" y2="{low:.1f}" stroke-width="5"' in drawn
 
 
+def test_settings_plot__orders_each_panel_by_its_number(monkeypatch):
+    settings = {
+        "Temperature": ["temperature 0.1", "temperature 0.02"],
+        "Memory bank": ["bank of all pictures", "bank of 256"],
+        "Stored crops": ["16 crops of each picture", "1 crop of each picture"],
+        "Shares of Caltech-101": ["100 % and the pile", "100 % of the pictures", "25 % of the pictures"],
+    }
+    rows = [
+        {"use": use, "student": name, "distilled_1nn": str(50 + i), "distilled_linear": str(60 + i)}
+        for use, names in settings.items()
+        for i, name in enumerate(names)
+    ]
+    monkeypatch.setattr(result_plots, "read", lambda name: rows)
+    drawn = result_plots.settings_plot("caltech101_settings")
+    labels = re.findall(r'y="318.0" text-anchor="middle" [^>]*>([^<]+)<', drawn)
+    assert labels == ["0.02", "0.1", "256", "all", "1", "16", "25 %", "100 %", "100 % + pile"]
+    heights = [[float(pair.split(",")[1]) for pair in line.split()] for line in re.findall(r'points="([^"]+)"', drawn)]
+    # From 50 at the bottom (300) to 65 at the top (96). The row that the file has first is the last of its panel.
+    assert heights[:2] == [[286.4, 300.0], [150.4, 164.0]] and heights[-1] == [136.8, 150.4, 164.0]
+
+
+def test_setting_table__has_one_line_for_each_setting():
+    row = {"use": "Temperature", "student": "temperature 1", "distilled_1nn": "50.0", "distilled_linear": "60.0"}
+    row |= {"distilled_5shot": "40.0", "gain_1nn": "-3.0", "gain_linear": "1.0"}
+    line = make_results.setting_table([row]).splitlines()[-1]
+    assert line == "| temperature 1 | 50.0 | 60.0 | – | – | 40.0 | – | −3.0 | +1.0 |"
+
+
 def evaluation_of(digits):
     """An evaluation of one clip of each person, with these hits in 1-NN and linear accuracy."""
     results = {
