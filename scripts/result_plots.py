@@ -156,7 +156,7 @@ SETTINGS = ("Temperature", "Memory bank", "Stored crops", "Shares of Caltech-101
 
 
 def settings_plot(name: str) -> str:
-    """Accuracy of one student by temperature, size of the bank, stored crops and share of the pictures: a panel each."""
+    """Accuracy of one student by temperature, bank, stored crops and share of the pictures: a panel each."""
     groups = {use: [row for row in read(name) if row["use"] == use] for use in SETTINGS}
     shown = [float(row[f"distilled_{key}"]) for rows in groups.values() for row in rows for key in MEASURES]
     low, high = 5 * (min(shown, default=0.0) // 5), -5 * (-max(shown, default=5.0) // 5)
