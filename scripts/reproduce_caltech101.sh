@@ -18,7 +18,8 @@
 #                              epochs with labels after which accuracy on held-out training pictures stops rising);
 #                              choose (objectives on held-out training pictures, 20 epochs)
 #   STUDENTS="resnet18 mobilenet_v2 alexnet"     students of lengths, labels, alone, pile and shots; other parts: ResNet-18
-#   EPOCHS=200 PILE_EPOCHS=20 PILE_CROPS=4       passes over the pictures; stored crops of each where the pile is used
+#   EPOCHS=200 PILE_EPOCHS=20                    passes over the pictures, without the pile and with it
+#   PILE_CROPS=4 PILE_BANK=16384                 stored crops of each picture and size of the bank, with the pile
 #   LABEL_EPOCHS=200 LENGTHS="50 100 200 400"    passes with all labels, EPOCHS by default; those that lengths compares
 #   SIZE=64                                      height and width in pixels that students see
 #   PRECISION=auto                               or bf16, fp32: precision of teacher and students
@@ -72,7 +73,7 @@ row() {
     labels) kind=(--supervised --data caltech101 --epochs "${LABEL_EPOCHS:-$epochs}") ;;
     taught) kind=("${learn[@]}") ;;
     alone) kind=("${learn[@]}" --teacher-cache features) ;;
-    pile) kind=("${learn[@]}" --teacher-cache pile_features --data caltech101 pile --bank-size 16384
+    pile) kind=("${learn[@]}" --teacher-cache pile_features --data caltech101 pile --bank-size "${PILE_BANK:-16384}"
       --epochs "$pile_epochs" --warmup-epochs 1) ;;
   esac
   if [ ! -f "$run/results.json" ]; then
