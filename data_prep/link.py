@@ -4,7 +4,7 @@ The folder gets the manifest, and the address of the files. Training, evaluation
 that they read, and keep the last of them in the folder, up to --copy-size. Pack the dataset first (python -m data_prep
 pack), and upload its folder as it is. Addresses: s3://bucket/path, gs://bucket/path, https://host/path, and all others
 that fsspec knows. Credentials and settings come from where fsspec and its libraries look for them, for example
-AWS_ACCESS_KEY_ID and FSSPEC_S3_ENDPOINT_URL. A file that is larger than memory is never read whole.
+AWS_ACCESS_KEY_ID and FSSPEC_S3_ENDPOINT_URL.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import tyro
 
 from crossdistill.data.manifest import MANIFEST_NAME, Manifest
 from crossdistill.data.stores import LINK_NAME, find_store, link_text, read_remote
+from crossdistill.data.video_table import VideoTable
 from crossdistill.errors import UserError
 from crossdistill.utils.files import atomic_path, write_text_atomically
 from data_prep.pipeline.sizes import parse_size
@@ -54,6 +55,7 @@ def link_dataset(options: LinkOptions) -> Manifest:
     content = read_remote(url, MANIFEST_NAME)
     with atomic_path(options.out / MANIFEST_NAME) as temporary:
         temporary.write_bytes(content)
+        VideoTable.open(temporary)  # else what the folder had before stays
     write_text_atomically(options.out / LINK_NAME, link_text(url, max_bytes=max_bytes))
     find_store.cache_clear()
     manifest = Manifest.load(options.out)

@@ -22,8 +22,8 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from crossdistill.data.manifest import Manifest, Stream, Video
-from crossdistill.data.stores import locate
+from crossdistill.data.manifest import Manifest, Stream, Video, is_prepared
+from crossdistill.data.stores import LINK_NAME, locate
 from crossdistill.data.videos import LazyVideos, Row
 from crossdistill.errors import UnreadableVideoError, UserError
 from crossdistill.utils.console import console, progress_bar
@@ -101,7 +101,7 @@ def pack_dataset(options: PackOptions) -> Manifest:
         task = bar.add_task("packing", total=len(positions))
         for shard in shards:
             path = options.out / shard.name
-            if path.is_file():  # it is whole, because it was renamed when it was
+            if path.is_file() and path.stat().st_size == shard.num_bytes:
                 bar.advance(task, len(shard.positions))
             else:
                 write_shard(path, manifest, shard, owners, on_video=lambda: bar.advance(task))
@@ -131,6 +131,8 @@ def _claim(out: Path, facts: list[Any]) -> None:
     """Raise a ``UserError`` if a folder has shards of something else; else note what it gets."""
     path, plan = out / PLAN_NAME, json.dumps(facts)
     known = path.read_text(encoding="utf-8").strip() if path.is_file() else None
+    if known is None and (is_prepared(out) or (out / LINK_NAME).exists()):
+        raise UserError(f"--out {out} holds another dataset: give another folder")
     if known is None and (out / "shards").exists():
         known = "none"
     if known not in (None, plan):
@@ -139,6 +141,8 @@ def _claim(out: Path, facts: list[Any]) -> None:
             f"{out / 'shards'} and {path}"
         )
     write_text_atomically(path, plan + "\n")
+    for unfinished in (out / "shards").glob(".*.tmp"):  # of a killed process
+        unfinished.unlink(missing_ok=True)
 
 
 Owners = Mapping[str, int]

@@ -31,6 +31,8 @@ from crossdistill.data.pictures import index_picture
 from crossdistill.data.sequential import decode_frames
 from crossdistill.data.stores import locate
 from crossdistill.data.streams import STREAM_FORMATS, Picture, StreamFormat
+from crossdistill.data.video_table import digested_header
+from crossdistill.data.videos import content_digest
 from crossdistill.errors import UnreadableVideoError, UserError
 from crossdistill.utils.console import console, print_table
 from data_prep.pipeline.executor import Engine, run_jobs
@@ -73,11 +75,12 @@ def verify_dataset(options: VerifyOptions) -> None:
 
     Raises:
         SystemExit: A file is bad; the status is 1.
-        UserError: An option is out of range, or the folder is not a prepared dataset.
+        UserError: An option is out of range, or the folder is not a prepared dataset, or its manifest is damaged.
     """
     if options.time_limit <= 0:
         raise UserError(f"--time-limit {options.time_limit:g} is out of range: give a number of seconds above 0")
     manifest = Manifest.load(options.folder)
+    _require_same_digest(manifest)
     checks = StreamChecks(manifest)
     check = partial(_check_in_child, time_limit_seconds=options.time_limit)
     engine, hint = Engine("threads", workers=options.workers), "repeat the command to check all files again"
@@ -89,6 +92,16 @@ def verify_dataset(options: VerifyOptions) -> None:
     bad = {checks[i].path for i, finding in enumerate(findings) if finding.is_bad}
     if bad:
         raise SystemExit(f"crossdistill: error: {_remedy(manifest, len(bad))}")
+
+
+def _require_same_digest(manifest: Manifest) -> None:
+    """Raise a ``UserError`` if a name, a label, a split or an entry of a stream changed after it was written."""
+    table = manifest.table
+    if content_digest(*digested_header(table.header), table.rows()) != table.content_digest:
+        raise UserError(
+            f"the manifest of {manifest.root} is damaged: a name, label, split or entry of a file is not what was "
+            "written; bring it back from a copy, or prepare the dataset again"
+        )
 
 
 def _remedy(manifest: Manifest, num_bad: int) -> str:
@@ -355,7 +368,8 @@ def _compare_index(stream: Stream, index: _FoundIndex) -> Finding:
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     """Run one check in the child process."""
     stream = Stream.from_json(request["stream"])
-    check = StreamCheck(Path(request["root"]), request["column"], stream, request["is_original"])
+    segments = tuple(map(Stream.from_json, request["segments"]))
+    check = StreamCheck(Path(request["root"]), request["column"], stream, request["is_original"], segments)
     return dataclasses.asdict(check.find())
 
 
@@ -366,6 +380,7 @@ def _check_in_child(check: StreamCheck, *, time_limit_seconds: float) -> Finding
         "column": check.column,
         "stream": check.stream.to_json(),
         "is_original": check.is_original,
+        "segments": [segment.to_json() for segment in check.segments],
     }
     try:
         return Finding(**ask(__name__, request, time_limit_seconds=time_limit_seconds))

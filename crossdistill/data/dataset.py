@@ -281,6 +281,10 @@ def _as_it_is(batch: PairedBatch) -> PairedBatch:
     return batch
 
 
+def _end_at_the_next(number: int, frame: object) -> None:
+    signal.signal(number, signal.SIG_DFL)
+
+
 def _set_up_worker(worker: int) -> None:
     """Set up a process that decodes."""
     # OpenCV and torch start no threads, because the workers already run in parallel.
@@ -290,6 +294,9 @@ def _set_up_worker(worker: int) -> None:
     # finishes.
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    # torchrun and SLURM send SIGTERM to every process as well. The second one ends the worker, because Python waits for
+    # workers that it has told to end, and repeats that.
+    signal.signal(signal.SIGTERM, _end_at_the_next)
     info = get_worker_info()
     if info is not None and isinstance(info.dataset, PairedClips) and info.dataset.decoded is not None:
         info.dataset.decoded.share_among(info.num_workers)

@@ -281,8 +281,8 @@ def read_lines(path: Path) -> VideoTable:
     header = next(_read_objects(path))
     if header.get("format") != LINES_FORMAT:
         raise UserError(f"{path} is not a manifest of crossdistill: prepare the dataset again")
-    check_version(header["version"], LINES_VERSION, str(path))
     try:
+        check_version(header["version"], LINES_VERSION, str(path))
         layout = Layout.of(_read_rows(path))
         header = {name: header[name] for name in ("dataset", "classes", "flip_keeps_label", "facts")}
     except ROW_ERRORS as error:
@@ -299,12 +299,16 @@ def _read_rows(path: Path) -> Iterator[Row]:
 def _read_objects(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the objects one by one, because those of a million pictures take gigabytes."""
     number = 0
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path} line {number} is damaged ({error.msg}): prepare the dataset again") from error
+                found = json.loads(line)
+            except ValueError as error:  # no JSON, or no text
+                reason = getattr(error, "msg", None) or getattr(error, "reason", error)
+                raise UserError(f"{path} line {number} is damaged ({reason}): prepare the dataset again") from error
+            if not isinstance(found, dict):
+                raise UserError(f"{path} line {number} is damaged (it is no object): prepare the dataset again")
+            yield found
     if not number:
         raise UserError(f"{path} is empty: prepare the dataset again")
 

@@ -7,6 +7,7 @@ fetched by range: one request for each clip, and those of a batch side by side.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -21,12 +22,14 @@ from urllib.parse import quote
 
 from crossdistill.data.file_range import FileRange
 from crossdistill.data.manifest import Manifest, Stream
-from crossdistill.errors import UserError, require_package
+from crossdistill.errors import OneProcessError, UserError, require_package
 from crossdistill.utils.files import fitting_name, temporary_path
 from crossdistill.utils.records import read_versioned_json
 
 LINK_NAME, LINK_VERSION = "remote.json", 1
 COPY_NAME = "copies"
+RANGE_BEYOND_END = 416
+"""HTTP's status for a range that the file does not have."""
 NUM_REQUESTS = 16
 """Requests at once of one process. An answer takes tens of milliseconds, whatever its size."""
 PAUSES_SECONDS = (1.0, 2.0, 4.0, 8.0)
@@ -37,6 +40,8 @@ LEAST_BYTES_PER_SECOND = 50_000
 """A range that comes more slowly is asked for again."""
 FULL_SHARE = 0.9
 """Share of the largest size to which the copy is reduced when it is too large."""
+UNFINISHED_SECONDS = 3600.0
+"""Age from which a temporary file is one of a killed process."""
 CHECKS_PER_SIZE = 32
 """The copy is measured whenever a process has fetched this part of its largest size."""
 
@@ -149,13 +154,18 @@ def read_remote(url: str, path: str, *, start: int | None = None, end: int | Non
             return bytes(content)
         except Exception as error:  # each protocol has errors of its own
             is_refused = isinstance(error, PermissionError) or getattr(error, "status", None) in (401, 403)
+            if getattr(error, "status", None) == RANGE_BEYOND_END:
+                raise OneProcessError(
+                    f"{url} has fewer bytes in {path} than the manifest says: link the dataset again, or upload the "
+                    "file again"
+                ) from error
             if is_refused or isinstance(error, FileNotFoundError):
-                raise UserError(
+                raise OneProcessError(
                     f"{url} {'refuses' if is_refused else 'lacks'} {path} ({_reason(error)}): check the address and "
                     "the credentials that fsspec takes from the environment"
                 ) from error
             if pause_seconds is None:
-                raise UserError(
+                raise OneProcessError(
                     f"{url} does not give {path} ({_reason(error)}), after {len(PAUSES_SECONDS) + 1} requests: start "
                     "again when it answers; a training run continues with --resume"
                 ) from error
@@ -182,34 +192,49 @@ class RemoteStore:
 
     def fetch(self, stream: Stream) -> Path:
         """Return a file with the bytes of a stream; errors as in ``locate``."""
-        path = self.folder / fitting_name(f"{quote(stream.path, safe='')}@{stream.offset}+{stream.num_bytes}", room=40)
+        # With the checksum: a dataset that was uploaded and linked again has other bytes in the same place.
+        place = f"{stream.sha256[:16]}-{quote(stream.path, safe='')}@{stream.offset}+{stream.num_bytes}"
+        path = self.folder / fitting_name(place, room=40)
         try:
             os.utime(path)  # what was read last is removed last
-            return path
-        except FileNotFoundError:
+            if not stream.num_bytes or path.stat().st_size == stream.num_bytes:
+                return path
+        except (FileNotFoundError, NotADirectoryError):
             pass
         end = stream.offset + stream.num_bytes if stream.num_bytes else None
         content = read_remote(self.url, stream.path, start=stream.offset, end=end)
         if stream.offset and len(content) > stream.num_bytes:
-            raise UserError(
+            raise OneProcessError(
                 f"{self.url} answers a request for {stream.num_bytes} bytes with {len(content)}: serve the shards with "
                 "a web server that knows ranges, or copy the dataset to this machine"
             )
         is_whole = not stream.num_bytes or len(content) == stream.num_bytes
         if not is_whole or (stream.sha256 and hashlib.sha256(content).hexdigest() != stream.sha256):
-            raise UserError(
+            raise OneProcessError(
                 f"{self.url} has other bytes in {stream.path} from byte {stream.offset} on than the manifest says: "
                 "link the dataset again, or upload the shard again"
             )
-        self.folder.mkdir(exist_ok=True)
-        temporary = temporary_path(path)
-        temporary.write_bytes(content)  # not flushed to the disk: after a power failure it is fetched again
-        os.replace(temporary, path)
+        self._keep(path, content)
         self._fetched_bytes += len(content)
         if self._fetched_bytes * CHECKS_PER_SIZE > self.max_bytes:
             self._fetched_bytes = 0
             self._shrink()
         return path
+
+    def _keep(self, path: Path, content: bytes) -> None:
+        temporary = temporary_path(path)
+        try:
+            self.folder.mkdir(exist_ok=True)
+            # Not flushed to the disk: a file that a power failure has cut is fetched again.
+            temporary.write_bytes(content)
+            os.replace(temporary, path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise OneProcessError(
+                f"{self.folder} cannot keep a copy ({error.strerror}): free space there, make it writable, or link the "
+                "dataset into another folder or with a smaller --copy-size"
+            ) from error
 
     def fetch_all(self, streams: Iterable[Stream]) -> None:
         """Fetch streams side by side."""
@@ -225,6 +250,8 @@ class RemoteStore:
                 facts = entry.stat()
             except FileNotFoundError:  # another process was faster
                 continue
+            if entry.name.endswith(".tmp") and time.time() - facts.st_mtime < UNFINISHED_SECONDS:
+                continue  # another process writes it
             found.append((facts.st_mtime, facts.st_size, entry.path))
         total = sum(size for _, size, _ in found)
         if total <= self.max_bytes:

@@ -45,7 +45,7 @@ from crossdistill.utils.files import atomic_path
 
 ROWS_PER_BATCH = 16_384
 HEADER, SUMMARY = b"crossdistill-manifest", b"crossdistill-summary"
-ROW_ERRORS = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
+ROW_ERRORS = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError)
 """What a row raises that is none: errors of pyarrow are among them."""
 FORMAT_VERSION = 2
 """Version 1 is the manifest of JSON lines."""
@@ -136,13 +136,15 @@ class VideoTable(LazyVideos):
             *batches, last = (file.get_batch(i) for i in range(file.num_record_batches))
             trailer = file.get_batch_with_custom_metadata(file.num_record_batches - 1)
             summary = json.loads(trailer.custom_metadata[SUMMARY])
+            self._schema: pa.Schema = file.schema
+            self._empty: pa.RecordBatch = last
+            self._empty.validate(full=True)
+            _ = self.layout  # names and codes of the schema
         except UserError:
             raise
-        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        except (pa.ArrowException, OSError, *ROW_ERRORS) as error:
             raise self._damage(error) from error
         self._batches: list[pa.RecordBatch] = batches
-        self._schema: pa.Schema = file.schema
-        self._empty: pa.RecordBatch = last
         self._starts = [0, *itertools.accumulate(batch.num_rows for batch in batches)]
         self._readers: dict[int, BatchReader] = {}
         self._columns: dict[str, pa.ChunkedArray] = {}
@@ -182,6 +184,12 @@ class VideoTable(LazyVideos):
         if (path := find_outside(row, keeps_originals=self.keeps_originals)) is not None:
             raise outside_error(self._name, path)
         return row
+
+    def _video(self, row: Row) -> Video:
+        try:
+            return super()._video(row)
+        except ROW_ERRORS as error:
+            raise self._damage(error) from error
 
     def _open_batch(self, number: int) -> BatchReader:
         try:

@@ -267,14 +267,17 @@ class LazyVideos(Sequence[Video]):
     def __getitem__(self, key: int | slice) -> Video | Sequence[Video]:
         if isinstance(key, slice):
             return ChosenVideos(self, range(len(self))[key])
-        return Video.from_json(self.row(range(len(self))[key]))
+        return self._video(self.row(range(len(self))[key]))
 
     def rows(self) -> Iterator[Row]:
         """Yield the JSON objects of all videos."""
         return map(self.row, range(len(self)))
 
     def __iter__(self) -> Iterator[Video]:
-        return map(Video.from_json, self.rows())
+        return map(self._video, self.rows())
+
+    def _video(self, row: Row) -> Video:
+        return Video.from_json(row)
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,7 @@ A run keeps the global batch that it started with, however many processes resume
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
-from typing import Any
 
 from accelerate import Accelerator
 
@@ -58,7 +56,7 @@ class Start:
         """Read what a folder says."""
         if not folder.config.is_file():
             return Start()
-        content: dict[str, Any] = json.loads(folder.config.read_text(encoding="utf-8"))
+        content = folder.read_config()
         written = with_current_names(content["configuration"])
         optimization = written.get("optimization", {})
         return Start(

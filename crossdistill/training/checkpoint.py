@@ -97,8 +97,18 @@ class Checkpoints:
         return _read(self.path(step))
 
     def load_newest(self) -> tuple[int, dict[str, Any]] | None:
-        """Return the newest intact checkpoint and its step. Damaged checkpoints are reported and skipped."""
-        return self._newest()
+        """Return the newest intact checkpoint and its step. Damaged checkpoints are reported and skipped.
+
+        Raises:
+            UserError: There are checkpoints, and all of them are damaged, or one cannot be read.
+        """
+        newest = self._newest()
+        if newest is None and self.steps():
+            raise UserError(
+                f"no checkpoint in {self.folder} is intact: bring one back from a copy, or delete the folder to train "
+                "from the beginning"
+            )
+        return newest
 
     def num_processes_of_newest(self) -> int | None:
         """Return the number of processes that wrote the newest intact checkpoint; None if there is none."""
@@ -109,7 +119,12 @@ class Checkpoints:
         for step in reversed(self.steps()):
             try:
                 return step, _read(self.path(step), without=without)
-            except (SafetensorError, json.JSONDecodeError, KeyError, OSError) as error:
+            except OSError as error:
+                raise UserError(
+                    f"the checkpoint {self.path(step)} cannot be read ({error.strerror or error}): start again when it "
+                    "can, or delete it to continue from an earlier one"
+                ) from error
+            except (SafetensorError, json.JSONDecodeError, KeyError) as error:
                 console.print(f"passing over the checkpoint {self.path(step)}: it is damaged ({error})", style="yellow")
         return None
 

@@ -101,6 +101,7 @@ def train(
     scaling = GradientScaling(task.execution.precision, accelerator.device)
     resumable = Resumable(Checkpoints(folder.checkpoints), task, model, optimizer, scaling, accelerator, num_clips)
     state = resumable.restore(seed=plan.seed)
+    state.unreadable = _of_present_data(state.unreadable, dataset)
     batches = replace(batches, start_batch=state.step * plan.accumulate)
     checkpoint_every = plan.checkpoint_every_steps or steps_per_epoch
     evaluate_every = plan.evaluate_every_steps(num_steps, steps_per_epoch) if evaluate else num_steps + 1
@@ -244,6 +245,12 @@ def _faster_reading(dataset: PairedClips) -> list[str]:
     if any(dataset.is_read[1:]):
         remedies.append("cache the teacher (crossdistill cache): then its view is not read")
     return remedies
+
+
+def _of_present_data(unreadable: dict[str, str], dataset: PairedClips) -> dict[str, str]:
+    """Leave out videos below another folder: the data was moved since, and its videos are found unreadable again."""
+    folders = tuple(f"{root}/" for root in roots_of(dataset.entries))
+    return {video: reason for video, reason in unreadable.items() if video.startswith(folders)}
 
 
 def _count_unreadable(

@@ -17,6 +17,7 @@ from crossdistill.errors import UserError
 from crossdistill.training.run_folder import MetricsLog
 from crossdistill.types import StepOutput
 from crossdistill.utils.console import console, progress_bar
+from crossdistill.utils.distributed import largest_of_processes
 
 Batch = TypeVar("Batch")
 REMEDY = "lower --lr, add --clip-norm 1 or choose --precision fp32, and start again in another --out"
@@ -149,11 +150,13 @@ class Monitor:
         means = self.require_finite(step)
         num_clips = len(self.values["loss"]) * self.batch_size * self.accelerator.num_processes
         now = time.perf_counter()
+        # The slowest process decides: the others wait for it in the step.
+        (wait_us,) = largest_of_processes(self.accelerator, int(1e6 * self.wait_seconds))
         values = {
             **means,
             **state,
             "clips_per_second": num_clips / (now - self.clock),
-            "data_wait": self.wait_seconds / (now - self.clock),
+            "data_wait": wait_us / 1e6 / (now - self.clock),
             **self._when(step, now),
         }
         if self.log is not None:

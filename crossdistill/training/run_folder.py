@@ -155,7 +155,7 @@ class RunFolder:
                 raise UserError(
                     f"{self.path} already holds a run: add --resume to continue it, or choose another --out"
                 )
-            written = json.loads(self.config.read_text(encoding="utf-8"))
+            written = self.read_config()
             grows = self._require_same(written, content, may_grow, upgrade)
             if not written.get("contents"):  # of version 0.1: its paths are compared again next time
                 if grows:
@@ -164,6 +164,16 @@ class RunFolder:
                 content = {**written, "num_processes": num_processes}
             content["environment"] = written["environment"]  # of the start; only paths may be new
         write_text_atomically(self.config, json.dumps(content, indent=2) + "\n")
+
+    def read_config(self) -> dict[str, Any]:
+        """Read ``config.json``; raise a ``UserError`` if it is damaged."""
+        try:
+            written: dict[str, Any] = json.loads(self.config.read_text(encoding="utf-8"))
+        except ValueError as error:  # no JSON, or no text
+            raise UserError(
+                f"{self.config} is damaged ({error}): bring it back from a copy, or choose another --out"
+            ) from error
+        return written
 
     def _require_own_folder(self) -> None:
         """Raise a ``UserError`` if the folder holds files that are no run's; logs and configurations may lie in it."""
@@ -238,7 +248,7 @@ class MetricsLog:
 
     def __init__(self, folder: RunFolder, *, start_step: int, tracker: str) -> None:
         if folder.metrics.is_file():
-            lines = folder.metrics.read_text(encoding="utf-8").splitlines()
+            lines = folder.metrics.read_text(encoding="utf-8", errors="replace").splitlines()
             kept = [line for line in lines if _step_of(line) < start_step]
             write_text_atomically(folder.metrics, "".join(line + "\n" for line in kept))
         self._file = folder.metrics.open("a", encoding="utf-8")

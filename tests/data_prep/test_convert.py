@@ -35,7 +35,7 @@ def test_convert__keeps_content_and_can_print_the_former_lines(former, capsys):
     kept = {path: path.read_bytes() for path in former.rglob("*") if path.is_file() and path.name != LINES_NAME}
     main(["convert", str(former)])
     assert f"{former / MANIFEST_NAME}: 24 videos, 0.0 MB (0.0 MB before)" in capsys.readouterr().out
-    assert not (former / LINES_NAME).exists()
+    assert not (former / LINES_NAME).exists() and (former / f"{LINES_NAME}.old").read_text() == lines
     after = Manifest.load(former)
     assert after.content_digest == before.content_digest
     assert [video.to_json() for video in after.videos] == [video.to_json() for video in before.videos]
@@ -64,7 +64,8 @@ def test_convert__rewrites_the_parts_of_shards(former):
     for i in (1, 2):
         (former / f"manifest.{i}-of-2.jsonl").write_text("".join([header, *rows[i - 1 :: 2]]))
     main(["convert", str(former)])
-    assert sorted(path.name for path in former.glob("manifest*")) == ["manifest.1-of-2.arrow", "manifest.2-of-2.arrow"]
+    parts = [f"manifest.{i}-of-2.{end}" for i in (1, 2) for end in ("arrow", "jsonl.old")]
+    assert sorted(path.name for path in former.glob("manifest*")) == parts
     main(["merge", str(former)])
     assert list(Manifest.load(former).lines()) == list(Manifest.load(FORMER_DATA).lines())
 
@@ -84,6 +85,24 @@ def test_convert__leaves_a_damaged_manifest(former):
     with pytest.raises(UserError, match=r"manifest\.jsonl line 25 is damaged"):
         convert_dataset(ConvertOptions(folder=former))
     assert (former / LINES_NAME).read_text() == content and not list(former.glob("*.arrow"))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda lines: lines[:1], "has no video after its first line: bring it back"),
+        (lambda lines: [*lines, lines[-1]], "two videos are named"),
+        (lambda lines: [b"[1]", *lines[1:]], r"line 1 is damaged \(it is no object\)"),
+        (lambda lines: [lines[0].replace(b'"version"', b'"versoin"'), *lines[1:]], "is damaged .KeyError: 'version'"),
+        (lambda lines: [*lines[:2], b"\xff" + lines[2]], r"line 3 is damaged \(invalid start byte\)"),
+    ],
+)
+def test_convert__keeps_lines_that_are_no_whole_manifest(former, change, sentence):
+    content = b"\n".join(change((former / LINES_NAME).read_bytes().splitlines())) + b"\n"
+    (former / LINES_NAME).write_bytes(content)
+    with pytest.raises(UserError, match=sentence):
+        convert_dataset(ConvertOptions(folder=former))
+    assert (former / LINES_NAME).read_bytes() == content and not list(former.glob("*.arrow"))
 
 
 def test_convert__refuses_paths_outside_of_the_folder(former):

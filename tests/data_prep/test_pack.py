@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import http.server
 import importlib.util
 import json
@@ -17,6 +18,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import ClassVar
 
@@ -28,16 +30,25 @@ from in_process import train
 from safetensors.torch import load_file
 
 from crossdistill.commands.main import main as train_main
+from crossdistill.data import stores
 from crossdistill.data.dataset import PairedClips, entries_of, make_loader
 from crossdistill.data.decode import read_frames
-from crossdistill.data.manifest import Manifest
+from crossdistill.data.manifest import Manifest, Stream
 from crossdistill.data.sampling import SampleKey
-from crossdistill.data.stores import COPY_NAME, _file_system, check_shards, find_store, locate, read_remote
+from crossdistill.data.stores import (
+    COPY_NAME,
+    RemoteStore,
+    _file_system,
+    check_shards,
+    find_store,
+    locate,
+    read_remote,
+)
 from crossdistill.data.transforms import Augmentation
 from crossdistill.encoders import create_encoder
 from crossdistill.encoders.architecture import make_view
 from crossdistill.encoders.execution import Execution
-from crossdistill.errors import UserError
+from crossdistill.errors import OneProcessError, UserError
 from crossdistill.evaluation.evaluate import evaluate_encoder
 from crossdistill.modalities import MODALITIES
 from crossdistill.training.monitor import Monitor
@@ -126,6 +137,33 @@ def test_packing_continues_and_is_the_same_again(toy_folder: Path, packed: Path,
         assert (again / "shards" / path.name).read_bytes() == path.read_bytes()
     with pytest.raises(UserError, match="has shards of another dataset, size or order: give another folder"):
         pack_dataset(PackOptions(folder=toy_folder, out=again, shard_size="1MB"))
+
+
+def test_packing_writes_a_short_shard_again_and_removes_what_a_killed_process_left(
+    toy_folder: Path, packed: Path, tmp_path: Path
+) -> None:
+    again = tmp_path / "again"
+    shutil.copytree(packed, again)
+    victim = sorted((again / "shards").iterdir())[1]
+    whole = victim.read_bytes()
+    victim.write_bytes(whole[:-1000])
+    (again / "shards" / ".000007.tar.0123.tmp").write_bytes(whole)
+    pack_dataset(PackOptions(folder=toy_folder, out=again, shard_size=SMALL))
+    assert victim.read_bytes() == whole
+    assert [path.suffix for path in (again / "shards").iterdir()] == [".tar"] * len(list((packed / "shards").iterdir()))
+
+
+def test_packing_does_not_replace_another_dataset(
+    toy_folder: Path, served: tuple[str, type[_RangeHandler]], tmp_path: Path
+) -> None:
+    other, linked = tmp_path / "other", tmp_path / "linked"
+    shutil.copytree(toy_folder, other)
+    link_dataset(LinkOptions(url=served[0], out=linked))
+    for out in (other, linked):
+        before = (out / "manifest.arrow").read_bytes()
+        with pytest.raises(UserError, match="holds another dataset: give another folder"):
+            pack_dataset(PackOptions(folder=toy_folder, out=out, shard_size=SMALL))
+        assert (out / "manifest.arrow").read_bytes() == before and not (out / "shards").exists()
 
 
 def test_shuffled_shards_hold_the_same_clips(toy_folder: Path, packed: Path, tmp_path: Path) -> None:
@@ -315,6 +353,78 @@ def test_the_copies_stay_within_their_size(served: tuple[str, type[_RangeHandler
             size = sum(path.stat().st_size for path in (linked / COPY_NAME).iterdir())
             assert size <= 40_000 + stream.num_bytes
     assert (linked / COPY_NAME / next(iter((linked / COPY_NAME).iterdir())).name).is_file()
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[RemoteStore, dict[str, bytes]]:
+    """A store, and what it has: path to content."""
+    content: dict[str, bytes] = {}
+    monkeypatch.setattr(stores, "read_remote", lambda url, path, *, start, end: content[path][start:end])
+    return RemoteStore(url="mem://x", folder=tmp_path / "copies", max_bytes=10_000), content
+
+
+def _stream_of(content: bytes) -> Stream:
+    facts = {"width_px": 8, "height_px": 8, "time_base": Fraction(1), "pts": [0], "keyframes": [0]}
+    return Stream("a.jpg", num_bytes=len(content), sha256=hashlib.sha256(content).hexdigest(), **facts)
+
+
+def test_copies_of_what_was_uploaded_again_and_copies_that_were_cut_are_not_used(
+    store: tuple[RemoteStore, dict[str, bytes]],
+) -> None:
+    remote, content = store
+    for version in (b"first", b"again"):  # of the same length
+        content["a.jpg"] = version
+        path = remote.fetch(_stream_of(version))
+        assert path.read_bytes() == version
+    path.write_bytes(b"")
+    assert remote.fetch(_stream_of(b"again")).read_bytes() == b"again"
+
+
+def test_copies_that_cannot_be_written_are_one_sentence(store: tuple[RemoteStore, dict[str, bytes]]) -> None:
+    remote, content = store
+    content["a.jpg"] = b"x"
+    remote.folder.write_text("in the way")
+    with pytest.raises(OneProcessError, match=r"copies cannot keep a copy \(.*\): free space there, make it writable"):
+        remote.fetch(_stream_of(b"x"))
+
+
+def test_copies_that_another_process_writes_stay(store: tuple[RemoteStore, dict[str, bytes]]) -> None:
+    remote, content = store
+    remote.folder.mkdir()
+    new, old = (remote.folder / f".a.{age}.tmp" for age in ("new", "old"))
+    for path in (new, old):
+        path.write_bytes(bytes(20_000))
+    os.utime(old, (5, 5))
+    content["a.jpg"] = bytes(400)
+    remote.fetch(_stream_of(bytes(400)))
+    assert new.exists() and not old.exists()
+
+
+def test_a_range_that_a_file_does_not_have_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Answer(Exception):
+        status = 416
+
+    class System:
+        def cat_file(self, path: str, **keywords: object) -> bytes:
+            asked.append(path)
+            raise Answer
+
+    asked: list[str] = []
+    monkeypatch.setattr(stores, "_file_system", lambda url, process: (System(), "x"))
+    with pytest.raises(OneProcessError, match=r"mem://x has fewer bytes in a\.tar than the manifest says: link"):
+        read_remote("mem://x", "a.tar", start=5, end=9)
+    assert asked == ["x/a.tar"]
+
+
+def test_link_keeps_the_manifest_that_works(served: tuple[str, type[_RangeHandler]], tmp_path: Path) -> None:
+    linked, other = tmp_path / "linked", tmp_path / "other"
+    link_dataset(LinkOptions(url=served[0], out=linked))
+    before = (linked / "manifest.arrow").read_bytes()
+    other.mkdir()
+    (other / "manifest.arrow").write_bytes(b"<html>log in</html>")
+    with pytest.raises(UserError):
+        link_dataset(LinkOptions(url=f"file://{other}", out=linked))
+    assert (linked / "manifest.arrow").read_bytes() == before and Manifest.load(linked).videos[0].streams
 
 
 def test_a_store_that_fails_is_asked_again_and_then_named(
@@ -529,3 +639,20 @@ def test_link_does_not_replace_a_dataset(toy_folder: Path) -> None:
 def test_all_stored_streams_can_be_packed() -> None:
     """A stream's name is part of its file's name in a shard, up to the first dot of which readers take the key."""
     assert not [modality for modality in MODALITIES.values() if "." in modality.stream]
+
+
+def test_loader_processes_survive_one_signal_to_all_processes(toy_folder: Path) -> None:
+    """torchrun and SLURM send SIGTERM to all; the run then finishes its step. The second one ends them."""
+    batches = [[SampleKey(i, 0)] for i in range(12)]
+    loader = iter(make_loader(_clips(toy_folder), batches, num_workers=1))
+    next(loader)
+    (worker,) = loader._workers  # type: ignore[attr-defined]
+    os.kill(worker.pid, signal.SIGTERM)
+    assert len([batch for batch in loader if not batch.unreadable]) == 11 and worker.exitcode in (None, 0)
+    loader = iter(make_loader(_clips(toy_folder), batches, num_workers=1))
+    next(loader)
+    (worker,) = loader._workers  # type: ignore[attr-defined]
+    with pytest.raises(RuntimeError, match="killed by signal: Terminated"):
+        for _ in range(2):
+            os.kill(worker.pid, signal.SIGTERM)
+            time.sleep(0.5)

@@ -7,10 +7,11 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from video_files import moving_frames, truncate, write_video
 
-from crossdistill.data.manifest import Manifest
+from crossdistill.data.manifest import MANIFEST_NAME, Manifest
 from crossdistill.errors import UserError
 from data_prep.__main__ import main
 from data_prep.datasets.ucf101 import Ucf101Options, prepare
@@ -68,6 +69,22 @@ def test_verify__accepts_a_good_dataset(folder, capsys):
     rows = [line.replace("│", " ").split() for line in printed.splitlines()]
     assert ["ok", "3", "3"] in rows and ["all", "3", "3"] in rows
     assert "not in the manifest" not in printed
+
+
+def test_verify__finds_a_changed_label(folder, capsys):
+    """Files are as the manifest says, and the manifest is not what was written."""
+    path = folder / MANIFEST_NAME
+    with pa.ipc.open_file(path) as file:
+        schema, (batch, trailer) = file.schema, map(file.get_batch_with_custom_metadata, range(2))
+    labels = batch.batch["label"].to_pylist()
+    column = pa.array([1 - labels[0], *labels[1:]], batch.batch["label"].type)
+    changed = batch.batch.set_column(batch.batch.schema.get_field_index("label"), schema.field("label"), column)
+    with pa.ipc.new_file(path, schema) as writer:
+        writer.write_batch(changed)
+        writer.write_batch(trailer.batch, custom_metadata=trailer.custom_metadata)
+    assert Manifest.load(folder).videos[0].label == 1 - labels[0]
+    with pytest.raises(UserError, match="is damaged: a name, label, split or entry of a file is not what was written"):
+        verify_dataset(VerifyOptions(folder=folder))
 
 
 def test_verify__accepts_depth(toy_folder, capsys):

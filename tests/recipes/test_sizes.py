@@ -201,3 +201,18 @@ def test_run__says_that_its_bank_is_lowered_and_refuses_a_batch_that_does_not_fi
     with pytest.raises(SystemExit):
         train([*options, "--out", tmp_path / "other", "--batch-size", 256])
     assert "a batch of 256 on 1 process(es) needs 256 clips, but the data has" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b'{"configuration": {', b'{"configuration": "\xff"}'])
+def test_damaged_configuration_of_a_run__is_one_sentence(tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"config\.json is damaged \(.*\): bring it back from a copy"):
+        sizes.Start.of(RunFolder(tmp_path))
+
+
+def test_divide__the_guides_batch_fits_one_to_four_machines():
+    """192 for each of eight processes of a machine, as in docs/how_to/many_gpus.md."""
+    for begun in (1, 2, 3, 4):
+        for now in (1, 2, 3, 4):
+            parts = divide(BatchParts(8 * begun, 192), 8 * now, OptimizationConfig(batch_size=192))
+            assert 8 * now * parts.batch_size * parts.accumulate == 8 * begun * 192

@@ -1,5 +1,6 @@
 """Checkpoints: whole or not there, whatever kills the writer."""
 
+import errno
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from crossdistill.distillation.student import save_student
 from crossdistill.encoders import create_encoder
 from crossdistill.errors import UserError
 from crossdistill.objectives.memory_bank import MemoryBank
+from crossdistill.training import checkpoint
 from crossdistill.training.checkpoint import Checkpoints, load_optimizer_state, optimizer_state
 from crossdistill.types import Anchors
 from crossdistill.utils.tensor_files import join_tensors, split_tensors
@@ -46,6 +48,31 @@ def test_checkpoints__newest_two_are_kept_and_the_newest_is_loaded(tmp_path):
     assert checkpoints.steps() == [10, 200]
     step, content = checkpoints.load_newest()
     assert step == 200 and content["trainable"]["w"][0, 0] == 200 and content["unreadable"] == {"a": "b"}
+
+
+def test_load_newest__does_not_pass_over_what_it_cannot_read_for_a_moment(tmp_path, monkeypatch):
+    """Else the run would begin again, and its first checkpoint would remove the good ones."""
+    checkpoints = Checkpoints(tmp_path)
+    for step in (10, 20):
+        checkpoints.save(step, state(step))
+
+    def fail(*arguments, **keywords):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"step-00000020.* cannot be read \(Input/outp"):
+        patch.setattr(checkpoint, "safe_open", fail)
+        checkpoints.load_newest()
+    assert checkpoints.load_newest()[0] == 20
+
+
+def test_load_newest__of_damaged_checkpoints_alone_does_not_begin_again(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        checkpoints.path(step).write_bytes(b"damaged" * (2 - step))
+    with pytest.raises(
+        UserError, match=r"no checkpoint in .* is intact: bring one back from a copy, or delete the fol"
+    ):
+        checkpoints.load_newest()
 
 
 def test_keep_weights_alone__leaves_one_small_checkpoint(tmp_path):

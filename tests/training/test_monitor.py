@@ -1,5 +1,6 @@
 """The advice of a run that waits for its clips."""
 
+import json
 import shutil
 import time
 
@@ -13,9 +14,34 @@ from crossdistill.data.manifest import MANIFEST_NAME, Manifest
 from crossdistill.data.stores import LINK_NAME, link_text
 from crossdistill.encoders import create_encoder
 from crossdistill.training import loop
+from crossdistill.training import monitor as monitor_module
 from crossdistill.training.monitor import WAITING_LINES, Monitor
 from crossdistill.training.run_folder import MetricsLog, RunFolder
 from crossdistill.types import StepOutput
+
+
+def test_data_wait__is_that_of_the_process_that_waits_longest(tmp_path, monkeypatch):
+    """Two processes: the other one waits for a tenth of a second longer."""
+    monkeypatch.setattr(monitor_module, "largest_of_processes", lambda _, wait_us: (wait_us + 100_000,))
+    monitor = Monitor(
+        MetricsLog(RunFolder(tmp_path), start_step=1, tracker="none"),
+        accelerator=Accelerator(cpu=True),
+        batch_size=4,
+        log_every_steps=1,
+        start_step=0,
+        num_steps=1,
+        steps_per_epoch=5,
+        started=time.perf_counter(),
+        description="training",
+        remedies=["wait less", "sleep more"],
+    )
+    with monitor:
+        for _ in monitor.watch([0]):
+            time.sleep(0.2)
+            monitor.add(StepOutput(loss=torch.zeros(()), terms={}))
+            monitor.finish_step(1, lr=0.1, bank_fill=None)
+    (row,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert 0.2 < row["data_wait"] <= 0.5
 
 
 @pytest.mark.parametrize(("wait_seconds", "step_seconds", "num_sentences"), [(0.02, 0.0, 1), (0.0, 0.01, 0)])
@@ -81,3 +107,15 @@ def test_advice__of_a_linked_dataset_is_to_copy_it(toy_folder, tmp_path, is_list
     view = create_encoder("rgb_r3d10", num_frames=4, stride=1, size_px=32).view
     clips = PairedClips(list(entries) if is_list else entries, student_view=view)
     assert "link them with a larger --copy-size" in " ".join(loop._faster_reading(clips))
+
+
+def test_unreadable_videos__of_a_folder_that_was_moved_are_counted_anew(toy_folder):
+    manifest = Manifest.load(toy_folder)
+    clips = PairedClips(entries_of(manifest, range(4)), student_view=create_encoder("rgb_tiny3d_8").view)
+    name = manifest.videos[0].name
+    found = {
+        f"{toy_folder}/{name}": "is damaged",
+        f"/elsewhere/{name}": "is damaged",
+        f"{toy_folder}2/{name}": "is gone",
+    }
+    assert loop._of_present_data(found, clips) == {f"{toy_folder}/{name}": "is damaged"}
