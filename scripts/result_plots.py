@@ -157,7 +157,8 @@ SETTINGS = ("Temperature", "Memory bank", "Stored crops", "Shares of Caltech-101
 
 def settings_plot(name: str) -> str:
     """Accuracy of one student by temperature, bank, stored crops and share of the pictures: a panel each."""
-    groups = {use: [row for row in read(name) if row["use"] == use] for use in SETTINGS}
+    uses = [row["use"] for row in read(name)]
+    groups = {use: [row for row in read(name) if row["use"] == use] for use in SETTINGS if use in uses}
     shown = [float(row[f"distilled_{key}"]) for rows in groups.values() for row in rows for key in MEASURES]
     low, high = 5 * (min(shown, default=0.0) // 5), -5 * (-max(shown, default=5.0) // 5)
     top, bottom, width, gap = 96.0, 300.0, 160.0, 24.0
