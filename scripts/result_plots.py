@@ -161,7 +161,8 @@ def settings_plot(name: str) -> str:
     groups = {use: [row for row in read(name) if row["use"] == use] for use in SETTINGS if use in uses}
     shown = [float(row[f"distilled_{key}"]) for rows in groups.values() for row in rows for key in MEASURES]
     low, high = 5 * (min(shown, default=0.0) // 5), -5 * (-max(shown, default=5.0) // 5)
-    top, bottom, width, gap = 96.0, 300.0, 160.0, 24.0
+    top, bottom, gap = 96.0, 300.0, 24.0
+    width = (WIDTH - 72) / max(1, len(groups)) - gap
 
     def y_at(percent: float) -> float:
         return bottom - (percent - low) / (high - low) * (bottom - top)

@@ -119,7 +119,9 @@ def test_results_page__has_every_row_of_the_csv_files():
     marks = {mark[1] for page in make_results.PAGES for mark in make_results.MARK.findall(page.read_text("utf-8"))}
     uses = {f"utd_mhad {row['use']}" for row in make_results.read("utd_mhad")}
     uses |= {f"biisc {use}" for use in rows_of_script("biisc")}
-    files = {path.stem for path in make_results.RESULTS.glob("*.csv")} - {"utd_mhad", "biisc"}
+    uses |= {f"{make_results.SETTINGS} {row['use']}" for row in make_results.read(make_results.SETTINGS)}
+    by_use = {"utd_mhad", "biisc", make_results.SETTINGS}
+    files = {path.stem for path in make_results.RESULTS.glob("*.csv")} - by_use
     assert marks == {"readme"} | uses | files
     assert {row["use"] for row in make_results.read("biisc")} <= rows_of_script("biisc").keys()
 

@@ -56,6 +56,7 @@ OTHERS_OPTIONS = {
     *("--step-batch", "--no-deps"),
     *("--time", "--signal", "--requeue", "--open-mode"),
     *("--nnodes", "--max-restarts", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id", "--nodes"),
+    "--signals-to-handle",
     *("--fp", "--opt", "--min", "--max", "--save"),  # beginnings of trtexec's --fp16, --optShapes, --saveEngine …
     *("--ntasks-per-node", "--gpus-per-node", "--cpus-per-task"),
 }

@@ -189,7 +189,11 @@ def test_resume__in_either_stage_of_a_run_through_a_proxy(tmp_path, toy_folder, 
 
 @pytest.mark.parametrize(
     ("accumulate", "more"),
-    [(1, []), (2, []), (1, ["--objective", "compress-2q", "unic", "--adapter", "ladder", "--standardize", "running"])],
+    [
+        (1, []),
+        pytest.param(2, [], marks=pytest.mark.slow),
+        (1, ["--objective", "compress-2q", "unic", "--adapter", "ladder", "--standardize", "running"]),
+    ],
 )
 def test_two_processes_with_half_the_batch__do_what_one_process_does(
     tmp_path, toy_folder, teacher_file, accumulate, more

@@ -48,6 +48,7 @@ def launch(folder, text, *options):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_processes__wait_longer_than_the_limit_of_their_group(tmp_path):
     launch(tmp_path, SCRIPT)  # into files: what two processes print may be mixed within a line
     for number in range(2):
