@@ -66,7 +66,7 @@ def convert_dataset(options: ConvertOptions) -> None:
         if not len(table):
             raise UserError(f"{lines} has no video after its first line: bring it back from a copy")
         manifest = Manifest.of_table(folder, table)
-        require_unique_names([video.name for video in manifest.videos])
+        require_unique_names(table.column("name"))
         _keep(lines)
         path = manifest.save(name)
         said = (

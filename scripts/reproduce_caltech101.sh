@@ -14,9 +14,10 @@
 #   ROWS="labels alone pile"   parts: labels; alone (distilled from Caltech-101); pile (from Caltech-101 and the pile);
 #                              shots (few labels); objectives; mix (a running teacher, and mixed pictures); temperature;
 #                              bank; augmentations; fuel (shares of Caltech-101); precision and itself, which need the
-#                              runs of labels and alone. Or: all of these. Besides: lightly (lightly-train's own distillation); lengths (the number of
-#                              epochs with labels after which accuracy on held-out training pictures stops rising);
-#                              choose (objectives on held-out training pictures, 20 epochs)
+#                              runs of labels and alone. Or: all of these. Besides: lightly (lightly-train's own
+#                              distillation); lengths (the number of epochs with labels after which accuracy on
+#                              held-out training pictures stops rising); choose (objectives on held-out training
+#                              pictures, 20 epochs)
 #   STUDENTS="resnet18 mobilenet_v2 alexnet"     students of lengths, labels, alone, pile and shots; other parts: ResNet-18
 #   EPOCHS=200 PILE_EPOCHS=20                    passes over the pictures, without the pile and with it
 #   PILE_CROPS=4 PILE_BANK=16384                 stored crops of each picture and size of the bank, with the pile

@@ -153,8 +153,9 @@ def read_remote(url: str, path: str, *, start: int | None = None, end: int | Non
             content = system.cat_file(f"{folder}/{path}", start=start, end=end, **_time_limit(system, start, end))
             return bytes(content)
         except Exception as error:  # each protocol has errors of its own
-            is_refused = isinstance(error, PermissionError) or getattr(error, "status", None) in (401, 403)
-            if getattr(error, "status", None) == RANGE_BEYOND_END:
+            status = getattr(error, "status", None)  # of HTTP
+            is_refused = isinstance(error, PermissionError) or status in (401, 403)
+            if status == RANGE_BEYOND_END:
                 raise OneProcessError(
                     f"{url} has fewer bytes in {path} than the manifest says: link the dataset again, or upload the "
                     "file again"

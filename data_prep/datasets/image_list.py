@@ -139,14 +139,16 @@ def _read_header(cells: Sequence[str], place: str) -> Sequence[str] | None:
     words = [cell.lower().replace(" ", "_") for cell in cells]
     if not COLUMNS["path"].intersection(words):
         return None
-    kinds = [next((kind for kind, known in COLUMNS.items() if word in known), word) for word in words]
-    for kind in COLUMNS:
-        named = [word for word, found in zip(words, kinds, strict=True) if found == kind]
+    for kind, known in COLUMNS.items():
+        named = [word for word in words if word in known]
+        if kind in named:
+            continue
         if len(named) > 1:
             raise UserError(
-                f"{place}: the columns {named[0]} and {named[1]} may both be the {kind}: rename or remove one of them"
+                f"{place}: the columns {named[0]} and {named[1]} may both be the {kind}: call one of them {kind}"
             )
-    return kinds
+        words = [kind if word in named else word for word in words]
+    return words
 
 
 def _part(row: Row) -> str | None:

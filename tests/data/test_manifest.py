@@ -281,6 +281,23 @@ def damage_names(root: Path) -> None:
     path.write_bytes(content)
 
 
+def test_damaged_names_of_fields__are_one_sentence(tmp_path):
+    path = example(tmp_path).save()
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"keyframes", b"keyfrxmes"))
+    assert path.read_bytes() != content
+    with pytest.raises(UserError, match=r"manifest\.arrow is damaged"):
+        list(Manifest.load(tmp_path).videos)
+
+
+def test_damaged_values__are_one_sentence(tmp_path, monkeypatch):
+    """A time base of 1/0, for example."""
+    example(tmp_path).save()
+    monkeypatch.setattr(Stream, "from_json", lambda row: Fraction(1, 0))
+    with pytest.raises(UserError, match=r"manifest\.arrow is damaged .*Fraction\(1, 0\)"):
+        list(Manifest.load(tmp_path).videos)
+
+
 def test_damaged_offsets__are_an_error_and_no_crash(tmp_path):
     damage_names(tmp_path)
     manifest = Manifest.load(tmp_path)

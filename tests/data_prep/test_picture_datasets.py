@@ -339,6 +339,7 @@ def listed(tmp_path: Path, text: str, **changes: object) -> image_list.ImageList
         "a/1.jpg,cat,train\na/2.jpg,dog,train\na/3.jpg,cat,val\na/4.jpg\n",
         "split,extra,path,label\ntrain,x,a/1.jpg,cat\n,x,a/2.jpg,dog\nvalidation,x,a/3.jpg,cat\n,,a/4.jpg,\n",
         "Filename,Class,Set\na/1.jpg,cat,train\na/2.jpg,dog,\na/3.jpg,cat,test\na/4.jpg,,\n",
+        "image,class,label,split\na/1.jpg,0,cat,train\na/2.jpg,1,dog,\na/3.jpg,0,cat,test\na/4.jpg,,,\n",
         "a/1.jpg\tcat\ttrain\r\na/2.jpg\tdog\r\n\r\na/3.jpg\tcat\ttest\r\na/4.jpg\r\n",
         "a/1.jpg cat train\na/2.jpg dog\na/3.jpg cat test\na/4.jpg\n",
     ],
@@ -424,7 +425,7 @@ def test_folder__of_pictures_names_the_command(tmp_path):
         ("a/1.mp4,cat\n", r"line 1 names the video a/1.mp4: for videos, type python -m data_prep list"),
         ("cat,a/1.jpg\n", r"line 1 names 'cat', which is no picture"),
         ("a/1.jpg,cat,train,4\n", r"line 1 has 4 columns instead of path, label, split"),
-        ("file,class,label\na/1.jpg,0,cat\n", r"line 1: the columns class and label may both be the label: rename"),
+        ("file,class,target\na/1.jpg,0,cat\n", r"line 1: the columns class and target may both be the label: call"),
         ("", r"list.csv names no picture"),
     ],
 )

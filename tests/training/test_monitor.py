@@ -20,21 +20,25 @@ from crossdistill.training.run_folder import MetricsLog, RunFolder
 from crossdistill.types import StepOutput
 
 
-def test_data_wait__is_that_of_the_process_that_waits_longest(tmp_path, monkeypatch):
-    """Two processes: the other one waits for a tenth of a second longer."""
-    monkeypatch.setattr(monitor_module, "largest_of_processes", lambda _, wait_us: (wait_us + 100_000,))
-    monitor = Monitor(
-        MetricsLog(RunFolder(tmp_path), start_step=1, tracker="none"),
+def monitor_of(folder, *, num_steps):
+    return Monitor(
+        MetricsLog(RunFolder(folder), start_step=1, tracker="none"),
         accelerator=Accelerator(cpu=True),
         batch_size=4,
         log_every_steps=1,
         start_step=0,
-        num_steps=1,
+        num_steps=num_steps,
         steps_per_epoch=5,
         started=time.perf_counter(),
         description="training",
         remedies=["wait less", "sleep more"],
     )
+
+
+def test_data_wait__is_that_of_the_process_that_waits_longest(tmp_path, monkeypatch):
+    """Two processes: the other one waits for a tenth of a second longer."""
+    monkeypatch.setattr(monitor_module, "largest_of_processes", lambda _, wait_us: (wait_us + 100_000,))
+    monitor = monitor_of(tmp_path, num_steps=1)
     with monitor:
         for _ in monitor.watch([0]):
             time.sleep(0.2)
@@ -52,18 +56,7 @@ def test_run_that_waits_for_clips__says_once_what_helps(tmp_path, capsys, wait_s
             yield 0
 
     num_steps = 3 * WAITING_LINES
-    monitor = Monitor(
-        MetricsLog(RunFolder(tmp_path), start_step=1, tracker="none"),
-        accelerator=Accelerator(cpu=True),
-        batch_size=4,
-        log_every_steps=1,
-        start_step=0,
-        num_steps=num_steps,
-        steps_per_epoch=5,
-        started=time.perf_counter(),
-        description="training",
-        remedies=["wait less", "sleep more"],
-    )
+    monitor = monitor_of(tmp_path, num_steps=num_steps)
     with monitor:
         for step, _ in enumerate(monitor.watch(clips()), start=1):
             time.sleep(step_seconds)
