@@ -25,6 +25,9 @@ from crossdistill.data.streams import Picture
 from crossdistill.data.transforms import Crop, CutClip, cut_view
 from crossdistill.types import ViewSpec
 
+_Source = tuple[str, int]
+"""Name of a stream, and by how much its pictures are reduced."""
+
 
 class ClipChange(Protocol):
     """A change of the clips of one video before they are cropped, such as a perturbation."""
@@ -103,31 +106,19 @@ class ClipReader:
         Returns:
             For each view ``len(centres_seconds) * len(crops)`` clips: all crops of the first clip, then of the second.
         """
-        wanted: dict[tuple[str, int], list[int]] = {}
-        shrinks = [self._shrink(position, of_view) for position, of_view in enumerate(crops)]
+        return self.plan(centres_seconds, crops).read()
+
+    def plan(self, centres_seconds: Sequence[float], crops: Sequence[Sequence[Crop]]) -> ReadingPlan:
+        """Choose the frames of ``read`` before anything is decoded."""
+        frames: dict[_Source, list[int]] = {}
+        sources: list[_Source] = []
         for position, (view, of_view) in enumerate(zip(self.views, crops, strict=True)):
+            source = view.kind.stream, self._shrink(position, of_view)
+            sources.append(source)
             if of_view:
-                clips = enumerate(centres_seconds)
-                frames = [frame for number, centre in clips for frame in self.frames(position, centre, number=number)]
-                wanted.setdefault((view.kind.stream, shrinks[position]), []).extend(frames)
-        decode = read_pictures if self.decoded is None else self.decoded.read_pictures
-        # One call per stream: clips and views that overlap share the decoded frames.
-        pictures = {
-            (name, shrink): iter(
-                decode(self.root, self.streams[name], frames, stream_name=name, decoder=self.decoder, shrink=shrink)
-            )
-            for (name, shrink), frames in wanted.items()
-        }
-        cuts: list[list[CutClip]] = []
-        for view, of_view, shrink in zip(self.views, crops, shrinks, strict=True):
-            num_clips = len(centres_seconds) if of_view else 0
-            cuts.append([])
-            for number in range(num_clips):
-                clip: Sequence[Picture] = list(islice(pictures[view.kind.stream, shrink], view.num_frames))
-                if self.change is not None:
-                    clip = self.change.pictures(number, clip)
-                cuts[-1] += [cut_view(clip, crop, modality=view.kind, size_px=view.size_px) for crop in of_view]
-        return cuts
+                for number, centre_seconds in enumerate(centres_seconds):
+                    frames.setdefault(source, []).extend(self.frames(position, centre_seconds, number=number))
+        return ReadingPlan(self, len(centres_seconds), crops, sources, frames)
 
     def _shrink(self, position: int, crops: Sequence[Crop]) -> int:
         """By how much a still picture may be reduced before it is cut for a view: no crop is then enlarged by that.
@@ -139,3 +130,39 @@ class ClipReader:
             return 1
         sides_px = (min(crop.width * stream.width_px, crop.height * stream.height_px) for crop in crops)
         return shrink_for(min(sides_px), size_px)
+
+
+@dataclass(frozen=True)
+class ReadingPlan:
+    """What a ``ClipReader`` will decode and cut."""
+
+    reader: ClipReader
+    num_clips: int
+    crops: Sequence[Sequence[Crop]]
+    """For each view its crops."""
+    sources: Sequence[_Source]
+    """For each view where its frames come from."""
+    frames: Mapping[_Source, Sequence[int]]
+    """Positions of all frames of each source, view after view and clip after clip."""
+
+    def read(self) -> list[list[CutClip]]:
+        """Decode and cut; returns and errors as in ``ClipReader.read``."""
+        reader = self.reader
+        decode = read_pictures if reader.decoded is None else reader.decoded.read_pictures
+        # One call per stream: clips and views that overlap share the decoded frames.
+        root, decoder = reader.root, reader.decoder
+        pictures = {
+            (name, shrink): iter(
+                decode(root, reader.streams[name], frames, stream_name=name, decoder=decoder, shrink=shrink)
+            )
+            for (name, shrink), frames in self.frames.items()
+        }
+        cuts: list[list[CutClip]] = []
+        for view, of_view, source in zip(reader.views, self.crops, self.sources, strict=True):
+            cuts.append([])
+            for number in range(self.num_clips if of_view else 0):
+                clip: Sequence[Picture] = list(islice(pictures[source], view.num_frames))
+                if reader.change is not None:
+                    clip = reader.change.pictures(number, clip)
+                cuts[-1] += [cut_view(clip, crop, modality=view.kind, size_px=view.size_px) for crop in of_view]
+        return cuts

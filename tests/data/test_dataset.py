@@ -8,7 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from crossdistill.data.dataset import PairedClips, collate, entries_of, make_loader
+from crossdistill.data.dataset import DRAWN_IN_A_ROW, PairedClips, collate, entries_of, make_loader
 from crossdistill.data.manifest import Manifest
 from crossdistill.data.sampling import SampleKey, TrainingBatches
 from crossdistill.data.transforms import Augmentation, normalise
@@ -122,6 +122,17 @@ def test_unreadable__training_replaces_and_reports(damaged_folder):
     batches = all_batches(dataset, num_workers=0)
     assert all(len(batch) == 8 for batch in batches)
     assert {name for batch in batches for name, _ in batch.unreadable} == broken
+
+
+def test_batch__has_what_each_sample_has_alone(damaged_folder):
+    folder, broken = damaged_folder
+    dataset = paired(folder, replace_unreadable=True)
+    keys = [SampleKey(i % len(dataset), epoch=i % 3) for i in range(2 * DRAWN_IN_A_ROW + 5)]
+    batch, alone = dataset.read_batch(keys), collate([dataset[key] for key in keys], num_items=len(keys))
+    assert {name for name, _ in batch.unreadable} == broken and batch.unreadable == alone.unreadable
+    assert len(batch) == len(keys) and torch.equal(batch.sample_keys, alone.sample_keys)
+    assert torch.equal(batch.student.values, alone.student.values)
+    assert torch.equal(batch.student.channel_scale, alone.student.channel_scale)
 
 
 def test_unreadable__evaluation_skips_and_reports(damaged_folder):
