@@ -141,7 +141,7 @@ def friendly_errors(main: Callable[..., None]) -> Callable[..., None]:
 
     These are ``UserError``, a full disk, a path that cannot be read or written, and too little memory. With
     ``CROSSDISTILL_TRACEBACK=1`` the error is raised with its stack trace instead. If several processes run on a
-    machine, only the first one prints, unless the error is a ``OneProcessError`` or out of memory. If the reader of
+    machine, only the first one prints an error that all of them have. If the reader of
     the output is gone (``| head``), the command exits without a message and with the status of SIGPIPE. Ctrl-C, SIGTERM
     and SIGUSR1 are one sentence as well; see ``Stopped``. ``torchrun`` ends its own message with the sentence.
     Characters that the terminal cannot print are replaced.
@@ -172,7 +172,7 @@ def friendly_errors(main: Callable[..., None]) -> Callable[..., None]:
             sentence = _sentence(error)
             if sentence is None or os.environ.get("CROSSDISTILL_TRACEBACK") == "1":
                 raise
-            if not isinstance(error, UserError | OSError) or isinstance(error, OneProcessError) or _is_first_process():
+            if _is_first_process() or not _have_others(error):
                 print(f"crossdistill: error: {sentence}", file=sys.stderr)
             _tell_torchrun(f"crossdistill: error: {sentence}")
             sys.exit(USER_ERROR_EXIT_STATUS)
@@ -234,6 +234,13 @@ def _is_output_closed() -> bool:
     except BrokenPipeError:
         return True
     return False
+
+
+def _have_others(error: BaseException) -> bool:
+    """Whether the other processes of a command have the same error, or torchrun prints that of one of them."""
+    if isinstance(error, OSError):
+        return "TORCHELASTIC_ERROR_FILE" in os.environ
+    return isinstance(error, UserError) and not isinstance(error, OneProcessError)
 
 
 def _is_first_process() -> bool:

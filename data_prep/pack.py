@@ -17,7 +17,7 @@ import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 import numpy as np
 import tyro
@@ -32,6 +32,8 @@ from data_prep.pipeline.sizes import parse_size
 from data_prep.pipeline.summary import print_summary
 
 BLOCK, END_BYTES = tarfile.BLOCKSIZE, 2 * tarfile.BLOCKSIZE
+LARGEST_OF_USTAR = 8**11 - 1
+"""Bytes of a file, 8 GiB. GNU's header, which every tar reads, has room for more."""
 SHUFFLE_SEED = 0
 PLAN_NAME = "packing.json"
 """What the shards of a folder are made of, so that those of another dataset are not taken for finished ones."""
@@ -208,33 +210,37 @@ def write_shard(path: Path, manifest: Manifest, shard: Shard, owners: Owners, *,
     last_position = -1
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         for position, member in _members(manifest, shard, owners):
-            content = member.content
-            if content is None:
-                content = _content(manifest, position, member)
             info = tarfile.TarInfo(member.name)  # no owner and no date: the same dataset gives the same bytes
-            info.size = len(content)
-            file.write(info.tobuf(tarfile.USTAR_FORMAT))
-            file.write(content.ljust(member.padded_bytes - BLOCK, b"\0"))
+            info.size = member.num_bytes
+            file.write(info.tobuf(tarfile.USTAR_FORMAT if info.size <= LARGEST_OF_USTAR else tarfile.GNU_FORMAT))
+            if member.content is not None:
+                file.write(member.content)
+            else:
+                _copy_stream(manifest, position, member, file)
+            file.write(bytes(member.padded_bytes - BLOCK - member.num_bytes))
             if position != last_position:
                 on_video()
             last_position = position
         file.write(bytes(END_BYTES))
 
 
-def _content(manifest: Manifest, position: int, member: Member) -> bytes:
+def _copy_stream(manifest: Manifest, position: int, member: Member, file: BinaryIO) -> None:
+    """Append the bytes of a stream, in pieces: a long video may have many gigabytes."""
     assert member.stream is not None
     _, stream = member.stream
+    digest = hashlib.sha256()
     try:
-        content = locate(manifest.root, stream).read()
-        reason = "" if hashlib.sha256(content).hexdigest() == stream.sha256 else "it differs from the manifest"
+        for piece in locate(manifest.root, stream).pieces():
+            digest.update(piece)
+            file.write(piece)
+        reason = "" if digest.hexdigest() == stream.sha256 else "it differs from the manifest"
     except UnreadableVideoError as error:
-        content, reason = b"", str(error)
+        reason = str(error)
     if reason:
         raise UserError(
             f"{stream.path} of {manifest.videos[position].name} cannot be packed ({reason}): run python -m data_prep "
             f"verify {manifest.root} and repair the dataset first"
         )
-    return content
 
 
 class PackedVideos(LazyVideos):

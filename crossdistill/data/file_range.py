@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from crossdistill.errors import UnreadableVideoError
-from crossdistill.utils.files import sha256_of
+
+PIECE_BYTES = 2**24
 
 
 @dataclass(frozen=True)
@@ -75,9 +78,27 @@ class FileRange:
             raise UnreadableVideoError(f"{self.path}: ends before byte {self.offset + self.num_bytes}")
         return content
 
+    def pieces(self) -> Iterator[bytes]:
+        """Yield the bytes in pieces, for files of many gigabytes; errors as in ``read``."""
+        lacking = sys.maxsize if self.num_bytes is None else self.num_bytes
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(self.offset)
+                while lacking and (piece := file.read(min(PIECE_BYTES, lacking))):
+                    lacking -= len(piece)
+                    yield piece
+        except OSError as error:
+            raise UnreadableVideoError(f"{self.path}: cannot be opened ({error.strerror})") from error
+        if self.num_bytes is not None and lacking:
+            raise UnreadableVideoError(f"{self.path}: ends before byte {self.offset + self.num_bytes}")
+
     def sha256(self) -> str:
         """Return the SHA-256 of the bytes in hexadecimal digits; errors as in ``read``."""
-        return sha256_of(self.path) if self.is_whole else hashlib.sha256(self.read()).hexdigest()
+        digest = hashlib.sha256()
+        # A file that has grown differs as well.
+        for piece in (FileRange(self.path) if self.is_whole else self).pieces():
+            digest.update(piece)
+        return digest.hexdigest()
 
     def __str__(self) -> str:
         if self.is_whole:

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +32,8 @@ RANGE_BEYOND_END = 416
 """HTTP's status for a range that the file does not have."""
 NUM_REQUESTS = 16
 """Requests at once of one process. An answer takes tens of milliseconds, whatever its size."""
+REQUEST_BYTES = 2**26
+"""Largest part of a file that is asked for at once, so that a long video does not fill the memory."""
 PAUSES_SECONDS = (1.0, 2.0, 4.0, 8.0)
 """Pauses before a failed request is repeated."""
 ANSWER_SECONDS = 30.0
@@ -202,40 +204,54 @@ class RemoteStore:
                 return path
         except (FileNotFoundError, NotADirectoryError):
             pass
-        end = stream.offset + stream.num_bytes if stream.num_bytes else None
-        content = read_remote(self.url, stream.path, start=stream.offset, end=end)
-        if stream.offset and len(content) > stream.num_bytes:
-            raise OneProcessError(
-                f"{self.url} answers a request for {stream.num_bytes} bytes with {len(content)}: serve the shards with "
-                "a web server that knows ranges, or copy the dataset to this machine"
-            )
-        is_whole = not stream.num_bytes or len(content) == stream.num_bytes
-        if not is_whole or (stream.sha256 and hashlib.sha256(content).hexdigest() != stream.sha256):
-            raise OneProcessError(
-                f"{self.url} has other bytes in {stream.path} from byte {stream.offset} on than the manifest says: "
-                "link the dataset again, or upload the shard again"
-            )
-        self._keep(path, content)
-        self._fetched_bytes += len(content)
+        self._fetched_bytes += self._keep(path, self._pieces(stream))
         if self._fetched_bytes * CHECKS_PER_SIZE > self.max_bytes:
             self._fetched_bytes = 0
             self._shrink()
         return path
 
-    def _keep(self, path: Path, content: bytes) -> None:
+    def _pieces(self, stream: Stream) -> Iterator[bytes]:
+        """Yield the bytes of a stream, with one request for each ``REQUEST_BYTES``."""
+        digest, num_bytes = hashlib.sha256(), 0
+        stop = stream.offset + stream.num_bytes
+        # A manifest of an early version has no sizes.
+        starts: Iterable[int] = range(stream.offset, stop, REQUEST_BYTES) if stream.num_bytes else [0]
+        for start in starts:
+            end = min(stop, start + REQUEST_BYTES) if stream.num_bytes else None
+            piece = read_remote(self.url, stream.path, start=start, end=end)
+            if end is not None and len(piece) > end - start and (start, end) != (0, stop):
+                raise OneProcessError(
+                    f"{self.url} answers a request for {end - start} bytes with {len(piece)}: serve the shards with a "
+                    "web server that knows ranges, or copy the dataset to this machine"
+                )
+            digest.update(piece)
+            num_bytes += len(piece)
+            yield piece
+        is_whole = num_bytes == (stream.num_bytes or num_bytes)
+        if not is_whole or (stream.sha256 and digest.hexdigest() != stream.sha256):
+            raise OneProcessError(
+                f"{self.url} has other bytes in {stream.path} from byte {stream.offset} on than the manifest says: "
+                "link the dataset again, or upload the shard again"
+            )
+
+    def _keep(self, path: Path, pieces: Iterable[bytes]) -> int:
+        """Write a file of the copy when all of it is there, and return its size."""
         temporary = temporary_path(path)
         try:
             self.folder.mkdir(exist_ok=True)
             # Not flushed to the disk: a file that a power failure has cut is fetched again.
-            temporary.write_bytes(content)
+            with open(temporary, "wb") as file:
+                num_bytes = sum(map(file.write, pieces))
             os.replace(temporary, path)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
             raise OneProcessError(
                 f"{self.folder} cannot keep a copy ({error.strerror}): free space there, make it writable, or link the "
                 "dataset into another folder or with a smaller --copy-size"
             ) from error
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        return num_bytes
 
     def fetch_all(self, streams: Iterable[Stream]) -> None:
         """Fetch streams side by side."""

@@ -54,6 +54,7 @@ from crossdistill.modalities import MODALITIES
 from crossdistill.training.monitor import Monitor
 from crossdistill.types import PairedBatch
 from crossdistill.utils.distributed import create_accelerator
+from data_prep import pack as pack_module
 from data_prep.__main__ import main
 from data_prep.link import LinkOptions, link_dataset
 from data_prep.pack import PackOptions, pack_dataset, parse_size
@@ -122,6 +123,26 @@ def test_shards_have_the_layout_that_readers_of_shards_know(toy_folder: Path, pa
 def test_every_shard_but_those_of_one_video_keeps_the_size(packed: Path) -> None:
     sizes = [path.stat().st_size for path in (packed / "shards").iterdir()]
     assert max(sizes) <= parse_size(SMALL, option="")
+
+
+def test_large_streams_have_headers_with_room_for_their_size(
+    toy_folder: Path, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pack_module, "LARGEST_OF_USTAR", 1_000)
+    large = pack_dataset(PackOptions(folder=toy_folder, out=tmp_path / "large", shard_size=SMALL))
+    magics = set()
+    for name in large.facts["shards"]:
+        with tarfile.open(large.root / name) as ours, tarfile.open(packed / name) as usual:
+            for member in ours:
+                twin = usual.getmember(member.name)
+                assert (member.offset_data, member.size) == (twin.offset_data, twin.size)
+                content = (large.root / name).read_bytes()
+                magics.add((member.size > 1_000, content[member.offset + 257 : member.offset + 265]))
+    assert magics == {(False, b"ustar\x0000"), (True, b"ustar  \0")}
+    info = tarfile.TarInfo("film.mp4")
+    info.size = 9 * 2**30
+    header = info.tobuf(tarfile.GNU_FORMAT)
+    assert len(header) == tarfile.BLOCKSIZE and tarfile.TarInfo.frombuf(header, "utf-8", "strict").size == info.size
 
 
 def test_packing_continues_and_is_the_same_again(toy_folder: Path, packed: Path, tmp_path: Path) -> None:
@@ -378,6 +399,32 @@ def test_copies_of_what_was_uploaded_again_and_copies_that_were_cut_are_not_used
         assert path.read_bytes() == version
     path.write_bytes(b"")
     assert remote.fetch(_stream_of(b"again")).read_bytes() == b"again"
+
+
+def test_a_long_file_is_fetched_in_parts(
+    store: tuple[RemoteStore, dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote, content = store
+    content["a.jpg"] = bytes(range(10))
+    monkeypatch.setattr(stores, "REQUEST_BYTES", 4)
+    asked: list[tuple[int, int]] = []
+    read = stores.read_remote
+    monkeypatch.setattr(
+        stores, "read_remote", lambda *args, start, end: asked.append((start, end)) or read(*args, start=start, end=end)
+    )
+    assert remote.fetch(_stream_of(content["a.jpg"])).read_bytes() == content["a.jpg"]
+    assert asked == [(0, 4), (4, 8), (8, 10)]
+    part = dataclasses.replace(_stream_of(content["a.jpg"][3:9]), offset=3)
+    assert remote.fetch(part).read_bytes() == content["a.jpg"][3:9] and asked[3:] == [(3, 7), (7, 9)]
+    whole = _stream_of(content["a.jpg"])
+    content["a.jpg"] = content["a.jpg"][:5]
+    copies = len(list(remote.folder.iterdir()))
+    with pytest.raises(OneProcessError, match=r"has other bytes in a\.jpg from byte 0 on"):
+        remote.fetch(dataclasses.replace(whole, sha256="0" * 64))
+    monkeypatch.setattr(stores, "read_remote", lambda *args, start, end: bytes(range(10)))  # it knows no ranges
+    with pytest.raises(OneProcessError, match="a request for 4 bytes with 10: serve the shards"):
+        remote.fetch(dataclasses.replace(whole, sha256="1" * 64))
+    assert len(list(remote.folder.iterdir())) == copies, "nothing unfinished stays"
 
 
 def test_copies_that_cannot_be_written_are_one_sentence(store: tuple[RemoteStore, dict[str, bytes]]) -> None:

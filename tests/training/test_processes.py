@@ -190,7 +190,7 @@ def test_resume__in_either_stage_of_a_run_through_a_proxy(tmp_path, toy_folder, 
 @pytest.mark.parametrize(
     ("accumulate", "more"),
     [
-        (1, []),
+        pytest.param(1, [], marks=pytest.mark.slow),
         pytest.param(2, [], marks=pytest.mark.slow),
         (1, ["--objective", "compress-2q", "unic", "--adapter", "ladder", "--standardize", "running"]),
     ],

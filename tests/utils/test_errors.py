@@ -1,5 +1,6 @@
 """Errors in commands: one sentence for user errors, printed once, and a stack trace for bugs."""
 
+import errno
 import json
 import os
 import signal
@@ -34,6 +35,9 @@ def test_friendly_errors__only_first_process_prints(monkeypatch, capsys, rank, i
         monkeypatch.setenv("LOCAL_RANK", rank)
     assert said(capsys, UserError("no")) == ("crossdistill: error: no\n" if is_said else "")
     assert "alone" in said(capsys, OneProcessError("alone"))
+    assert "is full" in said(capsys, OSError(errno.ENOSPC, "", "x")), "SLURM's srun says nothing of its own"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", os.devnull)
+    assert ("is full" in said(capsys, OSError(errno.ENOSPC, "", "x"))) == is_said
 
 
 def test_friendly_errors__torchrun_gets_the_sentence(tmp_path, monkeypatch, capsys):
