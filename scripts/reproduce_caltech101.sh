@@ -21,6 +21,7 @@
 #   STUDENTS="resnet18 mobilenet_v2 alexnet"     students of lengths, labels, alone, pile and shots; other parts: ResNet-18
 #   EPOCHS=200 PILE_EPOCHS=20                    passes over the pictures, without the pile and with it
 #   PILE_CROPS=4 PILE_BANK=16384                 stored crops of each picture and size of the bank, with the pile
+#   PILE_NAME=40k                                several piles in one OUT: rows <student>-pile40k
 #   LABEL_EPOCHS=200 LENGTHS="50 100 200 400"    passes with all labels, EPOCHS by default; those that lengths compares
 #   SIZE=64                                      height and width in pixels that students see
 #   PRECISION=auto                               or bf16, fp32: precision of teacher and students
@@ -42,7 +43,7 @@ done
 if [[ "$parts" == *" lightly "* && -z "${LIGHTLY_PYTHON:-}" ]]; then
   echo "ROWS has lightly: give LIGHTLY_PYTHON, see scripts/train_with_lightly.py" >&2; exit 2
 fi
-epochs=${EPOCHS:-200} pile_epochs=${PILE_EPOCHS:-20} pile_crops=${PILE_CROPS:-4}
+epochs=${EPOCHS:-200} pile_epochs=${PILE_EPOCHS:-20} pile_crops=${PILE_CROPS:-4} pile_name=pile${PILE_NAME:-}
 split=1 protocols=(knn linear cluster lowshot --shots 1 5 10 --draws 1)
 teacher=(--teacher image_timm:tf_efficientnet_lite2 --teacher-weights "$weights")
 views=(--student-size "${SIZE:-64}" --crop-area-min 0.2 --precision "${PRECISION:-auto}")
@@ -74,8 +75,8 @@ row() {
     labels) kind=(--supervised --data caltech101 --epochs "${LABEL_EPOCHS:-$epochs}") ;;
     taught) kind=("${learn[@]}") ;;
     alone) kind=("${learn[@]}" --teacher-cache features) ;;
-    pile) kind=("${learn[@]}" --teacher-cache pile_features --data caltech101 pile --bank-size "${PILE_BANK:-16384}"
-      --epochs "$pile_epochs" --warmup-epochs 1) ;;
+    pile) kind=("${learn[@]}" --teacher-cache "${pile_name}_features" --data caltech101 "$pile_name"
+      --bank-size "${PILE_BANK:-16384}" --epochs "$pile_epochs" --warmup-epochs 1) ;;
   esac
   if [ ! -f "$run/results.json" ]; then
     "$python" "$here/train.py" --resume --out "$run" --seed "$seed" --split "$split" --student image_resnet18 \
@@ -107,8 +108,8 @@ for part in train test; do sed "s|\(.*\)/\(.*\)|\1/\2,\1,$part|" "$pictures/$par
 prepare caltech101 list.csv
 if has "alone|objectives|temperature|bank|precision"; then store features 4 caltech101; fi
 if has pile; then
-  "$python" -m data_prep images --unlabelled --pictures "$pile" --out pile
-  store pile_features "$pile_crops" caltech101 pile
+  "$python" -m data_prep images --unlabelled --pictures "$pile" --out "$pile_name"
+  store "${pile_name}_features" "$pile_crops" caltech101 "$pile_name"
 fi
 if has augmentations; then for k in 1 2 16; do store "features_$k" "$k" caltech101; done; fi
 if has fuel; then
@@ -132,7 +133,7 @@ for seed in ${seeds:-0 1 2}; do
     if has choose && [ "$name" = resnet18 ]; then choose; fi
     if has labels; then row "$name-labels" labels "${labelled[@]}"; fi
     if has alone; then row "$name-alone" alone "${distilled[@]}"; fi
-    if has pile; then row "$name-pile" pile "${distilled[@]}"; fi
+    if has pile; then row "$name-$pile_name" pile "${distilled[@]}"; fi
     if has shots; then  # fewer pictures an epoch, and the same number of steps for each
       for n in 1 5 10; do
         few=(--shots "$n" --batch-size 32 --epochs $((epochs * 10 / n)))

@@ -276,5 +276,5 @@ class MetricsLog:
 def _step_of(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
-    except (json.JSONDecodeError, KeyError):
-        return float("inf")  # a kill cut this line short
+    except (ValueError, KeyError, TypeError):
+        return float("inf")  # cut short by a kill, or damaged

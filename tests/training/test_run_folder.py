@@ -1,10 +1,13 @@
 """Where a student's features, exports and fine-tuned versions are kept."""
 
+import json
+
 import pytest
 
 from crossdistill.distillation.student import FACTS_NAME
 from crossdistill.errors import UserError
-from crossdistill.training.run_folder import RunFolder
+from crossdistill.report.record import read_metrics
+from crossdistill.training.run_folder import MetricsLog, RunFolder
 
 
 def write_facts(folder):
@@ -38,3 +41,17 @@ def test_of_student__parent_that_is_a_student_is_no_run(tmp_path):
     write_facts(tmp_path / "outer")
     write_facts(tmp_path / "outer/student")
     assert RunFolder.of_student(tmp_path / "outer/student").path == tmp_path / "outer/student"
+
+
+@pytest.mark.parametrize(
+    "damage", [b'{"step": 2, "lo', b"\0\0\0", b"\xff\xfe", b"[1]", b"7", b'{"loss": 1}', b'{"step": "x"}']
+)
+def test_metrics_log__continues_without_damaged_lines_and_without_later_ones(tmp_path, damage):
+    good = [json.dumps({"step": step, "loss": 0.5}).encode() for step in (1, 2, 3)]
+    folder = RunFolder(tmp_path)
+    folder.metrics.write_bytes(b"\n".join([good[0], damage, good[1], good[2], damage]))
+    log = MetricsLog(folder, start_step=3, tracker="none")
+    log.write(3, {"loss": 0.25})
+    log.close()
+    assert [line["step"] for line in read_metrics(folder.metrics)] == [1, 2, 3]
+    assert read_metrics(folder.metrics)[-1]["loss"] == 0.25 and len(folder.metrics.read_bytes().splitlines()) == 3
