@@ -47,6 +47,8 @@ epochs=${EPOCHS:-200} pile_epochs=${PILE_EPOCHS:-20} pile_crops=${PILE_CROPS:-4}
 split=1 protocols=(knn linear cluster lowshot --shots 1 5 10 --draws 1)
 teacher=(--teacher image_timm:tf_efficientnet_lite2 --teacher-weights "$weights")
 views=(--student-size "${SIZE:-64}" --crop-area-min 0.2 --precision "${PRECISION:-auto}")
+lightly_precision=32-true
+if [ "${PRECISION:-}" = bf16 ]; then lightly_precision=bf16-mixed; fi
 mkdir -p "$out"
 cd "$out"
 export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
@@ -157,7 +159,7 @@ for seed in ${seeds:-0 1 2}; do
     run="resnet18-lightly-seed$seed"
     if [ ! -f "$run/student/student.json" ]; then
       "$LIGHTLY_PYTHON" "$here/scripts/train_with_lightly.py" "$pictures" "$pictures/train.txt" "$run" "${teacher[@]}" \
-        --student-size "${SIZE:-64}" --view-size 128 --epochs "$epochs" --seed "$seed"
+        --student-size "${SIZE:-64}" --view-size 128 --epochs "$epochs" --seed "$seed" --precision "$lightly_precision"
     fi
     measure "$run"
   fi
