@@ -141,10 +141,10 @@ def friendly_errors(main: Callable[..., None]) -> Callable[..., None]:
 
     These are ``UserError``, a full disk, a path that cannot be read or written, and too little memory. With
     ``CROSSDISTILL_TRACEBACK=1`` the error is raised with its stack trace instead. If several processes run on a
-    machine, only the first one prints an error that all of them have. If the reader of
-    the output is gone (``| head``), the command exits without a message and with the status of SIGPIPE. Ctrl-C, SIGTERM
-    and SIGUSR1 are one sentence as well; see ``Stopped``. ``torchrun`` ends its own message with the sentence.
-    Characters that the terminal cannot print are replaced.
+    machine, the first one alone prints an error that all have. Under ``torchrun`` it alone prints an ``OSError`` as
+    well, because ``torchrun`` ends its own message with the sentence of the process that failed. If the reader of the
+    output is gone (``| head``), the command exits without a message and with the status of SIGPIPE. Ctrl-C, SIGTERM and
+    SIGUSR1 are one sentence as well; see ``Stopped``. Characters that the terminal cannot print are replaced.
     """
 
     @functools.wraps(main)

@@ -24,7 +24,8 @@
 #   PILE_NAME=40k                                several piles in one OUT: rows <student>-pile40k
 #   LABEL_EPOCHS=200 LENGTHS="50 100 200 400"    passes with all labels, EPOCHS by default; those that lengths compares
 #   SIZE=64                                      height and width in pixels that students see
-#   PRECISION=auto                               or bf16, fp32: precision of teacher and students
+#   PRECISION=auto                               or bf16, fp32: precision of teacher and students. lightly-train has bf16
+#                                                if it says bf16, else fp32
 #   LIGHTLY_PYTHON=…                             for lightly: Python of an environment with lightly-train and this package
 set -euo pipefail
 if [ $# -lt 4 ]; then sed -n '2,/^[^#]/{/^#/p;}' "$0"; exit 2; fi

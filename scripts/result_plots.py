@@ -176,7 +176,7 @@ def settings_plot(name: str) -> str:
         left = 60 + panel * (width + gap)
         by_value = sorted(rows, key=lambda row: setting_of(row["student"])[0])
         xs = [left + width * (i + 0.5) / len(by_value) for i in range(len(by_value))]
-        parts.append(text(left + width / 2, top - 10, use.lower(), anchor="middle", more='font-weight="600"'))
+        parts.append(text(left + width / 2, top - 10, use, anchor="middle", more='font-weight="600"'))
         names = [setting_of(row["student"])[1] for row in by_value]
         parts += [text(x, bottom + 18, n, anchor="middle", more='fill="#555"') for x, n in zip(xs, names, strict=True)]
         for key in MEASURES:

@@ -2,7 +2,8 @@
 
 ``python -m data_prep link`` makes a folder with the manifest and ``remote.json``, which says where the files are and
 how large the copy may become. Every reader asks ``locate`` for the bytes of a stream. Of a linked dataset they are
-fetched by range: one request for each clip, and those of a batch side by side.
+fetched by range: one request for each stream of a clip (one for each 16 MiB of a long video), and those of a batch side
+by side.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ RANGE_BEYOND_END = 416
 """HTTP's status for a range that the file does not have."""
 NUM_REQUESTS = 16
 """Requests at once of one process. An answer takes tens of milliseconds, whatever its size."""
-REQUEST_BYTES = 2**26
-"""Largest part of a file that is asked for at once, so that a long video does not fill the memory."""
+REQUEST_BYTES = 2**24
+"""Largest part of a file that is asked for at once, so that long videos do not fill the memory: a thread has two."""
 PAUSES_SECONDS = (1.0, 2.0, 4.0, 8.0)
 """Pauses before a failed request is repeated."""
 ANSWER_SECONDS = 30.0
@@ -117,7 +118,7 @@ def _file_system(url: str, process: int) -> tuple[Any, str]:
     fsspec = require_package("fsspec", target=url, extra="remote")
     try:
         system, path = fsspec.url_to_fs(url, skip_instance_cache=True, **_web_options(url, fsspec.config.conf))
-    except (ImportError, ValueError) as error:
+    except (ImportError, ValueError, OSError) as error:
         raise UserError(
             f"{url} cannot be opened ({error}): correct the address, or install what opens it: pip install gcsfs for "
             "gs://, pip install 'crossdistill[remote]' for s3:// and https://"
@@ -219,7 +220,8 @@ class RemoteStore:
         for start in starts:
             end = min(stop, start + REQUEST_BYTES) if stream.num_bytes else None
             piece = read_remote(self.url, stream.path, start=start, end=end)
-            if end is not None and len(piece) > end - start and (start, end) != (0, stop):
+            is_whole_file = start == stream.offset == 0 and len(piece) == stream.num_bytes
+            if end is not None and len(piece) > end - start and not is_whole_file:
                 raise OneProcessError(
                     f"{self.url} answers a request for {end - start} bytes with {len(piece)}: serve the shards with a "
                     "web server that knows ranges, or copy the dataset to this machine"
@@ -227,6 +229,8 @@ class RemoteStore:
             digest.update(piece)
             num_bytes += len(piece)
             yield piece
+            if is_whole_file or (end is not None and len(piece) < end - start):
+                break  # the server knows no ranges, or the file is too short
         is_whole = num_bytes == (stream.num_bytes or num_bytes)
         if not is_whole or (stream.sha256 and digest.hexdigest() != stream.sha256):
             raise OneProcessError(

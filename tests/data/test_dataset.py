@@ -133,6 +133,7 @@ def test_batch__has_what_each_sample_has_alone(damaged_folder):
     assert len(batch) == len(keys) and torch.equal(batch.sample_keys, alone.sample_keys)
     assert torch.equal(batch.student.values, alone.student.values)
     assert torch.equal(batch.student.channel_scale, alone.student.channel_scale)
+    assert torch.equal(batch.teachers[0].values, alone.teachers[0].values)
 
 
 def test_unreadable__evaluation_skips_and_reports(damaged_folder):

@@ -421,10 +421,13 @@ def test_a_long_file_is_fetched_in_parts(
     copies = len(list(remote.folder.iterdir()))
     with pytest.raises(OneProcessError, match=r"has other bytes in a\.jpg from byte 0 on"):
         remote.fetch(dataclasses.replace(whole, sha256="0" * 64))
+    assert asked[5:] == [(0, 4), (4, 8)], "after the end nothing is asked for"
     monkeypatch.setattr(stores, "read_remote", lambda *args, start, end: bytes(range(10)))  # it knows no ranges
     with pytest.raises(OneProcessError, match="a request for 4 bytes with 10: serve the shards"):
-        remote.fetch(dataclasses.replace(whole, sha256="1" * 64))
+        remote.fetch(dataclasses.replace(part, sha256="1" * 64))
     assert len(list(remote.folder.iterdir())) == copies, "nothing unfinished stays"
+    (remote.folder / remote.fetch(whole)).unlink()
+    assert remote.fetch(whole).read_bytes() == bytes(range(10)), "a whole file comes from any server"
 
 
 def test_copies_that_cannot_be_written_are_one_sentence(store: tuple[RemoteStore, dict[str, bytes]]) -> None:
