@@ -465,19 +465,26 @@ def test_script__has_a_run_for_every_row_of_its_table(name, tmp_path):
     every = {"ROWS": "lengths all lightly choose", "LIGHTLY_PYTHON": "echo"}
     variables = {"caltech101": every, "biisc": {"WEIGHTS": str(tmp_path / "weights")}, "utd_mhad": {"ROWS": "all"}}
     environment = {**os.environ, "PYTHON": "echo", **variables[name]}
-    shown = subprocess.run(script, env=environment, check=True, capture_output=True).stdout.decode()
-    trained = [line for line in shown.splitlines() if "train.py" in line]
+
+    def output_of(**more):
+        return subprocess.run(script, env=environment | more, check=True, capture_output=True).stdout.decode()
+
     lightly = r"train_with_lightly.py \S+ \S+"  # its folder is no option
-    runs = [
-        found[1].removeprefix(f"{tmp_path}/out/")
-        for line in shown.splitlines()
-        if (found := re.search(rf"(?:train.py.* --out|{lightly}) (.+?)-seed0 ", line))
-    ]
+
+    def runs_of(shown):
+        found = re.findall(rf"(?:train.py.* --out|{lightly}) (.+?)-seed0 ", shown)
+        return [run.removeprefix(f"{tmp_path}/out/") for run in found]
+
+    shown = output_of()
+    trained = [line for line in shown.splitlines() if "train.py" in line]
+    runs = runs_of(shown)
+    piles = {"caltech101": ("40k", "101k")}.get(name, ())
+    piled = {run for pile in piles for run in runs_of(output_of(ROWS="pile", PILE_NAME=pile))}
     rows = [line for lines in rows_of_script(name).values() for line in lines]
     wanted = {line[key] for line in rows for key in ("run", "baseline", "teacher_run") if key in line}
     few = {run for run in runs if run.startswith(tuple(line["baseline"] for line in rows)) and "-shots" in run}
     assert len(set(runs)) == len(runs) or name == "utd_mhad"  # its last part trains missing teachers
-    assert wanted <= set(runs) and few
+    assert wanted <= {*runs, *piled} and few
     assert all(f"{run}-seed0/evaluation.json" in shown for run in few)
     held = [line for line in shown.splitlines() if "-length50-" in line and "choose_epochs" not in line]
     assert len(held) == (6 if name == "caltech101" else 0) and all("--split 1@25% " in line for line in held)
