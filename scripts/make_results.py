@@ -43,7 +43,8 @@ def gain_table(rows: Sequence[Row]) -> str:
         for key, measure in measures_of(row).items():
             numbers = [row.get(f"{network}_{key}") or "–" for network in ("teacher", "baseline", "distilled")]
             gain = [signed(row[f"gain_{key}"]), interval(row, key), row.get(f"gain_{key}_sd") or "–"]
-            trained = [row["seeds"], f"{row['baseline_epochs'] or '–'} / {row['epochs']}"] if has_epochs else []
+            epochs = f"{row['baseline_epochs'] or '–'} / {row['epochs']}" if has_epochs else ""
+            trained = [row.get(f"seeds_{key}") or row["seeds"], epochs] if has_epochs else []
             lines.append([*names, measure, *numbers, *gain, *trained])
             names = ["", ""]
     header = ["student", "teacher", "measure", "teacher's", "baseline", "distilled", "gain", INTERVAL, SEEDS]
@@ -62,7 +63,8 @@ def picture_table(rows: Sequence[Row]) -> str:
             gain = [signed(row[f"gain_{key}"]), interval(row, key)] if row.get(f"gain_{key}") else ["–", "–"]
             about = [row["use"], row["student"]] if measure == "1-NN" else ["", ""]
             epochs = f"{row.get('baseline_epochs') or '–'} / {row['epochs']}"
-            lines.append([*about, measure, *numbers, *gain, row["seeds"], epochs, row["machine"]])
+            seeds = row.get(f"seeds_{key}") or row["seeds"]
+            lines.append([*about, measure, *numbers, *gain, seeds, epochs, row["machine"]])
     header = ["learned from", "student", "measure", "teacher's", "untrained", "baseline", "distilled", "gain", INTERVAL]
     return markdown([*header, "seeds", "epochs: baseline / distilled", "machine"], lines, num_text=3)
 

@@ -99,6 +99,15 @@ def baseline_of(found: Runs, run: str, role: str) -> Network:
     return replace(network, accuracies=accuracies)
 
 
+def compared(student: Network, baseline: Network) -> Network:
+    """The student with its low-shot accuracies of the seeds for which the baseline has some, if it has any."""
+    accuracies = dict(student.accuracies)
+    for name in LOW_SHOT:
+        if theirs := baseline.accuracies.get(name):
+            accuracies[name] = {seed: value for seed, value in accuracies.get(name, {}).items() if seed in theirs}
+    return replace(student, accuracies=accuracies)
+
+
 def few_shot(found: Runs, run: str, protocol: str) -> Network:
     """The supervised network that was trained on the labels of a low-shot protocol alone."""
     return found.get(f"{run}-shots{protocol.removeprefix('lowshot-')}", {}).get(SUPERVISED, Network())
@@ -135,6 +144,8 @@ def gains_of(student: Network, baseline: Network, few: dict[str, Network]) -> di
         low, high = (f"{100 * end:.1f}" for end in intervals[protocol]) if protocol in intervals else ("", "")
         cells |= {f"gain_{short}": mean, f"gain_{short}_low": low, f"gain_{short}_high": high}
         cells[f"gain_{short}_sd"] = deviation
+        if protocol in LOW_SHOT:
+            cells[f"seeds_{short}"] = str(len(ours))
     return cells
 
 
@@ -163,6 +174,7 @@ def rows_of(found: Runs, uses: dict[str, list[dict[str, Any]]]) -> Iterator[dict
                 continue
             role = line.get("baseline_role", SUPERVISED)
             baseline = baseline_of(found, line["baseline"], role)
+            student = compared(student, baseline)
             few = {name: few_shot(found, line["baseline"], name) for name in LOW_SHOT} if role == SUPERVISED else {}
             taught = found.get(line.get("teacher_run", line["run"]), {})
             teachers = [taught.get(role, Network()) for role in line.get("teachers", ["teacher"])]

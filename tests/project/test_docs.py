@@ -288,10 +288,10 @@ def test_results_table__takes_mean_deviation_and_gain_over_common_seeds(tmp_path
 def test_results_table__compares_low_shot_with_a_network_trained_on_the_same_labels(tmp_path):
     """``evaluation.json`` holds what the reproducing script evaluates after training; it replaces ``results.json``.
 
-    The network with all labels has fewer seeds than the one with few.
+    The network with all labels has fewer seeds than the one with few, and the student has one more than both.
     """
     five_shot = {"small-seed0": 0.5, "labels-seed0": 0.9, "labels-shots5-seed0": 0.3}
-    for run, top1 in {**five_shot, "small-seed1": 0.6, "labels-shots5-seed1": 0.5}.items():
+    for run, top1 in {**five_shot, "small-seed1": 0.6, "labels-shots5-seed1": 0.5, "small-seed2": 0.9}.items():
         role = "student, distilled" if run.startswith("small") else "student, supervised"
         folder = tmp_path / run
         folder.mkdir()
@@ -307,6 +307,7 @@ def test_results_table__compares_low_shot_with_a_network_trained_on_the_same_lab
         list(results_table.rows_of(results_table.collect([tmp_path]), {"use": [line]}))
     )
     assert (row["distilled_linear"], row["baseline_5shot"], row["gain_5shot"]) == ("60.0", "40.0", "15.0")
+    assert (row["distilled_5shot"], row["seeds_5shot"], row["seeds"]) == ("55.0", "2", "3")
     assert (row["epochs"], row["machine"]) == ("7", "one")
     assert "distilled_1shot" not in row
 

@@ -16,7 +16,7 @@ from in_process import train as train_command
 from killing import kill_tree
 from safetensors.torch import load_file, save_file
 
-from crossdistill.data.clip_reader import ClipReader
+from crossdistill.data.clip_reader import ReadingPlan
 from crossdistill.distillation.cache_shards import STORAGE, Shard, cosines, decode, encode
 from crossdistill.distillation.heads import GridResampler
 from crossdistill.distillation.teacher_cache import TeacherCache, open_caches
@@ -201,8 +201,8 @@ def test_training__with_the_logits_of_folds_is_training_with_the_networks_of_fol
 
 
 def test_command__decodes_each_clip_once(data_folder, teachers, tmp_path, monkeypatch):
-    read, num_reads = ClipReader.read, []
-    monkeypatch.setattr(ClipReader, "read", lambda *given: num_reads.append(len(given[2])) or read(*given))
+    read, num_reads = ReadingPlan.read, []
+    monkeypatch.setattr(ReadingPlan, "read", lambda plan: num_reads.append(len(plan.crops)) or read(plan))
     folder = make_cache(tmp_path / "cache", data_folder, *teachers)
     assert len(num_reads) == NUM_CLIPS * NUM_AUGMENTATIONS and set(num_reads) == {3}
     caches = open_caches(folder)
