@@ -145,7 +145,7 @@ def gains_of(student: Network, baseline: Network, few: dict[str, Network]) -> di
         cells |= {f"gain_{short}": mean, f"gain_{short}_low": low, f"gain_{short}_high": high}
         cells[f"gain_{short}_sd"] = deviation
         if protocol in LOW_SHOT:
-            cells[f"seeds_{short}"] = str(len(ours))
+            cells[f"seeds_{short}"] = str(len(gains)) if gains else ""
     return cells
 
 
