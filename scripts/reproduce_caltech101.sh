@@ -174,7 +174,7 @@ for seed in ${seeds:-0 1 2}; do
   if has augmentations; then
     for k in 1 2 16; do row "resnet18-augmentations$k" alone --teacher-cache "features_$k"; done
   fi
-  if has fuel; then  # fewer pictures an epoch, and the same number of steps for each
+  if has fuel; then  # fewer pictures an epoch, and about the same number of steps for each
     for share in 25 50; do
       row "resnet18-fuel$share" alone --data "caltech101_$share" --teacher-cache "features_of_$share" \
         --epochs $((epochs * 100 / share))
