@@ -74,4 +74,5 @@ def convert_dataset(options: ConvertOptions) -> None:
         )
         console.print(said, highlight=False, soft_wrap=True)
     if not former:
+        Manifest.load(folder)  # says if it is damaged
         console.print(f"{folder} has the current format already", highlight=False, soft_wrap=True)

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from crossdistill.data.decode import nearest_frames, read_frames
 from crossdistill.data.manifest import Manifest, Stream, Video
+from crossdistill.data.stores import find_store
 from crossdistill.errors import FULL_DISK_ERRORS, UnreadableVideoError, UserError
 from crossdistill.modalities import FLOW, SKELETON
 from crossdistill.utils.console import console, print_table
@@ -204,10 +205,13 @@ class _StreamFacts:
         if stream.is_segment:
             self.shared.add(file)
         self.num_files += 1
-        if not path.is_file():
+        # A picture of a tar shard has the size of its range; what a store has is not asked for.
+        if stream.offset or find_store(root) is not None:
+            self.num_bytes += stream.num_bytes
+        elif path.is_file():
+            self.num_bytes += path.stat().st_size
+        else:
             self.num_lost += 1
-        else:  # a picture of a tar shard has the size of its range
-            self.num_bytes += stream.num_bytes if stream.offset else path.stat().st_size
 
     def rows(self) -> dict[str, str]:
         """Return the rows of the table."""

@@ -35,7 +35,8 @@ class LinkOptions:
     out: Path
     """Folder for the manifest and the copies, which is then given as --data."""
     copy_size: str = "50GB"
-    """Largest size of the copies on this machine's disk. Those that were not read for the longest time are removed."""
+    """Largest size of the copies on this machine's disk. Those that were not read for the longest time are removed,
+    but none of the last minute."""
 
 
 def link_dataset(options: LinkOptions) -> Manifest:
@@ -55,13 +56,25 @@ def link_dataset(options: LinkOptions) -> Manifest:
     content = read_remote(url, MANIFEST_NAME)
     with atomic_path(options.out / MANIFEST_NAME) as temporary:
         temporary.write_bytes(content)
-        VideoTable.open(temporary)  # else what the folder had before stays
+        # Before it is kept: else what the folder had before stays.
+        _require_room(VideoTable.open(temporary), max_bytes)
     write_text_atomically(options.out / LINK_NAME, link_text(url, max_bytes=max_bytes))
     find_store.cache_clear()
     manifest = Manifest.load(options.out)
     _require_named_inside(manifest, url)
     print_summary(manifest)
     return manifest
+
+
+def _require_room(table: VideoTable, max_bytes: int) -> None:
+    """Raise a ``UserError`` if the copies have no room for the largest file."""
+    sizes = (table.stream_numbers(name, "num_bytes").max(initial=0) for name in table.layout.streams)
+    largest_bytes = int(max(sizes, default=0))
+    if largest_bytes > max_bytes:
+        raise UserError(
+            f"--copy-size is {max_bytes / 1e9:.3g}GB, and the largest file of the dataset has "
+            f"{largest_bytes / 1e9:.3g} GB: give more, so that it is not fetched for each clip"
+        )
 
 
 def _require_named_inside(manifest: Manifest, url: str) -> None:

@@ -29,7 +29,7 @@ from crossdistill.data.file_range import FileRange
 from crossdistill.data.manifest import Manifest, Stream
 from crossdistill.data.pictures import index_picture
 from crossdistill.data.sequential import decode_frames
-from crossdistill.data.stores import locate
+from crossdistill.data.stores import StoreError, locate
 from crossdistill.data.streams import STREAM_FORMATS, Picture, StreamFormat
 from crossdistill.data.video_table import digested_header
 from crossdistill.data.videos import content_digest
@@ -39,6 +39,8 @@ from data_prep.pipeline.executor import Engine, run_jobs
 from data_prep.pipeline.guard import Crashed, TookTooLong, ask, stop_children
 
 OK = "ok"
+NOT_ASKED = "store"
+"""Kind of the finding with which a child says that the store does not answer: it ends the check of all files."""
 SHOWN_EXTRA_FILES = 10
 NUM_READ_FRAMES = 5
 DAMAGE = (UnreadableVideoError, MemoryError, *DECODE_ERRORS)
@@ -75,7 +77,8 @@ def verify_dataset(options: VerifyOptions) -> None:
 
     Raises:
         SystemExit: A file is bad; the status is 1.
-        UserError: An option is out of range, or the folder is not a prepared dataset, or its manifest is damaged.
+        UserError: An option is out of range, or the folder is not a prepared dataset, or its manifest is damaged, or
+            the store of a linked dataset refuses or does not answer.
     """
     if options.time_limit <= 0:
         raise UserError(f"--time-limit {options.time_limit:g} is out of range: give a number of seconds above 0")
@@ -248,6 +251,8 @@ class StreamCheck:
         """Decode the whole stream and compare it with the manifest."""
         try:
             source = locate(self.root, self.stream)
+        except StoreError as error:
+            return Finding(NOT_ASKED, str(error))
         except (UnreadableVideoError, UserError) as error:
             return Finding("damaged", str(error))
         if not source.path.is_file():
@@ -374,7 +379,11 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_in_child(check: StreamCheck, *, time_limit_seconds: float) -> Finding:
-    """Run a check in this thread's child process. A crash and an exceeded time limit are findings too."""
+    """Run a check in this thread's child process. A crash and an exceeded time limit are findings too.
+
+    Raises:
+        StoreError: The store refuses or does not answer: it would say the same of every other file.
+    """
     request = {
         "root": str(check.root),
         "column": check.column,
@@ -383,8 +392,11 @@ def _check_in_child(check: StreamCheck, *, time_limit_seconds: float) -> Finding
         "segments": [segment.to_json() for segment in check.segments],
     }
     try:
-        return Finding(**ask(__name__, request, time_limit_seconds=time_limit_seconds))
+        finding = Finding(**ask(__name__, request, time_limit_seconds=time_limit_seconds))
     except TookTooLong:
         return Finding("time limit", f"decoding took longer than {time_limit_seconds:g} s")
     except Crashed as error:
         return Finding("crashed", f"the decoder ended with {error}")
+    if finding.kind == NOT_ASKED:
+        raise StoreError(finding.details)
+    return finding

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 import crossdistill
+from crossdistill.distillation.cache_folders import create_caches
 from crossdistill.distillation.distiller import Distiller
 from crossdistill.distillation.teacher_cache import TeacherCache
 from crossdistill.distillation.teachers import CachedTeacher, FrozenTeacher
@@ -128,7 +129,7 @@ def random_cache(folder: Path, teacher: Encoder, num_clips: int) -> TeacherCache
         "clips_per_shard": 1024,
         "dtype": "fp16",
     }
-    TeacherCache.create(folder, key, num_augmentations=1, classifier=teacher.classifier)
+    create_caches(folder, [TeacherCache.planned(folder, key, num_augmentations=1)], [teacher.classifier])
     cache = TeacherCache(folder)
     for shard in cache.missing():
         rows = torch.randn(shard.num_clips, teacher.embed_dim)

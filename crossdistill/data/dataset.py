@@ -74,12 +74,6 @@ class _Draw:
     policy_seed: int | None = None
     """Seed of the policy's changes; None without a policy."""
 
-    def read(self) -> list[CutClip | None]:
-        """Decode and cut the clip of each view; ``UnreadableVideoError`` if that fails."""
-        if isinstance(self.plan, str):
-            raise UnreadableVideoError(self.plan)
-        return [clip[0] if clip else None for clip in self.plan.read()]
-
 
 @dataclass(frozen=True)
 class Replay:
@@ -238,7 +232,10 @@ class PairedClips(Dataset[Item]):
         return _Draw(key.index, epoch, entry, plan, None if self.policy is None else int(generator.integers(2**63)))
 
     def _read(self, draw: _Draw) -> tuple[CutClip | None, ...]:
-        student, *teachers = draw.read()
+        """Decode and cut the clip of each view; ``UnreadableVideoError`` if that fails."""
+        if isinstance(draw.plan, str):
+            raise UnreadableVideoError(draw.plan)
+        student, *teachers = [clip[0] if clip else None for clip in draw.plan.read()]
         if self.policy is not None and student is not None:
             assert draw.policy_seed is not None
             student = self.policy(student, seed=draw.policy_seed)

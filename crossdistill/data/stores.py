@@ -13,6 +13,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -45,8 +46,14 @@ FULL_SHARE = 0.9
 """Share of the largest size to which the copy is reduced when it is too large."""
 UNFINISHED_SECONDS = 3600.0
 """Age from which a temporary file is one of a killed process."""
+IN_USE_SECONDS = 60.0
+"""A file that was asked for in this time is not removed: its reader may not have opened it yet."""
 CHECKS_PER_SIZE = 32
 """The copy is measured whenever a process has fetched this part of its largest size."""
+
+
+class StoreError(OneProcessError):
+    """A store refuses or does not answer, or its copy cannot be kept. Nothing is wrong with the data."""
 
 
 def locate(root: Path, stream: Stream) -> FileRange:
@@ -118,11 +125,13 @@ def _file_system(url: str, process: int) -> tuple[Any, str]:
     fsspec = require_package("fsspec", target=url, extra="remote")
     try:
         system, path = fsspec.url_to_fs(url, skip_instance_cache=True, **_web_options(url, fsspec.config.conf))
-    except (ImportError, ValueError, OSError) as error:
+    except (ImportError, ValueError) as error:
         raise UserError(
             f"{url} cannot be opened ({error}): correct the address, or install what opens it: pip install gcsfs for "
             "gs://, pip install 'crossdistill[remote]' for s3:// and https://"
         ) from error
+    except OSError as error:
+        raise UserError(f"{url} cannot be opened ({error}): check the address, the network and your login") from error
     return system, str(path).rstrip("/")
 
 
@@ -157,24 +166,30 @@ def read_remote(url: str, path: str, *, start: int | None = None, end: int | Non
             return bytes(content)
         except Exception as error:  # each protocol has errors of its own
             status = getattr(error, "status", None)  # of HTTP
-            is_refused = isinstance(error, PermissionError) or status in (401, 403)
+            is_refused = isinstance(error, PermissionError) or status in (401, 403) or _lacks_login(error)
             if status == RANGE_BEYOND_END:
                 raise OneProcessError(
                     f"{url} has fewer bytes in {path} than the manifest says: link the dataset again, or upload the "
                     "file again"
                 ) from error
             if is_refused or isinstance(error, FileNotFoundError):
-                raise OneProcessError(
+                kind = StoreError if is_refused else OneProcessError
+                raise kind(
                     f"{url} {'refuses' if is_refused else 'lacks'} {path} ({_reason(error)}): check the address and "
                     "the credentials that fsspec takes from the environment"
                 ) from error
             if pause_seconds is None:
-                raise OneProcessError(
+                raise StoreError(
                     f"{url} does not give {path} ({_reason(error)}), after {len(PAUSES_SECONDS) + 1} requests: start "
-                    "again when it answers; a training run continues with --resume"
+                    "the same command again when it answers (training with --resume)"
                 ) from error
             time.sleep(pause_seconds)
     raise AssertionError("the last request returns or raises")
+
+
+def _lacks_login(error: BaseException) -> bool:
+    """Whether a library finds no valid credentials on this machine: NoCredentialsError, ProfileNotFound and so on."""
+    return re.search("Credential|Profile|Auth", type(error).__name__) is not None
 
 
 def _reason(error: BaseException) -> str:
@@ -190,7 +205,7 @@ class RemoteStore:
     folder: Path
     """Folder of the copy, which several processes share."""
     max_bytes: int
-    """Largest size of the copy. It may be passed for a moment."""
+    """Largest size of the copy. What was asked for in the last minute is kept beyond it."""
     _fetched_bytes: int = field(default=0, init=False)
     """What this process has fetched since it measured the copy."""
 
@@ -248,7 +263,7 @@ class RemoteStore:
                 num_bytes = sum(map(file.write, pieces))
             os.replace(temporary, path)
         except OSError as error:
-            raise OneProcessError(
+            raise StoreError(
                 f"{self.folder} cannot keep a copy ({error.strerror}): free space there, make it writable, or link the "
                 "dataset into another folder or with a smaller --copy-size"
             ) from error
@@ -264,21 +279,22 @@ class RemoteStore:
                 pass
 
     def _shrink(self) -> None:
-        """Remove the files that were not read for the longest time, if the copy is too large."""
+        """Remove the files that were not asked for for the longest time, if the copy is too large."""
+        now = time.time()
         found: list[tuple[float, int, str]] = []
         for entry in os.scandir(self.folder):
             try:
                 facts = entry.stat()
             except FileNotFoundError:  # another process was faster
                 continue
-            if entry.name.endswith(".tmp") and time.time() - facts.st_mtime < UNFINISHED_SECONDS:
+            if entry.name.endswith(".tmp") and now - facts.st_mtime < UNFINISHED_SECONDS:
                 continue  # another process writes it
             found.append((facts.st_mtime, facts.st_size, entry.path))
         total = sum(size for _, size, _ in found)
         if total <= self.max_bytes:
             return
-        for _, size, path in sorted(found):
-            if total <= FULL_SHARE * self.max_bytes:
+        for asked_at, size, path in sorted(found):
+            if total <= FULL_SHARE * self.max_bytes or now - asked_at < IN_USE_SECONDS:
                 return
             Path(path).unlink(missing_ok=True)
             total -= size

@@ -5,20 +5,15 @@ of samples in each augmented version (``cache_shards.py``); ``classifier.safeten
 classifier, if it has one. Augmentation a of sample i is the clip that ``PairedClips`` draws for
 ``SampleKey(i, epoch=a)`` with the cache's seed.
 
-A cache of several teachers is a folder with one such cache for each, ``teacher-1`` and so on, and a ``cache.json`` that
-says how many there are. All were made from the same clips, on which all their views depend.
-
-``TeacherCache.require`` compares a cache with a run (``describe_clips``, ``describe_teacher``). ``recipes/cache.py``
-fills it.
+``cache_key.py`` describes what decides it, and ``TeacherCache.require`` compares that with a run. ``cache_folders.py``
+opens and creates folders of one or several teachers. ``recipes/cache.py`` fills them.
 
 Shapes: B batch, E teacher features, N classes, T H W the stored grid of tokens, n samples of a shard.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,10 +25,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from crossdistill.data.dataset import PairedClips, Replay
+from crossdistill.data.dataset import Replay
 from crossdistill.data.decoders import DEFAULT_DECODER
-from crossdistill.data.entries import video_rows_of
-from crossdistill.data.videos import stream_content
+from crossdistill.distillation.cache_key import absolute_if_path, as_tuple, one_or_all, view_of_moment
 from crossdistill.distillation.cache_shards import (
     ADVICE,
     STORAGE,
@@ -45,17 +39,15 @@ from crossdistill.distillation.cache_shards import (
     encode,
     write_shard,
 )
-from crossdistill.distillation.student import WEIGHTS_NAME, locate_student
 from crossdistill.distillation.terms import Term
 from crossdistill.encoders import Encoder
 from crossdistill.encoders.base import Classifier, EncoderInfo
 from crossdistill.encoders.tokens import Grid, TokenLayer, grid_text, parse_grid, pool_tokens
 from crossdistill.encoders.weights import find_classifier
 from crossdistill.errors import OneProcessError, UserError
-from crossdistill.modalities import get_modality
 from crossdistill.types import ViewSpec
 from crossdistill.utils import hub
-from crossdistill.utils.files import sha256_of, write_text_atomically
+from crossdistill.utils.files import write_text_atomically
 from crossdistill.utils.locks import LOCK_NAME
 from crossdistill.utils.records import first_difference, read_versioned_json
 from crossdistill.utils.tensor_files import write_tensors
@@ -67,114 +59,12 @@ DESCRIPTION_NAME = "cache.json"
 SHARDS_NAME = "shards"
 CLASSIFIER_NAME = "classifier.safetensors"
 FEATURES, LOGITS, TOKENS = "features", "logits", "tokens"
-OWN_GRID = "own"
-"""Value of ``--tokens``: the grid that the network itself has."""
 # Shards that one process keeps open. Each takes a file descriptor, and a process often has no more than 1024.
 MAX_OPEN_SHARDS = 256
 # A token that is shorter than this share of the mean one is not asked to keep its direction.
 MIN_TOKEN_SHARE = 1e-3
 # Fields that a key lacks if the cache has no such thing.
 OPTIONAL_FIELDS = ("teacher_views", "tokens", "num_logits")
-
-
-def weights_source(weights: str) -> str:
-    """Identify given weights without building a network: by the hash of their file, or by their published name."""
-    folder = locate_student(weights)
-    path = Path(weights) if folder is None else folder / WEIGHTS_NAME
-    return sha256_of(path)[:16] if path.is_file() else weights
-
-
-def absolute_if_path(weights: str) -> str:
-    """Return weights as any working directory finds them: a file or folder as an absolute path, a name as it is."""
-    return str(Path(weights).absolute()) if Path(weights).exists() else weights
-
-
-def moment_of(view: ViewSpec) -> dict[str, Any]:
-    """Describe what of a view decides the moment of a clip."""
-    return {key: getattr(view, key) for key in ("modality", "num_frames", "stride")}
-
-
-def view_of_moment(moment: Mapping[str, Any]) -> ViewSpec:
-    """Return a view with which the same moments are drawn as with the view that ``moment_of`` described."""
-    kind = get_modality(moment["modality"])
-    return ViewSpec(**moment, size_px=1, mean=kind.mean, std=kind.std)  # its pictures are not read
-
-
-def describe_clips(clips: PairedClips, *, split: str) -> dict[str, Any]:
-    """Describe everything that decides the moments and crops of training clips. The decoder does not decide them.
-
-    Args:
-        clips: Training clips with an augmentation, one student's view and the views of all teachers.
-        split: The split that the videos were taken from.
-    """
-    student, *teachers = clips.views
-    assert clips.augmentation is not None
-    content, paths = hashlib.sha256(), hashlib.sha256()
-    for row in video_rows_of(clips.entries):
-        streams = [row["streams"][view.kind.stream] for view in clips.views]
-        content.update(json.dumps([row["name"], [stream_content(stream) for stream in streams]]).encode())
-        paths.update(json.dumps([row["name"], streams], sort_keys=True).encode())
-    return {
-        "student_view": moment_of(student),
-        "teacher_views": [moment_of(view) for view in teachers] if len(teachers) > 1 else None,
-        "split": split,
-        "crop_area_min": clips.augmentation.area_min,
-        "mirror": clips.augmentation.mirror_probability > 0,
-        # With "error" no video is too short, so it gives the same clips as "repeat".
-        "short_clips": "repeat" if clips.short_clips == "error" else clips.short_clips,
-        "num_clips": len(clips),
-        "content": content.hexdigest()[:16],
-        "dataset": paths.hexdigest()[:16],  # by which caches of version 0.1 know their videos
-    }
-
-
-def describe_teacher(teacher: Encoder, *, weights: Sequence[str], weights_hashes: Sequence[str]) -> dict[str, Any]:
-    """Describe everything that decides an embedding besides the clip.
-
-    Args:
-        teacher: The teacher with loaded weights, or the first of the networks that folds have.
-        weights: The weights as the command line named them; with folds those of each network.
-        weights_hashes: SHA-256 of the weights, see ``encoders.weights.weights_hash``; with folds of each network.
-    """
-    return {
-        "teacher": teacher.name,
-        "teacher_weights": _one_or_all([weights_source(each) for each in weights]),
-        "teacher_weights_sha256": _one_or_all(weights_hashes),
-        "teacher_view": dataclasses.asdict(teacher.view),
-        "embed_dim": teacher.embed_dim,
-    }
-
-
-def describe_parts(teacher: Encoder, *, tokens: str | None, logits: bool) -> dict[str, Any]:
-    """Describe what a cache holds of a teacher besides its features.
-
-    Args:
-        teacher: The teacher with loaded weights, or the first of the networks that folds have.
-        tokens: The grid that the tokens are pooled to, such as ``1x4x4``; ``own`` for the network's own; None for none.
-        logits: Whether logits are stored.
-
-    Raises:
-        UserError: The teacher has no tokens, fewer of them than the grid, or no classifier.
-    """
-    found: dict[str, Any] = {"tokens": None, "token_grid": None, "token_channels": None, "num_logits": None}
-    if tokens is not None:
-        wanted = None if tokens == OWN_GRID else parse_grid(tokens, option="--tokens")
-        channels, *sides = teacher.token_shape()
-        own: Grid = (sides[0], sides[1], sides[2])
-        if wanted is not None and any(side > most for side, most in zip(wanted, own, strict=True)):
-            raise UserError(
-                f"--tokens {tokens} is finer than the tokens of {teacher.name}, {grid_text(own)}: give a grid of at "
-                "most so many, or own"
-            )
-        found |= {"tokens": grid_text(wanted or own), "token_grid": grid_text(own), "token_channels": channels}
-    if logits:
-        if teacher.num_classes is None:
-            raise UserError(
-                f"--logits stores the logits of a linear classifier, and the weights of {teacher.name} came without "
-                "one: remove --logits, or give weights with a classifier"
-            )
-        found["num_logits"] = teacher.num_classes
-    return found
 
 
 class StoredEncoder(Encoder):
@@ -221,15 +111,15 @@ class TeacherCache:
     """
 
     def __init__(self, folder: Path, content: Mapping[str, Any] | None = None) -> None:
-        self.folder = _located(folder) if content is None else Path(folder)
-        content = _read_description(self.folder) if content is None else content
+        self.folder = located(folder) if content is None else Path(folder)
+        content = read_description(self.folder) if content is None else content
         if "num_teachers" in content:
             raise UserError(f"{folder} is of {content['num_teachers']} teachers: give {folder}/teacher-1, or another")
         try:
             # Caches of version 0.1 have no decoder in their key; nobody chose another one than the first.
             self.key: dict[str, Any] = {"decoder": DEFAULT_DECODER, **content["key"]}
-            self.weights: tuple[str, ...] = _as_tuple(content.get("teacher_weights", "auto"))
-            self.weights_hashes: tuple[str, ...] = _as_tuple(self.key["teacher_weights_sha256"])
+            self.weights: tuple[str, ...] = as_tuple(content.get("teacher_weights", "auto"))
+            self.weights_hashes: tuple[str, ...] = as_tuple(self.key["teacher_weights_sha256"])
             self.num_augmentations = int(content["num_views"])
             self.embed_dim, self.seed = int(self.key["embed_dim"]), int(self.key["seed"])
             self.num_clips, self.clips_per_shard = int(self.key["num_clips"]), int(self.key["clips_per_shard"])
@@ -267,23 +157,10 @@ class TeacherCache:
             "format": FORMAT,
             "version": FORMAT_VERSION,
             "num_views": num_augmentations,
-            "teacher_weights": _one_or_all([absolute_if_path(each) for each in weights]),
+            "teacher_weights": one_or_all([absolute_if_path(each) for each in weights]),
             "key": kept,
         }
         return TeacherCache(folder, json.loads(json.dumps(content)))
-
-    @staticmethod
-    def create(
-        folder: Path,
-        key: Mapping[str, Any],
-        *,
-        num_augmentations: int,
-        classifier: Classifier | None = None,
-        weights: Sequence[str] = ("auto",),
-    ) -> None:
-        """Create a cache of one teacher, or resume one of the same options; see ``planned`` and ``create_caches``."""
-        planned = TeacherCache.planned(folder, key, num_augmentations=num_augmentations, weights=weights)
-        create_caches(folder, [planned], [classifier])
 
     def require_creatable(self) -> None:
         """Raise a ``UserError`` if the folder holds a cache of something else, or other files.
@@ -300,7 +177,7 @@ class TeacherCache:
                     "another --out"
                 )
         else:
-            _require_empty(self.folder)
+            require_empty(self.folder)
 
     def write_description(self, classifier: Classifier | None) -> None:
         """Write ``cache.json``.
@@ -569,86 +446,23 @@ class TeacherCache:
         return ShardFile(self.path(shard), self.parts.values(), self.storage, shard.num_clips)
 
 
-def folders_of(folder: Path, num_teachers: int) -> list[Path]:
-    """Return the folder of each teacher's cache in the folder of a cache; of one teacher they are the same."""
-    return [folder] if num_teachers == 1 else [folder / f"teacher-{number + 1}" for number in range(num_teachers)]
-
-
-def open_caches(folder: Path) -> list[TeacherCache]:
-    """Open a cache of one or several teachers, complete or not.
-
-    Raises:
-        UserError: As for ``TeacherCache``, or the caches of several teachers were not made together.
-    """
-    folder = _located(folder)
-    content = _read_description(folder)
-    if "num_teachers" not in content:
-        return [TeacherCache(folder, content)]
-    caches = [TeacherCache(each) for each in folders_of(folder, content["num_teachers"])]
-    first = caches[0]
-    for other in caches[1:]:
-        names = ("num_clips", "content", "student_view", "teacher_views")
-        same = {name: first.key.get(name) for name in names}
-        other.require({**same, "seed": first.seed}, wanted_by=f"{first.folder.name} beside it")
-        if other.num_augmentations != first.num_augmentations:
-            raise UserError(
-                f"{other.folder} has {other.num_augmentations} augmentations and {first.folder.name} has "
-                f"{first.num_augmentations}: start the command that makes the cache again"
-            )
-    return caches
-
-
-def create_caches(folder: Path, caches: Sequence[TeacherCache], classifiers: Sequence[Classifier | None]) -> None:
-    """Create a cache of one or several teachers, or resume one of the same options.
-
-    Args:
-        folder: Folder of the cache.
-        caches: What ``TeacherCache.planned`` returned for each teacher, in one of ``folders_of``.
-        classifiers: The classifier of each teacher, see ``TeacherCache.write_description``.
-
-    Raises:
-        UserError: The folder holds a cache of something else, or other files; nothing is changed.
-    """
-    require_creatable(folder, caches)
-    if len(caches) > 1:
-        content = {"format": FORMAT, "version": FORMAT_VERSION, "num_teachers": len(caches)}
-        write_text_atomically(folder / DESCRIPTION_NAME, json.dumps(content, indent=2) + "\n")
-    for cache, classifier in zip(caches, classifiers, strict=True):
-        cache.write_description(classifier)
-
-
-def require_creatable(folder: Path, caches: Sequence[TeacherCache]) -> None:
-    """Raise the ``UserError`` of ``create_caches``, and create nothing."""
-    if len(caches) > 1:
-        _require_several(folder, len(caches))
-    for cache in caches:
-        cache.require_creatable()
-
-
-def _require_several(folder: Path, num_teachers: int) -> None:
-    """Raise a ``UserError`` if a folder is neither empty nor that of a cache of so many teachers."""
-    if not (folder / DESCRIPTION_NAME).is_file():
-        _require_empty(folder)
-        return
-    has = _read_description(folder).get("num_teachers", 1)
-    if has != num_teachers:
-        raise UserError(
-            f"the teacher cache {folder} is of {has} teacher{'s' if has > 1 else ''}, and {num_teachers} were given: "
-            "give the teachers that it was made with, or another --out"
-        )
-
-
-def _require_empty(folder: Path) -> None:
+def require_empty(folder: Path) -> None:
+    """Raise a ``UserError`` if a folder without a cache holds anything but the lock of the command that makes one."""
     if folder.exists() and (not folder.is_dir() or {each.name for each in folder.iterdir()} - {LOCK_NAME}):
         raise UserError(f"{folder} holds something that is no teacher cache: choose another folder for --out")
 
 
-def _located(folder: Path) -> Path:
+def located(folder: Path) -> Path:
     """Return the folder of a cache, which is fetched if it is a repository of the hub (of the kind "dataset")."""
     return hub.fetch(str(folder), kind="dataset") if hub.names_repository(folder) else Path(folder)
 
 
-def _read_description(folder: Path) -> dict[str, Any]:
+def read_description(folder: Path) -> dict[str, Any]:
+    """Read ``cache.json``, of one teacher or of several.
+
+    Raises:
+        UserError: There is none, it is damaged, or a newer version wrote it.
+    """
     path = Path(folder) / DESCRIPTION_NAME
     content = read_versioned_json(
         path,
@@ -661,16 +475,6 @@ def _read_description(folder: Path) -> dict[str, Any]:
     if not isinstance(num_teachers, int) or num_teachers < 2:
         raise UserError(f"{path} is damaged ({num_teachers!r} teachers): make the cache again")
     return content
-
-
-def _one_or_all(values: Sequence[str]) -> str | list[str]:
-    """Return what ``_as_tuple`` reads."""
-    return values[0] if len(values) == 1 else list(values)
-
-
-def _as_tuple(stored: str | list[str]) -> tuple[str, ...]:
-    """Return what the description says of one network, or of one for each fold."""
-    return tuple(stored) if isinstance(stored, list) else (stored,)
 
 
 def spread(shards: Sequence[Shard], *, num_clips: int, seed: int) -> list[tuple[int, int]]:

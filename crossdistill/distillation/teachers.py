@@ -21,9 +21,10 @@ from torch import Tensor
 
 from crossdistill.data.dataset import PairedClips
 from crossdistill.distillation.alignment import Alignment
+from crossdistill.distillation.cache_key import describe_clips
 from crossdistill.distillation.standardizer import Standardizer
 from crossdistill.distillation.student_with_heads import MomentumCopy, embed
-from crossdistill.distillation.teacher_cache import LOGITS, TeacherCache, describe_clips
+from crossdistill.distillation.teacher_cache import LOGITS, TeacherCache
 from crossdistill.distillation.terms import Term
 from crossdistill.encoders import Encoder
 from crossdistill.encoders.compilation import compiled

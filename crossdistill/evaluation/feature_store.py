@@ -27,6 +27,9 @@ from torch import Tensor
 
 from crossdistill.data.dataset import Entry
 from crossdistill.data.decoders import DEFAULT_DECODER
+from crossdistill.data.manifest import Stream
+from crossdistill.data.stores import find_store
+from crossdistill.data.videos import stream_content
 from crossdistill.encoders import Encoder, is_from_file
 from crossdistill.encoders.execution import Execution
 from crossdistill.encoders.weights import weights_hash
@@ -111,21 +114,24 @@ def _key(
 
 
 def video_digest(entry: Entry, stream: str) -> str:
-    """Compute a digest of a prepared video from its manifest entry and file size; empty if the file is missing.
+    """Compute a digest of what a prepared video shows, wherever it is; empty if its file is missing or cut short.
 
-    It changes if the video is prepared again or the file is truncated, so that stored features are not reused.
+    It changes if the video is prepared again, so that stored features are not reused.
     """
     if stream not in entry.video.streams:
         return ""
     kept = entry.video.streams[stream]
-    try:
-        num_bytes = (entry.root / kept.path).stat().st_size
-    except OSError:
+    if find_store(entry.root) is None and not _is_whole(kept, entry.root):
         return ""
-    facts = [kept.path, kept.sha256, num_bytes, kept.width_px, kept.height_px, str(kept.time_base)]
-    digest = hashlib.sha256(json.dumps(facts).encode())
-    digest.update(kept.pts.tobytes())
-    return digest.hexdigest()[:16]
+    return hashlib.sha256(json.dumps(stream_content(kept.to_json())).encode()).hexdigest()[:16]
+
+
+def _is_whole(stream: Stream, root: Path) -> bool:
+    try:
+        num_bytes = (root / stream.path).stat().st_size
+    except OSError:
+        return False
+    return not stream.num_bytes or stream.fits(num_bytes)
 
 
 @dataclass(frozen=True)
@@ -289,6 +295,6 @@ def complete(
     # Unreadable videos have no row.
     found = {i: by_name[names[i]] for i in missing if names[i] in by_name}
     if found:
-        _write({**kept, **{names[i]: (digests[i], row) for i, row in found.items()}}, store)
+        _write({**kept, **{names[i]: (digests[i], row) for i, row in found.items() if digests[i]}}, store)
     found |= {i: kept[name][1] for i, name in enumerate(names) if is_kept[i]}
     return assemble(found, entries, new.unreadable, store.nothing)

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from crossdistill.distillation.cache_folders import open_caches
 from crossdistill.distillation.student import CLASSIFIER_NAME, FACTS_NAME, WEIGHTS_NAME, find_student, load_student
-from crossdistill.distillation.teacher_cache import DESCRIPTION_NAME, open_caches
+from crossdistill.distillation.teacher_cache import DESCRIPTION_NAME
 from crossdistill.encoders import Encoder
 from crossdistill.encoders.timm import is_timm_model
 from crossdistill.errors import UserError

@@ -14,18 +14,10 @@ from torch import Tensor
 
 from crossdistill.data.dataset import PairedClips
 from crossdistill.data.sampling import SampleKey
+from crossdistill.distillation.cache_folders import create_caches, folders_of, require_creatable
+from crossdistill.distillation.cache_key import describe_parts
 from crossdistill.distillation.cache_shards import Shard
-from crossdistill.distillation.teacher_cache import (
-    FEATURES,
-    SHARDS_NAME,
-    TOKENS,
-    TeacherCache,
-    create_caches,
-    describe_parts,
-    folders_of,
-    require_creatable,
-    spread,
-)
+from crossdistill.distillation.teacher_cache import FEATURES, SHARDS_NAME, TOKENS, TeacherCache, spread
 from crossdistill.distillation.teachers import Targets
 from crossdistill.errors import SAME_COMMAND, OneProcessError, Stopped, UserError, require_at_least
 from crossdistill.evaluation.embedder import batches_of

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from crossdistill.data.dataset import PairedClips, make_loader
 from crossdistill.data.manifest import Manifest
 from crossdistill.data.sampling import SampleKey
-from crossdistill.distillation.teacher_cache import describe_clips, describe_teacher
+from crossdistill.distillation.cache_key import describe_clips, describe_teacher
 from crossdistill.distillation.teachers import CrossFittedTeacher, FrozenTeacher, Targets
 from crossdistill.encoders import Encoder
 from crossdistill.encoders.base import Classifier

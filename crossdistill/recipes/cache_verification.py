@@ -9,14 +9,9 @@ import torch
 from torch import Tensor
 
 from crossdistill.data.sampling import SampleKey
-from crossdistill.distillation.teacher_cache import (
-    FEATURES,
-    TOKENS,
-    TeacherCache,
-    open_caches,
-    spread,
-    view_of_moment,
-)
+from crossdistill.distillation.cache_folders import open_caches
+from crossdistill.distillation.cache_key import view_of_moment
+from crossdistill.distillation.teacher_cache import FEATURES, TOKENS, TeacherCache, spread
 from crossdistill.encoders import require_code_allowed
 from crossdistill.errors import UserError, require_at_least, require_num_workers
 from crossdistill.evaluation.embedder import batches_of

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from crossdistill.data.manifest import Manifest
+from crossdistill.distillation.cache_folders import open_caches
 from crossdistill.distillation.student import WEIGHTS_NAME, find_student, locate_student
-from crossdistill.distillation.teacher_cache import open_caches
 from crossdistill.recipes.checks import standardization_of
 from crossdistill.recipes.config import (
     ObjectiveConfig,

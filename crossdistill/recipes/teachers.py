@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from crossdistill.data.manifest import Manifest
-from crossdistill.distillation.teacher_cache import TeacherCache, absolute_if_path, open_caches, weights_source
+from crossdistill.distillation.cache_folders import open_caches
+from crossdistill.distillation.cache_key import absolute_if_path, weights_source
+from crossdistill.distillation.teacher_cache import TeacherCache
 from crossdistill.distillation.teachers import (
     CachedTeacher,
     CrossFittedTeacher,

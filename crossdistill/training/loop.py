@@ -111,6 +111,8 @@ def train(
     task.train()
     timer = CheckpointTimer(plan.checkpoint_every_minutes if accelerator.is_main_process else 0)
     with monitor, StopRequest(accelerator) as stop:
+        if evaluate is not None and state.step and state.step % evaluate_every == 0 and monitor.lacks_evaluation:
+            monitor.note(state.step, evaluate())  # the run ended between checkpoint and evaluation
         for batch in monitor.watch(loader) if state.step < num_steps else ():
             _count_unreadable(state, batch, plan, accelerator, len(dataset))
             lr = plan.learning_rate(state.step, num_steps, steps_per_epoch)
@@ -125,20 +127,19 @@ def train(
             state.step += 1
             state.num_skipped += not has_moved
             monitor.finish_step(state.step, lr=lr, bank_fill=task.bank_fill)
-            # Evaluate before saving: a run that resumes from this step then has the evaluation in its curves.
-            if evaluate is not None and state.step % evaluate_every == 0:
-                monitor.require_finite(state.step)
-                resumable.require_finite_weights(state.step)
-                with monitor.pause():
-                    monitor.note(state.step, evaluate())
+            is_due = evaluate is not None and state.step % evaluate_every == 0
             stopped_by, is_time = largest_of_processes(accelerator, stop.signal_number, timer.is_over)
-            if state.step % checkpoint_every == 0 or state.step == num_steps or stopped_by or is_time:
+            if is_due or state.step % checkpoint_every == 0 or state.step == num_steps or stopped_by or is_time:
                 state.seconds = time.perf_counter() - started
                 monitor.require_finite(state.step)
                 resumable.save(state)
                 timer.restart()
             if stopped_by:
                 raise Stopped(SAME_COMMAND, signal_number=stopped_by)
+            # After saving, because it may take longer than a cluster waits between its signal and the end.
+            if evaluate is not None and is_due:
+                with monitor.pause():
+                    monitor.note(state.step, evaluate())
             if state.step == num_steps:
                 break
     if accelerator.is_main_process:
@@ -239,7 +240,8 @@ def _faster_reading(dataset: PairedClips) -> list[str]:
     remedies = ["give more --workers if cores are free"]
     if any(find_store(root) is not None for root in roots_of(dataset.entries)):
         remedies.append("copy the shards to a disk of this machine, or link them with a larger --copy-size")
-    if dataset.decoded is None:
+    # The first video stands for all: a list of millions is not read for a sentence.
+    if dataset.decoded is None and any(each.is_video for each in dataset.entries[0].video.streams.values()):
         remedies.append("keep decoded videos in memory if they fit (--keep-decoded-gb)")
     remedies.append("prepare smaller ones (--short-side)")
     if any(dataset.is_read[1:]):

@@ -17,7 +17,7 @@ from crossdistill.errors import UserError
 from crossdistill.training.run_folder import MetricsLog
 from crossdistill.types import StepOutput
 from crossdistill.utils.console import console, progress_bar
-from crossdistill.utils.distributed import largest_of_processes
+from crossdistill.utils.distributed import decide_on_first, largest_of_processes
 
 Batch = TypeVar("Batch")
 REMEDY = "lower --lr, add --clip-norm 1 or choose --precision fp32, and start again in another --out"
@@ -108,6 +108,11 @@ class Monitor:
         self.notes = "  ".join(f"{name} {value:.3f}" for name, value in values.items())
         if self.log is not None and values:
             self.log.write(step, {**values, **self._when(step, time.perf_counter())})
+
+    @property
+    def lacks_evaluation(self) -> bool:
+        """Whether the curves have no evaluation of the step at which the run starts. All processes call this."""
+        return decide_on_first(self.accelerator, lambda: self.log is not None and not self.log.starts_evaluated)
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:

@@ -246,10 +246,17 @@ class MetricsLog:
         tracker: One of ``trackers.TRACKERS``.
     """
 
+    starts_evaluated = False
+    """Whether there is an evaluation of the step before ``start_step``."""
+
     def __init__(self, folder: RunFolder, *, start_step: int, tracker: str) -> None:
         if folder.metrics.is_file():
             lines = folder.metrics.read_text(encoding="utf-8", errors="replace").splitlines()
             kept = [line for line in lines if _step_of(line) < start_step]
+            # Lines of training have a loss.
+            self.starts_evaluated = any(
+                _step_of(line) == start_step - 1 and "loss" not in json.loads(line) for line in kept
+            )
             write_text_atomically(folder.metrics, "".join(line + "\n" for line in kept))
         self._file = folder.metrics.open("a", encoding="utf-8")
         self._tracker = open_tracker(tracker, folder.path, purge_step=start_step)

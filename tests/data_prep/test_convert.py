@@ -44,6 +44,11 @@ def test_convert__keeps_content_and_can_print_the_former_lines(former, capsys):
     assert capsys.readouterr().out == lines
     main(["convert", str(former)])
     assert "has the current format already" in " ".join(capsys.readouterr().out.split())
+    table = (former / MANIFEST_NAME).read_bytes()
+    (former / MANIFEST_NAME).write_bytes(table[: len(table) // 2])
+    with pytest.raises(SystemExit):
+        main(["convert", str(former)])
+    assert "is damaged or cut short" in capsys.readouterr().err
 
 
 def test_convert__takes_the_lines_that_are_newer_than_the_table(former):

@@ -33,7 +33,7 @@ from crossdistill.commands.main import main as train_main
 from crossdistill.data import stores
 from crossdistill.data.dataset import PairedClips, entries_of, make_loader
 from crossdistill.data.decode import read_frames
-from crossdistill.data.manifest import Manifest, Stream
+from crossdistill.data.manifest import MANIFEST_NAME, Manifest, Stream
 from crossdistill.data.sampling import SampleKey
 from crossdistill.data.stores import (
     COPY_NAME,
@@ -50,12 +50,15 @@ from crossdistill.encoders.architecture import make_view
 from crossdistill.encoders.execution import Execution
 from crossdistill.errors import OneProcessError, UserError
 from crossdistill.evaluation.evaluate import evaluate_encoder
+from crossdistill.evaluation.feature_store import video_digest
 from crossdistill.modalities import MODALITIES
 from crossdistill.training.monitor import Monitor
 from crossdistill.types import PairedBatch
 from crossdistill.utils.distributed import create_accelerator
+from data_prep import link as link_module
 from data_prep import pack as pack_module
 from data_prep.__main__ import main
+from data_prep.inspect import print_streams
 from data_prep.link import LinkOptions, link_dataset
 from data_prep.pack import PackOptions, pack_dataset, parse_size
 from data_prep.verify import VerifyOptions, verify_dataset
@@ -370,10 +373,20 @@ def test_the_copies_stay_within_their_size(served: tuple[str, type[_RangeHandler
     store.max_bytes = 40_000
     for video in manifest.videos:
         for stream in video.streams.values():
-            locate(linked, stream)
+            for path in (linked / COPY_NAME).glob("*"):  # as if the next clip were read two minutes later
+                os.utime(path, (path.stat().st_atime, path.stat().st_mtime - 120))
+            assert locate(linked, stream).path.is_file()
             size = sum(path.stat().st_size for path in (linked / COPY_NAME).iterdir())
             assert size <= 40_000 + stream.num_bytes
-    assert (linked / COPY_NAME / next(iter((linked / COPY_NAME).iterdir())).name).is_file()
+
+
+def test_what_a_reader_asked_for_is_not_removed_before_it_is_read(store: tuple[RemoteStore, dict[str, bytes]]) -> None:
+    """A stream that is larger than the copies may be, and one that another process fetched."""
+    remote, content = store
+    content["a.jpg"] = bytes(9_000)
+    other = remote.fetch(_stream_of(bytes(9_000)))
+    content["a.jpg"] = bytes(20_000)
+    assert remote.fetch(_stream_of(bytes(20_000))).is_file() and other.is_file()
 
 
 @pytest.fixture
@@ -466,6 +479,73 @@ def test_a_range_that_a_file_does_not_have_is_named_at_once(monkeypatch: pytest.
     assert asked == ["x/a.tar"]
 
 
+@pytest.mark.parametrize("name", ["NoCredentialsError", "ProfileNotFound", "DefaultCredentialsError"])
+def test_a_machine_without_login_is_named_at_once(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    class System:
+        def cat_file(self, path: str, **keywords: object) -> bytes:
+            asked.append(path)
+            raise type(name, (Exception,), {})("Unable to locate credentials")
+
+    asked: list[str] = []
+    monkeypatch.setattr(stores, "_file_system", lambda url, process: (System(), "x"))
+    with pytest.raises(
+        UserError, match=r"s3://x refuses a\.tar \(Unable to locate credentials\): check the address and"
+    ):
+        read_remote("s3://x", "a.tar", start=5, end=9)
+    assert asked == ["x/a.tar"]
+
+
+def test_verify_ends_with_the_store_that_refuses(served: tuple[str, type[_RangeHandler]], tmp_path: Path) -> None:
+    url, handler = served
+    linked = tmp_path / "linked"
+    link_dataset(LinkOptions(url=url, out=linked))
+    handler.asked.clear()
+    handler.failures_left, handler.failure = 10**6, 403
+    with pytest.raises(UserError, match=r"refuses shards/.*: check the address and the credentials"):
+        verify_dataset(VerifyOptions(folder=linked, workers=1))
+    assert len(handler.asked) <= 2, "not one request for each file"
+
+
+def test_link_refuses_copies_without_room_for_the_largest_file(
+    served: tuple[str, type[_RangeHandler]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link_module, "LEAST_COPY_BYTES", 1)
+    with pytest.raises(UserError, match=r"--copy-size is 1e-06GB, and the largest file of the dataset has .* GB: give"):
+        link_dataset(LinkOptions(url=served[0], out=tmp_path / "linked", copy_size="1KB"))
+    assert not (tmp_path / "linked" / MANIFEST_NAME).exists()
+
+
+def test_features_are_read_again_wherever_the_same_clips_are(
+    served: tuple[str, type[_RangeHandler]], toy_folder: Path, packed: Path, tmp_path: Path
+) -> None:
+    linked = tmp_path / "linked"
+    link_dataset(LinkOptions(url=served[0], out=linked))
+    served[1].asked.clear()
+    of_files, of_shards, of_store = (
+        [video_digest(entry, "rgb") for entry in entries_of(Manifest.load(folder), range(4))]
+        for folder in (toy_folder, packed, linked)
+    )
+    assert of_files == of_shards == of_store and len(set(of_files)) == 4 and all(of_files)
+    assert not served[1].asked
+    moved = shutil.copytree(toy_folder, tmp_path / "cut")
+    entry = entries_of(Manifest.load(moved), [0])[0]
+    entry.video.streams["rgb"].file(moved).write_bytes(b"cut")
+    assert video_digest(entry, "rgb") == "" and video_digest(entry, "none") == ""
+
+
+def test_inspect_of_a_linked_dataset_misses_no_file(
+    served: tuple[str, type[_RangeHandler]], toy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    linked = tmp_path / "linked"
+    link_dataset(LinkOptions(url=served[0], out=linked))
+    tables = []
+    for folder in (toy_folder, linked):
+        capsys.readouterr()
+        print_streams(Manifest.load(folder))
+        tables.append(capsys.readouterr().out)
+    assert tables[0] == tables[1] and "missing" not in tables[1]
+
+
 def test_link_keeps_the_manifest_that_works(served: tuple[str, type[_RangeHandler]], tmp_path: Path) -> None:
     linked, other = tmp_path / "linked", tmp_path / "other"
     link_dataset(LinkOptions(url=served[0], out=linked))
@@ -487,7 +567,7 @@ def test_a_store_that_fails_is_asked_again_and_then_named(
     handler.failures_left = 2
     assert locate(linked, first).path.stat().st_size == first.num_bytes
     handler.failures_left = 3
-    with pytest.raises(UserError, match=f"{url} does not give {second.path} .*after 3 requests: start again"):
+    with pytest.raises(UserError, match=f"{url} does not give {second.path} .*after 3 requests: start the same"):
         locate(linked, second)
     with pytest.raises(UserError, match=r"lacks shards/gone\.tar"):
         locate(linked, second.at("shards/gone.tar"))

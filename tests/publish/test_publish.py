@@ -14,8 +14,9 @@ from in_process import cache, train
 
 from crossdistill import load_student
 from crossdistill.commands.main import main as cli
+from crossdistill.distillation.cache_folders import open_caches
 from crossdistill.distillation.student import FACTS_NAME, save_student
-from crossdistill.distillation.teacher_cache import TeacherCache, open_caches
+from crossdistill.distillation.teacher_cache import TeacherCache
 from crossdistill.encoders import create_encoder
 from crossdistill.errors import UserError
 from crossdistill.publish.card import FILL_IN

@@ -17,9 +17,10 @@ from killing import kill_tree
 from safetensors.torch import load_file, save_file
 
 from crossdistill.data.clip_reader import ReadingPlan
+from crossdistill.distillation.cache_folders import open_caches
 from crossdistill.distillation.cache_shards import STORAGE, Shard, cosines, decode, encode
 from crossdistill.distillation.heads import GridResampler
-from crossdistill.distillation.teacher_cache import TeacherCache, open_caches
+from crossdistill.distillation.teacher_cache import TeacherCache
 from crossdistill.encoders import create_encoder
 from crossdistill.encoders.tokens import pool_tokens
 from crossdistill.errors import UserError

@@ -23,6 +23,7 @@ from crossdistill.data.dataset import PairedClips, Replay, collate, entries_of
 from crossdistill.data.manifest import Manifest
 from crossdistill.data.sampling import SampleKey
 from crossdistill.data.transforms import Augmentation
+from crossdistill.distillation.cache_folders import create_caches
 from crossdistill.distillation.cache_shards import Shard
 from crossdistill.distillation.student import load_student
 from crossdistill.distillation.teacher_cache import TeacherCache, spread
@@ -448,7 +449,7 @@ def small_cache(folder, *, classes=None):
     encoder = wrap_encoder(torch.nn.Identity(), name="rgb_x", view=create_encoder("rgb_r3d10").view, embed_dim=3)
     encoder.classifier = classes
     key = {**KEY, "dtype": "fp16", "clips_per_shard": 2, "teacher_view": dataclasses.asdict(encoder.view)}
-    TeacherCache.create(folder, key, num_augmentations=2, classifier=encoder.classifier)
+    create_caches(folder, [TeacherCache.planned(folder, key, num_augmentations=2)], [encoder.classifier])
     return TeacherCache(folder)
 
 

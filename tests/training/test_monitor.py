@@ -7,10 +7,12 @@ import time
 import pytest
 import torch
 from accelerate import Accelerator
+from picture_files import write_picture
 
-from crossdistill.data.dataset import PairedClips, Replay, entries_of
+from crossdistill.data.dataset import Entry, PairedClips, Replay, entries_of
 from crossdistill.data.decoded import DecodedVideos
-from crossdistill.data.manifest import MANIFEST_NAME, Manifest
+from crossdistill.data.manifest import MANIFEST_NAME, Manifest, Video
+from crossdistill.data.pictures import index_picture
 from crossdistill.data.stores import LINK_NAME, link_text
 from crossdistill.encoders import create_encoder
 from crossdistill.training import loop
@@ -79,6 +81,13 @@ def test_advice__names_what_the_run_does_not_do_already(toy_folder, has_teacher,
     assert "--workers" in advice and "--copy-size" not in advice
     assert ("--keep-decoded-gb" in advice) == (not is_kept)
     assert ("crossdistill cache" in advice) == has_teacher
+
+
+def test_advice__of_pictures_is_not_to_keep_videos(tmp_path):
+    picture = index_picture(write_picture(tmp_path / "a.jpg"))
+    entry = Entry(tmp_path, Video("a", streams={"rgb": picture}), -1)
+    clips = PairedClips([entry], student_view=create_encoder("image_resnet18", size_px=32).view)
+    assert "--keep-decoded-gb" not in " ".join(loop._faster_reading(clips))
 
 
 def test_advice__of_a_run_with_a_teacher_cache_is_not_to_cache_the_teacher(toy_folder):

@@ -1,6 +1,7 @@
 """Signals in a training: one sentence, the status of the signal, a checkpoint that resumes to the bit."""
 
 import itertools
+import json
 import os
 import signal
 from types import SimpleNamespace
@@ -131,6 +132,35 @@ def test_signal__after_the_training_is_continued_with_resume(toy_folder, tmp_pat
     assert not (tmp_path / "run" / "results.json").exists()
     train([*options, "--resume"])
     assert "student, supervised" in (tmp_path / "run" / "results.json").read_text()
+
+
+def test_end__during_an_evaluation_loses_no_step_and_is_made_up_for(toy_folder, tmp_path, monkeypatch):
+    """As if a cluster had killed the run: the checkpoint is there before the evaluation, the numbers are not."""
+    options = [*OPTIONS, "--knn-clips", 8, "--knn-every-epochs", 0.5, "--data", toy_folder, "--epochs", 2]
+    options += ["--checkpoint-every-steps", 100, "--out"]
+    train([*options, tmp_path / "whole"])
+    evaluate_encoder = run_module.evaluate_encoder
+
+    def ends(*_, **__):
+        raise Killed
+
+    monkeypatch.setattr(run_module, "evaluate_encoder", ends)
+    with pytest.raises(Killed):
+        train([*options, tmp_path / "run"])
+    assert Checkpoints(tmp_path / "run" / "checkpoints").steps() == [2]
+    assert evaluations(tmp_path / "run") == {}
+    monkeypatch.setattr(run_module, "evaluate_encoder", evaluate_encoder)
+    train([*options, tmp_path / "run", "--resume"])
+    assert evaluations(tmp_path / "run") == evaluations(tmp_path / "whole") and len(evaluations(tmp_path / "run")) == 4
+
+
+class Killed(BaseException):
+    """In place of SIGKILL."""
+
+
+def evaluations(folder):
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row["knn"] for row in rows if "knn" in row}
 
 
 def test_signal__while_a_teacher_is_trained_first_is_continued(toy_folder, tmp_path, capfd, signals):
