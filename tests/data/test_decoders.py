@@ -24,7 +24,7 @@ import crossdistill
 from crossdistill.data import decode
 from crossdistill.data.dataset import PairedClips, entries_of, make_loader
 from crossdistill.data.decode import index_any_video, index_video, nearest_frames, read_clip, read_frames
-from crossdistill.data.decoders import DECODERS, CannotServeError, get_decoder, pyav, torchcodec_cuda
+from crossdistill.data.decoders import DECODERS, CannotServeError, get_decoder, pyav, torchcodec, torchcodec_cuda
 from crossdistill.data.file_range import FileRange
 from crossdistill.data.manifest import Manifest, Stream
 from crossdistill.data.sampling import SampleKey
@@ -427,6 +427,22 @@ def test_torchcodec_cuda__each_process_decodes_on_its_own_gpu(monkeypatch, rank,
     if rank is not None:
         monkeypatch.setenv("LOCAL_RANK", rank)
     assert torchcodec_cuda.device_of_process() == device
+
+
+def test_frame_mappings__are_the_timestamps_of_the_manifest():
+    pts, keyframes = np.array([0, 2, 4, 9]), np.array([0, 3])
+    stream = Stream("a.mp4", 64, 48, Fraction(1, 10), pts=pts, keyframes=keyframes)
+    frames = json.loads(torchcodec.frame_mappings(stream))["frames"]
+    assert [(frame["pts"], frame["duration"], frame["key_frame"]) for frame in frames] == [
+        (0, 2, 1),
+        (2, 2, 0),
+        (4, 5, 0),
+        (9, 5, 1),
+    ]
+    (alone,) = json.loads(torchcodec.frame_mappings(dataclasses.replace(stream, pts=pts[:1], keyframes=keyframes[:1])))[
+        "frames"
+    ]
+    assert alone == {"pts": 0, "duration": 1, "key_frame": 1}
 
 
 def test_torchcodec_cuda__decodes_on_its_device_and_returns_pictures_of_the_cpu(tmp_path, monkeypatch):

@@ -123,6 +123,17 @@ def test_shards_have_the_layout_that_readers_of_shards_know(toy_folder: Path, pa
         assert {suffix.partition(".")[0] for suffix in sample} - {"json", "cls"} == set(video.streams)
 
 
+def test_webdataset_reads_the_shards(toy_folder: Path, packed: Path) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    shards = sorted(map(str, (packed / "shards").iterdir()))
+    samples = list(webdataset.WebDataset(shards, shardshuffle=False))
+    videos = Manifest.load(toy_folder).videos
+    assert [json.loads(sample["json"])["name"] for sample in samples] == [video.name for video in videos]
+    for sample, video in zip(samples, videos, strict=True):
+        assert int(sample["cls"]) == video.label
+        assert sample["rgb.mp4"] == (toy_folder / video.streams["rgb"].path).read_bytes()
+
+
 def test_every_shard_but_those_of_one_video_keeps_the_size(packed: Path) -> None:
     sizes = [path.stat().st_size for path in (packed / "shards").iterdir()]
     assert max(sizes) <= parse_size(SMALL, option="")

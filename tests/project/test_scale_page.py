@@ -1,5 +1,6 @@
 """The plan of a large run: its tables follow from the measured figures that it names."""
 
+import math
 import re
 from pathlib import Path
 
@@ -55,12 +56,36 @@ def test_shards_and_cores__follow_from_the_storage_and_the_core_hours():
     "name", ["motion-vectors", "dis, fast (default)", "dis, medium", "farneback", "raft, on a CPU", "tvl1"]
 )
 def test_flow__follows_from_the_time_of_a_pair(name):
-    if name == "motion-vectors":
-        measured = 0.9
-    else:
-        measured = row_of("stream_formats.md", {"raft, on a CPU": "raft"}.get(name, name))[0]
+    measured = row_of("stream_formats.md", {"raft, on a CPU": "raft"}.get(name, name))[0]
     expected = clip_and_totals((FRAMES - 1) * PIXELS * measured / 1e3, 3600)
     assert row_of("scale.md", name) == pytest.approx(expected, rel=0.02)
+
+
+def test_prices_and_cores__follow_from_the_tables():
+    page = " ".join((PAGES / "scale.md").read_text(encoding="utf-8").split())
+    each, first, second = re.search(
+        r"is ([\d.]+) dollars, .* cost (\d+) dollars .* and (\d+) for 10 million", page
+    ).groups()
+    hours = row_of("scale.md", "prepare RGB and flow, core")
+    assert [float(first), float(second)] == pytest.approx([float(each) * value for value in hours[1:]], rel=0.02)
+    small, large, gpu, one, two = map(
+        int,
+        re.search(
+            r"reads (\d+) clips a second of 320×240 pixels, so about (\d+) of 340×256\. "
+            r"A GPU that trains on (\d+) clips a second keeps (\d+) cores busy with RGB alone, and (\d+) with",
+            page,
+        ).groups(),
+    )
+    assert row_of("scale.md", "read a clip of 16 frames")[0] == small and large == pytest.approx(
+        small / PIXELS, rel=0.01
+    )
+    assert (one, two) == (math.ceil(gpu / large), math.ceil(2 * gpu / large))
+    requests, gigabytes = re.search(
+        r"are ([\d,]+) requests and ([\d.]+) GB a second", page.split("8 such GPUs")[1]
+    ).groups()
+    assert int(requests.replace(",", "")) == 8 * 2 * gpu
+    streams_mb = row_of("scale.md", "storage of RGB")[0] + row_of("scale.md", "storage of flow")[0]
+    assert float(gigabytes) == pytest.approx(8 * gpu * streams_mb / 1e3, rel=0.05)
 
 
 def test_figures__are_those_of_their_pages():
