@@ -71,6 +71,16 @@ class UnreadableVideoError(Exception):
     """One video cannot be decoded. Code that reads many videos counts and reports these errors and continues."""
 
 
+@contextlib.contextmanager
+def ended_by_ctrl_c() -> Iterator[None]:
+    """End the block at Ctrl-C and go on after it; other signals stop the command as everywhere."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if getattr(error, "signal_number", signal.SIGINT) != signal.SIGINT:
+            raise
+
+
 def unknown_name(kind: str, given: str, allowed: Iterable[str], *, listed_by: str = "") -> UserError:
     """Build the error for a name that is not in a list.
 

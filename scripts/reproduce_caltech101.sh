@@ -23,6 +23,7 @@
 #   PILE_CROPS=4 PILE_BANK=16384                 stored crops of each picture and size of the bank, with the pile
 #   PILE_NAME=40k                                several piles in one OUT: rows <student>-pile40k
 #   LABEL_EPOCHS=200 LENGTHS="50 100 200 400"    passes with all labels, EPOCHS by default; those that lengths compares
+#   LR=0.001 LABEL_LR=0.001                      learning rates, distilled and with labels; AlexNet has 0.0005
 #   SIZE=64                                      height and width in pixels that students see
 #   PRECISION=auto                               or bf16, fp32: precision of teacher and students. lightly-train has bf16
 #                                                if it says bf16, else fp32
@@ -73,9 +74,9 @@ measure() {
 # row NAME KIND OPTIONS…: train, then evaluate
 row() {
   local run="$1-seed$seed" kind=()
-  local learn=(--bank-size 4096 --data caltech101)
+  local learn=(--bank-size 4096 --lr "${LR:-0.001}" --data caltech101)
   case $2 in
-    labels) kind=(--supervised --data caltech101 --epochs "${LABEL_EPOCHS:-$epochs}") ;;
+    labels) kind=(--supervised --data caltech101 --epochs "${LABEL_EPOCHS:-$epochs}" --lr "${LABEL_LR:-0.001}") ;;
     taught) kind=("${learn[@]}") ;;
     alone) kind=("${learn[@]}" --teacher-cache features) ;;
     pile) kind=("${learn[@]}" --teacher-cache "${pile_name}_features" --data caltech101 "$pile_name"
@@ -83,7 +84,7 @@ row() {
   esac
   if [ ! -f "$run/results.json" ]; then
     "$python" "$here/train.py" --resume --out "$run" --seed "$seed" --split "$split" --student image_resnet18 \
-      "${views[@]}" --batch-size 128 --optimizer adamw --lr 0.001 --weight-decay 0.05 --schedule cosine \
+      "${views[@]}" --batch-size 128 --optimizer adamw --weight-decay 0.05 --schedule cosine \
       --epochs "$epochs" --warmup-epochs 5 --knn-clips 0 --workers 0 "${kind[@]}" "${@:3}"
   fi
   measure "$run"

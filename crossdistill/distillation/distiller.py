@@ -134,7 +134,7 @@ class Distiller(Task):
             MomentumCopy(StudentWithHeads(encoder, key_heads), momentum=ema_momentum) if key_heads else None
         )
         self._pending: list[list[Anchors | None]] = []
-        self._num_samples = 0
+        self._num_samples = 0  # that came without ids
 
     def forward(
         self,
@@ -263,6 +263,8 @@ class Distiller(Task):
             state["standardizers"] = [
                 None if each.standardizer is None else each.standardizer.state_dict() for each in self.comparisons
             ]
+        if self._num_samples:
+            state["num_samples"] = self._num_samples
         if self.momentum_copy is not None:
             state["ema"] = self.momentum_copy.module.state_dict()
         for teacher in self.teachers:
@@ -290,6 +292,7 @@ class Distiller(Task):
                 each.standardizer.load_state_dict(statistics)
         if self.momentum_copy is not None:
             self.momentum_copy.module.load_state_dict(state["ema"])
+        self._num_samples = state.get("num_samples", 0)
         for teacher in self.teachers:
             if "self" in state:
                 teacher.load_resume_state(state["self"])

@@ -297,6 +297,11 @@ def require_fit(
             f"the objective compares class probabilities, and the weights of {teacher.name} came without a linear "
             "classifier: give weights with one, or choose an objective on embeddings, for example compress-1q or simreg"
         )
+    if compares == "logits" and is_loaded and teacher.num_classes == 1:
+        raise UserError(
+            f"the objective compares class probabilities, and the classifier of {teacher.name} has one class: choose "
+            "an objective on embeddings, for example compress-1q or simreg"
+        )
     keeps = adapter.keeps_dim and needs_teacher_dim and compares == "features"
     if keeps and student.embed_dim != teacher.embed_dim:
         raise UserError(

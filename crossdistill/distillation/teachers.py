@@ -409,7 +409,7 @@ class StandardizedTeacher(Teacher):
         self.standardizer = standardizer
         self.encoder = teacher.encoder
         self.identity = teacher.identity
-        self.sees_clips = teacher.sees_clips
+        self.sees_clips, self.has_own_crops = teacher.sees_clips, teacher.has_own_crops
 
     @property
     def networks(self) -> list[Encoder]:
@@ -420,6 +420,15 @@ class StandardizedTeacher(Teacher):
         """Standardise the features of the wrapped teacher."""
         targets = self.teacher.embed(batch, with_tokens=with_tokens)
         return {**targets, "features": self.standardizer(targets["features"])}
+
+    @property
+    def clip_views(self) -> list[ViewSpec] | None:
+        """The views of the wrapped teacher's store."""
+        return self.teacher.clip_views
+
+    def stored_features(self, positions: Sequence[int]) -> Tensor | None:
+        """Return the stored features of the wrapped teacher, as they are."""
+        return self.teacher.stored_features(positions)
 
     def stored_embeddings(self) -> dict[int, Tensor] | None:
         """Return the stored embeddings of the wrapped teacher, as they are."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from crossdistill.data.manifest import Manifest
 from crossdistill.data.pictures import PICTURE_SUFFIXES
-from crossdistill.errors import UnreadableVideoError, UserError, require_at_least, require_num_workers
+from crossdistill.errors import UnreadableVideoError, UserError, ended_by_ctrl_c, require_at_least, require_num_workers
 from crossdistill.evaluation.evaluate_students import is_exported
 from crossdistill.predict.camera import open_camera, recordings
 from crossdistill.predict.results import Prediction, write_predictions
@@ -99,7 +99,7 @@ def predict_files(
         found = predictor.predict_all(videos) if device is None else predictor.watch(device, camera, seconds=seconds)
         predictions: list[Prediction] = []
         # Ctrl-C ends the predictions of a camera.
-        with contextlib.nullcontext() if device is None else contextlib.suppress(KeyboardInterrupt):
+        with contextlib.nullcontext() if device is None else ended_by_ctrl_c():
             predictions.extend(_told(found, on_prediction))
     if json_path is not None:
         write_predictions(json_path, opened.name, predictions)

@@ -11,7 +11,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from json import dumps
 from pathlib import Path
@@ -22,7 +22,7 @@ import torch
 
 from crossdistill.data.manifest import Manifest
 from crossdistill.data.transforms import centre_crop, cut_view
-from crossdistill.errors import UnreadableVideoError, UserError, require_at_least, require_num_workers
+from crossdistill.errors import UnreadableVideoError, UserError, ended_by_ctrl_c, require_at_least, require_num_workers
 from crossdistill.evaluation.evaluate_students import is_exported
 from crossdistill.export.network import Outputs
 from crossdistill.predict.camera import open_camera
@@ -225,7 +225,7 @@ def predict_stream(
         frames = video_frames(source) if device is None else camera_frames(device)
         write = _line_writer(stack, None if json is None else Path(json))
         # Ctrl-C ends a stream; what was predicted stays.
-        with suppress(KeyboardInterrupt):
+        with ended_by_ctrl_c():
             for moment in predictor.predict(frames):
                 write(moment)
                 if on_moment is not None:

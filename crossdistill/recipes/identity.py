@@ -63,7 +63,8 @@ def identity(config: RunConfig) -> dict[str, Any]:
     if values["machine"]["compile"]:  # so that runs from before this option are known again
         kept.append("compile")
     values["machine"] = {key: values["machine"][key] for key in kept}
-    for key in ("max_unreadable", "decoder"):  # without effect on what is learned: every decoder gives the same frames
+    # A machine may lack a decoder: all give the same frames, in colours that differ by a few levels at most.
+    for key in ("max_unreadable", "decoder"):
         del values["data"][key]
     if values["data"]["shots"] is None:  # so that runs from before this option are known again
         del values["data"]["shots"]

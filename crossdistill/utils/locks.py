@@ -62,7 +62,7 @@ def _try_to_lock(path: Path) -> IO[str] | None:
     file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (the caller closes it)
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not _is_same_file(file, path):  # the holder has removed it meanwhile
+        if not is_same_file(file, path):  # the holder has removed it meanwhile
             file.close()
             return _try_to_lock(path)
     except OSError as error:
@@ -78,7 +78,8 @@ def _try_to_lock(path: Path) -> IO[str] | None:
     return file
 
 
-def _is_same_file(file: IO[str], path: Path) -> bool:
+def is_same_file(file: IO[str], path: Path) -> bool:
+    """Whether a path still leads to an open file, and not to a new one of the same name."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:

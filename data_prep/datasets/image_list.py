@@ -1,9 +1,9 @@
 """Your own pictures, from a table of paths, labels and splits.
 
 --list is a CSV file or a text file with one picture per line: path, then label, then split. Columns are separated by
-commas, tabs or, in a file without either, by spaces. If the first line has the word path, filename or image, it names
-the columns (path, label, split, or words for the same such as class and set; others are ignored), in any order. Label
-and split may be absent or empty:
+tabs, commas, semicolons or spaces, whichever of them comes first in this order in the first line. If the first line has
+the word path, filename or image, it names the columns (path, label, split, or words for the same such as class and set;
+others are ignored), in any order. Label and split may be absent or empty:
 
 * without a label, the picture is training data for distillation;
 * without a split, a picture with a label is a training picture. Splits are train (or training), test (or testing) and
@@ -27,6 +27,7 @@ from crossdistill.data.manifest import Manifest
 from crossdistill.data.pictures import PICTURE_SUFFIXES
 from crossdistill.errors import UserError
 from data_prep.datasets.list_file import COLUMNS as COLUMNS_OF_VIDEOS
+from data_prep.datasets.list_file import SEPARATORS
 from data_prep.pipeline.class_folders import PARTS, number_classes, part_of_word, with_test_part
 from data_prep.pipeline.prepare import PictureOptions, SourceVideo, prepare_videos
 from data_prep.pipeline.sources import VIDEO_SUFFIXES, read_class_names, read_text, require_some_found
@@ -109,8 +110,8 @@ def read_lists(options: ImageListOptions) -> tuple[list[str], list[SourceVideo]]
 def read_rows(path: Path) -> Iterator[Row]:
     """Yield the lines of a table; raise a ``UserError`` if it is missing or a line is malformed."""
     text = read_text(path, wanted="a table of paths, labels and splits")
-    head = text[:10_000]
-    delimiter = next((mark for mark in (",", "\t", " ") if mark in head), ",")
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    delimiter = next((mark for mark in SEPARATORS if mark in first), ",")
     reader = csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True)
     columns: Sequence[str] | None = None
     try:

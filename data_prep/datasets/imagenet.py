@@ -176,6 +176,11 @@ def _validation_classes(options: ImagenetOptions, names: Sequence[str]) -> dict[
         if lines and "," in lines[0]:  # ImageId,PredictionString, and then name,n01440764 and boxes
             by_stem = {line.split(",")[0]: line.split(",")[1].split(" ")[0] for line in lines[1:] if "," in line}
             return {name: by_stem[Path(name).stem] for name in names if Path(name).stem in by_stem}
+        if lines and all(line.isdecimal() for line in lines):
+            raise UserError(
+                f"{path} has numbers, and data/meta.mat of the devkit says which class each is: give the folder of the "
+                "devkit, such as ILSVRC2012_devkit_t12, as --annotations"
+            )
         classes = lines
     if len(classes) != len(names):
         raise UserError(

@@ -92,7 +92,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
             where = error.filename or job.root
             return {"stop": f"{STOPPING_ERRORS[error.errno]} ({where}): {os.strerror(error.errno)}"}
         # A target without write permission ends the run; a source without read permission is one unusable video.
-        if error.errno in (errno.EACCES, errno.EPERM) and str(error.filename or "").startswith(job.root):
+        if error.errno in (errno.EACCES, errno.EPERM) and Path(error.filename or "").is_relative_to(job.root):
             return {"stop": f"{error.filename} is not writable: {os.strerror(error.errno)}"}
         outcome = _failed(job, error)
     except MemoryError:

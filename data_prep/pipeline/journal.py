@@ -14,11 +14,12 @@ from collections.abc import Container, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, TextIO
 
 from crossdistill.data.manifest import Stream
 from crossdistill.errors import UserError
 from crossdistill.utils.files import write_lines_atomically
+from crossdistill.utils.locks import is_same_file
 from data_prep.pipeline.shards import Shard
 from data_prep.recipe import Outcome
 
@@ -92,6 +93,20 @@ class Journal:
         write_lines_atomically(self.path, (entry.to_line().rstrip("\n") for entry in ordered))
 
 
+def _hold(path: Path) -> IO[str]:
+    """Open and lock a file; ``BlockingIOError`` if another run holds it."""
+    while True:
+        file = open(path, "w", encoding="utf-8")  # noqa: SIM115 (the caller closes it)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            raise
+        if is_same_file(file, path):
+            return file
+        file.close()  # its holder has ended meanwhile and removed it
+
+
 @contextmanager
 def open_journal(root: Path, shard: Shard | None) -> Iterator[Journal]:
     """Open the journal of a folder for appending; raise a ``UserError`` if another run holds it or it is read-only."""
@@ -100,8 +115,7 @@ def open_journal(root: Path, shard: Shard | None) -> Iterator[Journal]:
     with ExitStack() as stack:
         try:
             root.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(open(lock_path, "w", encoding="utf-8"))
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(_hold(lock_path))
             file = stack.enter_context(open(path, "a", encoding="utf-8"))
         except BlockingIOError as error:
             raise UserError(f"another run is preparing {root}: wait for its end, or use --shard I/N") from error

@@ -34,6 +34,8 @@ class FoundPicture:
     """First byte and number of bytes in a tar shard; None for a file of its own."""
     written_class: str | None = None
     """Class as a shard writes it, a number or a name."""
+    shard: str = ""
+    """POSIX path of its tar shard below the folder; empty for a file of its own."""
 
 
 def find_pictures(folder: Path, *, out: Path) -> list[FoundPicture]:
@@ -100,35 +102,40 @@ def _in_shard(shard: Path, folder: Path, others: Counter[str]) -> Iterator[Found
 
     Files with the same name up to the first dot are one sample, and the rest is the suffix, as in WebDataset.
     """
-    pictures: dict[str, tarfile.TarInfo] = {}
+    pictures: dict[str, tuple[str, tarfile.TarInfo]] = {}
     classes: dict[str, str] = {}
     try:
         with tarfile.open(shard, "r:") as archive:
             for member in archive:
-                if not member.isfile() or member.name.rpartition("/")[2].startswith("."):
+                if member.isdir() or member.name.rpartition("/")[2].startswith("."):
                     continue
                 start, slash, last = member.name.removeprefix("./").rpartition("/")
                 stem, dot, suffix = last.partition(".")
                 key, suffix = f"{start}{slash}{stem}", (dot + suffix).lower()
-                if suffix in PICTURE_SUFFIXES:
+                if not (member.isfile() or member.islnk()):
+                    others["symbolic links or devices"] += 1
+                elif suffix in PICTURE_SUFFIXES:
                     if key in pictures:
                         raise UserError(f"{shard} holds two pictures of the name {key}: give each its own name")
-                    pictures[key] = member
+                    # A hard link has the bytes of another member.
+                    content = archive.getmember(member.linkname) if member.islnk() else member
+                    pictures[key] = (Path(member.name).suffix, content)
                 elif suffix in LABEL_SUFFIXES:
-                    content = archive.extractfile(member)
-                    written = None if content is None else _written_class(suffix, content.read(), f"{shard}: {last}")
+                    label = archive.extractfile(member)
+                    written = None if label is None else _written_class(suffix, label.read(), f"{shard}: {last}")
                     if written is not None and (suffix == ".cls" or key not in classes):
                         classes[key] = written
                 else:
                     others[suffix] += 1
-    except (tarfile.TarError, OSError) as error:
+    except (tarfile.TarError, KeyError, OSError) as error:  # KeyError: a hard link to no member
         raise UserError(
             f"{shard} cannot be read as a tar file ({error}): download it again, or unpack it if it is compressed"
         ) from error
-    base = shard.relative_to(folder).with_suffix("").as_posix()
-    for key, member in pictures.items():
-        suffix = Path(member.name).suffix
-        yield FoundPicture(f"{base}/{key}{suffix}", shard, (member.offset_data, member.size), classes.get(key))
+    below = shard.relative_to(folder)
+    base = below.with_suffix("").as_posix()
+    for key, (suffix, content) in pictures.items():
+        place = (content.offset_data, content.size)
+        yield FoundPicture(f"{base}/{key}{suffix}", shard, place, classes.get(key), below.as_posix())
 
 
 def _written_class(suffix: str, content: bytes, place: str) -> str | None:
@@ -167,8 +174,8 @@ def labels_of_shards(
     written = [picture.written_class or "" for picture in found]
     places = {picture.written_class or "": f"{picture.name} in {picture.path}" for picture in reversed(found)}
     classes, label_of = number_classes(places, names, named_by="the list of classes" if names else "the shards")
-    parts_by_shard = {path: _part_of_shard(path) for path in {picture.path for picture in found}}
-    parts: list[str | None] = [parts_by_shard[picture.path] for picture in found]
+    parts_by_shard = {shard: _part_of_shard(Path(shard)) for shard in {picture.shard for picture in found}}
+    parts: list[str | None] = [parts_by_shard[picture.shard] for picture in found]
     if any(parts):
         if test_share is not None:
             raise UserError(f"{found[0].path} names its split: remove --test-share")
@@ -200,6 +207,6 @@ def _require_training(found: Sequence[FoundPicture], written: Sequence[str], par
 
 
 def _part_of_shard(path: Path) -> str | None:
-    """Return the part that a shard's name or folder says, the last word first."""
+    """Return the part that the name or folder of a shard says, the last word first; of its path below the pictures."""
     words = re.split(r"[^A-Za-z]+", f"{path.parent.name} {path.stem}")
     return next((part for word in reversed(words) if (part := part_of_word(word))), None)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import fcntl
 import os
 import random
 import signal
@@ -22,7 +24,7 @@ from crossdistill.data.decode import read_frames
 from crossdistill.data.manifest import Manifest
 from crossdistill.errors import UserError
 from data_prep.__main__ import main
-from data_prep.pipeline import guard
+from data_prep.pipeline import guard, jobs
 from data_prep.pipeline.guard import stop_children
 from data_prep.pipeline.jobs import Job, run_job
 from data_prep.pipeline.journal import JOURNAL_NAME, JournalEntry, open_journal, read_journals
@@ -143,6 +145,35 @@ def test_open_journal__second_run_is_refused_but_other_shards_are_not(tmp_path):
         pass
     with open_journal(tmp_path, Shard(1, 2)), open_journal(tmp_path, Shard(2, 2)):
         pass
+
+
+def test_open_journal__whose_holder_ends_meanwhile_is_locked_in_its_new_file(tmp_path, monkeypatch):
+    """Between open and lock the holder removes the file; a lock on the removed one would keep nobody out."""
+    lock = fcntl.flock
+
+    def ends_first(file, flags):
+        monkeypatch.setattr(fcntl, "flock", lock)
+        Path(file.name).unlink()
+        lock(file, flags)
+
+    monkeypatch.setattr(fcntl, "flock", ends_first)
+    with (
+        open_journal(tmp_path, None),
+        pytest.raises(UserError, match="another run is preparing"),
+        open_journal(tmp_path, None),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(("folder", "said"), [("utd", "stop"), ("utd_depth", "status")])
+def test_answer__a_forbidden_target_ends_the_run_and_a_forbidden_source_does_not(tmp_path, monkeypatch, folder, said):
+    """The source is beside the target, in a folder whose name begins with the target's."""
+
+    def forbidden(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / folder / "clip1"))
+
+    monkeypatch.setitem(jobs.MAKERS, Recipe, forbidden)
+    assert said in jobs.answer(jobs._JOB.dump_python(job(tmp_path / "a.mp4", tmp_path / "utd"), mode="json"))
 
 
 def test_prepare__skipped_files_are_tried_again_with_retry_or_a_new_source(videos, tmp_path):

@@ -109,6 +109,39 @@ def test_images__of_tar_shards(tmp_path):
         assert read_picture(locate(manifest.root, stream), stream).shape == (32, 48, 3)
 
 
+def test_images__of_tar_shards_take_no_part_from_the_given_folder(tmp_path):
+    members = {"a.jpg": encode(corners()), "a.cls": b"0", "b.jpg": encode(corners()), "b.cls": b"1"}
+    write_shard(tmp_path / "my-test" / "0001.tar", members)
+    found = images.read_pictures(options(tmp_path / "my-test"))[1]
+    assert {source.splits["1"] for source in found} == {"train"}
+
+
+def test_images__of_tar_shards_with_hard_links(tmp_path, capsys):
+    """As tar writes files that are hard links to each other: the second has no bytes of its own."""
+    picture, root = encode(corners()), tmp_path / "p"
+    path = write_shard(root / "0.tar", {"a.jpg": picture, "a.cls": b"0"})
+    with tarfile.open(path, "a") as archive:
+        for name, target in (("b.jpg", "a.jpg"), ("b.cls", "a.cls")):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = tarfile.LNKTYPE, target
+            archive.addfile(info)
+        info = tarfile.TarInfo("c.jpg")
+        info.type, info.linkname = tarfile.SYMTYPE, "a.jpg"
+        archive.addfile(info)
+    manifest = images.prepare(options(root))
+    assert [(video.name, video.label) for video in manifest.videos] == [("0/a.jpg", 0), ("0/b.jpg", 0)]
+    for video in manifest.videos:
+        stream = video.streams["rgb"]
+        assert read_picture(locate(manifest.root, stream), stream).shape == (32, 48, 3)
+    assert "1 files are no pictures and are not used (1 symbolic links or devices)" in capsys.readouterr().out
+    with tarfile.open(path, "a") as archive:
+        info = tarfile.TarInfo("d.jpg")
+        info.type, info.linkname = tarfile.LNKTYPE, "gone.jpg"
+        archive.addfile(info)
+    with pytest.raises(UserError, match=r"0\.tar cannot be read as a tar file"):
+        images.read_pictures(options(root))
+
+
 def test_images__resume_reindexes_only_what_changed(tmp_path, monkeypatch):
     root = make(tmp_path / "p", *(f"a/{i}.jpg" for i in range(4)))
     first = images.prepare(options(root))
@@ -342,6 +375,7 @@ def listed(tmp_path: Path, text: str, **changes: object) -> image_list.ImageList
         "image,class,label,split\na/1.jpg,0,cat,train\na/2.jpg,1,dog,\na/3.jpg,0,cat,test\na/4.jpg,,,\n",
         "a/1.jpg\tcat\ttrain\r\na/2.jpg\tdog\r\n\r\na/3.jpg\tcat\ttest\r\na/4.jpg\r\n",
         "a/1.jpg cat train\na/2.jpg dog\na/3.jpg cat test\na/4.jpg\n",
+        "a/1.jpg;cat;train\na/2.jpg;dog\na/3.jpg;cat;test\na/4.jpg\n",
     ],
 )
 def test_image_list__columns(text, tmp_path):
@@ -355,6 +389,14 @@ def test_image_list__columns(text, tmp_path):
         "a/4.jpg": (None, None),
     }
     assert [bool(source.inputs) for source in sources] == [True, True, True, False]
+
+
+def test_image_list__tabs_come_before_the_commas_of_names(tmp_path):
+    make(tmp_path / "p", "a/1.jpg", "b,c.jpg")
+    text = "path\tlabel\tsplit\na/1.jpg\ttench, Tinca tinca\ttrain\nb,c.jpg\tgoldfish\ttrain\n"
+    classes, sources = image_list.read_lists(listed(tmp_path, text))
+    assert classes == ["goldfish", "tench, Tinca tinca"]
+    assert facts(sources) == {"a/1.jpg": (1, "train"), "b,c.jpg": (0, "train")}
 
 
 # Wrong input.
@@ -442,6 +484,9 @@ def test_imagenet__wrong_input_is_one_sentence(tmp_path):
     short = write_file(tmp_path / "short.txt", b"n01440764\n")
     with pytest.raises(UserError, match=r"has the classes of 1 pictures, and .* is one of 2"):
         imagenet.read_pictures(dataclasses.replace(given, annotations=short))
+    numbers = devkit(tmp_path / "devkit") / "data" / "ILSVRC2012_validation_ground_truth.txt"
+    with pytest.raises(UserError, match=r"ground_truth\.txt has numbers, .* give the folder of the devkit, such as"):
+        imagenet.read_pictures(dataclasses.replace(given, annotations=numbers))
     empty = write_file(tmp_path / "empty.txt", b"\n")
     with pytest.raises(UserError, match=r"empty.txt has the classes of 0 pictures, and .* is one of 2"):
         imagenet.read_pictures(dataclasses.replace(given, annotations=empty))

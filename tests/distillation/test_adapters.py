@@ -10,7 +10,9 @@ from crossdistill.data.sampling import SampleKey
 from crossdistill.distillation.heads import ADAPTERS, Sizes, TokenResampler
 from crossdistill.distillation.student_with_heads import Head
 from crossdistill.distillation.supervised import SupervisedTask
+from crossdistill.distillation.terms import create_terms
 from crossdistill.encoders import create_encoder
+from crossdistill.encoders.base import Classifier
 from crossdistill.encoders.execution import Execution
 from crossdistill.errors import UserError
 
@@ -245,3 +247,15 @@ def test_cospress__reduces_standardised_teacher_features_by_one_linear_layer():
         student=student(inputs), teacher=targets, reduced=reduced
     )
     torch.testing.assert_close(distiller(inputs).loss, of_head + of_student)
+
+
+def test_class_probabilities__of_one_class_are_refused():
+    teacher, student = (create_encoder("rgb_tiny3d_8", num_frames=4, size_px=16) for _ in range(2))
+    for num_classes in (1, 2):
+        teacher.classifier = Classifier(torch.zeros(num_classes, teacher.embed_dim), torch.zeros(num_classes))
+        terms = create_terms(["dkd"])
+        if num_classes == 2:
+            terms[0].require_fit(student=student, teacher=teacher)
+            continue
+        with pytest.raises(UserError, match="the classifier of rgb_tiny3d_8 has one class: choose an objective on"):
+            terms[0].require_fit(student=student, teacher=teacher)

@@ -6,6 +6,7 @@ from torch import nn
 
 import crossdistill
 from crossdistill.distillation.standardizer import RunningStandardizer, equalising_rotation, fit_standardizer
+from crossdistill.distillation.teachers import StandardizedTeacher, Teacher
 from crossdistill.encoders import create_encoder
 from crossdistill.recipes.config import parse
 from crossdistill.recipes.identity import identity
@@ -159,3 +160,41 @@ def test_standardize_auto__is_for_a_resumed_run_what_it_was_decided_to_be():
         auto = identity(parse([*options, objective]))
         assert auto == identity(parse([*options, objective, "--standardize", decided]))
         assert auto != identity(parse([*options, objective, "--standardize", other]))
+
+
+def test_standardized_teacher__forwards_every_member():
+    """A member that falls back to the base would silently draw other clips or crops for a cached teacher."""
+    members = {name for name in vars(Teacher) if not name.startswith("_")}
+    here = StandardizedTeacher(StubTeacher(), fit_standardizer(torch.randn(9, 4), method="mean-variance"))
+    assert members <= {*vars(StandardizedTeacher), *vars(here)} and here.has_own_crops and not here.sees_clips
+
+
+class StubTeacher(Teacher):
+    encoder, identity, has_own_crops, sees_clips = None, ["x"], True, False
+
+    def embed(self, batch, *, with_tokens=False):
+        return {}
+
+
+def test_distiller__an_own_loop_without_ids_resumes_to_the_same_losses():
+    """Samples without ids count as new: after a resume too, though their ids are counted by the distiller."""
+    torch.manual_seed(0)
+    clips = torch.randn(6, 5, 8)
+
+    def losses(distiller, positions):
+        found = []
+        for i in positions:
+            found.append(distiller(clips[i]).loss.item())
+            distiller.after_step()
+        return found
+
+    def create():
+        torch.manual_seed(1)
+        networks = {"student": nn.Linear(8, 4), "teachers": nn.Linear(8, 6), "student_dim": 4, "teacher_dim": 6}
+        return crossdistill.Distiller(**networks, bank_size=40, objective="infonce")
+
+    whole, first, second = create(), create(), create()
+    expected = losses(whole, range(6))
+    before = losses(first, range(3))
+    second.load_state_dict(first.state_dict())
+    assert before + losses(second, range(3, 6)) == pytest.approx(expected, abs=1e-6)

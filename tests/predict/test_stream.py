@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import signal
 import threading
 
 import pytest
@@ -13,6 +14,7 @@ from crossdistill.data.transforms import centre_crop, cut_view, normalise
 from crossdistill.distillation.student import save_student
 from crossdistill.encoders import create_encoder
 from crossdistill.encoders.base import Classifier
+from crossdistill.errors import Stopped
 from crossdistill.export.metadata import LOGITS
 from crossdistill.predict import stream
 from crossdistill.predict.clip_runners import SingleFrames, WholeClips, choose_runner
@@ -190,6 +192,16 @@ def test_camera__predicts_until_ctrl_c_or_unplugged(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(stream, "open_camera", lambda index: opened(index, capture=lambda _: camera))
     cli(["predict", str(tmp_path / "student"), "--camera", "0", "--stream", "--every", "6"])
     assert "30 frames" in (printed := capsys.readouterr().out) and "4 predictions" in printed
+
+
+def test_camera__another_signal_than_ctrl_c_stops_the_command(tmp_path, monkeypatch, capsys):
+    make_student(tmp_path / "student")
+    camera = FakeCamera(30, Stopped("start again", signal_number=signal.SIGTERM))
+    opened = stream.open_camera
+    monkeypatch.setattr(stream, "open_camera", lambda index: opened(index, capture=lambda _: camera))
+    with pytest.raises(SystemExit) as ended:
+        cli(["predict", str(tmp_path / "student"), "--camera", "0", "--stream", "--every", "6"])
+    assert ended.value.code == 143 and "stopped: start again" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
