@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from crossdistill.commands import evaluate as evaluate_command
 from crossdistill.commands import report as report_command
-from crossdistill.data.manifest import Manifest
 from crossdistill.errors import UserError, replace_unprintable_characters, require_package
 from crossdistill.evaluation.results import Evaluation
 from crossdistill.export.export import ExportedFile, export_file
 from crossdistill.predict.predictor import predict_files
 from crossdistill.predict.results import Prediction
 from crossdistill.recipes.config import RunConfig, from_dict, from_keywords
-from crossdistill.recipes.data import TOYACTIONS_FOLDER, evaluable
+from crossdistill.recipes.data import dataset_of_run, main_dataset
 from crossdistill.recipes.run import run
 from crossdistill.report.record import read_run
 from crossdistill.training.run_folder import RunFolder
@@ -133,7 +132,7 @@ class Run:
         Raises:
             UserError: An option is unknown, or a value is not allowed.
         """
-        given = {"data": self._dataset(), "split": (self.config.data.split,), **options}
+        given = {"data": main_dataset(self.config), "split": (self.config.data.split,), **options}
         options_of_command = options_from_keywords(
             evaluate_command.Options, {"students": (self.folder,), "protocols": tuple(protocols), **given}
         )
@@ -164,15 +163,7 @@ class Run:
 
         Args:
             paths: One file or several.
-            options: Options of ``crossdistill predict``; ``data`` is the run's dataset by default.
+            options: Options of ``crossdistill predict``, with the same defaults.
         """
         files = [paths] if isinstance(paths, str | Path) else list(paths)
-        return predict_files(self.folder, files, **{"data": self._dataset(), **options})
-
-    def _dataset(self) -> Path:
-        """Return the run's first dataset with labels and both parts of its split; without any, its first dataset."""
-        folders = self.config.data.data or (TOYACTIONS_FOLDER,)
-        if len(folders) == 1:
-            return folders[0]
-        labelled = evaluable(map(Manifest.load, folders), self.config.data.split)
-        return labelled[0].root if labelled else folders[0]
+        return predict_files(self.folder, files, **{"data": dataset_of_run(self.folder), **options})

@@ -79,8 +79,8 @@ commands for a prepared dataset:
 
 {more}"""
 PURPOSE = (
-    "Prepares a video dataset for training: converts the videos to streams that decode fast (RGB, optical flow, depth) "
-    "and writes the manifest that crossdistill train reads."
+    "Prepares a dataset for training: converts videos to streams that decode fast (RGB, optical flow, depth), indexes "
+    "pictures, and writes the manifest that crossdistill train reads."
 )
 MORE = (
     "Run python -m data_prep DATASET --help to see which files a dataset needs, and its options. Repeat a command to "

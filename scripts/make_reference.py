@@ -178,7 +178,7 @@ def as_markdown(text: str) -> str:
     text = text.replace("``", "`").replace("|", "\\|")
     parts = re.split(r"(`[^`]*`)", text)
     for i in range(0, len(parts), 2):
-        parts[i] = re.sub(r"(?<![\w-])(--[a-z][a-z-]+)", r"`\1`", parts[i])
+        parts[i] = re.sub(r"(?<![\w-])(--[a-z][a-z0-9-]+)", r"`\1`", parts[i])
         parts[i] = parts[i].replace("<", "&lt;").replace("*", "\\*").replace("_", "\\_")
     return "".join(parts)
 

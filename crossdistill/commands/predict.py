@@ -39,7 +39,8 @@ class Options:
     every: int | None = None
     """Frames between two predictions of --stream; by default half the length of a clip."""
     data: Path | None = None
-    """The prepared dataset that the student was trained on, for class names and training clips."""
+    """The prepared dataset that the student was trained on, for class names and training clips. Default: that of the
+    run whose folder is given, if the student has no classes."""
     split: str = "1"
     """Split whose training clips are compared."""
     k: int = 5
@@ -66,6 +67,14 @@ class Options:
         return None if is_omitted or not self.paths else self.paths[0]
 
     @property
+    def dataset(self) -> Path | None:
+        """``--data``, or the dataset of the run, which a student without classes needs."""
+        from crossdistill.recipes.data import dataset_of_run
+
+        is_needed = self.data is None and self.student is not None and self.onnx is None
+        return dataset_of_run(self.student) if is_needed and self.student is not None else self.data
+
+    @property
     def videos(self) -> tuple[Path, ...]:
         """The video and picture files, and folders of them."""
         return self.paths if self.student is None else self.paths[1:]
@@ -88,6 +97,7 @@ def predict_each(options: Options) -> None:
     if options.every is not None:
         raise UserError(f"--every {options.every} was given without --stream: add --stream, or leave it out")
     shared = {name: value for name, value in vars(options).items() if name not in ("paths", "stream", "every")}
+    shared["data"] = options.dataset
     predictions = predict_files(options.student, options.videos, **shared, on_prediction=print_prediction)
     require_readable(predictions, is_camera=options.camera is not None)
 
@@ -106,5 +116,6 @@ def predict_along(options: Options) -> None:
                 f"--{name} has no effect with --stream, which predicts single clips: remove it, or --stream"
             )
     shared = {name: value for name, value in vars(options).items() if name not in unused}
+    shared["data"] = options.dataset
     summary = predict_stream(options.student, *options.videos, **shared, on_moment=print_moment)
     console.print(str(summary), highlight=False, soft_wrap=True)

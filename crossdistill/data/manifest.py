@@ -200,6 +200,11 @@ class Manifest:
 
     def require_stream(self, stream: str, *, wanted_by: str) -> None:
         """Raise a ``UserError`` that names who wants the stream, unless every usable video has it."""
+        if stream not in self.streams and self.noun == "pictures":
+            raise UserError(
+                f"{wanted_by} needs the stream {stream!r}, and {self.root} holds still pictures: choose an image "
+                "encoder"
+            )
         if stream not in self.streams:
             raise UserError(
                 f"{wanted_by} needs the stream {stream!r}, but the dataset {self.root} has only "

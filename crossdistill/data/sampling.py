@@ -196,6 +196,15 @@ def _centres_inside(streams: Sequence[Stream], views: Sequence[ViewSpec]) -> tup
     return earliest, latest
 
 
+def require_full_batch(num_samples: int, batch_size: int, num_processes: int, multiple: int | None = None) -> None:
+    """Raise a ``UserError`` if the samples do not fill one batch of every process (or ``multiple`` in its place)."""
+    if num_samples < (multiple or batch_size * num_processes):
+        raise UserError(
+            f"a batch of {batch_size} on {num_processes} process(es) needs {batch_size * num_processes} clips, but the "
+            f"data has {num_samples}: choose --batch-size {max(1, num_samples // num_processes)} or less"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingBatches:
     """Batch sampler of a whole training run for one process; it can start at any batch.
@@ -228,12 +237,7 @@ class TrainingBatches:
     with another global batch gives that of its start, and so keeps its sequence."""
 
     def __post_init__(self) -> None:
-        if self.samples_per_epoch == 0:
-            raise UserError(
-                f"a batch of {self.batch_size} on {self.num_processes} process(es) needs "
-                f"{self.batch_size * self.num_processes} clips, but the data has {self.num_samples}: "
-                f"choose --batch-size {max(1, self.num_samples // self.num_processes)} or less"
-            )
+        require_full_batch(self.num_samples, self.batch_size, self.num_processes, self.epoch_multiple)
 
     @property
     def samples_per_epoch(self) -> int:

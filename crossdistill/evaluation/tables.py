@@ -264,10 +264,17 @@ def bootstrap_note(what: str, bootstrap: Bootstrap) -> str:
     return f"{what}: {bootstrap.num_draws} test sets drawn from {bootstrap.num_units} {bootstrap.unit}s{rough}"
 
 
+def reading_note(evaluation: Evaluation) -> str:
+    """Say how many clips of both parts were embedded, and how many could not be read."""
+    return (
+        f"{evaluation.num_test} test clips evaluated against {evaluation.num_train} training clips; of both parts "
+        f"{len(evaluation.unreadable)} could not be read"
+    )
+
+
 def _print_notes(evaluation: Evaluation) -> None:
     lines = [
-        f"{evaluation.num_test} test clips evaluated against {evaluation.num_train} training clips; "
-        f"{len(evaluation.unreadable)} could not be read"
+        reading_note(evaluation),
     ]
     if evaluation.num_test_seen:
         lines.append(

@@ -166,7 +166,9 @@ def _use(record: RunRecord, encoder: Encoder, options: CardOptions) -> str:
     if encoder.classifier is not None:
         code.append("student.classifier  # weight and bias of the linear layer from features to classes")
     parts = ["```python\n" + "\n".join(code) + "\n```"]
-    parts.append(f"```bash\ncrossdistill predict {options.place} video.mp4\n```")
+    # Without classes, the nearest clips of a dataset are the answer.
+    data = "" if encoder.classifier is not None else " --data DATASET"
+    parts.append(f"```bash\ncrossdistill predict {options.place} video.mp4{data}\n```")
     if given:
         parts.append(
             f"The network is built by `{short_name(encoder.name)}`, which is not part of this repository: get that "

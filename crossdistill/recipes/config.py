@@ -139,7 +139,7 @@ class DataConfig:
     configs/compress/recipe.yaml; that of ISD has 0.2."""
     strong_views: bool = False
     """Change contrast and brightness and erase boxes in what the student sees, not in what the teachers see. What an
-    image student sees is also blurred."""
+    image student sees is also blurred, and changes saturation and hue."""
     mirror: Literal["auto", "yes", "no"] = "auto"
     """Mirror half of the clips; auto: yes, unless the run uses labels that mirroring changes."""
     max_unreadable: Share = 0.05

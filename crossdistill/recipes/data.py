@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -16,11 +17,13 @@ from crossdistill.data.entries import NO_POSITIONS, Entries, Positions, entries_
 from crossdistill.data.manifest import Manifest, is_prepared
 from crossdistill.data.stores import check_shards
 from crossdistill.data.transforms import Augmentation
+from crossdistill.distillation.student import CLASSIFIER_NAME, find_student
 from crossdistill.distillation.teachers import Teacher
 from crossdistill.errors import UserError
 from crossdistill.evaluation.settings import Shots
-from crossdistill.recipes.config import RunConfig
+from crossdistill.recipes.config import RunConfig, from_dict
 from crossdistill.recipes.context import announce
+from crossdistill.training.run_folder import RunFolder
 from crossdistill.types import ViewSpec
 from crossdistill.utils.distributed import decide_on_first
 from crossdistill.utils.locks import folder_lock
@@ -66,6 +69,25 @@ def evaluable(manifests: Iterable[Manifest], split: str) -> list[Manifest]:
     ]
 
 
+def main_dataset(config: RunConfig) -> Path:
+    """Return a run's first dataset with labels and both parts of its split; without any, its first dataset."""
+    folders = config.data.data or (TOYACTIONS_FOLDER,)
+    if len(folders) == 1:
+        return folders[0]
+    labelled = evaluable(map(Manifest.load, folders), config.data.split)
+    return labelled[0].root if labelled else folders[0]
+
+
+def dataset_of_run(folder: Path) -> Path | None:
+    """Return the ``main_dataset`` of a run whose student has no classes; None without a run, or if it is gone."""
+    path, student = RunFolder.of_student(folder).config, find_student(folder)
+    if not path.is_file() or student is None or (student / CLASSIFIER_NAME).is_file():
+        return None
+    config = from_dict(json.loads(path.read_text(encoding="utf-8"))["configuration"], source=str(path))
+    folders = config.data.data or (TOYACTIONS_FOLDER,)
+    return main_dataset(config) if all(map(is_prepared, folders)) else None
+
+
 def select_training_clips(
     config: RunConfig,
     manifests: Sequence[Manifest],
@@ -102,7 +124,7 @@ def select_training_clips(
     check_evaluated_clips(config, manifests, views)
     if len(usable) < len(entries):
         num_skipped = len(entries) - len(usable)
-        announce(accelerator, f"{num_skipped} of {len(entries)} training videos were skipped in preparation: left out")
+        announce(accelerator, f"{num_skipped} of {len(entries)} training files were skipped in preparation: left out")
     # Mirroring may turn one class into another ("left" into "right"), which matters only where labels are used.
     mirrors = {"yes": True, "no": False, "auto": not uses_labels or all(m.flip_keeps_label for m in manifests)}
     probability = 0.5 if mirrors[config.data.mirror] else 0.0
@@ -161,9 +183,10 @@ def _require_labels(config: RunConfig, manifests: Sequence[Manifest], usable: En
             raise UserError(f"{option} needs labels, and the dataset {manifest.root} has none: remove {option}")
     unlabelled = np.flatnonzero(usable.labels < 0).tolist()
     if unlabelled:
+        other = "give --teacher in place of --supervised" if option == "--supervised" else f"remove {option}"
         raise UserError(
             f"{option} needs labels, and {len(unlabelled)} of {len(usable)} training clips have none (first: "
-            f"{usable[unlabelled[0]].key}): remove {option}, or prepare the dataset with classes"
+            f"{usable[unlabelled[0]].key}): {other}, or prepare the dataset with classes"
         )
     if len(manifests) > 1:
         raise UserError(f"{option} takes one dataset, and {len(manifests)} were given: their classes differ")
@@ -180,5 +203,11 @@ def _draw_shots(config: RunConfig, manifest: Manifest, positions: Positions) -> 
     usable = positions[manifest.is_usable[positions]]
     if not len(usable):
         return usable
-    labels = torch.from_numpy(entries_of(manifest, usable).labels)
-    return usable[Shots.parse(config.data.shots or "").draw(labels, seed=config.machine.seed).numpy()]
+    labels, shots = torch.from_numpy(entries_of(manifest, usable).labels), Shots.parse(config.data.shots or "")
+    largest = int(labels.unique(return_counts=True)[1].max())
+    if shots.number is not None and shots.number > largest:
+        raise UserError(
+            f"--shots is {shots}, and the largest class of {manifest.root} has {largest} training clips: give at most "
+            "so many, or leave it out"
+        )
+    return usable[shots.draw(labels, seed=config.machine.seed).numpy()]

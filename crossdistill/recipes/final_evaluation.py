@@ -16,7 +16,7 @@ from crossdistill.evaluation.evaluate import Evaluation, evaluate_encoder
 from crossdistill.evaluation.in_words import in_words
 from crossdistill.evaluation.results import TOP1, Bootstrap, read_evaluation
 from crossdistill.evaluation.roles import NumberedRole, Role
-from crossdistill.evaluation.tables import accuracy_text, bootstrap_note, print_unlabelled
+from crossdistill.evaluation.tables import accuracy_text, bootstrap_note, print_unlabelled, reading_note
 from crossdistill.evaluation.teacher_agreement import is_near_chance
 from crossdistill.recipes.context import RunContext
 from crossdistill.recipes.data import evaluable
@@ -135,7 +135,7 @@ def _cell(result: dict[str, Any]) -> str:
 def _print_notes(manifest: Manifest, evaluations: Mapping[str, Evaluation]) -> None:
     """Print the coverage of the evaluation, and a warning about a teacher near chance."""
     worst = max(evaluations.values(), key=lambda evaluation: len(evaluation.unreadable))
-    print(f"{worst.num_test} test clips evaluated, {len(worst.unreadable)} could not be read")
+    print(reading_note(worst))
     chance = 1 / len(manifest.classes)
     for role, evaluation in evaluations.items():
         parsed = NumberedRole.parse(role)

@@ -13,6 +13,8 @@ from accelerate import Accelerator
 
 from crossdistill.data.dataset import PairedClips
 from crossdistill.data.entries import keys_of
+from crossdistill.data.manifest import Manifest
+from crossdistill.data.sampling import require_full_batch
 from crossdistill.distillation.distiller import Distiller
 from crossdistill.distillation.student import find_student, read_facts, save_student
 from crossdistill.distillation.task import Task
@@ -38,7 +40,7 @@ from crossdistill.recipes.folds import facts_of_labels, folded_dataset
 from crossdistill.recipes.identity import choose_folder, contents, identity, own_teacher_config, upgrade
 from crossdistill.recipes.proxy import proxy_stage, student_stage
 from crossdistill.recipes.recorded_teachers import RecordedTeacher
-from crossdistill.recipes.sizes import fit_to_data
+from crossdistill.recipes.sizes import SIZES, fit_to_data
 from crossdistill.recipes.student import create_student
 from crossdistill.recipes.tasks import create_distiller, create_optimizer, create_plan, create_supervised
 from crossdistill.recipes.teachers import TeacherOptions, TeacherSource, published_weights, teacher_sources
@@ -87,7 +89,14 @@ def run(
     manifests = open_datasets(config, accelerator)
     folder = RunFolder(decide_on_first(accelerator, lambda: choose_folder(config, sources)))
     num_clips = count_training_clips(config, manifests, uses_labels=uses_labels(config))
-    config, batches = fit_to_data(config, num_clips, folder, accelerator, like=like)
+    try:
+        config, batches = fit_to_data(config, num_clips, folder, accelerator, like=like)
+    except UserError:
+        # If it is another run altogether, that is the reason, and not its batches.
+        decide_on_first(accelerator, lambda: _require_same_run(config, manifests, folder))
+        raise
+    # Before a teacher is loaded, which may take minutes.
+    require_full_batch(num_clips, batches.start.batch_size, batches.start.num_processes)
     context = RunContext(config, manifests, folder, accelerator, batches)
     with claimed(context, is_common=is_common) as is_finished:
         if is_finished:
@@ -101,6 +110,12 @@ def run(
         if not config.machine.keep_checkpoints:
             decide_on_first(accelerator, Checkpoints(folder.checkpoints).keep_weights_alone)
     return folder.path
+
+
+def _require_same_run(config: RunConfig, manifests: Sequence[Manifest], folder: RunFolder) -> None:
+    if config.machine.resume and folder.is_started and folder.config.is_file():
+        digests = contents(config, manifests)
+        folder.require_same_but((*SIZES, EPOCHS), identity(config), contents=digests, upgrade=upgrade)
 
 
 @contextlib.contextmanager

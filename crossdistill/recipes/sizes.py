@@ -40,6 +40,10 @@ def bank_size_for(num_clips: int) -> int:
     return max(1, min(PAPER_BANK_SIZE, num_clips))
 
 
+SIZES = ("optimization.batch_size", "optimization.accumulate", "objective.bank_size")
+"""Fields of a run's configuration that ``fit_to_data`` decides."""
+
+
 @dataclass(frozen=True)
 class Start:
     """What the folder of a run says about its start; nothing if no run started there."""

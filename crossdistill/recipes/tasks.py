@@ -90,7 +90,9 @@ def create_distiller(
         mixes=objective.mix,
         num_classes=len(run.manifests[0].classes) or None,
         # What moves is not blurred: flow and depth have no focus, and a skeleton no neighbouring pixels.
-        distort=functools.partial(distort, blurs=not student.view.kind.has_time) if config.data.strong_views else None,
+        distort=functools.partial(distort, is_picture=not student.view.kind.has_time)
+        if config.data.strong_views
+        else None,
         student_execution=execution,
         gather=gather,
     )

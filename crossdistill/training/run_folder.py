@@ -7,8 +7,9 @@ Other modules add files: ``standardize-*.safetensors`` and ``folds-*.safetensors
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,6 +166,17 @@ class RunFolder:
             content["environment"] = written["environment"]  # of the start; only paths may be new
         write_text_atomically(self.config, json.dumps(content, indent=2) + "\n")
 
+    def require_same_but(
+        self, names: Sequence[str], configuration: dict[str, Any], *, contents: Mapping[str, Any], upgrade: Upgrade
+    ) -> None:
+        """Raise a ``UserError`` if the folder's run has another value of an option that is not among ``names``."""
+
+        def others(values: Mapping[str, Any]) -> dict[str, Any]:
+            return functools.reduce(without, names, dict(values))
+
+        content = {"configuration": others(configuration), "contents": dict(contents)}
+        self._require_same(self.read_config(), content, "", lambda written: others(upgrade(written)))
+
     def read_config(self) -> dict[str, Any]:
         """Read ``config.json``; raise a ``UserError`` if it is damaged."""
         try:
@@ -197,11 +209,11 @@ class RunFolder:
             if name not in written.get("contents", {}):
                 continue
             if written["contents"][name] != digest:
-                section, option = name.split(".")
+                section, key = name.split(".")
+                had, has = _as_typed(before[section][key]), _as_typed(now[section][key])
                 raise UserError(
-                    f"{self.path} was started with other files for {name} ({before[section][option]!r}, now "
-                    f"{now[section][option]!r}, whose content differs): resume with the files of its start, or choose "
-                    "another --out"
+                    f"{self.path} was started with other files for {_option(name)} ({had}, now {has}, whose content "
+                    "differs): resume with the files of its start, or choose another --out"
                 )
             before, now = without(before, name), without(now, name)
         difference = first_difference(before, now)
@@ -211,8 +223,8 @@ class RunFolder:
         if difference is not None:
             name, had, has = difference
             raise UserError(
-                f"{self.path} was started with another {name} ({had!r}, now {has!r}): resume with the options of "
-                "its start, or choose another --out"
+                f"{self.path} was started with another {_option(name)} ({_as_typed(had)}, now {_as_typed(has)}): "
+                "resume with the options of its start, or choose another --out"
             )
         if grows:
             self._require_whole_checkpoint(may_grow)
@@ -235,6 +247,15 @@ class RunFolder:
             self.config.unlink()
             lock.unlink(missing_ok=True)
             self.path.rmdir()
+
+
+def _option(name: str) -> str:
+    """Return the option of a field: of ``data.data`` it is ``--data``."""
+    return "--" + name.split(".")[1].replace("_", "-") if "." in name else name
+
+
+def _as_typed(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 class MetricsLog:

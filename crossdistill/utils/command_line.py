@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import inspect
 import io
 import re
@@ -29,8 +30,8 @@ _PLAIN_WORDS = (
     (r"invalid literal for int\(\) with base 10: (['\"].*['\"])", r"\1 is no whole number"),
     (r"could not convert string to float: (['\"].*['\"])", r"\1 is no number"),
     (r"[Cc]ould not find valid parse for arguments: \[(.*)\]", r"cannot be read from \1"),
-    (r"invalid choice (['\"].*['\"]) for argument '(.*)'\. Expected one of \((.*)\)", r"\2: \1 is not among \3"),
 )
+_CHOICE = r"invalid choice (['\"].*['\"]) for argument '(.*)'\. Expected one of \((.*)\)"
 _ASKED = "asked"  # marks a type whose rule is being applied, so that the rule does not apply to itself
 
 
@@ -162,6 +163,17 @@ def _joined(field: StructFieldSpec) -> str | None:
     return None if text is None else "\n\n".join(" ".join(part.split()) for part in re.split(r"\n\s*\n", text))
 
 
+def _say_choice(found: re.Match[str]) -> str:
+    given, option, listed = found.groups()
+    names = sorted(name for name in re.findall(r"'([^']+)'", listed) if name != "None")  # None is its absence
+    return f"{option}: {given} is not among {', '.join(names)}" + _hint(given.strip("'\""), names)
+
+
+def _hint(given: str, allowed: Sequence[str]) -> str:
+    near = difflib.get_close_matches(given, allowed, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
 def _reason_in_box(text: str) -> str:
     """Return the text above the first rule of tyro's error box, and the option that tyro suggests."""
     # Without UTF-8, tyro draws no box and puts a rule below the title. With it, the title is part of the first rule.
@@ -173,9 +185,14 @@ def _reason_in_box(text: str) -> str:
         elif line:
             parts[-1].append(line)
     content = " ".join(parts[1]).removesuffix(".") if len(parts) > 1 else text.strip()
-    content = re.sub(r"^Error parsing (\w+: )?", "", content).removesuffix("(required)").strip()
+    content = re.sub(r"^Error parsing (\w+: )?", "", content).removesuffix("(required)").strip().removesuffix(".")
     for theirs, ours in _PLAIN_WORDS:
         content = re.sub(theirs, ours, content)
+    content = re.sub(_CHOICE, _say_choice, content)
+    # What is missing may be misspelt.
+    unknown = re.search(r"Missing from .*Unrecognized options:\s+(--[\w-]+)", " ".join(lines))
+    if unknown and (hint := _hint(unknown[1], re.findall(r"--[\w-]+", content))):
+        content = f"unknown option {unknown[1]}{hint}"
     meant = re.search(r"Perhaps you meant:\s+(--[\w-]+)", " ".join(lines))
     hint = f"; did you mean {meant[1]}?" if meant else ""
     return f"{content[:1].lower()}{content[1:]}{hint}"

@@ -160,7 +160,7 @@ def _by_split(names: Sequence[str], root: Path, part_names: dict[str, str], noun
         if action not in labels:
             raise UserError(
                 f"{root / folder} has the class {action!r}, which has no training {noun}: name the class folders alike "
-                "in all splits"
+                "in all splits, or move this one away"
             )
     require_full(root, part_names, found, noun)
     return Labels(classes, [labels[place[1]] for place in places], [part_names[place[0]] for place in places])

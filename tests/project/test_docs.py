@@ -149,6 +149,15 @@ def test_objectives__stand_in_the_guide():
     ) == set(OBJECTIVES)
 
 
+def test_objectives__stand_in_the_help_of_train():
+    row = next(
+        line
+        for line in (DOCS / "reference" / "train.md").read_text(encoding="utf-8").splitlines()
+        if line.startswith("| `--objective`")
+    )
+    assert not [name for name in OBJECTIVES if not re.search(rf"[ :,]{name}[ ,;:.]", row)]
+
+
 def test_guide_to_objectives__shows_lines_of_the_product():
     guide = (DOCS / "how_to" / "add_an_objective.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^`([\w/.]+)`\n\n```python\n(.*?)^```", guide, flags=re.DOTALL | re.MULTILINE)

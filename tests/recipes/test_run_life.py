@@ -17,6 +17,7 @@ from crossdistill.evaluation.settings import FineTuning
 from crossdistill.recipes import final_evaluation
 from crossdistill.recipes import run as run_module
 from crossdistill.recipes.config import parse
+from crossdistill.recipes.data import dataset_of_run
 from crossdistill.recipes.finetune import finetune_config
 from crossdistill.recipes.identity import choose_folder, own_teacher_config
 from crossdistill.recipes.teachers import teacher_options, teacher_sources
@@ -156,12 +157,35 @@ OTHER_DATA = {
 }
 
 
+def test_resume__of_another_run_names_that_and_not_its_batches(finished, tmp_path, capsys):
+    options = [*OPTIONS, "--data", finished / "data", "--out", tmp_path / "run", "--no-evaluate"]
+    train([*options, "--keep-checkpoints", "--batch-size", 8, "--accumulate", 1])
+    given = ["--resume", "--batch-size", 5]
+    assert "two numbers whose product is 8" in wrong(capsys, train, *options, *given)
+    assert "was started with another --lr (" in wrong(capsys, train, *options, *given, "--lr", 1)
+
+
+def test_dataset_of_run__is_what_a_student_without_classes_is_compared_with(finished, tmp_path):
+    assert dataset_of_run(finished / "run") is None, "it has a classifier"
+    run = Path(shutil.copytree(finished / "run", tmp_path / "run"))
+    (run / "student" / "classifier.safetensors").unlink()
+    assert dataset_of_run(run) == dataset_of_run(run / "student") == finished / "data"
+    config = (run / "config.json").read_text()
+    (run / "config.json").write_text(config.replace(str(finished / "data"), str(tmp_path / "gone")))
+    assert dataset_of_run(run) is None and dataset_of_run(tmp_path) is None
+
+
+def test_shots__above_every_class_are_refused(finished, tmp_path, capsys):
+    options = [*OPTIONS, "--data", finished / "data", "--out", tmp_path / "run", "--shots", 500]
+    assert "--shots is 500, and the largest class of" in wrong(capsys, train, *options)
+
+
 @pytest.mark.parametrize("change", OTHER_DATA)
 def test_resume__refuses_other_data_of_the_same_length(moved, capsys, change):
     manifest = Manifest.load("data")
     replace(manifest, videos=OTHER_DATA[change](manifest)).save()
     assert Manifest.load("data").content_digest != manifest.content_digest
-    assert "run was started with other files for data.data" in wrong(capsys, train, *RESUME, "data")
+    assert "run was started with other files for --data" in wrong(capsys, train, *RESUME, "data")
 
 
 def test_content_digest__does_not_know_folder_or_preparation(toy_folder):
@@ -187,7 +211,7 @@ def test_resume__knows_weights_by_content(finished, tmp_path, capsys):
         file.seek(-4, 2)
         file.write(b"\0\0\0\0")
     error = wrong(capsys, lambda options: run(*options), moved, "--resume")
-    assert "was started with other files for pair.teacher_weights" in error
+    assert "was started with other files for --teacher-weights" in error
 
 
 def metrics(folder):
@@ -207,11 +231,11 @@ def test_resume__with_more_epochs_trains_longer(finished, tmp_path, capsys):
     assert 0.5 * once[0]["lr"] < thrice[len(once)]["lr"] < once[0]["lr"] and thrice[-1]["lr"] < once[-1]["lr"]
     assert json.loads((tmp_path / "run" / "config.json").read_text())["configuration"]["optimization"]["epochs"] == 3
     error = wrong(capsys, train, *options, "--resume", "--epochs", 2)
-    assert "was started with another optimization.epochs (3, now 2)" in error
+    assert "was started with another --epochs (3, now 2)" in error
     error = wrong(capsys, train, *options, "--resume", "--epochs", 4)  # the second run kept its weights alone
     assert f"start another run with --student-weights {tmp_path / 'run'}" in error
     error = wrong(capsys, train, *options, "--resume", "--epochs", 4, "--lr", 1)
-    assert "was started with another optimization.lr" in error
+    assert "was started with another --lr" in error
 
 
 def test_resume__with_more_epochs_lets_the_bank_grow(finished, tmp_path, capsys):
@@ -226,7 +250,7 @@ def test_resume__with_more_epochs_lets_the_bank_grow(finished, tmp_path, capsys)
     fill = [row["bank_fill"] for row in thrice]
     assert once[-1]["bank_fill"] == 1 == fill[-1] and fill[len(once)] == pytest.approx((len(once) + 1) / len(thrice))
     error = wrong(capsys, train, *options, "--rounds", 2, "--resume", "--epochs", 4)
-    assert "was started with another pair.rounds" in error
+    assert "was started with another --rounds" in error
 
 
 def test_resume__former_run_remembers_that_it_grew(moved, finished):
@@ -245,7 +269,7 @@ def test_resume__run_without_digests_is_compared_by_its_paths(moved, finished, c
     written = json.loads(config.read_text())
     del written["contents"]
     config.write_text(json.dumps(written))
-    assert "was started with another data.data" in wrong(capsys, train, *RESUME, "data")
+    assert "was started with another --data" in wrong(capsys, train, *RESUME, "data")
     train([*RESUME, finished / "data"])
     assert "contents" not in json.loads(config.read_text())
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 import shutil
 from contextlib import nullcontext
@@ -15,7 +16,7 @@ from manifest_lines import to_lines
 from safetensors.torch import load_file
 
 import crossdistill
-from crossdistill.data.distort import _blur, distort
+from crossdistill.data.distort import _blur, _change_colours, distort
 from crossdistill.data.manifest import MANIFEST_NAME, Manifest
 from crossdistill.data.sampling import SampleKey
 from crossdistill.data.transforms import Augmentation
@@ -231,6 +232,26 @@ def test_distort__blurs_half_of_the_pictures_and_keeps_their_mean():
     assert blurred.var() < clip.var()
     flat = torch.full((4, 3, 1, 32, 32), 0.7)
     torch.testing.assert_close(_blur(flat), flat)
+
+
+def test_distort__changes_saturation_and_hue_of_pictures_and_keeps_their_brightness():
+    torch.manual_seed(0)
+    clip = torch.randn(500, 3, 1, 4, 4)
+    changed = _change_colours(clip)
+    brightness = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1, 1)
+    torch.testing.assert_close((changed * brightness).sum(1), (clip * brightness).sum(1), atol=2e-3, rtol=0)
+    is_gray = (changed.amax(1) - changed.amin(1)).flatten(1).amax(1) < 1e-2
+    is_same = (changed - clip).abs().flatten(1).amax(1) < 1e-4
+    assert 70 < int(is_gray.sum()) < 130 and 55 < int(is_same.sum()) < 110, "a fifth; a fifth of the others"
+    gray = torch.rand(60, 1, 1, 2, 2).expand(-1, 3, -1, -1, -1)
+    torch.testing.assert_close(_change_colours(gray), gray, atol=2e-3, rtol=0)
+    # All pixels of a clip turn by one angle and are scaled by one factor in the plane of the two colour axes.
+    axes = torch.tensor([[0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+    before, after = (torch.einsum("ac,ncp->nap", axes, each.flatten(2)) for each in (clip, changed))
+    factors = torch.complex(after[:, 0], after[:, 1]) / torch.complex(before[:, 0], before[:, 1])
+    torch.testing.assert_close(factors, factors[:, :1].expand_as(factors), atol=1e-2, rtol=1e-2)
+    sizes, turns = factors[~is_gray, 0].abs(), factors[~is_gray, 0].angle().abs() / (2 * math.pi)
+    assert 0.59 < float(sizes.min()) < 0.7 and 1.3 < float(sizes.max()) < 1.41 and 0.09 < float(turns.max()) < 0.101
 
 
 def test_distort__changes_contrast_and_erases_boxes_of_half_of_the_clips():

@@ -41,14 +41,18 @@ def test_valid_options__become_the_dataclass():
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([], r"^missing from some command: --data STR Where the data is\.; some command --help lists the options$"),
+        ([], r"^missing from some command: --data STR Where the data is; some command --help lists the options$"),
         (["--data", "x", "--drows", "1"], r"^unrecognized options: --drows, 1; did you mean --draws\?; some command"),
         (["--data", "x", "--draws", "a"], r"^--draws: 'a' is no whole number; some command"),
         (["--data", "x", "--draws", "it's"], r"^--draws: \"it's\" is no whole number; some command"),
         (["--data", "x", "--limit", "a"], r"^--limit: 'a' is no whole number; some command"),
         (["--data", "x", "--share", "a"], r"^--share: 'a' is no number; some command"),
         (["--data", "x", "--parts", "1", "a"], r"^--parts: cannot be read from '1', 'a'; some command"),
-        (["--data", "x", "--speed", "fas"], r"^--speed: 'fas' is not among 'fast', 'slow'; some command"),
+        (
+            ["--data", "x", "--speed", "fas"],
+            r"^--speed: 'fas' is not among fast, slow; did you mean fast\?; some command",
+        ),
+        (["--date", "x"], r"^unknown option --date; did you mean --data\?; some command"),
         (["--data"], r"^missing value for argument '--data'"),
     ],
 )
