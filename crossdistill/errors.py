@@ -81,6 +81,12 @@ def ended_by_ctrl_c() -> Iterator[None]:
             raise
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error without its full stop, to stand in brackets in a sentence."""
+    first = str(error).strip().partition("\n")[0]
+    return " ".join(first.split()).rstrip(".") or type(error).__name__
+
+
 def unknown_name(kind: str, given: str, allowed: Iterable[str], *, listed_by: str = "") -> UserError:
     """Build the error for a name that is not in a list.
 

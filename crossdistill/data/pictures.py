@@ -29,7 +29,7 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 from crossdistill.data.file_range import FileRange
 from crossdistill.data.manifest import Stream
 from crossdistill.data.streams import Picture
-from crossdistill.errors import UnreadableVideoError
+from crossdistill.errors import UnreadableVideoError, first_line
 
 PICTURE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif"),
@@ -98,7 +98,7 @@ def read_picture(source: FileRange, stream: Stream, *, shrink: int = 1) -> Pictu
     try:
         return READERS[stream.stored_as](content, shrink)
     except PICTURE_ERRORS as error:
-        raise UnreadableVideoError(f"{source}: is damaged ({_reason(error)})") from error
+        raise UnreadableVideoError(f"{source}: is damaged ({first_line(error)})") from error
 
 
 def shrink_for(source_px: float, target_px: int) -> int:
@@ -211,11 +211,11 @@ def inspect_content(content: bytes) -> tuple[str, tuple[int, int]]:
             height_px, width_px, _ = upright_rgb(image).shape
             return "picture", (width_px, height_px)
     except Image.DecompressionBombError as error:
-        raise UnreadableVideoError(f"too large: {_reason(error)}") from error
+        raise UnreadableVideoError(f"too large: {first_line(error)}") from error
     except Image.UnidentifiedImageError as error:
         raise UnreadableVideoError(f"unreadable: {what_it_is(content)}") from error
     except PICTURE_ERRORS as error:
-        raise UnreadableVideoError(f"unreadable: {_reason(error)}") from error
+        raise UnreadableVideoError(f"unreadable: {first_line(error)}") from error
 
 
 def is_read_by_opencv(content: bytes, size_px: tuple[int, int]) -> bool:
@@ -232,7 +232,3 @@ def what_it_is(content: bytes) -> str:
     if start.startswith((b"<?xml", b"<svg")):
         return "is a vector graphic or XML and no picture of pixels"
     return "is no picture of a known format"
-
-
-def _reason(error: BaseException) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__

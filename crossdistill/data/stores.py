@@ -24,7 +24,7 @@ from urllib.parse import quote
 
 from crossdistill.data.file_range import FileRange
 from crossdistill.data.manifest import Manifest, Stream
-from crossdistill.errors import OneProcessError, UserError, require_package
+from crossdistill.errors import OneProcessError, UserError, first_line, require_package
 from crossdistill.utils.files import fitting_name, temporary_path
 from crossdistill.utils.records import read_versioned_json
 
@@ -193,8 +193,7 @@ def _lacks_login(error: BaseException) -> bool:
 
 
 def _reason(error: BaseException) -> str:
-    text = str(error).partition("\n")[0]
-    return text or ("no answer in time" if isinstance(error, TimeoutError) else type(error).__name__)
+    return "no answer in time" if isinstance(error, TimeoutError) and not str(error) else first_line(error)
 
 
 @dataclass

@@ -5,7 +5,8 @@ of training (``running``).
 
 The embeddings of different networks differ in scale by orders of magnitude, and in a sum of regressions the largest
 dominates the others (Ranzinger et al., PHI-S: Distribution Balancing for Label-Free Multi-Teacher Distillation, ICLR
-2025, arXiv 2410.01680). Objectives on angles do not depend on the scale; for them only the centre changes.
+2025, arXiv 2410.01680). All terms of a loss and the memory bank get the standardised embeddings. For objectives on
+angles, such as CompRess, ``phi-s`` changes only the centre; scaling each feature by itself changes the angles as well.
 
 Shapes: N clips, E teacher features.
 """

@@ -10,7 +10,7 @@ from torch import nn
 
 from crossdistill.encoders.base import Encoder, EncoderInfo
 from crossdistill.encoders.sizes import output_shape
-from crossdistill.errors import UserError
+from crossdistill.errors import UserError, first_line
 from crossdistill.modalities import MODALITIES, get_modality
 from crossdistill.types import ViewSpec
 
@@ -74,16 +74,10 @@ def change_view(own: ViewSpec, **changes: int | None) -> ViewSpec:
 def view_error(name: str, view: ViewSpec, own: ViewSpec, error: Exception) -> UserError:
     """Build one error for all the errors that libraries raise for an unsupported view."""
     return UserError(
-        f"{name} cannot take {view.num_frames} frames of {view.size_px} pixels ({reason_of(error)}): its own view is "
+        f"{name} cannot take {view.num_frames} frames of {view.size_px} pixels ({first_line(error)}): its own view is "
         f"{own.num_frames} of {own.size_px}, so remove the options that change it, give more or larger frames, or "
         "choose another network"
     )
-
-
-def reason_of(error: BaseException) -> str:
-    """Return the first line of an error without its full stop, to stand in brackets in a sentence."""
-    first = str(error).strip().split("\n", 1)[0]
-    return " ".join(first.split()).rstrip(".") or type(error).__name__
 
 
 def build_encoder(architecture: Architecture, *, name: str, modality: str, **view_changes: int | None) -> Encoder:

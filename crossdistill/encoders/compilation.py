@@ -11,7 +11,7 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
-from crossdistill.errors import UserError
+from crossdistill.errors import UserError, first_line
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -36,7 +36,7 @@ def compiled(function: Callable[Arguments, Result], *, name: str) -> Callable[Ar
         try:
             return fast(*args, **kwargs)
         except TorchDynamoException as error:
-            raise UserError(f"{name} cannot be compiled ({_reason(error)}): remove --compile") from error
+            raise UserError(f"{name} cannot be compiled ({first_line(error)}): remove --compile") from error
 
     return call
 
@@ -59,11 +59,6 @@ def require_compiler(device: torch.device) -> None:
             "Triton, a GPU of compute capability 7.0 and a C compiler" if device.type == "cuda" else "a C++ compiler"
         )
         raise UserError(
-            f"--compile needs {needed}, and compiling a small function failed ({_reason(error)}): install what is "
+            f"--compile needs {needed}, and compiling a small function failed ({first_line(error)}): install what is "
             "missing (CXX names another compiler), or remove --compile"
         ) from error
-
-
-def _reason(error: BaseException) -> str:
-    """Return the first line of an error without its full stop."""
-    return str(error).strip().split("\n", 1)[0].rstrip(".") or type(error).__name__

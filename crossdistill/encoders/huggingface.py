@@ -26,7 +26,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from crossdistill.encoders.architecture import CLIP_MODALITIES, Statistics, change_view, make_view, reason_of
+from crossdistill.encoders.architecture import CLIP_MODALITIES, Statistics, change_view, make_view
 from crossdistill.encoders.base import Encoder, EncoderInfo, PublicWeights
 from crossdistill.encoders.huggingface_families import Family, Features, family_of, quiet_transformers
 from crossdistill.encoders.library import (
@@ -39,7 +39,7 @@ from crossdistill.encoders.library import (
 )
 from crossdistill.encoders.sizes import SizesOnly
 from crossdistill.encoders.tokens import TokenLayer
-from crossdistill.errors import UserError
+from crossdistill.errors import UserError, first_line
 from crossdistill.modalities import IMAGE
 from crossdistill.types import ViewSpec
 
@@ -104,10 +104,10 @@ def _read_config(transformers: Any, model: str) -> Any:
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(
             f"the model {model!r} is not a local folder and cannot be read from the Hugging Face hub "
-            f"({reason_of(error)}): check its name and the network, or download it elsewhere and give "
+            f"({first_line(error)}): check its name and the network, or download it elsewhere and give "
             "<modality>_hf:/path/to/folder"
             if not Path(model).is_dir()
-            else f"the configuration in {model} cannot be read ({reason_of(error)}): give a model that transformers "
+            else f"the configuration in {model} cannot be read ({first_line(error)}): give a model that transformers "
             f"{transformers.__version__} knows without code of its own, or update transformers"
         ) from error
 
@@ -117,8 +117,9 @@ def _rebuild(transformers: Any, config: Mapping[str, Any], name: str) -> Any:
         return transformers.AutoConfig.for_model(**config)
     except (TypeError, ValueError, KeyError) as error:
         raise UserError(
-            f"the stored configuration of {name} cannot be read ({reason_of(error)}): it was written with transformers "
-            f"{config.get('transformers_version')} and {transformers.__version__} is installed, so install that version"
+            f"the stored configuration of {name} cannot be read ({first_line(error)}): it was written with "
+            f"transformers {config.get('transformers_version')}, and {transformers.__version__} is installed: install that "
+            "version"
         ) from error
 
 
@@ -264,7 +265,7 @@ def _stems(config: Any, family: Family) -> tuple[str, ...]:
     except BUILD_ERRORS as error:
         raise UserError(
             f"transformers builds no network of features from a configuration of {config.model_type!r} "
-            f"({reason_of(error)}): choose another model"
+            f"({first_line(error)}): choose another model"
         ) from error
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d | nn.Conv3d):
@@ -295,7 +296,7 @@ def _read_pretrained(model: str, family: Family, view: ViewSpec) -> Mapping[str,
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(
             f"the published weights of {model!r} cannot be read for {view.num_frames} frames of {view.size_px} pixels "
-            f"({reason_of(error)}): remove the options that change its view, or download it elsewhere (with its "
+            f"({first_line(error)}): remove the options that change its view, or download it elsewhere (with its "
             "model.safetensors) and give <modality>_hf:/path/to/folder"
         ) from error
     if missing := sorted(report["missing_keys"]):

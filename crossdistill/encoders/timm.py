@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crossdistill.encoders.architecture import Statistics, change_view, make_view, reason_of
+from crossdistill.encoders.architecture import Statistics, change_view, make_view
 from crossdistill.encoders.base import Encoder, EncoderInfo, PublicWeights
 from crossdistill.encoders.library import NUM_POOLED_FRAMES, PICTURE_MODALITIES, POOLED_STRIDE, PRETRAINED, assemble
 from crossdistill.encoders.sizes import SizesOnly
 from crossdistill.encoders.tokens import find_token_layer
-from crossdistill.errors import UserError, require_package
+from crossdistill.errors import UserError, first_line, require_package
 
 OF_PUBLISHED_WEIGHTS = ("tag", "license", "origin_url", "paper_ids", "test_input_size", "test_crop_pct")
 """Facts of timm's description that are about the weights it publishes, and not about a student's."""
@@ -179,7 +179,7 @@ def _read_pretrained(model: str, size_options: dict[str, Any], dropped: tuple[st
         network = timm.create_model(model, pretrained=True, **size_options)
     except (OSError, RuntimeError, ValueError, LookupError) as error:
         raise UserError(
-            f"the published weights of timm's {model} cannot be read ({reason_of(error)}): get the file elsewhere and "
+            f"the published weights of timm's {model} cannot be read ({first_line(error)}): get the file elsewhere and "
             "give it with --teacher-weights FILE (or --student-weights FILE)"
         ) from error
     tensors: dict[str, Tensor] = network.state_dict()

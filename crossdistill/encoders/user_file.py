@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from crossdistill.encoders.architecture import change_view, reason_of
+from crossdistill.encoders.architecture import change_view
 from crossdistill.encoders.base import Encoder
-from crossdistill.errors import UserError
+from crossdistill.errors import UserError, first_line
 from crossdistill.utils.modules import eval_mode
 
 
@@ -91,7 +91,7 @@ def _require_features(encoder: Encoder) -> None:
         raise
     except Exception as error:  # the user's code may raise anything
         raise UserError(
-            f"{encoder.name} cannot take {view.num_frames} frames of {view.size_px} pixels ({reason_of(error)}): fix "
+            f"{encoder.name} cannot take {view.num_frames} frames of {view.size_px} pixels ({first_line(error)}): fix "
             "the file, or remove the options that change its view"
         ) from error
     if shape != [1, encoder.embed_dim]:

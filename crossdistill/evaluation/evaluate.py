@@ -30,6 +30,7 @@ from crossdistill.evaluation.views import TestViews
 from crossdistill.types import ViewSpec
 from crossdistill.utils.console import console
 from crossdistill.utils.distributed import decide_on_first
+from crossdistill.utils.files import bytes_text
 
 Result = TypeVar("Result")
 TOKEN_BYTES = 2
@@ -175,13 +176,13 @@ class EvaluatedEncoder:
             for features in (embedded.train, embedded.test)
         ]
         size, num_tokens = embedder.grid[0], embedder.embed_dim // embedder.grid[0]
-        what = f"{num_tokens} tokens of {size} features a view are {_size(sum(sizes))}"
+        what = f"{num_tokens} tokens of {size} features a view are {bytes_text(sum(sizes))}"
         needed = sum(sizes) + (COPIES_OF_TOKENS - 1) * max(sizes)
         free = free_memory_bytes(torch.device("cpu"))
         if free is not None and needed > free:
             raise UserError(
-                f"{what}, and embedding them needs {_size(needed)} of memory, of which {_size(free)} are free: "
-                "lower --train-views or --views, or remove attentive from --protocols"
+                f"{what}, and embedding them needs {bytes_text(needed)} of memory, of which {bytes_text(free)} are "
+                "free: lower --train-views or --views, or remove attentive from --protocols"
             )
         if self.description is not None:
             kept = "" if self.features_folder is None else f", and as much on the disk in {self.features_folder}"
@@ -230,10 +231,6 @@ def embed_split(
 
     train, test = part("train", settings.train_views), part("test", settings.views)
     return EmbeddedSplit(train, test, len(manifest.classes), description=network.description)
-
-
-def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
 
 
 def evaluate_encoder(

@@ -39,7 +39,7 @@ class Information:
 
     nats: float
     standard_error: float
-    """Over videos; clips of one film count as one."""
+    """Over videos; clips of one group (a source film, a person) count as one."""
     highest_shuffled: float
     """The highest estimate of random pairings of the clips."""
 
@@ -68,7 +68,7 @@ class SharedInformation:
 
 
 def shared_information(
-    teacher_ne: Tensor, student_nd: Tensor, labels_n: Tensor, films_n: Tensor, *, num_shuffles: int
+    teacher_ne: Tensor, student_nd: Tensor, labels_n: Tensor, groups_n: Tensor, *, num_shuffles: int
 ) -> SharedInformation | None:
     """Estimate both figures for embeddings of the same clips.
 
@@ -76,29 +76,29 @@ def shared_information(
         teacher_ne: Features [N, E].
         student_nd: Features [N, D].
         labels_n: Classes [N] int64; negative for a clip without a label.
-        films_n: Number of the film of each clip [N] int64. Clips of a film are fitted or predicted together.
+        groups_n: Number of the group of each clip [N] int64. Clips of a group are fitted or predicted together.
         num_shuffles: Number of random pairings.
 
     Returns:
-        None if there are fewer than ``CLIPS_PER_COMPONENT`` clips, or one film, or an embedding is a single point.
+        None if there are fewer than ``CLIPS_PER_COMPONENT`` clips, or one group, or an embedding is a single point.
     """
-    num_components = min(MAX_COMPONENTS, len(films_n) // CLIPS_PER_COMPONENT)
-    folds_n = folds_of(films_n)
+    num_components = min(MAX_COMPONENTS, len(groups_n) // CLIPS_PER_COMPONENT)
+    folds_n = folds_of(groups_n)
     if num_components == 0 or int(folds_n.max()) == 0:
         return None
     teacher_np, student_np = (leading_components(features, num_components) for features in (teacher_ne, student_nd))
     if min(teacher_np.shape[1], student_np.shape[1]) == 0:
         return None
-    shuffles = _shuffles(len(films_n), num_shuffles)
+    shuffles = _shuffles(len(groups_n), num_shuffles)
     taught_n = predicted_embedding(student_np, teacher_np, folds_n)
     shuffled = [predicted_embedding(student_np, teacher_np[order], folds_n).mean() for order in shuffles]
-    found = _estimate(taught_n, films_n, shuffled)
+    found = _estimate(taught_n, groups_n, shuffled)
     is_labelled = labels_n >= 0
     num_classes = len(labels_n[is_labelled].unique())
     if num_classes < 2 or int(is_labelled.sum()) < MIN_CLIPS_PER_CLASS * num_classes:
         return SharedInformation(num_components, found, None, None)
     classes_n = labels_n[is_labelled].unique(return_inverse=True)[1]
-    own_np, own_folds_n, own_films_n = student_np[is_labelled], folds_n[is_labelled], films_n[is_labelled]
+    own_np, own_folds_n, own_groups_n = student_np[is_labelled], folds_n[is_labelled], groups_n[is_labelled]
     said_n = predicted_classes(own_np, classes_n, own_folds_n)
     shuffled = [
         predicted_classes(own_np, classes_n[order], own_folds_n).mean()
@@ -108,8 +108,8 @@ def shared_information(
     return SharedInformation(
         num_components,
         found,
-        _estimate(said_n, own_films_n, shuffled),
-        (difference_n.mean().item(), _standard_error(difference_n, own_films_n)),
+        _estimate(said_n, own_groups_n, shuffled),
+        (difference_n.mean().item(), _standard_error(difference_n, own_groups_n)),
     )
 
 
@@ -126,13 +126,13 @@ def leading_components(features_nd: Tensor, num_components: int) -> Tensor:
     return left_nr[:, is_direction_r][:, :num_components] * math.sqrt(len(features_nd))
 
 
-def folds_of(films_n: Tensor, *, seed: int = 0) -> Tensor:
-    """Assign every film to one of ``NUM_FOLDS`` folds of about equal numbers of films: [N] int64."""
-    films, film_n = films_n.unique(return_inverse=True)
-    order = torch.randperm(len(films), generator=torch.Generator().manual_seed(seed))
-    fold_of_film = torch.empty(len(films), dtype=torch.int64)
-    fold_of_film[order] = torch.arange(len(films)) % NUM_FOLDS
-    return fold_of_film[film_n]
+def folds_of(groups_n: Tensor, *, seed: int = 0) -> Tensor:
+    """Assign every group to one of ``NUM_FOLDS`` folds of about equal numbers of groups: [N] int64."""
+    groups, group_n = groups_n.unique(return_inverse=True)
+    order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed))
+    fold_of_group = torch.empty(len(groups), dtype=torch.int64)
+    fold_of_group[order] = torch.arange(len(groups)) % NUM_FOLDS
+    return fold_of_group[group_n]
 
 
 def predicted_embedding(source_np: Tensor, target_nq: Tensor, folds_n: Tensor) -> Tensor:
@@ -208,12 +208,12 @@ def _shuffles(num_clips: int, num_shuffles: int) -> list[Tensor]:
     return [torch.randperm(num_clips, generator=generator) for _ in range(num_shuffles)]
 
 
-def _estimate(gains_n: Tensor, films_n: Tensor, shuffled: Sequence[Tensor]) -> Information:
-    return Information(gains_n.mean().item(), _standard_error(gains_n, films_n), max(map(float, shuffled)))
+def _estimate(gains_n: Tensor, groups_n: Tensor, shuffled: Sequence[Tensor]) -> Information:
+    return Information(gains_n.mean().item(), _standard_error(gains_n, groups_n), max(map(float, shuffled)))
 
 
-def _standard_error(gains_n: Tensor, films_n: Tensor) -> float:
-    """Return the standard error of a mean over clips whose films are independent."""
-    films, film_n = films_n.unique(return_inverse=True)
-    deviations = torch.zeros(len(films), dtype=gains_n.dtype).index_add(0, film_n, gains_n - gains_n.mean())
+def _standard_error(gains_n: Tensor, groups_n: Tensor) -> float:
+    """Return the standard error of a mean over clips whose groups are independent."""
+    groups, group_n = groups_n.unique(return_inverse=True)
+    deviations = torch.zeros(len(groups), dtype=gains_n.dtype).index_add(0, group_n, gains_n - gains_n.mean())
     return float(deviations.square().sum().sqrt()) / len(gains_n)

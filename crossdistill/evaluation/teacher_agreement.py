@@ -100,8 +100,8 @@ class AgreementReport:
     """Classes of the sample by the trained student's overlap, the worst last; empty without a trained student."""
     teacher_1nn: NeighbourClasses | None
     """None without labels, or if no class has two clips to compare."""
-    leaves_film_out: bool
-    """Whether ``teacher_1nn`` ignores clips of the same film, which are near-duplicates, or only the clip itself."""
+    leaves_group_out: bool
+    """Whether ``teacher_1nn`` ignores clips of the same group, which are near-duplicates, or only the clip itself."""
     gain: tuple[float, float] | None
     """Overlap of the trained minus that of the random student: mean over clips, and its standard error."""
     spreads: dict[str, FeatureSpread]  # by role, the teacher first
@@ -158,18 +158,18 @@ def compare_spaces(
     """
     near_teacher = nearest_others(teacher_ne, k)
     shares, agreements, information = {}, {}, {}
-    labels_n, films_n = torch.tensor([entry.label for entry in entries]), _films(entries)
+    labels_n, groups_n = torch.tensor([entry.label for entry in entries]), _groups(entries)
     for role, features in students.items():
         near = nearest_others(features, k)
         shares[role] = share_of_common(near_teacher, near)
         highest = highest_shuffled_overlap(near_teacher, near)
         agreements[role] = SpaceAgreement(shares[role].mean().item(), highest, linear_cka(teacher_ne, features))
-        found = shared_information(teacher_ne, features, labels_n, films_n, num_shuffles=NUM_SHUFFLES)
+        found = shared_information(teacher_ne, features, labels_n, groups_n, num_shuffles=NUM_SHUFFLES)
         if found is not None:
             information[role] = found
     is_trained = Role.TRAINED in shares
     gain = mean_gain(shares[Role.TRAINED], shares[Role.RANDOM]) if is_trained else None
-    teacher_1nn, leaves_film_out = _teacher_classes(teacher_ne, entries)
+    teacher_1nn, leaves_group_out = _teacher_classes(teacher_ne, entries)
     asked = [i * len(entries) // NUM_SHOWN_PAIRS for i in range(NUM_SHOWN_PAIRS)]
     nearest = [(entries[i].video.name, entries[int(near_teacher[i, 0])].video.name) for i in asked]
     return AgreementReport(
@@ -179,7 +179,7 @@ def compare_spaces(
         agreements=agreements,
         classes=_by_class(shares, entries, classes) if is_trained else (),
         teacher_1nn=teacher_1nn,
-        leaves_film_out=leaves_film_out,
+        leaves_group_out=leaves_group_out,
         gain=gain,
         spreads={
             str(role): feature_spread(features) for role, features in {Role.TEACHER: teacher_ne, **students}.items()
@@ -202,19 +202,19 @@ def mean_gain(trained_n: Tensor, random_n: Tensor) -> tuple[float, float]:
 
 
 def _teacher_classes(features_nd: Tensor, entries: Sequence[Entry]) -> tuple[NeighbourClasses | None, bool]:
-    """Compute the 1-NN accuracy of the labelled clips, across films if the sample has several films of a class."""
+    """Compute the 1-NN accuracy of the labelled clips, across groups if the sample has several groups of a class."""
     labelled = [i for i, entry in enumerate(entries) if entry.label >= 0]
     features_nd = features_nd[labelled]
     labels_n = torch.tensor([entries[i].label for i in labelled], dtype=torch.int64)
-    films_n = _films([entries[i] for i in labelled])
-    across_films = neighbour_classes(features_nd, labels_n, films_n)
-    if across_films is not None and len(films_n.unique()) < len(films_n):
-        return across_films, True
+    groups_n = _groups([entries[i] for i in labelled])
+    across_groups = neighbour_classes(features_nd, labels_n, groups_n)
+    if across_groups is not None and len(groups_n.unique()) < len(groups_n):
+        return across_groups, True
     return neighbour_classes(features_nd, labels_n, torch.arange(len(labelled))), False
 
 
-def _films(entries: Sequence[Entry]) -> Tensor:
-    """Number the films [N] int64: a group within its class is a film, and a video without a group is one of its own."""
+def _groups(entries: Sequence[Entry]) -> Tensor:
+    """Number the groups [N] int64, those of each class by themselves; a video without a group is one of its own."""
     keys = [(entry.label, entry.video.group or entry.key) for entry in entries]
     number = {key: position for position, key in enumerate(dict.fromkeys(keys))}
     return torch.tensor([number[key] for key in keys], dtype=torch.int64)
@@ -405,7 +405,7 @@ def print_agreement_report(report: AgreementReport) -> None:
         header = ("class", "clips", str(Role.TRAINED), str(Role.RANDOM))
         print_table(f"share of the teacher's {report.k} neighbours that the student shares", header, by_class)
     if report.teacher_1nn is not None:
-        left_out = "clips of its own film" if report.leaves_film_out else "the clip itself"
+        left_out = "clips of its own group" if report.leaves_group_out else "the clip itself"
         print(
             f"teacher's 1-NN accuracy in the sample, each clip against all but {left_out}: "
             f"{report.teacher_1nn.accuracy:.1%} of {report.teacher_1nn.num_clips} clips, by chance "

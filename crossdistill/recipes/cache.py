@@ -31,6 +31,7 @@ from crossdistill.recipes.teachers import teacher_sources
 from crossdistill.types import PairedBatch
 from crossdistill.utils.console import console, progress_bar
 from crossdistill.utils.distributed import create_accelerator, decide_on_first, gather_objects, use_all_cores
+from crossdistill.utils.files import bytes_text
 from crossdistill.utils.locks import folder_lock
 
 MAX_LISTED_UNREADABLE = 20
@@ -179,9 +180,9 @@ def _work_text(caches: Sequence[TeacherCache], missing: Sequence[Shard], acceler
     held = " and ".join(f"{cache.key['teacher']} ({cache.content_text})" for cache in caches)
     return (
         f"{first.num_clips} clips × {first.num_augmentations} augmentations of {held}: "
-        f"{_size(total * bytes_per_clip)} in {num_shards} shards{' of each' if len(caches) > 1 else ''}; "
-        f"{num_shards - len(missing)} are finished, {num_left} clips ({_size(num_left * bytes_per_clip)}) are left for "
-        f"{num_processes} process{'es' if num_processes > 1 else ''}"
+        f"{bytes_text(total * bytes_per_clip)} in {num_shards} shards{' of each' if len(caches) > 1 else ''}; "
+        f"{num_shards - len(missing)} are finished, {num_left} clips ({bytes_text(num_left * bytes_per_clip)}) are "
+        f"left for {num_processes} process{'es' if num_processes > 1 else ''}"
     )
 
 
@@ -195,17 +196,9 @@ def _require_space(folder: Path, caches: Sequence[TeacherCache]) -> None:
     free = shutil.disk_usage(existing).free
     if num_left > free:
         raise UserError(
-            f"the teacher cache needs {_size(num_left)} more in {folder}, and {_size(free)} are free there: free "
-            "space, or choose fewer --augmentations, --dtype int8 or another --out"
+            f"the teacher cache needs {bytes_text(num_left)} more in {folder}, and {bytes_text(free)} are free there: "
+            "free space, or choose fewer --augmentations, --dtype int8 or another --out"
         )
-
-
-def _size(num_bytes: float) -> str:
-    for unit in ("B", "KB", "MB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.3g} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.3g} GB"
 
 
 def _measure(caches: Sequence[TeacherCache], source: CacheInput, missing: Sequence[Shard]) -> tuple[int, float]:

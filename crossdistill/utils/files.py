@@ -156,6 +156,20 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def bytes_text(num_bytes: float) -> str:
+    """Return a size as people read it.
+
+    Example:
+        >>> bytes_text(900), bytes_text(1_230_000), bytes_text(45_600_000_000)
+        ('900 B', '1.23 MB', '45.6 GB')
+    """
+    for unit in ("B", "KB", "MB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.3g} GB"
+
+
 def write_lines_atomically(path: Path, lines: Iterable[str]) -> None:
     """Write UTF-8 lines, given without line ends, to a file atomically, one by one."""
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:

@@ -130,19 +130,19 @@ def test_linear_cka__is_0_for_a_space_without_structure(space):
     assert linear_cka(space, space) == 0.0
 
 
-def test_neighbour_classes__equals_naive_implementation_across_films():
+def test_neighbour_classes__equals_naive_implementation_across_groups():
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(4).repeat_interleave(10)
-    films = torch.arange(40) // 4 + 10 * labels  # films end with their class
+    groups = torch.arange(40) // 4 + 10 * labels  # groups end with their class
     features = torch.randn(40, 5, generator=generator) + 2 * torch.eye(5)[labels]
-    labels[-3:], films[-3:] = 4, 99  # a class of one film cannot be right
+    labels[-3:], groups[-3:] = 4, 99  # a class of one group cannot be right
     unit = features / features.norm(dim=1, keepdim=True)
     hits, chances = [], []
     for i in range(37):
-        allowed = [j for j in range(40) if films[j] != films[i]]
+        allowed = [j for j in range(40) if groups[j] != groups[i]]
         hits.append(labels[max(allowed, key=lambda j, i=i: float(unit[i] @ unit[j]))] == labels[i])
         chances.append(sum(int(labels[j] == labels[i]) for j in allowed) / len(allowed))
-    found = neighbour_classes(features, labels, films)
+    found = neighbour_classes(features, labels, groups)
     assert found == NeighbourClasses(pytest.approx(sum(hits) / 37), pytest.approx(sum(chances) / 37), num_clips=37)
     assert found.chance < found.accuracy < 1
     assert neighbour_classes(features[:8], torch.arange(8), torch.arange(8)) is None
@@ -368,7 +368,7 @@ def report(
         agreements=agreements,
         classes=(),
         teacher_1nn=None if accuracy is None else NeighbourClasses(accuracy, chance=0.1, num_clips=100),
-        leaves_film_out=False,
+        leaves_group_out=False,
         gain=gain,
         spreads={Role.TEACHER: FeatureSpread(effective_rank, highest_rank=20, uniformity=-1.0)},
         nearest=(("a.mp4", "b.mp4"),),

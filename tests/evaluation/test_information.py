@@ -51,7 +51,7 @@ def information_of_classes(apart, num_classes=2):
     return entropy - 0.5 * math.log(2 * math.pi * math.e)
 
 
-def own_films(num_clips=NUM_CLIPS):
+def own_groups(num_clips=NUM_CLIPS):
     return torch.arange(num_clips)
 
 
@@ -61,7 +61,7 @@ def test_information__of_gaussians_is_known(rho, num_dims):
     found = []
     for seed in range(5):
         student, teacher = gaussians(rho, num_dims, seed=seed)
-        found.append(float(predicted_embedding(student, teacher, folds_of(own_films())).mean()))
+        found.append(float(predicted_embedding(student, teacher, folds_of(own_groups())).mean()))
     # What is fitted costs a little: the figure is too low rather than too high.
     cost = num_dims**2 / (2 * NUM_CLIPS)
     assert known - 2 * cost - 0.08 < np.mean(found) < known + 0.05
@@ -72,7 +72,7 @@ def test_information__of_classes_of_gaussians_is_known(apart, num_classes):
     found = []
     for seed in range(5):
         student, classes = classes_of_gaussians(apart, num_classes, seed=seed)
-        found.append(float(predicted_classes(student, classes, folds_of(own_films())).mean()))
+        found.append(float(predicted_classes(student, classes, folds_of(own_groups())).mean()))
     assert np.mean(found) == pytest.approx(information_of_classes(apart, num_classes), abs=0.05)
 
 
@@ -80,7 +80,7 @@ def test_information__of_classes_of_gaussians_is_known(apart, num_classes):
 def test_information__of_two_numbers_is_that_of_scikit_learn(rho):
     student, teacher = gaussians(rho, 1, 2000)
     other = mutual_info_regression(student.numpy(), teacher[:, 0].numpy(), random_state=0)[0]
-    found = float(predicted_embedding(student, teacher, folds_of(own_films(2000))).mean())
+    found = float(predicted_embedding(student, teacher, folds_of(own_groups(2000))).mean())
     assert found == pytest.approx(other, abs=0.06)
 
 
@@ -88,7 +88,7 @@ def test_information__of_two_numbers_is_that_of_scikit_learn(rho):
 def test_information__of_a_number_and_classes_is_that_of_scikit_learn(apart):
     student, classes = classes_of_gaussians(apart, 4, 2000)
     other = mutual_info_classif(student.numpy(), classes.numpy(), random_state=0)[0]
-    found = float(predicted_classes(student, classes, folds_of(own_films(2000))).mean())
+    found = float(predicted_classes(student, classes, folds_of(own_groups(2000))).mean())
     assert found == pytest.approx(other, abs=0.06)
 
 
@@ -124,7 +124,7 @@ def naive_classes(source, classes, folds):
 
 def test_predictions__equal_naive_implementations():
     student, teacher = gaussians(0.7, 3, 60)
-    folds = folds_of(own_films(60))
+    folds = folds_of(own_groups(60))
     expected = naive_embedding(student.numpy(), teacher.numpy(), folds.numpy())
     np.testing.assert_allclose(predicted_embedding(student, teacher, folds).numpy(), expected, rtol=1e-5, atol=1e-7)
     classes = (student[:, 0] > 0).long() + (student[:, 1] > 0.5).long()
@@ -153,10 +153,10 @@ def test_shared_information__its_interval_covers_what_is_known_and_chance_is_bel
     is_covered, is_above_chance = [], []
     for seed in range(20):
         teacher, student = embeddings(0.8, seed=seed)
-        found = shared_information(teacher, student, torch.full((NUM_CLIPS,), -1), own_films(), num_shuffles=3)
+        found = shared_information(teacher, student, torch.full((NUM_CLIPS,), -1), own_groups(), num_shuffles=3)
         is_covered.append(abs(found.with_teacher.nats - known) < found.with_teacher.half_interval + 0.1)
         teacher, student = embeddings(0.0, seed=seed)
-        found = shared_information(teacher, student, torch.full((NUM_CLIPS,), -1), own_films(), num_shuffles=19)
+        found = shared_information(teacher, student, torch.full((NUM_CLIPS,), -1), own_groups(), num_shuffles=19)
         is_above_chance.append(found.with_teacher.is_above_chance)
     assert sum(is_covered) >= 17 and sum(is_above_chance) <= 4
 
@@ -164,21 +164,21 @@ def test_shared_information__its_interval_covers_what_is_known_and_chance_is_bel
 def test_shared_information__says_which_is_larger():
     teacher, student = embeddings(0.8)
     labels = (student[:, 0] > 0).long()  # at most log 2
-    found = shared_information(teacher, student, labels, own_films(), num_shuffles=5)
+    found = shared_information(teacher, student, labels, own_groups(), num_shuffles=5)
     assert found.num_components == MAX_COMPONENTS and found.with_labels.is_above_chance
     assert found.difference[0] == pytest.approx(found.with_teacher.nats - found.with_labels.nats)
     assert found.difference[0] > 2 * found.difference[1] > 0
-    apart = shared_information(teacher[torch.randperm(NUM_CLIPS)], student, labels, own_films(), num_shuffles=5)
+    apart = shared_information(teacher[torch.randperm(NUM_CLIPS)], student, labels, own_groups(), num_shuffles=5)
     assert apart.difference[0] < -2 * apart.difference[1] and apart.with_labels == found.with_labels
 
 
-def test_shared_information__clips_of_one_film_do_not_tell_each_other():
+def test_shared_information__clips_of_one_group_do_not_tell_each_other():
     generator = torch.Generator().manual_seed(0)
     student, teacher = (torch.randn(40, 5, generator=generator).repeat_interleave(10, 0) for _ in range(2))
     student, teacher = (one + 0.01 * torch.randn(NUM_CLIPS, 5, generator=generator) for one in (student, teacher))
-    labels, films = torch.randint(4, (40,), generator=generator).repeat_interleave(10), own_films() // 10
-    apart = shared_information(teacher, student, labels, own_films(), num_shuffles=9)
-    together = shared_information(teacher, student, labels, films, num_shuffles=9)
+    labels, groups = torch.randint(4, (40,), generator=generator).repeat_interleave(10), own_groups() // 10
+    apart = shared_information(teacher, student, labels, own_groups(), num_shuffles=9)
+    together = shared_information(teacher, student, labels, groups, num_shuffles=9)
     assert apart.with_teacher.is_above_chance and apart.with_labels.nats > 0
     assert together.with_teacher.nats < 0 and together.with_labels.nats < 0
     assert together.with_teacher.standard_error > 2 * apart.with_teacher.standard_error
@@ -187,21 +187,23 @@ def test_shared_information__clips_of_one_film_do_not_tell_each_other():
 def test_shared_information__takes_fewer_components_of_fewer_clips_and_none_of_too_few():
     teacher, student = embeddings(0.8, num_clips=60)
     labels = torch.arange(60) % 3
-    found = shared_information(teacher, student, labels, own_films(60), num_shuffles=2)
+    found = shared_information(teacher, student, labels, own_groups(60), num_shuffles=2)
     assert found.num_components == 2 and found.with_labels is not None
-    assert shared_information(teacher, student, torch.arange(60) % 20, own_films(60), num_shuffles=2).difference is None
-    few = shared_information(teacher, student, torch.where(labels == 0, 0, -1), own_films(60), num_shuffles=2)
+    assert (
+        shared_information(teacher, student, torch.arange(60) % 20, own_groups(60), num_shuffles=2).difference is None
+    )
+    few = shared_information(teacher, student, torch.where(labels == 0, 0, -1), own_groups(60), num_shuffles=2)
     assert few.with_labels is None, "one class says nothing"
-    assert shared_information(teacher[:24], student[:24], labels[:24], own_films(24), num_shuffles=2) is None
+    assert shared_information(teacher[:24], student[:24], labels[:24], own_groups(24), num_shuffles=2) is None
     assert shared_information(teacher, student, labels, torch.zeros(60, dtype=torch.int64), num_shuffles=2) is None
-    assert shared_information(torch.ones(60, 3), student, labels, own_films(60), num_shuffles=2) is None
+    assert shared_information(torch.ones(60, 3), student, labels, own_groups(60), num_shuffles=2) is None
 
 
 def test_shared_information__of_some_labels_uses_their_clips():
     teacher, student = embeddings(0.8)
     labels = (student[:, 0] > 0).long()
     labels[200:] = -1
-    found = shared_information(teacher, student, labels, own_films(), num_shuffles=2)
+    found = shared_information(teacher, student, labels, own_groups(), num_shuffles=2)
     assert found.with_labels.standard_error > 0
     assert found.difference[0] == pytest.approx(found.with_teacher.nats - found.with_labels.nats, abs=0.3)
 
@@ -213,9 +215,9 @@ def test_fields__are_the_documented_ones(kind):
     assert documented == [field.name for field in dataclasses.fields(kind)]
 
 
-def test_folds__hold_whole_films():
-    films = torch.arange(NUM_CLIPS) // 7
-    folds = folds_of(films)
-    assert all(len(folds[films == film].unique()) == 1 for film in films.unique())
+def test_folds__hold_whole_groups():
+    groups = torch.arange(NUM_CLIPS) // 7
+    folds = folds_of(groups)
+    assert all(len(folds[groups == group].unique()) == 1 for group in groups.unique())
     sizes = folds.bincount()
     assert len(sizes) == NUM_FOLDS and int(sizes.min()) >= 5 * 7 - 6

@@ -128,34 +128,34 @@ def _hsic(a_nd: Tensor, b_ne: Tensor) -> float:
 
 @dataclass(frozen=True)
 class NeighbourClasses:
-    """How often the nearest clip of another film has the class of a clip; fractions in [0, 1]."""
+    """How often the nearest clip of another group has the class of a clip; fractions in [0, 1]."""
 
     accuracy: float
     chance: float
-    """Accuracy of a clip of another film that is drawn at random."""
+    """Accuracy of a clip of another group that is drawn at random."""
     num_clips: int
-    """Number of clips that count: those whose class other films show too."""
+    """Number of clips that count: those whose class other groups show too."""
 
 
-def neighbour_classes(features_nd: Tensor, labels_n: Tensor, films_n: Tensor) -> NeighbourClasses | None:
-    """Classify every clip by its nearest clip (cosine similarity) of another film; None if no class has two films.
+def neighbour_classes(features_nd: Tensor, labels_n: Tensor, groups_n: Tensor) -> NeighbourClasses | None:
+    """Classify every clip by its nearest clip (cosine similarity) of another group; None if no class has two groups.
 
-    Features are [N, D], labels and films [N] int64, not negative. Near-duplicates, all of one class, share a film's
+    Features are [N, D], labels and groups [N] int64, not negative. Near-duplicates, all of one class, share a group's
     number; with different numbers for all clips only the clip itself is excluded.
     """
     if len(features_nd) < 2:
         return None
-    num_of_film_n = films_n.bincount()[films_n]
-    num_right_n = labels_n.bincount()[labels_n] - num_of_film_n
-    num_others_n = len(films_n) - num_of_film_n
+    num_of_group_n = groups_n.bincount()[groups_n]
+    num_right_n = labels_n.bincount()[labels_n] - num_of_group_n
+    num_others_n = len(groups_n) - num_of_group_n
     counts_n = num_right_n > 0
     if not counts_n.any():
         return None
-    k = int(num_of_film_n.max()) + 1  # all clips of the film may be nearest
+    k = int(num_of_group_n.max()) + 1  # all clips of the group may be nearest
     hits = []
     for clips in counts_n.nonzero()[:, 0].split(_CLIPS_AT_ONCE):
         near_bk = nearest_neighbours(queries_bd=features_nd[clips], gallery_nd=features_nd, k=k).indices_bk.cpu()
-        first_b1 = (films_n[near_bk] != films_n[clips, None]).int().argmax(1, keepdim=True)
+        first_b1 = (groups_n[near_bk] != groups_n[clips, None]).int().argmax(1, keepdim=True)
         hits.append(labels_n[near_bk.gather(1, first_b1)[:, 0]] == labels_n[clips])
     return NeighbourClasses(
         accuracy=torch.cat(hits).double().mean().item(),
