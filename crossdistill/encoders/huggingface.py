@@ -118,8 +118,7 @@ def _rebuild(transformers: Any, config: Mapping[str, Any], name: str) -> Any:
     except (TypeError, ValueError, KeyError) as error:
         raise UserError(
             f"the stored configuration of {name} cannot be read ({first_line(error)}): it was written with "
-            f"transformers {config.get('transformers_version')}, and {transformers.__version__} is installed: install that "
-            "version"
+            f"transformers {config.get('transformers_version')}, so install that in place of {transformers.__version__}"
         ) from error
 
 
