@@ -126,6 +126,23 @@ def video_digest(entry: Entry, stream: str) -> str:
     return hashlib.sha256(json.dumps(stream_content(kept.to_json())).encode()).hexdigest()[:16]
 
 
+def former_digest(entry: Entry, stream: str) -> str:
+    """Compute the digest that version 0.2 wrote, which depends on the place of the file."""
+    kept = entry.video.streams[stream]
+    num_bytes = (entry.root / kept.path).stat().st_size
+    facts = [kept.path, kept.sha256, num_bytes, kept.width_px, kept.height_px, str(kept.time_base)]
+    digest = hashlib.sha256(json.dumps(facts).encode())
+    digest.update(kept.pts.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _is_of(entry: Entry, stream: str, *, digest: str, written: str) -> bool:
+    """Whether features with the digest ``written`` are of a video whose digest is ``digest``."""
+    if not digest or not written:
+        return False
+    return written == digest or (find_store(entry.root) is None and written == former_digest(entry, stream))
+
+
 def _is_whole(stream: Stream, root: Path) -> bool:
     try:
         num_bytes = (root / stream.path).stat().st_size
@@ -281,8 +298,8 @@ def complete(
     """
     kept = store.read() if accelerator.is_main_process else {}
     digests = [video_digest(entry, view.kind.stream) for entry in entries]
-    pairs = zip(entries, digests, strict=True)
-    is_kept = [digest != "" and kept.get(entry.video.name, ("",))[0] == digest for entry, digest in pairs]
+    pairs, name = zip(entries, digests, strict=True), view.kind.stream
+    is_kept = [_is_of(one, name, digest=digest, written=kept.get(one.video.name, ("",))[0]) for one, digest in pairs]
     is_kept = decide_on_first(accelerator, lambda: is_kept)
     missing = [i for i in range(len(entries)) if not is_kept[i]]
     new = extract([entries[i] for i in missing]) if missing else store.nothing

@@ -127,8 +127,8 @@ def test_resume__evaluates_again_and_refuses_another_proxy(
     train(*options, "--resume", "--keep-checkpoints")
     assert (copy / "results.json").read_text() == before
     assert (copy / "proxy" / "student" / "student.safetensors").stat().st_mtime_ns == kept, "it is not trained again"
-    assert "another pair.proxy_size (24, now 16)" in wrong(capsys, *options, "--resume", "--proxy-size", 16)
-    assert "another optimization.epochs (1, now 2)" in wrong(capsys, *options, "--resume", "--epochs", 2)
+    assert "another --proxy-size (24, now 16)" in wrong(capsys, *options, "--resume", "--proxy-size", 16)
+    assert "another --epochs (1, now 2)" in wrong(capsys, *options, "--resume", "--epochs", 2)
 
 
 def test_proxy__works_from_python_with_mixed_clips_and_rounds(taught_by, toy_folder, tmp_path):

@@ -24,6 +24,7 @@ from crossdistill.evaluation.results import read_evaluation
 from crossdistill.evaluation.roles import Role
 from crossdistill.evaluation.unlabelled import evaluate_unlabelled
 from crossdistill.recipes import rounds
+from crossdistill.recipes.data import main_dataset
 from crossdistill.report import analysis, cost
 from crossdistill.report.networks import find_dataset
 from crossdistill.report.record import read_run
@@ -166,8 +167,8 @@ def test_labelled_set__among_several_is_evaluated_and_reported(run, pile, toy_fo
     (folder / "config.json").write_text(json.dumps(content))
     assert find_dataset(read_run(folder), None).root == toy_folder
     assert find_dataset(read_run(folder), pile).root == pile
-    assert Run(folder)._dataset() == toy_folder
-    assert find_dataset(read_run(run), None).root == pile == Run(run)._dataset()
+    assert main_dataset(Run(folder).config) == toy_folder
+    assert find_dataset(read_run(run), None).root == pile == main_dataset(Run(run).config)
 
 
 def test_evaluate_unlabelled__keeps_common_clips_and_says_what_it_found(pile):
