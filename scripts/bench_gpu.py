@@ -196,19 +196,22 @@ def _loss_inputs(batch: int, dim: int, num_anchors: int, dtype: torch.dtype, dev
 
 def bench_step(bench: Bench) -> None:
     """Steps with a live and a cached teacher against the bare step."""
-    for pair, is_compiled in ((pair, is_compiled) for pair in bench.sizes.pairs for is_compiled in (False, True)):
-        if is_compiled and not pair.is_compiled_too:
-            continue
-        what = f"step, {pair.student} from {pair.teacher}, batch {pair.batch_size}{', compiled' * is_compiled}"
-        with bench.or_reason(what), tempfile.TemporaryDirectory() as folder:
-            _measure_steps(bench, pair, what, is_compiled, Path(folder))
+    for pair in bench.sizes.pairs:
+        for variant in ("", "compiled", "channels first"):
+            if variant == "compiled" and not pair.is_compiled_too:
+                continue
+            names = [f"step, {pair.student} from {pair.teacher}", f"batch {pair.batch_size}", variant]
+            what = ", ".join(filter(None, names))
+            with bench.or_reason(what), tempfile.TemporaryDirectory() as folder:
+                _measure_steps(bench, pair, what, variant, Path(folder))
 
 
-def _measure_steps(bench: Bench, pair: Pair, what: str, is_compiled: bool, folder: Path) -> None:
+def _measure_steps(bench: Bench, pair: Pair, what: str, variant: str, folder: Path) -> None:
     torch.manual_seed(0)
+    is_compiled, layout = variant == "compiled", "no" if variant == "channels first" else "auto"
     student, teacher = create_encoder(pair.student, **pair.view), create_encoder(pair.teacher, **pair.view)
-    execution = Execution.choose(student, device=bench.device)
-    frozen = FrozenTeacher(teacher, Execution.choose(teacher, device=bench.device))
+    execution = Execution.choose(student, device=bench.device, layout=layout)
+    frozen = FrozenTeacher(teacher, Execution.choose(teacher, device=bench.device, layout=layout))
     num_clips = 1024
     keys = torch.stack([torch.randperm(num_clips)[: pair.batch_size], torch.zeros(pair.batch_size)], dim=1).long()
     batch = PairedBatch(
