@@ -25,6 +25,7 @@
 #   LABEL_EPOCHS=200 LENGTHS="50 100 200 400"    passes with all labels, EPOCHS by default; those that lengths compares
 #   LR=0.003 LABEL_LR=0.003                      learning rates, distilled and with labels, chosen for ResNet-18 on held-out
 #                                                training pictures; AlexNet has 0.0005
+#   RATE_NAME=0.001                              several rates in one OUT: rows <student>-labels-rate0.001, …-alone-rate0.001
 #   SIZE=64                                      height and width in pixels that students see
 #   PRECISION=auto                               or bf16, fp32: precision of teacher and students. lightly-train has bf16
 #                                                if it says bf16, else fp32
@@ -47,6 +48,7 @@ if [[ "$parts" == *" lightly "* && -z "${LIGHTLY_PYTHON:-}" ]]; then
   echo "ROWS has lightly: give LIGHTLY_PYTHON, see scripts/train_with_lightly.py" >&2; exit 2
 fi
 epochs=${EPOCHS:-200} pile_epochs=${PILE_EPOCHS:-20} pile_crops=${PILE_CROPS:-4} pile_name=pile${PILE_NAME:-}
+rate=${RATE_NAME:+-rate$RATE_NAME}
 split=1 protocols=(knn linear cluster lowshot --shots 1 5 10 --draws 1)
 teacher=(--teacher image_timm:tf_efficientnet_lite2 --teacher-weights "$weights")
 views=(--student-size "${SIZE:-64}" --crop-area-min 0.2 --precision "${PRECISION:-auto}")
@@ -136,8 +138,8 @@ for seed in ${seeds:-0 1 2}; do
     fi
     if has lengths; then lengths "$name" "${labelled[@]}"; fi
     if has choose && [ "$name" = resnet18 ]; then choose; fi
-    if has labels; then row "$name-labels" labels "${labelled[@]}"; fi
-    if has alone; then row "$name-alone" alone "${distilled[@]}"; fi
+    if has labels; then row "$name-labels$rate" labels "${labelled[@]}"; fi
+    if has alone; then row "$name-alone$rate" alone "${distilled[@]}"; fi
     if has pile; then row "$name-$pile_name" pile "${distilled[@]}"; fi
     if has shots; then  # fewer pictures an epoch, and the same number of steps for each
       for n in 1 5 10; do
